@@ -1,0 +1,1 @@
+"""llm-oxide: from a text corpus to a chat endpoint."""

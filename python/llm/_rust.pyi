@@ -1,0 +1,3 @@
+"""The Rust core's binding. The one stub: signatures, errors and cost."""
+
+__version__: str

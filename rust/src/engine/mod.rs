@@ -1,0 +1,1 @@
+//! One step of serving: schedule, (the model runs), update.

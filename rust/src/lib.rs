@@ -1,0 +1,16 @@
+//! `llm_core`: the work of every token, in pure Rust.
+//!
+//! The modules `tokenizer`, `sampling`, `scheduler` and `kernels` never import each other; `engine` joins
+//! them into one step; `python` (feature `python`) only converts and releases the GIL.
+
+pub mod engine;
+pub mod error;
+pub mod kernels;
+pub mod sampling;
+pub mod scheduler;
+pub mod tokenizer;
+
+#[cfg(feature = "python")]
+mod python;
+
+pub use error::{Error, Result};

@@ -1,0 +1,36 @@
+//! Maps every error of the core to one class of `llm.errors`.
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use crate::Error;
+
+/// The Python exception for `error`.
+///
+/// # Errors
+///
+/// Never fails: where `llm.errors` can't be imported, the import's own exception is what the caller sees.
+pub fn to_python(error: Error) -> PyErr {
+    let class = match &error {
+        Error::InvalidArgument(_) => "InvalidArgumentError",
+        Error::Tokenizer(_) => "TokenizerError",
+        Error::Capacity(_) => "CapacityError",
+        Error::UnknownRequest(_) => "UnknownRequestError",
+        Error::Io { .. } => "FileError",
+        Error::Internal(_) => "InternalError",
+    };
+    let message = error.to_string();
+    Python::attach(|py| match py.import("llm.errors").and_then(|module| module.getattr(class)) {
+        Ok(class) => match class.call1((message.clone(),)) {
+            Ok(value) => PyErr::from_value(value),
+            Err(failure) => failure,
+        },
+        Err(_) => PyRuntimeError::new_err(message),
+    })
+}
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        to_python(error)
+    }
+}

@@ -1,0 +1,17 @@
+//! The binding `llm._rust`: converts arguments, releases the GIL, maps errors.
+
+mod engine;
+mod error;
+mod sampling;
+mod tokenizer;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    tokenizer::register(module)?;
+    sampling::register(module)?;
+    engine::register(module)?;
+    Ok(())
+}

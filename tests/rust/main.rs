@@ -1,0 +1,6 @@
+//! Public behaviour of the core, one module per Rust module.
+
+mod engine;
+mod sampling;
+mod scheduler;
+mod tokenizer;
