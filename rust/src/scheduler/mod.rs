@@ -1,1 +1,15 @@
-//! Which tokens run next.
+//! Which tokens run next, and where their keys and values live.
+//!
+//! One rule schedules everything: a step has a token budget, and each request just advances the number of its tokens
+//! that are computed. Chunked prefill, decoding and resuming after preemption are that one case.
+
+mod block_pool;
+mod plan;
+mod request;
+#[expect(clippy::module_inception, reason = "the scheduler proper is the noun of this folder")]
+mod scheduler;
+
+pub use block_pool::{BlockId, BlockPool};
+pub use plan::StepPlan;
+pub use request::Request;
+pub use scheduler::{Scheduler, SchedulerConfig, SchedulerStats};
