@@ -1,1 +1,3 @@
 //! Tests of `llm_core::tokenizer`.
+
+mod stream;

@@ -1,1 +1,3 @@
 //! Byte-level BPE.
+
+pub mod stream;
