@@ -1,3 +1,179 @@
 """The Rust core's binding. The one stub: signatures, errors and cost."""
 
+from collections.abc import Sequence
+from typing import Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
 __version__: str
+
+# --- sampling and engine -----------------------------------------------------------------------------------------
+
+@final
+class RequestParams:
+    """How one request is sampled and when it ends: `llm.SamplingParams` with seed and `max_tokens` settled.
+
+    Raises:
+        InvalidArgumentError: A field outside its range, or `min_tokens` above `max_tokens`.
+    """
+
+    def __new__(
+        cls,
+        *,
+        max_tokens: int,
+        seed: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        choice_index: int = 0,
+        stop: Sequence[str] = ...,
+        stop_token_ids: Sequence[int] = ...,
+        ignore_eos: bool = False,
+        min_tokens: int = 0,
+        logprobs: int | None = None,
+        skip_special_tokens: bool = True,
+    ) -> Self: ...
+
+@final
+class SampledTokens:
+    """One token a row. `logprobs` is NaN and `top_logprobs` None where they weren't asked for."""
+
+    @property
+    def token_ids(self) -> NDArray[np.uint32]: ...  # (B,)
+    @property
+    def logprobs(self) -> NDArray[np.float32]: ...  # (B,)
+    @property
+    def top_logprobs(self) -> list[tuple[list[int], list[float]] | None]: ...  # B entries: ids, logprobs
+
+def sample(
+    logits: NDArray[np.float32],
+    params: Sequence[RequestParams],
+    prompt_ids: Sequence[NDArray[np.uint32]],
+    output_ids: Sequence[NDArray[np.uint32]],
+    *,
+    vocab_size: int | None = None,
+    pad_id: int | None = None,
+    eos_ids: Sequence[int] = ...,
+) -> SampledTokens:
+    """Samples one token for each row, as the engine would for a request with this history.
+
+    `logits` is (B, V), C-contiguous, and modified in place. Ids from `vocab_size` on (default: V) and `pad_id` are
+    never drawn. Rows run in parallel with the GIL released; a row costs O(V).
+
+    Raises:
+        InvalidArgumentError: Another dtype or layout, lengths that differ from B, or a row with NaN, +inf or nothing
+            but -inf.
+    """
+
+def philox_uniform(seed: int, output_idx: int, *, choice_index: int = 0, draw_idx: int = 0) -> float:
+    """The number in [0, 1) that a request draws for its output token `output_idx`: Philox4x32-10."""
+
+@final
+class StepPlan:
+    """What one forward pass computes: T tokens of R requests, flattened, of which S are sampled."""
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]: ...  # (T,)
+    @property
+    def positions(self) -> NDArray[np.int64]: ...  # (T,)
+    @property
+    def slot_mapping(self) -> NDArray[np.int64]: ...  # (T,): block * block_size + offset
+    @property
+    def query_start(self) -> NDArray[np.int32]: ...  # (R + 1,)
+    @property
+    def seq_lens(self) -> NDArray[np.int32]: ...  # (R,): tokens in the cache once the step has run
+    @property
+    def block_tables(self) -> NDArray[np.int32]: ...  # (R, most blocks of a request), padded with 0
+    @property
+    def logits_indices(self) -> NDArray[np.int64]: ...  # (S,): into T
+    @property
+    def request_ids(self) -> NDArray[np.uint64]: ...  # (R,)
+
+@final
+class StepOutputs:
+    """What a step gave each of the N requests that got a token or failed."""
+
+    @property
+    def request_ids(self) -> NDArray[np.uint64]: ...  # (N,)
+    @property
+    def token_ids(self) -> NDArray[np.uint32]: ...  # (N,): 2**32 - 1 where the request failed
+    @property
+    def texts(self) -> list[str]: ...  # N deltas, often empty
+    @property
+    def finish_reasons(self) -> NDArray[np.uint8]: ...  # (N,): 0 running, 1 stop, 2 length, 3 error
+    @property
+    def logprobs(self) -> NDArray[np.float32]: ...  # (N,): raw log-softmax of the token; NaN if not asked for
+    @property
+    def top_logprobs(self) -> list[tuple[list[int], list[float]] | None]: ...  # N entries: ids, logprobs
+    @property
+    def errors(self) -> list[tuple[int, str]]: ...  # request id and message of each that failed
+
+@final
+class EngineCore:
+    """Scheduler, sampler and detokenizer around a model that the caller runs.
+
+    Any thread may call any method; calls wait for each other with the GIL released.
+
+    Raises:
+        InvalidArgumentError: An empty table, an id past it, or a limit outside its range.
+    """
+
+    def __new__(
+        cls,
+        *,
+        token_bytes: Sequence[bytes | None],
+        special_ids: Sequence[int],
+        eos_ids: Sequence[int],
+        pad_id: int | None,
+        num_blocks: int,
+        block_size: int,
+        max_batch_tokens: int,
+        max_running_requests: int,
+        max_waiting_requests: int,
+        max_model_len: int,
+    ) -> Self: ...
+    def add_request(self, request_id: int, prompt_ids: NDArray[np.uint32], params: RequestParams) -> None:
+        """Queues a request; its id may be reused once it has finished.
+
+        Raises:
+            InvalidArgumentError: An empty prompt, an id past the vocabulary, or a request id in use.
+            CapacityError: It could never fit the context or the cache, or the queue is full.
+        """
+
+    def abort(self, request_id: int) -> bool:
+        """Ends a request in any state, a step in flight included, and frees its blocks; False if it is unknown."""
+
+    def schedule(self) -> StepPlan | None:
+        """Plans the next step; None if there is nothing to run.
+
+        Progress counts only at `update`: calling again without one drops the last plan and plans its work anew, so a
+        step that failed can be retried, or its requests aborted.
+        """
+
+    def update(self, logits: NDArray[np.float32]) -> StepOutputs:
+        """Takes the last plan's logits: samples, detokenizes, ends what is done.
+
+        `logits` is (S, V), C-contiguous, V at least the number of ids, and modified in place. Must be called for each
+        plan, also where S is 0. A row that isn't finite ends its own request with finish reason 3.
+
+        Raises:
+            InvalidArgumentError: No plan in flight, or another shape or dtype; the plan then stays in flight.
+        """
+
+    def has_unfinished(self) -> bool:
+        """Whether any request is left."""
+
+    def stats(self) -> dict[str, int]:
+        """num_running, num_waiting, blocks_total, blocks_free, num_preemptions, num_steps and tokens_scheduled."""
+
+    def check_integrity(self) -> None:
+        """Checks every invariant of queues and blocks; debug builds do so after each step.
+
+        Raises:
+            InternalError: Naming what disagrees.
+        """

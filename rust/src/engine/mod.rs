@@ -1,1 +1,12 @@
 //! One step of serving: schedule, (the model runs), update.
+//!
+//! Joins the tokenizer's streams, sampling and the scheduler; none of them knows the others.
+
+mod core;
+mod outputs;
+mod params;
+mod sequence;
+
+pub use self::core::{EngineConfig, EngineCore};
+pub use outputs::{FinishReason, StepOutputs};
+pub use params::RequestParams;

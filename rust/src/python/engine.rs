@@ -1,8 +1,178 @@
-//! Binding of the `engine` module.
+//! Binding of the `engine` module: arrays in, arrays out, one crossing each for schedule and update.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::PyList;
+
+use super::sampling::{PyRequestParams, top_logprobs_list, writable_logits};
+use crate::engine::{EngineConfig, EngineCore, StepOutputs};
+use crate::scheduler::{SchedulerConfig, StepPlan};
+use crate::tokenizer::stream::TokenTable;
+use crate::{Error, Result};
+
+/// The engine without its model. Any thread may call it; calls wait for each other with the GIL released.
+#[pyclass(frozen, name = "EngineCore", module = "llm._rust")]
+struct PyEngineCore(Mutex<EngineCore>);
+
+impl PyEngineCore {
+    fn locked<T: Send>(&self, py: Python<'_>, action: impl FnOnce(&mut EngineCore) -> Result<T> + Send) -> Result<T> {
+        py.detach(|| {
+            let mut core =
+                self.0.lock().map_err(|_| Error::Internal("an earlier call panicked; make a new engine".to_owned()))?;
+            action(&mut core)
+        })
+    }
+}
+
+#[pymethods]
+impl PyEngineCore {
+    #[new]
+    #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments are the config's fields")]
+    #[pyo3(signature = (*, token_bytes, special_ids, eos_ids, pad_id, num_blocks, block_size, max_batch_tokens,
+        max_running_requests, max_waiting_requests, max_model_len))]
+    fn new(
+        py: Python<'_>,
+        token_bytes: Vec<Option<PyBackedBytes>>,
+        special_ids: Vec<u32>,
+        eos_ids: Vec<u32>,
+        pad_id: Option<u32>,
+        num_blocks: usize,
+        block_size: usize,
+        max_batch_tokens: usize,
+        max_running_requests: usize,
+        max_waiting_requests: usize,
+        max_model_len: usize,
+    ) -> Result<Self> {
+        let scheduler = SchedulerConfig {
+            num_blocks,
+            block_size,
+            max_batch_tokens,
+            max_running_requests,
+            max_waiting_requests,
+            max_model_len,
+        };
+        py.detach(|| {
+            let token_bytes = token_bytes.into_iter().map(|bytes| bytes.map(|bytes| bytes.to_vec())).collect();
+            let table = TokenTable::new(token_bytes, &special_ids)?;
+            let core = EngineCore::new(EngineConfig { table, eos_ids, pad_id, scheduler })?;
+            Ok(Self(Mutex::new(core)))
+        })
+    }
+
+    fn add_request(
+        &self,
+        py: Python<'_>,
+        request_id: u64,
+        prompt_ids: PyReadonlyArray1<'_, u32>,
+        params: &Bound<'_, PyRequestParams>,
+    ) -> Result<()> {
+        let prompt_ids = prompt_ids.as_array().to_vec();
+        let params = params.get().0.clone();
+        self.locked(py, |core| core.add_request(request_id, prompt_ids, params))
+    }
+
+    fn abort(&self, py: Python<'_>, request_id: u64) -> Result<bool> {
+        self.locked(py, |core| core.abort(request_id))
+    }
+
+    fn schedule(&self, py: Python<'_>) -> PyResult<Option<PyStepPlan>> {
+        let plan = self.locked(py, EngineCore::schedule)?;
+        plan.map(|plan| PyStepPlan::new(py, plan)).transpose()
+    }
+
+    fn update(&self, py: Python<'_>, logits: &Bound<'_, PyAny>) -> PyResult<PyStepOutputs> {
+        let mut array = writable_logits(logits)?;
+        let shape = (array.shape()[0], array.shape()[1]);
+        let logits = array.as_slice_mut()?;
+        let outputs = self.locked(py, |core| core.update(logits, shape))?;
+        PyStepOutputs::new(py, outputs)
+    }
+
+    fn has_unfinished(&self, py: Python<'_>) -> Result<bool> {
+        self.locked(py, |core| Ok(core.has_unfinished()))
+    }
+
+    fn stats(&self, py: Python<'_>) -> Result<BTreeMap<&'static str, usize>> {
+        let stats = self.locked(py, |core| Ok(core.stats()))?;
+        Ok(BTreeMap::from([
+            ("num_running", stats.num_running),
+            ("num_waiting", stats.num_waiting),
+            ("blocks_total", stats.blocks_total),
+            ("blocks_free", stats.blocks_free),
+            ("num_preemptions", stats.num_preemptions),
+            ("num_steps", stats.num_steps),
+            ("tokens_scheduled", stats.tokens_scheduled),
+        ]))
+    }
+
+    fn check_integrity(&self, py: Python<'_>) -> Result<()> {
+        self.locked(py, |core| core.check_integrity())
+    }
+}
+
+/// What one forward pass computes, as NumPy arrays.
+#[pyclass(frozen, get_all, name = "StepPlan", module = "llm._rust")]
+struct PyStepPlan {
+    token_ids: Py<PyArray1<i64>>,
+    positions: Py<PyArray1<i64>>,
+    slot_mapping: Py<PyArray1<i64>>,
+    query_start: Py<PyArray1<i32>>,
+    seq_lens: Py<PyArray1<i32>>,
+    block_tables: Py<PyArray2<i32>>,
+    logits_indices: Py<PyArray1<i64>>,
+    request_ids: Py<PyArray1<u64>>,
+}
+
+impl PyStepPlan {
+    fn new(py: Python<'_>, plan: StepPlan) -> PyResult<Self> {
+        let table_shape = [plan.request_ids.len(), plan.max_blocks];
+        Ok(Self {
+            token_ids: plan.token_ids.into_pyarray(py).unbind(),
+            positions: plan.positions.into_pyarray(py).unbind(),
+            slot_mapping: plan.slot_mapping.into_pyarray(py).unbind(),
+            query_start: plan.query_start.into_pyarray(py).unbind(),
+            seq_lens: plan.seq_lens.into_pyarray(py).unbind(),
+            block_tables: plan.block_tables.into_pyarray(py).reshape(table_shape)?.unbind(),
+            logits_indices: plan.logits_indices.into_pyarray(py).unbind(),
+            request_ids: plan.request_ids.into_pyarray(py).unbind(),
+        })
+    }
+}
+
+/// What a step gave each request.
+#[pyclass(frozen, get_all, name = "StepOutputs", module = "llm._rust")]
+struct PyStepOutputs {
+    request_ids: Py<PyArray1<u64>>,
+    token_ids: Py<PyArray1<u32>>,
+    // Lists, not vectors: a vector would be converted anew at each access.
+    texts: Py<PyList>,
+    finish_reasons: Py<PyArray1<u8>>,
+    logprobs: Py<PyArray1<f32>>,
+    top_logprobs: Py<PyList>,
+    errors: Py<PyList>,
+}
+
+impl PyStepOutputs {
+    fn new(py: Python<'_>, outputs: StepOutputs) -> PyResult<Self> {
+        Ok(Self {
+            request_ids: outputs.request_ids.into_pyarray(py).unbind(),
+            token_ids: outputs.token_ids.into_pyarray(py).unbind(),
+            texts: PyList::new(py, outputs.texts)?.unbind(),
+            finish_reasons: outputs.finish_reasons.into_pyarray(py).unbind(),
+            logprobs: outputs.logprobs.into_pyarray(py).unbind(),
+            top_logprobs: top_logprobs_list(py, outputs.top_logprobs)?,
+            errors: PyList::new(py, outputs.errors)?.unbind(),
+        })
+    }
+}
 
 /// Adds this module's classes and functions to `llm._rust`.
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyEngineCore>()?;
+    module.add_class::<PyStepPlan>()?;
+    module.add_class::<PyStepOutputs>()
 }

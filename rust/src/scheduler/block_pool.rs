@@ -25,10 +25,7 @@ impl BlockPool {
     /// [`Error::InvalidArgument`] if `num_blocks` is 0 or does not fit the block tables' int32.
     pub fn new(num_blocks: usize) -> Result<Self> {
         if num_blocks == 0 || num_blocks > i32::MAX as usize {
-            return Err(Error::InvalidArgument(format!(
-                "`num_blocks` must be in [1, {}], got {num_blocks}",
-                i32::MAX
-            )));
+            return Err(Error::InvalidArgument(format!("`num_blocks` must be in [1, {}], got {num_blocks}", i32::MAX)));
         }
         Ok(Self { ref_counts: vec![0; num_blocks], free: (0..num_blocks as BlockId).collect() })
     }

@@ -346,11 +346,18 @@ impl Scheduler {
         let queued = self.running.iter().chain(&self.waiting);
         let mut arrivals = Vec::with_capacity(self.requests.len());
         for &id in queued {
-            let request = self.requests.get(&id).ok_or_else(|| Error::Internal(format!("request {id} has no state")))?;
+            let request =
+                self.requests.get(&id).ok_or_else(|| Error::Internal(format!("request {id} has no state")))?;
             arrivals.push(request.arrival);
         }
         if arrivals.len() != self.requests.len() || !arrivals.is_sorted_by(|a, b| a < b) {
             return Err(Error::Internal("the queues don't hold each request once, in order of arrival".to_owned()));
+        }
+        for &id in &self.waiting {
+            let request = &self.requests[&id];
+            if !request.blocks.is_empty() || request.num_computed_tokens > 0 || request.num_scheduled_tokens > 0 {
+                return Err(Error::Internal(format!("request {id} waits but holds blocks or computed tokens")));
+            }
         }
         for request in self.requests.values() {
             self.check_request(request)?;
@@ -361,12 +368,10 @@ impl Scheduler {
     fn check_request(&self, request: &Request) -> Result<()> {
         let num_known = request.tokens.len();
         let num_seen = request.num_computed_tokens + request.num_scheduled_tokens;
-        let capacity = request.blocks.len() * self.config.block_size;
-        let is_idle = request.blocks.is_empty() && num_seen == 0;
-        let is_waiting = self.waiting.contains(&request.id);
-        if num_seen > num_known || num_seen > capacity || (is_waiting && !is_idle) {
+        let num_slots = request.blocks.len() * self.config.block_size;
+        if num_seen > num_known || num_seen > num_slots {
             return Err(Error::Internal(format!(
-                "request {}: {num_seen} of {num_known} tokens computed in {capacity} slots, waiting: {is_waiting}",
+                "request {} computes {num_seen} of {num_known} tokens in {num_slots} slots",
                 request.id
             )));
         }

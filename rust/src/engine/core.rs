@@ -1,0 +1,217 @@
+//! The engine without its model.
+
+use rustc_hash::FxHashMap;
+
+use super::sequence::Sequence;
+use super::{FinishReason, RequestParams, StepOutputs};
+use crate::sampling::{Sampled, VocabMask, sample_rows};
+use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerStats, StepPlan};
+use crate::tokenizer::stream::TokenTable;
+use crate::{Error, Result};
+
+/// What an engine is made of: the tokenizer's table and the scheduler's limits.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Bytes of each id.
+    pub table: TokenTable,
+    /// Ids that end generation.
+    pub eos_ids: Vec<u32>,
+    /// The padding id. It is never sampled, unless it is also an end id: then requests must be able to end.
+    pub pad_id: Option<u32>,
+    /// Limits.
+    pub scheduler: SchedulerConfig,
+}
+
+/// Requests from prompt to text, around a model that someone else runs.
+///
+/// ```
+/// use llm_core::engine::{EngineConfig, EngineCore, RequestParams};
+/// use llm_core::{scheduler::SchedulerConfig, tokenizer::stream::TokenTable};
+///
+/// let table = TokenTable::new(vec![Some(b"a".to_vec()), Some(b"b".to_vec())], &[])?;
+/// let scheduler = SchedulerConfig {
+///     num_blocks: 4, block_size: 4, max_batch_tokens: 8,
+///     max_running_requests: 2, max_waiting_requests: 2, max_model_len: 16,
+/// };
+/// let mut engine = EngineCore::new(EngineConfig { table, eos_ids: vec![], pad_id: None, scheduler })?;
+/// engine.add_request(7, vec![0, 1], RequestParams { max_tokens: 1, ..RequestParams::default() })?;
+/// let plan = engine.schedule()?.expect("one request waits");
+/// assert_eq!((plan.token_ids, plan.logits_indices), (vec![0, 1], vec![1]));
+/// let outputs = engine.update(&mut [f32::NEG_INFINITY, 1.0], (1, 2))?;
+/// assert_eq!((outputs.texts, outputs.finish_reasons), (vec!["b".to_owned()], vec![2]));
+/// # Ok::<(), llm_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct EngineCore {
+    table: TokenTable,
+    eos_ids: Vec<u32>,
+    mask: VocabMask,
+    scheduler: Scheduler,
+    sequences: FxHashMap<u64, Sequence>,
+}
+
+impl EngineCore {
+    /// An engine without requests.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`]: an empty table, an end or padding id past it, or a limit outside its range.
+    pub fn new(config: EngineConfig) -> Result<Self> {
+        let vocab_size = config.table.len();
+        if vocab_size == 0 {
+            return Err(Error::InvalidArgument("`token_bytes` must hold at least one id, got none".to_owned()));
+        }
+        check_ids("end and padding ids", config.eos_ids.iter().chain(&config.pad_id), vocab_size)?;
+        let pad_id = config.pad_id.filter(|id| !config.eos_ids.contains(id));
+        Ok(Self {
+            table: config.table,
+            eos_ids: config.eos_ids,
+            mask: VocabMask { vocab_size, pad_id },
+            scheduler: Scheduler::new(config.scheduler)?,
+            sequences: FxHashMap::default(),
+        })
+    }
+
+    /// Queues a request. The id may be reused once the request has finished.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`]: an empty prompt, an id past the vocabulary, a request id in use, or parameters
+    /// outside their range. [`Error::Capacity`]: it could never fit, or the queue is full.
+    pub fn add_request(&mut self, id: u64, prompt_ids: Vec<u32>, params: RequestParams) -> Result<()> {
+        params.validate()?;
+        check_ids("prompt ids", &prompt_ids, self.table.len())?;
+        check_ids("`stop_token_ids`", &params.stop_token_ids, self.table.len())?;
+        let max_tokens = params.max_tokens;
+        let sequence = Sequence::new(&prompt_ids, params, &self.eos_ids)?;
+        self.scheduler.add(id, prompt_ids, max_tokens)?;
+        self.sequences.insert(id, sequence);
+        Ok(())
+    }
+
+    /// Ends a request in any state and frees its blocks at once; `false` if it is unknown or finished.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`] if an invariant is broken.
+    pub fn abort(&mut self, id: u64) -> Result<bool> {
+        self.sequences.remove(&id);
+        self.scheduler.remove(id)
+    }
+
+    /// Plans the next step; `None` if there is nothing to run.
+    ///
+    /// Without an [`Self::update`] in between, the last plan is dropped and its work planned anew.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`] if an invariant is broken.
+    pub fn schedule(&mut self) -> Result<Option<StepPlan>> {
+        let plan = self.scheduler.schedule()?;
+        self.check_in_debug()?;
+        Ok(plan)
+    }
+
+    /// Takes the last plan's logits: samples, detokenizes, ends what is done.
+    ///
+    /// `logits` is (S, V) of `shape` with the rows of the plan's `logits_indices`, V at least the vocabulary's size;
+    /// it is modified in place. Must also be called where S is 0. Rows of requests aborted meanwhile are skipped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] without a plan in flight or for another shape; the plan then stays in flight.
+    /// A row that is not finite is not an error of the step: its request alone ends with [`FinishReason::Error`].
+    pub fn update(&mut self, logits: &mut [f32], shape: (usize, usize)) -> Result<StepOutputs> {
+        self.check_shape(logits.len(), shape)?;
+        let rows = self.scheduler.complete_step()?;
+        let sequence_of = |id: &Option<u64>| self.sequences.get(&(*id)?).map(Sequence::row_spec);
+        let specs: Vec<_> = rows.iter().map(sequence_of).collect();
+        let sampled = sample_rows(logits, shape.1, self.mask, &specs);
+        let mut outputs = StepOutputs::default();
+        for (id, sampled) in rows.into_iter().zip(sampled) {
+            match (id, sampled) {
+                (Some(id), Some(Ok(sampled))) => self.push_token(id, sampled, &mut outputs)?,
+                (Some(id), Some(Err(error))) => self.push_failure(id, &error, &mut outputs)?,
+                _ => {}
+            }
+        }
+        self.check_in_debug()?;
+        Ok(outputs)
+    }
+
+    fn check_shape(&self, num_logits: usize, shape: (usize, usize)) -> Result<()> {
+        let Some(num_rows) = self.scheduler.num_sampled_rows() else {
+            return Err(Error::InvalidArgument("no plan is in flight; call `schedule` first".to_owned()));
+        };
+        let vocab_size = self.mask.vocab_size;
+        if shape.0 != num_rows || shape.1 < vocab_size || shape.0 * shape.1 != num_logits {
+            return Err(Error::InvalidArgument(format!(
+                "`logits` must be ({num_rows}, V) for the last plan, V at least the vocabulary's {vocab_size}, \
+                 got ({}, {})\nhint: a model with fewer ids than its tokenizer needs `token_bytes` cut to its own",
+                shape.0, shape.1
+            )));
+        }
+        Ok(())
+    }
+
+    fn push_token(&mut self, id: u64, sampled: Sampled, outputs: &mut StepOutputs) -> Result<()> {
+        let sequence = self.sequences.get_mut(&id).ok_or(Error::UnknownRequest(id))?;
+        let (text, finish_reason) = sequence.push(&self.table, sampled.id);
+        outputs.request_ids.push(id);
+        outputs.token_ids.push(sampled.id);
+        outputs.texts.push(text);
+        outputs.finish_reasons.push(finish_reason as u8);
+        outputs.logprobs.push(sampled.logprob.unwrap_or(f32::NAN));
+        outputs.top_logprobs.push(sequence.asks_top_logprobs().then_some(sampled.top_logprobs));
+        if finish_reason == FinishReason::Running {
+            return self.scheduler.append_token(id, sampled.id);
+        }
+        self.abort(id).map(drop)
+    }
+
+    fn push_failure(&mut self, id: u64, error: &Error, outputs: &mut StepOutputs) -> Result<()> {
+        outputs.request_ids.push(id);
+        outputs.token_ids.push(u32::MAX);
+        outputs.texts.push(String::new());
+        outputs.finish_reasons.push(FinishReason::Error as u8);
+        outputs.logprobs.push(f32::NAN);
+        outputs.top_logprobs.push(None);
+        outputs.errors.push((id, format!("request {id}: {error}")));
+        self.abort(id).map(drop)
+    }
+
+    /// Whether any request is left.
+    pub fn has_unfinished(&self) -> bool {
+        self.scheduler.has_unfinished()
+    }
+
+    /// The scheduler's counters.
+    pub fn stats(&self) -> SchedulerStats {
+        self.scheduler.stats()
+    }
+
+    /// Checks every invariant; debug builds do so after each step.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`] naming what disagrees.
+    pub fn check_integrity(&self) -> Result<()> {
+        if let Some(id) = self.sequences.keys().find(|id| self.scheduler.request(**id).is_none()) {
+            return Err(Error::Internal(format!("request {id} has text but no tokens")));
+        }
+        self.scheduler.check_integrity()
+    }
+
+    fn check_in_debug(&self) -> Result<()> {
+        if cfg!(debug_assertions) { self.check_integrity() } else { Ok(()) }
+    }
+}
+
+fn check_ids<'a>(what: &str, ids: impl IntoIterator<Item = &'a u32>, vocab_size: usize) -> Result<()> {
+    match ids.into_iter().find(|id| **id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(id) => {
+            Err(Error::InvalidArgument(format!("{what} must be below the vocabulary's size {vocab_size}, got {id}")))
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! One request on its way from tokens to text.
+
+use super::{FinishReason, RequestParams};
+use crate::Result;
+use crate::sampling::{RowSpec, TokenCounts};
+use crate::tokenizer::stream::{Detokenizer, TokenTable};
+
+/// What a request needs after the model: its parameters, token counts and text so far.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    params: RequestParams,
+    /// Ids that end it: the tokenizer's, unless ignored, and its own.
+    stop_ids: Vec<u32>,
+    counts: TokenCounts,
+    detokenizer: Detokenizer,
+    num_output_tokens: usize,
+}
+
+impl Sequence {
+    pub fn new(prompt_ids: &[u32], mut params: RequestParams, eos_ids: &[u32]) -> Result<Self> {
+        let stop_ids = params.stop_ids(eos_ids);
+        let counts = match params.sampling.has_penalties() {
+            true => TokenCounts::from_prompt(prompt_ids),
+            false => TokenCounts::default(),
+        };
+        let detokenizer = Detokenizer::new(std::mem::take(&mut params.stop), params.skip_special_tokens)?;
+        Ok(Self { params, stop_ids, counts, detokenizer, num_output_tokens: 0 })
+    }
+
+    /// What sampling its next token needs.
+    pub fn row_spec(&self) -> RowSpec<'_> {
+        let may_stop = self.num_output_tokens >= self.params.min_tokens;
+        RowSpec {
+            params: &self.params.sampling,
+            counts: &self.counts,
+            banned_ids: if may_stop { &[] } else { &self.stop_ids },
+            output_idx: self.num_output_tokens,
+        }
+    }
+
+    pub fn asks_top_logprobs(&self) -> bool {
+        self.params.sampling.logprobs.is_some_and(|n| n > 0)
+    }
+
+    /// Takes its next token. Returns the text that became certain, and whether it goes on.
+    pub fn push(&mut self, table: &TokenTable, id: u32) -> (String, FinishReason) {
+        self.num_output_tokens += 1;
+        if self.params.sampling.has_penalties() {
+            self.counts.push_output(id);
+        }
+        if self.stop_ids.contains(&id) {
+            return (self.detokenizer.finish(), FinishReason::Stop);
+        }
+        let check_stop = self.num_output_tokens > self.params.min_tokens;
+        let delta = self.detokenizer.push(table, id, check_stop);
+        if delta.stopped.is_some() {
+            return (delta.text, FinishReason::Stop);
+        }
+        if self.num_output_tokens == self.params.max_tokens {
+            return (delta.text + &self.detokenizer.finish(), FinishReason::Length);
+        }
+        (delta.text, FinishReason::Running)
+    }
+}
