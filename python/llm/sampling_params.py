@@ -17,9 +17,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         InvalidArgumentError: An empty stop string, or `min_tokens` above `max_tokens`.
     """
 
-    max_tokens: Annotated[int, msgspec.Meta(ge=1, description="New tokens at most; null: to the context's end.")] | None = (
-        256
-    )
+    max_tokens: (
+        Annotated[int, msgspec.Meta(ge=1, description="New tokens at most; null: to the context's end.")] | None
+    ) = None
     temperature: Annotated[float, msgspec.Meta(ge=0.0, le=100.0, description="0 is greedy; 1 the model's own.")] = 1.0
     top_k: Annotated[int, msgspec.Meta(ge=0, description="Keep the k likeliest tokens; 0: all.")] = 0
     top_p: Annotated[float, msgspec.Meta(gt=0.0, le=1.0, description="Keep the smallest set of this mass.")] = 1.0
@@ -45,4 +45,3 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise InvalidArgumentError(
                 f"`min_tokens` must be at most `max_tokens` ({self.max_tokens}), got {self.min_tokens}"
             )
-

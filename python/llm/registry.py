@@ -1,0 +1,85 @@
+"""Components that users can plug in, by kind and name.
+
+Built-in ones are known by their place (`module:attribute`) and imported on first use, so that `import llm` stays light.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from llm.config import suggest
+from llm.errors import RegistryError
+
+C = TypeVar("C", bound=type)
+
+BUILTIN_COMPONENTS: dict[str, dict[str, str]] = {
+    "attention": {"gqa": "llm.models.layers.attention:Attention"},
+    "mlp": {"swiglu": "llm.models.layers.mlp:SwiGLU", "gelu": "llm.models.layers.mlp:MLP"},
+    "norm": {"rms_norm": "llm.models.layers.norm:RMSNorm", "layer_norm": "llm.models.layers.norm:LayerNorm"},
+    "position_encoding": {"rope": "llm.models.layers.rotary:RotaryEmbedding"},
+}
+
+
+class ComponentRegistry:
+    """Finds a component's class by its kind and name.
+
+    Example:
+        >>> from llm import registry
+        >>> registry.names("norm")
+        ['layer_norm', 'rms_norm']
+    """
+
+    def __init__(self, components: dict[str, dict[str, str]]) -> None:
+        self._components: dict[str, dict[str, Any]] = {kind: dict(named) for kind, named in components.items()}
+
+    def kinds(self) -> list[str]:
+        """The kinds of component there are."""
+        return sorted(self._components)
+
+    def names(self, kind: str) -> list[str]:
+        """The names known for `kind`.
+
+        Raises:
+            RegistryError: No such kind; the valid ones are listed.
+        """
+        return sorted(self._of_kind(kind))
+
+    def register(self, kind: str, name: str) -> Callable[[C], C]:
+        """Decorator that makes a class known as `name`.
+
+        Raises:
+            RegistryError: No such kind, or the name is taken by another class.
+        """
+        named = self._of_kind(kind)
+
+        def add(component: C) -> C:
+            known = named.get(name)
+            if known is not None and known is not component:
+                raise RegistryError(f"{kind} `{name}` is already registered as {known!r}\nhint: choose another name")
+            named[name] = component
+            return component
+
+        return add
+
+    def get(self, kind: str, name: str) -> Any:
+        """The class registered as `name`, imported if need be.
+
+        Raises:
+            RegistryError: No such kind or name; the valid ones are listed.
+        """
+        named = self._of_kind(kind)
+        if name not in named:
+            raise RegistryError(f"unknown {kind} `{name}`; {suggest(name, named)}")
+        component = named[name]
+        if isinstance(component, str):
+            module, _, attribute = component.partition(":")
+            return getattr(importlib.import_module(module), attribute)
+        return component
+
+    def _of_kind(self, kind: str) -> dict[str, Any]:
+        if kind not in self._components:
+            raise RegistryError(f"unknown kind of component `{kind}`; {suggest(kind, self._components)}")
+        return self._components[kind]
+
+
+registry = ComponentRegistry(BUILTIN_COMPONENTS)
