@@ -1,1 +1,7 @@
-"""models."""
+"""Models and their layers."""
+
+from llm.models.context import ForwardContext, PagedCache, positions_of
+from llm.models.decoder import DecoderModel, TransformerBlock
+from llm.models.regressor import RegressionModel
+
+__all__ = ["DecoderModel", "ForwardContext", "PagedCache", "RegressionModel", "TransformerBlock", "positions_of"]

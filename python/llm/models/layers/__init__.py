@@ -1,1 +1,1 @@
-"""models/layers."""
+"""Layers a model is built of."""

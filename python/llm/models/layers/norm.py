@@ -1,0 +1,38 @@
+"""Normalisation of the residual stream."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Divides each row by its root mean square and scales it.
+
+    Source: Zhang and Sennrich 2019, «Root Mean Square Layer Normalization», equation 4.
+    """
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalises the last dimension of `[..., C]`."""
+        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    """Centres each row, divides it by its standard deviation, scales and shifts it.
+
+    Source: Ba, Kiros and Hinton 2016, «Layer Normalization», equation 4.
+    """
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalises the last dimension of `[..., C]`."""
+        return F.layer_norm(hidden_states, self.weight.shape, self.weight, self.bias, self.eps)

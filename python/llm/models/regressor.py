@@ -1,0 +1,21 @@
+"""A small feed-forward regressor: the simplest model of the training loop."""
+
+from torch import Tensor, nn
+
+from llm.config import ModelConfig
+from llm.models.layers.mlp import MLP
+
+
+class RegressionModel(nn.Module):
+    """Features `[B, hidden_size]` to one number each, through one `MLP`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        self.head = nn.Linear(config.hidden_size, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns predictions `[B]`."""
+        output: Tensor = self.head(self.mlp(features)).squeeze(-1)
+        return output
