@@ -1,8 +1,187 @@
 //! Binding of the `tokenizer` module.
 
+use std::sync::Mutex;
+
+use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyString};
+
+use crate::Error;
+use crate::tokenizer::Tokenizer;
+use crate::tokenizer::pretokenize::Pattern;
+use crate::tokenizer::trainer::Trainer;
+use crate::tokenizer::vocab::Vocab;
 
 /// Adds this module's classes and functions to `llm._rust`.
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyTokenizer>()?;
+    module.add_class::<PyTrainer>()
+}
+
+/// Byte-level BPE; see `_rust.pyi`.
+#[pyclass(name = "Tokenizer", module = "llm._rust", frozen)]
+struct PyTokenizer {
+    inner: Tokenizer,
+}
+
+#[pymethods]
+impl PyTokenizer {
+    #[staticmethod]
+    fn from_json(py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Self> {
+        let text = utf8(text)?;
+        Ok(Self { inner: py.detach(|| Tokenizer::from_json(text))? })
+    }
+
+    #[staticmethod]
+    fn from_ranks(
+        py: Python<'_>,
+        ranks: Vec<Vec<u8>>,
+        special_tokens: &Bound<'_, PyDict>,
+        pattern: &str,
+    ) -> PyResult<Self> {
+        let pattern = Pattern::from_name(pattern)?;
+        let mut special = special_tokens
+            .iter()
+            .map(|(text, id)| Ok((text.extract()?, id.extract()?)))
+            .collect::<PyResult<Vec<(String, u32)>>>()?;
+        special.sort_by_key(|&(_, id)| id);
+        let vocab = py.detach(|| Vocab::from_ranks(&ranks, special))?;
+        Ok(Self { inner: Tokenizer::new(vocab, pattern) })
+    }
+
+    fn to_json(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(py.detach(|| self.inner.to_json())?)
+    }
+
+    #[pyo3(signature = (text, allow_special=false))]
+    fn encode(&self, py: Python<'_>, text: &Bound<'_, PyString>, allow_special: bool) -> PyResult<Vec<u32>> {
+        let text = utf8(text)?;
+        Ok(py.detach(|| self.inner.encode(text, allow_special)))
+    }
+
+    #[pyo3(signature = (text, allow_special=false))]
+    fn encode_to_numpy<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyString>,
+        allow_special: bool,
+    ) -> PyResult<Bound<'py, PyArray1<u32>>> {
+        let text = utf8(text)?;
+        Ok(py.detach(|| self.inner.encode(text, allow_special)).into_pyarray(py))
+    }
+
+    #[pyo3(signature = (texts, allow_special=false))]
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Vec<Bound<'py, PyString>>,
+        allow_special: bool,
+    ) -> PyResult<Vec<Bound<'py, PyArray1<u32>>>> {
+        let texts = texts.iter().map(utf8).collect::<PyResult<Vec<&str>>>()?;
+        let batch = py.detach(|| self.inner.encode_batch(&texts, allow_special));
+        Ok(batch.into_iter().map(|ids| ids.into_pyarray(py)).collect())
+    }
+
+    #[pyo3(signature = (ids, skip_special_tokens=false))]
+    fn decode_bytes<'py>(
+        &self,
+        py: Python<'py>,
+        ids: Vec<u32>,
+        skip_special_tokens: bool,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = py.detach(|| self.inner.decode(&ids, skip_special_tokens))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    #[pyo3(signature = (ids, skip_special_tokens=false))]
+    fn decode(&self, py: Python<'_>, ids: Vec<u32>, skip_special_tokens: bool) -> PyResult<String> {
+        let bytes = py.detach(|| self.inner.decode(&ids, skip_special_tokens))?;
+        Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    }
+
+    fn token_bytes<'py>(&self, py: Python<'py>) -> Vec<Option<Bound<'py, PyBytes>>> {
+        let tokens = self.inner.vocab().tokens();
+        (0..tokens.len() as u32).map(|id| tokens.bytes(id).map(|bytes| PyBytes::new(py, bytes))).collect()
+    }
+
+    #[getter]
+    fn special_tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let special = PyDict::new(py);
+        for (text, id) in self.inner.vocab().special() {
+            special.set_item(text, id)?;
+        }
+        Ok(special)
+    }
+
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab().len()
+    }
+
+    #[getter]
+    fn pattern(&self) -> &'static str {
+        self.inner.pattern().name()
+    }
+}
+
+/// Counts text and learns merges; see `_rust.pyi`.
+#[pyclass(name = "BPETrainer", module = "llm._rust", frozen)]
+struct PyTrainer {
+    /// Locked only with the GIL released, so a thread that waits here never keeps the one that counts from ending.
+    inner: Mutex<Trainer>,
+}
+
+#[pymethods]
+impl PyTrainer {
+    #[new]
+    #[pyo3(signature = (*, vocab_size, pattern, special_tokens))]
+    fn new(vocab_size: usize, pattern: &str, special_tokens: Vec<String>) -> PyResult<Self> {
+        let trainer = Trainer::new(vocab_size, Pattern::from_name(pattern)?, &special_tokens)?;
+        Ok(Self { inner: Mutex::new(trainer) })
+    }
+
+    fn add(&self, py: Python<'_>, texts: Vec<Bound<'_, PyString>>) -> PyResult<()> {
+        let texts = texts.iter().map(utf8).collect::<PyResult<Vec<&str>>>()?;
+        py.detach(|| self.locked(|trainer| trainer.add(&texts)))?;
+        Ok(())
+    }
+
+    #[pyo3(signature = (progress=None))]
+    fn train(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<PyTokenizer> {
+        let mut raised = None;
+        let mut report = |done: usize, total: usize| {
+            let result = Python::attach(|py| {
+                py.check_signals()?;
+                progress.as_ref().map_or(Ok(()), |callback| callback.call1(py, (done, total)).map(drop))
+            });
+            raised = result.err();
+            raised.is_none()
+        };
+        let trained = py.detach(|| self.locked(|trainer| trainer.train(&mut report)));
+        match raised {
+            Some(error) => Err(error),
+            None => Ok(PyTokenizer { inner: trained?? }),
+        }
+    }
+}
+
+impl PyTrainer {
+    fn locked<T>(&self, work: impl FnOnce(&mut Trainer) -> T) -> crate::Result<T> {
+        match self.inner.lock() {
+            Ok(mut trainer) => Ok(work(&mut trainer)),
+            Err(_) => Err(Error::Internal("a thread failed while it used this trainer".to_owned())),
+        }
+    }
+}
+
+/// The text as UTF-8, without a copy where Python already has it so.
+fn utf8<'a>(text: &'a Bound<'_, PyString>) -> PyResult<&'a str> {
+    text.to_str().map_err(|_| {
+        Error::InvalidArgument(
+            "text must be Unicode without lone surrogates, got one\nhint: `text.encode(\"utf-8\", \"replace\").decode()` \
+             replaces them"
+                .to_owned(),
+        )
+        .into()
+    })
 }

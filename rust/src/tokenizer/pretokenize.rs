@@ -247,3 +247,25 @@ fn contraction_len(text: &str, ignore_case: bool) -> Option<usize> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fancy_regex::Regex;
+
+    use super::*;
+
+    #[test]
+    fn every_character_has_the_class_the_regex_engine_gives_it() {
+        let all = String::from_iter('\0'..=char::MAX);
+        for (pattern, is_class) in [
+            (r"\p{L}+", (|class| class == Class::Letter) as fn(Class) -> bool),
+            (r"\p{N}+", |class| class == Class::Number),
+            (r"\s+", Class::is_white),
+        ] {
+            let regex = Regex::new(pattern).unwrap();
+            let expected: String = regex.find_iter(&all).map(|found| found.unwrap().as_str()).collect();
+            let classed: String = all.chars().filter(|&character| is_class(class_of(character))).collect();
+            assert_eq!(classed, expected, "{pattern}");
+        }
+    }
+}
