@@ -1,0 +1,67 @@
+//! A model whose next token is a pure function of the tokens it finds in its cache.
+//!
+//! It stores token ids by `slot_mapping` and reads sequences back by `block_tables`, so a wrong slot, a shared block
+//! or a stale length changes what it says.
+
+use llm_core::scheduler::StepPlan;
+
+const EMPTY: i64 = -1;
+
+pub struct FakeModel {
+    cache: Vec<i64>,
+    block_size: usize,
+}
+
+impl FakeModel {
+    pub fn new(num_blocks: usize, block_size: usize) -> Self {
+        Self { cache: vec![EMPTY; num_blocks * block_size], block_size }
+    }
+
+    /// The tokens each sampled row has seen, in the plan's order.
+    pub fn run(&mut self, plan: &StepPlan) -> Vec<Vec<u32>> {
+        check_shapes(plan);
+        for (&slot, &token) in plan.slot_mapping.iter().zip(&plan.token_ids) {
+            self.cache[slot as usize] = token;
+        }
+        let mut rows = Vec::new();
+        for request in 0..plan.request_ids.len() {
+            let end = i64::from(plan.query_start[request + 1]);
+            if plan.logits_indices.contains(&(end - 1)) {
+                rows.push(self.read(plan, request));
+            }
+        }
+        rows
+    }
+
+    fn read(&self, plan: &StepPlan, request: usize) -> Vec<u32> {
+        let table = &plan.block_tables[request * plan.max_blocks..][..plan.max_blocks];
+        let token = |position: usize| {
+            let block = table[position / self.block_size] as usize;
+            self.cache[block * self.block_size + position % self.block_size]
+        };
+        (0..plan.seq_lens[request] as usize).map(|position| u32::try_from(token(position)).unwrap()).collect()
+    }
+}
+
+fn check_shapes(plan: &StepPlan) {
+    let num_requests = plan.request_ids.len();
+    assert_eq!(plan.positions.len(), plan.token_ids.len());
+    assert_eq!(plan.slot_mapping.len(), plan.token_ids.len());
+    assert_eq!(plan.query_start.len(), num_requests + 1);
+    assert_eq!(plan.seq_lens.len(), num_requests);
+    assert_eq!(plan.block_tables.len(), num_requests * plan.max_blocks);
+    for request in 0..num_requests {
+        let (start, end) = (plan.query_start[request] as usize, plan.query_start[request + 1] as usize);
+        assert!(start < end, "a request without tokens is in the plan");
+        let seq_len = i64::from(plan.seq_lens[request]);
+        let expected: Vec<i64> = (seq_len - (end - start) as i64..seq_len).collect();
+        assert_eq!(&plan.positions[start..end], expected);
+    }
+}
+
+/// The token that follows these.
+pub fn next_token(tokens: &[u32], vocab_size: u32) -> u32 {
+    let hash =
+        tokens.iter().fold(0x9E37_79B9_u32, |hash, &token| (hash ^ token).wrapping_mul(0x0100_0193).rotate_left(7));
+    (hash >> 8) % vocab_size
+}
