@@ -85,6 +85,9 @@ fn sample(
 ) -> PyResult<PySampledTokens> {
     let mut array = writable_logits(logits)?;
     let [num_rows, vocab_len] = [array.shape()[0], array.shape()[1]];
+    if vocab_len == 0 {
+        return Err(Error::InvalidArgument("`logits` must have at least one column, got none".to_owned()).into());
+    }
     check_lengths(num_rows, [params.len(), prompt_ids.len(), output_ids.len()])?;
     let mask = VocabMask { vocab_size: vocab_size.unwrap_or(vocab_len), pad_id };
     let rows: Vec<Row> = (params.iter().zip(&prompt_ids).zip(&output_ids))
