@@ -1,1 +1,21 @@
-"""tokenization."""
+"""Text to ids and back, and conversations to text. Needs neither torch nor transformers."""
+
+from llm.tokenization.base import BaseTokenizer
+from llm.tokenization.bpe import BPETokenizer
+from llm.tokenization.character import SimpleCharacterTokenizer
+from llm.tokenization.chat import TEMPLATES, ChatTemplate, encode_chat, render_chat, use_chat_template
+from llm.tokenization.formats import load_tokenizer
+from llm.tokenization.settings import TokenizerSettings
+
+__all__ = [
+    "TEMPLATES",
+    "BPETokenizer",
+    "BaseTokenizer",
+    "ChatTemplate",
+    "SimpleCharacterTokenizer",
+    "TokenizerSettings",
+    "encode_chat",
+    "load_tokenizer",
+    "render_chat",
+    "use_chat_template",
+]

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use numpy::{IntoPyArray, PyArray1};
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString};
 
@@ -86,15 +86,17 @@ impl PyTokenizer {
     fn decode_bytes<'py>(
         &self,
         py: Python<'py>,
-        ids: Vec<u32>,
+        ids: &Bound<'py, PyAny>,
         skip_special_tokens: bool,
     ) -> PyResult<Bound<'py, PyBytes>> {
+        let ids = token_ids(ids)?;
         let bytes = py.detach(|| self.inner.decode(&ids, skip_special_tokens))?;
         Ok(PyBytes::new(py, &bytes))
     }
 
     #[pyo3(signature = (ids, skip_special_tokens=false))]
-    fn decode(&self, py: Python<'_>, ids: Vec<u32>, skip_special_tokens: bool) -> PyResult<String> {
+    fn decode(&self, py: Python<'_>, ids: &Bound<'_, PyAny>, skip_special_tokens: bool) -> PyResult<String> {
+        let ids = token_ids(ids)?;
         let bytes = py.detach(|| self.inner.decode(&ids, skip_special_tokens))?;
         Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
@@ -172,6 +174,21 @@ impl PyTrainer {
             Err(_) => Err(Error::Internal("a thread failed while it used this trainer".to_owned())),
         }
     }
+}
+
+/// Ids from a `uint32` array, copied at once, or from any sequence of integers.
+fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u32>>() {
+        return Ok(array.as_array().to_vec());
+    }
+    let ids: Vec<i64> = ids.extract()?;
+    let narrow = |(index, id): (usize, i64)| {
+        u32::try_from(id).map_err(|_| {
+            Error::InvalidArgument(format!("token ids must be from 0 to {}, got {id} at index {index}", u32::MAX))
+                .into()
+        })
+    };
+    ids.into_iter().enumerate().map(narrow).collect()
 }
 
 /// The text as UTF-8, without a copy where Python already has it so.

@@ -1,0 +1,165 @@
+"""The simplest tokenizer: one id per character. For teaching, tests and tiny models."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm.errors import InvalidArgumentError, TokenizerError
+from llm.tokenization.base import BaseTokenizer, TokenIds
+from llm.tokenization.files import StrPath, read_json_object, tokenizer_file
+from llm.tokenization.settings import TokenizerSettings
+
+UNKNOWN_TOKEN = "<|unk|>"  # noqa: S105 -- a vocabulary's token, no secret
+DEFAULT_SPECIAL_TOKENS = (UNKNOWN_TOKEN, "<|endoftext|>")
+
+# `.` leaves out newlines, and engines disagree on the flag that changes it.
+_PRE_TOKENIZER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+_DECODER = {"type": "Fuse"}
+
+
+class SimpleCharacterTokenizer(BaseTokenizer):
+    """Ids of the characters of a text in order of code point, then of special tokens; any other character is `<|unk|>`.
+
+    Raises:
+        TokenizerError: A character is not one character or there twice, or `<|unk|>` is not a special token.
+    """
+
+    def __init__(
+        self,
+        characters: Sequence[str],
+        special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
+        settings: TokenizerSettings | None = None,
+    ) -> None:
+        _check_vocabulary(characters, special_tokens)
+        self._ids = {token: index for index, token in enumerate([*characters, *special_tokens])}
+        self._special_tokens = {token: self._ids[token] for token in special_tokens}
+        self._bytes = [token.encode() for token in self._ids]
+        longest_first = sorted(special_tokens, key=len, reverse=True)
+        self._special_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        roles = TokenizerSettings.for_special_tokens(special_tokens)
+        super().__init__(settings or TokenizerSettings(**{**_fields(roles), "unk_token": UNKNOWN_TOKEN}))
+
+    @classmethod
+    def train(cls, text: str, *, special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS) -> Self:
+        """A tokenizer of the characters in `text`.
+
+        Raises:
+            InvalidArgumentError: No text, or a lone surrogate in it.
+            TokenizerError: A special token is a single character or there twice, or `<|unk|>` is missing.
+        """
+        if not text:
+            raise InvalidArgumentError("`text` must have at least one character, got an empty one")
+        _utf8(text)
+        return cls(sorted(set(text)), special_tokens)
+
+    @classmethod
+    def from_pretrained(cls, path: StrPath) -> Self:
+        """Reads a directory or a `tokenizer.json`; see `BaseTokenizer.from_pretrained`."""
+        file = tokenizer_file(path)
+        try:
+            characters, special_tokens = _read_vocabulary(read_json_object(file))
+            return cls(characters, special_tokens, TokenizerSettings.load(file.parent))
+        except TokenizerError as error:
+            raise TokenizerError(f"{file}: {error}") from error
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id."""
+        return len(self._ids)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Special tokens and their ids."""
+        return dict(self._special_tokens)
+
+    def token_bytes(self) -> list[bytes | None]:
+        """The UTF-8 bytes of each id."""
+        return list(self._bytes)
+
+    def decode_bytes(self, ids: TokenIds, *, skip_special_tokens: bool = False) -> bytes:
+        """The bytes of `ids`; see `BaseTokenizer.decode_bytes`."""
+        for index, token_id in enumerate(ids):
+            if not 0 <= token_id < self.vocab_size:
+                raise InvalidArgumentError(
+                    f"token ids must be ids of this tokenizer (0 to {self.vocab_size - 1}), "
+                    f"got {token_id} at index {index}"
+                )
+        skipped = set(self._special_tokens.values()) if skip_special_tokens else set()
+        return b"".join(self._bytes[token_id] for token_id in ids if token_id not in skipped)
+
+    def to_json(self) -> str:
+        """The vocabulary as Hugging Face's `tokenizer.json`."""
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        document = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [{"id": id_, "content": token, **flags} for token, id_ in self._special_tokens.items()],
+            "normalizer": None,
+            "pre_tokenizer": _PRE_TOKENIZER,
+            "post_processor": None,
+            "decoder": _DECODER,
+            "model": {"type": "WordLevel", "vocab": self._ids, "unk_token": UNKNOWN_TOKEN},
+        }
+        return json.dumps(document, indent=2, ensure_ascii=False)
+
+    def _encode(self, text: str, allow_special: bool) -> NDArray[np.uint32]:
+        _utf8(text)
+        unknown = self._special_tokens[UNKNOWN_TOKEN]
+        # Splitting by a group keeps what split: the odd parts are the special tokens.
+        parts = self._special_pattern.split(text) if allow_special else [text]
+        ids: list[int] = []
+        for index, part in enumerate(parts):
+            tokens = [part] if index % 2 else part
+            ids.extend(self._ids.get(token, unknown) for token in tokens)
+        return np.array(ids, dtype=np.uint32)
+
+
+def _fields(settings: TokenizerSettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in settings.__struct_fields__}
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"text must be Unicode without lone surrogates, got one at index {error.start}\n"
+            'hint: `text.encode("utf-8", "replace").decode()` replaces them'
+        ) from error
+
+
+def _check_vocabulary(characters: Sequence[str], special_tokens: Sequence[str]) -> None:
+    tokens = [*characters, *special_tokens]
+    if UNKNOWN_TOKEN not in special_tokens:
+        raise TokenizerError(f"special tokens must have {UNKNOWN_TOKEN!r}, got {list(special_tokens)}")
+    if any(len(character) != 1 for character in characters):
+        raise TokenizerError(f"characters must be one each, got {[c for c in characters if len(c) != 1]}")
+    if any(len(token) < 2 for token in special_tokens):
+        raise TokenizerError(f"special tokens must have two characters or more, got {list(special_tokens)}")
+    if len(set(tokens)) != len(tokens):
+        raise TokenizerError(
+            f"tokens must be there once each, got twice {sorted({t for t in tokens if tokens.count(t) > 1})}"
+        )
+
+
+def _read_vocabulary(document: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Characters and special tokens, each in order of id."""
+    model = document.get("model")
+    if not isinstance(model, dict) or model.get("type") != "WordLevel" or not isinstance(model.get("vocab"), dict):
+        raise TokenizerError(f"unsupported `model`: must be WordLevel with a vocabulary, got {str(model)[:200]}")
+    expected = {"normalizer": None, "pre_tokenizer": _PRE_TOKENIZER, "post_processor": None, "decoder": _DECODER}
+    for name, component in expected.items():
+        if document.get(name) != component:
+            raise TokenizerError(f"unsupported `{name}`: must be {component}, got {str(document.get(name))[:200]}")
+    vocab: dict[str, int] = model["vocab"]
+    if sorted(map(str, vocab.values())) != sorted(map(str, range(len(vocab)))):
+        raise TokenizerError(f"ids of `model.vocab` must be 0 to {len(vocab) - 1}, each once")
+    special = {token["content"] for token in document.get("added_tokens") or []}
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    num_characters = len(tokens) - len(special)
+    return tokens[:num_characters], tokens[num_characters:]

@@ -1,0 +1,94 @@
+"""Files of a tokenizer: found, read and written so that a crash never leaves half of one."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from llm.errors import FileError, TokenizerError
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+StrPath: TypeAlias = str | os.PathLike[str]
+
+
+def tokenizer_file(path: StrPath) -> Path:
+    """The `tokenizer.json` that `path` means: the file itself, or the one in that directory.
+
+    Raises:
+        FileError: There is no such file.
+        TokenizerError: It is a file of another format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / TOKENIZER_FILE
+    if not path.is_file():
+        raise FileError(
+            f"{path}: no such file\nhint: give a directory that has {TOKENIZER_FILE}, or such a file; "
+            "`llm tokenizer train` makes one"
+        )
+    if path.suffix != ".json":
+        raise TokenizerError(
+            f"{path}: a tokenizer must be a directory or a {TOKENIZER_FILE}, got a {path.suffix or path.name} file"
+        )
+    return path
+
+
+def read_text(path: Path) -> str:
+    """The file's text.
+
+    Raises:
+        FileError: It can't be read.
+        TokenizerError: It is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{path}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TokenizerError(
+            f"{path}: must be UTF-8, got byte {error.object[error.start]:#04x} at {error.start}"
+        ) from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The file's JSON object.
+
+    Raises:
+        FileError: It can't be read.
+        TokenizerError: It is not a JSON object.
+    """
+    try:
+        document = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise TokenizerError(f"{path}: must be JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise TokenizerError(f"{path}: must be a JSON object, got {type(document).__name__}")
+    return document
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the whole file or leaves the old one: a temporary file, synced, takes its place.
+
+    Raises:
+        FileError: It can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            # `mkstemp` gives 0600; other users may read a tokenizer.
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise FileError(f"{path}: can't be written: {error.strerror}") from error

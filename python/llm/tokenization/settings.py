@@ -1,0 +1,102 @@
+"""What a tokenizer says beside its vocabulary: the roles of special tokens and how a chat is written."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from llm.errors import TokenizerError
+from llm.tokenization.files import CONFIG_FILE, TEMPLATE_FILE, read_json_object, read_text, write_text
+
+# Special tokens whose name says their role, in the order they are looked for.
+BOS_NAMES = ("<|begin_of_text|>", "<|bos|>", "<s>", "<|endoftext|>")
+EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<|eos|>", "</s>", "<|im_end|>", "<|eot_id|>")
+PAD_NAMES = ("<|pad|>", "<pad>")
+
+
+class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Saved as `tokenizer_config.json` under Hugging Face's names.
+
+    That file has room for one end token; all of `eos_tokens`, and `chat_stop`, stand beside it under names of ours.
+    """
+
+    bos_token: str | None = None
+    eos_tokens: tuple[str, ...] = ()
+    pad_token: str | None = None
+    unk_token: str | None = None
+    chat_template: str | None = None
+    chat_stop: tuple[str, ...] = ()
+
+    @classmethod
+    def for_special_tokens(cls, special_tokens: Iterable[str]) -> Self:
+        """Roles by the names of `special_tokens`: with `<|endoftext|>` alone it both begins and ends a text."""
+        known = set(special_tokens)
+        return cls(
+            bos_token=next((name for name in BOS_NAMES if name in known), None),
+            eos_tokens=tuple(name for name in EOS_NAMES if name in known),
+            pad_token=next((name for name in PAD_NAMES if name in known), None),
+        )
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Reads `tokenizer_config.json`, and `chat_template.jinja` where there is one; nothing is set without them.
+
+        Raises:
+            FileError: A file can't be read.
+            TokenizerError: A value has the wrong type.
+        """
+        path = directory / CONFIG_FILE
+        config = read_json_object(path) if path.is_file() else {}
+        eos_token = _token(config.get("eos_token"))
+        fields = {
+            "bos_token": _token(config.get("bos_token")),
+            "eos_tokens": config.get("eos_tokens") or ([] if eos_token is None else [eos_token]),
+            "pad_token": _token(config.get("pad_token")),
+            "unk_token": _token(config.get("unk_token")),
+            "chat_template": _default_template(config.get("chat_template")),
+            "chat_stop": config.get("chat_stop_strings") or [],
+        }
+        template = directory / TEMPLATE_FILE
+        if template.is_file():
+            fields["chat_template"] = read_text(template)
+        try:
+            return msgspec.convert(fields, cls)
+        except msgspec.ValidationError as error:
+            raise TokenizerError(f"{path}: {error}") from error
+
+    def save(self, directory: Path) -> None:
+        """Writes `tokenizer_config.json`.
+
+        Raises:
+            FileError: It can't be written.
+        """
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_tokens[0] if self.eos_tokens else None,
+            "pad_token": self.pad_token,
+            "unk_token": self.unk_token,
+            "eos_tokens": list(self.eos_tokens),
+            "chat_template": self.chat_template,
+            "chat_stop_strings": list(self.chat_stop),
+        }
+        text = json.dumps(
+            {name: value for name, value in config.items() if value is not None}, indent=2, ensure_ascii=False
+        )
+        write_text(directory / CONFIG_FILE, text + "\n")
+
+
+def _token(value: Any) -> Any:
+    """A special token's text; older files have it in an object."""
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _default_template(value: Any) -> Any:
+    """The template to use; a file with several names one `default`."""
+    if not isinstance(value, list):
+        return value
+    named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+    return named.get("default")
