@@ -23,6 +23,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_running_requests: (
         Annotated[int, Meta(ge=1, description="Requests generated at once; null: the engine's.")] | None
     ) = None
+    max_waiting_requests: (
+        Annotated[int, Meta(ge=1, description="Requests that may queue, more get a 429; null: the engine's.")] | None
+    ) = None
     max_body_bytes: Annotated[int, Meta(ge=1, description="Largest request body taken.")] = 10 * 2**20
     allowed_origins: Annotated[
         tuple[str, ...], Meta(description="Web pages that may call from a browser (CORS); `*` for all.")

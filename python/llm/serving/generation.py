@@ -93,7 +93,7 @@ def _prompt_ids(prompt: str | list[Any], tokenizer: BaseTokenizer) -> list[list[
 
 
 def _checked_ids(prompt: str | list[int], tokenizer: BaseTokenizer) -> list[int]:
-    token_ids = tokenizer.encode(prompt, add_bos=tokenizer.bos_id is not None) if isinstance(prompt, str) else prompt
+    token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     if not token_ids:
         raise bad_request("`prompt` is empty: this model needs at least one token to go on from", param="prompt")
     if max(token_ids) >= tokenizer.vocab_size:

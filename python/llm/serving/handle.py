@@ -24,9 +24,12 @@ _PROBE_TIMEOUT_S = 5.0
 _KILL_AFTER_S = 10.0
 _SHOWN_LOG_CHARS = 2000
 
+# A proxy set in the environment would look for 127.0.0.1 on its own machine.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
 
 class ServerHandle:
-    """Runs `python -m llm.serving` as a child, as a context manager or until `terminate`.
+    """Runs `python -m llm.serving` as a child; as a context manager it is ready on entry and stopped on exit.
 
     The port is bound here and inherited by the child, so its number is known at once and nobody can take it meanwhile.
     Keys go to the child by its environment, never by its command line, which every user of the machine can read.
@@ -87,16 +90,24 @@ class ServerHandle:
 
     def _is_healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=_PROBE_TIMEOUT_S) as response:  # noqa: S310
+            with _opener.open(f"{self.url}/health", timeout=_PROBE_TIMEOUT_S) as response:
                 return bool(response.status == 200)
         except (urllib.error.URLError, OSError):
             return False
 
+    def close(self) -> None:
+        """Stops the server and forgets its log."""
+        self.terminate()
+        self._log.close()
+
     def __enter__(self) -> Self:
-        return self
+        try:
+            return self.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.terminate()
-        self._log.close()
+        self.close()

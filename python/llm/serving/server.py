@@ -87,12 +87,13 @@ def serve(path: str | Path, config: ServerConfig | None = None, *, listener: soc
     model_name = config.served_model_name or Path(path).resolve().name
     app = create_app(lambda: _load(path, config), model_name=model_name, config=config)
     with contextlib.closing(listener):
-        asyncio.run(_run(app, listener, config))
+        asyncio.run(_run_until_signal(app, listener, config))
 
 
 def _load(path: str | Path, config: ServerConfig) -> AsyncEngine:
-    limits = {"max_running_requests": config.max_running_requests} if config.max_running_requests else {}
-    return load_async_engine(path, dtype=config.dtype, config=EngineConfig(**limits))
+    limits = {name: getattr(config, name) for name in ("max_running_requests", "max_waiting_requests")}
+    given = {name: value for name, value in limits.items() if value is not None}
+    return load_async_engine(path, dtype=config.dtype, config=EngineConfig(**given))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -144,23 +145,39 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _run(app: App, listener: socket.socket, config: ServerConfig) -> None:
+async def run(app: App, listener: socket.socket, *, stop: asyncio.Event, grace_s: float = 10.0) -> None:
+    """Serves an app on this event loop until `stop` is set.
+
+    Args:
+        app: Its engine is loaded here, and shut down at the end.
+        listener: Closed at the end.
+        stop: Set it to stop; set `app.stopping` too, and running requests aren't waited for.
+        grace_s: How long running requests may take once the server stops.
+
+    Raises:
+        LLMError: The engine can't be loaded.
+        ServerError: The HTTP server stopped by itself.
+    """
     url = url_of(listener)
     logger.info("listening url=%s model=%s", url, app.model.id)
-    stop = asyncio.Event()
     server = _BoundServer(app, listener)
-    with _signals(stop, app):
-        serving = asyncio.create_task(server.serve())
-        stopped = asyncio.create_task(stop.wait())
-        loaded = asyncio.create_task(app.engine.settled.wait())
-        await asyncio.wait({serving, stopped, loaded}, return_when=asyncio.FIRST_COMPLETED)
-        if loaded.done() and app.engine.error is None:
-            sys.stdout.write(f"Serving {app.model.id} at {url} (base URL for OpenAI clients: {url}/v1)\n")
-            sys.stdout.flush()
-            await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        await _drain(server, serving, app, config.grace_s)
+    serving = asyncio.create_task(server.serve())
+    stopped = asyncio.create_task(stop.wait())
+    loaded = asyncio.create_task(app.engine.settled.wait())
+    await asyncio.wait({serving, stopped, loaded}, return_when=asyncio.FIRST_COMPLETED)
+    if loaded.done() and app.engine.error is None:
+        sys.stdout.write(f"Serving {app.model.id} at {url} (base URL for OpenAI clients: {url}/v1)\n")
+        sys.stdout.flush()
+        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    await _drain(server, serving, app, grace_s)
     if app.engine.error is not None:
         raise app.engine.error
+
+
+async def _run_until_signal(app: App, listener: socket.socket, config: ServerConfig) -> None:
+    stop = asyncio.Event()
+    with _signals(stop, app):
+        await run(app, listener, stop=stop, grace_s=config.grace_s)
 
 
 async def _drain(server: _BoundServer, serving: asyncio.Task[None], app: App, grace_s: float) -> None:
