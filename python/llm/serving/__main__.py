@@ -7,6 +7,7 @@ import sys
 
 import msgspec
 
+from llm.config import from_builtins
 from llm.errors import LLMError
 from llm.serving.config import ServerConfig
 from llm.serving.handle import CONFIG_VARIABLE
@@ -19,7 +20,7 @@ def main() -> int:
     try:
         inherited = socket.socket(fileno=arguments.fd) if arguments.fd is not None else None
         serve(arguments.path, _config(arguments), listener=inherited)
-    except (LLMError, msgspec.ValidationError) as error:
+    except LLMError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
@@ -42,7 +43,7 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
     """The environment's config, overridden by the arguments given."""
     config = msgspec.json.decode(os.environ.get(CONFIG_VARIABLE, "{}"))
     fields = {name: value for name, value in vars(arguments).items() if name in ServerConfig.__struct_fields__}
-    return msgspec.convert(config | {name: value for name, value in fields.items() if value is not None}, ServerConfig)
+    return from_builtins(config | {name: value for name, value in fields.items() if value is not None}, ServerConfig)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Self
 
 import msgspec
 
+from llm.config import validated
 from llm.errors import ServerError
 from llm.serving.config import ServerConfig
 from llm.serving.server import bind, url_of
@@ -35,11 +36,12 @@ class ServerHandle:
     Keys go to the child by its environment, never by its command line, which every user of the machine can read.
 
     Raises:
+        ConfigError: A setting is out of range.
         ServerError: The port is taken.
     """
 
     def __init__(self, path: str | Path, config: ServerConfig | None = None) -> None:
-        self._config = config or ServerConfig(port=0)
+        self._config = validated(config or ServerConfig(port=0))
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         with bind(self._config.host, self._config.port) as listener:
             self.url = url_of(listener)

@@ -30,6 +30,7 @@ from granian.log import LogLevels
 from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server as EmbeddedServer
 
+from llm.config import validated
 from llm.errors import ServerError
 from llm.inference import AsyncEngine, EngineConfig, load_async_engine
 from llm.serving.app import App, create_app
@@ -66,7 +67,8 @@ class _BoundServer(EmbeddedServer):
         file_descriptor = self._listener.detach()
         by_platform = {"linux": (file_descriptor, False, _BACKLOG), "win32": (file_descriptor,)}
         self._ssp = None
-        self._shd: SocketHolder = SocketHolder(*by_platform.get(sys.platform, (file_descriptor, False)))
+        arguments = by_platform.get(sys.platform, (file_descriptor, False))
+        self._shd = SocketHolder(*arguments)  # type: ignore[assignment]
 
 
 def serve(path: str | Path, config: ServerConfig | None = None, *, listener: socket.socket | None = None) -> None:
@@ -78,10 +80,11 @@ def serve(path: str | Path, config: ServerConfig | None = None, *, listener: soc
         listener: A socket that listens already, instead of the config's host and port.
 
     Raises:
+        ConfigError: A setting is out of range.
         ServerError: The address can't be used.
         LLMError: The checkpoint can't be loaded.
     """
-    config = config or ServerConfig()
+    config = validated(config or ServerConfig())
     configure_logging(config.log_level)
     listener = listener or bind(config.host, config.port)
     model_name = config.served_model_name or Path(path).resolve().name
