@@ -1,1 +1,12 @@
-"""serving."""
+"""An HTTP server that speaks OpenAI's API for one checkpoint.
+
+`serve(path, ServerConfig(port=8000))` runs it here; `ServerHandle(path)` runs it in a process of its own;
+`create_app` gives the bare ASGI app.
+"""
+
+from llm.serving.app import App, create_app
+from llm.serving.config import ServerConfig
+from llm.serving.handle import ServerHandle
+from llm.serving.server import bind, run, serve
+
+__all__ = ["App", "ServerConfig", "ServerHandle", "bind", "create_app", "run", "serve"]

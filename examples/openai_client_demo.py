@@ -1,0 +1,53 @@
+"""Serve a checkpoint and talk to it through OpenAI's own client, streaming and not.
+
+Usage: python examples/openai_client_demo.py runs/demo
+"""
+
+import sys
+
+import openai
+
+from llm.serving import ServerHandle
+
+MESSAGES = [{"role": "user", "content": "What news, my lord, from the king?"}]
+
+
+def ask(client: openai.OpenAI, model: str) -> None:
+    """Asks once for a whole answer."""
+    answer = client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=32, seed=1)
+    print(answer.choices[0].message.content)
+    print(f"[{answer.choices[0].finish_reason}; {answer.usage.completion_tokens} tokens]\n")
+
+
+def stream(client: openai.OpenAI, model: str) -> None:
+    """Asks for text as it comes; the same seed gives the same words as `ask`."""
+    options = {"include_usage": True}
+    chunks = client.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=32, seed=1, stream=True, stream_options=options
+    )
+    for chunk in chunks:
+        if chunk.choices:
+            print(chunk.choices[0].delta.content or "", end="", flush=True)
+        if chunk.usage:
+            print(f"\n[{chunk.usage.completion_tokens} tokens]\n")
+
+
+def continue_text(client: openai.OpenAI, model: str) -> None:
+    """Plain text completion, for models without a chat template."""
+    print(client.completions.create(model=model, prompt="ROMEO:\n", max_tokens=32, stop="\n\n").choices[0].text)
+
+
+def main(path: str) -> None:
+    """Starts the server in a process of its own, on a free port, and asks it."""
+    with ServerHandle(path) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key="not-needed")
+        model = client.models.list().data[0].id
+        ask(client, model)
+        stream(client, model)
+        continue_text(client, model)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(sys.argv[1])

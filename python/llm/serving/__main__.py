@@ -1,0 +1,50 @@
+"""`python -m llm.serving PATH`: the server without the command line's comforts."""
+
+import argparse
+import os
+import socket
+import sys
+
+import msgspec
+
+from llm.config import from_builtins
+from llm.errors import LLMError
+from llm.serving.config import ServerConfig
+from llm.serving.handle import CONFIG_VARIABLE
+from llm.serving.server import serve
+
+
+def main() -> int:
+    """Serves until stopped; 2 is the exit code of everything the user can put right."""
+    arguments = _parser().parse_args()
+    try:
+        inherited = socket.socket(fileno=arguments.fd) if arguments.fd is not None else None
+        serve(arguments.path, _config(arguments), listener=inherited)
+    except LLMError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m llm.serving", description="Serve a checkpoint, OpenAI's API.")
+    parser.add_argument("path", help="checkpoint or run directory")
+    parser.add_argument("--host", help="address to listen on")
+    parser.add_argument("--port", type=int, help="port to listen on; 0 picks a free one")
+    parser.add_argument("--api-key", action="append", dest="api_keys", help="key to let in; may be repeated")
+    parser.add_argument("--served-model-name", help="name clients ask for")
+    parser.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--log-level", help="debug, info, warning, error or critical")
+    parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)  # a socket inherited from `ServerHandle`
+    return parser
+
+
+def _config(arguments: argparse.Namespace) -> ServerConfig:
+    """The environment's config, overridden by the arguments given."""
+    config = msgspec.json.decode(os.environ.get(CONFIG_VARIABLE, "{}"))
+    fields = {name: value for name, value in vars(arguments).items() if name in ServerConfig.__struct_fields__}
+    return from_builtins(config | {name: value for name, value in fields.items() if value is not None}, ServerConfig)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

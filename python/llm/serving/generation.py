@@ -1,0 +1,208 @@
+"""From a typed request to the engine and back: prompts as ids, sampling parameters, one stream of deltas."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+import msgspec
+
+from llm.errors import InternalError, InvalidArgumentError
+from llm.inference import AsyncEngine, Delta
+from llm.sampling_params import SamplingParams
+from llm.serving.errors import bad_request, context_overflow
+from llm.serving.protocol import (
+    ChatCompletionRequest,
+    ChatMessage,
+    CompletionRequest,
+    FinishReason,
+    GenerationRequest,
+    Usage,
+)
+from llm.tokenization import BaseTokenizer
+from llm.tokenization.chat import encode_chat
+
+COMPLETION_MAX_TOKENS = 16
+
+# Fields of a request that are sampling parameters under the same name.
+_SAMPLING_FIELDS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "ignore_eos",
+    "min_tokens",
+)
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt, ready for the engine; it becomes one choice."""
+
+    token_ids: list[int]
+    params: SamplingParams
+
+
+def chat_prompts(request: ChatCompletionRequest, engine: AsyncEngine) -> list[Prompt]:
+    """Renders a conversation with the checkpoint's template; the answer may take the rest of the context.
+
+    Raises:
+        APIError: 400, no chat template, or the conversation doesn't fit.
+        ChatTemplateError: The template refuses the conversation.
+    """
+    tokenizer = engine.tokenizer
+    if tokenizer.chat_template is None:
+        message = "This model has no chat template, so it can't chat\nhint: use /v1/completions"
+        raise bad_request(message, param="messages", code="chat_template_missing")
+    token_ids = list(encode_chat(tokenizer, [_template_message(message) for message in request.messages]))
+    room = _room(token_ids, engine, "messages")
+    asked = request.max_completion_tokens or request.max_tokens
+    stop = tuple(dict.fromkeys((*request.stop_strings, *tokenizer.chat_stop)))
+    params = _sampling_params(request, engine, stop=stop, max_tokens=_max_tokens(asked, room, room, "messages"))
+    return [Prompt(token_ids=token_ids, params=params)]
+
+
+def completion_prompts(request: CompletionRequest, engine: AsyncEngine) -> list[Prompt]:
+    """Encodes each prompt; the default of 16 new tokens is OpenAI's.
+
+    Raises:
+        APIError: 400, an empty prompt, an unknown token id, or a prompt that doesn't fit.
+    """
+    prompts = []
+    for token_ids in _prompt_ids(request.prompt, engine.tokenizer):
+        room = _room(token_ids, engine, "prompt")
+        max_tokens = _max_tokens(request.max_tokens, COMPLETION_MAX_TOKENS, room, "prompt")
+        params = _sampling_params(request, engine, stop=request.stop_strings, max_tokens=max_tokens)
+        prompts.append(Prompt(token_ids=token_ids, params=params))
+    return prompts
+
+
+def _template_message(message: ChatMessage) -> dict[str, str]:
+    # `developer` is OpenAI's newer word for `system`; templates know only the old one.
+    role = "system" if message.role == "developer" else message.role
+    rendered = {"role": role, "content": message.text}
+    return rendered | {"name": message.name} if message.name else rendered
+
+
+def _prompt_ids(prompt: str | list[Any], tokenizer: BaseTokenizer) -> list[list[int]]:
+    prompts = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+    return [_checked_ids(one, tokenizer) for one in prompts]
+
+
+def _checked_ids(prompt: str | list[int], tokenizer: BaseTokenizer) -> list[int]:
+    token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    if not token_ids:
+        raise bad_request("`prompt` is empty: this model needs at least one token to go on from", param="prompt")
+    if max(token_ids) >= tokenizer.vocab_size:
+        message = f"`prompt` holds token id {max(token_ids)}, but this model's ids end at {tokenizer.vocab_size - 1}"
+        raise bad_request(message, param="prompt")
+    return token_ids
+
+
+def _room(token_ids: Sequence[int], engine: AsyncEngine, param: str) -> int:
+    """How many new tokens fit after the prompt; at least one must."""
+    room = engine.max_model_len - len(token_ids)
+    if room < 1:
+        message = (
+            f"This model's maximum context length is {engine.max_model_len} tokens, but your {param} take"
+            f" {len(token_ids)}, which leaves no room for an answer\nhint: shorten the {param}"
+        )
+        raise context_overflow(message, param)
+    return room
+
+
+def _max_tokens(asked: int | None, default: int, room: int, param: str) -> int:
+    """The new tokens allowed: a default is cut to what fits, a number asked for must fit."""
+    if asked is None:
+        return min(default, room)
+    if asked > room:
+        message = (
+            f"`max_tokens` is {asked}, but only {room} tokens are left of this model's context after your {param}"
+            f"\nhint: shorten the {param} or ask for at most {room}"
+        )
+        raise context_overflow(message, param)
+    return asked
+
+
+def _sampling_params(
+    request: GenerationRequest, engine: AsyncEngine, *, stop: tuple[str, ...], max_tokens: int
+) -> SamplingParams:
+    """The checkpoint's own defaults, overridden by what the request says."""
+    asked = {name: getattr(request, name) for name in _SAMPLING_FIELDS}
+    given = {name: value for name, value in asked.items() if value is not None}
+    params: dict[str, Any] = {**engine.default_params, **given, "max_tokens": max_tokens}
+    params["stop"] = (*params.get("stop", ()), *stop)
+    try:
+        return SamplingParams(**params)
+    except InvalidArgumentError as error:
+        raise bad_request(str(error), param="min_tokens") from error
+
+
+async def merged_deltas(prompts: list[Prompt], engine: AsyncEngine) -> AsyncGenerator[tuple[int, Delta], None]:
+    """Runs all prompts at once and yields (choice index, delta) as they come.
+
+    Closing this generator closes the engine's iterators, which gives every prompt's blocks back.
+    """
+    queue: asyncio.Queue[tuple[int, Delta] | asyncio.Task[None]] = asyncio.Queue()
+    tasks = {asyncio.create_task(_pump(index, prompt, engine, queue)) for index, prompt in enumerate(prompts)}
+    for task in tasks:
+        task.add_done_callback(queue.put_nowait)
+    try:
+        running = len(tasks)
+        while running:
+            item = await queue.get()
+            if isinstance(item, asyncio.Task):
+                item.result()
+                running -= 1
+                continue
+            yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(index: int, prompt: Prompt, engine: AsyncEngine, queue: asyncio.Queue[Any]) -> None:
+    generator = cast("AsyncGenerator[Delta, None]", engine.generate(prompt.token_ids, prompt.params))
+    async with aclosing(generator) as deltas:
+        async for delta in deltas:
+            queue.put_nowait((index, delta))
+
+
+class Tally:
+    """What came so far: each choice's text and end, and the tokens for `usage`."""
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self._texts: list[list[str]] = [[] for _ in prompts]
+        self._finish_reasons: list[FinishReason | None] = [None for _ in prompts]
+        self._prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        self._completion_tokens = 0
+        self._started = False
+
+    def add(self, index: int, delta: Delta) -> None:
+        """Takes one delta of one choice."""
+        self._started = True
+        self._completion_tokens += len(delta.token_ids)
+        self._texts[index].append(delta.text)
+        if delta.finish_reason is not None:
+            self._finish_reasons[index] = delta.finish_reason
+
+    def choices(self) -> Iterator[tuple[int, str, FinishReason]]:
+        """Index, text and reason of each choice, all of them ended."""
+        for index, (texts, finish_reason) in enumerate(zip(self._texts, self._finish_reasons, strict=True)):
+            if finish_reason is None:
+                raise InternalError(f"choice {index} came to its end without a finish reason; please report it")
+            yield index, "".join(texts), finish_reason
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens so far; a request that was refused took none."""
+        prompt_tokens = self._prompt_tokens if self._started else 0
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            total_tokens=prompt_tokens + self._completion_tokens,
+        )

@@ -1,0 +1,115 @@
+"""A server in a process of its own, for demos and tests: start it, ask it, stop it."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from llm.config import validated
+from llm.errors import ServerError
+from llm.serving.config import ServerConfig
+from llm.serving.server import bind, url_of
+
+CONFIG_VARIABLE = "LLM_SERVER_CONFIG"
+
+_POLL_S = 0.05
+_PROBE_TIMEOUT_S = 5.0
+_KILL_AFTER_S = 10.0
+_SHOWN_LOG_CHARS = 2000
+
+# A proxy set in the environment would look for 127.0.0.1 on its own machine.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class ServerHandle:
+    """Runs `python -m llm.serving` as a child; as a context manager it is ready on entry and stopped on exit.
+
+    The port is bound here and inherited by the child, so its number is known at once and nobody can take it meanwhile.
+    Keys go to the child by its environment, never by its command line, which every user of the machine can read.
+
+    Raises:
+        ConfigError: A setting is out of range.
+        ServerError: The port is taken.
+    """
+
+    def __init__(self, path: str | Path, config: ServerConfig | None = None) -> None:
+        self._config = validated(config or ServerConfig(port=0))
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        with bind(self._config.host, self._config.port) as listener:
+            self.url = url_of(listener)
+            descriptor = listener.fileno()
+            command = [sys.executable, "-m", "llm.serving", str(path), "--fd", str(descriptor)]
+            environment = os.environ | {CONFIG_VARIABLE: msgspec.json.encode(self._config).decode()}
+            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                command, env=environment, pass_fds=(descriptor,), stdout=self._log, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def base_url(self) -> str:
+        """What OpenAI's clients take as `base_url`."""
+        return f"{self.url}/v1"
+
+    def wait_until_ready(self, timeout_s: float = 120.0) -> Self:
+        """Waits until `/health` says the model answers.
+
+        Raises:
+            ServerError: The server ended, or isn't ready in time; with the end of its log.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._is_healthy():
+            if self._exit_code(_POLL_S) is not None:
+                raise ServerError(f"the server ended with exit code {self.process.returncode}:\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise ServerError(f"the server isn't ready after {timeout_s:g} s:\n{self.log_tail()}")
+        return self
+
+    def terminate(self) -> int:
+        """Asks the server to stop, waits for it, and returns its exit code."""
+        self.process.terminate()
+        if self._exit_code(self._config.grace_s + _KILL_AFTER_S) is None:
+            self.process.kill()
+        return self.process.wait()
+
+    def log_tail(self) -> str:
+        """The end of what the server wrote."""
+        size = os.fstat(self._log.fileno()).st_size
+        offset = max(0, size - _SHOWN_LOG_CHARS)
+        return os.pread(self._log.fileno(), _SHOWN_LOG_CHARS, offset).decode(errors="replace")
+
+    def _exit_code(self, timeout_s: float) -> int | None:
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _is_healthy(self) -> bool:
+        try:
+            with _opener.open(f"{self.url}/health", timeout=_PROBE_TIMEOUT_S) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def close(self) -> None:
+        """Stops the server and forgets its log."""
+        self.terminate()
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,150 @@
+"""One HTTP exchange over raw ASGI: read the request, send one answer, notice a client that goes away."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any
+
+import msgspec
+
+from llm.serving import sse
+from llm.serving.errors import APIError, ErrorResponse, body_too_large, unavailable
+from llm.serving.protocol import Usage, encoder
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; only logs and metrics see it
+
+# Reading on past the limit lets a client finish writing and then read our 413, instead of a reset connection.
+_DISCARDED_PER_LIMIT = 4
+
+
+class ClientDisconnectedError(Exception):
+    """The client went away before its answer was complete."""
+
+
+class Exchange:
+    """A request and the one answer it gets."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.shown_path = _shown_path(scope)
+        self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        self.request_id = f"req_{uuid.uuid4().hex}"
+        self.response_headers: list[Header] = [(b"x-request-id", self.request_id.encode())]
+        self.started_at = time.perf_counter()
+        self.status: int | None = None
+        self.finished = False
+        self.usage: Usage | None = None
+
+    async def body(self, limit_bytes: int) -> bytes:
+        """Reads the whole body.
+
+        Raises:
+            APIError: 413, it is larger than the limit.
+            ClientDisconnectedError: It never came to its end.
+        """
+        chunks: list[bytes] = []
+        size_bytes = 0
+        more = True
+        while more and size_bytes <= limit_bytes * _DISCARDED_PER_LIMIT:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnectedError
+            size_bytes += len(message.get("body", b""))
+            if size_bytes <= limit_bytes:
+                chunks.append(message.get("body", b""))
+            more = message.get("more_body", False)
+        if size_bytes > limit_bytes:
+            raise body_too_large(limit_bytes)
+        return b"".join(chunks)
+
+    async def send_json(self, payload: msgspec.Struct, *, status: int = 200, headers: tuple[Header, ...] = ()) -> None:
+        """Sends a whole answer as JSON."""
+        await self.send_bytes(encoder.encode(payload), b"application/json", status=status, headers=headers)
+
+    async def send_bytes(
+        self, body: bytes, content_type: bytes | None, *, status: int = 200, headers: tuple[Header, ...] = ()
+    ) -> None:
+        """Sends a whole answer; to HEAD its headers only."""
+        described = [*headers, *self.response_headers]
+        if content_type is not None:
+            described += [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+        await self._start(status, described)
+        await self._finish(b"" if self.method == "HEAD" else body)
+
+    async def send_error(self, error: APIError) -> None:
+        """Sends an error as a response, or as the last event where a stream has begun."""
+        payload = ErrorResponse(error=error.body)
+        if self.finished:
+            return
+        if self.status is None:
+            await self.send_json(payload, status=error.status, headers=error.headers)
+            return
+        await self._finish(sse.event(payload))
+
+    async def start_stream(self) -> None:
+        """Sends status and headers of a stream of events; from here on no error can have a status of its own."""
+        await self._start(200, [*sse.HEADERS, *self.response_headers])
+
+    async def send_event(self, payload: msgspec.Struct) -> None:
+        """Sends one event; waits while the client reads slower than we write."""
+        await self._send({"type": "http.response.body", "body": sse.event(payload), "more_body": True})
+
+    async def finish_stream(self) -> None:
+        """Sends `[DONE]` and ends the answer."""
+        await self._finish(sse.DONE)
+
+    async def unless_abandoned(self, work: Coroutine[Any, Any, None], stopping: asyncio.Event) -> None:
+        """Runs `work`, but cancels it when the client goes away or the server has to stop.
+
+        Raises:
+            ClientDisconnectedError: The client closed its connection.
+            APIError: 503, the server stopped first.
+        """
+        task = asyncio.create_task(work)
+        gone = asyncio.create_task(self._disconnected())
+        stopped = asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait({task, gone, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done() or self.finished:
+                await task
+                return
+            if gone.done():
+                raise ClientDisconnectedError
+            raise unavailable("The server is stopping and had to end this request", "server_stopping")
+        finally:
+            await _cancel(task, gone, stopped)
+
+    async def _start(self, status: int, headers: list[Header]) -> None:
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _finish(self, body: bytes) -> None:
+        self.finished = True
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    """Cancels what still runs and waits until it is gone, so that nothing of a request outlives it."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _shown_path(scope: Scope) -> str:
+    """The path as it came, percent-encoded: a decoded newline would forge a line of the log."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode("unicode_escape")
+    return raw.decode("latin-1")[:200]

@@ -1,0 +1,220 @@
+"""Bytes of a request → a typed request, or an `APIError` that says what, got, allowed.
+
+A parameter of OpenAI's falls in one of three kinds. Fields of the request types are honoured. `NEUTRAL` names those
+that aren't, with the values that leave the answer as it is: any other value is a 400 rather than a wrong answer in
+silence. `WITHOUT_EFFECT` may hold anything. Keys that OpenAI doesn't know are logged once and ignored.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from llm.serving.errors import APIError, bad_request, unsupported
+from llm.serving.protocol import MAX_PROMPTS, ChatCompletionRequest, CompletionRequest, GenerationRequest
+
+logger = logging.getLogger(__name__)
+
+RequestT = TypeVar("RequestT", bound=GenerationRequest)
+
+_TEXT_FORMAT = {"type": "text"}
+
+_NEUTRAL_ALWAYS: dict[str, tuple[object, ...]] = {
+    "n": (None, 1),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "store": (None, False),
+}
+
+NEUTRAL: dict[type[GenerationRequest], dict[str, tuple[object, ...]]] = {
+    ChatCompletionRequest: _NEUTRAL_ALWAYS
+    | {
+        "audio": (None,),
+        "function_call": (None, "none", "auto"),
+        "functions": (None, []),
+        "modalities": (None, ["text"]),
+        "reasoning_effort": (None, "none"),
+        "response_format": (None, _TEXT_FORMAT),
+        "tool_choice": (None, "none", "auto"),
+        "tools": (None, []),
+        "top_logprobs": (None, 0),
+        "verbosity": (None, "medium"),
+        "web_search_options": (None,),
+    },
+    CompletionRequest: _NEUTRAL_ALWAYS
+    | {
+        "best_of": (None, 1),
+        "echo": (None, False),
+        "suffix": (None, ""),
+    },
+}
+
+WITHOUT_EFFECT = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "user",
+    }
+)
+
+# A turn that called a tool can't be shown to the model yet; clients do send these keys back empty.
+NEUTRAL_IN_MESSAGE: dict[str, tuple[object, ...]] = {
+    "tool_calls": (None, []),
+    "tool_call_id": (None,),
+    "function_call": (None,),
+    "audio": (None,),
+    "refusal": (None,),
+}
+UNSUPPORTED_ROLES = ("tool", "function")
+
+_SHOWN_CHARS = 80
+_LOCATION = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
+_PATH_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+
+
+class UnknownKeys:
+    """Logs each key that no one knows once, and never more than `limit` of them: the client chooses the keys."""
+
+    def __init__(self, limit: int = 1000) -> None:
+        self._seen: set[str] = set()
+        self._limit = limit
+
+    def log_once(self, keys: Iterable[str]) -> None:
+        """Logs the keys not seen before."""
+        for key in keys:
+            if key in self._seen or len(self._seen) >= self._limit:
+                continue
+            self._seen.add(key)
+            logger.warning("unknown request key %r is ignored", key[:_SHOWN_CHARS])
+
+
+def parse_request(body: bytes, request_type: type[RequestT], unknown_keys: UnknownKeys) -> RequestT:
+    """Reads a request's body.
+
+    Raises:
+        APIError: 400, naming the parameter at fault where there is one.
+    """
+    raw = _parse_object(body)
+    _check_messages(raw.get("messages"))
+    _check_neutral(raw, NEUTRAL[request_type])
+    request = _convert(raw, request_type)
+    _check_combinations(request)
+    known = WITHOUT_EFFECT.union(request_type.__struct_fields__, NEUTRAL[request_type])
+    unknown_keys.log_once(key for key in raw if key not in known)
+    return request
+
+
+def _parse_object(body: bytes) -> dict[str, Any]:
+    try:
+        raw = msgspec.json.decode(body)
+    except UnicodeDecodeError as error:
+        raise bad_request(f"The request body is not UTF-8: byte {error.start} can't be decoded") from error
+    except RecursionError as error:
+        raise bad_request("The request body is nested too deeply") from error
+    except msgspec.DecodeError as error:
+        raise bad_request(f"The request body is not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise bad_request(f"The request body must be a JSON object, got {_shown(raw)}")
+    return raw
+
+
+def _check_messages(messages: object) -> None:
+    """Names what a conversation holds that isn't honoured; its types are checked later, with all others."""
+    if not isinstance(messages, list):
+        return
+    for position, message in enumerate(messages):
+        if not isinstance(message, dict):
+            continue
+        where = f"messages[{position}]"
+        if message.get("role") in UNSUPPORTED_ROLES:
+            raise unsupported(
+                f"`{where}.role` {_shown(message['role'])} is not supported: no tools yet", f"{where}.role"
+            )
+        _check_neutral(message, NEUTRAL_IN_MESSAGE, prefix=f"{where}.")
+
+
+def _check_neutral(raw: Mapping[str, object], neutral: Mapping[str, tuple[object, ...]], prefix: str = "") -> None:
+    for name, allowed in neutral.items():
+        value = raw.get(name)
+        if any(_same_json(value, choice) for choice in allowed):
+            continue
+        values = ", ".join(_shown(choice) for choice in allowed)
+        message = f"`{prefix}{name}` is not supported with this value: got {_shown(value)}, allowed: {values}"
+        raise unsupported(message, f"{prefix}{name}")
+
+
+def _same_json(left: object, right: object) -> bool:
+    """Equality that keeps `1`, `1.0` and `true` apart, as JSON does and Python doesn't."""
+    return type(left) is type(right) and left == right
+
+
+def _convert(raw: dict[str, Any], request_type: type[RequestT]) -> RequestT:
+    try:
+        return msgspec.convert(raw, request_type)
+    except msgspec.ValidationError as error:
+        raise _type_error(str(error), raw) from error
+
+
+def _type_error(text: str, raw: dict[str, Any]) -> APIError:
+    """Turns msgspec's words into ours, which also show the value."""
+    match = _LOCATION.match(text)
+    problem, path = (match["problem"], match["path"] or "") if match else (text, "")
+    missing = re.search(r"missing required field `(\w+)`", problem)
+    if missing:
+        param = f"{path}.{missing[1]}" if path else missing[1]
+        return bad_request(f"`{param}` is required", param=param, code="missing_required_parameter")
+    message = f"`{path}` is invalid: {problem[:1].lower()}{problem[1:]}"
+    if ", got " not in problem:
+        message += f", got {_shown(_value_at(raw, path))}"
+    return bad_request(message, param=path or None)
+
+
+def _value_at(raw: object, path: str) -> object:
+    """The value a path such as `messages[0].role` points at; None where it leads nowhere."""
+    value = raw
+    for key, index in _PATH_STEP.findall(path):
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and index:
+            value = value[int(index)]
+    return value
+
+
+def _shown(value: object) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False)  # msgspec's encoder refuses integers past 64 bits
+    except RecursionError:
+        return "a deeply nested value"
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
+
+
+def _check_combinations(request: GenerationRequest) -> None:
+    if request.stream_options is not None and not request.stream:
+        raise bad_request("`stream_options` is only allowed when `stream` is true", param="stream_options")
+    match request:
+        case ChatCompletionRequest(max_tokens=int(old), max_completion_tokens=int(new)) if old != new:
+            message = (
+                f"`max_tokens` ({old}) and `max_completion_tokens` ({new}) contradict each other: give one of them"
+            )
+            raise bad_request(message, param="max_tokens")
+        case CompletionRequest(prompt=list(prompts)):
+            _check_prompts(prompts)
+        case _:
+            return
+
+
+def _check_prompts(prompts: list[Any]) -> None:
+    """A list is one prompt of token ids, or several prompts of one kind."""
+    kinds = {type(prompt) for prompt in prompts}
+    if len(kinds) > 1:
+        raise bad_request("`prompt` must be all strings, all token ids or all lists of token ids", param="prompt")
+    if kinds != {int} and len(prompts) > MAX_PROMPTS:
+        raise bad_request(f"`prompt` must hold at most {MAX_PROMPTS} prompts, got {len(prompts)}", param="prompt")

@@ -1,0 +1,22 @@
+"""Server-sent events as OpenAI frames them: `data: JSON`, a blank line, and `[DONE]` as the last event.
+
+Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+import msgspec
+
+from llm.serving.protocol import encoder
+
+DONE = b"data: [DONE]\n\n"
+
+# `no-cache` and `X-Accel-Buffering` keep proxies from holding back what should arrive token by token.
+HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+def event(payload: msgspec.Struct) -> bytes:
+    """One event; JSON escapes every newline, so a payload can't break the framing."""
+    return b"data: " + encoder.encode(payload) + b"\n\n"

@@ -1,0 +1,1 @@
+"""Tests across floors, on real ports and processes."""

@@ -1,0 +1,57 @@
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm.serving import sse
+from llm.serving.answers import ChatAnswer, TextAnswer
+from llm.serving.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest, Usage
+
+USAGE = Usage(prompt_tokens=2, completion_tokens=3, total_tokens=5)
+
+
+def chat(**fields):
+    return ChatAnswer(ChatCompletionRequest(model="m", messages=[ChatMessage(role="user", content="x")], **fields))
+
+
+def payload(event):
+    assert event.startswith(b"data: ")
+    assert event.endswith(b"\n\n")
+    assert event.count(b"\n") == 2
+    return msgspec.json.decode(event[len(b"data: ") :])
+
+
+@given(st.text())
+def test_event_carries_any_text_on_one_line(text):
+    assert payload(sse.event(TextAnswer(CompletionRequest(model="m", prompt="x")).chunk(0, text)))["choices"] == [
+        {"index": 0, "text": text, "finish_reason": None, "logprobs": None}
+    ]
+
+
+def test_done_is_openais_last_event():
+    assert sse.DONE == b"data: [DONE]\n\n"
+
+
+def test_chat_chunks_have_openais_shape():
+    answer = chat()
+    opening = payload(sse.event(answer.opening(0)))
+    assert opening["object"] == "chat.completion.chunk"
+    assert opening["choices"] == [
+        {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None, "logprobs": None}
+    ]
+    assert "usage" not in opening
+    assert payload(sse.event(answer.chunk(0, "hi")))["choices"][0]["delta"] == {"content": "hi"}
+    closing = payload(sse.event(answer.chunk(0, "", "length")))
+    assert closing["choices"] == [{"index": 0, "delta": {}, "finish_reason": "length", "logprobs": None}]
+    assert opening["id"] == closing["id"]
+
+
+def test_usage_is_null_until_the_last_chunk_once_it_is_asked_for():
+    assert "usage" not in payload(sse.event(chat(stream=True).chunk(0, "x")))
+    request = msgspec.convert(
+        {"model": "m", "prompt": "x", "stream": True, "stream_options": {"include_usage": True}}, CompletionRequest
+    )
+    answer = TextAnswer(request)
+    assert payload(sse.event(answer.chunk(0, "x")))["usage"] is None
+    last = payload(sse.event(answer.usage_chunk(USAGE)))
+    assert last["choices"] == []
+    assert last["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
