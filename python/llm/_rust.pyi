@@ -1,13 +1,23 @@
 """The Rust core's binding. The one stub: signatures, errors and cost."""
 
-from collections.abc import Sequence
-from typing import Self, final
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Self, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "BPETrainer",
+    "EngineCore",
+    "RequestParams",
+    "SampledTokens",
+    "StepOutputs",
+    "StepPlan",
+    "Tokenizer",
+    "__version__",
+    "philox_uniform",
+    "sample",
+]
 __version__: str
 
 # --- sampling and engine -----------------------------------------------------------------------------------------
@@ -178,6 +188,8 @@ class EngineCore:
 
         Raises:
             InternalError: Naming what disagrees.
+        """
+
 # ---- tokenizer ----
 
 @final
@@ -203,8 +215,8 @@ class Tokenizer:
 
         Raises:
             InvalidArgumentError: Unknown pattern.
-            TokenizerError: The first 256 are not the bytes, a token is not two of lower rank, or a special token's id or
-                text is taken.
+            TokenizerError: The first 256 are not the bytes, a token is not two of lower rank, or a special token's id
+                or text is taken.
         """
 
     def to_json(self) -> str:

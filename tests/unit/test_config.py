@@ -62,7 +62,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path) -> None:
         load_run_config(tmp_path / "none.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("[training\n")
-    with pytest.raises(ConfigError, match="broken.toml is not valid TOML"):
+    with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
         load_run_config(broken)
 
 

@@ -1,0 +1,232 @@
+"""Checkpoints and runs on disk: what every stage takes and returns.
+
+A *checkpoint* is a directory with `config.json`, `model.safetensors`, `tokenizer.json` and `tokenizer_config.json` in
+Hugging Face's layout. A *run* holds checkpoints under `checkpoints/step_00000500/`; whatever takes a checkpoint also
+takes a run and uses its newest complete one.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llm.config import ModelConfig, from_builtins
+from llm.errors import CheckpointError
+from llm.models import DecoderModel, RegressionModel
+from llm.models.hf import config_from_hf, config_to_hf, weights_from_hf, weights_to_hf
+from llm.tokenization import BaseTokenizer
+
+COMPLETE = "COMPLETE"
+CHECKPOINTS = "checkpoints"
+LATEST = "latest"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_GENERATION_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """The checkpoint directory that `path` means: itself, or the newest complete one of a run.
+
+    Raises:
+        CheckpointError: Nothing there, or a run without a complete checkpoint.
+    """
+    directory = Path(path)
+    if (directory / "config.json").is_file():
+        return directory
+    if not directory.is_dir():
+        raise CheckpointError(f"no checkpoint at {str(path)!r}\nhint: pass a directory with a config.json, or a run")
+    newest = newest_checkpoint(directory)
+    if newest is None:
+        raise CheckpointError(
+            f"{str(path)!r} holds neither a config.json nor a complete checkpoint under {CHECKPOINTS}/\n"
+            "hint: pass a checkpoint or run directory, as made by `llm train --out DIR`"
+        )
+    return newest
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The complete checkpoint of `run` with the most steps, or `None`."""
+    complete = [entry for entry in (run / CHECKPOINTS).glob("step_*") if (entry / COMPLETE).is_file()]
+    return max(complete, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step a run's checkpoint was taken after; -1 for another name."""
+    match = re.fullmatch(r"step_(\d+)", checkpoint.name)
+    return int(match.group(1)) if match else -1
+
+
+@contextlib.contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Gives a temporary directory that becomes `target` in one rename, or not at all.
+
+    Every file is synced, the marker `COMPLETE` is written last, then the directory is renamed; a crash at any point
+    leaves the old `target` or a `.tmp-…` directory that nobody reads.
+    """
+    temporary = target.parent / f".tmp-{target.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            _sync(file)
+        (temporary / COMPLETE).write_text("")
+        _sync(temporary / COMPLETE)
+        _sync(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Replaces `file` in one step: readers see the old content or the new, never a part."""
+    temporary = file.with_name(f".tmp-{file.name}")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    _sync(temporary)
+    temporary.replace(file)
+    _sync(file.parent)
+
+
+def write_model(
+    directory: Path,
+    model: nn.Module,
+    tokenizer: BaseTokenizer | None,
+    generation_defaults: Mapping[str, float] | None = None,
+) -> None:
+    """Writes weights, config and tokenizer into `directory` (use `atomic_directory` around it).
+
+    Args:
+        directory: Exists already.
+        model: A `DecoderModel` or `RegressionModel`; saved in its own dtype.
+        tokenizer: Saved beside a decoder, so that what was trained is what is served.
+        generation_defaults: Sampling values for requests that name none.
+    """
+    state = model.state_dict()
+    config = model.config
+    if isinstance(model, DecoderModel):
+        values = config_to_hf(model.config)
+        state = weights_to_hf(state, model.config)
+    else:
+        values = {"architectures": ["RegressionModel"], "model_type": "llm_oxide", **msgspec.to_builtins(config)}
+    values["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    save_tensors(directory / "model.safetensors", state)
+    if tokenizer is not None:
+        ids = _special_ids(tokenizer)
+        values |= ids
+        _write_json(directory / "generation_config.json", {"do_sample": True, **ids, **(generation_defaults or {})})
+        tokenizer.save(directory)
+    _write_json(directory / "config.json", values)
+
+
+def load_model(
+    path: str | os.PathLike[str], dtype: str = "auto", device: str | torch.device = "cpu"
+) -> DecoderModel | RegressionModel:
+    """Builds the model of a checkpoint or run, in eval mode.
+
+    Args:
+        path: A checkpoint or run directory.
+        dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
+        device: Where the weights go.
+
+    Raises:
+        CheckpointError: Missing, torn or contradictory files, an unknown architecture or dtype.
+    """
+    directory = resolve(path)
+    values = read_json(directory / "config.json")
+    tensors = load_tensors(directory / "model.safetensors")
+    model: DecoderModel | RegressionModel
+    if values.get("architectures") == ["RegressionModel"]:
+        known = {field.name for field in msgspec.structs.fields(ModelConfig)}
+        model = RegressionModel(from_builtins({k: v for k, v in values.items() if k in known}, ModelConfig))
+        model.load_state_dict(tensors)
+    else:
+        config = config_from_hf(values)
+        model = DecoderModel(config)
+        model.load_state_dict(weights_from_hf(tensors, config))
+    return model.to(device=device, dtype=_dtype(dtype, values)).eval()
+
+
+def generation_defaults(path: str | os.PathLike[str]) -> dict[str, float]:
+    """The sampling values a checkpoint asks for where a request is silent."""
+    file = resolve(path) / "generation_config.json"
+    values = read_json(file) if file.is_file() else {}
+    return {key: values[key] for key in _GENERATION_DEFAULTS if values.get(key) is not None}
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors, each with its own memory, as safetensors."""
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, file)
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file.
+
+    Raises:
+        CheckpointError: Missing, truncated or not safetensors.
+    """
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing\nhint: copy the whole checkpoint directory") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is truncated or not a safetensors file ({file.stat().st_size} bytes): {error}\n"
+            "hint: copy the checkpoint again, or use an older one of the run"
+        ) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        CheckpointError: Missing, or not a JSON object.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing\nhint: copy the whole checkpoint directory") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, got a {type(values).__name__}")
+    return values
+
+
+def _special_ids(tokenizer: BaseTokenizer) -> dict[str, Any]:
+    eos = list(tokenizer.eos_ids)
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": eos if len(eos) > 1 else next(iter(eos), None),
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def _dtype(name: str, values: Mapping[str, Any]) -> torch.dtype:
+    wanted = values.get("dtype") or values.get("torch_dtype") or "float32" if name == "auto" else name
+    if wanted not in DTYPES:
+        raise CheckpointError(f"`dtype` must be one of auto, {', '.join(DTYPES)}, got {wanted!r}")
+    return DTYPES[wanted]
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
