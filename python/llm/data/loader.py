@@ -1,0 +1,59 @@
+"""The order of samples: shuffled each epoch, resumable from two integers, sharded without changing the batch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm.data.base import Dataset
+from llm.data.batch import Batch
+from llm.errors import DataError
+
+
+class BatchLoader:
+    """Finds the samples of any optimizer step in O(1), so that resuming skips nothing one by one.
+
+    The samples of a step depend on the seed and the step alone. `world_size` processes and `accumulation` passes cut
+    the same batch into parts, so they see together what one process sees alone.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, parts: int = 1) -> None:
+        if batch_size % parts:
+            raise DataError(
+                f"`training.batch_size` must be a multiple of devices × gradient_accumulation_steps ({parts}), "
+                f"got {batch_size}"
+            )
+        if len(dataset) < batch_size:
+            raise DataError(
+                f"the training data has {len(dataset)} samples, fewer than one batch of {batch_size}\n"
+                "hint: add data, or lower `training.batch_size` or `data.context_length`"
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.parts = parts
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass; the rest of an epoch's shuffle is left out."""
+        return len(self.dataset) // self.batch_size
+
+    def part(self, step: int, idx: int) -> Batch:
+        """Part `idx` of the `parts` of the batch of `step` (from 0)."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch_size + idx * (self.batch_size // self.parts)
+        return self.dataset.batch(self._epoch_order(epoch)[start : start + self.batch_size // self.parts])
+
+    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        if self._order is None or self._order[0] != epoch:
+            generator = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)))
+            self._order = (epoch, generator.permutation(len(self.dataset)))
+        return self._order[1]
+
+
+def in_order(dataset: Dataset, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    """Every sample once, in batches; with several processes each takes every `world_size`-th batch."""
+    for number, start in enumerate(range(0, len(dataset), batch_size)):
+        if number % world_size == rank:
+            yield dataset.batch(np.arange(start, min(start + batch_size, len(dataset))))

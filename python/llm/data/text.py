@@ -1,0 +1,146 @@
+"""Text files as training samples."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llm.data.base import BaseDataModule, Dataset
+from llm.data.batch import Batch, TokenBatch
+from llm.data.shards import open_shard, write_shard
+from llm.errors import DataError
+from llm.tokenization import BaseTokenizer
+from llm.tokenization.corpus import corpus_files, read_corpus_file
+
+_PIECE_CHARS = 1 << 20
+_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
+
+
+def read_documents(paths: Sequence[str]) -> list[str]:
+    """The text of each file that `paths` mean (see `llm.tokenization.corpus.corpus_files`).
+
+    Raises:
+        DataError: No file, a file that is not UTF-8, or only empty files.
+    """
+    if not paths:
+        raise DataError("no training text was named\nhint: pass `--data PATH` (a file, a directory or a pattern)")
+    documents = [read_corpus_file(file) for file in corpus_files(paths)]
+    if not any(document.strip() for document in documents):
+        raise DataError(f"the corpus is empty: {len(documents)} file(s) without text in {', '.join(paths)}")
+    return [document for document in documents if document]
+
+
+def split_documents(documents: Sequence[str], validation_fraction: float) -> tuple[list[str], list[str]]:
+    """Cuts the concatenated documents into a first and a last part by bytes, at a code point's border."""
+    sizes = [len(document.encode()) for document in documents]
+    border = sum(sizes) - round(sum(sizes) * validation_fraction)
+    train, validation = [], []
+    start = 0
+    for document, size in zip(documents, sizes, strict=True):
+        cut = len(document.encode()[: max(0, border - start)].decode(errors="ignore"))
+        train += [document[:cut]] if cut else []
+        validation += [document[cut:]] if cut < len(document) else []
+        start += size
+    return train, validation
+
+
+class TokenWindows(Dataset):
+    """Consecutive windows of `context_length` tokens; every token but the first is predicted exactly once."""
+
+    def __init__(
+        self, token_ids: NDArray[np.uint16] | NDArray[np.uint32], context_length: int, keep_rest: bool
+    ) -> None:
+        self.token_ids = token_ids
+        self.context_length = context_length
+        predicted = max(0, len(token_ids) - 1)
+        self.num_windows = -(-predicted // context_length) if keep_rest else predicted // context_length
+
+    def __len__(self) -> int:
+        return self.num_windows
+
+    def batch(self, indices: NDArray[np.int64]) -> TokenBatch:
+        """The windows at `indices`; the last window of all may be shorter."""
+        starts = [int(idx) * self.context_length for idx in indices]
+        windows = [self.token_ids[start : start + self.context_length + 1].astype(np.int64) for start in starts]
+        return TokenBatch(
+            token_ids=torch.from_numpy(np.concatenate([window[:-1] for window in windows])),
+            labels=torch.from_numpy(np.concatenate([window[1:] for window in windows])),
+            lengths=tuple(len(window) - 1 for window in windows),
+        )
+
+
+class Limited(Dataset):
+    """The first `num_samples` of another dataset."""
+
+    def __init__(self, dataset: Dataset, num_samples: int) -> None:
+        self.dataset = dataset
+        self.num_samples = num_samples
+
+    def __len__(self) -> int:
+        return min(self.num_samples, len(self.dataset))
+
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        """The samples at `indices`."""
+        return self.dataset.batch(indices)
+
+
+def encode_documents(documents: Iterable[str], tokenizer: BaseTokenizer) -> Iterator[NDArray[np.uint32]]:
+    """Ids of each document, long ones in pieces, then the end-of-text token where the tokenizer has one."""
+    end = np.array(tokenizer.eos_ids[:1], dtype=np.uint32)
+    for document in documents:
+        for start, stop in pairwise(_piece_borders(document)):
+            yield tokenizer.encode_to_numpy(document[start:stop])
+        yield end
+
+
+def _piece_borders(document: str) -> list[int]:
+    """Borders about `_PIECE_CHARS` apart, where no pattern of pre-tokenisation can join what they part."""
+    borders = [0]
+    while match := _LINE_END.search(document, borders[-1] + _PIECE_CHARS):
+        borders.append(match.end())
+    return [*borders, len(document)]
+
+
+class TextDataModule(BaseDataModule):
+    """Text files, tokenized once into memory-mapped shards under `directory`.
+
+    Args:
+        directory: Holds `train.bin` and `validation.bin`; made by `prepare`.
+        context_length: Tokens a sample.
+        num_samples: Train on the first ones only; `None`: on all.
+    """
+
+    def __init__(self, directory: Path, context_length: int, num_samples: int | None = None) -> None:
+        self.directory = directory
+        self.context_length = context_length
+        self.num_samples = num_samples
+
+    @staticmethod
+    def prepare(directory: Path, train: Sequence[str], validation: Sequence[str], tokenizer: BaseTokenizer) -> None:
+        """Tokenizes both parts into `directory`."""
+        for name, documents in (("train", train), ("validation", validation)):
+            write_shard(directory / f"{name}.bin", encode_documents(documents, tokenizer), tokenizer.vocab_size)
+
+    def train_dataset(self) -> Dataset:
+        """Windows of the training part.
+
+        Raises:
+            DataError: The text is shorter than one sample.
+        """
+        token_ids = open_shard(self.directory / "train.bin")
+        windows = TokenWindows(token_ids, self.context_length, keep_rest=False)
+        if not len(windows):
+            raise DataError(
+                f"the training text has {len(token_ids)} tokens, one sample needs {self.context_length + 1}\n"
+                "hint: add text or lower `data.context_length`"
+            )
+        return windows if self.num_samples is None else Limited(windows, self.num_samples)
+
+    def validation_dataset(self) -> Dataset | None:
+        """Windows of the held-out part, its rest included."""
+        windows = TokenWindows(open_shard(self.directory / "validation.bin"), self.context_length, keep_rest=True)
+        return windows if len(windows) else None
