@@ -1,1 +1,25 @@
-"""training."""
+"""Training: one loop, its tasks and its run directory."""
+
+from llm.training.callbacks import Callback, JsonlLogger, LossPlot, ProgressBar
+from llm.training.engine import TrainingEngine
+from llm.training.launch import launch, read_run_config, resume
+from llm.training.metrics import FitStart, StepMetrics
+from llm.training.run import RunDirectory
+from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
+
+__all__ = [
+    "Callback",
+    "FitStart",
+    "JsonlLogger",
+    "LanguageModelingTask",
+    "LossPlot",
+    "ProgressBar",
+    "RegressionTask",
+    "RunDirectory",
+    "StepMetrics",
+    "Task",
+    "TrainingEngine",
+    "launch",
+    "read_run_config",
+    "resume",
+]

@@ -1,0 +1,80 @@
+"""Processes of one training run; `torchrun` starts them."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from llm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """This process's place among all of a run, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @classmethod
+    def start(cls, device: str) -> "Distributed":
+        """Joins the group that `torchrun` describes in the environment, if it does.
+
+        Args:
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+        Raises:
+            ConfigError: The device is unknown or not there.
+        """
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")), world_size)
+        if world_size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        return cls(int(os.environ.get("RANK", "0")), world_size, chosen)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with gradients averaged over processes, where there are several."""
+        if self.world_size == 1:
+            return model
+        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over all processes."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(value) for value in tensor]
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def stop(self) -> None:
+        """Leaves the group."""
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int, world_size: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"`training.device` must be auto, cpu or cuda[:N], got {name!r}") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"`training.device` is {name!r}, but PyTorch sees no CUDA device\nhint: use `auto`")
+        device = torch.device("cuda", local_rank if world_size > 1 else device.index or 0)
+        torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,249 @@
+"""The only training loop."""
+
+import contextlib
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from llm.checkpoint import atomic_directory, step_of, write_model
+from llm.config import RunConfig
+from llm.data import BaseDataModule, BatchLoader, in_order
+from llm.errors import TrainingError
+from llm.tokenization import BaseTokenizer
+from llm.training.callbacks import Callback
+from llm.training.distributed import Distributed
+from llm.training.metrics import FitStart, StepMetrics
+from llm.training.optim import build_optimizer, clip_gradients
+from llm.training.precision import autocast, autocast_dtype
+from llm.training.run import RunDirectory
+from llm.training.schedules import warmup_cosine
+from llm.training.signals import StopRequest
+from llm.training.state import load_training_state, write_training_state
+from llm.training.tasks import Task
+
+
+class TrainingEngine:
+    """Trains a task's model on a data module's samples into a run directory.
+
+    A resumed run equals the uninterrupted one bit for bit, on the same machine with as many threads and processes:
+    the samples, the learning rate and the random numbers of a step depend on the seed and the step alone.
+
+    Args:
+        config: All settings; `config.training` is what this loop reads.
+        task: Model and loss.
+        data: Samples.
+        run: Where checkpoints go; `run.json` is there already.
+        distributed: This process and its device.
+        tokenizer: Saved into every checkpoint, so that what was trained can be served.
+        callbacks: Called by the main process only.
+        generation_defaults: Sampling values saved for serving.
+
+    Raises:
+        DataError: Fewer samples than a batch, or a batch that doesn't divide over devices and passes.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        data: BaseDataModule,
+        run: RunDirectory,
+        *,
+        distributed: Distributed | None = None,
+        tokenizer: BaseTokenizer | None = None,
+        callbacks: Sequence[Callback] = (),
+        generation_defaults: dict[str, float] | None = None,
+    ) -> None:
+        self.config = config
+        self.task = task
+        self.run = run
+        self.distributed = distributed or Distributed.start(config.training.device)
+        self.tokenizer = tokenizer
+        self.callbacks = tuple(callbacks) if self.distributed.is_main else ()
+        self.generation_defaults = generation_defaults
+        settings, device = config.training, self.distributed.device
+        self.accumulation = settings.gradient_accumulation_steps
+        parts = self.accumulation * self.distributed.world_size
+        self.loader = BatchLoader(data.train_dataset(), settings.batch_size, settings.seed, parts)
+        self.validation = data.validation_dataset()
+        self.total_steps = settings.max_steps or settings.epochs * self.loader.steps_per_epoch
+        self._seed(-1)
+        self.model = task.build_model().to(device)
+        self.wrapped = self.distributed.wrap(self.model)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.dtype = autocast_dtype(settings.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.step = 0
+        self.skipped_steps = 0
+        self._last_validated = -1
+        self._window = (time.perf_counter(), 0.0)
+
+    def fit(self, resume: bool = False) -> Path:
+        """Trains to the last step and returns the newest checkpoint.
+
+        Ctrl-C or SIGTERM finish the step at hand, save a checkpoint and raise `KeyboardInterrupt`.
+
+        Args:
+            resume: Go on from the run's newest complete checkpoint.
+
+        Raises:
+            CheckpointError: The checkpoint to resume from is torn.
+            TrainingError: A loss or gradient is not finite.
+        """
+        if resume:
+            self._restore()
+        self._call_start()
+        try:
+            with StopRequest() as stop:
+                while self.step < self.total_steps and not stop.received:
+                    self._advance()
+                if stop.received and self.distributed.world_size == 1:
+                    self._checkpoint()
+                    raise KeyboardInterrupt
+            self._validate_and_checkpoint(force=True)
+        finally:
+            for callback in self.callbacks:
+                callback.on_fit_end()
+        return self.run.checkpoint_path(self.step)
+
+    def validate(self) -> dict[str, float]:
+        """Loss (and bits per byte, for text) over the whole validation set; empty without one."""
+        if self.validation is None:
+            return {}
+        self.model.eval()
+        sums = [0.0, 0.0, 0.0]
+        per_pass = self.config.training.batch_size // self.loader.parts
+        rank, world_size = self.distributed.rank, self.distributed.world_size
+        with torch.no_grad():
+            for batch in in_order(self.validation, per_pass, rank, world_size):
+                moved = batch.to(self.distributed.device)
+                with autocast(self.distributed.device, self.dtype):
+                    sums[0] += float(self.task.loss_sum(self.model, moved))
+                sums[1] += self.task.count_targets(batch)
+                sums[2] += self.task.count_bytes(batch)
+        self.model.train()
+        return self.task.validation_metrics(*self.distributed.sum(*sums))
+
+    def _advance(self) -> None:
+        """One optimizer step and whatever is due after it."""
+        metrics = self._train_step()
+        should_log = self.step % self.config.training.log_every == 0 or self.step == self.total_steps
+        for callback in self.callbacks:
+            callback.on_step_end(metrics, should_log)
+        if should_log:
+            self._window = (time.perf_counter(), 0.0)
+        self._validate_and_checkpoint(force=False)
+
+    def _train_step(self) -> StepMetrics:
+        self._seed(self.step)
+        learning_rate = warmup_cosine(self.step, self.total_steps, self.config.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss, num_targets = self._accumulate_gradients()
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = clip_gradients(self.model, self.config.optimizer.max_grad_norm)
+        self._check_finite(loss, grad_norm)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.skipped_steps += self.scaler.get_scale() < scale
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        started, targets = self._window
+        self._window = (started, targets + num_targets)
+        speed = self._window[1] / (time.perf_counter() - started)
+        return StepMetrics(self.step, loss, learning_rate, grad_norm, speed, self.skipped_steps)
+
+    def _accumulate_gradients(self) -> tuple[float, float]:
+        """Forward and backward over this process's parts of the batch; the global mean loss and its targets."""
+        first = self.distributed.rank * self.accumulation
+        parts = [self.loader.part(self.step, first + idx) for idx in range(self.accumulation)]
+        [num_targets] = self.distributed.sum(sum(self.task.count_targets(part) for part in parts))
+        if num_targets == 0:
+            raise TrainingError(f"step {self.step + 1}: every label of the batch is masked, there is nothing to learn")
+        total = 0.0
+        for idx, part in enumerate(parts):
+            with self._gradient_sync(last=idx == len(parts) - 1):
+                with autocast(self.distributed.device, self.dtype):
+                    loss = self.task.loss_sum(self.wrapped, part.to(self.distributed.device)) / num_targets
+                # DDP averages over processes; the loss is a share of a global mean, so the sum is wanted.
+                self.scaler.scale(loss * self.distributed.world_size).backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return self.distributed.sum(total)[0], num_targets
+
+    def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[object]:
+        """Gradients travel once a step, in the last accumulation pass."""
+        if isinstance(self.wrapped, DistributedDataParallel) and not last:
+            return self.wrapped.no_sync()
+        return contextlib.nullcontext()
+
+    def _check_finite(self, loss: float, grad_norm: float) -> None:
+        if math.isfinite(loss) and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
+            return
+        epoch, batch = divmod(self.step, self.loader.steps_per_epoch)
+        raise TrainingError(
+            f"step {self.step + 1}, rank {self.distributed.rank}, epoch {epoch + 1}, batch {batch + 1}: "
+            f"the loss is {loss} and the gradient norm {grad_norm}; both must be finite\n"
+            "hint: lower `optimizer.learning_rate`, raise `optimizer.warmup_steps`, or set `training.precision=float32`"
+        )
+
+    def _validate_and_checkpoint(self, force: bool) -> None:
+        settings = self.config.training
+        if self._last_validated != self.step and (force or self.step % settings.validate_every == 0):
+            self._last_validated = self.step
+            metrics = self.validate()
+            for callback in self.callbacks if metrics else ():
+                callback.on_validation_end(self.step, metrics)
+        due = self.step % settings.checkpoint_every == 0 or force
+        if due and self.run.newest() != self.run.checkpoint_path(self.step):
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        path = self.run.checkpoint_path(self.step)
+        if self.distributed.is_main:
+            with atomic_directory(path) as directory:
+                write_model(directory, self.model, self.tokenizer, self.generation_defaults)
+                counters = {"step": self.step, "skipped_steps": self.skipped_steps}
+                write_training_state(directory, self.model, self.optimizer, self.scaler, counters)
+            self.run.publish(path, self.config.training.keep_checkpoints)
+            for callback in self.callbacks:
+                callback.on_checkpoint(self.step, path)
+        self.distributed.barrier()
+
+    def _restore(self) -> None:
+        newest = self.run.newest()
+        if newest is None:  # stopped before its first checkpoint: the first step is where it stands
+            return
+        counters = load_training_state(newest, self.model, self.optimizer, self.scaler)
+        self.step = step_of(newest)
+        self.skipped_steps = counters["skipped_steps"]
+
+    def _call_start(self) -> None:
+        start = FitStart(
+            first_step=self.step,
+            total_steps=self.total_steps,
+            unit=self.task.unit,
+            num_parameters=_count_parameters(self.model),
+            precision=str(self.dtype).removeprefix("torch."),
+            device=str(self.distributed.device),
+        )
+        for callback in self.callbacks:
+            callback.on_fit_start(start)
+        self.model.train()
+        self._window = (time.perf_counter(), 0.0)
+
+    def _seed(self, step: int) -> None:
+        """Makes what a step draws (dropout) depend on seed, step and rank alone; -1 is the weights' own step."""
+        rank = self.distributed.rank if step >= 0 else 0
+        key = np.random.SeedSequence([self.config.training.seed, step + 1, rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(key[0]) >> 1)
+
+
+def _count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

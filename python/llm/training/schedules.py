@@ -1,0 +1,21 @@
+"""Learning rates as pure functions of the step: nothing to save, nothing to step in the wrong order."""
+
+import math
+
+from llm.config import OptimizerConfig
+
+
+def warmup_cosine(step: int, total_steps: int, config: OptimizerConfig) -> float:
+    """Learning rate of optimizer step `step` (from 0): linear warm-up, then half a cosine down to the minimum.
+
+    A warm-up as long as the schedule or longer only warms up.
+
+    Source: Loshchilov and Hutter 2017, «SGDR», equation 5, without restarts.
+    """
+    peak = config.learning_rate
+    lowest = peak * config.min_learning_rate_ratio
+    if step < config.warmup_steps:
+        return peak * (step + 1) / config.warmup_steps
+    decay_steps = max(1, total_steps - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / decay_steps)
+    return lowest + 0.5 * (peak - lowest) * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,106 @@
+"""What is learnt: a model, the sum of its losses, and how many targets they are over."""
+
+import abc
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm.config import ModelConfig
+from llm.data import IGNORED_LABEL, RegressionBatch, TokenBatch
+from llm.models import DecoderModel, ForwardContext, RegressionModel, positions_of
+from llm.tokenization import BaseTokenizer
+
+
+class Task(abc.ABC):
+    """Another dataset and loss for the same loop.
+
+    The loss is a *sum*; the loop divides it by the number of targets in the whole batch, counted before the forward
+    pass over every device and accumulation pass, so neither changes the loss.
+    """
+
+    unit: str
+
+    @abc.abstractmethod
+    def build_model(self) -> nn.Module:
+        """A freshly initialised model; the caller has seeded PyTorch."""
+
+    @abc.abstractmethod
+    def count_targets(self, batch: Any) -> int:
+        """Targets in `batch` that the loss sums over."""
+
+    @abc.abstractmethod
+    def loss_sum(self, model: nn.Module, batch: Any) -> Tensor:
+        """Sum of the losses of all targets in `batch`, fp32 scalar."""
+
+    def count_bytes(self, batch: Any) -> int:  # noqa: ARG002
+        """Bytes of text the targets stand for; 0 where there is no text."""
+        return 0
+
+    def validation_metrics(self, loss_sum: float, num_targets: float, num_bytes: float) -> dict[str, float]:
+        """Figures for the log from sums over the whole validation set."""
+        metrics = {"validation_loss": loss_sum / num_targets}
+        if num_bytes:
+            metrics["bits_per_byte"] = loss_sum / math.log(2) / num_bytes
+        return metrics
+
+
+class LanguageModelingTask(Task):
+    """Predict the next token.
+
+    Args:
+        config: Of the model; its `vocab_size` is the tokenizer's or more.
+        tokenizer: Gives the bytes behind each token for bits per byte; `None`: made-up tokens.
+    """
+
+    unit = "tokens"
+
+    def __init__(self, config: ModelConfig, tokenizer: BaseTokenizer | None = None) -> None:
+        self.config = config
+        lengths = [] if tokenizer is None else [len(content or b"") for content in tokenizer.token_bytes()]
+        for special_id in () if tokenizer is None else tokenizer.special_tokens.values():
+            lengths[special_id] = 0
+        self._byte_lengths = torch.tensor(lengths, dtype=torch.int64)
+
+    def build_model(self) -> nn.Module:
+        """A `DecoderModel`."""
+        return DecoderModel(self.config)
+
+    def count_targets(self, batch: TokenBatch) -> int:
+        """Labels that are not ignored."""
+        return int((batch.labels != IGNORED_LABEL).sum())
+
+    def count_bytes(self, batch: TokenBatch) -> int:
+        """Bytes of the labels that are not ignored; special tokens have none."""
+        labels = batch.labels[batch.labels != IGNORED_LABEL].cpu()
+        return int(self._byte_lengths[labels].sum()) if len(self._byte_lengths) else 0
+
+    def loss_sum(self, model: nn.Module, batch: TokenBatch) -> Tensor:
+        """Summed cross-entropy, in nats."""
+        positions = positions_of(batch.lengths, batch.token_ids.device)
+        logits = model(batch.token_ids, positions, ForwardContext.for_sequences(batch.lengths))
+        return F.cross_entropy(logits.float(), batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
+
+
+class RegressionTask(Task):
+    """Predict one number from features; the loss is the squared error."""
+
+    unit = "samples"
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+
+    def build_model(self) -> nn.Module:
+        """A `RegressionModel`."""
+        return RegressionModel(self.config)
+
+    def count_targets(self, batch: RegressionBatch) -> int:
+        """One a sample."""
+        return len(batch.targets)
+
+    def loss_sum(self, model: nn.Module, batch: RegressionBatch) -> Tensor:
+        """Summed squared error."""
+        predictions = model(batch.features)
+        return F.mse_loss(predictions.float(), batch.targets, reduction="sum")
