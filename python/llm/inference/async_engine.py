@@ -1,0 +1,171 @@
+"""The engine in a thread of its own, spoken to from asyncio."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from llm.errors import EngineError, LLMError
+from llm.inference.engine import Engine
+from llm.inference.outputs import Delta
+from llm.sampling_params import SamplingParams
+from llm.tokenization import BaseTokenizer
+
+
+@dataclass(eq=False)
+class _Stream:
+    """One request's way back to its event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[Delta | LLMError] = field(default_factory=asyncio.Queue)
+    request_id: int | None = None
+
+
+class AsyncEngine:
+    """Owns an engine's thread: everything that touches the engine is a command to it.
+
+    Args:
+        engine: Not used by anyone else from here on.
+        default_params: Sampling values for requests that name none.
+    """
+
+    def __init__(self, engine: Engine, default_params: dict[str, float] | None = None) -> None:
+        self.tokenizer: BaseTokenizer = engine.tokenizer
+        self.max_model_len = engine.max_model_len
+        self.default_params = default_params or {}
+        self._engine = engine
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._streams: dict[int, _Stream] = {}
+        self._stats = engine.stats()
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    def start(self) -> None:
+        """Starts the engine's thread."""
+        self._thread = threading.Thread(target=self._work, name="llm-engine", daemon=True)
+        self._thread.start()
+
+    def shutdown(self) -> None:
+        """Fails what still runs, ends the thread and waits for it."""
+        self._stopping = True
+        self._commands.put(None)
+        if self._thread is not None:
+            self._thread.join()
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the engine's thread runs and will answer."""
+        return self._thread is not None and self._thread.is_alive() and self._failure is None
+
+    def stats(self) -> dict[str, int]:
+        """Counts of requests, blocks and tokens as of the last step."""
+        return dict(self._stats)
+
+    async def generate(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, choice_index: int = 0
+    ) -> AsyncIterator[Delta]:
+        """Runs a request and yields its deltas; closing or cancelling the iterator frees its slot at once.
+
+        Args:
+            prompt_ids: At least one token.
+            params: How to sample.
+            choice_index: Another stream of random numbers of the same seed.
+
+        Raises:
+            ContextLengthError: Prompt and new tokens exceed the context (before the first delta).
+            CapacityError: The queue is full, or the request can never fit (before the first delta).
+            InvalidArgumentError: An empty prompt or a value out of range (before the first delta).
+            EngineError: The engine failed or was shut down.
+        """
+        if not self.is_healthy:
+            raise EngineError("the engine is not running")
+        stream = _Stream(asyncio.get_running_loop())
+        self._commands.put(lambda: self._admit(stream, prompt_ids, params, choice_index))
+        finished = False
+        try:
+            while not finished:
+                event = await stream.events.get()
+                finished = isinstance(event, LLMError) or event.finish_reason is not None
+                if isinstance(event, LLMError):
+                    raise event
+                yield event
+        finally:
+            if not finished:
+                self._commands.put(lambda: self._abort(stream))
+
+    def _work(self) -> None:
+        """The thread: commands first, then a step while anything runs."""
+        try:
+            while not self._stopping:
+                self._obey(wait=not self._engine.has_unfinished())
+                if self._engine.has_unfinished():
+                    self._deliver(self._engine.step())
+                self._stats = self._engine.stats()
+        except BaseException as error:
+            self._failure = error
+            raise
+        finally:
+            self._fail_all()
+
+    def _obey(self, wait: bool) -> None:
+        """Runs every command that is there; waits for the first where there is nothing else to do."""
+        while True:
+            try:
+                command = self._commands.get(block=wait)
+            except queue.Empty:
+                return
+            if command is None:
+                return
+            command()
+            wait = False
+
+    def _admit(self, stream: _Stream, prompt_ids: Sequence[int], params: SamplingParams, choice_index: int) -> None:
+        try:
+            stream.request_id = self._engine.add_request(prompt_ids, params, choice_index=choice_index)
+        except LLMError as error:
+            _send([(stream, error)])
+            return
+        self._streams[stream.request_id] = stream
+
+    def _abort(self, stream: _Stream) -> None:
+        if stream.request_id is not None and self._streams.pop(stream.request_id, None) is not None:
+            self._engine.abort(stream.request_id)
+
+    def _deliver(self, events: list[tuple[int, Delta | LLMError]]) -> None:
+        ready: list[tuple[_Stream, Delta | LLMError]] = []
+        for request_id, event in events:
+            stream = self._streams[request_id]
+            ready.append((stream, event))
+            if isinstance(event, LLMError) or event.finish_reason is not None:
+                del self._streams[request_id]
+        _send(ready)
+
+    def _fail_all(self) -> None:
+        """Tells every request, queued commands included, that nothing more will come."""
+        reason = f"the engine failed: {self._failure}" if self._failure else "the engine was shut down"
+        self._obey_rest()
+        _send([(stream, EngineError(reason)) for stream in self._streams.values()])
+        self._streams.clear()
+
+    def _obey_rest(self) -> None:
+        while not self._commands.empty():
+            command = self._commands.get()
+            if command is not None:
+                command()
+
+
+def _send(events: list[tuple[_Stream, Delta | LLMError]]) -> None:
+    """Hands events to their event loops, one wake-up a loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Delta | LLMError]]] = {}
+    for stream, event in events:
+        by_loop.setdefault(stream.loop, []).append((stream, event))
+    for loop, batch in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_put_all, batch)
+
+
+def _put_all(batch: list[tuple[_Stream, Delta | LLMError]]) -> None:
+    for stream, event in batch:
+        stream.events.put_nowait(event)

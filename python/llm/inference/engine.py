@@ -1,0 +1,151 @@
+"""The engine: one owner of scheduler, cache and model; one step at a time."""
+
+import math
+import secrets
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from llm._rust import EngineCore, RequestParams, StepOutputs, StepPlan
+from llm.config import validated
+from llm.errors import ContextLengthError, EngineError, LLMError
+from llm.inference.model_runner import ModelRunner
+from llm.inference.outputs import Delta, FinishReason, TokenLogprob
+from llm.sampling_params import SamplingParams
+from llm.tokenization import BaseTokenizer
+
+_FINISH: tuple[FinishReason | None, ...] = (None, "stop", "length")
+_FAILED = 3
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of an engine."""
+
+    max_model_len: Annotated[int, msgspec.Meta(ge=1, description="Longest context; null: the model's.")] | None = None
+    block_size: Annotated[int, msgspec.Meta(ge=1, description="Tokens a cache block.")] = 16
+    max_batch_tokens: Annotated[int, msgspec.Meta(ge=1, description="Token budget of a step.")] = 2048
+    max_running_requests: Annotated[int, msgspec.Meta(ge=1, description="Requests decoded together.")] = 64
+    max_waiting_requests: Annotated[int, msgspec.Meta(ge=1, description="Queue length; more are refused.")] = 1024
+    kv_cache_memory_bytes: (
+        Annotated[int, msgspec.Meta(ge=1, description="Cache size; null: a share of free memory.")] | None
+    ) = None
+
+
+class Engine:
+    """Schedules, runs and updates; not thread-safe, so one thread owns it.
+
+    Args:
+        core: The Rust scheduler, sampler and detokenizer.
+        runner: Computes logits.
+        tokenizer: Of the model.
+        max_model_len: Longest context in tokens.
+
+    Example:
+        >>> from llm import LLM
+        >>> engine = LLM("runs/demo").engine  # doctest: +SKIP
+        >>> request_id = engine.add_request([1, 2, 3], SamplingParams(max_tokens=4))  # doctest: +SKIP
+        >>> while engine.has_unfinished():  # doctest: +SKIP
+        ...     for request_id, delta in engine.step(): ...
+    """
+
+    def __init__(self, core: EngineCore, runner: ModelRunner, tokenizer: BaseTokenizer, max_model_len: int) -> None:
+        self.core = core
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.max_model_len = max_model_len
+        self._next_id = 0
+
+    def add_request(self, prompt_ids: Sequence[int], params: SamplingParams, *, choice_index: int = 0) -> int:
+        """Queues a request and returns its id.
+
+        Args:
+            prompt_ids: At least one token.
+            params: How to sample; without a seed a fresh one is drawn.
+            choice_index: Another stream of random numbers of the same seed.
+
+        Raises:
+            ContextLengthError: Prompt and new tokens exceed the context.
+            CapacityError: The queue is full, or the request can never fit the cache.
+            InvalidArgumentError: An empty prompt, an unknown token id, a value out of range.
+        """
+        params = validated(params)
+        request_id = self._next_id
+        core_params = self._core_params(params, len(prompt_ids), choice_index)
+        self.core.add_request(request_id, np.asarray(prompt_ids, dtype=np.uint32), core_params)
+        self._next_id += 1
+        return request_id
+
+    def abort(self, request_id: int) -> bool:
+        """Drops a request in any state and frees its blocks; `False` if it is unknown or done."""
+        return self.core.abort(request_id)
+
+    def has_unfinished(self) -> bool:
+        """Whether a step would do anything."""
+        return self.core.has_unfinished()
+
+    def step(self) -> list[tuple[int, Delta | LLMError]]:
+        """Schedules, runs and updates once.
+
+        Returns:
+            Each request that got a token or failed in this step, with its delta or its error. Where the model's pass
+            fails, all requests of the step fail with an `EngineError` and the engine goes on.
+        """
+        plan = self.core.schedule()
+        if plan is None:
+            return []
+        try:
+            logits = self.runner.run(plan).numpy()
+        except RuntimeError as error:
+            return self._fail(plan, error)
+        return _deltas(self.core.update(logits))
+
+    def stats(self) -> dict[str, int]:
+        """Counts of requests, blocks and tokens."""
+        return self.core.stats()
+
+    def _core_params(self, params: SamplingParams, num_prompt_tokens: int, choice_index: int) -> RequestParams:
+        room = self.max_model_len - num_prompt_tokens
+        max_tokens = room if params.max_tokens is None else params.max_tokens
+        if max_tokens > room or room < 1:
+            raise ContextLengthError(
+                f"the context is {self.max_model_len} tokens, got {num_prompt_tokens} in the prompt and "
+                f"{params.max_tokens or 'at least 1'} to generate\nhint: shorten the prompt or lower `max_tokens`"
+            )
+        values = msgspec.structs.asdict(params)
+        values |= {"max_tokens": max_tokens, "choice_index": choice_index}
+        if params.seed is None:
+            values["seed"] = secrets.randbits(63)
+        return RequestParams(**values)
+
+    def _fail(self, plan: StepPlan, error: RuntimeError) -> list[tuple[int, Delta | LLMError]]:
+        failed: list[tuple[int, Delta | LLMError]] = []
+        for request_id in plan.request_ids.tolist():
+            self.core.abort(request_id)
+            failed.append((request_id, EngineError(f"the model failed in this request's step: {error}")))
+        return failed
+
+
+def _deltas(outputs: StepOutputs) -> list[tuple[int, Delta | LLMError]]:
+    """The step's arrays as one delta a request."""
+    found: list[tuple[int, Delta | LLMError]] = []
+    errors = dict(outputs.errors)
+    columns = zip(
+        outputs.request_ids.tolist(),
+        outputs.token_ids.tolist(),
+        outputs.texts,
+        outputs.finish_reasons.tolist(),
+        outputs.logprobs.tolist(),
+        outputs.top_logprobs,
+        strict=True,
+    )
+    for request_id, token_id, text, finish, logprob, top in columns:
+        if finish == _FAILED:
+            found.append((request_id, EngineError(errors[request_id])))
+            continue
+        logprobs = None
+        if not math.isnan(logprob):
+            logprobs = (TokenLogprob(token_id, logprob, () if top is None else tuple(zip(*top, strict=True))),)
+        found.append((request_id, Delta(text, (token_id,), _FINISH[finish], logprobs)))
+    return found

@@ -1,0 +1,77 @@
+"""From a checkpoint on disk to an engine that answers."""
+
+import os
+
+import torch
+
+from llm._rust import EngineCore
+from llm.checkpoint import generation_defaults, load_model, resolve
+from llm.config import validated
+from llm.errors import CheckpointError, ConfigError
+from llm.inference.async_engine import AsyncEngine
+from llm.inference.engine import Engine, EngineConfig
+from llm.inference.kv_cache import KVCache, blocks_within, bytes_per_token
+from llm.inference.model_runner import TorchModelRunner
+from llm.models import DecoderModel
+from llm.tokenization import load_tokenizer
+
+
+def load_engine(
+    path: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto", config: EngineConfig | None = None
+) -> Engine:
+    """Loads a checkpoint or run for generation.
+
+    Args:
+        path: A checkpoint or run directory.
+        dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
+        device: `auto`, `cpu` or `cuda[:N]`.
+        config: Limits.
+
+    Raises:
+        CheckpointError: Missing, torn or contradictory files, or a model that generates no text.
+        CapacityError: Not enough memory for one request of the longest context.
+        ConfigError: A limit out of range.
+    """
+    config = validated(config or EngineConfig())
+    directory = resolve(path)
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    model = load_model(directory, dtype, place)
+    if not isinstance(model, DecoderModel):
+        raise CheckpointError(f"{directory} holds a regression model, which generates no text")
+    tokenizer = load_tokenizer(directory)
+    max_model_len = _max_model_len(config, model)
+    blocks_per_request = -(-max_model_len // config.block_size)
+    weights_dtype = next(model.parameters()).dtype
+    block_bytes = bytes_per_token(model.config, weights_dtype) * config.block_size
+    num_blocks = blocks_within(
+        config.kv_cache_memory_bytes, block_bytes, blocks_per_request, config.max_running_requests, place
+    )
+    core = EngineCore(
+        token_bytes=tokenizer.token_bytes(),
+        special_ids=sorted(tokenizer.special_tokens.values()),
+        eos_ids=list(tokenizer.eos_ids),
+        pad_id=tokenizer.pad_id,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_batch_tokens=config.max_batch_tokens,
+        max_running_requests=config.max_running_requests,
+        max_waiting_requests=config.max_waiting_requests,
+        max_model_len=max_model_len,
+    )
+    cache = KVCache.allocate(model.config, num_blocks, config.block_size, weights_dtype, place)
+    return Engine(core, TorchModelRunner(model, cache), tokenizer, max_model_len)
+
+
+def load_async_engine(
+    path: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto", config: EngineConfig | None = None
+) -> AsyncEngine:
+    """Like `load_engine`, for asyncio; `start` it before use."""
+    engine = load_engine(path, dtype=dtype, device=device, config=config)
+    return AsyncEngine(engine, generation_defaults(path))
+
+
+def _max_model_len(config: EngineConfig, model: DecoderModel) -> int:
+    longest = model.config.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > longest:
+        raise ConfigError(f"`max_model_len` must be at most the model's {longest}, got {config.max_model_len}")
+    return config.max_model_len or longest
