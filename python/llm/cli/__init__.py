@@ -1,1 +1,1 @@
-"""cli."""
+"""The command line: what it says is what the Python functions say."""

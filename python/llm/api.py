@@ -1,0 +1,231 @@
+"""The public verbs: train a model, run it, serve it."""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import msgspec
+
+from llm.checkpoint import generation_defaults
+from llm.config import RunConfig, load_run_config, validated
+from llm.errors import ConfigError, LLMError
+from llm.inference import Delta, EngineConfig, GenerationOutput, OutputBuilder, load_engine
+from llm.sampling_params import SamplingParams
+from llm.tokenization import BaseTokenizer, encode_chat, load_tokenizer
+from llm.training import Callback, launch, read_run_config
+from llm.training import resume as resume_run
+
+Message = dict[str, Any]
+
+
+class LLM:
+    """A checkpoint that generates text; not thread-safe.
+
+    Args:
+        path: A checkpoint or run directory.
+        dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
+        device: `auto`, `cpu` or `cuda[:N]`.
+        config: The engine's limits.
+
+    Raises:
+        CheckpointError: Missing, torn or contradictory files.
+        CapacityError: Not enough memory for one request of the longest context.
+
+    Example:
+        >>> from llm import LLM, SamplingParams
+        >>> model = LLM("runs/demo")  # doctest: +SKIP
+        >>> model.generate("ROMEO:", SamplingParams(max_tokens=16)).text  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        dtype: str = "auto",
+        *,
+        device: str = "auto",
+        config: EngineConfig | None = None,
+    ) -> None:
+        self.engine = load_engine(path, dtype=dtype, device=device, config=config)
+        self.default_params = generation_defaults(path)
+        self._inboxes: dict[int, deque[Delta | LLMError]] = {}
+
+    @property
+    def tokenizer(self) -> BaseTokenizer:
+        """The checkpoint's tokenizer."""
+        return self.engine.tokenizer
+
+    def sampling_params(self, **values: Any) -> SamplingParams:
+        """`SamplingParams` of `values`, and of the checkpoint's own defaults where a value is missing or `None`."""
+        given = {name: value for name, value in values.items() if value is not None}
+        return validated(SamplingParams(**{**self.default_params, **given}))
+
+    @overload
+    def generate(self, prompts: str, params: SamplingParams | None = None) -> GenerationOutput: ...
+    @overload
+    def generate(self, prompts: list[str], params: SamplingParams | None = None) -> list[GenerationOutput]: ...
+    def generate(
+        self, prompts: str | list[str], params: SamplingParams | None = None
+    ) -> GenerationOutput | list[GenerationOutput]:
+        """Continues one prompt, or a list of them together.
+
+        Args:
+            prompts: Text; a list in gives a list out, in the same order.
+            params: How to sample; the checkpoint's defaults if left out.
+
+        Raises:
+            ContextLengthError: A prompt and its new tokens exceed the context.
+            InvalidArgumentError: An empty prompt or a value out of range.
+            EngineError: The model failed.
+        """
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        outputs = self._run([self.tokenizer.encode(text) for text in texts], params or self.sampling_params())
+        return outputs[0] if isinstance(prompts, str) else outputs
+
+    def stream(self, prompt: str, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Continues a prompt and yields text as it comes; closing the iterator frees its slot."""
+        return self._stream(self.tokenizer.encode(prompt), params or self.sampling_params())
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> GenerationOutput:
+        """Answers a conversation.
+
+        Args:
+            messages: `{"role": …, "content": …}` in turn, as OpenAI's API takes them.
+            params: How to sample; the checkpoint's defaults if left out.
+
+        Raises:
+            ChatTemplateError: The checkpoint has no chat template, or it refuses these messages.
+        """
+        return self._run([encode_chat(self.tokenizer, messages)], self._chat_params(params))[0]
+
+    def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Like `chat`, yielding text as it comes."""
+        return self._stream(encode_chat(self.tokenizer, messages), self._chat_params(params))
+
+    def _chat_params(self, params: SamplingParams | None) -> SamplingParams:
+        params = params or self.sampling_params()
+        return msgspec.structs.replace(params, stop=(*params.stop, *self.tokenizer.chat_stop))
+
+    def _run(self, prompts: list[list[int]], params: SamplingParams) -> list[GenerationOutput]:
+        requests: list[tuple[int, OutputBuilder]] = []
+        try:
+            for prompt_ids in prompts:
+                requests.append((self._add(prompt_ids, params), OutputBuilder(len(prompt_ids))))
+            for request_id, builder in requests:
+                for delta in self._deltas(request_id):
+                    builder.add(delta)
+        finally:
+            for request_id, _ in requests:
+                self._drop(request_id)
+        return [builder.build() for _, builder in requests]
+
+    def _stream(self, prompt_ids: list[int], params: SamplingParams) -> Iterator[Delta]:
+        request_id = self._add(prompt_ids, params)
+        try:
+            yield from self._deltas(request_id)
+        finally:
+            self._drop(request_id)
+
+    def _add(self, prompt_ids: list[int], params: SamplingParams) -> int:
+        request_id = self.engine.add_request(prompt_ids, params)
+        self._inboxes[request_id] = deque()
+        return request_id
+
+    def _drop(self, request_id: int) -> None:
+        self.engine.abort(request_id)
+        self._inboxes.pop(request_id, None)
+
+    def _deltas(self, request_id: int) -> Iterator[Delta]:
+        """One request's deltas; steps serve all requests, so what comes for others waits in their inboxes."""
+        inbox = self._inboxes[request_id]
+        while True:
+            while not inbox:
+                for other_id, event in self.engine.step():
+                    self._inboxes[other_id].append(event)
+            event = inbox.popleft()
+            if isinstance(event, LLMError):
+                raise event
+            yield event
+            if event.finish_reason is not None:
+                return
+
+
+def train(
+    config: str | os.PathLike[str] | RunConfig | None = None,
+    *,
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    tokenizer: BaseTokenizer | str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    callbacks: Sequence[Callback] | None = None,
+    generation_defaults: dict[str, float] | None = None,
+    **training: Any,
+) -> Path:
+    """Trains a model, or goes on with a run.
+
+    Args:
+        config: A TOML file or settings; defaults otherwise. `LLM_SECTION__FIELD` variables and the arguments win.
+        data: Files, directories or globs of UTF-8 text.
+        tokenizer: An object or a directory; by default one is trained on the training text.
+        out: The run's new directory.
+        resume: A run to continue instead.
+        overrides: `section.field=value`, as on the command line.
+        callbacks: Instead of progress bar, log and picture.
+        generation_defaults: Sampling values saved for serving.
+        **training: Fields of the `training` section, such as `max_steps=1000`.
+
+    Returns:
+        The last checkpoint's directory.
+
+    Raises:
+        ConfigError: Unknown or contradictory settings.
+        DataError: No text, or too little.
+        TrainingError: A loss or gradient is not finite.
+
+    Example:
+        >>> from llm import train
+        >>> base = train("tiny.toml", data="corpus/*.txt", out="runs/base")  # doctest: +SKIP
+        >>> base = train(resume="runs/base", max_steps=20_000)  # doctest: +SKIP
+    """
+    changes = [
+        *overrides,
+        *(f"training.{name}={_toml(value)}" for name, value in training.items() if value is not None),
+    ]
+    if data is not None:
+        paths = [data] if isinstance(data, str | os.PathLike) else data
+        changes.append(f"data.paths={_toml([os.fspath(path) for path in paths])}")
+    if isinstance(tokenizer, str | os.PathLike):
+        changes.append(f"tokenizer.path={_toml(os.fspath(tokenizer))}")
+        tokenizer = load_tokenizer(tokenizer)
+    if resume is not None:
+        settings = load_run_config(overrides=changes, base=read_run_config(resume))
+        return resume_run(resume, settings, callbacks=callbacks, generation_defaults=generation_defaults)
+    if out is None:
+        raise ConfigError("`out` is missing\nhint: name the run's new directory, or pass `resume`")
+    base, file = (config, None) if isinstance(config, RunConfig) else (None, config)
+    settings = load_run_config(file, changes, base=base)
+    return launch(settings, out, tokenizer=tokenizer, callbacks=callbacks, generation_defaults=generation_defaults)
+
+
+def serve(path: str | os.PathLike[str], **settings: Any) -> None:
+    """Serves a checkpoint or run behind OpenAI-compatible endpoints until it is told to stop.
+
+    Args:
+        path: A checkpoint or run directory.
+        **settings: Fields of `llm.serving.ServerConfig`, such as `port=8000`.
+
+    Raises:
+        ServerError: The port is taken, or the address is not this machine's.
+        CheckpointError: Missing, torn or contradictory files.
+    """
+    from llm.serving import ServerConfig
+    from llm.serving import serve as serve_path
+
+    serve_path(Path(path), validated(ServerConfig(**settings)))
+
+
+def _toml(value: Any) -> str:
+    """`value` as the right side of a TOML assignment (JSON's text is TOML for what settings hold)."""
+    return msgspec.json.encode(value).decode()

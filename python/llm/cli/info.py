@@ -1,0 +1,20 @@
+"""`llm info`."""
+
+from typing import Annotated
+
+import typer
+
+EXAMPLE = "Example:  llm info runs/demo"
+
+
+def info(path: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint or run.")]) -> None:
+    """Say what a checkpoint is: size, memory, context, tokenizer, chat template."""
+    from llm.info import describe
+
+    facts = describe(path)
+    width = max(map(len, facts))
+    for name, fact in facts.items():
+        print(f"{name:<{width}}  {fact}")
+
+
+command = info

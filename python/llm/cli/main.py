@@ -1,0 +1,50 @@
+"""The command `llm`: one verb a public function, each in a file of its own."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from llm.cli import chat, demo, generate, info, serve, tokenizer, train
+from llm.errors import LLMError
+
+app = typer.Typer(
+    name="llm",
+    help="From a text corpus to a chat endpoint.",
+    epilog="Start with:  llm demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(tokenizer.app, name="tokenizer")
+for verb in (train, generate, chat, serve, info, demo):
+    app.command(verb.command.__name__, epilog=verb.EXAMPLE)(verb.command)
+
+
+def main() -> None:
+    """Entry point of `llm`."""
+    run(app)
+
+
+def main_train() -> None:
+    """Entry point of `llm-train`."""
+    run(app, "train")
+
+
+def main_serve() -> None:
+    """Entry point of `llm-serve`."""
+    run(app, "serve")
+
+
+def run(command: Callable[..., Any], *verb: str) -> None:
+    """Runs a command; an error of ours becomes one message and exit code 2."""
+    try:
+        command([*verb, *sys.argv[1:]], prog_name=" ".join(("llm", *verb)) if not verb else f"llm-{verb[0]}")
+    except LLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)

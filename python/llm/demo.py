@@ -1,0 +1,149 @@
+"""`llm demo`: the whole way from text to an endpoint, on a laptop's CPU, in a few minutes."""
+
+import importlib.util
+import lzma
+import os
+import shutil
+import time
+from importlib import resources
+from pathlib import Path
+
+from rich.console import Console
+
+from llm.api import LLM, train
+from llm.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TokenizerConfig, TrainingConfig
+from llm.errors import ConfigError, MissingExtraError
+from llm.serving import ServerHandle
+from llm.training import RunDirectory
+
+# 0.99 M parameters. What was tried is in docs/development.md, «The demo's settings».
+DEMO_CONFIG = RunConfig(
+    model=ModelConfig(
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    ),
+    tokenizer=TokenizerConfig(vocab_size=1024, chat_template="play"),
+    data=DataConfig(validation_fraction=0.1),
+    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50, min_learning_rate_ratio=0.05),
+    training=TrainingConfig(
+        max_steps=1000, epochs=1, batch_size=16, validate_every=250, checkpoint_every=250, precision="float32"
+    ),
+)
+DEMO_GENERATION = {"temperature": 0.8, "top_k": 50}
+QUESTION = "What news, my lord, from the king?"
+
+
+def demo_corpus() -> str:
+    """Tiny Shakespeare (public domain), as shipped with the package."""
+    packed = resources.files("llm").joinpath("assets", "tinyshakespeare.txt.xz").read_bytes()
+    return lzma.decompress(packed).decode()
+
+
+def run_demo(out: str | os.PathLike[str] = "runs/demo", max_steps: int | None = None) -> None:
+    """Trains a tokenizer and a model on Shakespeare, shows samples, serves it and streams an answer.
+
+    Args:
+        out: The run's directory; a run that is there already is replaced.
+        max_steps: Instead of the demo's own number of optimizer steps.
+
+    Raises:
+        MissingExtraError: The `openai` client is not installed.
+        ConfigError: `out` holds something that is no run.
+    """
+    if importlib.util.find_spec("openai") is None:
+        raise MissingExtraError("the demo talks to its server through `openai`\nhint: pip install 'llm-oxide[demo]'")
+    console = Console()
+    directory = _fresh_directory(Path(out))
+    started = time.perf_counter()
+    console.rule("1 · train a tokenizer and a model on Shakespeare")
+    _train(directory, max_steps)
+    _show_losses(console, RunDirectory(directory), time.perf_counter() - started)
+    console.rule("2 · samples")
+    _show_samples(console, directory)
+    console.rule("3 · serve it, and ask through the openai client")
+    _ask_server(console, directory)
+    console.rule("4 · go on")
+    _say_how_to_go_on(console, directory)
+
+
+def _fresh_directory(directory: Path) -> Path:
+    """Makes room for the run; only an earlier run is ever removed."""
+    if RunDirectory(directory).exists or (directory / "corpus.txt").is_file():
+        shutil.rmtree(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"{directory} exists and is not a run\nhint: choose another directory with `--out`")
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _train(directory: Path, max_steps: int | None) -> None:
+    corpus = directory / "corpus.txt"
+    corpus.write_text(demo_corpus(), encoding="utf-8")
+    train(DEMO_CONFIG, data=corpus, out=directory, max_steps=max_steps, generation_defaults=DEMO_GENERATION)
+
+
+def _show_losses(console: Console, run: RunDirectory, seconds: float) -> None:
+    log = run.read_log()
+    losses = [line["loss"] for line in log if "loss" in line]
+    final = [line for line in log if "bits_per_byte" in line][-1]
+    console.print(
+        f"training loss {losses[0]:.2f} → {losses[-1]:.2f} in {seconds:.0f} s; "
+        f"{final['bits_per_byte']:.3f} bits per byte on the last tenth, which neither tokenizer nor model has seen",
+        highlight=False,
+    )
+    console.print(f"log: {run.log_file}" + (f"   picture: {run.plot_file}" if run.plot_file.is_file() else ""))
+
+
+def _show_samples(console: Console, directory: Path) -> None:
+    model = LLM(directory)
+    params = model.sampling_params(max_tokens=60, seed=1)
+    prompts = ["ROMEO:\n", "First Citizen:\nWe "]
+    for prompt, output in zip(prompts, model.generate(prompts, params), strict=True):
+        console.print(f"{prompt}{output.text}\n[dim]…[/dim]", highlight=False)
+
+
+def _ask_server(console: Console, directory: Path) -> None:
+    import openai
+
+    console.print(
+        "This is a base model that continues a play, not an assistant: your message becomes ROMEO's line, "
+        "and the model speaks JULIET's.\n",
+        highlight=False,
+    )
+    with ServerHandle(directory) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key="none")
+        console.print(f"[bold]ROMEO:[/bold]\n{QUESTION}\n\n[bold]JULIET:[/bold]", highlight=False)
+        started, first, num_tokens = time.perf_counter(), None, 0
+        chunks = client.chat.completions.create(
+            model=client.models.list().data[0].id,
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=120,
+            seed=3,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        for chunk in chunks:
+            if chunk.choices and chunk.choices[0].delta.content:
+                first = first or time.perf_counter()
+                console.print(chunk.choices[0].delta.content, end="", highlight=False, markup=False)
+            if chunk.usage is not None:
+                num_tokens = chunk.usage.completion_tokens
+        ended = time.perf_counter()
+        waited = 1000 * ((first or ended) - started)
+        console.print(
+            f"\n\n{num_tokens} tokens, {num_tokens / (ended - started):.0f} tokens/s, first after {waited:.0f} ms"
+        )
+
+
+def _say_how_to_go_on(console: Console, directory: Path) -> None:
+    console.print(
+        f"  llm chat {directory}                             talk with it\n"
+        f'  llm generate {directory} "JULIET:" --seed 7      continue a text\n'
+        f"  llm serve {directory} --port 8000                any OpenAI client, base_url http://127.0.0.1:8000/v1\n"
+        "  llm train --data your.txt --out runs/mine        train on your own text",
+        highlight=False,
+    )
