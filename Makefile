@@ -1,0 +1,108 @@
+# The project's commands. `make demo` and `make test` make their own .venv and install all they need.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+STAMPS := .stamps
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+EXTRAS ?= test,demo,bench,dev
+RUST_SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
+OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+export OMP_NUM_THREADS
+
+# PyTorch: `TORCH=torch==2.13.0` and `PIP_FIND_LINKS=dir` override. Without an NVIDIA GPU the CPU build is preferred.
+TORCH ?=
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+define install_torch
+	if [ -n "$(TORCH)" ]; then wanted="$(TORCH)"; \
+	elif nvidia-smi -L >/dev/null 2>&1; then wanted=torch; \
+	elif $(1) -c "import urllib.request as r; r.urlopen('$(TORCH_CPU_INDEX)/torch/', timeout=5)" >/dev/null 2>&1; \
+	then wanted="torch --index-url $(TORCH_CPU_INDEX)"; \
+	else echo "PyTorch's CPU index is out of reach: taking the default build"; wanted=torch; fi; \
+	$(1) -m pip --disable-pip-version-check install --quiet $$wanted
+endef
+
+# The first Python new enough; none: uv fetches one.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+
+.PHONY: help install demo test test-data test-rust test-python test-wheel test-slow lint format wheel bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+install: $(STAMPS)/built ## Make .venv, install everything and build the Rust core
+
+demo: $(STAMPS)/built ## Train a small model on Shakespeare, serve it and stream an answer
+	$(BIN)/llm demo
+
+test: test-data test-rust test-python test-wheel ## Run all tests (the slow ones are apart: test-slow)
+
+test-data: $(STAMPS)/built ## Fetch what tests need into .cache/, hash-checked
+	$(BIN)/python tests/fetch_data.py
+
+test-rust: ## Tests of the Rust core
+	cargo test --quiet
+
+test-python: $(STAMPS)/built test-data ## Tests of the package
+	$(BIN)/python -m pytest -q
+
+test-slow: $(STAMPS)/built test-data ## The tests that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+test-wheel: wheel ## Install the wheel into an empty environment and try it
+	rm -rf $(STAMPS)/wheel-venv
+	$(BIN)/python -m venv $(STAMPS)/wheel-venv
+	$(call install_torch,$(STAMPS)/wheel-venv/bin/python)
+	$(STAMPS)/wheel-venv/bin/python -m pip --disable-pip-version-check install --quiet dist/*.whl
+	$(STAMPS)/wheel-venv/bin/python tests/smoke_wheel.py
+
+lint: $(STAMPS)/built ## Formatters, linters, type checkers and the stub
+	cargo fmt --check
+	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --all-targets --features python -- -D warnings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest llm._rust
+
+format: $(STAMPS)/built ## Format everything
+	cargo fmt
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: $(STAMPS)/built ## Build the abi3 wheel into dist/
+	rm -rf dist
+	$(BIN)/maturin build --release --out dist
+
+bench: $(STAMPS)/built ## Store criterion and pytest-benchmark results under benches/results/
+	bash benches/run.sh "$(BIN)/python"
+
+clean: ## Remove what make made (not runs/)
+	rm -rf $(VENV) $(STAMPS) dist target .cache
+
+$(STAMPS)/venv:
+	mkdir -p $(STAMPS)
+	if [ -n "$(PYTHON)" ]; then "$(PYTHON)" -m venv $(VENV); else $(MAKE) --no-print-directory venv-by-uv; fi
+	touch $@
+
+.PHONY: venv-by-uv
+venv-by-uv: # Only an older Python is here: let uv fetch one that is new enough.
+	python3 -m venv $(STAMPS)/uv
+	$(STAMPS)/uv/bin/python -m pip --disable-pip-version-check install --quiet uv
+	$(STAMPS)/uv/bin/uv venv --seed --python 3.11 $(VENV) || \
+		{ echo "error: llm-oxide needs Python 3.11 or newer, found $$(python3 --version), and uv could not fetch one" >&2; \
+		  echo "hint: install Python 3.11, or name one: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+
+$(STAMPS)/torch: $(STAMPS)/venv
+	$(call install_torch,$(BIN)/python)
+	touch $@
+
+$(STAMPS)/built: $(STAMPS)/torch $(RUST_SOURCES)
+	$(PIP) install --quiet 'maturin>=1.9,<2'
+	$(PIP) install --quiet --no-build-isolation --editable '.[$(EXTRAS)]'
+	touch $@
