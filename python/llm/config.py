@@ -77,7 +77,7 @@ class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     kind: Annotated[Literal["bpe", "character"], msgspec.Meta(description="What to train.")] = "bpe"
     vocab_size: Annotated[int, msgspec.Meta(ge=1, description="Entries of a tokenizer trained here.")] = 4096
     pattern: Annotated[Literal["gpt2", "gpt4"], msgspec.Meta(description="How text is split before merging.")] = "gpt4"
-    chat_template: Annotated[str, msgspec.Meta(description="`chatml`, `play` or a Jinja2 text.")] | None = None
+    chat_template: Annotated[str, msgspec.Meta(description="A built-in one: `chatml` or `play`.")] | None = None
 
 
 class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
