@@ -100,10 +100,9 @@ def _show_losses(console: Console, run: RunDirectory, seconds: float) -> None:
 
 def _show_samples(console: Console, directory: Path) -> None:
     model = LLM(directory)
-    params = model.sampling_params(max_tokens=60, seed=1)
-    prompts = ["ROMEO:\n", "First Citizen:\nWe "]
-    for prompt, output in zip(prompts, model.generate(prompts, params), strict=True):
-        console.print(f"{prompt}{output.text}\n[dim]…[/dim]", highlight=False)
+    for seed, prompt in enumerate(("ROMEO:\n", "First Citizen:\nWe ")):
+        output = model.generate(prompt, model.sampling_params(max_tokens=60, seed=seed))
+        console.print(f"{prompt}{output.text} …\n", highlight=False, markup=False)
 
 
 def _ask_server(console: Console, directory: Path) -> None:

@@ -1,0 +1,279 @@
+"""The loop: its loss, its exactness, its refusals."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llm.checkpoint import load_model, load_tensors
+from llm.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from llm.data import IGNORED_LABEL, SyntheticDataModule, TokenBatch
+from llm.errors import ConfigError, TrainingError
+from llm.models import ForwardContext, positions_of
+from llm.training import Callback, JsonlLogger, LanguageModelingTask, RunDirectory, StepMetrics, TrainingEngine
+from llm.training.launch import launch, resume
+from llm.training.precision import autocast_dtype
+from llm.training.schedules import warmup_cosine
+
+MODEL = ModelConfig(
+    vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, max_position_embeddings=16
+)
+
+
+def config(**training: Any) -> RunConfig:
+    values: dict[str, Any] = {"max_steps": 6, "batch_size": 8, "precision": "float32", "log_every": 1} | training
+    return RunConfig(
+        model=MODEL,
+        data=DataConfig(kind="synthetic", num_samples=64),
+        optimizer=OptimizerConfig(warmup_steps=2, learning_rate=1e-2),
+        training=TrainingConfig(**values),
+    )
+
+
+def weights_of(checkpoint: Path) -> bytes:
+    return (checkpoint / "model.safetensors").read_bytes()
+
+
+def losses_of(run: Path) -> list[float]:
+    return [line["loss"] for line in RunDirectory(run).read_log() if "loss" in line]
+
+
+@given(st.integers(0, 50), st.integers(1, 60), st.floats(0, 1), st.floats(1e-5, 1e-1))
+def test_schedule_warms_up_to_the_peak_and_stays_within_bounds(
+    warmup: int, total: int, ratio: float, peak: float
+) -> None:
+    settings = OptimizerConfig(learning_rate=peak, warmup_steps=warmup, min_learning_rate_ratio=ratio)
+    rates = [warmup_cosine(step, total, settings) for step in range(total + 5)]
+    assert all(0 < rate <= peak * (1 + 1e-9) or ratio == 0 for rate in rates)
+    assert rates[:warmup] == sorted(rates[:warmup])
+    decay = rates[warmup:]
+    assert decay == sorted(decay, reverse=True)
+    if total > warmup:
+        assert rates[warmup] == pytest.approx(peak)
+        assert rates[total] == pytest.approx(peak * ratio, abs=1e-12)
+
+
+def test_a_warmup_as_long_as_the_schedule_divides_by_nothing(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(config(), optimizer=OptimizerConfig(warmup_steps=6))
+    launch(settings, tmp_path / "run", callbacks=[])
+    assert warmup_cosine(6, 6, settings.optimizer) == settings.optimizer.learning_rate
+
+
+def test_training_learns_the_rule(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launch(config(max_steps=200, log_every=10), run)
+    losses = losses_of(run)
+    assert losses[0] > 2.0
+    assert losses[-1] < 1.0
+
+
+def test_accumulation_keeps_loss_and_weights(tmp_path: Path) -> None:
+    for passes in (1, 4):
+        launch(config(gradient_accumulation_steps=passes), tmp_path / str(passes))
+    assert losses_of(tmp_path / "1") == pytest.approx(losses_of(tmp_path / "4"), rel=1e-5)
+    one, four = (load_tensors(RunDirectory(tmp_path / name).newest() / "model.safetensors") for name in ("1", "4"))
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, four[name], atol=2e-5), name
+
+
+def test_two_processes_keep_loss_and_weights(tmp_path: Path) -> None:
+    launch(config(), tmp_path / "1")
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.unit.test_training import config\n"
+        "from llm.training.launch import launch\n"
+        "launch(config(), sys.argv[2])\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, str(script), str(Path(__file__).parents[2]), str(tmp_path / "2")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses_of(tmp_path / "1") == pytest.approx(losses_of(tmp_path / "2"), rel=1e-5)
+    one, two = (RunDirectory(tmp_path / name) for name in ("1", "2"))
+    validation = [[line for line in run.read_log() if "validation_loss" in line][-1] for run in (one, two)]
+    assert validation[0]["validation_loss"] == pytest.approx(validation[1]["validation_loss"], rel=1e-4)
+
+
+class StopAfter(Callback):
+    """Interrupts a run as the terminal would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:
+        if metrics.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path: Path, precision: str) -> None:
+    settings = config(max_steps=11, checkpoint_every=4, precision=precision)
+    whole = launch(settings, tmp_path / "whole")
+    for stop_at in (3, 8):
+        run = RunDirectory(tmp_path / f"cut{stop_at}")
+        with pytest.raises(KeyboardInterrupt):
+            launch(settings, run.path, callbacks=[JsonlLogger(run), StopAfter(stop_at)])
+        assert run.newest() == run.checkpoint_path(stop_at)
+        assert weights_of(resume(run.path)) == weights_of(whole)
+        assert losses_of(run.path) == losses_of(tmp_path / "whole")
+        for name in ("optimizer.safetensors", "state.json"):
+            resumed = run.newest() / "training_state" / name
+            assert resumed.read_bytes() == (whole / "training_state" / name).read_bytes()
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
+    whole = launch(config(), tmp_path / "whole")
+    run = RunDirectory(tmp_path / "run")
+    run.create(config(), {})
+    run.append_log({"step": 1, "loss": 3.0})
+    (run.path / "log.jsonl").open("a").write('{"step": 2, "lo')
+    assert weights_of(resume(run.path)) == weights_of(whole)
+    assert losses_of(run.path) == losses_of(tmp_path / "whole")
+
+
+def test_a_longer_run_may_be_asked_for_but_no_other(tmp_path: Path) -> None:
+    launch(config(max_steps=3), tmp_path / "run")
+    longer = resume(tmp_path / "run", config(max_steps=5))
+    assert longer.name == "step_00000005"
+    with pytest.raises(ConfigError, match=r"`training.batch_size` can't change on resume: the run has 8, got 4"):
+        resume(tmp_path / "run", config(max_steps=5, batch_size=4))
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    newest = launch(config(max_steps=2), tmp_path / "run")
+    before = weights_of(newest)
+    with pytest.raises(ConfigError, match="already holds a run\nhint: continue it with `--resume`"):
+        launch(config(max_steps=3), tmp_path / "run")
+    assert weights_of(newest) == before
+
+
+def test_only_the_newest_checkpoints_are_kept_and_latest_names_the_last(tmp_path: Path) -> None:
+    newest = launch(config(max_steps=9, checkpoint_every=2, keep_checkpoints=2), tmp_path / "run")
+    kept = sorted(entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step_00000008", "step_00000009"]
+    assert (tmp_path / "run" / "latest").read_text() == f"checkpoints/{newest.name}\n"
+
+
+def test_run_files_are_whole_and_readable(tmp_path: Path) -> None:
+    launch(config(), tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["config"]["training"]["max_steps"] == 6
+    assert facts["torch"] == torch.__version__
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    log = RunDirectory(tmp_path / "run").read_log()
+    assert [line["step"] for line in log if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert all(line["tokens_per_s"] > 0 and line["grad_norm"] > 0 for line in log if "loss" in line)
+    assert log[-1]["step"] == 6
+    assert log[-1]["validation_loss"] > 0
+
+
+class Exploding(LanguageModelingTask):
+    """A loss that is NaN in the third step."""
+
+    calls = 0
+
+    def loss_sum(self, model: torch.nn.Module, batch: TokenBatch) -> Tensor:
+        self.calls += 1
+        return super().loss_sum(model, batch) * (math.nan if self.calls == 3 else 1.0)
+
+
+class Masked(LanguageModelingTask):
+    """No label counts."""
+
+    def count_targets(self, batch: TokenBatch) -> int:
+        return 0
+
+
+def engine_for(task: LanguageModelingTask, run: RunDirectory, settings: RunConfig, **more: Any) -> TrainingEngine:
+    run.create(settings, {})
+    data = SyntheticDataModule(64, vocab_size=32, context_length=16)
+    return TrainingEngine(settings, task, data, run, **more)
+
+
+def test_a_nan_loss_stops_the_run_with_step_rank_and_batch(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    engine = engine_for(Exploding(MODEL), run, config(checkpoint_every=1))
+    with pytest.raises(TrainingError, match="step 3, rank 0, epoch 1, batch 3: the loss is nan"):
+        engine.fit()
+    assert run.newest() == run.checkpoint_path(2)
+    assert all(torch.isfinite(tensor).all() for tensor in load_tensors(run.newest() / "model.safetensors").values())
+
+
+def test_a_batch_without_labels_stops_the_run(tmp_path: Path) -> None:
+    engine = engine_for(Masked(MODEL), RunDirectory(tmp_path / "run"), config())
+    with pytest.raises(TrainingError, match="every label of the batch is masked"):
+        engine.fit()
+
+
+def test_ignored_labels_weigh_nothing(tmp_path: Path) -> None:
+    task = LanguageModelingTask(MODEL)
+    torch.manual_seed(0)
+    model = task.build_model()
+    ids = torch.randint(0, 32, (12,))
+    labels = torch.randint(0, 32, (12,))
+    masked = labels.clone()
+    masked[5:] = IGNORED_LABEL
+    batch = TokenBatch(ids, masked, (12,))
+    logits = model(ids, positions_of((12,)), ForwardContext.for_sequences((12,)))
+    expected = torch.nn.functional.cross_entropy(logits[:5], labels[:5], reduction="sum")
+    assert task.count_targets(batch) == 5
+    assert torch.allclose(task.loss_sum(model, batch), expected)
+
+
+def test_bits_per_byte_counts_the_bytes_behind_tokens(tiny_tokenizer) -> None:
+    task = LanguageModelingTask(ModelConfig(vocab_size=384), tiny_tokenizer)
+    text = "To be, or not to be — that is the question"
+    ids = torch.tensor([0, *tiny_tokenizer.encode(text), *tiny_tokenizer.eos_ids])
+    batch = TokenBatch(ids[:-1], ids[1:], (len(ids) - 1,))
+    assert task.count_bytes(batch) == len(text.encode())
+    assert task.validation_metrics(8 * math.log(2), 4, 2)["bits_per_byte"] == pytest.approx(4.0)
+
+
+def test_the_regression_task_trains_and_its_checkpoint_opens(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(
+        config(task="regression", max_steps=300, batch_size=64, log_every=10),
+        data=DataConfig(kind="synthetic", num_samples=512),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=10),
+    )
+    checkpoint = launch(settings, tmp_path / "run")
+    losses = losses_of(tmp_path / "run")
+    assert losses[-1] < 0.25 * losses[0]
+    assert load_model(checkpoint)(torch.zeros(3, 16)).shape == (3,)
+
+
+def test_weight_decay_is_for_matrices_only() -> None:
+    from llm.training.optim import build_optimizer
+
+    model = LanguageModelingTask(MODEL).build_model()
+    optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.3))
+    decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert decays[parameter] == (0.0 if "norm" in name else 0.3), name
+
+
+def test_auto_precision_follows_the_device() -> None:
+    native = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    assert autocast_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if native else torch.float32)
+    assert autocast_dtype("float16", torch.device("cpu")) == torch.float16
+
+
+def test_a_missing_gpu_is_said(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match="PyTorch sees no CUDA device"):
+        launch(config(device="cuda"), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"must be auto, cpu or cuda\[:N\], got 'tpuu'"):
+        launch(config(device="tpuu"), tmp_path / "run")
