@@ -1,5 +1,7 @@
 //! Tests of `llm_core::engine`.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::collections::BTreeMap;
 
 use llm_core::Error;
@@ -102,6 +104,21 @@ fn min_tokens_holds_off_every_kind_of_stop() {
     // EOS and id 1 can't be drawn, so the second preference (z) comes; "a" is no stop yet.
     assert_eq!(generate(params.clone(), &[EOS, 1, EOS]), ("zz".to_owned(), 3, STOP));
     assert_eq!(generate(params, &[0, 0, 0]), ("aa".to_owned(), 3, STOP));
+}
+
+#[test]
+fn draws_follow_the_requests_own_stream() {
+    let sampling = SamplingParams { seed: 5, choice_index: 2, ..SamplingParams::default() };
+    let mut engine = engine(limits(16, 64));
+    let params = RequestParams { sampling, max_tokens: 20, ignore_eos: true, ..RequestParams::default() };
+    engine.add_request(1, vec![0], params).unwrap();
+    let key = llm_core::sampling::stream_key(5, 2);
+    for output_idx in 0..20 {
+        // All ids but the last, PAD, are equally likely.
+        let expected = (llm_core::sampling::uniform(key, output_idx, 0) * (VOCAB - 1) as f64) as u32;
+        assert_eq!(step_preferring(&mut engine, &[]).token_ids, [expected]);
+    }
+    assert!(!engine.has_unfinished());
 }
 
 #[test]

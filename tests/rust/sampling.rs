@@ -1,5 +1,7 @@
 //! Tests of `llm_core::sampling`.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use llm_core::sampling::{
     RowSpec, Sampled, SamplingParams, TokenCounts, VocabMask, philox4x32_10, sample_rows, stream_key, uniform,
 };
@@ -104,7 +106,7 @@ fn top_p_reaches_past_its_first_head() {
     // 5,000 equals: the border lies beyond two heads.
     let params = SamplingParams { top_p: 0.5, ..SamplingParams::default() };
     let row = vec![0.0f32; 5000];
-    let highest = (0..2000).map(|idx| sample_one(&row, &params, &TokenCounts::default(), idx).id).max();
+    let highest = (0..300).map(|idx| sample_one(&row, &params, &TokenCounts::default(), idx).id).max();
     assert!(highest.is_some_and(|id| (2400..2500).contains(&id)), "{highest:?}");
 }
 

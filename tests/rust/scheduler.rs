@@ -1,5 +1,7 @@
 //! Tests of `llm_core::scheduler`.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 pub mod fake_model;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -140,8 +142,11 @@ fn the_newest_gives_way_and_resumes_with_the_same_tokens() {
     let mut simulation = Simulation::new(config(4, 64));
     simulation.add(1, prompt(1, 7), 8).unwrap();
     simulation.add(2, prompt(2, 7), 8).unwrap();
+    let mut plans = std::iter::from_fn(|| simulation.step());
+    // Each fills two blocks with its eighth token; the ninth needs a third, and the older request gets it.
+    assert_eq!(plans.nth(2).unwrap().request_ids, [1]);
     simulation.run_out();
-    assert!(simulation.scheduler.stats().num_preemptions > 0);
+    assert_eq!(simulation.scheduler.stats().num_preemptions, 1);
     assert_eq!(simulation.finished[&1], alone(&prompt(1, 7), 8));
     assert_eq!(simulation.finished[&2], alone(&prompt(2, 7), 8));
 }
@@ -185,6 +190,17 @@ fn add_refuses_what_can_never_run() {
     (2..=6).for_each(|id| scheduler.add(id, vec![1], 1).unwrap());
     assert!(message(scheduler.add(7, vec![1], 1)).contains("the queue is full: 6 requests wait"));
     assert!(matches!(Scheduler::new(config(0, 8)), Err(Error::InvalidArgument(_))));
+}
+
+#[test]
+fn removing_all_in_flight_drops_the_plan() {
+    let mut simulation = Simulation::new(config(8, 8));
+    simulation.add(1, prompt(1, 3), 2).unwrap();
+    assert!(simulation.schedule().is_some());
+    assert!(simulation.remove(1));
+    assert_eq!(simulation.schedule(), None);
+    assert_eq!(simulation.scheduler.num_sampled_rows(), None);
+    assert!(matches!(simulation.scheduler.complete_step(), Err(Error::InvalidArgument(_))));
 }
 
 #[test]

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llm import _rust
@@ -14,6 +15,8 @@ from tests.reference import sampling as reference
 from tests.reference.sampling import Settings
 
 VOCAB = 40
+# A busy machine is no failure.
+no_deadline = hypothesis_settings(deadline=None)
 NO_IDS = np.array([], np.uint32)
 
 
@@ -48,6 +51,7 @@ token_lists = st.lists(st.integers(0, VOCAB - 5), max_size=8)
 rows = st.lists(st.floats(-8.0, 8.0, width=32), min_size=VOCAB, max_size=VOCAB)
 
 
+@no_deadline
 @given(row=rows, settings=settings_strategy, prompt_ids=token_lists, output_ids=token_lists)
 def test_sample_equals_the_reference(row, settings, prompt_ids, output_ids):
     mask = {"vocab_size": VOCAB - 3, "pad_id": 7, "eos_ids": (2,)}
@@ -57,6 +61,7 @@ def test_sample_equals_the_reference(row, settings, prompt_ids, output_ids):
     assert expected.near_tie or expected.probabilities[token] > 0
 
 
+@no_deadline
 @given(data=st.data(), num_rows=st.integers(1, 9))
 def test_a_row_is_sampled_as_if_alone(data, num_rows):
     logits = [data.draw(rows) for _ in range(num_rows)]
@@ -110,6 +115,7 @@ def test_output_index_moves_the_stream():
     assert drawn == expected
 
 
+@no_deadline
 @given(seed=st.integers(0, 2**64 - 1), output_idx=st.integers(0, 2**64 - 1), choice=st.integers(0, 2**32 - 1))
 def test_philox_uniform_equals_the_reference(seed, output_idx, choice):
     drawn = _rust.philox_uniform(seed, output_idx, choice_index=choice, draw_idx=2)

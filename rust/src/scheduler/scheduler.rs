@@ -188,12 +188,8 @@ impl Scheduler {
         self.drop_step();
         let mut budget = self.config.max_batch_tokens;
         let mut scheduled = Vec::with_capacity(self.running.len());
-        let num_preemptions = self.stats.num_preemptions;
         self.schedule_running(&mut budget, &mut scheduled)?;
-        // Whoever was preempted now would take the blocks it just gave up.
-        if self.stats.num_preemptions == num_preemptions {
-            self.schedule_waiting(&mut budget, &mut scheduled)?;
-        }
+        self.schedule_waiting(&mut budget, &mut scheduled)?;
         if scheduled.is_empty() {
             return Ok(None);
         }
@@ -225,6 +221,9 @@ impl Scheduler {
     }
 
     /// First come first served: where the first doesn't fit, nobody overtakes it.
+    ///
+    /// So a step that preempts admits nobody: the first in the queue is then who was preempted last, when no block
+    /// was free, and an older request has taken at least one of those it gave up.
     fn schedule_waiting(&mut self, budget: &mut usize, scheduled: &mut Vec<u64>) -> Result<()> {
         while let Some(&id) = self.waiting.front() {
             if *budget == 0 || self.running.len() >= self.config.max_running_requests || !self.allocate_known(id)? {
