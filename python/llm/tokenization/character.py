@@ -143,7 +143,7 @@ def _check_vocabulary(characters: Sequence[str], special_tokens: Sequence[str]) 
         raise TokenizerError(f"special tokens must have two characters or more, got {list(special_tokens)}")
     if len(set(tokens)) != len(tokens):
         raise TokenizerError(
-            f"tokens must be there once each, got twice {sorted({t for t in tokens if tokens.count(t) > 1})}"
+            f"tokens must be there once each, got several of {sorted({t for t in tokens if tokens.count(t) > 1})}"
         )
 
 

@@ -50,7 +50,7 @@ def read_text(path: Path) -> str:
         raise FileError(f"{path}: can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise TokenizerError(
-            f"{path}: must be UTF-8, got byte {error.object[error.start]:#04x} at {error.start}"
+            f"{path}: must be UTF-8, got byte {error.object[error.start]:#04x} at offset {error.start}"
         ) from error
 
 
