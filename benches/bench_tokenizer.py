@@ -5,14 +5,15 @@ import random
 import pytest
 import tiktoken
 from pytest_benchmark.fixture import BenchmarkFixture
-
-from llm.tokenization import BPETokenizer
 from tests.reference.bpe import PATTERNS
 
-WORDS = (
-    "the of and to in a is that for it was on are as with they at be this from have or by one had not but what all were "
-    "when we there can an your which their said if do will each about how up out them then she many some so these would"
-).split()
+from llm.tokenization import BPETokenizer
+
+COMMON = (
+    "the of and to in a is that for it was on are as with they at be this from have or by one had not but what all "
+    "were when we there can an your which their said if do will each about how up out them then she many some so these would"
+)
+WORDS = COMMON.split()
 
 
 def generated_text(num_words: int) -> str:

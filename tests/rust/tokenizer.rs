@@ -1,4 +1,5 @@
 //! Tests of `llm_core::tokenizer`.
+#![expect(clippy::unwrap_used, reason = "in a test it is the assertion")]
 
 mod formats;
 mod pretokenize;

@@ -97,9 +97,9 @@ class BPETokenizer(BaseTokenizer):
     def from_pretrained(cls, path: StrPath) -> Self:
         """Reads a directory or a `tokenizer.json`; see `BaseTokenizer.from_pretrained`."""
         file = tokenizer_file(path)
-        text = read_text(file)
+        text, settings = read_text(file), TokenizerSettings.load(file.parent)
         try:
-            return cls(_rust.Tokenizer.from_json(text), TokenizerSettings.load(file.parent))
+            return cls(_rust.Tokenizer.from_json(text), settings)
         except TokenizerError as error:
             raise TokenizerError(f"{file}: {error}") from error
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,7 +42,7 @@ class SimpleCharacterTokenizer(BaseTokenizer):
         longest_first = sorted(special_tokens, key=len, reverse=True)
         self._special_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         roles = TokenizerSettings.for_special_tokens(special_tokens)
-        super().__init__(settings or TokenizerSettings(**{**_fields(roles), "unk_token": UNKNOWN_TOKEN}))
+        super().__init__(settings or msgspec.structs.replace(roles, unk_token=UNKNOWN_TOKEN))
 
     @classmethod
     def train(cls, text: str, *, special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS) -> Self:
@@ -60,9 +61,9 @@ class SimpleCharacterTokenizer(BaseTokenizer):
     def from_pretrained(cls, path: StrPath) -> Self:
         """Reads a directory or a `tokenizer.json`; see `BaseTokenizer.from_pretrained`."""
         file = tokenizer_file(path)
+        document, settings = read_json_object(file), TokenizerSettings.load(file.parent)
         try:
-            characters, special_tokens = _read_vocabulary(read_json_object(file))
-            return cls(characters, special_tokens, TokenizerSettings.load(file.parent))
+            return cls(*_read_vocabulary(document), settings)
         except TokenizerError as error:
             raise TokenizerError(f"{file}: {error}") from error
 
@@ -119,10 +120,6 @@ class SimpleCharacterTokenizer(BaseTokenizer):
         return np.array(ids, dtype=np.uint32)
 
 
-def _fields(settings: TokenizerSettings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in settings.__struct_fields__}
-
-
 def _utf8(text: str) -> bytes:
     try:
         return text.encode()
@@ -159,7 +156,7 @@ def _read_vocabulary(document: Mapping[str, Any]) -> tuple[list[str], list[str]]
     vocab: dict[str, int] = model["vocab"]
     if sorted(map(str, vocab.values())) != sorted(map(str, range(len(vocab)))):
         raise TokenizerError(f"ids of `model.vocab` must be 0 to {len(vocab) - 1}, each once")
-    special = {token["content"] for token in document.get("added_tokens") or []}
+    special = {token.get("content") for token in document.get("added_tokens") or [] if isinstance(token, dict)}
     tokens = sorted(vocab, key=vocab.__getitem__)
     num_characters = len(tokens) - len(special)
     return tokens[:num_characters], tokens[num_characters:]

@@ -67,7 +67,7 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             raise TokenizerError(f"{path}: {error}") from error
 
     def save(self, directory: Path) -> None:
-        """Writes `tokenizer_config.json`.
+        """Writes `tokenizer_config.json`, template included.
 
         Raises:
             FileError: It can't be written.
@@ -87,6 +87,8 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             {name: value for name, value in config.items() if value is not None}, indent=2, ensure_ascii=False
         )
         write_text(directory / CONFIG_FILE, text + "\n")
+        # A template file from before would win over the one just written.
+        (directory / TEMPLATE_FILE).unlink(missing_ok=True)
 
 
 def _token(value: Any) -> Any:

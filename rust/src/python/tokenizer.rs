@@ -117,7 +117,7 @@ impl PyTokenizer {
 
     #[getter]
     fn vocab_size(&self) -> usize {
-        self.inner.vocab().len()
+        self.inner.vocab().size()
     }
 
     #[getter]

@@ -5,8 +5,9 @@ use std::collections::BinaryHeap;
 
 use rustc_hash::FxHashMap;
 
-/// Up to this many bytes, looking at every pair for the lowest merge beats a heap.
-const SHORT_PIECE_BYTES: usize = 64;
+/// Up to this many bytes, looking at every pair for the lowest merge beats a heap: 2.9 against 7.6 µs for 64 random
+/// letters, even at 128, 57 against 28 µs for 256.
+const SHORT_PIECE_BYTES: usize = 128;
 
 /// Stands for "these two can't be merged"; no table has that many tokens.
 const NO_MERGE: u32 = u32::MAX;
@@ -30,7 +31,7 @@ impl MergeTable {
 
     /// Merges the tokens `ids[start..]` in place: always the lowest merge there is, the leftmost of equal ones.
     ///
-    /// Cost: O(n²) up to 64 tokens, O(n log n) above, so no input is quadratic.
+    /// Cost: O(n²) up to 128 tokens, O(n log n) above, so no input is quadratic.
     ///
     /// Source: Sennrich, Haddow, Birch, "Neural Machine Translation of Rare Words with Subword Units", ACL 2016, §3.2.
     pub fn apply(&self, ids: &mut Vec<u32>, start: usize) {
@@ -138,7 +139,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn both_ways_merge_alike(merges in proptest::collection::vec((0usize..40, 0usize..40), 0..40), ids in "[a-d]{0,64}") {
+        fn both_ways_merge_alike(merges in proptest::collection::vec((0usize..40, 0usize..40), 0..40), ids in "[a-d]{0,128}") {
             let mut table = MergeTable::default();
             let known: Vec<u32> = (b'a'..=b'd').map(u32::from).chain(256..).take(40).collect();
             for (index, &(left, right)) in merges.iter().enumerate() {

@@ -17,7 +17,6 @@ impl Tokenizer {
     pub fn to_json(&self) -> Result<String> {
         let characters = byte_characters();
         let vocab = self.vocab();
-        let special_ids: Vec<u32> = vocab.special().iter().map(|&(_, id)| id).collect();
         let num_ordinary = NUM_BYTES + vocab.merges().len();
         let names: Vec<String> = (0..num_ordinary as u32)
             .map(|id| vocab.tokens().bytes(id).unwrap_or_default().iter().map(|&b| characters[b as usize]).collect())
@@ -30,7 +29,6 @@ impl Tokenizer {
                 )));
             }
         }
-        debug_assert_eq!(ids.len(), names.len() + special_ids.len());
         let merges: Vec<[&str; 2]> =
             vocab.merges().iter().map(|&(left, right)| [left, right].map(|id| names[id as usize].as_str())).collect();
         let document = json!({
@@ -59,7 +57,7 @@ impl Tokenizer {
     /// message names it.
     pub fn from_json(text: &str) -> Result<Self> {
         let document: Value =
-            serde_json::from_str(text).map_err(|error| Error::Tokenizer(format!("tokenizer.json: {error}")))?;
+            serde_json::from_str(text).map_err(|error| Error::Tokenizer(format!("must be JSON: {error}")))?;
         for name in ["normalizer", "truncation", "padding"] {
             expect(&document, name, "null", Value::is_null)?;
         }
@@ -140,7 +138,7 @@ fn read_vocab(document: &Value) -> Result<Vocab> {
     let num_special = special.iter().filter(|(text, _)| ids.contains_key(text.as_str())).count();
     if ids.len() != bytes.len() + merges.len() + num_special {
         return Err(Error::Tokenizer(format!(
-            "tokenizer.json: `model.vocab` must have the 256 bytes, a token for each of its {} merges and special tokens, got {} tokens",
+            "`model.vocab` must have the 256 bytes, a token for each of its {} merges and special tokens, got {} tokens",
             merges.len(),
             ids.len()
         )));
@@ -162,9 +160,7 @@ fn read_bytes(ids: &FxHashMap<&str, u32>) -> Result<Vec<u8>> {
     for (byte, character) in byte_characters().into_iter().enumerate() {
         let id = ids.get(character.encode_utf8(&mut [0; 4]) as &str).copied();
         let place = id.and_then(|id| bytes.get_mut(id as usize)).ok_or_else(|| {
-            Error::Tokenizer(format!(
-                "tokenizer.json: byte {byte} ({character:?}) must have an id below 256, got {id:?}"
-            ))
+            Error::Tokenizer(format!("byte {byte} ({character:?}) must have an id below 256, got {id:?}"))
         })?;
         *place = byte as u8;
     }
@@ -187,9 +183,9 @@ fn read_merge(merge: &Value, id: u32, ids: &FxHashMap<&str, u32>) -> Result<(u32
     match (ids.get(left), ids.get(right), ids.get(merged.as_str())) {
         (Some(&left), Some(&right), Some(&found)) if found == id => Ok((left, right)),
         (Some(_), Some(_), Some(found)) => Err(Error::Tokenizer(format!(
-            "tokenizer.json: ids must follow the order of the merges; {merged:?} must be {id}, got {found}"
+            "ids must follow the order of the merges; {merged:?} must be {id}, got {found}"
         ))),
-        _ => Err(Error::Tokenizer(format!("tokenizer.json: merge {merge} has a token that is not in `model.vocab`"))),
+        _ => Err(Error::Tokenizer(format!("merge {merge} has a token that is not in `model.vocab`"))),
     }
 }
 
@@ -231,5 +227,5 @@ fn unsupported(name: &str, allowed: &str, value: &Value) -> Error {
         got.truncate(cut);
         got.push('…');
     }
-    Error::Tokenizer(format!("tokenizer.json: unsupported `{name}`: must be {allowed}, got {got}"))
+    Error::Tokenizer(format!("unsupported `{name}`: must be {allowed}, got {got}"))
 }

@@ -90,13 +90,8 @@ impl Vocab {
     }
 
     /// One more than the highest id.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.tokens.len()
-    }
-
-    /// Always false: the bytes are always there.
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
     }
 
     /// Bytes of each id, special tokens included.

@@ -69,7 +69,7 @@ fn merges_do_not_depend_on_threads_calls_or_order() {
     let lines = trainer.train(&mut |_, _| true).unwrap();
     assert_eq!(one.vocab().merges(), four.vocab().merges());
     assert_eq!(one.vocab().merges(), lines.vocab().merges());
-    assert_eq!(one.vocab().len(), 600);
+    assert_eq!(one.vocab().size(), 600);
 }
 
 #[test]
@@ -120,6 +120,6 @@ fn bad_training_input_is_named() {
 #[test]
 fn a_vocabulary_that_no_pair_is_left_for_is_smaller() {
     let tokenizer = train(&["ab"], 1000, Pattern::Gpt2, &["<|end|>"]);
-    assert_eq!(tokenizer.vocab().len(), 258);
-    assert_eq!(sample_tokenizer(Pattern::Gpt4).vocab().len(), 300);
+    assert_eq!(tokenizer.vocab().size(), 258);
+    assert_eq!(sample_tokenizer(Pattern::Gpt4).vocab().size(), 300);
 }
