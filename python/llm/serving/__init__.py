@@ -7,6 +7,6 @@
 from llm.serving.app import App, create_app
 from llm.serving.config import ServerConfig
 from llm.serving.handle import ServerHandle
-from llm.serving.server import bind, run, serve
+from llm.serving.server import bind, end_process, run, serve
 
-__all__ = ["App", "ServerConfig", "ServerHandle", "bind", "create_app", "run", "serve"]
+__all__ = ["App", "ServerConfig", "ServerHandle", "bind", "create_app", "end_process", "run", "serve"]

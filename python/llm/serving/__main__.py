@@ -11,7 +11,7 @@ from llm.config import from_builtins
 from llm.errors import LLMError
 from llm.serving.config import ServerConfig
 from llm.serving.handle import CONFIG_VARIABLE
-from llm.serving.server import serve
+from llm.serving.server import end_process, serve
 
 
 def main() -> int:
@@ -47,4 +47,4 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -17,13 +17,17 @@ then, or on a second signal, they are ended with an error. The engine stops last
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
+import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from granian.constants import HTTPModes, Interfaces
 from granian.log import LogLevels
@@ -44,6 +48,8 @@ _MAX_CONNECTIONS = 8192  # granian stops accepting past this; the engine's queue
 
 # Past the grace period every request has been ended; this is for connections that don't even take that.
 _LAST_WORDS_S = 3.0
+
+_NATIVE_THREADS_END_S = 0.1  # they need microseconds, but have to be scheduled first
 
 
 class _BoundServer(EmbeddedServer):
@@ -89,8 +95,31 @@ def serve(path: str | Path, config: ServerConfig | None = None, *, listener: soc
     listener = listener or bind(config.host, config.port)
     model_name = config.served_model_name or Path(path).resolve().name
     app = create_app(lambda: _load(path, config), model_name=model_name, config=config)
-    with contextlib.closing(listener):
-        asyncio.run(_run_until_signal(app, listener, config))
+    try:
+        with contextlib.closing(listener):
+            asyncio.run(_run_until_signal(app, listener, config))
+    finally:
+        _let_native_threads_end()
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """Ends a process that has served, at once: for a program's last line.
+
+    A native thread of granian's that comes back for the interpreter lock while the interpreter shuts down aborts the
+    process, and granian joins none of them; a load that was interrupted is such a thread too. Whoever sees the exit
+    code is told nothing but ours.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(exit_code)
+
+
+def _let_native_threads_end() -> None:
+    """For processes that end the usual way: drops what keeps granian's threads alive, and lets them run out."""
+    gc.collect()
+    time.sleep(_NATIVE_THREADS_END_S)
 
 
 def _load(path: str | Path, config: ServerConfig) -> AsyncEngine:

@@ -1,0 +1,360 @@
+"""The server as its users meet it: a tiny seeded model, a real port, OpenAI's own client."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import torch
+
+from llm.checkpoint import atomic_directory, write_model
+from llm.config import ModelConfig
+from llm.errors import ServerError
+from llm.inference import EngineConfig, load_async_engine
+from llm.models import DecoderModel
+from llm.serving import ServerConfig, ServerHandle, bind, create_app, run
+from llm.tokenization import BPETokenizer, use_chat_template
+
+MESSAGES = [{"role": "user", "content": "What news?"}]
+CONTEXT = 8192
+LONG = {"max_tokens": 7000, "extra_body": {"ignore_eos": True}}  # far more than any test waits for
+DEADLINE_S = 30.0
+EXAMPLE = Path(__file__).parents[2] / "examples" / "openai_client_demo.py"
+
+
+def write_checkpoint(directory, chat_template):
+    torch.manual_seed(0)
+    tokenizer = BPETokenizer.train_from_iterator(["To be, or not to be, that is the question. "], vocab_size=270)
+    if chat_template is not None:
+        use_chat_template(tokenizer, chat_template)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=CONTEXT,
+    )
+    with atomic_directory(directory) as unfinished:
+        write_model(unfinished, DecoderModel(config), tokenizer)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", "play")
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint):
+    with ServerHandle(checkpoint, ServerConfig(port=0, max_running_requests=64)) as handle:
+        yield handle
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0, timeout=60)
+
+
+def metric(server, name):
+    page = httpx.get(f"{server.url}/metrics", trust_env=False).text
+    return next(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it didn't happen in time"
+
+
+def is_idle(server):
+    everything_free = metric(server, "llm_blocks_free") == metric(server, "llm_blocks_total")
+    return (
+        everything_free
+        and metric(server, "llm_requests_in_flight") == 0
+        and metric(server, "llm_requests_running") == 0
+    )
+
+
+def complete(client, seed=1, **options):
+    request = {"model": "tiny", "prompt": "To be", "max_tokens": 24, "seed": seed, "extra_body": {"ignore_eos": True}}
+    return client.completions.create(**request | options)
+
+
+def chat(client, **options):
+    return client.chat.completions.create(
+        **{"model": "tiny", "messages": MESSAGES, "max_tokens": 24, "seed": 1} | options
+    )
+
+
+def test_models_are_listed_under_the_directorys_name(client):
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").object == "model"
+
+
+def test_completion_counts_its_tokens(client):
+    answer = complete(client)
+    assert answer.object == "text_completion"
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 24
+    assert answer.usage.prompt_tokens >= 1
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 24
+    assert answer._request_id.startswith("req_")
+
+
+def test_completion_defaults_to_sixteen_tokens(client):
+    request = {"model": "tiny", "prompt": "To be", "extra_body": {"ignore_eos": True}}
+    assert client.completions.create(**request).usage.completion_tokens == 16
+
+
+def test_same_seed_gives_the_same_text_and_another_seed_another(client):
+    first, again, other = (complete(client, seed=seed).choices[0].text for seed in (7, 7, 8))
+    assert first == again
+    assert first != other
+
+
+def test_stream_joins_to_the_whole_answer(client):
+    whole = complete(client)
+    chunks = list(complete(client, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == whole.choices[0].text
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]][-1] == "length"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_chat_stream_joins_to_the_whole_answer(client):
+    whole = chat(client)
+    chunks = list(chat(client, stream=True))
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert deltas[0].role == "assistant"
+    assert all(delta.role is None for delta in deltas[1:])
+    assert "".join(delta.content or "" for delta in deltas) == whole.choices[0].message.content
+    assert whole.choices[0].message.role == "assistant"
+    assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_chat_takes_either_name_of_the_token_limit(client):
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = chat(client, **{"max_tokens": openai.omit, name: 3, "extra_body": {"ignore_eos": True}})
+        assert answer.usage.completion_tokens <= 3
+
+
+def test_stop_string_ends_the_text_before_itself(client):
+    text = complete(client, max_tokens=60).choices[0].text
+    stop = text[20:22]
+    answer = complete(client, max_tokens=60, stop=["never\x00seen", stop])
+    assert answer.choices[0].text == text[: text.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+    streamed = "".join(chunk.choices[0].text for chunk in complete(client, max_tokens=60, stop=stop, stream=True))
+    assert streamed == answer.choices[0].text
+
+
+def test_several_prompts_get_a_choice_each_like_alone(client):
+    alone = [complete(client, prompt=prompt).choices[0].text for prompt in ("To be", "question")]
+    together = complete(client, prompt=["To be", "question"])
+    assert [choice.index for choice in together.choices] == [0, 1]
+    assert [choice.text for choice in together.choices] == alone
+    streamed = ["", ""]
+    for chunk in complete(client, prompt=["To be", "question"], stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert streamed == alone
+
+
+def test_prompt_of_token_ids_equals_its_text(client, checkpoint):
+    token_ids = BPETokenizer.from_pretrained(checkpoint).encode("To be")
+    assert complete(client, prompt=token_ids).choices == complete(client).choices
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "param", "code"),
+    [
+        ({"model": "other"}, 404, "model", "model_not_found"),
+        ({"temperature": 3}, 400, "temperature", None),
+        ({"n": 2}, 400, "n", "unsupported_parameter"),
+        ({"logit_bias": {"5": 1}}, 400, "logit_bias", "unsupported_parameter"),
+        ({"stop": list("abcde")}, 400, "stop", None),
+        ({"max_tokens": CONTEXT}, 400, "prompt", "context_length_exceeded"),
+        ({"prompt": "x " * CONTEXT}, 400, "prompt", "context_length_exceeded"),
+        ({"prompt": ""}, 400, "prompt", None),
+        ({"prompt": [10**6]}, 400, "prompt", None),
+        ({"max_tokens": 4, "extra_body": {"min_tokens": 5}}, 400, "min_tokens", None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_bad_requests_are_refused_before_the_first_event(client, options, status, param, code, stream):
+    with pytest.raises(openai.APIStatusError) as caught:
+        complete(client, stream=stream, **options)
+    assert caught.value.status_code == status
+    assert (caught.value.param, caught.value.code) == (param, code)
+    assert caught.value.body["type"] == "invalid_request_error"
+
+
+def test_chat_refuses_what_would_change_the_answer(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(client, response_format={"type": "json_object"})
+    assert (caught.value.param, caught.value.code) == ("response_format", "unsupported_parameter")
+
+
+def test_malformed_json_is_400(server):
+    response = httpx.post(f"{server.base_url}/chat/completions", content=b'{"model": ', trust_env=False)
+    assert response.status_code == 400
+    assert "not valid JSON" in response.json()["error"]["message"]
+
+
+def test_body_over_the_limit_is_413(server):
+    response = httpx.post(f"{server.base_url}/completions", content=b"x" * (11 * 2**20), trust_env=False)
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "request_too_large"
+
+
+def test_concurrent_streams_equal_each_request_alone(server, client):
+    def streamed(seed):
+        return "".join(chunk.choices[0].text for chunk in complete(client, seed=seed, stream=True))
+
+    alone = [complete(client, seed=seed).choices[0].text for seed in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(streamed, range(32)))
+    assert together == alone
+    wait_until(lambda: is_idle(server))
+
+
+def test_disconnect_of_a_stream_frees_its_blocks(server, client):
+    stream = complete(client, stream=True, **LONG)
+    next(iter(stream))
+    assert metric(server, "llm_requests_in_flight") == 1
+    assert metric(server, "llm_blocks_free") < metric(server, "llm_blocks_total")
+    stream.close()
+    wait_until(lambda: is_idle(server))
+
+
+def test_disconnect_while_waiting_for_a_whole_answer_frees_its_blocks(server, client):
+    with pytest.raises(openai.APITimeoutError):
+        complete(client.with_options(timeout=0.3), **LONG)
+    wait_until(lambda: is_idle(server))
+    assert metric(server, 'llm_requests_total{route="/v1/completions",status="499"}') >= 1
+
+
+def test_full_queue_is_429_and_says_when_to_retry(checkpoint):
+    config = ServerConfig(port=0, max_running_requests=1, max_waiting_requests=1, grace_s=0)
+    with ServerHandle(checkpoint, config) as server, ThreadPoolExecutor(1) as pool:
+        client = openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0)
+        running = complete(client, stream=True, **LONG)
+        next(iter(running))
+        waiting = pool.submit(lambda: complete(client, max_tokens=1))
+        wait_until(lambda: metric(server, "llm_requests_waiting") == 1)
+        with pytest.raises(openai.RateLimitError) as caught:
+            complete(client)
+        assert caught.value.code == "queue_full"
+        assert caught.value.response.headers["retry-after"] == "1"
+        running.close()
+        assert waiting.result().usage.completion_tokens == 1
+
+
+def test_keys_and_name_come_from_the_config(checkpoint):
+    config = ServerConfig(port=0, api_keys=("first", "second"), served_model_name="org/name")
+    with ServerHandle(checkpoint, config) as server:
+        for key in config.api_keys:
+            client = openai.OpenAI(base_url=server.base_url, api_key=key)
+            assert complete(client, model="org/name").choices[0].finish_reason == "length"
+        with pytest.raises(openai.AuthenticationError) as caught:
+            openai.OpenAI(base_url=server.base_url, api_key="third", max_retries=0).models.list()
+        assert caught.value.code == "invalid_api_key"
+        by_header = httpx.get(f"{server.base_url}/models", headers={"x-api-key": "second"}, trust_env=False)
+        assert by_header.json()["data"][0]["id"] == "org/name"
+        assert httpx.get(f"{server.url}/health", trust_env=False).json() == {"status": "ok"}
+        assert not {"first", "second", "third"} & set(server.log_tail().split())
+
+
+def test_model_without_chat_template_points_at_completions(tmp_path):
+    with ServerHandle(write_checkpoint(tmp_path / "tiny", None)) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key="any")
+        with pytest.raises(openai.BadRequestError, match="/v1/completions") as caught:
+            chat(client)
+        assert caught.value.code == "chat_template_missing"
+        assert complete(client).choices[0].finish_reason == "length"
+
+
+def test_taken_port_is_refused_with_a_hint(server, checkpoint):
+    port = int(server.url.rsplit(":", 1)[1])
+    with pytest.raises(ServerError, match=f"port {port} on 127.0.0.1 is already in use\nhint: "):
+        bind("127.0.0.1", port)
+    second = subprocess.run(
+        [sys.executable, "-m", "llm.serving", checkpoint, "--port", str(port)], capture_output=True, text=True, check=False
+    )
+    assert second.returncode == 2
+    assert f"error: port {port} on 127.0.0.1 is already in use" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_missing_checkpoint_ends_the_server_with_its_reason(tmp_path):
+    with pytest.raises(ServerError, match="exit code 2") as caught, ServerHandle(tmp_path / "nothing"):
+        pass
+    assert "no checkpoint at" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_health_is_503_until_the_model_is_loaded(checkpoint):
+    gate = threading.Event()
+
+    def load_when_allowed():
+        assert gate.wait(DEADLINE_S)
+        return load_async_engine(checkpoint, config=EngineConfig())
+
+    async def scenario():
+        app = create_app(load_when_allowed, model_name="tiny")
+        listener, stop = bind("127.0.0.1", 0), asyncio.Event()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        serving = asyncio.create_task(run(app, listener, stop=stop))
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            loading = await client.get("/health")
+            refused = await client.post("/v1/completions", json={"model": "tiny", "prompt": "x"})
+            gate.set()
+            await app.engine.settled.wait()
+            healthy = await client.get("/health")
+            answered = await client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 1})
+        stop.set()
+        await serving
+        return loading, refused, healthy, answered
+
+    loading, refused, healthy, answered = asyncio.run(scenario())
+    assert (loading.status_code, loading.json()) == (503, {"status": "loading"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_loading")
+    assert (healthy.status_code, healthy.json()) == (200, {"status": "ok"})
+    assert answered.json()["usage"]["completion_tokens"] == 1
+
+
+def test_sigterm_lets_a_running_stream_finish_and_exits_with_zero(checkpoint):
+    with ServerHandle(checkpoint) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0)
+        stream = complete(client, max_tokens=300, stream=True)
+        chunks = [next(iter(stream))]
+        server.process.terminate()
+        chunks += list(stream)
+        assert chunks[-1].choices[0].finish_reason == "length"
+        assert server.process.wait(DEADLINE_S) == 0
+
+
+def test_sigterm_ends_a_stream_that_outlasts_the_grace_period_with_an_error(checkpoint):
+    with ServerHandle(checkpoint, ServerConfig(port=0, grace_s=0.2)) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0)
+        stream = complete(client, stream=True, **LONG)
+        next(iter(stream))
+        server.process.terminate()
+        with pytest.raises(openai.APIError, match="stopping"):
+            list(stream)
+        assert server.process.wait(DEADLINE_S) == 0
+
+
+def test_example_runs(checkpoint):
+    shown = subprocess.run([sys.executable, EXAMPLE, checkpoint], capture_output=True, text=True, check=True).stdout
+    whole, streamed = shown.split("tokens]")[:2]
+    assert whole.split("[")[0].strip() == streamed.split("[")[0].strip()
