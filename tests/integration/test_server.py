@@ -28,7 +28,7 @@ DEADLINE_S = 30.0
 EXAMPLE = Path(__file__).parents[2] / "examples" / "openai_client_demo.py"
 
 
-def write_checkpoint(directory, chat_template):
+def write_checkpoint(directory, chat_template, generation_defaults=None):
     torch.manual_seed(0)
     tokenizer = BPETokenizer.train_from_iterator(["To be, or not to be, that is the question. "], vocab_size=270)
     if chat_template is not None:
@@ -43,7 +43,7 @@ def write_checkpoint(directory, chat_template):
         max_position_embeddings=CONTEXT,
     )
     with atomic_directory(directory) as unfinished:
-        write_model(unfinished, DecoderModel(config), tokenizer)
+        write_model(unfinished, DecoderModel(config), tokenizer, generation_defaults)
     return directory
 
 
@@ -112,6 +112,12 @@ def test_completion_counts_its_tokens(client):
 def test_completion_defaults_to_sixteen_tokens(client):
     request = {"model": "tiny", "prompt": "To be", "extra_body": {"ignore_eos": True}}
     assert client.completions.create(**request).usage.completion_tokens == 16
+
+
+def test_default_length_is_cut_to_the_context_left(client):
+    request = {"model": "tiny", "prompt": [1] * (CONTEXT - 5), "extra_body": {"ignore_eos": True}}
+    answer = client.completions.create(**request)
+    assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (5, "length")
 
 
 def test_same_seed_gives_the_same_text_and_another_seed_another(client):
@@ -283,12 +289,24 @@ def test_model_without_chat_template_points_at_completions(tmp_path):
         assert complete(client).choices[0].finish_reason == "length"
 
 
+def test_checkpoints_own_sampling_values_hold_where_the_request_is_silent(tmp_path):
+    greedy = write_checkpoint(tmp_path / "tiny", None, {"temperature": 0.0})
+    with ServerHandle(greedy) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key="any")
+        silent = {complete(client, seed=seed).choices[0].text for seed in (1, 2)}
+        sampled = {complete(client, seed=seed, temperature=1).choices[0].text for seed in (1, 2)}
+    assert (len(silent), len(sampled)) == (1, 2)
+
+
 def test_taken_port_is_refused_with_a_hint(server, checkpoint):
     port = int(server.url.rsplit(":", 1)[1])
     with pytest.raises(ServerError, match=f"port {port} on 127.0.0.1 is already in use\nhint: "):
         bind("127.0.0.1", port)
     second = subprocess.run(
-        [sys.executable, "-m", "llm.serving", checkpoint, "--port", str(port)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "llm.serving", checkpoint, "--port", str(port)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert second.returncode == 2
     assert f"error: port {port} on 127.0.0.1 is already in use" in second.stderr

@@ -34,6 +34,7 @@ class ServerHandle:
 
     The port is bound here and inherited by the child, so its number is known at once and nobody can take it meanwhile.
     Keys go to the child by its environment, never by its command line, which every user of the machine can read.
+    Inheriting a socket this way needs Linux or macOS.
 
     Raises:
         ConfigError: A setting is out of range.

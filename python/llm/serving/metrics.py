@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from llm.serving.protocol import Usage
@@ -18,6 +18,8 @@ _ENGINE_GAUGES = {
     "llm_requests_waiting": ("num_waiting", "Requests in the engine's queue."),
     "llm_blocks_total": ("blocks_total", "Blocks of the KV cache."),
     "llm_blocks_free": ("blocks_free", "Blocks of the KV cache that no request holds."),
+}
+_ENGINE_COUNTERS = {
     "llm_preemptions": ("num_preemptions", "Requests sent back to the queue for want of blocks."),
 }
 
@@ -29,11 +31,14 @@ class _EngineCollector(Collector):
         self._stats = stats
 
     def collect(self) -> Iterable[Metric]:
-        """One gauge for each number the engine knows."""
+        """One metric for each number the engine knows."""
         stats = self._stats()
         for name, (key, description) in _ENGINE_GAUGES.items():
             if key in stats:
                 yield GaugeMetricFamily(name, description, value=stats[key])
+        for name, (key, description) in _ENGINE_COUNTERS.items():
+            if key in stats:
+                yield CounterMetricFamily(name, description, value=stats[key])
 
 
 class ServerMetrics:

@@ -199,7 +199,7 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer of `/health`."""
 
-    status: Literal["ok", "loading", "failed", "stopping"]
+    status: Literal["ok", "loading", "failed"]
     reason: str | None = None
 
 

@@ -155,9 +155,8 @@ def _listen(listener: socket.socket, address: tuple[str, int] | tuple[str, int, 
     else:
         # Only past connections in TIME_WAIT may be ignored; a socket that listens still refuses us.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-    )  # inherited by connections: a token is a small packet
+    # Connections inherit it; a token is a small packet that must not wait for the next.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.bind(address)
     listener.listen(_BACKLOG)
 
