@@ -11,7 +11,7 @@ from llm.tokenization import BPETokenizer
 
 COMMON = (
     "the of and to in a is that for it was on are as with they at be this from have or by one had not but what all "
-    "were when we there can an your which their said if do will each about how up out them then she many some so these would"
+    "were when we there can an your which their said if do will each about how up out them then she many some so"
 )
 WORDS = COMMON.split()
 

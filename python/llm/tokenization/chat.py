@@ -74,6 +74,9 @@ class ChatTemplate(msgspec.Struct, frozen=True):
         try:
             return template.render(
                 messages=[dict(message) for message in messages],
+                # Templates written for transformers, which always sets these two, may not ask whether they are defined.
+                tools=None,
+                documents=None,
                 add_generation_prompt=add_generation_prompt,
                 bos_token=bos_token or "",
                 eos_token=eos_token or "",

@@ -137,7 +137,9 @@ struct PyTrainer {
 impl PyTrainer {
     #[new]
     #[pyo3(signature = (*, vocab_size, pattern, special_tokens))]
-    fn new(vocab_size: usize, pattern: &str, special_tokens: Vec<String>) -> PyResult<Self> {
+    fn new(vocab_size: i64, pattern: &str, special_tokens: Vec<String>) -> PyResult<Self> {
+        let vocab_size = usize::try_from(vocab_size)
+            .map_err(|_| Error::InvalidArgument(format!("`vocab_size` must be positive, got {vocab_size}")))?;
         let trainer = Trainer::new(vocab_size, Pattern::from_name(pattern)?, &special_tokens)?;
         Ok(Self { inner: Mutex::new(trainer) })
     }

@@ -127,21 +127,15 @@ fn count_pieces<'a>(parts: &[&'a str], pattern: Pattern) -> WordCounts<'a> {
         }
         counts
     };
-    let add = |mut counts: WordCounts<'a>, other: WordCounts<'a>| {
-        if counts.len() < other.len() {
-            return add_counts(other, counts);
-        }
-        counts = add_counts(counts, other);
-        counts
-    };
-    parts.par_iter().fold(WordCounts::default, count_part).reduce(WordCounts::default, add)
+    parts.par_iter().fold(WordCounts::default, count_part).reduce(WordCounts::default, add_counts)
 }
 
-fn add_counts<'a>(mut counts: WordCounts<'a>, other: WordCounts<'a>) -> WordCounts<'a> {
-    for (piece, count) in other {
-        *counts.entry(piece).or_default() += count;
+fn add_counts<'a>(one: WordCounts<'a>, other: WordCounts<'a>) -> WordCounts<'a> {
+    let (mut larger, smaller) = if one.len() < other.len() { (other, one) } else { (one, other) };
+    for (piece, count) in smaller {
+        *larger.entry(piece).or_default() += count;
     }
-    counts
+    larger
 }
 
 /// Cuts a text into parts that have the same pieces as the whole.

@@ -101,7 +101,7 @@ fn ranks_give_the_same_vocabulary() {
     let ranks: Vec<Vec<u8>> = (0..ordinary).map(|id| tokenizer.vocab().tokens().bytes(id).unwrap().to_vec()).collect();
     let again = Vocab::from_ranks(&ranks, tokenizer.vocab().special().to_vec()).unwrap();
     assert_eq!(again.merges(), tokenizer.vocab().merges());
-    assert_eq!(again.len(), tokenizer.vocab().size());
+    assert_eq!(again.size(), tokenizer.vocab().size());
 }
 
 #[test]
