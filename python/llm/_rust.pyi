@@ -154,7 +154,8 @@ class EngineCore:
 
         Raises:
             InvalidArgumentError: An empty prompt, an id past the vocabulary, or a request id in use.
-            CapacityError: It could never fit the context or the cache, or the queue is full.
+            CapacityError: It could never fit the context or the cache.
+            QueueFullError: Too many wait.
         """
 
     def abort(self, request_id: int) -> bool:

@@ -46,7 +46,11 @@ class TrainingError(LLMError, RuntimeError):
 
 
 class CapacityError(LLMError, RuntimeError):
-    """A request can never fit the cache or the limits, or the queue is full."""
+    """A request can never fit the cache or the limits."""
+
+
+class QueueFullError(CapacityError):
+    """Too many requests wait already; the same request may work a moment later."""
 
 
 class ContextLengthError(CapacityError, ValueError):

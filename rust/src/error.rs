@@ -18,6 +18,9 @@ pub enum Error {
     /// A request can never be served with the cache and limits given.
     #[error("{0}")]
     Capacity(String),
+    /// Too many requests wait; the same request may work a moment later.
+    #[error("{0}")]
+    QueueFull(String),
     /// No request has this id.
     #[error("unknown request id {0}; it was never added, or it already finished")]
     UnknownRequest(u64),

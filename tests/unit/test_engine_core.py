@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llm import _rust
-from llm.errors import CapacityError, InvalidArgumentError
+from llm.errors import CapacityError, InvalidArgumentError, QueueFullError
 from tests.reference import sampling as reference
 from tests.reference.block_pool import BlockPool
 from tests.reference.sampling import Settings
@@ -179,7 +179,7 @@ def test_capacity_and_bad_prompts_are_told_apart():
     with pytest.raises(InvalidArgumentError, match="at least one token"):
         engine.add_request(1, ids(), greedy())
     engine.add_request(1, ids(0), greedy())
-    with pytest.raises(CapacityError, match="the queue is full"):
+    with pytest.raises(QueueFullError, match="the queue is full"):
         engine.add_request(2, ids(0), greedy())
     with pytest.raises(InvalidArgumentError, match="`num_blocks` must be in"):
         make_engine(num_blocks=0)

@@ -21,6 +21,7 @@ def serve(
 ) -> None:
     """Serve a model behind OpenAI-compatible endpoints until Ctrl-C."""
     from llm.api import serve as serve_path
+    from llm.serving import end_process
 
     serve_path(
         path,
@@ -30,6 +31,7 @@ def serve(
         served_model_name=served_model_name,
         dtype=dtype,
     )
+    end_process(0)
 
 
 command = serve

@@ -3,7 +3,7 @@
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from llm.errors import EngineError, LLMError
@@ -41,6 +41,8 @@ class AsyncEngine:
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._closed = False
+        self._lock = threading.Lock()
 
     def start(self) -> None:
         """Starts the engine's thread."""
@@ -50,7 +52,7 @@ class AsyncEngine:
     def shutdown(self) -> None:
         """Fails what still runs, ends the thread and waits for it."""
         self._stopping = True
-        self._commands.put(None)
+        self._commands.put(None)  # wakes the thread
         if self._thread is not None:
             self._thread.join()
 
@@ -65,7 +67,7 @@ class AsyncEngine:
 
     async def generate(
         self, prompt_ids: Sequence[int], params: SamplingParams, *, choice_index: int = 0
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """Runs a request and yields its deltas; closing or cancelling the iterator frees its slot at once.
 
         Args:
@@ -75,14 +77,13 @@ class AsyncEngine:
 
         Raises:
             ContextLengthError: Prompt and new tokens exceed the context (before the first delta).
-            CapacityError: The queue is full, or the request can never fit (before the first delta).
+            CapacityError: The request can never fit (before the first delta).
+            QueueFullError: Too many requests wait (before the first delta).
             InvalidArgumentError: An empty prompt or a value out of range (before the first delta).
             EngineError: The engine failed or was shut down.
         """
-        if not self.is_healthy:
-            raise EngineError("the engine is not running")
         stream = _Stream(asyncio.get_running_loop())
-        self._commands.put(lambda: self._admit(stream, prompt_ids, params, choice_index))
+        self._submit(lambda: self._admit(stream, prompt_ids, params, choice_index))
         finished = False
         try:
             while not finished:
@@ -94,6 +95,13 @@ class AsyncEngine:
         finally:
             if not finished:
                 self._commands.put(lambda: self._abort(stream))
+
+    def _submit(self, command: Callable[[], None]) -> None:
+        """Hands a command to the thread, unless it will obey no more."""
+        with self._lock:
+            if self._thread is None or self._closed:
+                raise EngineError("the engine is not running")
+            self._commands.put(command)
 
     def _work(self) -> None:
         """The thread: commands first, then a step while anything runs."""
@@ -145,6 +153,8 @@ class AsyncEngine:
     def _fail_all(self) -> None:
         """Tells every request, queued commands included, that nothing more will come."""
         reason = f"the engine failed: {self._failure}" if self._failure else "the engine was shut down"
+        with self._lock:
+            self._closed = True
         self._obey_rest()
         _send([(stream, EngineError(reason)) for stream in self._streams.values()])
         self._streams.clear()

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from llm._rust import EngineCore, RequestParams, StepOutputs, StepPlan
 from llm.config import validated
-from llm.errors import ContextLengthError, EngineError, LLMError
+from llm.errors import ContextLengthError, EngineError, InvalidArgumentError, LLMError
 from llm.inference.model_runner import ModelRunner
 from llm.inference.outputs import Delta, FinishReason, TokenLogprob
 from llm.sampling_params import SamplingParams
@@ -67,13 +68,15 @@ class Engine:
 
         Raises:
             ContextLengthError: Prompt and new tokens exceed the context.
-            CapacityError: The queue is full, or the request can never fit the cache.
-            InvalidArgumentError: An empty prompt, an unknown token id, a value out of range.
+            CapacityError: The request can never fit the cache.
+            QueueFullError: Too many requests wait.
+            InvalidArgumentError: An empty prompt or an unknown token id.
+            ConfigError: A value of `params` out of range.
         """
         params = validated(params)
         request_id = self._next_id
         core_params = self._core_params(params, len(prompt_ids), choice_index)
-        self.core.add_request(request_id, np.asarray(prompt_ids, dtype=np.uint32), core_params)
+        self.core.add_request(request_id, _as_ids(prompt_ids), core_params)
         self._next_id += 1
         return request_id
 
@@ -125,6 +128,13 @@ class Engine:
             self.core.abort(request_id)
             failed.append((request_id, EngineError(f"the model failed in this request's step: {error}")))
         return failed
+
+
+def _as_ids(prompt_ids: Sequence[int]) -> NDArray[np.uint32]:
+    try:
+        return np.asarray(prompt_ids, dtype=np.uint32)
+    except (OverflowError, TypeError, ValueError):
+        raise InvalidArgumentError("token ids must be integers from 0 to the vocabulary's size") from None
 
 
 def _deltas(outputs: StepOutputs) -> list[tuple[int, Delta | LLMError]]:

@@ -7,10 +7,12 @@ import msgspec
 from llm.errors import (
     CapacityError,
     ChatTemplateError,
+    ConfigError,
     ContextLengthError,
     EngineError,
     InvalidArgumentError,
     LLMError,
+    QueueFullError,
     TokenizerError,
 )
 
@@ -119,19 +121,17 @@ def from_llm_error(error: LLMError, *, prompt_param: str | None = None) -> APIEr
     message = str(error)
     match error:
         case ContextLengthError():
-            return context_overflow(message, prompt_param or "max_tokens")
-        case CapacityError():
-            return _no_capacity(message)
+            answer = context_overflow(message, prompt_param or "max_tokens")
+        case QueueFullError():
+            answer = overloaded(message)
+        case CapacityError():  # larger than the cache: it will never fit
+            answer = bad_request(message, param="max_tokens")
         case ChatTemplateError():
-            return bad_request(message, param=prompt_param)
-        case InvalidArgumentError() | TokenizerError():
-            return bad_request(message)
+            answer = bad_request(message, param=prompt_param)
+        case ConfigError() | InvalidArgumentError() | TokenizerError():
+            answer = bad_request(message)
         case EngineError():
-            return APIError(500, ErrorBody(message=message, type=SERVER_ERROR, code="engine_error"))
+            answer = APIError(500, ErrorBody(message=message, type=SERVER_ERROR, code="engine_error"))
         case _:
-            return internal_error()
-
-
-def _no_capacity(message: str) -> APIError:
-    """A full queue empties again; a request larger than the cache will never fit."""
-    return overloaded(message) if "queue is full" in message else bad_request(message, param="max_tokens")
+            answer = internal_error()
+    return answer

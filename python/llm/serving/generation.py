@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -166,7 +166,7 @@ async def merged_deltas(prompts: list[Prompt], engine: AsyncEngine) -> AsyncGene
 
 
 async def _pump(index: int, prompt: Prompt, engine: AsyncEngine, queue: asyncio.Queue[Any]) -> None:
-    generator = cast("AsyncGenerator[Delta, None]", engine.generate(prompt.token_ids, prompt.params))
+    generator = engine.generate(prompt.token_ids, prompt.params)
     async with aclosing(generator) as deltas:
         async for delta in deltas:
             queue.put_nowait((index, delta))

@@ -77,7 +77,7 @@ impl EngineCore {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`]: an empty prompt, an id past the vocabulary, a request id in use, or parameters
-    /// outside their range. [`Error::Capacity`]: it could never fit, or the queue is full.
+    /// outside their range. [`Error::Capacity`]: it could never fit. [`Error::QueueFull`]: too many wait.
     pub fn add_request(&mut self, id: u64, prompt_ids: Vec<u32>, params: RequestParams) -> Result<()> {
         params.validate()?;
         check_ids("prompt ids", &prompt_ids, self.table.len())?;

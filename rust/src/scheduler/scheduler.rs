@@ -115,7 +115,7 @@ impl Scheduler {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`]: an empty prompt, `max_tokens` 0, or an id in use.
-    /// [`Error::Capacity`]: it could never fit the context or the cache, or the queue is full.
+    /// [`Error::Capacity`]: it could never fit the context or the cache. [`Error::QueueFull`]: too many wait.
     pub fn add(&mut self, id: u64, prompt_ids: Vec<u32>, max_tokens: usize) -> Result<()> {
         if prompt_ids.is_empty() {
             return Err(Error::InvalidArgument(format!("request {id}: the prompt must hold at least one token")));
@@ -152,7 +152,7 @@ impl Scheduler {
             )));
         }
         if self.waiting.len() >= max_waiting_requests {
-            return Err(Error::Capacity(format!(
+            return Err(Error::QueueFull(format!(
                 "the queue is full: {} requests wait, at most {max_waiting_requests} may\nhint: try again later",
                 self.waiting.len()
             )));

@@ -1,0 +1,120 @@
+"""The command `llm` as a user meets it: help, work, and every bad input as one message with exit code 2."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LLM_COMMAND = str(Path(sys.executable).parent / "llm")
+VERBS = [("train",), ("generate",), ("chat",), ("serve",), ("info",), ("demo",), ("tokenizer", "train")]
+
+
+def run(*arguments: str | Path, cwd: Path | None = None, stdin: str = "", **environment: str):
+    return subprocess.run(
+        [LLM_COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        input=stdin,
+        env=os.environ | {"COLUMNS": "100", "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("verb", [(), ("tokenizer",), *VERBS], ids=" ".join)
+def test_help_fits_a_screen_and_has_an_example(verb: tuple[str, ...]) -> None:
+    done = run(*verb, "--help")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) <= 40
+    if verb in VERBS:
+        assert f"Example:  llm {' '.join(verb)}" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["llm-train", "llm-serve"])
+def test_short_commands_are_the_verbs(command: str) -> None:
+    path = Path(sys.executable).parent / command
+    done = subprocess.run([path, "--help"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert f"Example:  llm {command.removeprefix('llm-')}" in done.stdout
+
+
+SMALL = ("model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=1", "tokenizer.vocab_size=300")
+
+
+def test_from_text_to_answers(corpus_file: Path, tmp_path: Path) -> None:
+    done = run("tokenizer", "train", corpus_file, "--vocab-size", "320", "--out", tmp_path / "tokenizer")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'tokenizer'}: 320 entries\n")
+    settings = [*SMALL, "tokenizer.chat_template=play", "data.context_length=64"]
+    done = run(
+        *("train", *settings, "--data", corpus_file, "--out", "run", "--tokenizer", tmp_path / "tokenizer"),
+        *("--max-steps", "4", "--batch-size", "2", "--num-samples", "6"),
+        cwd=tmp_path,
+        LLM_TRAINING__LOG_EVERY="2",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("run/checkpoints/step_00000004\n")
+    assert [line.split("  ")[0] for line in done.stderr.splitlines()[1:3]] == ["step 2/4", "step 4/4"]
+    answer = run("generate", "run", "ROMEO:", "--max-tokens", "12", "--seed", "1", cwd=tmp_path)
+    assert answer.returncode == 0
+    assert answer == run("generate", "run", "ROMEO:", "--max-tokens", "12", "--seed", "1", cwd=tmp_path) or (
+        answer.stdout == run("generate", "run", "ROMEO:", "--max-tokens", "12", "--seed", "1", cwd=tmp_path).stdout
+    )
+    facts = run("info", "run", cwd=tmp_path).stdout
+    for part in ("step_00000004", "BPETokenizer, 320 entries", "256 tokens", "chat template  yes"):
+        assert part in facts
+    chat = run("chat", "run", "--max-tokens", "8", cwd=tmp_path, stdin="What news?\n\n")
+    assert chat.returncode == 0
+    assert chat.stdout.startswith("> ")
+
+
+def test_the_regression_task_runs_on_made_up_samples(tmp_path: Path) -> None:
+    done = run(
+        *("train", "--task", "regression", "data.kind=synthetic", "--num-samples", "64", "--epochs", "2"),
+        *("--out", tmp_path / "run"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "RegressionModel" in run("info", tmp_path / "run").stdout
+
+
+def test_bad_input_is_one_message_and_exit_code_2(corpus_file: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    out = tmp_path / "out"
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    for file in tiny_checkpoint.iterdir():
+        (torn / file.name).write_bytes(file.read_bytes()[: 500 if file.name == "model.safetensors" else None])
+    train = ("train", "--data", corpus_file, "--out", out)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        cases = [
+            (("train", "--data", tmp_path / "none.txt", "--out", out), ["none.txt", "no such file"]),
+            (("train", "--data", empty, "--out", out), ["the corpus is empty"]),
+            ((*train, "tokenizer.vocab_size=200"), ["vocab_size", "200", "257"]),
+            (("tokenizer", "train", corpus_file, "--vocab-size", "9", "--out", out), ["vocab_size", "257", "9"]),
+            ((*train, "training.epoch=2"), ["unknown setting `training.epoch`", "did you mean `epochs`"]),
+            ((*train, "data.context_length=999"), ["`data.context_length`", "(256), got 999", "hint:"]),
+            ((*train, "--resume"), ["no run to resume", "hint:"]),
+            (("train", "--data", corpus_file), ["`--out` is missing"]),
+            (("generate", torn, "Hi"), ["model.safetensors is truncated", "500 bytes", "hint:"]),
+            (("generate", tmp_path / "nowhere", "Hi"), ["no checkpoint at"]),
+            (("generate", tiny_checkpoint, "Hi", "--max-tokens", "9999"), ["the context is 128 tokens", "9999"]),
+            (("generate", tiny_checkpoint, "Hi", "--top-p", "2"), ["`top_p` must be", "got 2.0"]),
+            (("generate", tiny_checkpoint, "Hi", "--dtype", "int3"), ["`dtype` must be one of", "'int3'"]),
+            (("serve", tiny_checkpoint, "--port", port), [f"port {port} on 127.0.0.1 is already in use", "hint:"]),
+        ]
+        for arguments, parts in cases:
+            done = run(*arguments)
+            assert done.returncode == 2, (arguments, done.stderr)
+            assert done.stderr.startswith("error: "), (arguments, done.stderr)
+            assert "Traceback" not in done.stderr
+            for part in parts:
+                assert part in done.stderr, (arguments, done.stderr)
+    assert not (out / "run.json").exists()
+    assert not (out / "checkpoints").exists()

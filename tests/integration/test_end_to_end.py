@@ -1,0 +1,172 @@
+"""The main job: corpus → tokenizer → train → kill -9 → resume → serve → openai client."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import openai
+import pytest
+import torch
+import transformers
+
+from llm import SamplingParams
+from llm.checkpoint import load_model
+from llm.inference import load_engine
+from llm.models import DecoderModel, ForwardContext, positions_of
+from llm.models.hf import weights_from_hf
+from llm.serving import ServerHandle
+from llm.training import RunDirectory
+
+LLM_COMMAND = str(Path(sys.executable).parent / "llm")
+MAX_STEPS = 40
+SETTINGS = (
+    *("model.hidden_size=48", "model.intermediate_size=64", "model.num_hidden_layers=2", "model.num_attention_heads=4"),
+    *("model.max_position_embeddings=128", "tokenizer.vocab_size=320", "tokenizer.chat_template=play"),
+    *("training.checkpoint_every=4", "training.validate_every=20", "training.batch_size=4", "training.log_every=1"),
+    f"training.max_steps={MAX_STEPS}",
+)
+MESSAGE = "What news, my lord?"
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [LLM_COMMAND, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def say(*arguments: str) -> str:
+    return finish(start(*arguments))
+
+
+def kill_once_past(run: RunDirectory, process: subprocess.Popen[str], step: int) -> None:
+    """`kill -9` as soon as a checkpoint of `step` or later is on disk."""
+    deadline = time.monotonic() + 120
+    while (newest := run.newest()) is None or int(newest.name[5:]) < step:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> tuple[RunDirectory, RunDirectory]:
+    """An uninterrupted run, and one that was killed twice and resumed."""
+    directory = tmp_path_factory.mktemp("runs")
+    whole, killed = RunDirectory(directory / "whole"), RunDirectory(directory / "killed")
+    train = ("train", *SETTINGS, "--data", str(corpus_file), "--out")
+    say(*train, str(whole.path))
+    kill_once_past(killed, start(*train, str(killed.path)), 4)
+    kill_once_past(killed, start("train", "--out", str(killed.path), "--resume"), 20)
+    say("train", "--out", str(killed.path), "--resume")
+    return whole, killed
+
+
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_byte_for_byte(runs) -> None:
+    whole, killed = runs
+    assert whole.newest().name == killed.newest().name == f"step_{MAX_STEPS:08d}"
+    files = sorted(path.relative_to(whole.newest()) for path in whole.newest().rglob("*") if path.is_file())
+    assert Path("model.safetensors") in files
+    assert Path("training_state/optimizer.safetensors") in files
+    for file in files:
+        assert (whole.newest() / file).read_bytes() == (killed.newest() / file).read_bytes(), file
+    keys = ("step", "loss", "validation_loss", "bits_per_byte", "learning_rate", "grad_norm")
+    logs = [[{key: line.get(key) for key in keys} for line in run.read_log()] for run in runs]
+    assert logs[0] == logs[1]
+    assert len([line for line in logs[0] if line["loss"]]) == MAX_STEPS
+    losses = [line["loss"] for line in logs[0] if line["loss"]]
+    assert losses[-1] < losses[0] - 0.3
+
+
+@pytest.fixture(scope="module")
+def server(runs):
+    with ServerHandle(runs[1].path) as handle:
+        yield handle
+
+
+@pytest.fixture(scope="module")
+def client(server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0, timeout=60)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("stream", [False, True])
+def test_completions_equal_llm_generate(runs, client: openai.OpenAI, seed: int, stream: bool) -> None:
+    model_name = client.models.list().data[0].id
+    answer = client.completions.create(model=model_name, prompt="ROMEO:\n", max_tokens=32, seed=seed, stream=stream)
+    text = "".join(chunk.choices[0].text for chunk in answer) if stream else answer.choices[0].text
+    said = say("generate", str(runs[1].path), "ROMEO:\n", "--max-tokens", "32", "--seed", str(seed))
+    assert said == text + "\n"
+    assert len(text) > 8
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("stream", [False, True])
+def test_chat_completions_equal_llm_chat(runs, client: openai.OpenAI, seed: int, stream: bool) -> None:
+    answer = client.chat.completions.create(
+        model=client.models.list().data[0].id,
+        messages=[{"role": "user", "content": MESSAGE}],
+        max_completion_tokens=32,
+        seed=seed,
+        stream=stream,
+    )
+    if stream:
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices)
+    else:
+        text = answer.choices[0].message.content
+        assert answer.usage.completion_tokens > 0
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    chat = ("chat", str(runs[1].path), "--message", MESSAGE, "--max-tokens", "32", "--seed", str(seed))
+    assert say(*chat) == text + "\n"
+
+
+def test_trained_reloaded_served_and_transformers_logits_agree(runs) -> None:
+    checkpoint = runs[1].newest()
+    engine = load_engine(checkpoint, dtype="float32")
+    ids = engine.tokenizer.encode("First Citizen:\nBefore we proceed any further, hear me speak.")
+    positions, context = positions_of((len(ids),)), ForwardContext.for_sequences((len(ids),))
+    reloaded = load_model(checkpoint, "float32")
+    trained = DecoderModel(reloaded.config).eval()  # as the training loop holds it: filled from the state's tensors
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    trained.load_state_dict(
+        weights_from_hf({k: v for k, v in theirs.state_dict().items() if k != "lm_head.weight"}, reloaded.config)
+    )
+    with torch.no_grad():
+        wanted = reloaded(torch.tensor(ids), positions, context)
+        assert (trained(torch.tensor(ids), positions, context) - wanted).abs().max() <= 1e-4
+        assert (theirs(torch.tensor([ids])).logits[0] - wanted).abs().max() <= 1e-4
+    assert (served_logits(engine, ids) - wanted[-1]).abs().max() <= 1e-4
+
+
+def served_logits(engine, ids: list[int]) -> torch.Tensor:
+    """The last row that the serving path computes for a prompt."""
+    seen = []
+    run = engine.runner.run
+
+    def remember(plan):
+        logits = run(plan)
+        seen.append(logits.clone())
+        return logits
+
+    engine.runner.run = remember
+    engine.add_request(ids, SamplingParams(max_tokens=1))
+    engine.step()
+    return seen[0][-1]
+
+
+def test_run_directory_is_what_the_documentation_says(runs) -> None:
+    run = runs[0].path
+    assert (run / "latest").read_text().strip() == f"checkpoints/step_{MAX_STEPS:08d}"
+    assert json.loads((run / "run.json").read_text())["config"]["training"]["max_steps"] == MAX_STEPS
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "COMPLETE"):
+        assert (runs[0].newest() / name).is_file()

@@ -1,0 +1,274 @@
+"""The engine and its thread, with a real small model."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from llm import LLM, SamplingParams
+from llm.checkpoint import load_model
+from llm.errors import (
+    CapacityError,
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    EngineError,
+    InvalidArgumentError,
+)
+from llm.inference import AsyncEngine, Delta, Engine, EngineConfig, load_async_engine, load_engine
+from llm.models import ForwardContext, positions_of
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+
+
+def greedy_by_full_forward(checkpoint: Path, prompt: list[int], steps: int) -> list[int]:
+    """The obvious way: the whole sequence anew for each token."""
+    model = load_model(checkpoint)
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(steps):
+            logits = model(torch.tensor(ids), positions_of((len(ids),)), ForwardContext.for_sequences((len(ids),)))
+            ids.append(int(logits[-1].argmax()))
+    return ids[len(prompt) :]
+
+
+def drain(engine: Engine) -> dict[int, list[Delta]]:
+    found: dict[int, list[Delta]] = {}
+    while engine.has_unfinished():
+        for request_id, event in engine.step():
+            assert isinstance(event, Delta), event
+            found.setdefault(request_id, []).append(event)
+    engine.core.check_integrity()
+    return found
+
+
+PROMPTS = ["To be", "First Citizen:\nBefore we proceed any further", "O", "ROMEO:\n" * 8, "My lord, the king is"]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        EngineConfig(),
+        EngineConfig(max_batch_tokens=3, block_size=4),
+        EngineConfig(block_size=1, max_running_requests=2),
+        EngineConfig(max_model_len=80, block_size=8, kv_cache_memory_bytes=2 * 2 * 2 * 16 * 4 * 8 * 11),
+    ],
+    ids=["roomy", "chunked", "two at a time", "preempting"],
+)
+def test_batched_greedy_equals_one_by_one_full_forwards(tiny_checkpoint: Path, limits: EngineConfig) -> None:
+    engine = load_engine(tiny_checkpoint, config=limits)
+    prompts = [engine.tokenizer.encode(text) for text in PROMPTS]
+    requests = [engine.add_request(prompt, GREEDY) for prompt in prompts]
+    deltas = drain(engine)
+    for request_id, prompt in zip(requests, prompts, strict=True):
+        tokens = [token for delta in deltas[request_id] for token in delta.token_ids]
+        assert tokens == greedy_by_full_forward(tiny_checkpoint, prompt, 20)
+    if limits.kv_cache_memory_bytes:
+        assert engine.stats()["num_preemptions"] > 0
+    assert engine.stats()["blocks_free"] == engine.stats()["blocks_total"]
+
+
+def test_seeded_draws_do_not_depend_on_batch_mates(tiny_checkpoint: Path) -> None:
+    model = LLM(tiny_checkpoint)
+    params = SamplingParams(seed=5, max_tokens=24, temperature=0.9, top_p=0.95)
+    alone = [model.generate(prompt, params) for prompt in PROMPTS]
+    together = model.generate(PROMPTS, params)
+    assert [output.token_ids for output in together] == [output.token_ids for output in alone]
+    assert [output.text for output in together] == [output.text for output in alone]
+    assert model.generate(PROMPTS[0], params).text == alone[0].text
+    assert model.generate(PROMPTS[0], SamplingParams(seed=6, max_tokens=24)).token_ids != alone[0].token_ids
+
+
+def test_stream_concatenates_to_generate_even_when_interleaved(tiny_checkpoint: Path) -> None:
+    model = LLM(tiny_checkpoint)
+    params = SamplingParams(seed=1, max_tokens=30)
+    whole = model.generate("To be", params)
+    stream = model.stream("To be", params)
+    parts = [next(stream).text]
+    other = model.generate("To be", params)
+    parts += [delta.text for delta in stream]
+    assert "".join(parts) == whole.text == other.text
+
+
+def test_a_closed_stream_gives_its_blocks_back(tiny_checkpoint: Path) -> None:
+    model = LLM(tiny_checkpoint)
+    stream = model.stream("To be", SamplingParams(max_tokens=100, ignore_eos=True))
+    next(stream)
+    assert model.engine.stats()["num_running"] == 1
+    stream.close()
+    assert model.engine.stats()["num_running"] == 0
+    assert model.engine.stats()["blocks_free"] == model.engine.stats()["blocks_total"]
+
+
+def test_outputs_carry_text_tokens_reason_logprobs_and_usage(tiny_checkpoint: Path) -> None:
+    model = LLM(tiny_checkpoint)
+    prompt = model.tokenizer.encode("To be")
+    output = model.generate("To be", SamplingParams(max_tokens=5, temperature=0.0, logprobs=3, ignore_eos=True))
+    assert output.finish_reason == "length"
+    assert output.usage.prompt_tokens == len(prompt)
+    assert output.usage.completion_tokens == len(output.token_ids) == 5
+    assert output.usage.total_tokens == len(prompt) + 5
+    assert output.text == model.tokenizer.decode(output.token_ids)
+    ids = torch.tensor([*prompt, *output.token_ids])
+    with torch.no_grad():
+        logits = load_model(tiny_checkpoint)(ids, positions_of((len(ids),)), ForwardContext.for_sequences((len(ids),)))
+    wanted = logits.log_softmax(-1)
+    assert output.logprobs is not None
+    for idx, entry in enumerate(output.logprobs):
+        row = wanted[len(prompt) - 1 + idx]
+        assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-4)
+        assert [token for token, _ in entry.top] == row.topk(3).indices.tolist()
+        assert entry.top[0] == (entry.token_id, entry.logprob)
+
+
+def test_stop_strings_end_the_text_before_them(tiny_checkpoint: Path) -> None:
+    model = LLM(tiny_checkpoint)
+    free = model.generate("To be", SamplingParams(seed=3, max_tokens=40, ignore_eos=True)).text
+    stop = free[10:13]
+    stopped = model.generate("To be", SamplingParams(seed=3, max_tokens=40, ignore_eos=True, stop=(stop,)))
+    assert stopped.text == free[: free.index(stop)]
+    assert stopped.finish_reason == "stop"
+
+
+def test_chat_renders_the_template_and_stops_at_its_end(tiny_checkpoint: Path) -> None:
+    model = LLM(tiny_checkpoint)
+    params = SamplingParams(seed=3, max_tokens=60)
+    answer = model.chat([{"role": "user", "content": "What news?"}], params)
+    prompt = "ROMEO:\nWhat news?\n\nJULIET:\n"
+    raw = model.generate(prompt, SamplingParams(seed=3, max_tokens=60, stop=("\n\n",)))
+    assert answer == raw
+
+
+def test_requests_that_cannot_be_served_say_why(tiny_checkpoint: Path) -> None:
+    model = LLM(tiny_checkpoint, config=EngineConfig(max_waiting_requests=2))
+    for params, error, message in (
+        (SamplingParams(max_tokens=500), ContextLengthError, "the context is 128 tokens, got 3 in the prompt and 500"),
+        (SamplingParams(top_p=1.5), ConfigError, "`top_p` must be `float` <= 1.0, got 1.5"),
+        (SamplingParams(temperature=-1.0), ConfigError, "`temperature` must be `float` >= 0.0, got -1.0"),
+    ):
+        with pytest.raises(error, match=message):
+            model.generate("To be", params)
+    with pytest.raises(ContextLengthError, match="200 in the prompt and at least 1"):
+        model.engine.add_request([1] * 200, SamplingParams())
+    with pytest.raises(InvalidArgumentError, match="prompt"):
+        model.generate("", GREEDY)
+    with pytest.raises(CapacityError, match="queue"):
+        model.generate(["To be"] * 3, GREEDY)
+    assert model.generate("To be", GREEDY).usage.completion_tokens == 20
+    with pytest.raises(ConfigError, match="`max_model_len` must be at most the model's 128, got 500"):
+        LLM(tiny_checkpoint, config=EngineConfig(max_model_len=500))
+    with pytest.raises(CapacityError, match=r"needs .* bytes for one request of the longest context, got 10"):
+        LLM(tiny_checkpoint, config=EngineConfig(kv_cache_memory_bytes=10))
+
+
+def test_a_truncated_or_missing_checkpoint_is_one_clear_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    import shutil
+
+    torn = tmp_path / "torn"
+    shutil.copytree(tiny_checkpoint, torn)
+    weights = torn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors is truncated or not a safetensors file \(\d+ bytes\)"
+    ):
+        LLM(torn)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
+        LLM(torn)
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        LLM(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"holds neither a config\.json nor a complete"):
+        LLM(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dtype_can_be_chosen(tiny_checkpoint: Path, dtype: str) -> None:
+    model = LLM(tiny_checkpoint, dtype)
+    output = model.generate("To be", GREEDY)
+    assert len(output.token_ids) == 20
+    assert str(model.engine.runner.model.lm_head.weight.dtype) == f"torch.{dtype}"
+
+
+def test_an_unknown_dtype_lists_the_valid_ones(tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="`dtype` must be one of auto, float32, bfloat16, float16, got 'int3'"):
+        LLM(tiny_checkpoint, "int3")
+
+
+class FailsOnce:
+    """The real runner, but for one step that fails as a device out of memory would."""
+
+    def __init__(self, runner: object) -> None:
+        self.runner = runner
+        self.calls = 0
+
+    def run(self, plan: object) -> Tensor:
+        self.calls += 1
+        if self.calls == 2:
+            raise RuntimeError("out of memory")
+        return self.runner.run(plan)
+
+
+def test_a_failed_step_fails_its_requests_and_the_engine_goes_on(tiny_checkpoint: Path) -> None:
+    model = LLM(tiny_checkpoint)
+    wanted = model.generate("To be", GREEDY)
+    model.engine.runner = FailsOnce(model.engine.runner)
+    with pytest.raises(EngineError, match="the model failed in this request's step: out of memory"):
+        model.generate("To be", GREEDY)
+    assert model.generate("To be", GREEDY) == wanted
+    assert model.engine.stats()["blocks_free"] == model.engine.stats()["blocks_total"]
+
+
+async def collect(engine: AsyncEngine, prompt: list[int], params: SamplingParams) -> list[int]:
+    return [token async for delta in engine.generate(prompt, params) for token in delta.token_ids]
+
+
+def test_async_requests_run_together_and_equal_the_sync_ones(tiny_checkpoint: Path) -> None:
+    sync = LLM(tiny_checkpoint)
+    params = SamplingParams(seed=2, max_tokens=30)
+    wanted = [list(output.token_ids) for output in sync.generate(PROMPTS, params)]
+    engine = load_async_engine(tiny_checkpoint)
+    engine.start()
+
+    async def ask_all() -> list[list[int]]:
+        return await asyncio.gather(*(collect(engine, sync.tokenizer.encode(text), params) for text in PROMPTS))
+
+    assert asyncio.run(ask_all()) == wanted
+    engine.shutdown()
+    assert not engine.is_healthy
+
+
+def test_async_errors_come_before_the_first_delta_and_cancelling_frees_the_slot(tiny_checkpoint: Path) -> None:
+    engine = load_async_engine(tiny_checkpoint, config=EngineConfig(max_running_requests=1))
+    engine.start()
+
+    async def scenario() -> None:
+        with pytest.raises(ContextLengthError):
+            await collect(engine, [1, 2], SamplingParams(max_tokens=1000))
+        stream = engine.generate([1, 2], SamplingParams(max_tokens=120, ignore_eos=True))
+        await anext(stream)
+        await stream.aclose()
+        # Only one request runs at a time, so this one answers only once the closed one's slot is free.
+        assert len(await collect(engine, [1, 2], GREEDY)) == 20
+
+    asyncio.run(scenario())
+    engine.shutdown()
+    assert engine.stats()["blocks_free"] == engine.stats()["blocks_total"]
+
+
+def test_shutdown_fails_what_still_runs(tiny_checkpoint: Path) -> None:
+    engine = load_async_engine(tiny_checkpoint)
+    engine.start()
+
+    async def scenario() -> None:
+        stream = engine.generate([1, 2], SamplingParams(max_tokens=120, ignore_eos=True))
+        await anext(stream)
+        await asyncio.to_thread(engine.shutdown)
+        with pytest.raises(EngineError, match="shut down"):
+            async for _ in stream:
+                pass
+        with pytest.raises(EngineError, match="not running"):
+            await collect(engine, [1, 2], GREEDY)
+
+    asyncio.run(scenario())
