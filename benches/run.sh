@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Runs the criterion and pytest-benchmark suites and keeps one result file each under benches/results/.
+# Runs the criterion and the pytest-benchmark suite of each subject and keeps their results under benches/results/.
 set -euo pipefail
 python="${1:?usage: benches/run.sh PYTHON}"
 cd "$(dirname "$0")/.."
 results=benches/results
 mkdir -p "$results"
-cargo bench --quiet --bench tokenizer --bench sampling --bench scheduler -- --output-format bencher | tee "$results/criterion.txt"
-"$python" -m pytest benches --benchmark-only --benchmark-json="$results/pytest-benchmark.json" \
-    --override-ini=python_files='bench_*.py' --override-ini=testpaths=benches -q
-"$python" benches/summary.py "$results"
+for subject in tokenizer sampling scheduler; do
+    cargo bench --quiet --bench "$subject" -- --noplot --quiet | tee "$results/$subject.criterion.txt"
+    "$python" -m pytest "benches/bench_$subject.py" -q --benchmark-only --benchmark-disable-gc \
+        --benchmark-json="$results/$subject.pytest-benchmark.json"
+done

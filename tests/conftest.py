@@ -16,6 +16,16 @@ from llm.models import DecoderModel
 from llm.tokenization import BPETokenizer, use_chat_template
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips `gpu` tests where there is no CUDA device, and `slow` ones unless `-m slow` asks for them."""
+    asked = config.getoption("-m")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "slow" in item.keywords and "slow" not in asked:
+            item.add_marker(pytest.mark.skip(reason="takes minutes: run with `-m slow`"))
+
+
 @pytest.fixture(scope="session")
 def corpus_text() -> str:
     """The first 200,000 characters of the shipped corpus."""

@@ -10,14 +10,7 @@ from pathlib import Path
 
 import openai
 import pytest
-import torch
-import transformers
 
-from llm import SamplingParams
-from llm.checkpoint import load_model
-from llm.inference import load_engine
-from llm.models import DecoderModel, ForwardContext, positions_of
-from llm.models.hf import weights_from_hf
 from llm.serving import ServerHandle
 from llm.training import RunDirectory
 
@@ -128,40 +121,6 @@ def test_chat_completions_equal_llm_chat(runs, client: openai.OpenAI, seed: int,
         assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     chat = ("chat", str(runs[1].path), "--message", MESSAGE, "--max-tokens", "32", "--seed", str(seed))
     assert say(*chat) == text + "\n"
-
-
-def test_trained_reloaded_served_and_transformers_logits_agree(runs) -> None:
-    checkpoint = runs[1].newest()
-    engine = load_engine(checkpoint, dtype="float32")
-    ids = engine.tokenizer.encode("First Citizen:\nBefore we proceed any further, hear me speak.")
-    positions, context = positions_of((len(ids),)), ForwardContext.for_sequences((len(ids),))
-    reloaded = load_model(checkpoint, "float32")
-    trained = DecoderModel(reloaded.config).eval()  # as the training loop holds it: filled from the state's tensors
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    trained.load_state_dict(
-        weights_from_hf({k: v for k, v in theirs.state_dict().items() if k != "lm_head.weight"}, reloaded.config)
-    )
-    with torch.no_grad():
-        wanted = reloaded(torch.tensor(ids), positions, context)
-        assert (trained(torch.tensor(ids), positions, context) - wanted).abs().max() <= 1e-4
-        assert (theirs(torch.tensor([ids])).logits[0] - wanted).abs().max() <= 1e-4
-    assert (served_logits(engine, ids) - wanted[-1]).abs().max() <= 1e-4
-
-
-def served_logits(engine, ids: list[int]) -> torch.Tensor:
-    """The last row that the serving path computes for a prompt."""
-    seen = []
-    run = engine.runner.run
-
-    def remember(plan):
-        logits = run(plan)
-        seen.append(logits.clone())
-        return logits
-
-    engine.runner.run = remember
-    engine.add_request(ids, SamplingParams(max_tokens=1))
-    engine.step()
-    return seen[0][-1]
 
 
 def test_run_directory_is_what_the_documentation_says(runs) -> None:

@@ -1,0 +1,122 @@
+"""The demo's promises: size, quality, one model from training to serving, and the whole show."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from llm import SamplingParams
+from llm.checkpoint import load_model
+from llm.data import TextDataModule, split_documents
+from llm.demo import DEMO_CONFIG, DEMO_GENERATION, demo_corpus
+from llm.inference import Engine, load_engine
+from llm.models import DecoderModel, ForwardContext, positions_of
+from llm.tokenization import BPETokenizer, use_chat_template
+from llm.training import JsonlLogger, LanguageModelingTask, RunDirectory, TrainingEngine
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingEngine:
+    """The demo's model after all its steps, still in the hands of the loop."""
+    run = RunDirectory(tmp_path_factory.mktemp("runs") / "demo")
+    train, validation = split_documents([demo_corpus()], DEMO_CONFIG.data.validation_fraction)
+    tokenizer = BPETokenizer.train_from_iterator(train, vocab_size=DEMO_CONFIG.tokenizer.vocab_size, progress=False)
+    use_chat_template(tokenizer, "play")
+    TextDataModule.prepare(run.data, train, validation, tokenizer)
+    model = msgspec.structs.replace(DEMO_CONFIG.model, vocab_size=tokenizer.vocab_size)
+    config = msgspec.structs.replace(DEMO_CONFIG, model=model)
+    run.create(config, {})
+    engine = TrainingEngine(
+        config,
+        LanguageModelingTask(model, tokenizer),
+        TextDataModule(run.data, config.context_length),
+        run,
+        tokenizer=tokenizer,
+        callbacks=[JsonlLogger(run)],
+        generation_defaults=DEMO_GENERATION,
+    )
+    engine.fit()
+    return engine
+
+
+def test_the_demo_model_is_small_and_reaches_its_bits_per_byte(trained: TrainingEngine) -> None:
+    assert isinstance(trained.model, DecoderModel)
+    assert trained.model.num_parameters() <= 1_200_000
+    validations = [line["bits_per_byte"] for line in trained.run.read_log() if "bits_per_byte" in line]
+    assert validations[-1] <= 2.35
+    held_out = demo_corpus().encode()[-111_539:].decode()
+    assert trained.validate()["bits_per_byte"] == validations[-1]
+    tokens = trained.tokenizer.encode(held_out)
+    assert abs(len(tokens) - (trained.run.data / "validation.bin").stat().st_size // 2) <= 1  # the end token
+
+
+def test_trained_reloaded_and_served_logits_are_the_same(trained: TrainingEngine) -> None:
+    checkpoint = trained.run.newest()
+    engine = load_engine(checkpoint, dtype="float32")
+    ids = engine.tokenizer.encode(
+        "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak."
+    )
+    given = (torch.tensor(ids), positions_of((len(ids),)), ForwardContext.for_sequences((len(ids),)))
+    with torch.no_grad():
+        from_training = trained.model.eval()(*given)
+        reloaded = load_model(checkpoint, "float32")(*given)
+    assert torch.equal(from_training, reloaded)
+    served = served_logits(engine, ids, continuation=ids[-20:])
+    with torch.no_grad():
+        ids_after = [*ids, *ids[-20:]]
+        whole = trained.model(
+            torch.tensor(ids_after), positions_of((len(ids_after),)), ForwardContext.for_sequences((len(ids_after),))
+        )
+    assert len(served) == 21
+    for row, logits in enumerate(served):
+        assert (logits - whole[len(ids) - 1 + row]).abs().max() <= 1e-4
+
+
+def served_logits(engine: Engine, prompt: list[int], continuation: list[int]) -> list[torch.Tensor]:
+    """Logits of the serving path for a prompt and then token by token, the continuation forced by the logits' peak."""
+    seen: list[torch.Tensor] = []
+    run = engine.runner.run
+
+    def force(plan):
+        logits = run(plan)
+        seen.append(logits[0].clone())
+        if len(seen) <= len(continuation):
+            logits[0, continuation[len(seen) - 1]] = 1e4
+        return logits
+
+    engine.runner.run = force
+    params = SamplingParams(temperature=0.0, max_tokens=len(continuation) + 1, ignore_eos=True)
+    engine.add_request(prompt, params)
+    while engine.has_unfinished():
+        engine.step()
+    return seen
+
+
+def test_the_show_runs_from_text_to_the_openai_client(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "llm"), "demo", "--steps", "12", "--out", "runs/demo"]
+    environment = os.environ | {"COLUMNS": "140"}
+    for _ in range(2):  # the second time replaces the first run
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert re.search(r"training loss \d\.\d\d → \d\.\d\d in \d+ s; \d\.\d{3} bits per byte", done.stdout)
+    assert "continues a play, not an assistant" in done.stdout
+    assert re.search(r"\d+ tokens, \d+ tokens/s, first after \d+ ms", done.stdout)
+    for part in ("llm chat runs/demo", "llm serve runs/demo", "llm train --data"):
+        assert part in done.stdout
+    assert (tmp_path / "runs/demo/loss.png").is_file()
+
+
+def test_the_show_refuses_a_directory_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    command = [str(Path(sys.executable).parent / "llm"), "demo", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "exists and is not a run" in done.stderr
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
