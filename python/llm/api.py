@@ -13,7 +13,7 @@ from llm.config import RunConfig, load_run_config, validated
 from llm.errors import ConfigError, LLMError
 from llm.inference import Delta, EngineConfig, GenerationOutput, OutputBuilder, load_engine
 from llm.sampling_params import SamplingParams
-from llm.tokenization import BaseTokenizer, encode_chat, load_tokenizer
+from llm.tokenization import BaseTokenizer, encode_chat
 from llm.training import Callback, launch, read_run_config
 from llm.training import resume as resume_run
 
@@ -168,7 +168,7 @@ def train(
     Args:
         config: A TOML file or settings; defaults otherwise. `LLM_SECTION__FIELD` variables and the arguments win.
         data: Files, directories or globs of UTF-8 text.
-        tokenizer: An object or a directory; by default one is trained on the training text.
+        tokenizer: An object, taken as it is, or a directory; by default one is trained on the training text.
         out: The run's new directory.
         resume: A run to continue instead.
         overrides: `section.field=value`, as on the command line.
@@ -198,7 +198,7 @@ def train(
         changes.append(f"data.paths={_toml([os.fspath(path) for path in paths])}")
     if isinstance(tokenizer, str | os.PathLike):
         changes.append(f"tokenizer.path={_toml(os.fspath(tokenizer))}")
-        tokenizer = load_tokenizer(tokenizer)
+        tokenizer = None
     if resume is not None:
         settings = load_run_config(overrides=changes, base=read_run_config(resume))
         return resume_run(resume, settings, callbacks=callbacks, generation_defaults=generation_defaults)

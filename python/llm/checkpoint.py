@@ -67,10 +67,10 @@ def step_of(checkpoint: Path) -> int:
 
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Gives a temporary directory that becomes `target` in one rename, or not at all.
+    """Gives a temporary directory that becomes `target` by a rename, or not at all.
 
     Every file is synced, the marker `COMPLETE` is written last, then the directory is renamed; a crash at any point
-    leaves the old `target` or a `.tmp-…` directory that nobody reads.
+    leaves what was there before, and at most a `.tmp-…` or `.old-…` directory that nobody reads.
     """
     temporary = target.parent / f".tmp-{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -82,9 +82,13 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         (temporary / COMPLETE).write_text("")
         _sync(temporary / COMPLETE)
         _sync(temporary)
-        shutil.rmtree(target, ignore_errors=True)
+        replaced = target.parent / f".old-{target.name}"
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():  # set aside, not removed: between two renames a crash must find it
+            target.rename(replaced)
         temporary.rename(target)
         _sync(target.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -58,11 +58,10 @@ def test_from_text_to_answers(corpus_file: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("run/checkpoints/step_00000004\n")
     assert [line.split("  ")[0] for line in done.stderr.splitlines()[1:3]] == ["step 2/4", "step 4/4"]
-    answer = run("generate", "run", "ROMEO:", "--max-tokens", "12", "--seed", "1", cwd=tmp_path)
-    assert answer.returncode == 0
-    assert answer == run("generate", "run", "ROMEO:", "--max-tokens", "12", "--seed", "1", cwd=tmp_path) or (
-        answer.stdout == run("generate", "run", "ROMEO:", "--max-tokens", "12", "--seed", "1", cwd=tmp_path).stdout
-    )
+    answers = [run("generate", "run", "ROMEO:", "--max-tokens", "12", "--seed", "1", cwd=tmp_path) for _ in range(2)]
+    assert answers[0].returncode == 0
+    assert len(answers[0].stdout) > 4
+    assert answers[0].stdout == answers[1].stdout
     facts = run("info", "run", cwd=tmp_path).stdout
     for part in ("step_00000004", "BPETokenizer, 320 entries", "256 tokens", "chat template  yes"):
         assert part in facts

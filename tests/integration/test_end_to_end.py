@@ -25,23 +25,23 @@ SETTINGS = (
 MESSAGE = "What news, my lord?"
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [LLM_COMMAND, *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: subprocess.Popen[bytes]) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    return output
+    return output.decode()
 
 
 def say(*arguments: str) -> str:
     return finish(start(*arguments))
 
 
-def kill_once_past(run: RunDirectory, process: subprocess.Popen[str], step: int) -> None:
+def kill_once_past(run: RunDirectory, process: subprocess.Popen[bytes], step: int) -> None:
     """`kill -9` as soon as a checkpoint of `step` or later is on disk."""
     deadline = time.monotonic() + 120
     while (newest := run.newest()) is None or int(newest.name[5:]) < step:
