@@ -1,0 +1,155 @@
+"""What README.md and docs/usage.md show is true: the Python runs, the commands, options and settings exist."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+import typer
+
+from llm import LLM, SamplingParams
+from llm.checkpoint import COMPLETE
+from llm.cli.main import app
+from llm.config import RunConfig, load_run_config
+from llm.serving import ServerConfig
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHELL = ("sh", "console")
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_SETTING = re.compile(r"\w+\.\w+=")
+
+
+def blocks(page: Path, languages: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Line number and content of each fenced block of one of `languages`."""
+    text = page.read_text(encoding="utf-8")
+    found = [match for match in _FENCE.finditer(text) if match[1] in languages]
+    return [(text.count("\n", 0, match.start(2)), match[2]) for match in found]
+
+
+def script_of(page: Path) -> str:
+    """All Python blocks as one script whose line numbers are the page's, so that a traceback points there."""
+    lines = [""] * page.read_text(encoding="utf-8").count("\n")
+    for start, block in blocks(page, ("python",)):
+        content = block.splitlines()
+        lines[start : start + len(content)] = content
+    return "\n".join(lines)
+
+
+def run_page(page: Path, directory: Path, corpus: Path) -> str:
+    """Runs a page's Python in `directory`, which holds nothing but the corpus, and returns what it printed."""
+    (directory / "corpus.txt").write_bytes(corpus.read_bytes())
+    command = [sys.executable, "-X", "utf8", "-c", script_of(page)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def shell_words(page: Path) -> list[list[str]]:
+    """The commands of a page's shell blocks, each as its words; variables set before a command are left out."""
+    commands = []
+    for _, block in blocks(page, SHELL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words.pop(0)
+            commands += [words] if words else []
+    return commands
+
+
+def commands_named(name: str) -> list[object]:
+    """The words that follow `name` in every command of every page, each a case of its own."""
+    found = []
+    for page in PAGES:
+        for words in shell_words(page):
+            if name in words:
+                rest = words[words.index(name) + 1 :]
+                found.append(pytest.param(rest, id=f"{page.name}: {name} {' '.join(rest)}"))
+    return found
+
+
+def test_readme_python_trains_answers_and_serves(tmp_path: Path, corpus_file: Path) -> None:
+    printed = run_page(ROOT / "README.md", tmp_path, corpus_file)
+    checkpoints = sorted((tmp_path / "runs" / "base" / "checkpoints").iterdir())
+    assert [checkpoint.name for checkpoint in checkpoints] == ["step_00000020", "step_00000040"]
+    assert all((checkpoint / COMPLETE).is_file() for checkpoint in checkpoints)
+    first, last = (LLM(checkpoint) for checkpoint in checkpoints)
+    params = SamplingParams(max_tokens=24, seed=1)
+    messages = [{"role": "user", "content": "What news?"}]
+    continued, chatted = first.generate("ROMEO:\n", params).text, first.chat(messages, params).text
+    streamed = last.chat(messages, params).text
+    assert printed == f"{continued}\n{continued}\n{chatted}\n{streamed}['LlamaForCausalLM']\n"
+
+
+def test_usage_python_runs_as_written(tmp_path: Path, corpus_file: Path) -> None:
+    printed = run_page(ROOT / "docs" / "usage.md", tmp_path, corpus_file)
+    assert printed.splitlines()[-1] == "usage.md ran to its end"
+
+
+@pytest.mark.parametrize("words", commands_named("llm"))
+def test_shown_commands_and_options_exist(words: list[str]) -> None:
+    command = typer.main.get_command(app)
+    while words and hasattr(command, "commands") and not words[0].startswith("-"):
+        assert words[0] in command.commands, f"no verb {words[0]}; there are {sorted(command.commands)}"
+        command, words = command.commands[words[0]], words[1:]
+    if "--help" in words:
+        return
+    context = command.make_context(command.name, list(words))
+    settings = [value for value in context.params.get("settings") or () if _SETTING.match(value)]
+    load_run_config(overrides=settings, environ={})
+
+
+@pytest.mark.parametrize("words", commands_named("make"))
+def test_shown_make_targets_exist(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    variables = set(re.findall(r"^([A-Z_]+) \??:?= ?", makefile, re.MULTILINE)) | {"PIP_FIND_LINKS"}
+    named = {word for word in words if "=" not in word}
+    assert named <= targets
+    assert {word.partition("=")[0] for word in words if "=" in word} <= variables
+
+
+def test_usage_lists_every_setting_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \|", usage_text(), re.MULTILINE))
+    defaults = {
+        f"{section}.{field}": shown(value)
+        for section, fields in msgspec.to_builtins(RunConfig()).items()
+        for field, value in fields.items()
+    }
+    assert {name: default for name, default in rows.items() if "." in name} == defaults
+
+
+def test_usage_lists_every_parameter_and_server_setting_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", usage_text(), re.MULTILINE))
+    defaults = msgspec.to_builtins(SamplingParams()) | msgspec.to_builtins(ServerConfig())
+    assert rows == {name: shown(value) for name, value in defaults.items()}
+
+
+def usage_text() -> str:
+    return (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+
+
+def shown(value: object) -> str:
+    """A default as a settings file would write it; `null` where TOML has no word."""
+    return msgspec.json.encode(value).decode()
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_say_their_language(page: Path) -> None:
+    fences = re.findall(r"^```(\w*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(fences) % 2 == 0
+    assert all(opening and not closing for opening, closing in list(pairwise(fences))[::2])
