@@ -160,7 +160,6 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
     callbacks: Sequence[Callback] | None = None,
-    generation_defaults: dict[str, float] | None = None,
     **training: Any,
 ) -> Path:
     """Trains a model, or goes on with a run.
@@ -173,7 +172,6 @@ def train(
         resume: A run to continue instead.
         overrides: `section.field=value`, as on the command line.
         callbacks: Instead of progress bar, log and picture.
-        generation_defaults: Sampling values saved for serving.
         **training: Fields of the `training` section, such as `max_steps=1000`.
 
     Returns:
@@ -201,12 +199,12 @@ def train(
         tokenizer = None
     if resume is not None:
         settings = load_run_config(overrides=changes, base=read_run_config(resume))
-        return resume_run(resume, settings, callbacks=callbacks, generation_defaults=generation_defaults)
+        return resume_run(resume, settings, callbacks=callbacks)
     if out is None:
         raise ConfigError("`out` is missing\nhint: name the run's new directory, or pass `resume`")
     base, file = (config, None) if isinstance(config, RunConfig) else (None, config)
     settings = load_run_config(file, changes, base=base)
-    return launch(settings, out, tokenizer=tokenizer, callbacks=callbacks, generation_defaults=generation_defaults)
+    return launch(settings, out, tokenizer=tokenizer, callbacks=callbacks)
 
 
 def serve(path: str | os.PathLike[str], **settings: Any) -> None:

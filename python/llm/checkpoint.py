@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llm.config import ModelConfig, from_builtins
+from llm.config import GenerationConfig, ModelConfig, from_builtins
 from llm.errors import CheckpointError
 from llm.models import DecoderModel, RegressionModel
 from llm.models.hf import config_from_hf, config_to_hf, weights_from_hf, weights_to_hf
@@ -107,7 +107,7 @@ def write_model(
     directory: Path,
     model: nn.Module,
     tokenizer: BaseTokenizer | None,
-    generation_defaults: Mapping[str, float] | None = None,
+    generation: GenerationConfig | None = None,
 ) -> None:
     """Writes weights, config and tokenizer into `directory` (use `atomic_directory` around it).
 
@@ -115,7 +115,7 @@ def write_model(
         directory: Exists already.
         model: A `DecoderModel` or `RegressionModel`; saved in its own dtype.
         tokenizer: Saved beside a decoder, so that what was trained is what is served.
-        generation_defaults: Sampling values for requests that name none.
+        generation: Sampling values for requests that name none.
     """
     state = model.state_dict()
     config = model.config
@@ -129,7 +129,7 @@ def write_model(
     if tokenizer is not None:
         ids = _special_ids(tokenizer)
         values |= ids
-        _write_json(directory / "generation_config.json", {"do_sample": True, **ids, **(generation_defaults or {})})
+        _write_json(directory / "generation_config.json", ids | _generation_values(generation))
         tokenizer.save(directory)
     _write_json(directory / "config.json", values)
 
@@ -171,7 +171,10 @@ def generation_defaults(path: str | os.PathLike[str]) -> dict[str, float]:
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes tensors, each with its own memory, as safetensors."""
+    file.touch()
+    mode = file.stat().st_mode  # safetensors writes 0600; others may read what the umask lets them
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, file)
+    file.chmod(mode)
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
@@ -206,6 +209,11 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} must hold a JSON object, got a {type(values).__name__}")
     return values
+
+
+def _generation_values(generation: GenerationConfig | None) -> dict[str, Any]:
+    given = msgspec.to_builtins(generation) if generation else {}
+    return {"do_sample": True, **{key: value for key, value in given.items() if value is not None}}
 
 
 def _special_ids(tokenizer: BaseTokenizer) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -127,6 +127,16 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     keep_checkpoints: Annotated[int, msgspec.Meta(ge=1, description="Newest ones kept.")] = 3
 
 
+class GenerationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sampling values saved with every checkpoint, for requests that name none; null: `SamplingParams`' own."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=0.0, description="0 is greedy.")] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=0, description="Keep the k likeliest tokens; 0: all.")] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0.0, le=1.0, description="Keep the smallest set of this mass.")] | None = (
+        None
+    )
+
+
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that decides a training run; saved in its `run.json`."""
 
@@ -135,6 +145,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    generation: GenerationConfig = GenerationConfig()
 
     @property
     def context_length(self) -> int:
@@ -177,7 +188,7 @@ def from_builtins(values: Any, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
-        raise ConfigError(_explain(error, values)) from None
+        raise ConfigError(_explain(error, values, kind)) from None
 
 
 def load_run_config(
@@ -273,12 +284,15 @@ def _refuse_unknown_keys(values: Any, kind: type[msgspec.Struct], prefix: str) -
             _refuse_unknown_keys(value, nested, f"{prefix}{key}.")
 
 
-def _explain(error: msgspec.ValidationError, values: Any) -> str:
-    """Words a message of msgspec as «what must be, got», with the value it saw."""
+def _explain(error: msgspec.ValidationError, values: Any, kind: Any) -> str:
+    """Words a message of msgspec as «what must be, got», with the value it saw and the words allowed."""
     message, _, path = str(error).partition(" - at `$")
     keys = re.findall(r"[^.\[\]`]+", path)
     for key in keys:
         values = values[int(key)] if isinstance(values, list | tuple) else values.get(key)
+        kind = get_type_hints(kind).get(key) if isinstance(kind, type) else None
     where = f"`{'.'.join(keys)}`" if keys else "the settings"
     allowed = message.removeprefix("Expected ").split(", got ")[0]
+    if message.startswith("Invalid enum value"):
+        allowed = f"one of {', '.join(map(str, get_args(kind)))}"
     return f"{where} must be {allowed}, got {values!r}"

@@ -11,12 +11,20 @@ from pathlib import Path
 from rich.console import Console
 
 from llm.api import LLM, train
-from llm.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TokenizerConfig, TrainingConfig
+from llm.config import (
+    DataConfig,
+    GenerationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 from llm.errors import ConfigError, MissingExtraError
 from llm.serving import ServerHandle
 from llm.training import RunDirectory
 
-# 0.99 M parameters. What was tried is in docs/development.md, «The demo's settings».
+# 0.86 M parameters. What was tried is in docs/development.md, «The demo's settings».
 DEMO_CONFIG = RunConfig(
     model=ModelConfig(
         hidden_size=128,
@@ -29,11 +37,9 @@ DEMO_CONFIG = RunConfig(
     tokenizer=TokenizerConfig(vocab_size=1024, chat_template="play"),
     data=DataConfig(validation_fraction=0.1),
     optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50, min_learning_rate_ratio=0.05),
-    training=TrainingConfig(
-        max_steps=1000, epochs=1, batch_size=16, validate_every=250, checkpoint_every=250, precision="float32"
-    ),
+    training=TrainingConfig(max_steps=800, batch_size=8, validate_every=200, checkpoint_every=200, precision="float32"),
+    generation=GenerationConfig(temperature=0.8, top_k=50),
 )
-DEMO_GENERATION = {"temperature": 0.8, "top_k": 50}
 QUESTION = "What news, my lord, from the king?"
 
 
@@ -83,7 +89,7 @@ def _fresh_directory(directory: Path) -> Path:
 def _train(directory: Path, max_steps: int | None) -> None:
     corpus = directory / "corpus.txt"
     corpus.write_text(demo_corpus(), encoding="utf-8")
-    train(DEMO_CONFIG, data=corpus, out=directory, max_steps=max_steps, generation_defaults=DEMO_GENERATION)
+    train(DEMO_CONFIG, data=corpus, out=directory, max_steps=max_steps)
 
 
 def _show_losses(console: Console, run: RunDirectory, seconds: float) -> None:

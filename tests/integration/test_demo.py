@@ -13,7 +13,7 @@ import torch
 from llm import SamplingParams
 from llm.checkpoint import load_model
 from llm.data import TextDataModule, split_documents
-from llm.demo import DEMO_CONFIG, DEMO_GENERATION, demo_corpus
+from llm.demo import DEMO_CONFIG, demo_corpus
 from llm.inference import Engine, load_engine
 from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.tokenization import BPETokenizer, use_chat_template
@@ -38,7 +38,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingEngine:
         run,
         tokenizer=tokenizer,
         callbacks=[JsonlLogger(run)],
-        generation_defaults=DEMO_GENERATION,
     )
     engine.fit()
     return engine

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from llm.checkpoint import atomic_directory, write_model
-from llm.config import ModelConfig
+from llm.config import GenerationConfig, ModelConfig
 from llm.errors import ServerError
 from llm.inference import EngineConfig, load_async_engine
 from llm.models import DecoderModel
@@ -28,7 +28,7 @@ DEADLINE_S = 30.0
 EXAMPLE = Path(__file__).parents[2] / "examples" / "openai_client_demo.py"
 
 
-def write_checkpoint(directory, chat_template, generation_defaults=None):
+def write_checkpoint(directory, chat_template, generation=None):
     torch.manual_seed(0)
     tokenizer = BPETokenizer.train_from_iterator(["To be, or not to be, that is the question. "], vocab_size=270)
     if chat_template is not None:
@@ -43,7 +43,7 @@ def write_checkpoint(directory, chat_template, generation_defaults=None):
         max_position_embeddings=CONTEXT,
     )
     with atomic_directory(directory) as unfinished:
-        write_model(unfinished, DecoderModel(config), tokenizer, generation_defaults)
+        write_model(unfinished, DecoderModel(config), tokenizer, generation)
     return directory
 
 
@@ -290,7 +290,7 @@ def test_model_without_chat_template_points_at_completions(tmp_path):
 
 
 def test_checkpoints_own_sampling_values_hold_where_the_request_is_silent(tmp_path):
-    greedy = write_checkpoint(tmp_path / "tiny", None, {"temperature": 0.0})
+    greedy = write_checkpoint(tmp_path / "tiny", None, GenerationConfig(temperature=0.0))
     with ServerHandle(greedy) as server:
         client = openai.OpenAI(base_url=server.base_url, api_key="any")
         silent = {complete(client, seed=seed).choices[0].text for seed in (1, 2)}

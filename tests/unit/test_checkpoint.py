@@ -17,7 +17,7 @@ from llm.checkpoint import (
     write_atomically,
     write_model,
 )
-from llm.config import ModelConfig
+from llm.config import GenerationConfig, ModelConfig
 from llm.errors import CheckpointError
 from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.tokenization import load_tokenizer
@@ -85,7 +85,7 @@ def test_a_run_means_its_newest_complete_checkpoint(tmp_path: Path) -> None:
 def test_generation_defaults_come_from_the_checkpoint(tmp_path: Path, tiny_tokenizer) -> None:
     model = DecoderModel(ModelConfig(vocab_size=tiny_tokenizer.vocab_size))
     with atomic_directory(tmp_path / "a") as directory:
-        write_model(directory, model, tiny_tokenizer, {"temperature": 0.7, "top_k": 50})
+        write_model(directory, model, tiny_tokenizer, GenerationConfig(temperature=0.7, top_k=50))
     assert generation_defaults(tmp_path / "a") == {"temperature": 0.7, "top_k": 50}
 
 

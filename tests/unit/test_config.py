@@ -41,7 +41,11 @@ def test_values_are_read_as_toml_or_text() -> None:
         ("training.epochs=0", ["`training.epochs` must be `int` >= 1", "got 0"]),
         ("training.epochs=many", ["`training.epochs` must be", "got 'many'"]),
         ("optimizer.beta1=1.5", ["`optimizer.beta1`", "got 1.5"]),
-        ("training.precision=float8", ["`training.precision`", "got 'float8'"]),
+        (
+            "training.precision=float8",
+            ["`training.precision` must be one of auto, float32, bfloat16, float16, got 'float8'"],
+        ),
+        ("training.task=sft", ["`training.task` must be one of lm, regression, got 'sft'"]),
         ("data.context_length=4096", ["`data.context_length` must be at most `model.max_position_embeddings` (256)"]),
         ("training.gradient_accumulation_steps=3", ["must be a multiple of", "(3), got 16"]),
         ("model.num_key_value_heads=3", ["must divide `model.num_attention_heads` (4), got 3"]),

@@ -196,6 +196,14 @@ def test_an_unknown_dtype_lists_the_valid_ones(tiny_checkpoint: Path) -> None:
         LLM(tiny_checkpoint, "int3")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_said(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="`device` is 'cuda:1', but PyTorch sees 0 CUDA devices"):
+        LLM(tiny_checkpoint, device="cuda:1")
+    with pytest.raises(ConfigError, match=r"`device` must be auto, cpu or cuda\[:N\], got 'gpu'"):
+        LLM(tiny_checkpoint, device="gpu")
+
+
 class FailsOnce:
     """The real runner, but for one step that fails as a device out of memory would."""
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llm.checkpoint import load_model, load_tensors
-from llm.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from llm.config import DataConfig, GenerationConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from llm.data import IGNORED_LABEL, SyntheticDataModule, TokenBatch
-from llm.errors import ConfigError, TrainingError
+from llm.errors import ConfigError, DataError, RegistryError, TrainingError
 from llm.models import ForwardContext, positions_of
 from llm.training import Callback, JsonlLogger, LanguageModelingTask, RunDirectory, StepMetrics, TrainingEngine
 from llm.training.launch import launch, resume
@@ -55,7 +55,7 @@ def test_schedule_warms_up_to_the_peak_and_stays_within_bounds(
 ) -> None:
     settings = OptimizerConfig(learning_rate=peak, warmup_steps=warmup, min_learning_rate_ratio=ratio)
     rates = [warmup_cosine(step, total, settings) for step in range(total + 5)]
-    assert all(0 < rate <= peak * (1 + 1e-9) or ratio == 0 for rate in rates)
+    assert all(0 <= rate <= peak * (1 + 1e-9) for rate in rates)
     assert rates[:warmup] == sorted(rates[:warmup])
     decay = rates[warmup:]
     assert decay == sorted(decay, reverse=True)
@@ -158,6 +158,26 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="already holds a run\nhint: continue it with `--resume`"):
         launch(config(max_steps=3), tmp_path / "run")
     assert weights_of(newest) == before
+
+
+def test_what_cannot_start_leaves_no_run_behind(tmp_path: Path) -> None:
+    for settings, error in (
+        (config(batch_size=1000), DataError),
+        (msgspec.structs.replace(config(), model=msgspec.structs.replace(MODEL, mlp="swigluu")), RegistryError),
+    ):
+        with pytest.raises(error):
+            launch(settings, tmp_path / "run")
+    assert launch(config(max_steps=1), tmp_path / "run").name == "step_00000001"
+
+
+def test_resuming_keeps_the_sampling_values(tmp_path: Path) -> None:
+    values = GenerationConfig(temperature=0.5, top_k=7)
+    run = RunDirectory(tmp_path / "run")
+    settings = msgspec.structs.replace(config(max_steps=2), generation=values)
+    launch(settings, run.path)
+    longer = msgspec.structs.replace(settings, training=config(max_steps=3).training)
+    resume(run.path, longer)
+    assert run.read_config().generation == values
 
 
 def test_only_the_newest_checkpoints_are_kept_and_latest_names_the_last(tmp_path: Path) -> None:
@@ -273,7 +293,7 @@ def test_auto_precision_follows_the_device() -> None:
 def test_a_missing_gpu_is_said(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(ConfigError, match="PyTorch sees no CUDA device"):
+    with pytest.raises(ConfigError, match="PyTorch sees 0 CUDA devices"):
         launch(config(device="cuda"), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"must be auto, cpu or cuda\[:N\], got 'tpuu'"):
         launch(config(device="tpuu"), tmp_path / "run")

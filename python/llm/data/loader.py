@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from llm.config import TrainingConfig
 from llm.data.base import Dataset
 from llm.data.batch import Batch
 from llm.errors import DataError
@@ -33,6 +34,16 @@ class BatchLoader:
         self.seed = seed
         self.parts = parts
         self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    @classmethod
+    def for_training(cls, dataset: Dataset, settings: TrainingConfig, world_size: int) -> "BatchLoader":
+        """The loader of a run of `world_size` processes.
+
+        Raises:
+            DataError: Fewer samples than a batch, or a batch that doesn't divide over processes and passes.
+        """
+        parts = settings.gradient_accumulation_steps * world_size
+        return cls(dataset, settings.batch_size, settings.seed, parts)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -2,8 +2,6 @@
 
 import os
 
-import torch
-
 from llm._rust import EngineCore
 from llm.checkpoint import generation_defaults, load_model, resolve
 from llm.config import validated
@@ -13,6 +11,7 @@ from llm.inference.engine import Engine, EngineConfig
 from llm.inference.kv_cache import KVCache, blocks_within, bytes_per_token
 from llm.inference.model_runner import TorchModelRunner
 from llm.models import DecoderModel
+from llm.models.device import resolve_device
 from llm.tokenization import load_tokenizer
 
 
@@ -34,7 +33,7 @@ def load_engine(
     """
     config = validated(config or EngineConfig())
     directory = resolve(path)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = resolve_device(device)
     model = load_model(directory, dtype, place)
     if not isinstance(model, DecoderModel):
         raise CheckpointError(f"{directory} holds a regression model, which generates no text")

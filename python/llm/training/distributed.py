@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llm.errors import ConfigError
+from llm.models.device import resolve_device
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,8 @@ class Distributed:
 
 
 def _device(name: str, local_rank: int, world_size: int) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"`training.device` must be auto, cpu or cuda[:N], got {name!r}") from None
+    device = resolve_device(name)
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError(f"`training.device` is {name!r}, but PyTorch sees no CUDA device\nhint: use `auto`")
         device = torch.device("cuda", local_rank if world_size > 1 else device.index or 0)
         torch.cuda.set_device(device)
     return device

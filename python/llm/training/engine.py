@@ -42,7 +42,6 @@ class TrainingEngine:
         distributed: This process and its device.
         tokenizer: Saved into every checkpoint, so that what was trained can be served.
         callbacks: Called by the main process only.
-        generation_defaults: Sampling values saved for serving.
 
     Raises:
         DataError: Fewer samples than a batch, or a batch that doesn't divide over devices and passes.
@@ -58,7 +57,6 @@ class TrainingEngine:
         distributed: Distributed | None = None,
         tokenizer: BaseTokenizer | None = None,
         callbacks: Sequence[Callback] = (),
-        generation_defaults: dict[str, float] | None = None,
     ) -> None:
         self.config = config
         self.task = task
@@ -66,11 +64,9 @@ class TrainingEngine:
         self.distributed = distributed or Distributed.start(config.training.device)
         self.tokenizer = tokenizer
         self.callbacks = tuple(callbacks) if self.distributed.is_main else ()
-        self.generation_defaults = generation_defaults
         settings, device = config.training, self.distributed.device
         self.accumulation = settings.gradient_accumulation_steps
-        parts = self.accumulation * self.distributed.world_size
-        self.loader = BatchLoader(data.train_dataset(), settings.batch_size, settings.seed, parts)
+        self.loader = BatchLoader.for_training(data.train_dataset(), settings, self.distributed.world_size)
         self.validation = data.validation_dataset()
         self.total_steps = settings.max_steps or settings.epochs * self.loader.steps_per_epoch
         self._seed(-1)
@@ -208,7 +204,7 @@ class TrainingEngine:
         path = self.run.checkpoint_path(self.step)
         if self.distributed.is_main:
             with atomic_directory(path) as directory:
-                write_model(directory, self.model, self.tokenizer, self.generation_defaults)
+                write_model(directory, self.model, self.tokenizer, self.config.generation)
                 counters = {"step": self.step, "skipped_steps": self.skipped_steps}
                 write_training_state(directory, self.model, self.optimizer, self.scaler, counters)
             self.run.publish(path, self.config.training.keep_checkpoints)

@@ -10,7 +10,7 @@ import msgspec
 import torch
 
 from llm.config import RunConfig, TokenizerConfig, validated
-from llm.data import BaseDataModule, SyntheticDataModule, TextDataModule, read_documents, split_documents
+from llm.data import BaseDataModule, BatchLoader, SyntheticDataModule, TextDataModule, read_documents, split_documents
 from llm.errors import ConfigError
 from llm.tokenization import (
     BaseTokenizer,
@@ -32,7 +32,6 @@ def launch(
     *,
     tokenizer: BaseTokenizer | None = None,
     callbacks: Sequence[Callback] | None = None,
-    generation_defaults: dict[str, float] | None = None,
 ) -> Path:
     """Starts a run and trains it to its end.
 
@@ -41,7 +40,6 @@ def launch(
         out: The run's directory; must not hold a run yet.
         tokenizer: Instead of the one `config.tokenizer` names or asks to train.
         callbacks: Instead of progress bar, log and picture.
-        generation_defaults: Sampling values saved for serving.
 
     Returns:
         The last checkpoint.
@@ -56,9 +54,9 @@ def launch(
     distributed = Distributed.start(config.training.device)
     try:
         if distributed.is_main:
-            config = _prepare(config, run, tokenizer)
+            _prepare(config, run, tokenizer)
         distributed.barrier()
-        engine = _engine(run.read_config(), run, distributed, callbacks, generation_defaults)
+        engine = _engine(run.read_config(), run, distributed, callbacks)
         return engine.fit()
     finally:
         distributed.stop()
@@ -69,7 +67,6 @@ def resume(
     config: RunConfig | None = None,
     *,
     callbacks: Sequence[Callback] | None = None,
-    generation_defaults: dict[str, float] | None = None,
 ) -> Path:
     """Goes on with a run from its newest complete checkpoint, exactly as if it had never stopped.
 
@@ -77,7 +74,6 @@ def resume(
         path: The run's directory.
         config: The run's own settings, changed in those that may change (`max_steps` and the like).
         callbacks: Instead of progress bar, log and picture.
-        generation_defaults: Sampling values saved for serving.
 
     Returns:
         The last checkpoint.
@@ -95,7 +91,7 @@ def resume(
         if distributed.is_main:
             run.write_config(new, _facts())
         distributed.barrier()
-        return _engine(new, run, distributed, callbacks, generation_defaults).fit(resume=True)
+        return _engine(new, run, distributed, callbacks).fit(resume=True)
     finally:
         distributed.stop()
 
@@ -105,10 +101,9 @@ def read_run_config(path: str | os.PathLike[str]) -> RunConfig:
     return RunDirectory(Path(path)).read_config()
 
 
-def _prepare(config: RunConfig, run: RunDirectory, tokenizer: BaseTokenizer | None) -> RunConfig:
+def _prepare(config: RunConfig, run: RunDirectory, tokenizer: BaseTokenizer | None) -> None:
     """Trains or loads the tokenizer, tokenizes the text, then writes `run.json`: from there on the run exists."""
-    if run.exists:
-        run.create(config, {})
+    run.check_free()
     if config.data.kind == "text":
         if config.training.task != "lm":
             raise ConfigError(f"`training.task={config.training.task}` needs `data.kind=synthetic`, got `text`")
@@ -120,8 +115,16 @@ def _prepare(config: RunConfig, run: RunDirectory, tokenizer: BaseTokenizer | No
         tokenizer.save(run.path / "tokenizer")
     elif config.training.task == "lm":
         config = _with_vocabulary(config, config.model.vocab_size or 256)
+    _try_out(config, run)
     run.create(config, _facts())
-    return config
+
+
+def _try_out(config: RunConfig, run: RunDirectory) -> None:
+    """Raises what the loop would raise before its first step, while nothing says yet that a run is here."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    BatchLoader.for_training(_data(config, run).train_dataset(), config.training, world_size)
+    with torch.device("meta"):
+        _task(config, None).build_model()
 
 
 def _tokenizer(config: TokenizerConfig, train: Sequence[str]) -> BaseTokenizer:
@@ -147,11 +150,7 @@ def _with_vocabulary(config: RunConfig, vocab_size: int) -> RunConfig:
 
 
 def _engine(
-    config: RunConfig,
-    run: RunDirectory,
-    distributed: Distributed,
-    callbacks: Sequence[Callback] | None,
-    generation_defaults: dict[str, float] | None,
+    config: RunConfig, run: RunDirectory, distributed: Distributed, callbacks: Sequence[Callback] | None
 ) -> TrainingEngine:
     tokenizer = load_tokenizer(run.path / "tokenizer") if config.data.kind == "text" else None
     return TrainingEngine(
@@ -162,7 +161,6 @@ def _engine(
         distributed=distributed,
         tokenizer=tokenizer,
         callbacks=[JsonlLogger(run), LossPlot(run), ProgressBar()] if callbacks is None else callbacks,
-        generation_defaults=generation_defaults,
     )
 
 

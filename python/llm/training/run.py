@@ -40,14 +40,22 @@ class RunDirectory:
         Raises:
             ConfigError: A run is here already, or something that is not a directory.
         """
+        self.check_free()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_config(config, facts)
+
+    def check_free(self) -> None:
+        """Raises unless a run can begin here.
+
+        Raises:
+            ConfigError: A run is here already, or something that is not a directory.
+        """
         if self.exists:
             raise ConfigError(
                 f"{self.path} already holds a run\nhint: continue it with `--resume`, or choose another `--out`"
             )
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"`--out` must be a directory, got the file {self.path}")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write_config(config, facts)
 
     def write_config(self, config: RunConfig, facts: Mapping[str, Any]) -> None:
         """Replaces `run.json`."""
