@@ -14,7 +14,7 @@ from llm import SamplingParams
 from llm.checkpoint import load_model
 from llm.data import TextDataModule, split_documents
 from llm.demo import DEMO_CONFIG, demo_corpus
-from llm.inference import Engine, load_engine
+from llm.inference import Delta, Engine, load_engine
 from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.tokenization import BPETokenizer, use_chat_template
 from llm.training import JsonlLogger, LanguageModelingTask, RunDirectory, TrainingEngine
@@ -82,7 +82,7 @@ def served_logits(engine: Engine, prompt: list[int], continuation: list[int]) ->
     run = engine.runner.run
 
     def force(plan):
-        logits = run(plan)
+        logits = run(plan).clone()
         seen.append(logits[0].clone())
         if len(seen) <= len(continuation):
             logits[0, continuation[len(seen) - 1]] = 1e4
@@ -92,7 +92,7 @@ def served_logits(engine: Engine, prompt: list[int], continuation: list[int]) ->
     params = SamplingParams(temperature=0.0, max_tokens=len(continuation) + 1, ignore_eos=True)
     engine.add_request(prompt, params)
     while engine.has_unfinished():
-        engine.step()
+        assert all(isinstance(event, Delta) for _, event in engine.step())
     return seen
 
 
