@@ -6,8 +6,10 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 VENV ?= .venv
-STAMPS := .stamps
+STAMPS := $(VENV)/.stamps
 BIN := $(VENV)/bin
+# Cargo's build of the binding asks this Python for its version, not whichever comes first in PATH.
+export PYO3_PYTHON := $(abspath $(BIN)/python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTRAS ?= test,demo,bench,dev
 RUST_SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
@@ -28,7 +30,16 @@ endef
 
 # The first Python new enough; none: uv fetches one.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
-	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+
+# Only an older Python is here: let uv fetch one that is new enough.
+define venv_by_uv
+	rm -rf $(VENV)-uv; \
+	{ python3 -m venv $(VENV)-uv && $(VENV)-uv/bin/python -m pip --disable-pip-version-check install --quiet uv \
+	  && $(VENV)-uv/bin/uv venv --quiet --seed --python 3.11 $(VENV); } || \
+	{ echo "error: llm-oxide needs Python 3.11 or newer with venv, found $$(python3 --version 2>&1), and uv could not fetch one"; \
+	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
+endef
 
 .PHONY: help install demo test test-data test-rust test-python test-wheel test-slow lint format wheel bench clean
 
@@ -83,20 +94,12 @@ bench: $(STAMPS)/built ## Store criterion and pytest-benchmark results under ben
 	bash benches/run.sh "$(BIN)/python"
 
 clean: ## Remove what make made (not runs/)
-	rm -rf $(VENV) $(STAMPS) dist target .cache
+	rm -rf $(VENV) $(VENV)-uv dist target .cache
 
 $(STAMPS)/venv:
+	if [ -n "$(PYTHON)" ]; then "$(PYTHON)" -m venv $(VENV); else $(venv_by_uv); fi
 	mkdir -p $(STAMPS)
-	if [ -n "$(PYTHON)" ]; then "$(PYTHON)" -m venv $(VENV); else $(MAKE) --no-print-directory venv-by-uv; fi
 	touch $@
-
-.PHONY: venv-by-uv
-venv-by-uv: # Only an older Python is here: let uv fetch one that is new enough.
-	python3 -m venv $(STAMPS)/uv
-	$(STAMPS)/uv/bin/python -m pip --disable-pip-version-check install --quiet uv
-	$(STAMPS)/uv/bin/uv venv --seed --python 3.11 $(VENV) || \
-		{ echo "error: llm-oxide needs Python 3.11 or newer, found $$(python3 --version), and uv could not fetch one" >&2; \
-		  echo "hint: install Python 3.11, or name one: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
 
 $(STAMPS)/torch: $(STAMPS)/venv
 	$(call install_torch,$(BIN)/python)

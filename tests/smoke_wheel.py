@@ -14,16 +14,18 @@ def main() -> None:
         settings = ["tokenizer.vocab_size=300", "model.hidden_size=32", "model.max_position_embeddings=32"]
         check([llm, "--help"], directory, "tokenizer")
         check([llm, "train", "--data", "corpus.txt", "--out", "run", "--max-steps", "3", *settings], directory, "step_")
-        check([llm, "generate", "run", "To be", "--max-tokens", "8"], directory, "")
+        check(
+            [llm, "generate", "run", "To be", "--max-tokens", "8", "--temperature", "0"], directory, "\n", min_length=4
+        )
         check([llm, "info", "run"], directory, "DecoderModel")
         check([sys.executable, "-c", "import llm; print(llm.__file__)"], directory, "site-packages")
     print("the wheel works")
 
 
-def check(command: list[str], directory: str, expected: str) -> None:
-    """Runs `command` in `directory`; it must exit with 0 and print `expected`."""
+def check(command: list[str], directory: str, expected: str, min_length: int = 1) -> None:
+    """Runs `command` in `directory`; it must exit with 0 and print `expected` and as many characters or more."""
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode != 0 or expected not in done.stdout:
+    if done.returncode != 0 or expected not in done.stdout or len(done.stdout) < min_length:
         sys.exit(f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from llm.checkpoint import generation_defaults
 from llm.config import RunConfig, load_run_config, validated
-from llm.errors import ConfigError, LLMError
+from llm.errors import ConfigError, LLMError, QueueFullError
 from llm.inference import Delta, EngineConfig, GenerationOutput, OutputBuilder, load_engine
 from llm.sampling_params import SamplingParams
 from llm.tokenization import BaseTokenizer, encode_chat
@@ -111,7 +111,7 @@ class LLM:
         requests: list[tuple[int, OutputBuilder]] = []
         try:
             for prompt_ids in prompts:
-                requests.append((self._add(prompt_ids, params), OutputBuilder(len(prompt_ids))))
+                requests.append((self._add_when_possible(prompt_ids, params), OutputBuilder(len(prompt_ids))))
             for request_id, builder in requests:
                 for delta in self._deltas(request_id):
                     builder.add(delta)
@@ -132,17 +132,28 @@ class LLM:
         self._inboxes[request_id] = deque()
         return request_id
 
+    def _add_when_possible(self, prompt_ids: list[int], params: SamplingParams) -> int:
+        """Like `_add`; while the queue is full, other requests go on."""
+        while True:
+            try:
+                return self._add(prompt_ids, params)
+            except QueueFullError:
+                self._step()
+
     def _drop(self, request_id: int) -> None:
         self.engine.abort(request_id)
         self._inboxes.pop(request_id, None)
+
+    def _step(self) -> None:
+        for request_id, event in self.engine.step():
+            self._inboxes[request_id].append(event)
 
     def _deltas(self, request_id: int) -> Iterator[Delta]:
         """One request's deltas; steps serve all requests, so what comes for others waits in their inboxes."""
         inbox = self._inboxes[request_id]
         while True:
             while not inbox:
-                for other_id, event in self.engine.step():
-                    self._inboxes[other_id].append(event)
+                self._step()
             event = inbox.popleft()
             if isinstance(event, LLMError):
                 raise event
@@ -169,7 +180,8 @@ def train(
         data: Files, directories or globs of UTF-8 text.
         tokenizer: An object, taken as it is, or a directory; by default one is trained on the training text.
         out: The run's new directory.
-        resume: A run to continue instead.
+        resume: A run to continue instead, with its own settings; more `max_steps` also stretch the schedule of the
+            learning rate, so the run differs from one that was planned that long.
         overrides: `section.field=value`, as on the command line.
         callbacks: Instead of progress bar, log and picture.
         **training: Fields of the `training` section, such as `max_steps=1000`.
@@ -197,12 +209,16 @@ def train(
     if isinstance(tokenizer, str | os.PathLike):
         changes.append(f"tokenizer.path={_toml(os.fspath(tokenizer))}")
         tokenizer = None
+    base, file = (config, None) if isinstance(config, RunConfig) else (None, config)
     if resume is not None:
-        settings = load_run_config(overrides=changes, base=read_run_config(resume))
+        if out is not None or tokenizer is not None or base is not None:
+            raise ConfigError(
+                "`resume` takes the run as it is: `out`, `tokenizer` and a `RunConfig` can't come with it"
+            )
+        settings = load_run_config(file, changes, base=read_run_config(resume))
         return resume_run(resume, settings, callbacks=callbacks)
     if out is None:
         raise ConfigError("`out` is missing\nhint: name the run's new directory, or pass `resume`")
-    base, file = (config, None) if isinstance(config, RunConfig) else (None, config)
     settings = load_run_config(file, changes, base=base)
     return launch(settings, out, tokenizer=tokenizer, callbacks=callbacks)
 

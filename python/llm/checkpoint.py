@@ -82,16 +82,26 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         (temporary / COMPLETE).write_text("")
         _sync(temporary / COMPLETE)
         _sync(temporary)
-        replaced = target.parent / f".old-{target.name}"
-        shutil.rmtree(replaced, ignore_errors=True)
-        if target.exists():  # set aside, not removed: between two renames a crash must find it
-            target.rename(replaced)
-        temporary.rename(target)
-        _sync(target.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _swap(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Puts `temporary` in the place of `target`, which is set aside first: a crash in between loses neither."""
+    aside = target.parent / f".old-{target.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    if target.exists():
+        target.rename(aside)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        if aside.exists():
+            aside.rename(target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
@@ -159,7 +169,10 @@ def load_model(
         config = config_from_hf(values)
         model = DecoderModel(config)
         model.load_state_dict(weights_from_hf(tensors, config))
-    return model.to(device=device, dtype=_dtype(dtype, values)).eval()
+    wanted = _dtype(dtype, values)
+    for parameter in model.parameters():  # not the buffers: rotary angles stay fp32, as in training
+        parameter.data = parameter.data.to(wanted)
+    return model.to(device=device).eval()
 
 
 def generation_defaults(path: str | os.PathLike[str]) -> dict[str, float]:
@@ -227,7 +240,7 @@ def _special_ids(tokenizer: BaseTokenizer) -> dict[str, Any]:
 
 def _dtype(name: str, values: Mapping[str, Any]) -> torch.dtype:
     wanted = values.get("dtype") or values.get("torch_dtype") or "float32" if name == "auto" else name
-    if wanted not in DTYPES:
+    if not isinstance(wanted, str) or wanted not in DTYPES:
         raise CheckpointError(f"`dtype` must be one of auto, {', '.join(DTYPES)}, got {wanted!r}")
     return DTYPES[wanted]
 

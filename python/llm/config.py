@@ -111,7 +111,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     task: Annotated[Literal["lm", "regression"], msgspec.Meta(description="What is learnt.")] = "lm"
     epochs: Annotated[int, msgspec.Meta(ge=1, description="Passes over the data.")] = 1
     max_steps: (
-        Annotated[int, msgspec.Meta(ge=1, description="Stop here, even mid-epoch; null: after the epochs.")] | None
+        Annotated[
+            int, msgspec.Meta(ge=1, description="Optimizer steps, instead of whole epochs; null: after the epochs.")
+        ]
+        | None
     ) = None
     batch_size: Annotated[int, msgspec.Meta(ge=1, description="Samples per optimizer step, over all devices.")] = 16
     gradient_accumulation_steps: Annotated[int, msgspec.Meta(ge=1, description="Forward passes per step.")] = 1
@@ -233,8 +236,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no config file {str(path)!r}\nhint: pass the path of a TOML file") from None
-    except IsADirectoryError:
-        raise ConfigError(f"a config must be a TOML file, got the directory {str(path)!r}") from None
+    except OSError as error:
+        raise ConfigError(f"the config {str(path)!r} can't be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 

@@ -4,6 +4,7 @@ import importlib.util
 import lzma
 import os
 import shutil
+import sys
 import time
 from importlib import resources
 from pathlib import Path
@@ -40,6 +41,7 @@ DEMO_CONFIG = RunConfig(
     training=TrainingConfig(max_steps=800, batch_size=8, validate_every=200, checkpoint_every=200, precision="float32"),
     generation=GenerationConfig(temperature=0.8, top_k=50),
 )
+_MARKER = ".llm-demo"
 QUESTION = "What news, my lord, from the king?"
 
 
@@ -53,12 +55,12 @@ def run_demo(out: str | os.PathLike[str] = "runs/demo", max_steps: int | None = 
     """Trains a tokenizer and a model on Shakespeare, shows samples, serves it and streams an answer.
 
     Args:
-        out: The run's directory; a run that is there already is replaced.
+        out: The run's directory; an earlier demo's is replaced.
         max_steps: Instead of the demo's own number of optimizer steps.
 
     Raises:
         MissingExtraError: The `openai` client is not installed.
-        ConfigError: `out` holds something that is no run.
+        ConfigError: `out` holds something that no demo made.
     """
     if importlib.util.find_spec("openai") is None:
         raise MissingExtraError("the demo talks to its server through `openai`\nhint: pip install 'llm-oxide[demo]'")
@@ -77,12 +79,15 @@ def run_demo(out: str | os.PathLike[str] = "runs/demo", max_steps: int | None = 
 
 
 def _fresh_directory(directory: Path) -> Path:
-    """Makes room for the run; only an earlier run is ever removed."""
-    if RunDirectory(directory).exists or (directory / "corpus.txt").is_file():
+    """Makes room for the run; only what an earlier demo made is ever removed."""
+    if (directory / _MARKER).is_file():
         shutil.rmtree(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(f"{directory} exists and is not a run\nhint: choose another directory with `--out`")
+        raise ConfigError(
+            f"{directory} exists and was not made by an earlier demo\nhint: choose another directory with `--out`"
+        )
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / _MARKER).write_text("Made by `llm demo`, which replaces this directory when it is run again.\n")
     return directory
 
 
@@ -145,10 +150,13 @@ def _ask_server(console: Console, directory: Path) -> None:
 
 
 def _say_how_to_go_on(console: Console, directory: Path) -> None:
-    console.print(
-        f"  llm chat {directory}                             talk with it\n"
-        f'  llm generate {directory} "JULIET:" --seed 7      continue a text\n'
-        f"  llm serve {directory} --port 8000                any OpenAI client, base_url http://127.0.0.1:8000/v1\n"
-        "  llm train --data your.txt --out runs/mine        train on your own text",
-        highlight=False,
-    )
+    llm = "llm" if shutil.which("llm") else os.path.relpath(Path(sys.executable).with_name("llm"))
+    steps = {
+        f"{llm} chat {directory}": "talk with it",
+        f'{llm} generate {directory} "JULIET:" --seed 7': "continue a text",
+        f"{llm} serve {directory} --port 8000": "any OpenAI client: base_url http://127.0.0.1:8000/v1",
+        f"{llm} train --data your.txt --out runs/mine": "train on your own text",
+    }
+    width = max(map(len, steps))
+    for command, what in steps.items():
+        console.print(f"  {command:<{width}}  {what}", highlight=False, markup=False, soft_wrap=True)

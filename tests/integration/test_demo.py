@@ -112,10 +112,11 @@ def test_the_show_runs_from_text_to_the_openai_client(tmp_path: Path) -> None:
     assert (tmp_path / "runs/demo/loss.png").is_file()
 
 
-def test_the_show_refuses_a_directory_that_is_no_run(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
+@pytest.mark.parametrize("name", ["thesis.tex", "corpus.txt", "run.json"])
+def test_the_show_removes_nothing_that_no_demo_made(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("years of work")
     command = [str(Path(sys.executable).parent / "llm"), "demo", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "exists and is not a run" in done.stderr
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert "was not made by an earlier demo" in done.stderr
+    assert (tmp_path / name).read_text() == "years of work"

@@ -1,6 +1,7 @@
 """The engine and its thread, with a real small model."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from llm.errors import (
     ContextLengthError,
     EngineError,
     InvalidArgumentError,
+    QueueFullError,
 )
 from llm.inference import AsyncEngine, Delta, Engine, EngineConfig, load_async_engine, load_engine
 from llm.models import ForwardContext, positions_of
+from llm.tokenization import BPETokenizer
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
 
@@ -154,18 +157,32 @@ def test_requests_that_cannot_be_served_say_why(tiny_checkpoint: Path) -> None:
         model.engine.add_request([1] * 200, SamplingParams())
     with pytest.raises(InvalidArgumentError, match="prompt"):
         model.generate("", GREEDY)
-    with pytest.raises(CapacityError, match="queue"):
-        model.generate(["To be"] * 3, GREEDY)
-    assert model.generate("To be", GREEDY).usage.completion_tokens == 20
+    for _ in range(2):
+        model.engine.add_request([1], GREEDY)
+    with pytest.raises(QueueFullError, match="2 requests wait, at most 2 may"):
+        model.engine.add_request([1], GREEDY)
     with pytest.raises(ConfigError, match="`max_model_len` must be at most the model's 128, got 500"):
         LLM(tiny_checkpoint, config=EngineConfig(max_model_len=500))
     with pytest.raises(CapacityError, match=r"needs .* bytes for one request of the longest context, got 10"):
         LLM(tiny_checkpoint, config=EngineConfig(kv_cache_memory_bytes=10))
 
 
-def test_a_truncated_or_missing_checkpoint_is_one_clear_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    import shutil
+def test_more_prompts_than_the_queue_holds_are_taken_in_turn(tiny_checkpoint: Path) -> None:
+    model = LLM(tiny_checkpoint, config=EngineConfig(max_waiting_requests=1, max_running_requests=2))
+    outputs = model.generate(PROMPTS * 3, GREEDY)
+    assert [output.token_ids for output in outputs[:5]] == [output.token_ids for output in outputs[10:]]
+    assert all(output.usage.completion_tokens == 20 for output in outputs)
 
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tiny_checkpoint: Path, tmp_path: Path, corpus_text: str) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(tiny_checkpoint, mixed)
+    BPETokenizer.train_from_iterator([corpus_text], vocab_size=500, progress=False).save(mixed)
+    with pytest.raises(CheckpointError, match="must have at most the model's 384 entries, got 500"):
+        LLM(mixed)
+
+
+def test_a_truncated_or_missing_checkpoint_is_one_clear_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
     torn = tmp_path / "torn"
     shutil.copytree(tiny_checkpoint, torn)
     weights = torn / "model.safetensors"
@@ -189,6 +206,7 @@ def test_dtype_can_be_chosen(tiny_checkpoint: Path, dtype: str) -> None:
     output = model.generate("To be", GREEDY)
     assert len(output.token_ids) == 20
     assert str(model.engine.runner.model.lm_head.weight.dtype) == f"torch.{dtype}"
+    assert model.engine.runner.model.rotary.cosine.dtype == torch.float32
 
 
 def test_an_unknown_dtype_lists_the_valid_ones(tiny_checkpoint: Path) -> None:

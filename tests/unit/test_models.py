@@ -134,6 +134,8 @@ def test_every_wrong_tensor_is_listed() -> None:
         ({"attention_bias": True}, "`attention_bias` must be False"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary scaling must be `default`"),
         ({"num_attention_heads": "four"}, "`num_attention_heads` must be"),
+        ({"rope_theta": "abc"}, "`rope_theta` must be `float`, got 'abc'"),
+        ({"rope_parameters": "abc"}, "`rope_parameters` must be an object"),
     ],
 )
 def test_foreign_features_are_named(change: dict[str, object], message: str) -> None:

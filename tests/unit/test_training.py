@@ -80,28 +80,43 @@ def test_training_learns_the_rule(tmp_path: Path) -> None:
 
 def test_accumulation_keeps_loss_and_weights(tmp_path: Path) -> None:
     for passes in (1, 4):
-        launch(config(gradient_accumulation_steps=passes), tmp_path / str(passes))
-    assert losses_of(tmp_path / "1") == pytest.approx(losses_of(tmp_path / "4"), rel=1e-5)
-    one, four = (load_tensors(RunDirectory(tmp_path / name).newest() / "model.safetensors") for name in ("1", "4"))
-    for name, tensor in one.items():
-        assert torch.allclose(tensor, four[name], atol=2e-5), name
+        launch(unclipped(gradient_accumulation_steps=passes), tmp_path / str(passes))
+    check_same_training(tmp_path / "1", tmp_path / "4")
+
+
+def unclipped(**training: Any) -> RunConfig:
+    """Without clipping, which hides a wrong scale of the gradients; so does Adam, but not the logged norm."""
+    settings = config(**training)
+    optimizer = msgspec.structs.replace(settings.optimizer, max_grad_norm=None)
+    return msgspec.structs.replace(settings, optimizer=optimizer)
+
+
+def check_same_training(one: Path, other: Path) -> None:
+    """Losses, gradient norms and weights of two runs agree to rounding."""
+    logs = [[line for line in RunDirectory(run).read_log() if "loss" in line] for run in (one, other)]
+    for key in ("loss", "grad_norm"):
+        assert [line[key] for line in logs[0]] == pytest.approx([line[key] for line in logs[1]], rel=1e-4), key
+    weights = [load_tensors(RunDirectory(run).newest() / "model.safetensors") for run in (one, other)]
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=2e-5), name
 
 
 def test_two_processes_keep_loss_and_weights(tmp_path: Path) -> None:
-    launch(config(), tmp_path / "1")
+    settings = unclipped()
+    launch(settings, tmp_path / "1")
     script = tmp_path / "train.py"
     script.write_text(
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tests.unit.test_training import config\n"
+        "from tests.unit.test_training import unclipped\n"
         "from llm.training.launch import launch\n"
-        "launch(config(), sys.argv[2])\n"
+        "launch(unclipped(), sys.argv[2])\n"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, str(script), str(Path(__file__).parents[2]), str(tmp_path / "2")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert losses_of(tmp_path / "1") == pytest.approx(losses_of(tmp_path / "2"), rel=1e-5)
+    check_same_training(tmp_path / "1", tmp_path / "2")
     one, two = (RunDirectory(tmp_path / name) for name in ("1", "2"))
     validation = [[line for line in run.read_log() if "validation_loss" in line][-1] for run in (one, two)]
     assert validation[0]["validation_loss"] == pytest.approx(validation[1]["validation_loss"], rel=1e-4)
@@ -187,6 +202,22 @@ def test_only_the_newest_checkpoints_are_kept_and_latest_names_the_last(tmp_path
     assert (tmp_path / "run" / "latest").read_text() == f"checkpoints/{newest.name}\n"
 
 
+def test_a_finished_run_resumes_to_nothing_more(tmp_path: Path) -> None:
+    newest = launch(config(max_steps=2), tmp_path / "run")
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
+    assert resume(tmp_path / "run") == newest
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
+
+
+def test_what_a_crash_left_half_made_is_cleared_away(tmp_path: Path) -> None:
+    launch(config(max_steps=2), tmp_path / "run")
+    half = tmp_path / "run" / "checkpoints" / ".tmp-step_00000003"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    resume(tmp_path / "run", config(max_steps=4))
+    assert {entry.name for entry in half.parent.iterdir()} == {"step_00000002", "step_00000004"}
+
+
 def test_run_files_are_whole_and_readable(tmp_path: Path) -> None:
     launch(config(), tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -200,6 +231,36 @@ def test_run_files_are_whole_and_readable(tmp_path: Path) -> None:
     assert log[-1]["validation_loss"] > 0
 
 
+def test_a_signal_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.unit.test_training import MODEL, config\n"
+        "from llm.training import LanguageModelingTask\n"
+        "from llm.training.launch import launch\n"
+        "real = LanguageModelingTask.loss_sum\n"
+        "calls = 0\n"
+        "def loss_sum(self, model, batch):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    if calls == 3 and os.environ['RANK'] == '1':\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return real(self, model, batch)\n"
+        "LanguageModelingTask.loss_sum = loss_sum\n"
+        "try:\n"
+        "    launch(config(max_steps=500), sys.argv[2], callbacks=[])\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted', os.environ['RANK'])\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, str(script), str(Path(__file__).parents[2]), str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("interrupted") == 2
+    assert RunDirectory(tmp_path / "run").newest().name == "step_00000003"
+
+
 class Exploding(LanguageModelingTask):
     """A loss that is NaN in the third step."""
 
@@ -208,6 +269,20 @@ class Exploding(LanguageModelingTask):
     def loss_sum(self, model: torch.nn.Module, batch: TokenBatch) -> Tensor:
         self.calls += 1
         return super().loss_sum(model, batch) * (math.nan if self.calls == 3 else 1.0)
+
+
+class Overflowing(LanguageModelingTask):
+    """Finite losses whose gradients overflow in the first `num_overflows` steps."""
+
+    num_overflows = 0
+    calls = 0
+
+    def loss_sum(self, model: torch.nn.Module, batch: TokenBatch) -> Tensor:
+        loss = super().loss_sum(model, batch)
+        self.calls += model.training
+        if model.training and self.calls <= self.num_overflows:
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss
 
 
 class Masked(LanguageModelingTask):
@@ -230,6 +305,24 @@ def test_a_nan_loss_stops_the_run_with_step_rank_and_batch(tmp_path: Path) -> No
         engine.fit()
     assert run.newest() == run.checkpoint_path(2)
     assert all(torch.isfinite(tensor).all() for tensor in load_tensors(run.newest() / "model.safetensors").values())
+
+
+def test_fp16_warm_up_skips_are_counted_and_shown(tmp_path: Path) -> None:
+    task = Overflowing(MODEL)
+    task.num_overflows = 3
+    run = RunDirectory(tmp_path / "run")
+    engine_for(task, run, config(precision="float16", max_steps=8), callbacks=[JsonlLogger(run)]).fit()
+    log = [line for line in run.read_log() if "loss" in line]
+    assert [line["skipped_steps"] for line in log] == [1, 2, 3, 3, 3, 3, 3, 3]
+    assert [line["grad_norm"] is None for line in log] == [True, True, True, False, False, False, False, False]
+
+
+def test_fp16_gradients_that_stay_non_finite_stop_the_run(tmp_path: Path) -> None:
+    task = Overflowing(MODEL)
+    task.num_overflows = 10**6
+    engine = engine_for(task, RunDirectory(tmp_path / "run"), config(precision="float16", max_steps=60))
+    with pytest.raises(TrainingError, match="step 21, rank 0"):
+        engine.fit()
 
 
 def test_a_batch_without_labels_stops_the_run(tmp_path: Path) -> None:

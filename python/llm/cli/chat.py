@@ -22,6 +22,7 @@ def chat(
 ) -> None:
     """Talk with a model; an empty line or Ctrl-D ends it."""
     from llm.api import LLM
+    from llm.errors import ContextLengthError
 
     model = LLM(path, dtype)
     params = model.sampling_params(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
@@ -29,9 +30,16 @@ def chat(
     while (text := message if message is not None else _ask()) is not None:
         messages.append({"role": "user", "content": text})
         answer = ""
-        for delta in model.stream_chat(messages, params):
-            answer += delta.text
-            print(delta.text, end="", flush=True)
+        try:
+            for delta in model.stream_chat(messages, params):
+                answer += delta.text
+                print(delta.text, end="", flush=True)
+        except ContextLengthError:
+            if len(messages) == 1 or message is not None:
+                raise
+            print("(the conversation no longer fits the context; it begins anew)")
+            messages = messages[:1] if system else []
+            continue
         print()
         if message is not None:
             return

@@ -18,7 +18,7 @@ def train(
     task: Annotated[str | None, typer.Option(help="lm or regression.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per optimizer step, over all devices.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps at most.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
     num_samples: Annotated[int | None, typer.Option(min=1, help="Use (or make up) this many samples.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:

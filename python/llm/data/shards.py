@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from llm.checkpoint import read_json
 from llm.errors import DataError
 
 
@@ -38,7 +39,9 @@ def open_shard(file: Path) -> NDArray[np.uint16] | NDArray[np.uint32]:
     meta_file = file.with_suffix(".json")
     if not file.is_file() or not meta_file.is_file():
         raise DataError(f"no token shard at {file}\nhint: start the run anew")
-    meta = json.loads(meta_file.read_text())
+    meta = read_json(meta_file)
+    if not {"dtype", "num_tokens"} <= meta.keys():
+        raise DataError(f"{meta_file} doesn't describe a token shard\nhint: start the run anew")
     dtype = np.dtype(meta["dtype"])
     if file.stat().st_size != meta["num_tokens"] * dtype.itemsize:
         raise DataError(

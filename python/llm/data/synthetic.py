@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from llm.data.base import BaseDataModule, Dataset
 from llm.data.batch import RegressionBatch, TokenBatch
+from llm.errors import InvalidArgumentError
 
 
 class _CountingTokens(Dataset):
@@ -67,6 +68,8 @@ class SyntheticDataModule(BaseDataModule):
         num_features: int = 16,
         seed: int = 0,
     ) -> None:
+        if task not in ("lm", "regression"):
+            raise InvalidArgumentError(f"`task` must be lm or regression, got {task!r}")
         self.num_samples = num_samples
         self.task = task
         self.vocab_size = vocab_size

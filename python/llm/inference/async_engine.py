@@ -1,8 +1,11 @@
 """The engine in a thread of its own, spoken to from asyncio."""
 
 import asyncio
+import contextlib
+import math
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +14,8 @@ from llm.inference.engine import Engine
 from llm.inference.outputs import Delta
 from llm.sampling_params import SamplingParams
 from llm.tokenization import BaseTokenizer
+
+_HUNG_AFTER_S = 180.0  # one step; the longest prefill of a small model on one core takes seconds
 
 
 @dataclass(eq=False)
@@ -42,6 +47,7 @@ class AsyncEngine:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._closed = False
+        self._step_began: float | None = None
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -58,8 +64,10 @@ class AsyncEngine:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the engine's thread runs and will answer."""
-        return self._thread is not None and self._thread.is_alive() and self._failure is None
+        """Whether the engine's thread runs and its step, if one is under way, hasn't taken minutes."""
+        if self._thread is None or not self._thread.is_alive() or self._failure is not None:
+            return False
+        return time.monotonic() - (self._step_began or math.inf) < _HUNG_AFTER_S
 
     def stats(self) -> dict[str, int]:
         """Counts of requests, blocks and tokens as of the last step."""
@@ -109,7 +117,9 @@ class AsyncEngine:
             while not self._stopping:
                 self._obey(wait=not self._engine.has_unfinished())
                 if self._engine.has_unfinished():
+                    self._step_began = time.monotonic()
                     self._deliver(self._engine.step())
+                    self._step_began = None
                 self._stats = self._engine.stats()
         except BaseException as error:
             self._failure = error
@@ -172,7 +182,7 @@ def _send(events: list[tuple[_Stream, Delta | LLMError]]) -> None:
     for stream, event in events:
         by_loop.setdefault(stream.loop, []).append((stream, event))
     for loop, batch in by_loop.items():
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to listen
             loop.call_soon_threadsafe(_put_all, batch)
 
 

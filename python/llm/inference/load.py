@@ -38,6 +38,11 @@ def load_engine(
     if not isinstance(model, DecoderModel):
         raise CheckpointError(f"{directory} holds a regression model, which generates no text")
     tokenizer = load_tokenizer(directory)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer of {directory} must have at most the model's {model.config.vocab_size} entries, "
+            f"got {tokenizer.vocab_size}\nhint: copy the tokenizer that belongs to these weights"
+        )
     max_model_len = _max_model_len(config, model)
     blocks_per_request = -(-max_model_len // config.block_size)
     weights_dtype = next(model.parameters()).dtype

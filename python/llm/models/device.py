@@ -1,5 +1,7 @@
 """The device a name stands for."""
 
+import re
+
 import torch
 
 from llm.errors import ConfigError
@@ -13,12 +15,9 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ConfigError(f"`device` must be auto, cpu or cuda[:N], got {name!r}")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"`device` is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices\nhint: use `auto`"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llm.config import ModelConfig, from_builtins
-from llm.errors import CheckpointError
+from llm.errors import CheckpointError, ConfigError
 from llm.models.decoder import DecoderModel
 
 _TOP_NAMES = {"embed_tokens": "model.embed_tokens", "norm": "model.norm", "lm_head": "lm_head"}
@@ -112,17 +112,19 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     chosen.setdefault("tie_word_embeddings", False)
     try:
         return from_builtins(chosen, ModelConfig)
-    except ValueError as error:
+    except ConfigError as error:
         raise CheckpointError(f"config.json: {error}") from error
 
 
-def _rope_theta(values: Mapping[str, Any]) -> float:
+def _rope_theta(values: Mapping[str, Any]) -> Any:
     """The rotary base from where older (`rope_theta`) or newer (`rope_parameters`) configs hold it."""
     parameters = values.get("rope_parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise CheckpointError(f"`rope_parameters` must be an object in config.json, got {parameters!r}")
     kind = parameters.get("rope_type", "default")
     if kind != "default":
         raise CheckpointError(f"rotary scaling must be `default` in config.json, got {kind!r}")
-    return float(parameters.get("rope_theta") or values.get("rope_theta") or 10_000.0)
+    return parameters.get("rope_theta") or values.get("rope_theta") or 10_000.0
 
 
 def _hf_names(name: str) -> tuple[str, ...]:

@@ -1,14 +1,19 @@
 """Processes of one training run; `torchrun` starts them."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from llm.errors import TrainingError
 from llm.models.device import resolve_device
+
+_TIMEOUT = timedelta(hours=6)  # the others wait while the main process tokenizes the corpus
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Distributed:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")), world_size)
         if world_size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
         return cls(int(os.environ.get("RANK", "0")), world_size, chosen)
 
     @property
@@ -53,6 +58,22 @@ class Distributed:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return [float(value) for value in tensor]
+
+    def main_first(self, work: Callable[[], None]) -> None:
+        """Runs `work` in the main process while the others wait; if it fails, all stop.
+
+        Raises:
+            TrainingError: In the other processes, where the main one failed.
+        """
+        done = 0.0
+        try:
+            if self.is_main:
+                work()
+            done = 1.0
+        finally:
+            [num_done] = self.sum(done)
+        if num_done < self.world_size:
+            raise TrainingError("the main process (rank 0) could not prepare the run; its message says why")
 
     def barrier(self) -> None:
         """Waits for all processes."""

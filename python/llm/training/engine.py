@@ -27,6 +27,9 @@ from llm.training.signals import StopRequest
 from llm.training.state import load_training_state, write_training_state
 from llm.training.tasks import Task
 
+# The loss scale halves at each skip: from 65,536 it is down to 1 after 16. More is no warm-up.
+_MAX_SKIPS_IN_A_ROW = 20
+
 
 class TrainingEngine:
     """Trains a task's model on a data module's samples into a run directory.
@@ -77,13 +80,17 @@ class TrainingEngine:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.step = 0
         self.skipped_steps = 0
+        self._skips_in_a_row = 0
         self._last_validated = -1
+        self._last_checkpointed = -1
+        self._stop = StopRequest()
+        self._stop_agreed = False
         self._window = (time.perf_counter(), 0.0)
 
     def fit(self, resume: bool = False) -> Path:
         """Trains to the last step and returns the newest checkpoint.
 
-        Ctrl-C or SIGTERM finish the step at hand, save a checkpoint and raise `KeyboardInterrupt`.
+        Ctrl-C or SIGTERM, to any process, finish the step at hand, save a checkpoint and raise `KeyboardInterrupt`.
 
         Args:
             resume: Go on from the run's newest complete checkpoint.
@@ -92,14 +99,14 @@ class TrainingEngine:
             CheckpointError: The checkpoint to resume from is torn.
             TrainingError: A loss or gradient is not finite.
         """
-        if resume:
-            self._restore()
+        if resume and self._restore() and self.step >= self.total_steps:
+            return self.run.checkpoint_path(self.step)
         self._call_start()
         try:
-            with StopRequest() as stop:
-                while self.step < self.total_steps and not stop.received:
+            with self._stop:
+                while self.step < self.total_steps and not self._must_stop():
                     self._advance()
-                if stop.received and self.distributed.world_size == 1:
+                if self._must_stop():
                     self._checkpoint()
                     raise KeyboardInterrupt
             self._validate_and_checkpoint(force=True)
@@ -145,10 +152,8 @@ class TrainingEngine:
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model, self.config.optimizer.max_grad_norm)
         self._check_finite(loss, grad_norm)
-        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.skipped_steps += self.scaler.get_scale() < scale
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         started, targets = self._window
@@ -171,7 +176,9 @@ class TrainingEngine:
                 # DDP averages over processes; the loss is a share of a global mean, so the sum is wanted.
                 self.scaler.scale(loss * self.distributed.world_size).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        return self.distributed.sum(total)[0], num_targets
+        loss_sum, stops = self.distributed.sum(total, self._stop.received)
+        self._stop_agreed = stops > 0  # a signal to one process must stop all of them at the same step
+        return loss_sum, num_targets
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[object]:
         """Gradients travel once a step, in the last accumulation pass."""
@@ -179,8 +186,15 @@ class TrainingEngine:
             return self.wrapped.no_sync()
         return contextlib.nullcontext()
 
+    def _must_stop(self) -> bool:
+        """Whether a signal was received, the same answer in every process."""
+        return self._stop.received if self.distributed.world_size == 1 else self._stop_agreed
+
     def _check_finite(self, loss: float, grad_norm: float) -> None:
-        if math.isfinite(loss) and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
+        skipped = self.scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(grad_norm)
+        self.skipped_steps += skipped
+        self._skips_in_a_row = self._skips_in_a_row + 1 if skipped else 0
+        if math.isfinite(loss) and (math.isfinite(grad_norm) or 0 < self._skips_in_a_row <= _MAX_SKIPS_IN_A_ROW):
             return
         epoch, batch = divmod(self.step, self.loader.steps_per_epoch)
         raise TrainingError(
@@ -196,11 +210,13 @@ class TrainingEngine:
             metrics = self.validate()
             for callback in self.callbacks if metrics else ():
                 callback.on_validation_end(self.step, metrics)
-        due = self.step % settings.checkpoint_every == 0 or force
-        if due and self.run.newest() != self.run.checkpoint_path(self.step):
+        if force or self.step % settings.checkpoint_every == 0:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
+        if self._last_checkpointed == self.step:  # known to every process alike, unlike what is on disk by now
+            return
+        self._last_checkpointed = self.step
         path = self.run.checkpoint_path(self.step)
         if self.distributed.is_main:
             with atomic_directory(path) as directory:
@@ -212,13 +228,16 @@ class TrainingEngine:
                 callback.on_checkpoint(self.step, path)
         self.distributed.barrier()
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
+        """Puts the newest checkpoint's state back; `False` if the run was stopped before its first one."""
         newest = self.run.newest()
-        if newest is None:  # stopped before its first checkpoint: the first step is where it stands
-            return
+        if newest is None:
+            return False
         counters = load_training_state(newest, self.model, self.optimizer, self.scaler)
         self.step = step_of(newest)
+        self._last_checkpointed = self.step
         self.skipped_steps = counters["skipped_steps"]
+        return True
 
     def _call_start(self) -> None:
         start = FitStart(

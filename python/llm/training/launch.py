@@ -53,9 +53,7 @@ def launch(
     run = RunDirectory(Path(out))
     distributed = Distributed.start(config.training.device)
     try:
-        if distributed.is_main:
-            _prepare(config, run, tokenizer)
-        distributed.barrier()
+        distributed.main_first(lambda: _prepare(config, run, tokenizer))
         engine = _engine(run.read_config(), run, distributed, callbacks)
         return engine.fit()
     finally:
@@ -88,9 +86,7 @@ def resume(
     check_resumable(old, new)
     distributed = Distributed.start(new.training.device)
     try:
-        if distributed.is_main:
-            run.write_config(new, _facts())
-        distributed.barrier()
+        distributed.main_first(lambda: run.write_config(new, _facts()))
         return _engine(new, run, distributed, callbacks).fit(resume=True)
     finally:
         distributed.stop()

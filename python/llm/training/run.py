@@ -1,6 +1,7 @@
 """The directory of a training run."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,14 @@ from llm.checkpoint import CHECKPOINTS, COMPLETE, LATEST, newest_checkpoint, rea
 from llm.config import RunConfig, from_builtins
 from llm.errors import CheckpointError, ConfigError
 
-_MAY_CHANGE = {
-    "training": {"epochs", "max_steps", "device", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints"}
+_MAY_CHANGE = {  # of the section `training`
+    "epochs",
+    "max_steps",
+    "device",
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "keep_checkpoints",
 }
 
 
@@ -82,7 +89,9 @@ class RunDirectory:
         """Points `latest` at `checkpoint` and removes all but the `keep` newest ones."""
         write_atomically(self.path / LATEST, f"{CHECKPOINTS}/{checkpoint.name}\n")
         complete = [entry for entry in checkpoint.parent.glob("step_*") if (entry / COMPLETE).is_file()]
-        for stale in sorted(complete, key=step_of)[:-keep]:
+        kept = set(sorted(complete, key=step_of)[-keep:])
+        for stale in set(checkpoint.parent.iterdir()) - kept:  # older ones, and what a crash left half-made
+            (stale / COMPLETE).unlink(missing_ok=True)  # first: half a directory must not look whole
             shutil.rmtree(stale)
 
     def newest(self) -> Path | None:
@@ -93,20 +102,37 @@ class RunDirectory:
         """Drops lines of the log that a resumed run will write again, and one cut short by a crash."""
         if not self.log_file.is_file():
             return
-        lines = self.log_file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_atomically(self.log_file, "".join(kept))
+        kept = [record for record in self.read_log() if record["step"] <= step]
+        write_atomically(self.log_file, "".join(map(_log_line, kept)))
 
     def append_log(self, record: Mapping[str, Any]) -> None:
         """Adds one line to the log."""
         with self.log_file.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(record) + "\n")
+            log.write(_log_line(record))
 
     def read_log(self) -> list[dict[str, Any]]:
-        """All lines of the log."""
+        """All whole lines of the log; one that a crash cut short is left out."""
         if not self.log_file.is_file():
             return []
-        return [json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines()]
+        lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        records = (_read_record(line) for line in lines)
+        return [record for record in records if record is not None]
+
+
+def _log_line(record: Mapping[str, Any]) -> str:
+    """One line of JSON; a number that is not finite (JSON has none) is null."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _read_record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def check_resumable(old: RunConfig, new: RunConfig) -> None:
@@ -118,8 +144,8 @@ def check_resumable(old: RunConfig, new: RunConfig) -> None:
     before, after = msgspec.to_builtins(old), msgspec.to_builtins(new)
     for section, fields in after.items():
         for field, value in fields.items():
-            if value != before[section][field] and field not in _MAY_CHANGE.get(section, ()):
-                allowed = ", ".join(f"training.{name}" for name in sorted(_MAY_CHANGE["training"]))
+            if value != before[section][field] and not (section == "training" and field in _MAY_CHANGE):
+                allowed = ", ".join(f"training.{name}" for name in sorted(_MAY_CHANGE))
                 raise ConfigError(
                     f"`{section}.{field}` can't change on resume: the run has {before[section][field]!r}, "
                     f"got {value!r}\nhint: start a new run, or change only {allowed}"

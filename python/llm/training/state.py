@@ -43,5 +43,7 @@ def load_training_state(
     model.load_state_dict(weights_from_hf(tensors, model.config) if isinstance(model, DecoderModel) else tensors)
     load_optimizer_tensors(model, optimizer, load_tensors(folder / "optimizer.safetensors"))
     state = read_json(folder / "state.json")
+    if not {"scaler", "step", "skipped_steps"} <= state.keys():
+        raise CheckpointError(f"{folder / 'state.json'} lacks the run's counters\nhint: remove {checkpoint} and resume")
     scaler.load_state_dict(state.pop("scaler"))
     return state
