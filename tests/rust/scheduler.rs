@@ -240,7 +240,7 @@ fn apply(simulation: &mut Simulation, action: Action, next_id: &mut u64) {
         Action::Add { prompt_len, max_tokens } => {
             *next_id += 1;
             let result = simulation.add(*next_id, prompt(*next_id, prompt_len), max_tokens);
-            assert!(matches!(result, Ok(()) | Err(Error::Capacity(_))), "{result:?}");
+            assert!(matches!(result, Ok(()) | Err(Error::Capacity(_) | Error::QueueFull(_))), "{result:?}");
         }
         Action::Remove(index) => {
             let _ = pick(simulation, index).map(|id| simulation.remove(id));
