@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.SILENT:
 
 VENV ?= .venv
 STAMPS := $(VENV)/.stamps
@@ -44,7 +45,7 @@ endef
 .PHONY: help install demo test test-data test-rust test-python test-wheel test-slow lint format wheel bench clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
 install: $(STAMPS)/built ## Make .venv, install everything and build the Rust core
 
@@ -57,15 +58,18 @@ test-data: $(STAMPS)/built ## Fetch what tests need into .cache/, hash-checked
 	$(BIN)/python tests/fetch_data.py
 
 test-rust: ## Tests of the Rust core
+	echo "» tests of the Rust core"
 	cargo test --quiet
 
 test-python: $(STAMPS)/built test-data ## Tests of the package
+	echo "» tests of the package"
 	$(BIN)/python -m pytest -q
 
 test-slow: $(STAMPS)/built test-data ## The tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
 test-wheel: wheel ## Install the wheel into an empty environment and try it
+	echo "» trying the wheel in an empty environment"
 	rm -rf $(STAMPS)/wheel-venv
 	$(BIN)/python -m venv $(STAMPS)/wheel-venv
 	$(call install_torch,$(STAMPS)/wheel-venv/bin/python)
@@ -88,7 +92,7 @@ format: $(STAMPS)/built ## Format everything
 
 wheel: $(STAMPS)/built ## Build the abi3 wheel into dist/
 	rm -rf dist
-	$(BIN)/maturin build --release --out dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/maturin build --release --quiet --out dist
 
 bench: $(STAMPS)/built ## Store criterion and pytest-benchmark results under benches/results/
 	bash benches/run.sh "$(BIN)/python"
@@ -97,15 +101,18 @@ clean: ## Remove what make made (not runs/)
 	rm -rf $(VENV) $(VENV)-uv dist target .cache
 
 $(STAMPS)/venv:
+	echo "» making $(VENV)"
 	if [ -n "$(PYTHON)" ]; then "$(PYTHON)" -m venv $(VENV); else $(venv_by_uv); fi
 	mkdir -p $(STAMPS)
 	touch $@
 
 $(STAMPS)/torch: $(STAMPS)/venv
+	echo "» installing PyTorch"
 	$(call install_torch,$(BIN)/python)
 	touch $@
 
 $(STAMPS)/built: $(STAMPS)/torch $(RUST_SOURCES)
+	echo "» installing the dependencies and building the Rust core (a minute or two the first time)"
 	$(PIP) install --quiet 'maturin>=1.9,<2'
-	$(PIP) install --quiet --no-build-isolation --editable '.[$(EXTRAS)]'
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --quiet --no-build-isolation --editable '.[$(EXTRAS)]'
 	touch $@
