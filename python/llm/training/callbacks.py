@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from llm.training.metrics import FitStart, StepMetrics
 from llm.training.run import RunDirectory
 
+_MAX_LINES = 20  # of progress, where there is no terminal to draw a bar in
+
 
 class Callback:
     """Hooks of a run; all do nothing by default. Only the main process calls them."""
@@ -59,6 +61,7 @@ class ProgressBar(Callback):
         self.console = console or Console(stderr=True)
         self.unit = ""
         self.total_steps = 0
+        self._next_line = 0
         self._progress: Progress | None = None
         self._task = TaskID(0)
 
@@ -81,7 +84,8 @@ class ProgressBar(Callback):
         text = f"loss {metrics.loss:.4f}  {metrics.targets_per_s:,.0f} {self.unit}/s"
         if self._progress is not None:
             self._progress.update(self._task, completed=metrics.step, description=text)
-        elif should_log:
+        elif should_log and (metrics.step >= self._next_line or metrics.step == self.total_steps):
+            self._next_line = metrics.step + max(1, self.total_steps // _MAX_LINES)
             self.console.print(f"step {metrics.step}/{self.total_steps}  {text}", highlight=False)
 
     def on_validation_end(self, step: int, metrics: Mapping[str, float]) -> None:

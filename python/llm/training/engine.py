@@ -139,9 +139,8 @@ class TrainingEngine:
         should_log = self.step % self.config.training.log_every == 0 or self.step == self.total_steps
         for callback in self.callbacks:
             callback.on_step_end(metrics, should_log)
-        if should_log:
-            self._window = (time.perf_counter(), 0.0)
-        self._validate_and_checkpoint(force=False)
+        if self._validate_and_checkpoint(force=False) or should_log:
+            self._window = (time.perf_counter(), 0.0)  # the speed is that of steps, not of validation
 
     def _train_step(self) -> StepMetrics:
         self._seed(self.step)
@@ -203,15 +202,19 @@ class TrainingEngine:
             "hint: lower `optimizer.learning_rate`, raise `optimizer.warmup_steps`, or set `training.precision=float32`"
         )
 
-    def _validate_and_checkpoint(self, force: bool) -> None:
+    def _validate_and_checkpoint(self, force: bool) -> bool:
+        """Does what is due after this step, or both when forced; whether it did anything."""
         settings = self.config.training
-        if self._last_validated != self.step and (force or self.step % settings.validate_every == 0):
+        validate = force or self.step % settings.validate_every == 0
+        checkpoint = force or self.step % settings.checkpoint_every == 0
+        if validate and self._last_validated != self.step:
             self._last_validated = self.step
             metrics = self.validate()
             for callback in self.callbacks if metrics else ():
                 callback.on_validation_end(self.step, metrics)
-        if force or self.step % settings.checkpoint_every == 0:
+        if checkpoint:
             self._checkpoint()
+        return validate or checkpoint
 
     def _checkpoint(self) -> None:
         if self._last_checkpointed == self.step:  # known to every process alike, unlike what is on disk by now
