@@ -8,5 +8,6 @@ mkdir -p "$results"
 for subject in tokenizer sampling scheduler; do
     cargo bench --quiet --bench "$subject" -- --noplot --quiet | tee "$results/$subject.criterion.txt"
     "$python" -m pytest "benches/bench_$subject.py" -q --benchmark-only --benchmark-disable-gc \
-        --benchmark-json="$results/$subject.pytest-benchmark.json"
+        --benchmark-json="$results/$subject.full.json"
+    "$python" benches/keep.py "$results/$subject.full.json" "$results/$subject.pytest-benchmark.json"
 done
