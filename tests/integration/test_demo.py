@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+import transformers
 
 from llm import SamplingParams
 from llm.checkpoint import load_model
@@ -65,6 +66,10 @@ def test_trained_reloaded_and_served_logits_are_the_same(trained: TrainingEngine
         from_training = trained.model.eval()(*given)
         reloaded = load_model(checkpoint, "float32")(*given)
     assert torch.equal(from_training, reloaded)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert (theirs(given[0][None]).logits[0] - reloaded).abs().max() <= 1e-4
+    assert transformers.AutoTokenizer.from_pretrained(checkpoint)(engine.tokenizer.decode(ids))["input_ids"] == ids
     served = served_logits(engine, ids, continuation=ids[-20:])
     with torch.no_grad():
         ids_after = [*ids, *ids[-20:]]

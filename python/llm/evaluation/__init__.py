@@ -1,1 +1,1 @@
-"""evaluation."""
+"""Evaluation of trained models beyond the validation loss. Empty on purpose: nothing here is written yet."""
