@@ -79,6 +79,15 @@ def test_importing_llm_and_its_command_stays_light(heavy: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_no_pickle_is_ever_trusted(file: Path) -> None:
+    names = {node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)}
+    text = file.read_text()
+    assert not {"pickle", "marshal", "shelve"} & names
+    assert "torch.load" not in text
+    assert "allow_pickle" not in text
+
+
 def test_rust_siblings_never_meet_and_the_core_knows_no_python() -> None:
     source = PACKAGE.parents[1] / "rust" / "src"
     siblings = {"tokenizer", "sampling", "scheduler", "kernels"}

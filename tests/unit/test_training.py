@@ -367,6 +367,23 @@ def test_the_regression_task_trains_and_its_checkpoint_opens(tmp_path: Path) -> 
     assert load_model(checkpoint)(torch.zeros(3, 16)).shape == (3,)
 
 
+class MemoryWatch(Callback):
+    """Resident bytes after each step."""
+
+    def __init__(self) -> None:
+        self.resident: list[int] = []
+
+    def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:
+        self.resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_does_not_grow_with_steps(tmp_path: Path) -> None:
+    watch = MemoryWatch()
+    launch(config(max_steps=400, validate_every=1000, checkpoint_every=1000), tmp_path / "run", callbacks=[watch])
+    assert watch.resident[-1] - watch.resident[100] < 8 * 2**20
+
+
 def test_weight_decay_is_for_matrices_only() -> None:
     from llm.training.optim import build_optimizer
 

@@ -1,5 +1,6 @@
 """`llm train`."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -46,7 +47,8 @@ def train(
         out=None if resume else out,
         resume=out if resume else None,
     )
-    print(f"{checkpoint}\nnext:  llm generate {out} 'Once upon'   ·   llm serve {out}")
+    if os.environ.get("RANK", "0") == "0":  # under torchrun each process comes here
+        print(f"{checkpoint}\nnext:  llm generate {out} 'Once upon'   ·   llm serve {out}")
 
 
 command = train
