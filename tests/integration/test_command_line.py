@@ -1,6 +1,7 @@
 """The command `llm` as a user meets it: help, work, and every bad input as one message with exit code 2."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ LLM_COMMAND = str(Path(sys.executable).parent / "llm")
 VERBS = [("train",), ("generate",), ("chat",), ("serve",), ("info",), ("demo",), ("tokenizer", "train")]
 
 
-def run(*arguments: str | Path, cwd: Path | None = None, stdin: str = "", **environment: str):
+def run(*arguments: object, cwd: Path | None = None, stdin: str = "", **environment: str):
     return subprocess.run(
         [LLM_COMMAND, *map(str, arguments)],
         cwd=cwd,
@@ -68,6 +69,23 @@ def test_from_text_to_answers(corpus_file: Path, tmp_path: Path) -> None:
     chat = run("chat", "run", "--max-tokens", "8", cwd=tmp_path, stdin="What news?\n\n")
     assert chat.returncode == 0
     assert chat.stdout.startswith("> ")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(corpus_file: Path, tmp_path: Path) -> None:
+    settings = [*SMALL, "training.log_every=1", "training.max_steps=100000"]
+    command = [LLM_COMMAND, "train", *settings, "--data", str(corpus_file), "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not process.stderr.readline().startswith("step "):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    assert rest.endswith("stopped; go on with:  llm train --out run --resume\n")
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("step_"))
+    done = run("train", "--out", "run", "--resume", "--max-steps", step + 1, cwd=tmp_path)
+    assert done.stdout.startswith(f"run/checkpoints/step_{step + 1:08d}\n")
 
 
 def test_the_regression_task_runs_on_made_up_samples(tmp_path: Path) -> None:

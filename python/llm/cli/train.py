@@ -1,6 +1,7 @@
 """`llm train`."""
 
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -35,18 +36,22 @@ def train(
         raise ConfigError(f"one settings file at most, got {', '.join(files)}")
     if num_samples is not None:
         overrides.append(f"data.num_samples={num_samples}")
-    checkpoint = train_run(
-        files[0] if files else None,
-        data=data,
-        tokenizer=tokenizer,
-        overrides=overrides,
-        task=task,
-        epochs=epochs,
-        batch_size=batch_size,
-        max_steps=max_steps,
-        out=None if resume else out,
-        resume=out if resume else None,
-    )
+    try:
+        checkpoint = train_run(
+            files[0] if files else None,
+            data=data,
+            tokenizer=tokenizer,
+            overrides=overrides,
+            task=task,
+            epochs=epochs,
+            batch_size=batch_size,
+            max_steps=max_steps,
+            out=None if resume else out,
+            resume=out if resume else None,
+        )
+    except KeyboardInterrupt:
+        print(f"stopped; go on with:  llm train --out {out} --resume", file=sys.stderr)
+        raise
     if os.environ.get("RANK", "0") == "0":  # under torchrun each process comes here
         print(f"{checkpoint}\nnext:  llm generate {out} 'Once upon'   ·   llm serve {out}")
 

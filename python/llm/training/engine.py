@@ -106,7 +106,7 @@ class TrainingEngine:
             with self._stop:
                 while self.step < self.total_steps and not self._must_stop():
                     self._advance()
-                if self._must_stop():
+                if self.step < self.total_steps:
                     self._checkpoint()
                     raise KeyboardInterrupt
             self._validate_and_checkpoint(force=True)
