@@ -28,7 +28,7 @@ fn generated_text(num_bytes: usize) -> String {
 
 fn train(text: &str, vocab_size: usize) -> Option<Tokenizer> {
     let mut trainer = Trainer::new(vocab_size, Pattern::Gpt4, &[]).ok()?;
-    trainer.add(&[text]);
+    trainer.add(&[text]).ok()?;
     trainer.train(&mut |_, _| true).ok()
 }
 

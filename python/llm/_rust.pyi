@@ -215,9 +215,9 @@ class Tokenizer:
         """Builds a tokenizer from tokens in order of rank, as tiktoken has them.
 
         Raises:
-            InvalidArgumentError: Unknown pattern.
-            TokenizerError: The first 256 are not the bytes, a token is not two of lower rank, or a special token's id
-                or text is taken.
+            InvalidArgumentError: Unknown name of a pattern; `pattern` is a name or a regular expression.
+            TokenizerError: The first 256 are not the bytes, a token is not two of lower rank, a special token's id or
+                text is taken, or the regular expression does not compile.
         """
 
     def to_json(self) -> str:
@@ -232,6 +232,7 @@ class Tokenizer:
 
         Raises:
             InvalidArgumentError: A lone surrogate in `text`.
+            TokenizerError: A custom pattern backtracks too much on it.
         """
 
     def encode_to_numpy(self, text: str, allow_special: bool = False) -> NDArray[np.uint32]:
@@ -239,6 +240,7 @@ class Tokenizer:
 
         Raises:
             InvalidArgumentError: A lone surrogate in `text`.
+            TokenizerError: A custom pattern backtracks too much on it.
         """
 
     def encode_batch(self, texts: Sequence[str], allow_special: bool = False) -> list[NDArray[np.uint32]]:
@@ -246,6 +248,7 @@ class Tokenizer:
 
         Raises:
             InvalidArgumentError: A lone surrogate in a text.
+            TokenizerError: A custom pattern backtracks too much on one.
         """
 
     def decode_bytes(self, ids: Sequence[int] | NDArray[np.uint32], skip_special_tokens: bool = False) -> bytes:
@@ -262,6 +265,14 @@ class Tokenizer:
             InvalidArgumentError: An id that is not in the vocabulary.
         """
 
+    def pieces(self, text: str) -> list[str]:
+        """How the pattern cuts `text`, special tokens as text; merges stay within a piece. For looking at: it is slow.
+
+        Raises:
+            InvalidArgumentError: A lone surrogate in `text`.
+            TokenizerError: A custom pattern backtracks too much on it.
+        """
+
     def token_bytes(self) -> list[bytes | None]:
         """The bytes of each id; None for an id that is not used. Cost: one bytes object per id."""
 
@@ -275,7 +286,7 @@ class Tokenizer:
 
     @property
     def pattern(self) -> str:
-        """Name of the pattern that cuts text into pieces: `gpt2` or `gpt4`."""
+        """Name of the pattern that cuts text into pieces; a custom pattern's regular expression."""
 
 @final
 class BPETrainer:
@@ -285,8 +296,9 @@ class BPETrainer:
         """A trainer that has seen no text.
 
         Raises:
-            InvalidArgumentError: `vocab_size` is below 256 + special tokens, or an unknown pattern.
-            TokenizerError: A special token is empty, repeated or a single byte.
+            InvalidArgumentError: `vocab_size` is below 256 + special tokens, or an unknown name of a pattern.
+            TokenizerError: A special token is empty, repeated or a single byte, or `pattern` is a regular expression
+                that does not compile.
         """
 
     def add(self, texts: Sequence[str]) -> None:
@@ -294,6 +306,7 @@ class BPETrainer:
 
         Raises:
             InvalidArgumentError: A lone surrogate in a text.
+            TokenizerError: A custom pattern backtracks too much on one; none of `texts` is counted.
         """
 
     def train(self, progress: Callable[[int, int], object] | None = None) -> Tokenizer:

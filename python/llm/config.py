@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -18,6 +18,8 @@ from llm.errors import ConfigError
 T = TypeVar("T", bound=msgspec.Struct)
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 ENV_PREFIX = "LLM_"
+# How text is cut into pieces that merges stay within; `llama3` and `gpt4` are the same.
+PatternName: TypeAlias = Literal["gpt2", "gpt4", "cl100k", "o200k", "llama3", "qwen2", "whitespace"]
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,7 +78,7 @@ class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     path: Annotated[str, msgspec.Meta(description="An existing tokenizer; null: train one.")] | None = None
     kind: Annotated[Literal["bpe", "character"], msgspec.Meta(description="What to train.")] = "bpe"
     vocab_size: Annotated[int, msgspec.Meta(ge=1, description="Entries of a tokenizer trained here.")] = 4096
-    pattern: Annotated[Literal["gpt2", "gpt4"], msgspec.Meta(description="How text is split before merging.")] = "gpt4"
+    pattern: Annotated[PatternName, msgspec.Meta(description="How text is split before merging.")] = "gpt4"
     chat_template: Annotated[str, msgspec.Meta(description="A built-in one: `chatml` or `play`.")] | None = None
 
 

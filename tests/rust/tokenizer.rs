@@ -20,19 +20,19 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof![4 => characters, 1 => ".{0,20}", 1 => proptest::collection::vec(any::<char>(), 0..20).prop_map(String::from_iter)]
 }
 
-fn train(texts: &[&str], vocab_size: usize, pattern: Pattern, special: &[&str]) -> Tokenizer {
+fn train(texts: &[&str], vocab_size: usize, pattern: &Pattern, special: &[&str]) -> Tokenizer {
     let special: Vec<String> = special.iter().map(|&text| text.to_owned()).collect();
-    let mut trainer = Trainer::new(vocab_size, pattern, &special).unwrap();
-    trainer.add(texts);
+    let mut trainer = Trainer::new(vocab_size, pattern.clone(), &special).unwrap();
+    trainer.add(texts).unwrap();
     trainer.train(&mut |_, _| true).unwrap()
 }
 
 /// A small tokenizer with merges in several scripts and two special tokens, one the beginning of the other.
-fn sample_tokenizer(pattern: Pattern) -> &'static Tokenizer {
-    static TOKENIZERS: LazyLock<[Tokenizer; 2]> = LazyLock::new(|| {
+fn sample_tokenizer(pattern: &Pattern) -> &'static Tokenizer {
+    static TOKENIZERS: LazyLock<[Tokenizer; Pattern::ALL.len()]> = LazyLock::new(|| {
         let text =
             "the then there's this that's  it's 2024 été 語語 aaaa aaaaaaaa abababab \n\n\tnew  lines\r\n".repeat(3);
-        Pattern::ALL.map(|pattern| train(&[&text], 300, pattern, &["<|end|>", "<|end|><|end|>"]))
+        Pattern::ALL.map(|pattern| train(&[&text], 300, &pattern, &["<|end|>", "<|end|><|end|>"]))
     });
     TOKENIZERS.iter().find(|tokenizer| tokenizer.pattern() == pattern).unwrap()
 }

@@ -25,10 +25,10 @@ def slow_merges(pattern: str) -> list[reference.Pair]:
     return reference.train([TRAINING_TEXT], 60, pattern)
 
 
-both_patterns = pytest.mark.parametrize("pattern", PATTERNS)
+every_pattern = pytest.mark.parametrize("pattern", PATTERNS)
 
 
-@both_patterns
+@every_pattern
 @pytest.mark.parametrize("name", SAMPLES)
 def test_ids_of_samples_equal_tiktoken_and_decode_to_the_text(pattern: str, name: str) -> None:
     tokenizer, text = trained(pattern), SAMPLES[name]
@@ -38,7 +38,7 @@ def test_ids_of_samples_equal_tiktoken_and_decode_to_the_text(pattern: str, name
     assert tokenizer.decode_bytes(ids) == text.encode()
 
 
-@both_patterns
+@every_pattern
 @given(text=texts())
 def test_ids_equal_tiktoken(pattern: str, text: str) -> None:
     tokenizer = trained(pattern)
@@ -47,7 +47,7 @@ def test_ids_equal_tiktoken(pattern: str, text: str) -> None:
     assert tokenizer.decode(ids) == text
 
 
-@both_patterns
+@every_pattern
 @given(text=texts())
 def test_ids_equal_the_slow_twin(pattern: str, text: str) -> None:
     merges = slow_merges(pattern)
@@ -106,7 +106,7 @@ def test_bos_and_eos_are_added_when_asked() -> None:
         bare.encode("a", add_eos=True)
 
 
-@both_patterns
+@every_pattern
 def test_saved_tokenizer_gives_equal_ids_in_hugging_face(pattern: str, tmp_path: Path) -> None:
     tokenizer = trained(pattern)
     tokenizer.save(tmp_path)
@@ -123,7 +123,7 @@ def test_saved_tokenizer_gives_equal_ids_in_hugging_face(pattern: str, tmp_path:
     assert len(auto) == tokenizer.vocab_size
 
 
-@both_patterns
+@every_pattern
 @given(text=texts())
 def test_ids_equal_hugging_face(pattern: str, text: str) -> None:
     tokenizer = trained(pattern)
@@ -144,7 +144,7 @@ def test_a_gap_before_special_ids_survives_saving(tmp_path: Path) -> None:
         again.decode([256])
 
 
-@both_patterns
+@every_pattern
 @pytest.mark.parametrize("as_file", [False, True])
 def test_reading_back_gives_equal_ids(pattern: str, as_file: bool, tmp_path: Path) -> None:
     tokenizer = trained(pattern)

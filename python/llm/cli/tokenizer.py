@@ -1,8 +1,10 @@
 """`llm tokenizer`."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from llm.config import PatternName
 
 app = typer.Typer(help="Train and use tokenizers.", no_args_is_help=True)
 
@@ -17,7 +19,7 @@ def train(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="UTF-8 text: files, directories or globs.")],
     vocab_size: Annotated[int, typer.Option(help="Entries, the 256 bytes and special tokens included.")],
     out: Annotated[str, typer.Option(help="Directory to save to.")],
-    pattern: Annotated[Literal["gpt4", "gpt2"], typer.Option(help="How text is split before merging.")] = "gpt4",
+    pattern: Annotated[PatternName, typer.Option(help="How text is split before merging.")] = "gpt4",
 ) -> None:
     """Train a byte-level BPE tokenizer."""
     from llm.tokenization import BPETokenizer

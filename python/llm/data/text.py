@@ -17,7 +17,7 @@ from llm.tokenization import BaseTokenizer
 from llm.tokenization.corpus import corpus_files, read_corpus_file
 
 _PIECE_CHARS = 1 << 20
-_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
+_LINE_END = re.compile(r"(?<=\S)\n(?=[^\s/])")
 
 
 def read_documents(paths: Sequence[str]) -> list[str]:
@@ -92,13 +92,14 @@ def encode_documents(documents: Iterable[str], tokenizer: BaseTokenizer) -> Iter
     """Ids of each document, long ones in pieces, then the end-of-text token where the tokenizer has one."""
     end = np.array(tokenizer.eos_ids[:1], dtype=np.uint32)
     for document in documents:
-        for start, stop in pairwise(_piece_borders(document)):
+        borders = _piece_borders(document) if tokenizer.cuts_at_line_ends else [0, len(document)]
+        for start, stop in pairwise(borders):
             yield tokenizer.encode_to_numpy(document[start:stop])
         yield end
 
 
 def _piece_borders(document: str) -> list[int]:
-    """Borders about `_PIECE_CHARS` apart, where no pattern of pre-tokenisation can join what they part."""
+    """Borders about `_PIECE_CHARS` apart, where no built-in pattern of pre-tokenisation can join what they part."""
     borders = [0]
     while match := _LINE_END.search(document, borders[-1] + _PIECE_CHARS):
         borders.append(match.end())

@@ -84,6 +84,14 @@ class BaseTokenizer(abc.ABC):
         self._settings = settings
 
     @property
+    def cuts_at_line_ends(self) -> bool:
+        """Whether no token reaches over the end of a line between two that begin and end with neither space nor `/`.
+
+        Then the parts of a long text have the ids of the whole.
+        """
+        return True
+
+    @property
     def bos_id(self) -> int | None:
         """The id that begins a text."""
         token = self.settings.bos_token

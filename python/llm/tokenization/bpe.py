@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Self, TypeAlias
+from typing import Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from llm import _rust
+from llm.config import PatternName
 from llm.errors import DataError, TokenizerError
 from llm.tokenization.base import BaseTokenizer, TokenIds
 from llm.tokenization.corpus import batched_texts, corpus_files, read_corpus_file
 from llm.tokenization.files import StrPath, read_text, tokenizer_file
 from llm.tokenization.settings import TokenizerSettings
-
-Pattern: TypeAlias = Literal["gpt2", "gpt4"]
 
 DEFAULT_SPECIAL_TOKENS = ("<|endoftext|>",)
 
@@ -39,7 +38,7 @@ class BPETokenizer(BaseTokenizer):
         files: StrPath | Iterable[StrPath],
         *,
         vocab_size: int,
-        pattern: Pattern = "gpt4",
+        pattern: PatternName | str = "gpt4",
         special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
         progress: bool | None = None,
     ) -> Self:
@@ -48,14 +47,16 @@ class BPETokenizer(BaseTokenizer):
         Args:
             files: Files, directories (their `*.txt`) or patterns such as `corpus/*.txt`.
             vocab_size: Bytes (256), merges and special tokens together; fewer if the text has no pair left to merge.
-            pattern: How text is cut into pieces that merges stay within: `gpt2` or `gpt4`.
+            pattern: How text is cut into pieces that merges stay within: a name, or a regular expression in Oniguruma's
+                syntax, as in `tokenizer.json`, whose matches and what lies between them are the pieces.
             special_tokens: Tokens that are never merged and never come from ordinary text.
             progress: Show a progress bar; None shows one on a terminal.
 
         Raises:
             DataError: A file is missing or not UTF-8, a pattern matches nothing, or there is no text.
             InvalidArgumentError: `vocab_size` is too small, or an unknown pattern.
-            TokenizerError: A special token is empty, repeated or a single byte.
+            TokenizerError: A special token is empty, repeated or a single byte, or a regular expression does not
+                compile or backtracks too much.
         """
         trainer = _rust.BPETrainer(vocab_size=vocab_size, pattern=pattern, special_tokens=list(special_tokens))
         paths = corpus_files(files)
@@ -68,7 +69,7 @@ class BPETokenizer(BaseTokenizer):
         texts: Iterable[str],
         *,
         vocab_size: int,
-        pattern: Pattern = "gpt4",
+        pattern: PatternName | str = "gpt4",
         special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
         progress: bool | None = None,
     ) -> Self:
@@ -77,7 +78,8 @@ class BPETokenizer(BaseTokenizer):
         Raises:
             DataError: There is no text.
             InvalidArgumentError: An item is not text, `vocab_size` is too small, or an unknown pattern.
-            TokenizerError: A special token is empty, repeated or a single byte.
+            TokenizerError: A special token is empty, repeated or a single byte, or a regular expression does not
+                compile or backtracks too much.
         """
         trainer = _rust.BPETrainer(vocab_size=vocab_size, pattern=pattern, special_tokens=list(special_tokens))
         with _progress_bar(progress) as bar:
@@ -110,8 +112,18 @@ class BPETokenizer(BaseTokenizer):
 
     @property
     def pattern(self) -> str:
-        """How text is cut into pieces."""
+        """How text is cut into pieces: the name of a built-in pattern, else the regular expression."""
         return self._core.pattern
+
+    @property
+    def has_custom_pattern(self) -> bool:
+        """Whether a general regular expression engine cuts the text, for want of a built-in pattern: slower."""
+        return self.pattern not in get_args(PatternName)
+
+    @property
+    def cuts_at_line_ends(self) -> bool:
+        """Whether long text may be encoded in parts; see `BaseTokenizer.cuts_at_line_ends`."""
+        return not self.has_custom_pattern
 
     @property
     def special_tokens(self) -> dict[str, int]:

@@ -39,7 +39,7 @@ impl PyTokenizer {
         special_tokens: &Bound<'_, PyDict>,
         pattern: &str,
     ) -> PyResult<Self> {
-        let pattern = Pattern::from_name(pattern)?;
+        let pattern = Pattern::parse(pattern)?;
         let mut special = special_tokens
             .iter()
             .map(|(text, id)| Ok((text.extract()?, id.extract()?)))
@@ -56,7 +56,7 @@ impl PyTokenizer {
     #[pyo3(signature = (text, allow_special=false))]
     fn encode(&self, py: Python<'_>, text: &Bound<'_, PyString>, allow_special: bool) -> PyResult<Vec<u32>> {
         let text = utf8(text)?;
-        Ok(py.detach(|| self.inner.encode(text, allow_special)))
+        Ok(py.detach(|| self.inner.encode(text, allow_special))?)
     }
 
     #[pyo3(signature = (text, allow_special=false))]
@@ -67,7 +67,7 @@ impl PyTokenizer {
         allow_special: bool,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
         let text = utf8(text)?;
-        Ok(py.detach(|| self.inner.encode(text, allow_special)).into_pyarray(py))
+        Ok(py.detach(|| self.inner.encode(text, allow_special))?.into_pyarray(py))
     }
 
     #[pyo3(signature = (texts, allow_special=false))]
@@ -78,7 +78,7 @@ impl PyTokenizer {
         allow_special: bool,
     ) -> PyResult<Vec<Bound<'py, PyArray1<u32>>>> {
         let texts = texts.iter().map(utf8).collect::<PyResult<Vec<&str>>>()?;
-        let batch = py.detach(|| self.inner.encode_batch(&texts, allow_special));
+        let batch = py.detach(|| self.inner.encode_batch(&texts, allow_special))?;
         Ok(batch.into_iter().map(|ids| ids.into_pyarray(py)).collect())
     }
 
@@ -101,6 +101,12 @@ impl PyTokenizer {
         Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
+    fn pieces(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Vec<String>> {
+        let text = utf8(text)?;
+        let own = || Ok(self.inner.pattern().pieces(text)?.into_iter().map(str::to_owned).collect());
+        py.detach(own).map_err(|error: Error| error.into())
+    }
+
     fn token_bytes<'py>(&self, py: Python<'py>) -> Vec<Option<Bound<'py, PyBytes>>> {
         let tokens = self.inner.vocab().tokens();
         (0..tokens.len() as u32).map(|id| tokens.bytes(id).map(|bytes| PyBytes::new(py, bytes))).collect()
@@ -121,7 +127,7 @@ impl PyTokenizer {
     }
 
     #[getter]
-    fn pattern(&self) -> &'static str {
+    fn pattern(&self) -> &str {
         self.inner.pattern().name()
     }
 }
@@ -140,13 +146,13 @@ impl PyTrainer {
     fn new(vocab_size: i64, pattern: &str, special_tokens: Vec<String>) -> PyResult<Self> {
         let vocab_size = usize::try_from(vocab_size)
             .map_err(|_| Error::InvalidArgument(format!("`vocab_size` must be positive, got {vocab_size}")))?;
-        let trainer = Trainer::new(vocab_size, Pattern::from_name(pattern)?, &special_tokens)?;
+        let trainer = Trainer::new(vocab_size, Pattern::parse(pattern)?, &special_tokens)?;
         Ok(Self { inner: Mutex::new(trainer) })
     }
 
     fn add(&self, py: Python<'_>, texts: Vec<Bound<'_, PyString>>) -> PyResult<()> {
         let texts = texts.iter().map(utf8).collect::<PyResult<Vec<&str>>>()?;
-        py.detach(|| self.locked(|trainer| trainer.add(&texts)))?;
+        py.detach(|| self.locked(|trainer| trainer.add(&texts)))??;
         Ok(())
     }
 

@@ -90,11 +90,11 @@ fn byte_level(use_regex: bool) -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
 }
 
-fn pre_tokenizer(pattern: Pattern) -> Value {
+fn pre_tokenizer(pattern: &Pattern) -> Value {
     match pattern {
         // ByteLevel's own pattern is GPT-2's.
         Pattern::Gpt2 => byte_level(true),
-        Pattern::Gpt4 => {
+        _ => {
             let split = json!({
                 "type": "Split", "pattern": {"Regex": pattern.regex()}, "behavior": "Isolated", "invert": false,
             });
@@ -115,11 +115,15 @@ fn read_pre_tokenizer(value: &Value) -> Result<Pattern> {
     if let Some([split, bytes]) = value["pretokenizers"].as_array().map(Vec::as_slice)
         && (value["type"] == "Sequence" && split["type"] == "Split" && is_bytes(bytes, false))
         && (split["behavior"] == "Isolated" && split["invert"] == false)
-        && let Some(pattern) = Pattern::ALL.into_iter().find(|pattern| split["pattern"]["Regex"] == pattern.regex())
+        && let Some(regex) = split["pattern"]["Regex"].as_str()
     {
-        return Ok(pattern);
+        return Pattern::from_regex(regex);
     }
-    Err(unsupported("pre_tokenizer", "ByteLevel without prefix space, or Split by GPT-2's or GPT-4's pattern", value))
+    Err(unsupported(
+        "pre_tokenizer",
+        "ByteLevel without prefix space, or Split by a regular expression, isolated",
+        value,
+    ))
 }
 
 fn read_vocab(document: &Value) -> Result<Vocab> {

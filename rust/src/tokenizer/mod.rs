@@ -23,7 +23,7 @@ use crate::{Error, Result};
 /// let bytes: Vec<u8> = (0..=255).collect();
 /// let vocab = Vocab::new(&bytes, vec![(104, 105)], vec![("<|end|>".to_owned(), 257)])?;
 /// let tokenizer = Tokenizer::new(vocab, Pattern::Gpt4);
-/// assert_eq!(tokenizer.encode("hi!<|end|>", true), [256, 33, 257]);
+/// assert_eq!(tokenizer.encode("hi!<|end|>", true)?, [256, 33, 257]);
 /// assert_eq!(tokenizer.decode_bytes(&[256, 33])?, b"hi!");
 /// # Ok::<(), llm_core::Error>(())
 /// ```
@@ -47,36 +47,42 @@ impl Tokenizer {
     }
 
     /// Its pattern.
-    pub fn pattern(&self) -> Pattern {
-        self.pattern
+    pub fn pattern(&self) -> &Pattern {
+        &self.pattern
     }
 
     /// The ids of `text`. Special tokens in it become their id if `allow_special`, else ids of their text.
-    pub fn encode(&self, text: &str, allow_special: bool) -> Vec<u32> {
+    ///
+    /// # Errors
+    ///
+    /// `Tokenizer` if a custom pattern backtracks too much on this text.
+    pub fn encode(&self, text: &str, allow_special: bool) -> Result<Vec<u32>> {
         // English text has four to five bytes a token; a guess on the low side grows once.
         let mut ids = Vec::with_capacity(text.len() / 4);
         if !allow_special {
-            self.encode_ordinary(text, &mut ids);
-            return ids;
+            self.encode_ordinary(text, &mut ids)?;
+            return Ok(ids);
         }
         for segment in self.special.segments(text) {
             match segment {
-                Segment::Text(text) => self.encode_ordinary(text, &mut ids),
+                Segment::Text(text) => self.encode_ordinary(text, &mut ids)?,
                 Segment::Special(id) => ids.push(id),
             }
         }
-        ids
+        Ok(ids)
     }
 
     /// The ids of each text, on all cores.
-    pub fn encode_batch(&self, texts: &[&str], allow_special: bool) -> Vec<Vec<u32>> {
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokenizer::encode`].
+    pub fn encode_batch(&self, texts: &[&str], allow_special: bool) -> Result<Vec<Vec<u32>>> {
         texts.par_iter().map(|text| self.encode(text, allow_special)).collect()
     }
 
-    fn encode_ordinary(&self, text: &str, ids: &mut Vec<u32>) {
-        for piece in self.pattern.pieces(text) {
-            self.vocab.encode_piece(piece.as_bytes(), ids);
-        }
+    fn encode_ordinary(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        self.pattern.for_each_piece(text, |piece| self.vocab.encode_piece(piece.as_bytes(), ids))
     }
 
     /// The bytes of `ids`, special tokens as their text; `skip_special` leaves those out.
