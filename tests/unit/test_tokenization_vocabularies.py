@@ -79,7 +79,7 @@ CORPORA = (
 )
 ALL_CHARACTERS = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
 
-every_pattern = pytest.mark.parametrize("pattern", PUBLISHED)
+every_pattern = pytest.mark.parametrize("pattern", [name for name in PUBLISHED if name != "llama3"])
 every_vocabulary = pytest.mark.parametrize("name", VOCABULARIES)
 
 
@@ -99,7 +99,7 @@ def ranks_of(file: Path) -> list[bytes]:
 def published(name: str) -> tuple[_rust.Tokenizer, tiktoken.Encoding]:
     """Ours and tiktoken's with the vocabulary `name`; skips the test if it is not here."""
     file_name, pattern, special = VOCABULARIES[name]
-    files = [folder / file_name for folder in (DATA / "vocab", CACHE, CACHE / "llama3")]
+    files = [folder / file_name for folder in (DATA / "vocab", CACHE)]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         pytest.skip(f"{file_name} is not in {DATA / 'vocab'}, nor fetched by `make test-data`")
@@ -122,7 +122,10 @@ def compiled(pattern: str) -> regex.Pattern[str]:
 
 def any_text() -> st.SearchStrategy[str]:
     """Text of all planes, text full of borders, long runs and text of special tokens."""
-    borders = "ab sStTrReEvVmMlLdD'\u017f\u212a09½Ⅷ٣.,/!?éßǅʰ語\u0301\u0903😀 \n\r\t\x0b\x0c\x1c\x85\xa0\u2003\u2028\u3000\u200b\0"
+    borders = (
+        "ab sStTrReEvVmMlLdD'\u017f\u212a09½Ⅷ٣.,/!?éßǅʰ語\u0301\u0903😀 "
+        "\n\r\t\x0b\x0c\x1c\x85\xa0\u2003\u2028\u3000\u200b\0"
+    )
     assigned = st.characters(exclude_categories=["Cs", "Cn"])
     run = st.builds(lambda character, length: character * length, st.sampled_from(borders), st.integers(1, 300))
     special = st.sampled_from(["<|endoftext|>", "<|im_start|>", "<|", "|>", "'ll", "'S", "\r\n", "  "])
@@ -136,7 +139,7 @@ def generated(max_examples: int) -> settings:
 
 def mixed_text() -> str:
     """2 KB of every sample and some more."""
-    text = TRAINING_TEXT[:900] + "".join(SAMPLES[name] for name in SAMPLES if name != "long runs")
+    text = TRAINING_TEXT[:1_200] + "".join(SAMPLES[name] for name in SAMPLES if name != "long runs")
     return (
         text
         + "camelCase HTMLBody x/y\n//z\n \n"
@@ -159,7 +162,7 @@ def corpus(name: str, max_bytes: int | None) -> str:
 def assert_ids_equal(name: str, text: str) -> None:
     ours, twin = published(name)
     ids = ours.encode_to_numpy(text)
-    assert (ids == twin.encode_to_numpy(text, disallowed_special=(), allowed_special=set())).all()
+    assert np.array_equal(ids, twin.encode_to_numpy(text, disallowed_special=()))
     assert ours.decode(ids) == text
 
 
@@ -213,15 +216,21 @@ def test_ids_of_every_prefix_equal_tiktoken(name: str) -> None:
 
 
 @every_vocabulary
-def test_ids_of_every_character_equal_tiktoken(name: str) -> None:
+@pytest.mark.parametrize("end", [0x20000, pytest.param(sys.maxunicode, marks=pytest.mark.slow)])
+def test_ids_of_every_character_alone_equal_tiktoken(name: str, end: int) -> None:
     ours, twin = published(name)
-    alone = [ids.tolist() for ids in ours.encode_batch(ALL_CHARACTERS)]
-    assert alone == [twin.encode_ordinary(character) for character in ALL_CHARACTERS]
+    characters = [character for character in ALL_CHARACTERS if ord(character) <= end]
+    alone = [ids.tolist() for ids in ours.encode_batch(characters)]
+    assert alone == [twin.encode_ordinary(character) for character in characters]
+
+
+@every_vocabulary
+def test_ids_of_every_character_in_context_equal_tiktoken(name: str) -> None:
     # The signs around a character show its class by where pieces end.
-    for before, after in (("a", "b"), ("A", "B"), (" ", "1"), ("!", "'s"), ("\n", "\n"), ("7", " ")):
-        for start in range(0, len(ALL_CHARACTERS), 4096):
-            text = "".join(f"{before}{character}{after}" for character in ALL_CHARACTERS[start : start + 4096])
-            assert ours.encode(text) == twin.encode_ordinary(text), (before, after, hex(ord(ALL_CHARACTERS[start])))
+    ours, twin = published(name)
+    for start in range(0, len(ALL_CHARACTERS), 4096):
+        text = "".join(f"A{character}1{character}!" for character in ALL_CHARACTERS[start : start + 4096])
+        assert ours.encode(text) == twin.encode_ordinary(text), hex(ord(ALL_CHARACTERS[start]))
 
 
 @every_pattern
@@ -233,8 +242,10 @@ def test_pieces_of_generated_text_equal_the_regex(pattern: str, text: str) -> No
 
 @every_pattern
 def test_pieces_of_every_character_equal_the_regex(pattern: str) -> None:
-    # Characters that a Unicode version has only just assigned are classed differently by engines of different age.
-    assigned = [character for character in ALL_CHARACTERS if unicodedata.category(character) != "Cn"]
+    # Left out: what a newer Unicode than Python's has assigned or classed anew, for engines differ in age.
+    category = unicodedata.category
+    classed = {name: regex.compile(rf"\p{{{name}}}") for name in set(map(category, ALL_CHARACTERS)) - {"Cn", "Cs"}}
+    assigned = [c for c in ALL_CHARACTERS if category(c) in classed and classed[category(c)].match(c)]
     for before, after in (("a", "b"), ("A", "B"), (" ", "1"), ("'", "'s"), ("\n", " "), ("\u0301", "/")):
         check_pieces(pattern, "".join(f"{before}{character}{after}" for character in assigned))
 
@@ -246,7 +257,7 @@ def test_pieces_of_every_prefix_equal_the_regex(pattern: str) -> None:
         check_pieces(pattern, text[:end])
 
 
-@every_pattern
+@pytest.mark.parametrize("pattern", PUBLISHED)
 def test_published_expressions_are_known_by_name(pattern: str) -> None:
     name = {"llama3": "gpt4"}.get(pattern, pattern)
     assert bare(pattern).pattern == bare(PUBLISHED[pattern]).pattern == name
