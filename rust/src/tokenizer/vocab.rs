@@ -50,6 +50,7 @@ pub struct Vocab {
     merges: Vec<Merge>,
     table: MergeTable,
     whole_first: bool,
+    reaches_all: bool,
     /// Pieces that are one token, so that merging can be left out.
     whole: FxHashMap<Box<[u8]>, u32>,
     is_ordinary: Vec<bool>,
@@ -118,13 +119,9 @@ impl Vocab {
                 table.insert(merge.left, merge.right, merge.id);
             }
         }
-        Self::build(VocabParts {
-            tokens: (0u32..).zip(ranks.iter().cloned()).filter(|(_, token)| !token.is_empty()).collect(),
-            byte_ids,
-            merges,
-            whole_first: ids.is_some(),
-            added,
-        })
+        let whole_first = ids.is_some();
+        let tokens = (0u32..).zip(ranks.iter().cloned()).filter(|(_, token)| !token.is_empty()).collect();
+        Self::assemble(VocabParts { tokens, byte_ids, merges, whole_first, added }, !whole_first)
     }
 
     /// Builds a vocabulary from its parts.
@@ -134,6 +131,10 @@ impl Vocab {
     /// `Tokenizer` if an id is there twice or [`MAX_IDS`] or more, a merge is there twice, uses ids that have no token
     /// or does not make the bytes of its token, or an added token is empty or there twice.
     pub fn build(parts: VocabParts) -> Result<Self> {
+        Self::assemble(parts, false)
+    }
+
+    fn assemble(parts: VocabParts, reaches_all: bool) -> Result<Self> {
         check_added(&parts.added)?;
         let (tokens, is_ordinary) = token_table(&parts)?;
         let mut table = MergeTable::default();
@@ -149,7 +150,8 @@ impl Vocab {
         let special =
             added.iter().filter(|token| token.special).map(|token| (token.content.clone(), token.id)).collect();
         let whole = FxHashMap::default();
-        let mut vocab = Self { tokens, byte_ids, merges, table, whole_first, whole, is_ordinary, added, special };
+        let mut vocab =
+            Self { tokens, byte_ids, merges, table, whole_first, reaches_all, whole, is_ordinary, added, special };
         vocab.whole = vocab.whole_tokens(ordinary);
         Ok(vocab)
     }
@@ -187,6 +189,12 @@ impl Vocab {
     /// every token.
     pub fn whole_first(&self) -> bool {
         self.whole_first
+    }
+
+    /// Whether it is known that merging the bytes of each ordinary token gives that token, as in a table of ranks that
+    /// was read without finding another; else it may do so or not.
+    pub fn reaches_all(&self) -> bool {
+        self.reaches_all
     }
 
     /// Whether `id` is a token that text is merged into, and no added one.
