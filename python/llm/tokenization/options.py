@@ -20,8 +20,8 @@ class EncodeOptions(TypedDict, total=False):
     Attributes:
         allowed_special: Special tokens that become their id where the text has them, or `"all"`. The text of all others
             is encoded like any other.
-        disallowed_special: Texts that are an error, or `"all"` special tokens; those in `allowed_special` are not.
-            Both as in tiktoken, except that there `"all"` is disallowed without asking.
+        disallowed_special: Texts that are an error, or `"all"` special tokens that are not allowed. As in tiktoken,
+            except that there `"all"` is disallowed without asking.
         allow_special: True is `allowed_special="all"`.
         add_bos: Begin with `bos_id`.
         add_eos: End with the first of `eos_ids`.
@@ -103,10 +103,12 @@ def encode_plan(
     allow_all = bool(options.get("allow_special")) or options.get("allowed_special") == "all"
     allowed = set(special_tokens) if allow_all else allowed
     disallowed = _names("disallowed_special", options.get("disallowed_special", ()), special_tokens)
+    if options.get("disallowed_special") == "all":
+        disallowed -= allowed
     return _rust.EncodePlan(
         allowed={token: special_tokens[token] for token in allowed},
         allow_all=allow_all,
-        disallowed=sorted(disallowed - allowed),
+        disallowed=sorted(disallowed),
         around=around,
         max_length=_positive("max_length", options.get("max_length"), 0),
         truncate_left=side("truncation", options.get("truncation", "right")) == "left",
