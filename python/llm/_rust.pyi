@@ -8,11 +8,14 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BPETrainer",
+    "EncodePlan",
     "EngineCore",
     "RequestParams",
     "SampledTokens",
     "StepOutputs",
     "StepPlan",
+    "TokenStream",
+    "TokenTable",
     "Tokenizer",
     "__version__",
     "philox_uniform",
@@ -245,13 +248,29 @@ class Tokenizer:
             TokenizerError: A custom pattern backtracks too much on it.
         """
 
-    def encode_batch(self, texts: Sequence[str], allow_special: bool = False) -> list[NDArray[np.uint32]]:
-        """The ids of each text, on all cores.
+    def encode_planned(self, text: str, plan: EncodePlan) -> NDArray[np.uint32]:
+        """The ids of `text` as an array (T,), as `plan` says.
 
         Raises:
-            InvalidArgumentError: A lone surrogate in a text.
+            InvalidArgumentError: A lone surrogate or a disallowed special token in `text`.
+            TokenizerError: A custom pattern backtracks too much on it.
+        """
+
+    def encode_batch(
+        self, texts: Sequence[str], plan: EncodePlan | None = None, num_threads: int | None = None
+    ) -> list[list[int]]:
+        """The ids of each text, on `num_threads` threads or all cores; then one Python int per id, with the GIL.
+
+        Raises:
+            InvalidArgumentError: A lone surrogate or a disallowed special token in a text, or `num_threads` is not from
+                1 to 1024.
             TokenizerError: A custom pattern backtracks too much on one.
         """
+
+    def encode_batch_flat(
+        self, texts: Sequence[str], plan: EncodePlan | None = None, num_threads: int | None = None
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """As `encode_batch`: all ids (T,), and where each text's begin, with the end of the last (B + 1,)."""
 
     def decode_bytes(self, ids: Sequence[int] | NDArray[np.uint32], skip_special_tokens: bool = False) -> bytes:
         """The bytes of `ids`. Cost: O(bytes); a uint32 array is read without a Python object per id.
@@ -267,6 +286,18 @@ class Tokenizer:
             InvalidArgumentError: An id that is not in the vocabulary.
         """
 
+    def decode_batch(
+        self,
+        batch: Sequence[Sequence[int] | NDArray[np.uint32]],
+        skip_special_tokens: bool = False,
+        num_threads: int | None = None,
+    ) -> list[str]:
+        """The text of each row, as `decode` gives it; threads as in `encode_batch`.
+
+        Raises:
+            InvalidArgumentError: An id that is not in the vocabulary, naming the row, or `num_threads` out of range.
+        """
+
     def pieces(self, text: str) -> list[str]:
         """How the pattern cuts `text`, special tokens as text; merges stay within a piece. For looking at: it is slow.
 
@@ -277,6 +308,9 @@ class Tokenizer:
 
     def token_bytes(self) -> list[bytes | None]:
         """The bytes of each id; None for an id that is not used. Cost: one bytes object per id."""
+
+    def token_table(self) -> TokenTable:
+        """The bytes of each id, for streams and offsets. Cost: a copy, without a Python object per id."""
 
     @property
     def special_tokens(self) -> dict[str, int]:
@@ -289,6 +323,88 @@ class Tokenizer:
     @property
     def pattern(self) -> str:
         """Name of the pattern that cuts text into pieces; a custom pattern's regular expression."""
+
+@final
+class EncodePlan:
+    """What `llm.tokenization.EncodeOptions` mean for one tokenizer. Immutable and safe to share between threads.
+
+    Raises:
+        InvalidArgumentError: `max_length` has no room for the ids around a text, or a disallowed text is empty.
+    """
+
+    def __new__(
+        cls,
+        *,
+        allowed: dict[str, int],
+        allow_all: bool,
+        disallowed: Sequence[str],
+        around: tuple[Sequence[int], Sequence[int]],
+        max_length: int | None,
+        truncate_left: bool,
+    ) -> EncodePlan: ...
+    def check(self, text: str) -> None:
+        """Refuses a text with a disallowed special token.
+
+        Raises:
+            InvalidArgumentError: Naming the token and its place.
+        """
+
+    def split(self, text: str) -> list[str | int]:
+        """`text` cut at the special tokens allowed: their ids, and what lies between them."""
+
+    def kept(self, num_ids: int) -> tuple[int, int]:
+        """Which of `num_ids` ids of a text stay: start and stop."""
+
+    @property
+    def before(self) -> list[int]: ...
+    @property
+    def after(self) -> list[int]: ...
+
+@final
+class TokenTable:
+    """The bytes of each id, of any tokenizer. Immutable and safe to share between threads.
+
+    Raises:
+        InvalidArgumentError: A special id past the table.
+    """
+
+    def __new__(cls, token_bytes: Sequence[bytes | None], special_ids: Sequence[int]) -> TokenTable: ...
+    def __len__(self) -> int: ...
+    def stream(self, *, stop: Sequence[str] = ..., skip_special_tokens: bool = False) -> TokenStream:
+        """An empty text to push ids to, which ends before any string in `stop`. Cost: none of the table's size.
+
+        Raises:
+            InvalidArgumentError: An empty stop string.
+        """
+
+    def offsets(
+        self, ids: Sequence[int] | NDArray[np.uint32], text: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Start and end of each id in `text`, in bytes and in code points, (T, 2) each. Cost: O(bytes).
+
+        Raises:
+            InvalidArgumentError: The tokens' bytes are not the text's.
+        """
+
+@final
+class TokenStream:
+    """The text of ids that come one by one. For one thread at a time."""
+
+    def push(self, token_id: int) -> str:
+        """Takes an id and returns the text that is now certain: whole characters, often none.
+
+        Bytes that can't become a character are U+FFFD. After a stop string nothing more comes.
+
+        Raises:
+            InvalidArgumentError: An id without bytes; the stream goes on as if it had not come.
+        """
+
+    def finish(self) -> str:
+        """The rest: an incomplete character as U+FFFD, and text that might have begun a stop string."""
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that was hit."""
 
 @final
 class BPETrainer:

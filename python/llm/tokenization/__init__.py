@@ -1,10 +1,13 @@
 """Text to ids and back, and conversations to text. Needs neither torch nor transformers."""
 
+from llm._rust import TokenStream
 from llm.tokenization.base import BaseTokenizer
 from llm.tokenization.bpe import BPETokenizer
 from llm.tokenization.character import SimpleCharacterTokenizer
 from llm.tokenization.chat import TEMPLATES, ChatTemplate, encode_chat, render_chat, use_chat_template
 from llm.tokenization.formats import load_tokenizer
+from llm.tokenization.options import EncodeOptions, Encoding, FlatIds, PaddedEncodeOptions, PadOptions
+from llm.tokenization.padding import PaddedBatch
 from llm.tokenization.settings import TokenizerSettings
 
 __all__ = [
@@ -12,7 +15,14 @@ __all__ = [
     "BPETokenizer",
     "BaseTokenizer",
     "ChatTemplate",
+    "EncodeOptions",
+    "Encoding",
+    "FlatIds",
+    "PadOptions",
+    "PaddedBatch",
+    "PaddedEncodeOptions",
     "SimpleCharacterTokenizer",
+    "TokenStream",
     "TokenizerSettings",
     "encode_chat",
     "load_tokenizer",

@@ -1,25 +1,41 @@
 """What every tokenizer can do, and all that the other floors may ask of one."""
 
 import abc
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Self, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llm import _rust
 from llm.errors import InvalidArgumentError, TokenizerError
 from llm.tokenization.files import TOKENIZER_FILE, StrPath, write_text
+from llm.tokenization.options import (
+    EncodeOptions,
+    Encoding,
+    FlatIds,
+    PaddedEncodeOptions,
+    PadOptions,
+    TokenIds,
+    encode_plan,
+)
+from llm.tokenization.padding import PaddedBatch, pad_flat
 from llm.tokenization.settings import TokenizerSettings
 
-TokenIds: TypeAlias = Sequence[int] | NDArray[np.uint32]
+# Of an endless variety of options only the first few are worth remembering.
+MAX_PLANS = 64
 
 
 class BaseTokenizer(abc.ABC):
     """Text to ids and back.
 
     A subclass gives the vocabulary: `vocab_size`, `special_tokens`, `token_bytes`, `decode_bytes`, `to_json`,
-    `from_pretrained` and `_encode`. `settings` is the only thing that may change after it is made.
+    `from_pretrained` and `_encode_ordinary`. `settings` is the only thing that may change after it is made.
+
+    All ways to encode take the same keywords, those of `EncodeOptions`, and give the same ids.
     """
 
     def __init__(self, settings: TokenizerSettings) -> None:
@@ -62,8 +78,8 @@ class BaseTokenizer(abc.ABC):
         """
 
     @abc.abstractmethod
-    def _encode(self, text: str, allow_special: bool) -> NDArray[np.uint32]:
-        """The ids of `text`, uint32 (T,)."""
+    def _encode_ordinary(self, text: str) -> NDArray[np.uint32]:
+        """The ids of `text`, uint32 (T,), special tokens in it like any other text."""
 
     @property
     def settings(self) -> TokenizerSettings:
@@ -82,6 +98,7 @@ class BaseTokenizer(abc.ABC):
             if token is not None and token not in special:
                 raise TokenizerError(f"tokens with a role must be special tokens ({sorted(special)}), got {token!r}")
         self._settings = settings
+        self._plans: dict[object, _rust.EncodePlan] = {}
 
     @property
     def cuts_at_line_ends(self) -> bool:
@@ -118,38 +135,109 @@ class BaseTokenizer(abc.ABC):
         """Strings that end a turn of a conversation."""
         return self.settings.chat_stop
 
-    def encode(
-        self, text: str, *, add_bos: bool = False, add_eos: bool = False, allow_special: bool = False
-    ) -> list[int]:
+    def encode(self, text: str, **options: Unpack[EncodeOptions]) -> list[int]:
         """The ids of `text`.
 
         Args:
             text: Any Unicode text.
-            add_bos: Begin with `bos_id`.
-            add_eos: End with the first of `eos_ids`.
-            allow_special: Special tokens in `text` become their id; else their text is encoded like any other, so text
-                of strangers can't smuggle one in.
+            **options: Special tokens, BOS and EOS, truncation: see `EncodeOptions`.
 
         Raises:
-            InvalidArgumentError: A lone surrogate in `text`, or there is no token to add.
+            InvalidArgumentError: A lone surrogate or a disallowed special token in `text`, there is no BOS or EOS to
+                add, or an option's value is not allowed.
         """
-        ids = self.encode_to_numpy(text, add_bos=add_bos, add_eos=add_eos, allow_special=allow_special)
-        return list(map(int, ids.tolist()))
+        return cast(list[int], self.encode_to_numpy(text, **options).tolist())
 
-    def encode_to_numpy(
-        self, text: str, *, add_bos: bool = False, add_eos: bool = False, allow_special: bool = False
-    ) -> NDArray[np.uint32]:
+    def encode_to_numpy(self, text: str, **options: Unpack[EncodeOptions]) -> NDArray[np.uint32]:
         """As `encode`, as uint32 (T,) without a Python object per id."""
-        ids = self._encode(text, allow_special)
-        if not add_bos and not add_eos:
-            return ids
-        before = [self._role_id("bos", self.bos_id)] if add_bos else []
-        after = [self._role_id("eos", next(iter(self.eos_ids), None))] if add_eos else []
-        return np.concatenate([np.array(before, np.uint32), ids, np.array(after, np.uint32)])
+        if not options:
+            return self._encode_ordinary(text)
+        return self._encode_planned(text, self._plan(options))
 
-    def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[NDArray[np.uint32]]:
-        """The ids of each text, uint32 (T,) each."""
-        return [self._encode(text, allow_special) for text in texts]
+    def encode_batch(
+        self, texts: Iterable[str], *, num_threads: int | None = None, **options: Unpack[EncodeOptions]
+    ) -> list[list[int]]:
+        """The ids of each text.
+
+        Args:
+            texts: B texts.
+            num_threads: Threads to use, if this tokenizer can; None: one for each core.
+            **options: See `EncodeOptions`.
+
+        Raises:
+            InvalidArgumentError: As in `encode`, naming the text, or `num_threads` is not positive.
+        """
+        flat = self.encode_batch_flat(texts, num_threads=num_threads, **options)
+        ids = flat.ids.tolist()
+        return [ids[start:stop] for start, stop in pairwise(flat.offsets.tolist())]
+
+    def encode_batch_to_numpy(
+        self, texts: Iterable[str], *, num_threads: int | None = None, **options: Unpack[EncodeOptions]
+    ) -> list[NDArray[np.uint32]]:
+        """As `encode_batch`, uint32 (T,) for each text: views of one array, which stays while any of them does."""
+        flat = self.encode_batch_flat(texts, num_threads=num_threads, **options)
+        return [flat.ids[start:stop] for start, stop in pairwise(flat.offsets.tolist())]
+
+    def encode_batch_flat(
+        self, texts: Iterable[str], *, num_threads: int | None = None, **options: Unpack[EncodeOptions]
+    ) -> FlatIds:
+        """As `encode_batch`, all ids in one array: the fastest way for many short texts."""
+        if num_threads is not None and num_threads < 1:
+            raise InvalidArgumentError(f"`num_threads` must be positive, got {num_threads}")
+        return self._encode_flat(text_list(texts), self._plan(options) if options else None, num_threads)
+
+    def encode_padded(
+        self, texts: Iterable[str], *, num_threads: int | None = None, **options: Unpack[PaddedEncodeOptions]
+    ) -> PaddedBatch:
+        """The ids of each text as one array with an attention mask, as a model takes them.
+
+        Args:
+            texts: B texts.
+            num_threads: As in `encode_batch`.
+            **options: See `EncodeOptions` and `PadOptions`.
+
+        Raises:
+            InvalidArgumentError: As in `encode_batch` and `pad`.
+        """
+        padding = {name: value for name, value in options.items() if name in PadOptions.__annotations__}
+        encoding = {name: value for name, value in options.items() if name not in padding}
+        rows = self.encode_batch_flat(texts, num_threads=num_threads, **cast(EncodeOptions, encoding))
+        return self._pad(rows, cast(PadOptions, padding))
+
+    def pad(self, rows: Collection[TokenIds], **options: Unpack[PadOptions]) -> PaddedBatch:
+        """Rows of ids as one array with an attention mask.
+
+        Args:
+            rows: B rows of any lengths.
+            **options: See `PadOptions`.
+
+        Raises:
+            InvalidArgumentError: No id to fill up with, a row is too long, or an option's value is not allowed.
+        """
+        offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        ids = np.concatenate([np.zeros(0, np.int64), *(np.asarray(row, dtype=np.int64) for row in rows)])
+        return self._pad(FlatIds(ids.astype(np.uint32), offsets), options)
+
+    def encode_with_offsets(self, text: str, **options: Unpack[EncodeOptions]) -> Encoding:
+        """The ids of `text`, and where in it each token lies, in bytes and in characters.
+
+        A token may begin or end inside a character; its character offsets then cover the whole of it.
+
+        Raises:
+            InvalidArgumentError: As in `encode`, or the tokenizer changes the text, so that tokens have no place in it.
+        """
+        plan = self._plan(options)
+        special = {name: value for name, value in options.items() if "special" in name}
+        ids = self.encode_to_numpy(text, **cast(EncodeOptions, special))
+        own = slice(*plan.kept(len(ids)))
+        before, after = (np.array(around, np.uint32) for around in (plan.before, plan.after))
+        around = [(len(before), len(after)), (0, 0)]
+        byte_offsets, char_offsets = (np.pad(places[own], around) for places in self._offsets(ids, text, plan))
+        return Encoding(np.concatenate([before, ids[own], after]), byte_offsets, char_offsets)
+
+    def count_tokens(self, text: str, **options: Unpack[EncodeOptions]) -> int:
+        """How many ids `encode` gives, without making them."""
+        return len(self.encode_to_numpy(text, **options))
 
     def decode(self, ids: TokenIds, *, skip_special_tokens: bool = False) -> str:
         """The text of `ids` (T,); bytes that are not UTF-8 become U+FFFD.
@@ -158,6 +246,51 @@ class BaseTokenizer(abc.ABC):
             InvalidArgumentError: An id that is not in the vocabulary.
         """
         return self.decode_bytes(ids, skip_special_tokens=skip_special_tokens).decode("utf-8", "replace")
+
+    def decode_batch(
+        self, batch: Iterable[TokenIds], *, skip_special_tokens: bool = False, num_threads: int | None = None
+    ) -> list[str]:
+        """The text of each row of ids, as `decode` gives it; threads as in `encode_batch`."""
+        if num_threads is not None and num_threads < 1:
+            raise InvalidArgumentError(f"`num_threads` must be positive, got {num_threads}")
+        return [self.decode(ids, skip_special_tokens=skip_special_tokens) for ids in batch]
+
+    @overload
+    def decode_stream(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> Iterator[str]: ...
+    @overload
+    def decode_stream(self, ids: None = None, *, skip_special_tokens: bool = False) -> _rust.TokenStream: ...
+    def decode_stream(
+        self, ids: Iterable[int] | None = None, *, skip_special_tokens: bool = False
+    ) -> Iterator[str] | _rust.TokenStream:
+        """The text of ids that come one by one, in parts that never end inside a character.
+
+        All parts together are what `decode` gives of all ids.
+
+        Args:
+            ids: Ids to take from as they come, giving an iterator of parts, none empty. None gives an object instead:
+                `push(id)` returns a part, often empty, and `finish()` the rest.
+            skip_special_tokens: Leave out the text of special tokens.
+
+        Raises:
+            InvalidArgumentError: An id that is not in the vocabulary, when it comes.
+        """
+        stream = self._table.stream(skip_special_tokens=skip_special_tokens)
+        return stream if ids is None else _parts(stream, ids)
+
+    def token_to_id(self, token: str | bytes) -> int | None:
+        """The id of the token with this text or these bytes; None if there is none."""
+        if isinstance(token, str):
+            token_id = self.special_tokens.get(token)
+            return self._ids_by_bytes.get(token.encode()) if token_id is None else token_id
+        return self._ids_by_bytes.get(token)
+
+    def id_to_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token; they need not be whole characters.
+
+        Raises:
+            InvalidArgumentError: Not an id of this vocabulary.
+        """
+        return self.decode_bytes([token_id])
 
     def save(self, directory: StrPath) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `transformers` opens with equal ids.
@@ -169,6 +302,76 @@ class BaseTokenizer(abc.ABC):
         write_text(directory / TOKENIZER_FILE, self.to_json())
         self.settings.save(directory)
 
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self._facts())})"
+
+    def _facts(self) -> list[str]:
+        special = self.special_tokens
+        more = f", … {len(special) - 4} more" if len(special) > 4 else ""
+        return [f"vocab_size={self.vocab_size}", f"special_tokens=[{', '.join(map(repr, list(special)[:4]))}{more}]"]
+
+    @functools.cached_property
+    def _table(self) -> _rust.TokenTable:
+        return _rust.TokenTable(self.token_bytes(), list(self.special_tokens.values()))
+
+    @functools.cached_property
+    def _ids_by_bytes(self) -> dict[bytes, int]:
+        # Where two ids have the same bytes the lower one counts.
+        listed = list(enumerate(self.token_bytes()))
+        return {token: token_id for token_id, token in reversed(listed) if token is not None}
+
+    def _plan(self, options: EncodeOptions) -> _rust.EncodePlan:
+        key: object = tuple(options.items())
+        try:
+            plan = self._plans.get(key)
+        except TypeError:  # a set or list of special tokens
+            key = tuple((name, _hashable(value)) for name, value in options.items())
+            plan = self._plans.get(key)
+        if plan is None:
+            before = [self._role_id("bos", self.bos_id)] if options.get("add_bos") else []
+            after = [self._role_id("eos", next(iter(self.eos_ids), None))] if options.get("add_eos") else []
+            plan = encode_plan(options, self.special_tokens, (before, after))
+            if len(self._plans) < MAX_PLANS:
+                self._plans[key] = plan
+        return plan
+
+    def _encode_planned(self, text: str, plan: _rust.EncodePlan) -> NDArray[np.uint32]:
+        plan.check(text)
+        parts = [
+            self._encode_ordinary(part) if isinstance(part, str) else np.array([part], np.uint32)
+            for part in plan.split(text)
+        ]
+        ids = np.concatenate([np.zeros(0, np.uint32), *parts])
+        own = ids[slice(*plan.kept(len(ids)))]
+        return np.concatenate([np.array(plan.before, np.uint32), own, np.array(plan.after, np.uint32)])
+
+    def _encode_flat(self, texts: list[str], plan: _rust.EncodePlan | None, num_threads: int | None) -> FlatIds:
+        """The ids of each text; a tokenizer in Python has no use for threads."""
+        del num_threads
+        rows = [self._encode_ordinary(text) if plan is None else self._encode_planned(text, plan) for text in texts]
+        offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        return FlatIds(np.concatenate([np.zeros(0, np.uint32), *rows]), offsets)
+
+    def _offsets(
+        self, ids: NDArray[np.uint32], text: str, plan: _rust.EncodePlan
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Byte and character offsets, (T, 2) each, of `ids` (T,), the uncut ids of `text` by `plan`."""
+        del plan
+        return self._table.offsets(ids, text)
+
+    def _pad(self, rows: FlatIds, options: PadOptions) -> PaddedBatch:
+        pad_id = options.get("pad_id")
+        pad_id = self.pad_id if pad_id is None else pad_id
+        if pad_id is None:
+            raise InvalidArgumentError(
+                "padding needs a tokenizer with a pad token, got one without\n"
+                "hint: pass `pad_id`, such as `tokenizer.eos_ids[0]`: the attention mask says what is padding"
+            )
+        return pad_flat(rows, pad_id, options)
+
     def _role_id(self, role: str, token_id: int | None) -> int:
         if token_id is None:
             raise InvalidArgumentError(
@@ -176,3 +379,28 @@ class BaseTokenizer(abc.ABC):
                 f"hint: its special tokens are {sorted(self.special_tokens)}; set `settings`"
             )
         return token_id
+
+
+def text_list(texts: Iterable[str]) -> list[str]:
+    """The texts of a batch.
+
+    Raises:
+        InvalidArgumentError: It is one text.
+    """
+    if isinstance(texts, str):
+        raise InvalidArgumentError("`texts` must be a collection of texts, got one `str`\nhint: pass `[text]`")
+    return texts if isinstance(texts, list) else list(texts)
+
+
+def _hashable(value: object) -> object:
+    return frozenset(value) if isinstance(value, Collection) and not isinstance(value, str) else value
+
+
+def _parts(stream: _rust.TokenStream, ids: Iterable[int]) -> Iterator[str]:
+    for token_id in ids:
+        part = stream.push(token_id)
+        if part:
+            yield part
+    rest = stream.finish()
+    if rest:
+        yield rest

@@ -1,8 +1,9 @@
 """The byte-level BPE tokenizer: any text has ids, and every id has bytes."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Self, get_args
+from typing import Self, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from llm import _rust
 from llm.config import PatternName
 from llm.errors import DataError, TokenizerError
-from llm.tokenization.base import BaseTokenizer, TokenIds
+from llm.tokenization.base import BaseTokenizer, text_list
 from llm.tokenization.corpus import batched_texts, corpus_files, read_corpus_file
 from llm.tokenization.files import StrPath, read_text, tokenizer_file
+from llm.tokenization.options import EncodeOptions, FlatIds, TokenIds
 from llm.tokenization.settings import TokenizerSettings
 
 DEFAULT_SPECIAL_TOKENS = ("<|endoftext|>",)
@@ -130,13 +132,32 @@ class BPETokenizer(BaseTokenizer):
         """Special tokens and their ids."""
         return dict(self._special_tokens)
 
-    def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[NDArray[np.uint32]]:
-        """The ids of each text, uint32 (T,) each, on all cores.
+    def encode(self, text: str, **options: Unpack[EncodeOptions]) -> list[int]:
+        """The ids of `text`; see `BaseTokenizer.encode`."""
+        if options:
+            return super().encode(text, **options)
+        return self._core.encode(text)
 
-        Raises:
-            InvalidArgumentError: A lone surrogate in a text.
-        """
-        return self._core.encode_batch(texts, allow_special)
+    def encode_to_numpy(self, text: str, **options: Unpack[EncodeOptions]) -> NDArray[np.uint32]:
+        """The ids of `text` as an array; see `BaseTokenizer.encode_to_numpy`."""
+        return self._core.encode_planned(text, self._plan(options)) if options else self._core.encode_to_numpy(text)
+
+    def encode_batch(
+        self, texts: Iterable[str], *, num_threads: int | None = None, **options: Unpack[EncodeOptions]
+    ) -> list[list[int]]:
+        """The ids of each text, on several threads with the GIL released; see `BaseTokenizer.encode_batch`."""
+        return self._core.encode_batch(text_list(texts), self._plan(options) if options else None, num_threads)
+
+    def decode(self, ids: TokenIds, *, skip_special_tokens: bool = False) -> str:
+        """The text of `ids`; see `BaseTokenizer.decode`."""
+        return self._core.decode(ids, skip_special_tokens)
+
+    def decode_batch(
+        self, batch: Iterable[TokenIds], *, skip_special_tokens: bool = False, num_threads: int | None = None
+    ) -> list[str]:
+        """The text of each row, on several threads with the GIL released; see `BaseTokenizer.decode_batch`."""
+        rows = batch if isinstance(batch, list) else list(batch)
+        return self._core.decode_batch(rows, skip_special_tokens, num_threads)
 
     def decode_bytes(self, ids: TokenIds, *, skip_special_tokens: bool = False) -> bytes:
         """The bytes of `ids`; see `BaseTokenizer.decode_bytes`."""
@@ -150,8 +171,29 @@ class BPETokenizer(BaseTokenizer):
         """The vocabulary as Hugging Face's `tokenizer.json`."""
         return self._core.to_json()
 
-    def _encode(self, text: str, allow_special: bool) -> NDArray[np.uint32]:
-        return self._core.encode_to_numpy(text, allow_special)
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[str, TokenizerSettings]]:
+        return type(self)._from_json, (self.to_json(), self.settings)
+
+    @classmethod
+    def _from_json(cls, text: str, settings: TokenizerSettings) -> Self:
+        return cls(_rust.Tokenizer.from_json(text), settings)
+
+    @functools.cached_property
+    def _table(self) -> _rust.TokenTable:
+        return self._core.token_table()
+
+    def _facts(self) -> list[str]:
+        size, special = super()._facts()
+        return [size, f"pattern={self.pattern!r}", special]
+
+    def _encode_ordinary(self, text: str) -> NDArray[np.uint32]:
+        return self._core.encode_to_numpy(text)
+
+    def _encode_planned(self, text: str, plan: _rust.EncodePlan) -> NDArray[np.uint32]:
+        return self._core.encode_planned(text, plan)
+
+    def _encode_flat(self, texts: list[str], plan: _rust.EncodePlan | None, num_threads: int | None) -> FlatIds:
+        return FlatIds(*self._core.encode_batch_flat(texts, plan, num_threads))
 
 
 def _progress_bar(progress: bool | None) -> Progress:

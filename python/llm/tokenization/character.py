@@ -1,7 +1,6 @@
 """The simplest tokenizer: one id per character. For teaching, tests and tiny models."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -9,9 +8,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from llm import _rust
 from llm.errors import InvalidArgumentError, TokenizerError
-from llm.tokenization.base import BaseTokenizer, TokenIds
+from llm.tokenization.base import BaseTokenizer
 from llm.tokenization.files import StrPath, read_json_object, tokenizer_file
+from llm.tokenization.options import TokenIds
 from llm.tokenization.settings import TokenizerSettings
 
 UNKNOWN_TOKEN = "<|unk|>"  # noqa: S105 -- a vocabulary's token, no secret
@@ -39,8 +40,6 @@ class SimpleCharacterTokenizer(BaseTokenizer):
         self._ids = {token: index for index, token in enumerate([*characters, *special_tokens])}
         self._special_tokens = {token: self._ids[token] for token in special_tokens}
         self._bytes = [token.encode() for token in self._ids]
-        longest_first = sorted(special_tokens, key=len, reverse=True)
-        self._special_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         roles = TokenizerSettings.for_special_tokens(special_tokens)
         super().__init__(settings or msgspec.structs.replace(roles, unk_token=UNKNOWN_TOKEN))
 
@@ -108,16 +107,25 @@ class SimpleCharacterTokenizer(BaseTokenizer):
         }
         return json.dumps(document, indent=2, ensure_ascii=False)
 
-    def _encode(self, text: str, allow_special: bool) -> NDArray[np.uint32]:
+    def __reduce__(self) -> tuple[type[Self], tuple[list[str], list[str], TokenizerSettings]]:
+        special = list(self._special_tokens)
+        return type(self), ([token for token in self._ids if token not in special], special, self.settings)
+
+    def _encode_ordinary(self, text: str) -> NDArray[np.uint32]:
         _utf8(text)
         unknown = self._special_tokens[UNKNOWN_TOKEN]
-        # Splitting by a group keeps what split: the odd parts are the special tokens.
-        parts = self._special_pattern.split(text) if allow_special else [text]
-        ids: list[int] = []
-        for index, part in enumerate(parts):
-            tokens = [part] if index % 2 else part
-            ids.extend(self._ids.get(token, unknown) for token in tokens)
-        return np.array(ids, dtype=np.uint32)
+        return np.fromiter((self._ids.get(character, unknown) for character in text), np.uint32, len(text))
+
+    def _offsets(
+        self, ids: NDArray[np.uint32], text: str, plan: _rust.EncodePlan
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        # A table of bytes can't tell: an unknown character has another text than its token.
+        del ids
+        tokens = list(self._ids)
+        pieces = [piece for part in plan.split(text) for piece in (part if isinstance(part, str) else [tokens[part]])]
+        byte_ends = np.cumsum([0, *(len(piece.encode()) for piece in pieces)], dtype=np.int64)
+        char_ends = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
+        return np.stack([byte_ends[:-1], byte_ends[1:]], axis=1), np.stack([char_ends[:-1], char_ends[1:]], axis=1)
 
 
 def _utf8(text: str) -> bytes:

@@ -4,6 +4,8 @@ mod engine;
 mod error;
 mod sampling;
 mod tokenizer;
+mod tokenizer_batch;
+mod tokenizer_stream;
 
 use pyo3::prelude::*;
 
@@ -11,6 +13,8 @@ use pyo3::prelude::*;
 fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     tokenizer::register(module)?;
+    tokenizer_batch::register(module)?;
+    tokenizer_stream::register(module)?;
     sampling::register(module)?;
     engine::register(module)?;
     Ok(())

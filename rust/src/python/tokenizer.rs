@@ -4,8 +4,10 @@ use std::sync::Mutex;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyString};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
+use super::tokenizer_batch::{self, FlatArrays, PyEncodePlan};
+use super::tokenizer_stream::PyTokenTable;
 use crate::Error;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::pretokenize::Pattern;
@@ -70,18 +72,6 @@ impl PyTokenizer {
         Ok(py.detach(|| self.inner.encode(text, allow_special))?.into_pyarray(py))
     }
 
-    #[pyo3(signature = (texts, allow_special=false))]
-    fn encode_batch<'py>(
-        &self,
-        py: Python<'py>,
-        texts: Vec<Bound<'py, PyString>>,
-        allow_special: bool,
-    ) -> PyResult<Vec<Bound<'py, PyArray1<u32>>>> {
-        let texts = texts.iter().map(utf8).collect::<PyResult<Vec<&str>>>()?;
-        let batch = py.detach(|| self.inner.encode_batch(&texts, allow_special))?;
-        Ok(batch.into_iter().map(|ids| ids.into_pyarray(py)).collect())
-    }
-
     #[pyo3(signature = (ids, skip_special_tokens=false))]
     fn decode_bytes<'py>(
         &self,
@@ -129,6 +119,52 @@ impl PyTokenizer {
     #[getter]
     fn pattern(&self) -> &str {
         self.inner.pattern().name()
+    }
+
+    fn token_table(&self) -> PyTokenTable {
+        self.inner.vocab().tokens().clone().into()
+    }
+
+    fn encode_planned<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyString>,
+        plan: &PyEncodePlan,
+    ) -> PyResult<Bound<'py, PyArray1<u32>>> {
+        tokenizer_batch::encode_planned(py, &self.inner, text, plan)
+    }
+
+    #[pyo3(signature = (texts, plan=None, num_threads=None))]
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Vec<Bound<'py, PyString>>,
+        plan: Option<&PyEncodePlan>,
+        num_threads: Option<i64>,
+    ) -> PyResult<Vec<Bound<'py, PyList>>> {
+        tokenizer_batch::lists(py, &tokenizer_batch::encode_rows(py, &self.inner, &texts, plan, num_threads)?)
+    }
+
+    #[pyo3(signature = (texts, plan=None, num_threads=None))]
+    fn encode_batch_flat<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Vec<Bound<'py, PyString>>,
+        plan: Option<&PyEncodePlan>,
+        num_threads: Option<i64>,
+    ) -> PyResult<FlatArrays<'py>> {
+        Ok(tokenizer_batch::arrays(py, tokenizer_batch::encode_rows(py, &self.inner, &texts, plan, num_threads)?))
+    }
+
+    #[pyo3(signature = (batch, skip_special_tokens=false, num_threads=None))]
+    fn decode_batch(
+        &self,
+        py: Python<'_>,
+        batch: Vec<Bound<'_, PyAny>>,
+        skip_special_tokens: bool,
+        num_threads: Option<i64>,
+    ) -> PyResult<Vec<String>> {
+        tokenizer_batch::decode_rows(py, &self.inner, &batch, skip_special_tokens, num_threads)
     }
 }
 
@@ -185,7 +221,7 @@ impl PyTrainer {
 }
 
 /// Ids from a `uint32` array, copied at once, or from any sequence of integers.
-fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+pub(super) fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u32>>() {
         return Ok(array.as_array().to_vec());
     }
@@ -200,7 +236,7 @@ fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
 }
 
 /// The text as UTF-8, without a copy where Python already has it so.
-fn utf8<'a>(text: &'a Bound<'_, PyString>) -> PyResult<&'a str> {
+pub(super) fn utf8<'a>(text: &'a Bound<'_, PyString>) -> PyResult<&'a str> {
     text.to_str().map_err(|_| {
         Error::InvalidArgument(
             "text must be Unicode without lone surrogates, got one\nhint: `text.encode(\"utf-8\", \"replace\").decode()` \

@@ -1,10 +1,14 @@
 //! Byte-level BPE: text to ids and back.
 
+pub mod batch;
 pub mod bpe;
 pub mod formats;
+pub mod offsets;
+pub mod plan;
 pub mod pretokenize;
 pub mod special;
 pub mod stream;
+pub mod threads;
 pub mod trainer;
 pub mod vocab;
 

@@ -1,0 +1,145 @@
+//! Binding of the ways to encode and decode beyond the plain one: plans and batches.
+
+use numpy::{IntoPyArray, PyArray1};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString};
+
+use super::tokenizer::{token_ids, utf8};
+use crate::Error;
+use crate::tokenizer::Tokenizer;
+use crate::tokenizer::batch::Rows;
+use crate::tokenizer::plan::{Allowed, EncodePlan, Side};
+use crate::tokenizer::special::{Segment, SpecialMatcher};
+
+/// Adds this module's classes to `llm._rust`.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyEncodePlan>()
+}
+
+/// How texts become ids; see `_rust.pyi`.
+#[pyclass(name = "EncodePlan", module = "llm._rust", frozen)]
+pub struct PyEncodePlan {
+    inner: EncodePlan,
+    /// Cuts a text for tokenizers that are not in Rust; there `inner` may say `All` of tokens it does not have.
+    allowed: SpecialMatcher,
+}
+
+#[pymethods]
+impl PyEncodePlan {
+    #[new]
+    #[pyo3(signature = (*, allowed, allow_all, disallowed, around, max_length, truncate_left))]
+    fn new(
+        allowed: &Bound<'_, PyDict>,
+        allow_all: bool,
+        disallowed: Vec<String>,
+        around: (Vec<u32>, Vec<u32>),
+        max_length: Option<usize>,
+        truncate_left: bool,
+    ) -> PyResult<Self> {
+        let allowed = allowed.iter().map(|(text, id)| Ok((text.extract()?, id.extract()?)));
+        let allowed = SpecialMatcher::new(&allowed.collect::<PyResult<Vec<(String, u32)>>>()?);
+        let disallowed: Vec<(String, u32)> = disallowed.into_iter().map(|text| (text, 0)).collect();
+        if disallowed.iter().any(|(text, _)| text.is_empty()) {
+            return Err(Error::InvalidArgument("`disallowed_special` must not have an empty text".to_owned()).into());
+        }
+        let side = if truncate_left { Side::Left } else { Side::Right };
+        let inner = EncodePlan::new(
+            if allow_all { Allowed::All } else { Allowed::Some(allowed.clone()) },
+            (!disallowed.is_empty()).then(|| SpecialMatcher::new(&disallowed)),
+            around,
+            max_length.map(|max_length| (max_length, side)),
+        )?;
+        Ok(Self { inner, allowed })
+    }
+
+    fn check(&self, text: &Bound<'_, PyString>) -> PyResult<()> {
+        Ok(self.inner.check(utf8(text)?)?)
+    }
+
+    fn split<'py>(&self, py: Python<'py>, text: &Bound<'py, PyString>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let part = |segment| match segment {
+            Segment::Text(text) => Ok(PyString::new(py, text).into_any()),
+            Segment::Special(id) => Ok(id.into_pyobject(py)?.into_any()),
+        };
+        self.allowed.segments(utf8(text)?).map(part).collect()
+    }
+
+    fn kept(&self, num_ids: usize) -> (usize, usize) {
+        let kept = self.inner.kept(num_ids);
+        (kept.start, kept.end)
+    }
+
+    #[getter]
+    fn before(&self) -> Vec<u32> {
+        self.inner.before().to_vec()
+    }
+
+    #[getter]
+    fn after(&self) -> Vec<u32> {
+        self.inner.after().to_vec()
+    }
+}
+
+/// The ids of a text as an array, as the plan says.
+pub fn encode_planned<'py>(
+    py: Python<'py>,
+    tokenizer: &Tokenizer,
+    text: &Bound<'py, PyString>,
+    plan: &PyEncodePlan,
+) -> PyResult<Bound<'py, PyArray1<u32>>> {
+    let text = utf8(text)?;
+    let mut ids = Vec::with_capacity(text.len() / 4);
+    py.detach(|| tokenizer.encode_planned(text, &plan.inner, &mut ids))?;
+    Ok(ids.into_pyarray(py))
+}
+
+/// The ids of each text; without a plan, as plain encoding gives them.
+pub fn encode_rows(
+    py: Python<'_>,
+    tokenizer: &Tokenizer,
+    texts: &[Bound<'_, PyString>],
+    plan: Option<&PyEncodePlan>,
+    num_threads: Option<i64>,
+) -> PyResult<Rows> {
+    let texts = texts.iter().map(utf8).collect::<PyResult<Vec<&str>>>()?;
+    let num_threads = checked(num_threads)?;
+    let plain = EncodePlan::new(Allowed::None, None, (Vec::new(), Vec::new()), None)?;
+    let plan = plan.map_or(&plain, |plan| &plan.inner);
+    Ok(py.detach(|| tokenizer.encode_rows(&texts, plan, num_threads))?)
+}
+
+/// Rows as a list of lists.
+pub fn lists<'py>(py: Python<'py>, rows: &Rows) -> PyResult<Vec<Bound<'py, PyList>>> {
+    rows.iter().map(|ids| PyList::new(py, ids)).collect()
+}
+
+/// Ids of all rows in one array, and where each row begins, with the end of the last.
+pub type FlatArrays<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
+
+/// Rows as two arrays.
+pub fn arrays(py: Python<'_>, rows: Rows) -> FlatArrays<'_> {
+    let starts = std::iter::once(0).chain(rows.ends.iter().map(|&end| end as i64));
+    (rows.ids.into_pyarray(py), starts.collect::<Vec<i64>>().into_pyarray(py))
+}
+
+/// The text of each list or array of ids.
+pub fn decode_rows(
+    py: Python<'_>,
+    tokenizer: &Tokenizer,
+    batch: &[Bound<'_, PyAny>],
+    skip_special_tokens: bool,
+    num_threads: Option<i64>,
+) -> PyResult<Vec<String>> {
+    let rows = batch.iter().map(token_ids).collect::<PyResult<Vec<Vec<u32>>>>()?;
+    let num_threads = checked(num_threads)?;
+    Ok(py.detach(|| tokenizer.decode_rows(&rows, skip_special_tokens, num_threads))?)
+}
+
+/// A number of threads that a negative one can't be; the core knows its other limits.
+fn checked(num_threads: Option<i64>) -> PyResult<Option<usize>> {
+    let narrow = |number: i64| {
+        usize::try_from(number)
+            .map_err(|_| Error::InvalidArgument(format!("`num_threads` must be positive, got {number}")).into())
+    };
+    num_threads.map(narrow).transpose()
+}

@@ -1,0 +1,129 @@
+//! Many texts at once, on several threads.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Tokenizer;
+use super::plan::EncodePlan;
+use super::threads::{default_num_threads, pool};
+use crate::{Error, Result};
+
+/// Bytes of text that make a job of their own. Waking a thread costs some microseconds, which is what 1 KB takes to
+/// encode; much more, and the last job keeps one thread busy while the others wait.
+const JOB_BYTES: usize = 1 << 15;
+
+/// The ids of many texts: a few long lists instead of one allocation per text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rows {
+    /// Ids of all texts, one after the other.
+    pub ids: Vec<u32>,
+    /// Where each text's ids end in `ids`; they start where the text before ends.
+    pub ends: Vec<usize>,
+}
+
+impl Rows {
+    /// The ids of each text.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u32]> {
+        (0..self.ends.len()).map(|index| {
+            let start = if index == 0 { 0 } else { self.ends[index - 1] };
+            &self.ids[start..self.ends[index]]
+        })
+    }
+
+    fn append(&mut self, other: &Self) {
+        let start = self.ids.len();
+        self.ids.extend_from_slice(&other.ids);
+        self.ends.extend(other.ends.iter().map(|end| start + end));
+    }
+}
+
+impl Tokenizer {
+    /// The ids of each text, as `plan` says; on all cores if `num_threads` is `None`. The ids depend on neither.
+    ///
+    /// ```
+    /// # use llm_core::tokenizer::{Tokenizer, pretokenize::Pattern, vocab::Vocab};
+    /// use llm_core::tokenizer::plan::{Allowed, EncodePlan};
+    ///
+    /// # let bytes: Vec<u8> = (0..=255).collect();
+    /// # let tokenizer = Tokenizer::new(Vocab::new(&bytes, vec![(104, 105)], vec![])?, Pattern::Gpt4);
+    /// let plan = EncodePlan::new(Allowed::None, None, (vec![], vec![]), None)?;
+    /// let rows = tokenizer.encode_rows(&["hi", "", "oh"], &plan, Some(2))?;
+    /// assert_eq!(rows.iter().collect::<Vec<_>>(), [&[256][..], &[], &[111, 104]]);
+    /// # Ok::<(), llm_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokenizer::encode_planned`], naming the text; `InvalidArgument` if `num_threads` is 0 or too high.
+    pub fn encode_rows(&self, texts: &[&str], plan: &EncodePlan, num_threads: Option<usize>) -> Result<Rows> {
+        let encode = |range: Range<usize>| {
+            let mut rows = Rows::default();
+            for index in range {
+                self.encode_planned(texts[index], plan, &mut rows.ids).map_err(|error| in_text(index, error))?;
+                rows.ends.push(rows.ids.len());
+            }
+            Ok(rows)
+        };
+        let parts = in_jobs(texts.len(), |index| texts[index].len(), num_threads, encode)?;
+        let mut parts = parts.into_iter();
+        let mut all = parts.next().unwrap_or_default();
+        all.ids.reserve_exact(parts.as_slice().iter().map(|part| part.ids.len()).sum());
+        parts.for_each(|part| all.append(&part));
+        Ok(all)
+    }
+
+    /// The text of each row of ids, bytes that are not UTF-8 as U+FFFD; threads as in [`Tokenizer::encode_rows`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokenizer::decode`], naming the row; `InvalidArgument` if `num_threads` is 0 or too high.
+    pub fn decode_rows(&self, rows: &[Vec<u32>], skip: bool, num_threads: Option<usize>) -> Result<Vec<String>> {
+        let decode = |range: Range<usize>| {
+            let text = |index: usize| {
+                let bytes = self.decode(&rows[index], skip).map_err(|error| in_text(index, error))?;
+                Ok(String::from_utf8(bytes)
+                    .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+            };
+            range.map(text).collect::<Result<Vec<String>>>()
+        };
+        // Decoding a token is about as much work as encoding a byte.
+        Ok(in_jobs(rows.len(), |index| rows[index].len(), num_threads, decode)?.into_iter().flatten().collect())
+    }
+}
+
+/// Does `work` for consecutive ranges of about [`JOB_BYTES`] that cover `0..num_items`; results in order.
+///
+/// One job, or one thread, is done by the caller's thread. The first error by place is returned.
+fn in_jobs<T: Send>(
+    num_items: usize,
+    size: impl Fn(usize) -> usize,
+    num_threads: Option<usize>,
+    work: impl Fn(Range<usize>) -> Result<T> + Send + Sync,
+) -> Result<Vec<T>> {
+    let mut jobs = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for index in 0..num_items {
+        bytes += size(index);
+        if bytes >= JOB_BYTES || index + 1 == num_items {
+            jobs.push(start..index + 1);
+            (start, bytes) = (index + 1, 0);
+        }
+    }
+    let alone = jobs.len() < 2 || num_threads.unwrap_or_else(default_num_threads) == 1;
+    if alone && num_threads != Some(0) {
+        return jobs.into_iter().map(work).collect();
+    }
+    let results: Vec<Result<T>> = pool(num_threads)?.install(|| jobs.into_par_iter().map(work).collect());
+    results.into_iter().collect()
+}
+
+/// Says in which text of a batch the error is.
+fn in_text(index: usize, error: Error) -> Error {
+    let named = |message| format!("item {index} of the batch: {message}");
+    match error {
+        Error::InvalidArgument(message) => Error::InvalidArgument(named(message)),
+        Error::Tokenizer(message) => Error::Tokenizer(named(message)),
+        other => other,
+    }
+}

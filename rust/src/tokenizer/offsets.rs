@@ -1,0 +1,64 @@
+//! Where in a text each token lies.
+
+use super::stream::TokenTable;
+use crate::{Error, Result};
+
+/// Start and end of each token in a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offsets {
+    /// In bytes of the text's UTF-8: one token's end is the next one's start.
+    pub bytes: Vec<[usize; 2]>,
+    /// In code points. A token that begins or ends inside a code point covers all of it, so neighbours may overlap.
+    pub chars: Vec<[usize; 2]>,
+}
+
+/// The places of `ids` in `text`, whose tokens' bytes must be the text.
+///
+/// ```
+/// use llm_core::tokenizer::{offsets::offsets, stream::TokenTable};
+///
+/// let table = TokenTable::new(vec![Some(b"a\xc3".to_vec()), Some(b"\xa9b".to_vec())], &[])?;
+/// let found = offsets(&table, &[0, 1], "aéb")?;
+/// assert_eq!(found.bytes, [[0, 2], [2, 4]]);
+/// assert_eq!(found.chars, [[0, 2], [1, 3]]); // both have half of "é"
+/// # Ok::<(), llm_core::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// `InvalidArgument` if the tokens' bytes are not the text, as where the tokenizer normalises it first.
+pub fn offsets(table: &TokenTable, ids: &[u32], text: &str) -> Result<Offsets> {
+    let mut found = Offsets { bytes: Vec::with_capacity(ids.len()), chars: Vec::with_capacity(ids.len()) };
+    // `chars_begun`: code points that begin before `end`.
+    let (mut end, mut chars_begun) = (0, 0);
+    for &id in ids {
+        let token = table.bytes(id).unwrap_or_default();
+        let start = end;
+        if !text.as_bytes()[start..].starts_with(token) {
+            return Err(differs(text, start));
+        }
+        end += token.len();
+        let begins_inside = usize::from(!text.is_char_boundary(start));
+        let first_char = if token.is_empty() { chars_begun } else { chars_begun - begins_inside };
+        chars_begun += token.iter().filter(|&&byte| is_first(byte)).count();
+        found.bytes.push([start, end]);
+        found.chars.push([first_char, chars_begun]);
+    }
+    if end != text.len() {
+        return Err(differs(text, end));
+    }
+    Ok(found)
+}
+
+/// Whether a byte of valid UTF-8 begins a code point.
+fn is_first(byte: u8) -> bool {
+    byte & 0xC0 != 0x80
+}
+
+fn differs(text: &str, byte: usize) -> Error {
+    let index = text.as_bytes()[..byte].iter().filter(|&&byte| is_first(byte)).count();
+    Error::InvalidArgument(format!(
+        "offsets need tokens whose bytes are the text, got a difference at index {index}\n\
+         hint: the tokenizer changes this text before it encodes; normalise it first (`unicodedata.normalize`)"
+    ))
+}
