@@ -1,8 +1,12 @@
 //! Byte-level BPE: text to ids and back.
 
+mod backtrack;
 pub mod batch;
 pub mod bpe;
+mod cache;
+mod encoder;
 pub mod formats;
+mod memory;
 pub mod offsets;
 pub mod plan;
 pub mod pretokenize;
@@ -12,8 +16,11 @@ pub mod threads;
 pub mod trainer;
 pub mod vocab;
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
+use self::encoder::{PieceEncoder, TextEncoder};
 use self::pretokenize::Pattern;
 use self::special::{Segment, SpecialMatcher};
 use self::vocab::Vocab;
@@ -33,16 +40,19 @@ use crate::{Error, Result};
 /// ```
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
-    vocab: Vocab,
+    vocab: Arc<Vocab>,
     pattern: Pattern,
     special: SpecialMatcher,
+    encoder: Arc<PieceEncoder>,
 }
 
 impl Tokenizer {
     /// A tokenizer that cuts text by `pattern` and merges each piece by `vocab`.
     pub fn new(vocab: Vocab, pattern: Pattern) -> Self {
         let special = SpecialMatcher::new(vocab.special());
-        Self { vocab, pattern, special }
+        let vocab = Arc::new(vocab);
+        let encoder = Arc::new(PieceEncoder::new(Arc::clone(&vocab)));
+        Self { vocab, pattern, special, encoder }
     }
 
     /// Its vocabulary.
@@ -86,7 +96,8 @@ impl Tokenizer {
     }
 
     fn encode_ordinary(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        self.pattern.for_each_piece(text, |piece| self.vocab.encode_piece(piece.as_bytes(), ids))
+        let bytes = text.as_bytes();
+        self.encoder.session(ids, |session| self.pattern.for_each_span(text, TextEncoder { text: bytes, session }))
     }
 
     /// The bytes of `ids`, special tokens as their text; `skip_special` leaves those out.

@@ -183,6 +183,11 @@ impl Vocab {
         &self.merges
     }
 
+    /// How its tokens merge.
+    pub fn merge_table(&self) -> &MergeTable {
+        &self.table
+    }
+
     /// Whether a piece that is a token as a whole is that token even if merging would not make it.
     ///
     /// Hugging Face has it as `ignore_merges`. tiktoken always does it, but it makes no difference if merging reaches

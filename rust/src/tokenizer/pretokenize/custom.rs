@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fancy_regex::{Regex, RegexBuilder};
 
+use super::Visit;
 use crate::{Error, Result};
 
 /// A regular expression that no scanner is written for.
@@ -49,11 +50,11 @@ impl CustomPattern {
     /// # Errors
     ///
     /// `Tokenizer` if the expression backtracks too much on this text.
-    pub fn for_each_span(&self, text: &str, mut visit: impl FnMut(usize, usize)) -> Result<()> {
+    pub fn for_each_span(&self, text: &str, mut visit: impl Visit) -> Result<()> {
         let mut end = 0;
         let mut visit_to = |border: usize| {
             if border > end {
-                visit(end, border);
+                visit.piece(end, border);
                 end = border;
             }
         };

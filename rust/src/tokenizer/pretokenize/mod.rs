@@ -36,6 +36,19 @@ pub enum Pattern {
     Custom(CustomPattern),
 }
 
+/// What is done with each piece of a text. A closure does; a type of its own can be inlined into the loop.
+pub trait Visit {
+    /// Takes the piece from byte `start` to byte `end`.
+    fn piece(&mut self, start: usize, end: usize);
+}
+
+impl<F: FnMut(usize, usize)> Visit for F {
+    #[inline(always)]
+    fn piece(&mut self, start: usize, end: usize) {
+        self(start, end);
+    }
+}
+
 /// cl100k's expression in tiktoken. Elsewhere it means something else: Oniguruma, which reads `tokenizer.json`, takes
 /// `{1,3}+` for a repeated group, so [`Pattern::regex`] has it without that `+`, which makes no difference.
 const TIKTOKEN_CL100K: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s";
@@ -157,7 +170,7 @@ impl Pattern {
     ///
     /// As [`Pattern::for_each_piece`].
     #[inline(always)]
-    pub fn for_each_span(&self, text: &str, visit: impl FnMut(usize, usize)) -> Result<()> {
+    pub fn for_each_span(&self, text: &str, visit: impl Visit) -> Result<()> {
         let bytes = text.as_bytes();
         match self {
             Self::Gpt2 => scan(bytes, blocks::gpt2, scanners::gpt2, visit),
@@ -196,39 +209,48 @@ fn scan(
     text: &[u8],
     borders: impl Fn(&Block) -> u64,
     first_piece_len: impl Fn(&Classes, &[u8]) -> usize,
-    mut visit: impl FnMut(usize, usize),
+    mut visit: impl Visit,
 ) {
     let classes = Classes::get();
-    let mut start = 0;
-    while let Some(rest) = text.get(start..).filter(|rest| !rest.is_empty()) {
-        if starts_with_ascii(rest) {
-            let mut padded = [0; BLOCK_BYTES];
-            let block = match rest.first_chunk() {
-                Some(bytes) => Block::new(bytes, BLOCK_BYTES),
-                None => {
-                    padded[..rest.len()].copy_from_slice(rest);
-                    Block::new(&padded, rest.len())
-                }
-            };
-            let base = start;
-            // The first bit is where the block starts.
-            let mut ends = borders(&block) & !1;
-            let found = ends != 0;
-            while ends != 0 {
-                let end = base + ends.trailing_zeros() as usize;
-                visit(start, end);
-                start = end;
-                ends &= ends - 1;
+    // Ends of the pieces that are known, as bits from `base` on; one place alone calls `visit`, so it is inlined.
+    let (mut start, mut base, mut ends) = (0, 0, 0u64);
+    let mut in_block = true;
+    loop {
+        if ends == 0 {
+            let rest = &text[start..];
+            if rest.is_empty() {
+                return;
             }
-            if found && block.len == BLOCK_BYTES {
-                continue;
+            base = start;
+            if in_block && starts_with_ascii(rest) {
+                (ends, in_block) = block_ends(rest, &borders);
+            }
+            if ends == 0 {
+                // What a block can't tell the end of.
+                base = start + first_piece_len(classes, rest);
+                (ends, in_block) = (1, true);
             }
         }
-        // What a block can't tell the end of.
-        let end = start + first_piece_len(classes, &text[start..]);
-        visit(start, end);
+        let end = base + ends.trailing_zeros() as usize;
+        ends &= ends - 1;
+        visit.piece(start, end);
         start = end;
     }
+}
+
+/// Ends of the pieces that `text` starts with, and whether another block may follow.
+#[inline(always)]
+fn block_ends(text: &[u8], borders: impl Fn(&Block) -> u64) -> (u64, bool) {
+    let mut padded = [0; BLOCK_BYTES];
+    let block = match text.first_chunk() {
+        Some(bytes) => Block::new(bytes, BLOCK_BYTES),
+        None => {
+            padded[..text.len()].copy_from_slice(text);
+            Block::new(&padded, text.len())
+        }
+    };
+    // The first bit is where the block starts.
+    (borders(&block) & !1, block.len == BLOCK_BYTES)
 }
 
 /// Whether a block is worth its instructions: text in another script is cut faster piece by piece.

@@ -1,0 +1,218 @@
+//! Tokens of long pieces in linear time.
+
+use rustc_hash::FxHashMap;
+
+use super::bpe::{MergeTable, NO_MERGE};
+use super::stream::TokenTable;
+use super::vocab::{NO_ID, Vocab};
+
+/// Pairs of neighbours whose check is remembered; a long piece that cannot be cut repeats few.
+const REMEMBERED_PAIRS: usize = 512;
+
+/// Finds the tokens that merging would make of a piece from left to right, without merging.
+///
+/// A sequence of tokens is what merging makes if and only if each two neighbours are what merging makes of their bytes
+/// together. So the longest token is taken while it can stand after the one before; where none can, the last is given up
+/// for a shorter one. A place that was given up is never tried again: the cost is linear.
+///
+/// Source: Antoine, van Antwerpen, "So many tokens, so little time", 2024, and Berglund, van der Merwe, "Formalizing BPE
+/// Tokenization", NCMA 2023, for the condition on neighbours.
+pub struct Backtracker {
+    trie: Trie,
+    /// What each id is made of.
+    parts: Vec<Parts>,
+    /// The longest token that each begins with, itself left out.
+    shorter: Vec<u32>,
+    lens: Vec<u32>,
+}
+
+/// The merge that makes a token; of a byte, itself and rank zero.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    left: u32,
+    right: u32,
+    /// One more than the merge's rank.
+    rank: u32,
+}
+
+impl Backtracker {
+    /// For a vocabulary in which each token comes from one merge, of tokens that come from merges of lower rank; other
+    /// vocabularies have none.
+    pub fn new(vocab: &Vocab, merges: &MergeTable) -> Option<Self> {
+        let tokens = vocab.tokens();
+        let mut parts = vec![Parts { left: NO_ID, right: NO_ID, rank: NO_MERGE }; tokens.len()];
+        for &id in vocab.byte_ids() {
+            parts[id as usize] = Parts { left: id, right: id, rank: 0 };
+        }
+        let mut is_reached = vec![false; tokens.len()];
+        vocab.byte_ids().iter().for_each(|&id| is_reached[id as usize] = true);
+        for (merge, rank) in vocab.merges().iter().zip(1..) {
+            let (pair, id) = ((merge.left, merge.right), merge.id as usize);
+            if parts[id].rank != NO_MERGE || parts[pair.0 as usize].rank.max(parts[pair.1 as usize].rank) >= rank {
+                return None;
+            }
+            parts[id] = Parts { left: pair.0, right: pair.1, rank };
+            // A token is never made if its parts aren't, or don't stay beside each other until its turn comes.
+            let has_parts = is_reached[pair.0 as usize] && is_reached[pair.1 as usize];
+            is_reached[id] = has_parts && are_neighbours(&parts, merges, pair, rank);
+        }
+        let reached: Vec<u32> = (0..tokens.len() as u32).filter(|&id| is_reached[id as usize]).collect();
+        let mut backtracker =
+            Self { trie: Trie::new(), parts, shorter: vec![NO_ID; tokens.len()], lens: vec![0; tokens.len()] };
+        backtracker.add(tokens, reached);
+        Some(backtracker)
+    }
+
+    fn add(&mut self, tokens: &TokenTable, mut reached: Vec<u32>) {
+        // Shorter tokens first, so that the longest one that another begins with is there before it.
+        reached.sort_by_key(|&id| tokens.bytes(id).map_or(0, <[u8]>::len));
+        for id in reached {
+            let Some(token) = tokens.bytes(id) else { continue };
+            self.shorter[id as usize] = self.trie.longest(token).unwrap_or(NO_ID);
+            self.lens[id as usize] = token.len() as u32;
+            self.trie.insert(token, id);
+        }
+    }
+
+    /// Adds the tokens of `piece` to `ids`.
+    pub fn encode(&self, piece: &[u8], merges: &MergeTable, ids: &mut Vec<u32>) {
+        let first = ids.len();
+        let mut remembered = [u64::MAX; REMEMBERED_PAIRS];
+        let mut given_up = vec![false; piece.len() + 1];
+        let mut at = 0;
+        let mut next = self.trie.longest(piece);
+        while let Some(token) = next {
+            let end = at + self.lens[token as usize] as usize;
+            let stays = !given_up[end]
+                && ids[first..].last().is_none_or(|&last| self.stays(&mut remembered, merges, (last, token)));
+            next = if stays {
+                ids.push(token);
+                at = end;
+                self.trie.longest(&piece[at..])
+            } else if self.shorter[token as usize] != NO_ID {
+                Some(self.shorter[token as usize])
+            } else {
+                // Nothing can stand here, so the token before can't end here.
+                given_up[at] = true;
+                let last = ids[first..].last().copied();
+                if let Some(last) = last {
+                    ids.pop();
+                    at -= self.lens[last as usize] as usize;
+                }
+                last
+            };
+        }
+    }
+
+    #[inline]
+    fn stays(&self, remembered: &mut [u64; REMEMBERED_PAIRS], merges: &MergeTable, pair: (u32, u32)) -> bool {
+        // Ids are below 2^24, so a pair leaves a bit for the answer.
+        let key = u64::from(pair.0) << 32 | u64::from(pair.1) << 1;
+        let place = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 55) as usize;
+        if remembered[place] & !1 != key {
+            remembered[place] = key | u64::from(are_neighbours(&self.parts, merges, pair, NO_MERGE));
+        }
+        remembered[place] & 1 == 1
+    }
+}
+
+/// Whether merging leaves the border between two tokens alone, up to the merge of rank `limit - 1`.
+///
+/// Their last merges are undone, the later one first; before each, the two at the border must not have had a merge that
+/// goes first.
+fn are_neighbours(parts: &[Parts], merges: &MergeTable, (mut left, mut right): (u32, u32), mut limit: u32) -> bool {
+    loop {
+        let (rank, _) = merges.get(left, right);
+        if rank != NO_MERGE && rank + 1 < limit {
+            return false;
+        }
+        let [before, after] = [left, right].map(|id| parts[id as usize]);
+        if before.rank > after.rank {
+            // Of equal ranks the one on the left goes first, which is this one.
+            (limit, left) = (before.rank, before.right);
+        } else if after.rank > 0 {
+            (limit, right) = (after.rank + 1, after.left);
+        } else {
+            return true;
+        }
+    }
+}
+
+/// Tokens by their bytes, for the longest that a text begins with.
+struct Trie {
+    /// The node after a node and a byte.
+    next: FxHashMap<u32, u32>,
+    /// The token that ends at each node.
+    tokens: Vec<u32>,
+}
+
+impl Trie {
+    fn new() -> Self {
+        Self { next: FxHashMap::default(), tokens: vec![NO_ID] }
+    }
+
+    fn insert(&mut self, token: &[u8], id: u32) {
+        let mut node = 0;
+        for &byte in token {
+            let new = self.tokens.len() as u32;
+            node = *self.next.entry(node << 8 | u32::from(byte)).or_insert(new);
+            if node == new {
+                self.tokens.push(NO_ID);
+            }
+        }
+        self.tokens[node as usize] = id;
+    }
+
+    fn longest(&self, text: &[u8]) -> Option<u32> {
+        let (mut node, mut longest) = (0, None);
+        for &byte in text {
+            let Some(&next) = self.next.get(&(node << 8 | u32::from(byte))) else { break };
+            node = next;
+            longest = Some(self.tokens[node as usize]).filter(|&id| id != NO_ID).or(longest);
+        }
+        longest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A vocabulary of the bytes and of merges that choose among what is there, in any order that is legal.
+    fn vocab(choices: &[(usize, usize)]) -> Vocab {
+        let bytes: Vec<u8> = (0..=u8::MAX).collect();
+        let mut tokens: Vec<Vec<u8>> = bytes.iter().map(|&byte| vec![byte]).collect();
+        let mut known: Vec<u32> = (b'a'..=b'c').map(u32::from).collect();
+        let mut merges = Vec::new();
+        for &(left, right) in choices {
+            let (left, right) = (known[left % known.len()], known[right % known.len()]);
+            let merged = [tokens[left as usize].as_slice(), &tokens[right as usize]].concat();
+            if !tokens.contains(&merged) {
+                known.push(tokens.len() as u32);
+                tokens.push(merged);
+                merges.push((left, right));
+            }
+        }
+        Vocab::new(&bytes, merges, vec![]).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn backtracking_gives_what_merging_gives(
+            choices in proptest::collection::vec((0usize..60, 0usize..60), 0..60),
+            text in "[abc]{0,200}",
+        ) {
+            let vocab = vocab(&choices);
+            let merges = vocab.merge_table();
+            let backtracker = Backtracker::new(&vocab, merges).unwrap();
+            let mut merged: Vec<u32> = text.bytes().map(u32::from).collect();
+            merges.apply(&mut merged, 0);
+            let mut found = vec![7];
+            backtracker.encode(text.as_bytes(), merges, &mut found);
+            prop_assert_eq!(&found[1..], merged);
+        }
+    }
+}
