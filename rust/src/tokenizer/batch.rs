@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::Tokenizer;
 use super::plan::EncodePlan;
-use super::threads::{default_num_threads, pool};
+use super::threads::{MAX_THREADS, default_num_threads, pool};
 use crate::{Error, Result};
 
 /// Bytes of text that make a job of their own. Waking a thread costs some microseconds, which is what 1 KB takes to
@@ -47,7 +47,7 @@ impl Tokenizer {
     ///
     /// # let bytes: Vec<u8> = (0..=255).collect();
     /// # let tokenizer = Tokenizer::new(Vocab::new(&bytes, vec![(104, 105)], vec![])?, Pattern::Gpt4);
-    /// let plan = EncodePlan::new(Allowed::None, None, (vec![], vec![]), None)?;
+    /// let plan = EncodePlan::new(Allowed::None, vec![], (vec![], vec![]), None)?;
     /// let rows = tokenizer.encode_rows(&["hi", "", "oh"], &plan, Some(2))?;
     /// assert_eq!(rows.iter().collect::<Vec<_>>(), [&[256][..], &[], &[111, 104]]);
     /// # Ok::<(), llm_core::Error>(())
@@ -110,8 +110,8 @@ fn in_jobs<T: Send>(
             (start, bytes) = (index + 1, 0);
         }
     }
-    let alone = jobs.len() < 2 || num_threads.unwrap_or_else(default_num_threads) == 1;
-    if alone && num_threads != Some(0) {
+    let wanted = num_threads.unwrap_or_else(default_num_threads);
+    if wanted == 1 || jobs.len() < 2 && (1..=MAX_THREADS).contains(&wanted) {
         return jobs.into_iter().map(work).collect();
     }
     let results: Vec<Result<T>> = pool(num_threads)?.install(|| jobs.into_par_iter().map(work).collect());

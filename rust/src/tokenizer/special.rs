@@ -50,8 +50,8 @@ impl SpecialMatcher {
         })
     }
 
-    /// Start, end and id of the first special token in `text`, in bytes.
-    pub fn find(&self, text: &str) -> Option<(usize, usize, u32)> {
+    /// Start, end and id of the first special token.
+    fn find(&self, text: &str) -> Option<(usize, usize, u32)> {
         let bytes = text.as_bytes();
         let candidates = (0..bytes.len()).filter(|&at| self.starts[bytes[at] as usize]);
         candidates.filter_map(|at| self.match_at(&bytes[at..]).map(|(len, id)| (at, at + len, id))).next()
