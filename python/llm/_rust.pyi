@@ -198,7 +198,7 @@ class EngineCore:
 
 @final
 class Tokenizer:
-    """Byte-level BPE: ids 0 to 255 are the bytes, then the merges in order, then special tokens.
+    """BPE on bytes.
 
     Immutable and safe to share between threads; every method releases the GIL while it works.
     """
@@ -215,12 +215,14 @@ class Tokenizer:
 
     @staticmethod
     def from_ranks(ranks: Sequence[bytes], special_tokens: dict[str, int], pattern: str) -> Tokenizer:
-        """Builds a tokenizer from tokens in order of rank, as tiktoken has them.
+        """Builds a tokenizer from tokens in order of rank, which is their id, as tiktoken has them.
+
+        An empty one is a rank that no token has. Tokens that merging never makes are found as whole pieces.
 
         Raises:
             InvalidArgumentError: Unknown name of a pattern; `pattern` is a name or a regular expression.
-            TokenizerError: The first 256 are not the bytes, a token is not two of lower rank, a special token's id or
-                text is taken, or the regular expression does not compile.
+            TokenizerError: A single byte is missing, two tokens are the same, a special token's id or text is taken,
+                or the regular expression does not compile.
         """
 
     def to_json(self) -> str:

@@ -28,6 +28,11 @@ fn train(texts: &[&str], vocab_size: usize, pattern: &Pattern, special: &[&str])
     trainer.train(&mut |_, _| true).unwrap()
 }
 
+/// The two tokens of each merge, in order.
+fn merged_pairs(tokenizer: &Tokenizer) -> Vec<(u32, u32)> {
+    tokenizer.vocab().merges().iter().map(|merge| (merge.left, merge.right)).collect()
+}
+
 /// A small tokenizer with merges in several scripts and two special tokens, one the beginning of the other.
 fn sample_tokenizer(pattern: &Pattern) -> &'static Tokenizer {
     static TOKENIZERS: LazyLock<[Tokenizer; Pattern::ALL.len()]> = LazyLock::new(|| {

@@ -12,21 +12,25 @@ const SHORT_PIECE_BYTES: usize = 128;
 /// Stands for "these two can't be merged"; no table has that many tokens.
 const NO_MERGE: u32 = u32::MAX;
 
-/// Which two tokens merge into which. A merge with a lower id comes first.
+/// Which two tokens merge into which. A merge inserted earlier comes first.
 #[derive(Debug, Clone, Default)]
 pub struct MergeTable {
-    merged: FxHashMap<(u32, u32), u32>,
+    ranks: FxHashMap<(u32, u32), u32>,
+    /// The id that the merge of each rank makes.
+    ids: Vec<u32>,
 }
 
 impl MergeTable {
-    /// Makes `left` and `right` merge into `id`; false if they already merge into something.
+    /// Makes `left` and `right` merge into `id`, after all merges before; false if they already merge into something.
     pub fn insert(&mut self, left: u32, right: u32, id: u32) -> bool {
-        self.merged.insert((left, right), id).is_none()
+        let is_new = self.ranks.insert((left, right), self.ids.len() as u32).is_none();
+        self.ids.push(id);
+        is_new
     }
 
-    /// What `left` and `right` merge into, or `NO_MERGE`.
-    fn get(&self, left: u32, right: u32) -> u32 {
-        self.merged.get(&(left, right)).copied().unwrap_or(NO_MERGE)
+    /// The rank of the merge of `left` and `right`, or `NO_MERGE`.
+    fn rank(&self, left: u32, right: u32) -> u32 {
+        self.ranks.get(&(left, right)).copied().unwrap_or(NO_MERGE)
     }
 
     /// Merges the tokens `ids[start..]` in place: always the lowest merge there is, the leftmost of equal ones.
@@ -45,20 +49,21 @@ impl MergeTable {
     fn apply_scanning(&self, ids: &mut Vec<u32>, start: usize) {
         let mut len = ids.len() - start;
         let piece = &mut ids[start..];
-        let mut merges = [NO_MERGE; SHORT_PIECE_BYTES];
+        let mut ranks = [NO_MERGE; SHORT_PIECE_BYTES];
         for index in 1..len {
-            merges[index - 1] = self.get(piece[index - 1], piece[index]);
+            ranks[index - 1] = self.rank(piece[index - 1], piece[index]);
         }
-        while let Some((index, merged)) = lowest(&merges[..len.saturating_sub(1)]) {
+        while let Some((index, rank)) = lowest(&ranks[..len.saturating_sub(1)]) {
+            let merged = self.ids[rank as usize];
             piece[index] = merged;
             piece.copy_within(index + 2..len, index + 1);
-            merges.copy_within(index + 1..len - 1, index);
+            ranks.copy_within(index + 1..len - 1, index);
             len -= 1;
             if index > 0 {
-                merges[index - 1] = self.get(piece[index - 1], merged);
+                ranks[index - 1] = self.rank(piece[index - 1], merged);
             }
             if index + 1 < len {
-                merges[index] = self.get(merged, piece[index + 1]);
+                ranks[index] = self.rank(merged, piece[index + 1]);
             }
         }
         ids.truncate(start + len);
@@ -68,12 +73,12 @@ impl MergeTable {
         let mut chain = Chain::new(ids.split_off(start));
         let mut heap: BinaryHeap<Reverse<(u32, u32)>> =
             (0..chain.end()).filter_map(|at| chain.merge_at(at, self)).collect();
-        while let Some(Reverse((merged, at))) = heap.pop() {
+        while let Some(Reverse((rank, at))) = heap.pop() {
             // Entries are not removed when a neighbour merges; one that no longer holds is passed over here.
-            if chain.merge_at(at, self) != Some(Reverse((merged, at))) {
+            if chain.merge_at(at, self) != Some(Reverse((rank, at))) {
                 continue;
             }
-            let previous = chain.merge(at, merged);
+            let previous = chain.merge(at, self.ids[rank as usize]);
             heap.extend(chain.merge_at(at, self));
             heap.extend(previous.and_then(|previous| chain.merge_at(previous, self)));
         }
@@ -81,10 +86,10 @@ impl MergeTable {
     }
 }
 
-/// The lowest merge and where it first is.
-fn lowest(merges: &[u32]) -> Option<(usize, u32)> {
-    let (index, &merged) = merges.iter().enumerate().min_by_key(|&(_, merged)| merged)?;
-    (merged != NO_MERGE).then_some((index, merged))
+/// Where the lowest rank first is, and that rank.
+fn lowest(ranks: &[u32]) -> Option<(usize, u32)> {
+    let (index, &rank) = ranks.iter().enumerate().min_by_key(|&(_, rank)| rank)?;
+    (rank != NO_MERGE).then_some((index, rank))
 }
 
 /// A doubly linked list of tokens in arrays, each token at the place of its first byte.
@@ -109,8 +114,8 @@ impl Chain {
     fn merge_at(&self, at: u32, table: &MergeTable) -> Option<Reverse<(u32, u32)>> {
         let left = self.ids[at as usize];
         let right = *self.ids.get(self.next[at as usize] as usize)?;
-        let merged = if left == NO_MERGE { NO_MERGE } else { table.get(left, right) };
-        (merged != NO_MERGE).then_some(Reverse((merged, at)))
+        let rank = if left == NO_MERGE { NO_MERGE } else { table.rank(left, right) };
+        (rank != NO_MERGE).then_some(Reverse((rank, at)))
     }
 
     /// Replaces the token at `at` and the next by `merged`; returns the place of the token before.
@@ -144,7 +149,7 @@ mod tests {
             let known: Vec<u32> = (b'a'..=b'd').map(u32::from).chain(256..).take(40).collect();
             for (index, &(left, right)) in merges.iter().enumerate() {
                 let (left, right) = (known[left % (4 + index)], known[right % (4 + index)]);
-                if !table.merged.contains_key(&(left, right)) {
+                if !table.ranks.contains_key(&(left, right)) {
                     table.insert(left, right, 256 + index as u32);
                 }
             }

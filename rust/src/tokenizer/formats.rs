@@ -17,11 +17,12 @@ impl Tokenizer {
     pub fn to_json(&self) -> Result<String> {
         let characters = byte_characters();
         let vocab = self.vocab();
-        let num_ordinary = NUM_BYTES + vocab.merges().len();
-        let names: Vec<String> = (0..num_ordinary as u32)
+        let names: Vec<String> = (0..vocab.size() as u32)
             .map(|id| vocab.tokens().bytes(id).unwrap_or_default().iter().map(|&b| characters[b as usize]).collect())
             .collect();
-        let mut ids: serde_json::Map<String, Value> = names.iter().cloned().zip((0u32..).map(Value::from)).collect();
+        let ordinary = (0u32..).zip(&names).filter(|&(id, _)| vocab.is_ordinary(id));
+        let mut ids: serde_json::Map<String, Value> =
+            ordinary.map(|(id, name)| (name.clone(), Value::from(id))).collect();
         for (text, id) in vocab.special() {
             if ids.insert(text.clone(), Value::from(*id)).is_some() {
                 return Err(Error::Tokenizer(format!(
@@ -29,8 +30,11 @@ impl Tokenizer {
                 )));
             }
         }
-        let merges: Vec<[&str; 2]> =
-            vocab.merges().iter().map(|&(left, right)| [left, right].map(|id| names[id as usize].as_str())).collect();
+        let merges: Vec<[&str; 2]> = vocab
+            .merges()
+            .iter()
+            .map(|merge| [merge.left, merge.right].map(|id| names[id as usize].as_str()))
+            .collect();
         let document = json!({
             "version": "1.0",
             "truncation": null,
@@ -42,7 +46,7 @@ impl Tokenizer {
             "decoder": byte_level(true),
             "model": {
                 "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": vocab.whole_first(),
                 "vocab": ids, "merges": merges,
             },
         });

@@ -1,4 +1,30 @@
-//! Finds special tokens in text.
+//! Added tokens: those found in the text before it is cut into pieces, special ones among them.
+
+/// A token that text is not merged into; flags as Hugging Face's `AddedToken` has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddedToken {
+    /// Its text.
+    pub content: String,
+    /// Its id.
+    pub id: u32,
+    /// Whether it stands for something that is no text, such as the end of one.
+    pub special: bool,
+    /// Only found where no letter, digit or underscore touches it.
+    pub single_word: bool,
+    /// Takes in the white space before it.
+    pub lstrip: bool,
+    /// Takes in the white space after it.
+    pub rstrip: bool,
+    /// Looked for in the normalised text, itself normalised.
+    pub normalized: bool,
+}
+
+impl AddedToken {
+    /// A special token found anywhere, as it is.
+    pub fn special(content: String, id: u32) -> Self {
+        Self { content, id, special: true, single_word: false, lstrip: false, rstrip: false, normalized: false }
+    }
+}
 
 /// Special tokens by text: the first in the text wins, of several at one place the longest.
 #[derive(Debug, Clone)]

@@ -25,12 +25,12 @@ type WordCounts<'a> = FxHashMap<&'a [u8], u64>;
 /// The result depends on the text alone, not on its order, on how it was split into calls or on the number of threads.
 ///
 /// ```
-/// use llm_core::tokenizer::{pretokenize::Pattern, trainer::Trainer};
+/// use llm_core::tokenizer::{pretokenize::Pattern, trainer::Trainer, vocab::Merge};
 ///
 /// let mut trainer = Trainer::new(258, Pattern::Gpt4, &["<|end|>".to_owned()])?;
 /// trainer.add(&["abc ab", "ab"])?;
 /// let tokenizer = trainer.train(&mut |_done, _total| true)?;
-/// assert_eq!(tokenizer.vocab().merges(), [(97, 98)]);
+/// assert_eq!(tokenizer.vocab().merges(), [Merge { left: 97, right: 98, id: 256 }]);
 /// # Ok::<(), llm_core::Error>(())
 /// ```
 #[derive(Debug, Clone)]

@@ -3,29 +3,64 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::bpe::MergeTable;
+use super::special::AddedToken;
 use super::stream::TokenTable;
 use crate::{Error, Result};
 
-/// Number of byte tokens every vocabulary starts with.
+/// Number of single bytes.
 pub const NUM_BYTES: usize = 256;
 
-/// Limit of ids: a table has a place for every id below the highest, so a wild special id must not make it huge.
+/// Limit of ids: a table has a place for every id below the highest, so a wild id must not make it huge.
 pub const MAX_IDS: usize = 1 << 24;
 
-/// The vocabulary: ids 0 to 255 are the single bytes in some order, then come the merges in order, then special tokens.
+/// Stands for "no id"; no table has that many tokens.
+pub const NO_ID: u32 = u32::MAX;
+
+/// Two tokens that merge into one. The rank of a merge is its place in the list: the first goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Merge {
+    /// Id of the token that comes first in the text.
+    pub left: u32,
+    /// Id of the token after it.
+    pub right: u32,
+    /// Id they become.
+    pub id: u32,
+}
+
+/// What a vocabulary is made of.
+#[derive(Debug, Clone)]
+pub struct VocabParts {
+    /// Ids and bytes of the tokens that text is merged into, in any order; not all ids need a token.
+    pub tokens: Vec<(u32, Vec<u8>)>,
+    /// The id of each single byte.
+    pub byte_ids: [u32; NUM_BYTES],
+    /// Merges by rank; several may make the same token.
+    pub merges: Vec<Merge>,
+    /// A piece that is a token as a whole is that token, even if merging would not make it.
+    pub whole_first: bool,
+    /// Tokens that are found in the text before it is cut into pieces.
+    pub added: Vec<AddedToken>,
+}
+
+/// The vocabulary of a byte-level BPE: any ids, as long as each byte has one.
 #[derive(Debug, Clone)]
 pub struct Vocab {
     tokens: TokenTable,
     byte_ids: [u32; NUM_BYTES],
-    merges: Vec<(u32, u32)>,
+    merges: Vec<Merge>,
     table: MergeTable,
-    /// Pieces that are one token, so that merging can be left out. Only tokens that merging would make are here.
+    whole_first: bool,
+    reaches_all: bool,
+    /// Pieces that are one token, so that merging can be left out.
     whole: FxHashMap<Box<[u8]>, u32>,
+    is_ordinary: Vec<bool>,
+    added: Vec<AddedToken>,
     special: Vec<(String, u32)>,
 }
 
 impl Vocab {
-    /// Builds a vocabulary from the byte of each of the first 256 ids, the merges and the special tokens with their ids.
+    /// Builds a vocabulary in the order of training: the byte of each of the first 256 ids, the merges, each of which
+    /// makes the next id, and special tokens.
     ///
     /// # Errors
     ///
@@ -33,60 +68,99 @@ impl Vocab {
     /// special token is empty, repeated, or has an id or text that is taken, or an id of [`MAX_IDS`] or more.
     pub fn new(bytes: &[u8], merges: Vec<(u32, u32)>, special: Vec<(String, u32)>) -> Result<Self> {
         let mut tokens: Vec<Vec<u8>> = bytes.iter().map(|&byte| vec![byte]).collect();
-        let byte_ids = byte_ids(bytes)?;
-        let mut table = MergeTable::default();
-        for &(left, right) in &merges {
+        let byte_ids = byte_ids(&tokens)?;
+        let mut ranked = Vec::with_capacity(merges.len());
+        for (left, right) in merges {
             let id = tokens.len();
             let (Some(first), Some(second)) = (tokens.get(left as usize), tokens.get(right as usize)) else {
                 return Err(Error::Tokenizer(format!("merge into id {id} must use lower ids, got ({left}, {right})")));
             };
-            let merged = [first.as_slice(), second.as_slice()].concat();
-            if !table.insert(left, right, id as u32) {
-                return Err(Error::Tokenizer(format!("merge ({left}, {right}) into id {id} is there twice")));
-            }
-            tokens.push(merged);
+            tokens.push([first.as_slice(), second.as_slice()].concat());
+            ranked.push(Merge { left, right, id: id as u32 });
         }
-        let mut ids: FxHashMap<Box<[u8]>, u32> = FxHashMap::default();
-        for (id, token) in tokens.iter().enumerate() {
-            if let Some(first) = ids.insert(token.as_slice().into(), id as u32) {
-                let text = String::from_utf8_lossy(token);
-                return Err(Error::Tokenizer(format!("ids {first} and {id} have the same bytes ({text:?})")));
-            }
-        }
-        check_special(&special, &ids)?;
-        let tokens = token_table(tokens, &special)?;
-        let mut vocab = Self { tokens, byte_ids, merges, table, whole: FxHashMap::default(), special };
-        // A merge list made by hand can hold tokens that merging never reaches; looking those up would change ids.
-        ids.retain(|token, id| vocab.merged(token) == [*id]);
-        vocab.whole = ids;
-        Ok(vocab)
+        check_distinct(&tokens)?;
+        let added = special_tokens(special, &tokens)?;
+        Self::build(VocabParts {
+            tokens: (0u32..).zip(tokens).collect(),
+            byte_ids,
+            merges: ranked,
+            whole_first: false,
+            added,
+        })
     }
 
-    /// Builds a vocabulary from the bytes of each token in order of rank, as tiktoken has them.
+    /// Builds a vocabulary from the bytes of each token in order of rank, which is its id, as tiktoken has them. An
+    /// empty one is a rank that no token has.
+    ///
+    /// tiktoken merges any two neighbours that are a token together, the lowest first. A token whose two parts come
+    /// from lower ranks needs that one merge alone: its bytes never lie there cut in another way when its turn comes.
+    /// Any other token gets a merge for every way to cut it in two tokens, and is found as a whole piece too.
     ///
     /// # Errors
     ///
-    /// `Tokenizer` if the first 256 are not the single bytes, if a token is not two lower ones, or as in [`Vocab::new`].
+    /// `Tokenizer` if a single byte is missing, two tokens have the same bytes, or a special token is as in
+    /// [`Vocab::new`].
     pub fn from_ranks(ranks: &[Vec<u8>], special: Vec<(String, u32)>) -> Result<Self> {
-        let bytes: Vec<u8> =
-            ranks.iter().take(NUM_BYTES).filter(|token| token.len() == 1).map(|token| token[0]).collect();
-        let byte_ids = byte_ids(&bytes)?;
+        let byte_ids = byte_ids(ranks)?;
+        check_distinct(ranks)?;
+        let added = special_tokens(special, ranks)?;
         let mut table = MergeTable::default();
-        let mut merges = Vec::with_capacity(ranks.len() - NUM_BYTES);
-        for (id, token) in ranks.iter().enumerate().skip(NUM_BYTES) {
+        let mut merges = Vec::with_capacity(ranks.len());
+        let mut ids: Option<FxHashMap<&[u8], u32>> = None;
+        for (id, token) in (0u32..).zip(ranks).filter(|(_, token)| token.len() > 1) {
             let mut parts: Vec<u32> = token.iter().map(|&byte| byte_ids[byte as usize]).collect();
             table.apply(&mut parts, 0);
-            let [left, right] = parts[..] else {
-                let text = String::from_utf8_lossy(token);
-                let num_parts = parts.len();
-                return Err(Error::Tokenizer(format!(
-                    "token {id} ({text:?}) must be two tokens of lower rank, got {num_parts}"
-                )));
-            };
-            table.insert(left, right, id as u32);
-            merges.push((left, right));
+            let first_new = merges.len();
+            match parts[..] {
+                [left, right] => merges.push(Merge { left, right, id }),
+                _ => merges.extend(cuts(token, id, ids.get_or_insert_with(|| ids_by_bytes(ranks)))),
+            }
+            for merge in &merges[first_new..] {
+                table.insert(merge.left, merge.right, merge.id);
+            }
         }
-        Self::new(&bytes, merges, special)
+        let whole_first = ids.is_some();
+        let tokens = (0u32..).zip(ranks.iter().cloned()).filter(|(_, token)| !token.is_empty()).collect();
+        Self::assemble(VocabParts { tokens, byte_ids, merges, whole_first, added }, !whole_first)
+    }
+
+    /// Builds a vocabulary from its parts.
+    ///
+    /// # Errors
+    ///
+    /// `Tokenizer` if an id is there twice or [`MAX_IDS`] or more, a merge is there twice, uses ids that have no token
+    /// or does not make the bytes of its token, or an added token is empty or there twice.
+    pub fn build(parts: VocabParts) -> Result<Self> {
+        Self::assemble(parts, false)
+    }
+
+    fn assemble(parts: VocabParts, reaches_all: bool) -> Result<Self> {
+        check_added(&parts.added)?;
+        let (tokens, is_ordinary) = token_table(&parts)?;
+        let mut table = MergeTable::default();
+        for merge in &parts.merges {
+            check_merge(merge, &tokens)?;
+            if !table.insert(merge.left, merge.right, merge.id) {
+                let Merge { left, right, id } = merge;
+                return Err(Error::Tokenizer(format!("merge ({left}, {right}) into id {id} is there twice")));
+            }
+        }
+        let VocabParts { byte_ids, merges, whole_first, mut added, tokens: ordinary } = parts;
+        added.sort_by_key(|token| token.id);
+        let special =
+            added.iter().filter(|token| token.special).map(|token| (token.content.clone(), token.id)).collect();
+        let whole = FxHashMap::default();
+        let mut vocab =
+            Self { tokens, byte_ids, merges, table, whole_first, reaches_all, whole, is_ordinary, added, special };
+        vocab.whole = vocab.whole_tokens(ordinary);
+        Ok(vocab)
+    }
+
+    /// A merge list made by hand can hold tokens that merging never reaches; looking those up would change ids.
+    fn whole_tokens(&self, ordinary: Vec<(u32, Vec<u8>)>) -> FxHashMap<Box<[u8]>, u32> {
+        let is_whole =
+            |(id, token): &(u32, Vec<u8>)| self.is_ordinary(*id) && (self.whole_first || self.merged(token) == [*id]);
+        ordinary.into_iter().filter(is_whole).map(|(id, token)| (token.into(), id)).collect()
     }
 
     /// One more than the highest id.
@@ -94,14 +168,43 @@ impl Vocab {
         self.tokens.len()
     }
 
-    /// Bytes of each id, special tokens included.
+    /// Bytes of each id, added tokens included.
     pub fn tokens(&self) -> &TokenTable {
         &self.tokens
     }
 
-    /// The two ids that make id `256 + i`, in order.
-    pub fn merges(&self) -> &[(u32, u32)] {
+    /// The id of each single byte.
+    pub fn byte_ids(&self) -> &[u32; NUM_BYTES] {
+        &self.byte_ids
+    }
+
+    /// Merges by rank. Each makes the bytes of its two tokens together; several may make the same token.
+    pub fn merges(&self) -> &[Merge] {
         &self.merges
+    }
+
+    /// Whether a piece that is a token as a whole is that token even if merging would not make it.
+    ///
+    /// Hugging Face has it as `ignore_merges`. tiktoken always does it, but it makes no difference if merging reaches
+    /// every token.
+    pub fn whole_first(&self) -> bool {
+        self.whole_first
+    }
+
+    /// Whether it is known that merging the bytes of each ordinary token gives that token, as in a table of ranks that
+    /// was read without finding another; else it may do so or not.
+    pub fn reaches_all(&self) -> bool {
+        self.reaches_all
+    }
+
+    /// Whether `id` is a token that text is merged into, and no added one.
+    pub fn is_ordinary(&self, id: u32) -> bool {
+        self.is_ordinary.get(id as usize).copied().unwrap_or(false)
+    }
+
+    /// Added tokens, special or not, in order of id.
+    pub fn added(&self) -> &[AddedToken] {
+        &self.added
     }
 
     /// Special tokens and their ids, in order of id.
@@ -127,47 +230,119 @@ impl Vocab {
     }
 }
 
-/// The id of each byte, given the byte of each id.
-fn byte_ids(bytes: &[u8]) -> Result<[u32; NUM_BYTES]> {
-    let mut ids = [u32::MAX; NUM_BYTES];
-    for (id, &byte) in bytes.iter().enumerate() {
-        ids[byte as usize] = id as u32;
+/// The id of each byte, given the tokens in order of id.
+fn byte_ids(tokens: &[Vec<u8>]) -> Result<[u32; NUM_BYTES]> {
+    let mut ids = [NO_ID; NUM_BYTES];
+    for (id, token) in (0u32..).zip(tokens) {
+        if let [byte] = token[..] {
+            ids[byte as usize] = id;
+        }
     }
-    if bytes.len() != NUM_BYTES || ids.contains(&u32::MAX) {
-        return Err(Error::Tokenizer("the first 256 tokens must be the 256 single bytes, each once".to_owned()));
+    match ids.iter().position(|&id| id == NO_ID) {
+        Some(byte) => Err(Error::Tokenizer(format!("each of the 256 bytes must be a token, byte {byte:#04x} is none"))),
+        None => Ok(ids),
     }
-    Ok(ids)
 }
 
-fn check_special(special: &[(String, u32)], ids: &FxHashMap<Box<[u8]>, u32>) -> Result<()> {
-    let mut seen_ids = FxHashSet::default();
-    let mut seen_texts = FxHashSet::default();
-    for (text, id) in special {
-        let fault = if text.is_empty() {
-            "must not be empty"
-        } else if !seen_texts.insert(text) {
-            "is there twice"
-        } else if ids.contains_key(text.as_bytes()) {
-            "has the text of an ordinary token"
-        } else if (*id as usize) < ids.len() || !seen_ids.insert(id) {
-            "has the id of another token"
-        } else if *id as usize >= MAX_IDS {
-            "must have an id below 16777216"
-        } else {
-            continue;
-        };
-        return Err(Error::Tokenizer(format!("special token {text:?} (id {id}) {fault}")));
+fn check_distinct(tokens: &[Vec<u8>]) -> Result<()> {
+    let mut ids = FxHashMap::default();
+    for (id, token) in tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()) {
+        if let Some(first) = ids.insert(token.as_slice(), id) {
+            let text = String::from_utf8_lossy(token);
+            return Err(Error::Tokenizer(format!("ids {first} and {id} have the same bytes ({text:?})")));
+        }
     }
     Ok(())
 }
 
-fn token_table(tokens: Vec<Vec<u8>>, special: &[(String, u32)]) -> Result<TokenTable> {
-    let num_ids = special.iter().map(|&(_, id)| id as usize + 1).max().unwrap_or(0).max(tokens.len());
-    let mut bytes: Vec<Option<Vec<u8>>> = tokens.into_iter().map(Some).collect();
-    bytes.resize(num_ids, None);
-    for (text, id) in special {
-        bytes[*id as usize] = Some(text.as_bytes().to_vec());
+fn ids_by_bytes(tokens: &[Vec<u8>]) -> FxHashMap<&[u8], u32> {
+    tokens.iter().map(Vec::as_slice).zip(0..).filter(|(token, _)| !token.is_empty()).collect()
+}
+
+/// Every way to cut `token` in two tokens.
+fn cuts<'a>(token: &'a [u8], id: u32, ids: &'a FxHashMap<&[u8], u32>) -> impl Iterator<Item = Merge> + 'a {
+    (1..token.len()).filter_map(move |at| {
+        let (left, right) = token.split_at(at);
+        Some(Merge { left: *ids.get(left)?, right: *ids.get(right)?, id })
+    })
+}
+
+/// The special tokens, if neither their ids nor their texts are taken by `tokens` or each other.
+fn special_tokens(special: Vec<(String, u32)>, tokens: &[Vec<u8>]) -> Result<Vec<AddedToken>> {
+    let added: Vec<AddedToken> = special.into_iter().map(|(text, id)| AddedToken::special(text, id)).collect();
+    check_added(&added)?;
+    let texts: FxHashSet<&[u8]> = added.iter().map(|token| token.content.as_bytes()).collect();
+    let taken: FxHashSet<&[u8]> = tokens.iter().map(Vec::as_slice).filter(|token| texts.contains(token)).collect();
+    let mut seen = FxHashSet::default();
+    for AddedToken { content, id, .. } in &added {
+        let has_token = tokens.get(*id as usize).is_some_and(|token| !token.is_empty());
+        let fault = if taken.contains(content.as_bytes()) {
+            "has the text of an ordinary token"
+        } else if has_token || !seen.insert(id) {
+            "has the id of another token"
+        } else {
+            continue;
+        };
+        return Err(Error::Tokenizer(format!("special token {content:?} (id {id}) {fault}")));
     }
-    let special_ids: Vec<u32> = special.iter().map(|&(_, id)| id).collect();
-    TokenTable::new(bytes, &special_ids)
+    Ok(added)
+}
+
+fn check_added(added: &[AddedToken]) -> Result<()> {
+    let mut seen = FxHashSet::default();
+    for token in added {
+        let fault = if token.content.is_empty() {
+            "must not be empty"
+        } else if !seen.insert(token.content.as_str()) {
+            "is there twice"
+        } else if token.id as usize >= MAX_IDS {
+            "must have an id below 16777216"
+        } else {
+            continue;
+        };
+        let kind = if token.special { "special" } else { "added" };
+        return Err(Error::Tokenizer(format!("{kind} token {:?} (id {}) {fault}", token.content, token.id)));
+    }
+    Ok(())
+}
+
+/// The bytes of every id, and which ids are ordinary tokens.
+fn token_table(parts: &VocabParts) -> Result<(TokenTable, Vec<bool>)> {
+    let ordinary_ids = parts.tokens.iter().map(|&(id, _)| id);
+    let last = ordinary_ids.clone().chain(parts.added.iter().map(|token| token.id)).max();
+    let num_ids = last.map_or(0, |id| id as usize + 1);
+    if num_ids > MAX_IDS {
+        return Err(Error::Tokenizer(format!("token ids must be below {MAX_IDS}, got {}", num_ids - 1)));
+    }
+    let mut bytes: Vec<Option<Vec<u8>>> = vec![None; num_ids];
+    for (id, token) in &parts.tokens {
+        if bytes[*id as usize].replace(token.clone()).is_some() {
+            return Err(Error::Tokenizer(format!(
+                "token ids must be there once each, got several tokens with id {id}"
+            )));
+        }
+    }
+    let mut is_ordinary: Vec<bool> = bytes.iter().map(Option::is_some).collect();
+    for token in &parts.added {
+        is_ordinary[token.id as usize] = false;
+        // One that merging makes as well keeps the bytes it has there.
+        bytes[token.id as usize].get_or_insert_with(|| token.content.as_bytes().to_vec());
+    }
+    let special: Vec<u32> = parts.added.iter().filter(|token| token.special).map(|token| token.id).collect();
+    Ok((TokenTable::new(bytes, &special)?, is_ordinary))
+}
+
+fn check_merge(merge: &Merge, tokens: &TokenTable) -> Result<()> {
+    let Merge { left, right, id } = *merge;
+    let (Some(first), Some(second), Some(merged)) = (tokens.bytes(left), tokens.bytes(right), tokens.bytes(id)) else {
+        return Err(Error::Tokenizer(format!("merge ({left}, {right}) into id {id} must use ids that have a token")));
+    };
+    let is_both = merged.len() == first.len() + second.len() && merged.starts_with(first) && merged.ends_with(second);
+    if is_both {
+        return Ok(());
+    }
+    let [first, second, merged] = [first, second, merged].map(String::from_utf8_lossy);
+    Err(Error::Tokenizer(format!(
+        "merge of {first:?} and {second:?} must make both together, got {merged:?} (id {id})"
+    )))
 }

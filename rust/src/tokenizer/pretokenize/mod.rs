@@ -3,11 +3,16 @@
 //! The published patterns are regular expressions with a look-ahead. Here each is a scanner without backtracking; tests
 //! prove them equal to a regex engine. Any other expression goes to that engine.
 
+mod blocks;
 mod classes;
 mod custom;
+mod masks;
 mod scanners;
 
+use self::blocks::Block;
+use self::classes::Classes;
 pub use self::custom::CustomPattern;
+use self::masks::BLOCK_BYTES;
 use crate::{Error, Result};
 
 /// Which pieces text is cut into.
@@ -142,15 +147,26 @@ impl Pattern {
     /// # Errors
     ///
     /// `Tokenizer` if a custom pattern backtracks too much on this text; others never fail.
-    pub fn for_each_piece<'a>(&self, text: &'a str, visit: impl FnMut(&'a str)) -> Result<()> {
+    pub fn for_each_piece<'a>(&self, text: &'a str, mut visit: impl FnMut(&'a str)) -> Result<()> {
+        self.for_each_span(text, |start, end| visit(&text[start..end]))
+    }
+
+    /// Calls `visit` with where every piece of `text` starts and ends, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pattern::for_each_piece`].
+    #[inline(always)]
+    pub fn for_each_span(&self, text: &str, visit: impl FnMut(usize, usize)) -> Result<()> {
+        let bytes = text.as_bytes();
         match self {
-            Self::Gpt2 => scan(text, scanners::gpt2, visit),
-            Self::Gpt4 => scan(text, scanners::gpt4, visit),
-            Self::Cl100k => scan(text, scanners::cl100k, visit),
-            Self::O200k => scan(text, scanners::o200k, visit),
-            Self::Qwen2 => scan(text, scanners::qwen2, visit),
-            Self::Whitespace => scan(text, scanners::whitespace, visit),
-            Self::Custom(pattern) => return pattern.for_each_piece(text, visit),
+            Self::Gpt2 => scan(bytes, blocks::gpt2, scanners::gpt2, visit),
+            Self::Gpt4 => scan(bytes, blocks::gpt4::<3>, scanners::gpt4, visit),
+            Self::Cl100k => scan(bytes, blocks::gpt4::<3>, scanners::cl100k, visit),
+            Self::O200k => scan(bytes, blocks::o200k, scanners::o200k, visit),
+            Self::Qwen2 => scan(bytes, blocks::gpt4::<1>, scanners::qwen2, visit),
+            Self::Whitespace => scan(bytes, blocks::whitespace, scanners::whitespace, visit),
+            Self::Custom(pattern) => return pattern.for_each_span(text, visit),
         }
         Ok(())
     }
@@ -174,10 +190,49 @@ impl Pattern {
     }
 }
 
-fn scan<'a>(mut text: &'a str, first_piece_len: impl Fn(&str) -> usize, mut visit: impl FnMut(&'a str)) {
-    while !text.is_empty() {
-        let (piece, rest) = text.split_at(first_piece_len(text));
-        visit(piece);
-        text = rest;
+/// Calls `visit` with each piece: from the borders of whole blocks where text is ASCII, else one by one.
+#[inline(always)]
+fn scan(
+    text: &[u8],
+    borders: impl Fn(&Block) -> u64,
+    first_piece_len: impl Fn(&Classes, &[u8]) -> usize,
+    mut visit: impl FnMut(usize, usize),
+) {
+    let classes = Classes::get();
+    let mut start = 0;
+    while let Some(rest) = text.get(start..).filter(|rest| !rest.is_empty()) {
+        if starts_with_ascii(rest) {
+            let mut padded = [0; BLOCK_BYTES];
+            let block = match rest.first_chunk() {
+                Some(bytes) => Block::new(bytes, BLOCK_BYTES),
+                None => {
+                    padded[..rest.len()].copy_from_slice(rest);
+                    Block::new(&padded, rest.len())
+                }
+            };
+            let base = start;
+            // The first bit is where the block starts.
+            let mut ends = borders(&block) & !1;
+            let found = ends != 0;
+            while ends != 0 {
+                let end = base + ends.trailing_zeros() as usize;
+                visit(start, end);
+                start = end;
+                ends &= ends - 1;
+            }
+            if found && block.len == BLOCK_BYTES {
+                continue;
+            }
+        }
+        // What a block can't tell the end of.
+        let end = start + first_piece_len(classes, &text[start..]);
+        visit(start, end);
+        start = end;
     }
+}
+
+/// Whether a block is worth its instructions: text in another script is cut faster piece by piece.
+#[inline(always)]
+fn starts_with_ascii(text: &[u8]) -> bool {
+    text.first_chunk().is_some_and(|bytes| u64::from_le_bytes(*bytes) & 0x8080_8080_8080_8080 == 0)
 }

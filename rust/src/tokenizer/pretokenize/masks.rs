@@ -1,0 +1,201 @@
+//! The classes of 64 characters at once, for text that is ASCII.
+
+/// Bytes of a block; one bit of a mask stands for each.
+pub const BLOCK_BYTES: usize = 64;
+
+/// Which bytes of a block are of which class: bit `i` for byte `i`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Masks {
+    /// `[A-Za-z]`
+    pub letters: u64,
+    /// `[A-Z]`
+    pub uppers: u64,
+    /// `[0-9]`
+    pub digits: u64,
+    /// A space.
+    pub spaces: u64,
+    /// `[\t\v\f]`
+    pub tabs: u64,
+    /// `[\r\n]`
+    pub newlines: u64,
+    /// An apostrophe.
+    pub quotes: u64,
+    /// Bytes that are not ASCII.
+    pub foreign: u64,
+}
+
+impl Masks {
+    /// The masks of `block`.
+    #[inline(always)]
+    pub fn of(block: &[u8; BLOCK_BYTES]) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        #[expect(unsafe_code, reason = "SSE2 halves the cost of a block against words: criterion `tokenizer/pieces`")]
+        // SAFETY: SSE2 is part of x86-64 itself; the function touches no memory but its argument.
+        return unsafe { x86::masks(block) };
+        #[cfg(not(target_arch = "x86_64"))]
+        return portable::masks(block);
+    }
+
+    /// Leaves the first `len` bytes alone in each mask.
+    #[inline(always)]
+    pub fn cut(&mut self, len: usize) {
+        let valid = low_bits(len);
+        for mask in [
+            &mut self.letters,
+            &mut self.uppers,
+            &mut self.digits,
+            &mut self.spaces,
+            &mut self.tabs,
+            &mut self.newlines,
+            &mut self.quotes,
+        ] {
+            *mask &= valid;
+        }
+    }
+}
+
+/// The lowest `count` bits, at most 64.
+#[inline(always)]
+pub fn low_bits(count: usize) -> u64 {
+    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
+}
+
+/// SSE2, which every x86-64 processor has; about 100 instructions a block.
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{
+        __m128i, _mm_cmpeq_epi8, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set_epi64x, _mm_set1_epi8,
+        _mm_sub_epi8,
+    };
+
+    use super::{BLOCK_BYTES, Masks};
+
+    #[target_feature(enable = "sse2")]
+    #[inline]
+    pub fn masks(block: &[u8; BLOCK_BYTES]) -> Masks {
+        let mut masks = Masks::default();
+        for (index, lane) in block.as_chunks::<16>().0.iter().enumerate() {
+            add_lane(&mut masks, lane, 16 * index as u32);
+        }
+        masks
+    }
+
+    #[target_feature(enable = "sse2")]
+    #[inline]
+    fn add_lane(masks: &mut Masks, lane: &[u8; 16], shift: u32) {
+        let ([low, high], _) = lane.as_chunks::<8>() else { return };
+        let bytes = _mm_set_epi64x(i64::from_le_bytes(*high), i64::from_le_bytes(*low));
+        let folded = _mm_or_si128(bytes, splat(0x20));
+        let newline = _mm_or_si128(equal(bytes, b'\n'), equal(bytes, b'\r'));
+        let bits = |lane: __m128i| u64::from(_mm_movemask_epi8(lane) as u16) << shift;
+        let newlines = bits(newline);
+        masks.letters |= bits(in_range(folded, b'a', b'z'));
+        masks.uppers |= bits(in_range(bytes, b'A', b'Z'));
+        masks.digits |= bits(in_range(bytes, b'0', b'9'));
+        masks.spaces |= bits(equal(bytes, b' '));
+        masks.tabs |= bits(in_range(bytes, b'\t', b'\r')) & !newlines;
+        masks.newlines |= newlines;
+        masks.quotes |= bits(equal(bytes, b'\''));
+        masks.foreign |= bits(bytes);
+    }
+
+    #[target_feature(enable = "sse2")]
+    #[inline]
+    fn splat(byte: u8) -> __m128i {
+        _mm_set1_epi8(byte as i8)
+    }
+
+    #[target_feature(enable = "sse2")]
+    #[inline]
+    fn equal(bytes: __m128i, byte: u8) -> __m128i {
+        _mm_cmpeq_epi8(bytes, splat(byte))
+    }
+
+    #[target_feature(enable = "sse2")]
+    #[inline]
+    fn in_range(bytes: __m128i, first: u8, last: u8) -> __m128i {
+        let offset = _mm_sub_epi8(bytes, splat(first));
+        _mm_cmpeq_epi8(_mm_min_epu8(offset, splat(last - first)), offset)
+    }
+}
+
+/// Eight bytes in a word, for every other processor.
+#[cfg(any(test, not(target_arch = "x86_64")))]
+mod portable {
+    use super::{BLOCK_BYTES, Masks};
+
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
+
+    pub fn masks(block: &[u8; BLOCK_BYTES]) -> Masks {
+        let mut masks = Masks::default();
+        for (index, word) in block.as_chunks::<8>().0.iter().enumerate() {
+            let word = u64::from_le_bytes(*word);
+            let bits = |flags: u64| gather(flags) << (8 * index);
+            let newlines = in_range(word, b'\n', b'\n') | in_range(word, b'\r', b'\r');
+            masks.letters |= bits(in_range(word | ONES * 0x20, b'a', b'z'));
+            masks.uppers |= bits(in_range(word, b'A', b'Z'));
+            masks.digits |= bits(in_range(word, b'0', b'9'));
+            masks.spaces |= bits(in_range(word, b' ', b' '));
+            masks.tabs |= bits(in_range(word, b'\t', b'\r') & !newlines);
+            masks.newlines |= bits(newlines);
+            masks.quotes |= bits(in_range(word, b'\'', b'\''));
+            masks.foreign |= bits(word & HIGH);
+        }
+        masks
+    }
+
+    /// The high bit of each byte from `first` to `last`, both ASCII.
+    fn in_range(word: u64, first: u8, last: u8) -> u64 {
+        let low = word & !HIGH;
+        let at_least = low + ONES * u64::from(0x80 - first);
+        let above = low + ONES * u64::from(0x7F - last);
+        at_least & !above & !word & HIGH
+    }
+
+    /// The high bits of eight bytes as the low bits of a byte.
+    fn gather(flags: u64) -> u64 {
+        (flags >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn byte_by_byte(block: &[u8; BLOCK_BYTES]) -> Masks {
+        let mask =
+            |is_in: fn(u8) -> bool| (0..BLOCK_BYTES).fold(0, |mask, at| mask | u64::from(is_in(block[at])) << at);
+        Masks {
+            letters: mask(|byte| byte.is_ascii_alphabetic()),
+            uppers: mask(|byte| byte.is_ascii_uppercase()),
+            digits: mask(|byte| byte.is_ascii_digit()),
+            spaces: mask(|byte| byte == b' '),
+            tabs: mask(|byte| matches!(byte, b'\t' | 0x0B | 0x0C)),
+            newlines: mask(|byte| matches!(byte, b'\r' | b'\n')),
+            quotes: mask(|byte| byte == b'\''),
+            foreign: mask(|byte| !byte.is_ascii()),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn masks_equal_the_classes_byte_by_byte(block in any::<[u8; 32]>(), ascii in "[ -~\t\r\n]{32}") {
+            let bytes: Vec<u8> = block.into_iter().chain(ascii.bytes()).collect();
+            let block = bytes.first_chunk().unwrap();
+            prop_assert_eq!(Masks::of(block), byte_by_byte(block));
+            prop_assert_eq!(portable::masks(block), byte_by_byte(block));
+        }
+    }
+
+    #[test]
+    fn every_byte_is_classed() {
+        for start in (0..=u8::MAX).step_by(BLOCK_BYTES) {
+            let block = std::array::from_fn(|at| start + at as u8);
+            assert_eq!(Masks::of(&block), byte_by_byte(&block));
+            assert_eq!(portable::masks(&block), byte_by_byte(&block));
+        }
+    }
+}
