@@ -283,6 +283,14 @@ class Tokenizer:
         """Special tokens and their ids, in order of id."""
 
     @property
+    def template(self) -> tuple[list[int], list[int]] | None:
+        """Ids before and after a text where special tokens are asked for; None if there are none."""
+
+    @property
+    def cuts_at_line_ends(self) -> bool:
+        """Whether no token reaches over the end of a line between two that begin and end with neither space nor `/`."""
+
+    @property
     def vocab_size(self) -> int:
         """One more than the highest id."""
 

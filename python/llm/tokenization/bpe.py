@@ -123,7 +123,7 @@ class BPETokenizer(BaseTokenizer):
     @property
     def cuts_at_line_ends(self) -> bool:
         """Whether long text may be encoded in parts; see `BaseTokenizer.cuts_at_line_ends`."""
-        return not self.has_custom_pattern
+        return self._core.cuts_at_line_ends
 
     @property
     def special_tokens(self) -> dict[str, int]:
@@ -141,6 +141,10 @@ class BPETokenizer(BaseTokenizer):
     def decode_bytes(self, ids: TokenIds, *, skip_special_tokens: bool = False) -> bytes:
         """The bytes of `ids`; see `BaseTokenizer.decode_bytes`."""
         return self._core.decode_bytes(ids, skip_special_tokens)
+
+    def decode(self, ids: TokenIds, *, skip_special_tokens: bool = False) -> str:
+        """The text of `ids`; see `BaseTokenizer.decode`."""
+        return self._core.decode(ids, skip_special_tokens)
 
     def token_bytes(self) -> list[bytes | None]:
         """The bytes of each id."""
