@@ -103,7 +103,10 @@ pub fn cut(stages: &[Stage], text: &str, is_first: bool, visit: &mut dyn FnMut(&
         Stage::PrefixSpace => cut(rest, &format!(" {text}"), is_first, visit),
         Stage::Metaspace { replacement, prepend, split } => {
             let text = meta_spaced(text, *replacement, *prepend, is_first);
-            let pieces = if *split { before_each(&text, *replacement) } else { vec![0..text.len()] };
+            if !*split {
+                return cut(rest, &text, is_first, visit);
+            }
+            let pieces = before_each(&text, *replacement);
             pieces.into_iter().try_for_each(|span| cut(rest, &text[span.clone()], is_first && span.start == 0, visit))
         }
     }

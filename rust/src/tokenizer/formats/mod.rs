@@ -141,14 +141,11 @@ impl Tokenizer {
 
 /// The pattern that does most of the cutting.
 fn main_pattern(stages: &[Stage]) -> Result<Pattern> {
-    let patterns = stages.iter().filter_map(|stage| match stage {
+    let last = stages.iter().rev().find_map(|stage| match stage {
         Stage::Pattern(pattern) => Some(pattern.clone()),
         _ => None,
     });
-    match patterns.last() {
-        Some(pattern) => Ok(pattern),
-        None => Pattern::from_regex(WHOLE_TEXT),
-    }
+    last.map_or_else(|| Pattern::from_regex(WHOLE_TEXT), Ok)
 }
 
 fn added_token(token: &AddedToken) -> Value {
