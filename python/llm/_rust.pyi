@@ -317,6 +317,14 @@ class Tokenizer:
         """Special tokens and their ids, in order of id."""
 
     @property
+    def template(self) -> tuple[list[int], list[int]] | None:
+        """Ids before and after a text where special tokens are asked for; None if there are none."""
+
+    @property
+    def cuts_at_line_ends(self) -> bool:
+        """Whether no token reaches over the end of a line between two that begin and end with neither space nor `/`."""
+
+    @property
     def vocab_size(self) -> int:
         """One more than the highest id."""
 
@@ -370,17 +378,15 @@ class TokenTable:
 
     def __new__(cls, token_bytes: Sequence[bytes | None], special_ids: Sequence[int]) -> TokenTable: ...
     def __len__(self) -> int: ...
-    def stream(self, *, stop: Sequence[str] = ..., skip_special_tokens: bool = False) -> TokenStream:
-        """An empty text to push ids to, which ends before any string in `stop`. Cost: none of the table's size.
-
-        Raises:
-            InvalidArgumentError: An empty stop string.
-        """
+    def stream(self, *, skip_special_tokens: bool = False) -> TokenStream:
+        """An empty text to push ids to. Cost: none of the table's size."""
 
     def offsets(
         self, ids: Sequence[int] | NDArray[np.uint32], text: str
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Start and end of each id in `text`, in bytes and in code points, (T, 2) each. Cost: O(bytes).
+
+        A space that the tokenizer puts before every text counts as nothing.
 
         Raises:
             InvalidArgumentError: The tokens' bytes are not the text's.
@@ -393,18 +399,14 @@ class TokenStream:
     def push(self, token_id: int) -> str:
         """Takes an id and returns the text that is now certain: whole characters, often none.
 
-        Bytes that can't become a character are U+FFFD. After a stop string nothing more comes.
+        Bytes that can't become a character are U+FFFD.
 
         Raises:
             InvalidArgumentError: An id without bytes; the stream goes on as if it had not come.
         """
 
     def finish(self) -> str:
-        """The rest: an incomplete character as U+FFFD, and text that might have begun a stop string."""
-
-    @property
-    def stopped(self) -> str | None:
-        """The stop string that was hit."""
+        """The rest: an incomplete character as U+FFFD."""
 
 @final
 class BPETrainer:

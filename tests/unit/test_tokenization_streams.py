@@ -83,18 +83,6 @@ def test_unknown_ids_are_named_and_change_nothing() -> None:
         list(bpe().decode_stream([1, 400]))
 
 
-def test_a_stream_ends_before_a_stop_string() -> None:
-    table = _rust.TokenTable([b"You", b"\n", b": "], [])
-    assert len(table) == 3
-    stream = table.stream(stop=["\nYou:"])
-    assert [stream.push(token_id) for token_id in (0, 1, 0)] == ["You", "", ""]
-    assert stream.stopped is None
-    assert [stream.push(2), stream.push(0), stream.finish()] == ["", "", ""]
-    assert stream.stopped == "\nYou:"
-    with pytest.raises(InvalidArgumentError, match=r"`stop` strings must not be empty"):
-        table.stream(stop=[""])
-
-
 @every_tokenizer
 @given(text=texts_with_special, allowed=names)
 def test_offsets_slice_the_text_to_the_tokens(make: Any, text: str, allowed: Any) -> None:

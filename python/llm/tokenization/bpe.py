@@ -125,7 +125,7 @@ class BPETokenizer(BaseTokenizer):
     @property
     def cuts_at_line_ends(self) -> bool:
         """Whether long text may be encoded in parts; see `BaseTokenizer.cuts_at_line_ends`."""
-        return not self.has_custom_pattern
+        return self._core.cuts_at_line_ends
 
     @property
     def special_tokens(self) -> dict[str, int]:

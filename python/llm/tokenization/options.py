@@ -100,7 +100,7 @@ def encode_plan(
         raise InvalidArgumentError(
             f"`allowed_special` must be special tokens ({sorted(special_tokens)}) or 'all', got {unknown[0]!r}"
         )
-    allow_all = bool(options.get("allow_special")) or options.get("allowed_special") == "all"
+    allow_all = bool(options.get("allow_special")) or allowed == special_tokens.keys()
     allowed = set(special_tokens) if allow_all else allowed
     disallowed = _names("disallowed_special", options.get("disallowed_special", ()), special_tokens)
     if options.get("disallowed_special") == "all":

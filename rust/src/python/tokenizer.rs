@@ -87,14 +87,12 @@ impl PyTokenizer {
     #[pyo3(signature = (ids, skip_special_tokens=false))]
     fn decode(&self, py: Python<'_>, ids: &Bound<'_, PyAny>, skip_special_tokens: bool) -> PyResult<String> {
         let ids = token_ids(ids)?;
-        let bytes = py.detach(|| self.inner.decode(&ids, skip_special_tokens))?;
-        Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+        Ok(py.detach(|| self.inner.decode_text(&ids, skip_special_tokens))?)
     }
 
     fn pieces(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Vec<String>> {
         let text = utf8(text)?;
-        let own = || Ok(self.inner.pattern().pieces(text)?.into_iter().map(str::to_owned).collect());
-        py.detach(own).map_err(|error: Error| error.into())
+        Ok(py.detach(|| self.inner.pieces(text))?)
     }
 
     fn token_bytes<'py>(&self, py: Python<'py>) -> Vec<Option<Bound<'py, PyBytes>>> {
@@ -112,6 +110,16 @@ impl PyTokenizer {
     }
 
     #[getter]
+    fn template(&self) -> Option<(Vec<u32>, Vec<u32>)> {
+        self.inner.template().map(|template| (template.prefix.clone(), template.suffix.clone()))
+    }
+
+    #[getter]
+    fn cuts_at_line_ends(&self) -> bool {
+        self.inner.cuts_at_line_ends()
+    }
+
+    #[getter]
     fn vocab_size(&self) -> usize {
         self.inner.vocab().size()
     }
@@ -122,7 +130,7 @@ impl PyTokenizer {
     }
 
     fn token_table(&self) -> PyTokenTable {
-        self.inner.vocab().tokens().clone().into()
+        (&self.inner).into()
     }
 
     fn encode_planned<'py>(

@@ -80,11 +80,7 @@ impl Tokenizer {
     /// As [`Tokenizer::decode`], naming the row; `InvalidArgument` if `num_threads` is 0 or too high.
     pub fn decode_rows(&self, rows: &[Vec<u32>], skip: bool, num_threads: Option<usize>) -> Result<Vec<String>> {
         let decode = |range: Range<usize>| {
-            let text = |index: usize| {
-                let bytes = self.decode(&rows[index], skip).map_err(|error| in_text(index, error))?;
-                Ok(String::from_utf8(bytes)
-                    .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
-            };
+            let text = |index: usize| self.decode_text(&rows[index], skip).map_err(|error| in_text(index, error));
             range.map(text).collect::<Result<Vec<String>>>()
         };
         // Decoding a token is about as much work as encoding a byte.

@@ -3,6 +3,7 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::bpe::MergeTable;
+use super::characters::Characters;
 use super::special::AddedToken;
 use super::stream::TokenTable;
 use crate::{Error, Result};
@@ -32,8 +33,12 @@ pub struct Merge {
 pub struct VocabParts {
     /// Ids and bytes of the tokens that text is merged into, in any order; not all ids need a token.
     pub tokens: Vec<(u32, Vec<u8>)>,
-    /// The id of each single byte.
+    /// Ids and bytes of tokens that no text becomes.
+    pub unreached: Vec<(u32, Vec<u8>)>,
+    /// The id of each single byte; where merging begins with characters, [`NO_ID`] for one that has none.
     pub byte_ids: [u32; NUM_BYTES],
+    /// How merging begins with characters; None if it begins with bytes.
+    pub characters: Option<Characters>,
     /// Merges by rank; several may make the same token.
     pub merges: Vec<Merge>,
     /// A piece that is a token as a whole is that token, even if merging would not make it.
@@ -42,7 +47,7 @@ pub struct VocabParts {
     pub added: Vec<AddedToken>,
 }
 
-/// The vocabulary of a byte-level BPE: any ids, as long as each byte has one.
+/// The vocabulary: any ids, as long as each byte has one, or merging begins with characters.
 #[derive(Debug, Clone)]
 pub struct Vocab {
     tokens: TokenTable,
@@ -54,6 +59,7 @@ pub struct Vocab {
     /// Pieces that are one token, so that merging can be left out.
     whole: FxHashMap<Box<[u8]>, u32>,
     is_ordinary: Vec<bool>,
+    characters: Option<Characters>,
     added: Vec<AddedToken>,
     special: Vec<(String, u32)>,
 }
@@ -82,7 +88,9 @@ impl Vocab {
         let added = special_tokens(special, &tokens)?;
         Self::build(VocabParts {
             tokens: (0u32..).zip(tokens).collect(),
+            unreached: vec![],
             byte_ids,
+            characters: None,
             merges: ranked,
             whole_first: false,
             added,
@@ -121,7 +129,9 @@ impl Vocab {
         }
         let whole_first = ids.is_some();
         let tokens = (0u32..).zip(ranks.iter().cloned()).filter(|(_, token)| !token.is_empty()).collect();
-        Self::assemble(VocabParts { tokens, byte_ids, merges, whole_first, added }, !whole_first)
+        let unreached = vec![];
+        let parts = VocabParts { tokens, unreached, byte_ids, characters: None, merges, whole_first, added };
+        Self::assemble(parts, !whole_first)
     }
 
     /// Builds a vocabulary from its parts.
@@ -137,22 +147,30 @@ impl Vocab {
     fn assemble(parts: VocabParts, reaches_all: bool) -> Result<Self> {
         check_added(&parts.added)?;
         let (tokens, is_ordinary) = token_table(&parts)?;
-        let mut table = MergeTable::default();
-        for merge in &parts.merges {
-            check_merge(merge, &tokens)?;
-            if !table.insert(merge.left, merge.right, merge.id) {
-                let Merge { left, right, id } = merge;
-                return Err(Error::Tokenizer(format!("merge ({left}, {right}) into id {id} is there twice")));
-            }
-        }
-        let VocabParts { byte_ids, merges, whole_first, mut added, tokens: ordinary } = parts;
+        let VocabParts { byte_ids, mut characters, merges, whole_first, mut added, tokens: ordinary, .. } = parts;
+        let table = merge_table(&merges, &tokens)?;
         added.sort_by_key(|token| token.id);
         let special =
             added.iter().filter(|token| token.special).map(|token| (token.content.clone(), token.id)).collect();
-        let whole = FxHashMap::default();
-        let mut vocab =
-            Self { tokens, byte_ids, merges, table, whole_first, reaches_all, whole, is_ordinary, added, special };
-        vocab.whole = vocab.whole_tokens(ordinary);
+        if let Some(characters) = &mut characters {
+            characters.prepare(&merges, whole_first);
+        }
+        let mut vocab = Self {
+            tokens,
+            byte_ids,
+            merges,
+            table,
+            whole_first,
+            reaches_all,
+            whole: FxHashMap::default(),
+            is_ordinary,
+            characters,
+            added,
+            special,
+        };
+        if vocab.characters.is_none() {
+            vocab.whole = vocab.whole_tokens(ordinary);
+        }
         Ok(vocab)
     }
 
@@ -212,7 +230,27 @@ impl Vocab {
         &self.special
     }
 
-    /// Adds the ids of one piece to `ids`.
+    /// How merging begins with characters; None if it begins with bytes.
+    pub fn characters(&self) -> Option<&Characters> {
+        self.characters.as_ref()
+    }
+
+    /// Adds the ids of one piece to `ids`, where merging begins with `characters`.
+    ///
+    /// Cost: O(n log n) in the longest stretch without a space, or in the piece if merges reach over spaces.
+    pub(super) fn encode_characters(&self, characters: &Characters, piece: &str, ids: &mut Vec<u32>) {
+        if let Some(id) = characters.whole(piece) {
+            ids.push(id);
+            return;
+        }
+        for part in characters.parts(piece) {
+            let start = ids.len();
+            characters.begin(part, ids);
+            self.table.apply(ids, start);
+        }
+    }
+
+    /// Adds the ids of one piece to `ids`, where merging begins with bytes.
     pub fn encode_piece(&self, piece: &[u8], ids: &mut Vec<u32>) {
         if let Some(&id) = self.whole.get(piece) {
             ids.push(id);
@@ -308,21 +346,24 @@ fn check_added(added: &[AddedToken]) -> Result<()> {
 
 /// The bytes of every id, and which ids are ordinary tokens.
 fn token_table(parts: &VocabParts) -> Result<(TokenTable, Vec<bool>)> {
-    let ordinary_ids = parts.tokens.iter().map(|&(id, _)| id);
-    let last = ordinary_ids.clone().chain(parts.added.iter().map(|token| token.id)).max();
+    let ids = parts.tokens.iter().chain(&parts.unreached).map(|&(id, _)| id);
+    let last = ids.chain(parts.added.iter().map(|token| token.id)).max();
     let num_ids = last.map_or(0, |id| id as usize + 1);
     if num_ids > MAX_IDS {
         return Err(Error::Tokenizer(format!("token ids must be below {MAX_IDS}, got {}", num_ids - 1)));
     }
     let mut bytes: Vec<Option<Vec<u8>>> = vec![None; num_ids];
-    for (id, token) in &parts.tokens {
+    for (id, token) in parts.tokens.iter().chain(&parts.unreached) {
         if bytes[*id as usize].replace(token.clone()).is_some() {
             return Err(Error::Tokenizer(format!(
                 "token ids must be there once each, got several tokens with id {id}"
             )));
         }
     }
-    let mut is_ordinary: Vec<bool> = bytes.iter().map(Option::is_some).collect();
+    let mut is_ordinary = vec![false; num_ids];
+    for &(id, _) in &parts.tokens {
+        is_ordinary[id as usize] = true;
+    }
     for token in &parts.added {
         is_ordinary[token.id as usize] = false;
         // One that merging makes as well keeps the bytes it has there.
@@ -330,6 +371,18 @@ fn token_table(parts: &VocabParts) -> Result<(TokenTable, Vec<bool>)> {
     }
     let special: Vec<u32> = parts.added.iter().filter(|token| token.special).map(|token| token.id).collect();
     Ok((TokenTable::new(bytes, &special)?, is_ordinary))
+}
+
+fn merge_table(merges: &[Merge], tokens: &TokenTable) -> Result<MergeTable> {
+    let mut table = MergeTable::default();
+    for merge in merges {
+        check_merge(merge, tokens)?;
+        let Merge { left, right, id } = *merge;
+        if !table.insert(left, right, id) {
+            return Err(Error::Tokenizer(format!("merge ({left}, {right}) into id {id} is there twice")));
+        }
+    }
+    Ok(table)
 }
 
 fn check_merge(merge: &Merge, tokens: &TokenTable) -> Result<()> {

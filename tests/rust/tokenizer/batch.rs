@@ -63,7 +63,7 @@ proptest! {
     fn offsets_slice_the_text(text in text()) {
         let tokenizer = sample_tokenizer(&Pattern::O200k);
         let ids = tokenizer.encode(&text, true).unwrap();
-        let found = offsets(tokenizer.vocab().tokens(), &ids, &text).unwrap();
+        let found = offsets(tokenizer.vocab().tokens(), tokenizer.decoder(), &ids, &text).unwrap();
         // The obvious twin: the character that each byte is part of.
         let char_of: Vec<usize> =
             text.chars().enumerate().flat_map(|(index, c)| std::iter::repeat_n(index, c.len_utf8())).collect();

@@ -1,0 +1,113 @@
+//! The way of a text to pieces where it is longer than one pattern: added tokens with flags, normalizer, stages.
+
+use super::normalizer::{Normalizer, NormalizerStep};
+use super::special::{AddedToken, Segment, SpecialMatcher};
+use super::stages::{Behavior, Needle, Stage, cut};
+use crate::Result;
+
+/// Finds added tokens, normalises what lies between and cuts it into pieces.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    normalizer: Normalizer,
+    stages: Vec<Stage>,
+    /// All added tokens.
+    all: Matchers,
+    /// Those that are not special.
+    ordinary: Matchers,
+}
+
+#[derive(Debug, Clone)]
+struct Matchers {
+    raw: SpecialMatcher,
+    normalized: SpecialMatcher,
+}
+
+/// Part of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part<'a> {
+    /// An added token's id.
+    Token(u32),
+    /// A piece to merge.
+    Piece(&'a str),
+}
+
+impl Pipeline {
+    /// Looks for `added`, then normalises, then cuts by `stages` in order.
+    pub fn new(normalizer: Normalizer, stages: Vec<Stage>, added: &[AddedToken]) -> Self {
+        let all = Matchers::new(added.iter(), &normalizer);
+        let ordinary = Matchers::new(added.iter().filter(|token| !token.special), &normalizer);
+        Self { normalizer, stages, all, ordinary }
+    }
+
+    /// The changes made to text.
+    pub fn normalizer(&self) -> &Normalizer {
+        &self.normalizer
+    }
+
+    /// The ways text is cut.
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// Whether no piece and no added token reaches over the end of a line, and no change depends on what is around it.
+    pub fn cuts_at_line_ends(&self) -> bool {
+        let keeps_lines = |stage: &Stage| match stage {
+            Stage::Pattern(pattern) => !pattern.is_custom(),
+            Stage::Split { needle, behavior, .. } => *needle == Needle::Number && *behavior != Behavior::Removed,
+            Stage::PrefixSpace | Stage::Metaspace { .. } => false,
+        };
+        let has_pattern = self.stages.iter().any(|stage| matches!(stage, Stage::Pattern(_)));
+        let only_composes = self.normalizer.steps().iter().all(|step| *step == NormalizerStep::Nfc);
+        has_pattern && self.stages.iter().all(keeps_lines) && only_composes && !self.ordinary.has_line_ends()
+    }
+
+    /// Calls `visit` with every added token and piece of `text` in order; without `allow_special`, special tokens are
+    /// text.
+    ///
+    /// # Errors
+    ///
+    /// `Tokenizer` if a custom pattern backtracks too much on this text.
+    pub fn for_each_part(&self, text: &str, allow_special: bool, visit: &mut dyn FnMut(Part<'_>)) -> Result<()> {
+        let matchers = if allow_special { &self.all } else { &self.ordinary };
+        for segment in matchers.raw.segments(text) {
+            let raw = match segment {
+                Segment::Special(id) => {
+                    visit(Part::Token(id));
+                    continue;
+                }
+                Segment::Text(raw) => raw,
+            };
+            let is_first = std::ptr::eq(raw.as_ptr(), text.as_ptr());
+            let normalized = self.normalizer.normalize(raw);
+            for segment in matchers.normalized.segments(&normalized) {
+                match segment {
+                    Segment::Special(id) => visit(Part::Token(id)),
+                    Segment::Text(part) => {
+                        let is_first = is_first && std::ptr::eq(part.as_ptr(), normalized.as_ptr());
+                        cut(&self.stages, part, is_first, &mut |piece| visit(Part::Piece(piece)))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Matchers {
+    fn has_line_ends(&self) -> bool {
+        let mut tokens = self.raw.tokens().iter().chain(self.normalized.tokens());
+        tokens.any(|token| token.content.contains(['\r', '\n']) || token.lstrip || token.rstrip || token.single_word)
+    }
+
+    fn new<'a>(added: impl Iterator<Item = &'a AddedToken>, normalizer: &Normalizer) -> Self {
+        let (mut normalized, raw): (Vec<AddedToken>, Vec<AddedToken>) =
+            added.cloned().partition(|token| token.normalized);
+        for token in &mut normalized {
+            token.content = normalizer.normalize(&token.content).into_owned();
+        }
+        normalized.retain(|token| !token.content.is_empty());
+        // Of two that are normalised to the same, the special one is found.
+        normalized.sort_by_key(|token| !token.special);
+        Self { raw: SpecialMatcher::with_flags(raw), normalized: SpecialMatcher::with_flags(normalized) }
+    }
+}
