@@ -1,6 +1,7 @@
 """`llm tokenizer` as a user meets it."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def test_info_says_what_a_tokenizer_is(directory: Path, tmp_path: Path) -> None:
     assert facts["tokenizer"] == "BPETokenizer"
     assert facts["entries"] == "280"
     assert facts["pattern"] == "gpt4 (built-in scanner)"
+    assert facts["normaliser"] == "none"
     assert facts["special tokens"] == "<|endoftext|> 279"
     assert (facts["begins a text"], facts["ends a text"], facts["fills up"]) == (
         "<|endoftext|>",
@@ -95,8 +97,11 @@ def test_info_says_what_a_tokenizer_is(directory: Path, tmp_path: Path) -> None:
     assert "' speak'" in facts["longest tokens"]
     assert facts["chat template"] == "no"
     custom = BPETokenizer.train_from_iterator(["ab"], vocab_size=258, pattern=r"\w|\W+")
-    custom.save(tmp_path / "custom")
-    assert r"custom (general regex path): \w|\W+" in run("tokenizer", "info", tmp_path / "custom").stdout
+    document = json.loads(custom.to_json()) | {"normalizer": {"type": "NFC"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    shown = run("tokenizer", "info", tmp_path / "tokenizer.json").stdout
+    assert r"custom (general regex path): \w|\W+" in shown
+    assert re.search(r"^normaliser +NFC$", shown, re.MULTILINE)
     SimpleCharacterTokenizer.train("abc").save(tmp_path / "characters")
     shown = run("tokenizer", "info", tmp_path / "characters").stdout
     assert "SimpleCharacterTokenizer" in shown

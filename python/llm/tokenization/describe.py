@@ -1,5 +1,6 @@
 """A tokenizer, its tokens and its ids in words and colours, for people to look at."""
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +40,7 @@ def describe_tokenizer(tokenizer: BaseTokenizer) -> dict[str, str]:
         "tokenizer": type(tokenizer).__name__,
         "entries": f"{tokenizer.vocab_size:,}" + (f", {unused:,} of them unused" if unused else ""),
         **pattern_fact(tokenizer),
+        **_normalizer_fact(tokenizer),
         "special tokens": ", ".join(listed) + more if special else "none",
         "begins a text": tokenizer.settings.bos_token or "none",
         "ends a text": ", ".join(tokenizer.settings.eos_tokens) or "none",
@@ -52,9 +54,15 @@ def pattern_fact(tokenizer: BaseTokenizer) -> dict[str, str]:
     """Which path text takes to pieces, where the tokenizer cuts text at all."""
     if not isinstance(tokenizer, BPETokenizer):
         return {}
-    if tokenizer.has_custom_pattern:
-        return {"pattern": f"custom (general regex path): {tokenizer.pattern}"}
-    return {"pattern": f"{tokenizer.pattern} (built-in scanner)"}
+    custom = f"custom (general regex path): {tokenizer.pattern}"
+    return {"pattern": custom if tokenizer.has_custom_pattern else f"{tokenizer.pattern} (built-in scanner)"}
+
+
+def _normalizer_fact(tokenizer: BaseTokenizer) -> dict[str, str]:
+    steps = json.loads(tokenizer.to_json()).get("normalizer")
+    if not isinstance(steps, dict):
+        return {"normaliser": "none"}
+    return {"normaliser": ", ".join(str(step["type"]) for step in steps.get("normalizers", [steps]))}
 
 
 def training_summary(tokenizer: BaseTokenizer, files: StrPath | Iterable[StrPath]) -> str:
