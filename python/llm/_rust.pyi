@@ -1,5 +1,6 @@
 """The Rust core's binding. The one stub: signatures, errors and cost."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Self, final
 
@@ -412,26 +413,52 @@ class TokenStream:
 class BPETrainer:
     """Counts pieces of text, then learns merges. The result depends on the text alone, not on threads or order."""
 
-    def __new__(cls, *, vocab_size: int, pattern: str, special_tokens: Sequence[str]) -> BPETrainer:
+    def __new__(
+        cls,
+        *,
+        vocab_size: int,
+        pattern: str,
+        special_tokens: Sequence[str],
+        min_frequency: int = 1,
+        max_token_length: int | None = None,
+        num_threads: int | None = None,
+    ) -> BPETrainer:
         """A trainer that has seen no text.
 
+        `min_frequency`: pairs seen less often are not merged; `max_token_length`: bytes of a token at most;
+        `num_threads`: None for one a core, or as many as `RAYON_NUM_THREADS` says.
+
         Raises:
-            InvalidArgumentError: `vocab_size` is below 256 + special tokens, or an unknown name of a pattern.
+            InvalidArgumentError: `vocab_size` is below 256 + special tokens, a number is not positive, more than 1,024
+                threads, or an unknown name of a pattern.
             TokenizerError: A special token is empty, repeated or a single byte, or `pattern` is a regular expression
                 that does not compile.
         """
 
-    def add(self, texts: Sequence[str]) -> None:
-        """Counts the pieces of `texts` on all cores, GIL released. Keeps only counts, never the text.
+    def add(self, texts: Sequence[str], progress: Callable[[int], object] | None = None) -> None:
+        """Counts the pieces of `texts` on all threads, GIL released. Keeps only counts, never the text.
+
+        `progress(bytes)` is called at least every 50 ms with the bytes of `texts` counted so far; what it raises ends
+        the counting, as Ctrl-C does. The trainer refuses to go on after a call that failed midway.
 
         Raises:
             InvalidArgumentError: A lone surrogate in a text.
-            TokenizerError: A custom pattern backtracks too much on one; none of `texts` is counted.
+            TokenizerError: A custom pattern backtracks too much on one.
+        """
+
+    def add_file(self, path: str | os.PathLike[str], progress: Callable[[int], object] | None = None) -> None:
+        """As `add` for the text of a file, read part by part; with a custom pattern, as a whole.
+
+        Raises:
+            DataError: It can't be read, or is not UTF-8 (with the offset of the first bad byte).
+            TokenizerError: A custom pattern backtracks too much on it.
         """
 
     def train(self, progress: Callable[[int, int], object] | None = None) -> Tokenizer:
-        """Learns merges, GIL released. `progress(done, total)` is called every 64 merges; what it raises ends training.
+        """Learns merges, GIL released.
+
+        `progress(done, total)` is called about every 64 merges; what it raises ends training, as Ctrl-C does.
 
         Raises:
-            InvalidArgumentError: No text was added.
+            InvalidArgumentError: No text was added, or adding one failed.
         """

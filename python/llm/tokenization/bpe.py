@@ -1,23 +1,21 @@
 """The byte-level BPE tokenizer: any text has ids, and every id has bytes."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from llm import _rust
 from llm.config import PatternName
-from llm.errors import DataError, TokenizerError
-from llm.tokenization.base import BaseTokenizer, text_list
-from llm.tokenization.corpus import batched_texts, corpus_files, read_corpus_file
+from llm.errors import TokenizerError
+from llm.tokenization.base import BaseTokenizer
+from llm.tokenization.corpus import corpus_files
 from llm.tokenization.files import StrPath, read_text, tokenizer_file
-from llm.tokenization.options import EncodeOptions, FlatIds, TokenIds
+from llm.tokenization.options import EncodeOptions, FlatIds, TokenIds, text_list
 from llm.tokenization.settings import TokenizerSettings
+from llm.tokenization.training import train_on_files, train_on_texts
 
 DEFAULT_SPECIAL_TOKENS = ("<|endoftext|>",)
 
@@ -42,9 +40,15 @@ class BPETokenizer(BaseTokenizer):
         vocab_size: int,
         pattern: PatternName | str = "gpt4",
         special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
+        min_frequency: int = 1,
+        max_token_length: int | None = None,
+        num_threads: int | None = None,
         progress: bool | None = None,
     ) -> Self:
         """Learns a vocabulary from text files. The same text gives the same tokenizer on any number of threads.
+
+        Files are read part by part, so memory is bounded by the distinct pieces of the text and not by its size; only a
+        regular expression needs a whole file at a time. Ctrl-C ends it at any time.
 
         Args:
             files: Files, directories (their `*.txt`) or patterns such as `corpus/*.txt`.
@@ -52,18 +56,26 @@ class BPETokenizer(BaseTokenizer):
             pattern: How text is cut into pieces that merges stay within: a name, or a regular expression in Oniguruma's
                 syntax, as in `tokenizer.json`, whose matches and what lies between them are the pieces.
             special_tokens: Tokens that are never merged and never come from ordinary text.
+            min_frequency: A pair seen less often is not merged.
+            max_token_length: Bytes of a merged token at most; None for any number.
+            num_threads: Threads to use; None for one a core, or as many as `RAYON_NUM_THREADS` says.
             progress: Show a progress bar; None shows one on a terminal.
 
         Raises:
             DataError: A file is missing or not UTF-8, a pattern matches nothing, or there is no text.
-            InvalidArgumentError: `vocab_size` is too small, or an unknown pattern.
+            InvalidArgumentError: `vocab_size` is too small, another number not positive, or an unknown pattern.
             TokenizerError: A special token is empty, repeated or a single byte, or a regular expression does not
                 compile or backtracks too much.
         """
-        trainer = _rust.BPETrainer(vocab_size=vocab_size, pattern=pattern, special_tokens=list(special_tokens))
-        paths = corpus_files(files)
-        with _progress_bar(progress) as bar:
-            return cls._train(trainer, _read_all(paths, bar), bar)
+        trainer = _rust.BPETrainer(
+            vocab_size=vocab_size,
+            pattern=pattern,
+            special_tokens=list(special_tokens),
+            min_frequency=min_frequency,
+            max_token_length=max_token_length,
+            num_threads=num_threads,
+        )
+        return cls(train_on_files(trainer, corpus_files(files), progress=progress))
 
     @classmethod
     def train_from_iterator(
@@ -73,29 +85,29 @@ class BPETokenizer(BaseTokenizer):
         vocab_size: int,
         pattern: PatternName | str = "gpt4",
         special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
+        min_frequency: int = 1,
+        max_token_length: int | None = None,
+        num_threads: int | None = None,
         progress: bool | None = None,
     ) -> Self:
         """As `train`, from texts. No piece reaches over the end of a text.
 
         Raises:
             DataError: There is no text.
-            InvalidArgumentError: An item is not text, `vocab_size` is too small, or an unknown pattern.
+            InvalidArgumentError: An item is not text, `vocab_size` is too small, another number not positive, or an
+                unknown pattern.
             TokenizerError: A special token is empty, repeated or a single byte, or a regular expression does not
                 compile or backtracks too much.
         """
-        trainer = _rust.BPETrainer(vocab_size=vocab_size, pattern=pattern, special_tokens=list(special_tokens))
-        with _progress_bar(progress) as bar:
-            return cls._train(trainer, texts, bar)
-
-    @classmethod
-    def _train(cls, trainer: _rust.BPETrainer, texts: Iterable[str], bar: Progress) -> Self:
-        num_characters = 0
-        for batch in batched_texts(texts):
-            trainer.add(batch)
-            num_characters += sum(map(len, batch))
-        if num_characters == 0:
-            raise DataError("a corpus must have text to learn from, got an empty one")
-        return cls(trainer.train(_merge_reporter(bar)))
+        trainer = _rust.BPETrainer(
+            vocab_size=vocab_size,
+            pattern=pattern,
+            special_tokens=list(special_tokens),
+            min_frequency=min_frequency,
+            max_token_length=max_token_length,
+            num_threads=num_threads,
+        )
+        return cls(train_on_texts(trainer, texts, progress=progress))
 
     @classmethod
     def from_pretrained(cls, path: StrPath) -> Self:
@@ -194,30 +206,3 @@ class BPETokenizer(BaseTokenizer):
 
     def _encode_flat(self, texts: list[str], plan: _rust.EncodePlan | None, num_threads: int | None) -> FlatIds:
         return FlatIds(*self._core.encode_batch_flat(texts, plan, num_threads))
-
-
-def _progress_bar(progress: bool | None) -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (console.is_terminal if progress is None else progress),
-    )
-
-
-def _read_all(paths: Sequence[Path], bar: Progress) -> Iterator[str]:
-    for path in bar.track(paths, description="Reading files"):
-        yield read_corpus_file(path)
-
-
-def _merge_reporter(bar: Progress) -> Callable[[int, int], None]:
-    task = bar.add_task("Learning merges", total=None)
-
-    def report(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-
-    return report

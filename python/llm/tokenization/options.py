@@ -1,6 +1,6 @@
 """What every way to encode takes by keyword, and what that means for one tokenizer."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
@@ -133,6 +133,22 @@ def length(name: str, value: int | None) -> int | None:
         InvalidArgumentError: It is not.
     """
     return _positive(name, value, 1)
+
+
+def text_list(texts: Iterable[str]) -> list[str]:
+    """The texts of a batch.
+
+    Raises:
+        InvalidArgumentError: It is one text.
+    """
+    if isinstance(texts, str):
+        raise InvalidArgumentError("`texts` must be a collection of texts, got one `str`\nhint: pass `[text]`")
+    return texts if isinstance(texts, list) else list(texts)
+
+
+def hashable(value: object) -> object:
+    """The value of an option as part of a key."""
+    return frozenset(value) if isinstance(value, Collection) and not isinstance(value, str) else value
 
 
 def _positive(name: str, value: Any, least: int) -> int | None:

@@ -40,7 +40,7 @@ impl PyEncodePlan {
         let allowed = SpecialMatcher::new(&allowed.collect::<PyResult<Vec<(String, u32)>>>()?);
         let side = if truncate_left { Side::Left } else { Side::Right };
         let inner = EncodePlan::new(
-            if allow_all { Allowed::All } else { Allowed::Some(allowed.clone()) },
+            if allow_all { Allowed::All } else { Allowed::Some(Box::new(allowed.clone())) },
             disallowed,
             around,
             max_length.map(|max_length| (max_length, side)),

@@ -14,7 +14,7 @@ pub enum Allowed {
     /// All of the tokenizer's.
     All,
     /// These.
-    Some(SpecialMatcher),
+    Some(Box<SpecialMatcher>),
 }
 
 /// Where a text that is too long is cut.

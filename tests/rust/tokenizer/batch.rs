@@ -86,7 +86,7 @@ fn chosen_special_tokens_become_ids_and_forbidden_ones_are_named() {
     };
     // Chosen alone, the short token is found where all together find the long one.
     let e = tokenizer.encode("é", false).unwrap();
-    let chosen = plan(Allowed::Some(SpecialMatcher::new(std::slice::from_ref(&end))), (vec![], vec![]), None);
+    let chosen = plan(Allowed::Some(Box::new(SpecialMatcher::new(std::slice::from_ref(&end)))), (vec![], vec![]), None);
     assert_eq!(encode(&chosen).unwrap(), [&e[..], &[end.1, end.1]].concat());
     let all = plan(Allowed::All, (vec![], vec![]), None);
     assert_eq!(encode(&all).unwrap(), tokenizer.encode(&text, true).unwrap());

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from llm.cli.tokenizer.options import Threads
+
 EXAMPLE = "Example:  llm tokenizer train corpus.txt --vocab-size 8192 --out tokenizers/mine"
 
 
@@ -17,6 +19,9 @@ def train(
     special_token: Annotated[
         list[str] | None, typer.Option(help="Never merged, never from ordinary text; may be repeated.")
     ] = None,
+    min_frequency: Annotated[int, typer.Option(min=1, help="A pair seen less often is not merged.")] = 1,
+    max_token_length: Annotated[int | None, typer.Option(min=1, help="Bytes of a merged token at most.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Train a byte-level BPE tokenizer."""
     from llm.tokenization import BPETokenizer
@@ -24,7 +29,15 @@ def train(
     from llm.tokenization.describe import training_summary
 
     special_tokens = DEFAULT_SPECIAL_TOKENS if special_token is None else special_token
-    tokenizer = BPETokenizer.train(files, vocab_size=vocab_size, pattern=pattern, special_tokens=special_tokens)
+    tokenizer = BPETokenizer.train(
+        files,
+        vocab_size=vocab_size,
+        pattern=pattern,
+        special_tokens=special_tokens,
+        min_frequency=min_frequency,
+        max_token_length=max_token_length,
+        num_threads=threads,
+    )
     tokenizer.save(out)
     print(f"{out}: {training_summary(tokenizer, files)}")
     print(f"next:  llm tokenizer encode {out} 'Once upon' --pieces   ·   llm train --tokenizer {out} …")
