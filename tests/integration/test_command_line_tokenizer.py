@@ -35,6 +35,17 @@ def test_train_says_what_came_out(corpus_file: Path, tmp_path: Path) -> None:
     assert f"llm tokenizer encode {out}" in done.stdout
 
 
+def test_train_keeps_its_limits(corpus_file: Path, tmp_path: Path) -> None:
+    limits = ("--min-frequency", 40, "--max-token-length", 3, "--threads", 2)
+    done = run("tokenizer", "train", corpus_file, "--vocab-size", 2000, "--out", tmp_path, *limits)
+    assert done.returncode == 0, done.stderr
+    expected = BPETokenizer.train(corpus_file, vocab_size=2000, min_frequency=40, max_token_length=3)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.token_bytes() == expected.token_bytes()
+    assert 256 < tokenizer.vocab_size < 2000
+    assert max(len(token) for token in tokenizer.token_bytes()[:-1] if token) == 3
+
+
 def test_encode_and_decode_are_each_others_inverse(directory: Path) -> None:
     ids = load_tokenizer(directory).encode(TEXT)
     by_argument = run("tokenizer", "encode", directory, TEXT)
@@ -143,6 +154,7 @@ def test_bad_input_is_one_message_and_exit_code_2(directory: Path, tmp_path: Pat
         (("info", tmp_path), ["no such file"]),
         ((*train, "--pattern", "gpt5"), ["pattern", "gpt5"]),
         ((*train, "--pattern", "(a"), ["(a"]),
+        ((*train, "--threads", "2000"), ["num_threads", "2000"]),
         ((*train, "--special-token", "a"), ["special token", '"a"']),
         ((*train, "--special-token", "<a>", "--special-token", "<a>"), ["special token", "<a>"]),
         (("train", nowhere, "--vocab-size", "300", "--out", tmp_path / "out"), ["nowhere: no such file"]),
