@@ -148,7 +148,8 @@ class BaseTokenizer(abc.ABC):
             InvalidArgumentError: A lone surrogate or a disallowed special token in `text`, there is no BOS or EOS to
                 add, or an option's value is not allowed.
         """
-        return cast(list[int], self.encode_to_numpy(text, **options).tolist())
+        ids: list[int] = self.encode_to_numpy(text, **options).tolist()
+        return ids
 
     def encode_to_numpy(self, text: str, **options: Unpack[EncodeOptions]) -> NDArray[np.uint32]:
         """As `encode`, as uint32 (T,) without a Python object per id."""

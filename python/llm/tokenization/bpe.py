@@ -146,9 +146,10 @@ class BPETokenizer(BaseTokenizer):
 
     def encode(self, text: str, **options: Unpack[EncodeOptions]) -> list[int]:
         """The ids of `text`; see `BaseTokenizer.encode`."""
-        if options:
-            return super().encode(text, **options)
-        return self._core.encode(text)
+        if not options:
+            return self._core.encode(text)
+        ids: list[int] = self._core.encode_planned(text, self._plan(options)).tolist()
+        return ids
 
     def encode_to_numpy(self, text: str, **options: Unpack[EncodeOptions]) -> NDArray[np.uint32]:
         """The ids of `text` as an array; see `BaseTokenizer.encode_to_numpy`."""
