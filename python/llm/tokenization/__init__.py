@@ -4,7 +4,7 @@ from llm.tokenization.base import BaseTokenizer
 from llm.tokenization.bpe import BPETokenizer
 from llm.tokenization.character import SimpleCharacterTokenizer
 from llm.tokenization.chat import TEMPLATES, ChatTemplate, encode_chat, render_chat, use_chat_template
-from llm.tokenization.formats import load_tokenizer
+from llm.tokenization.formats import load_tokenizer, write_tokenizer
 from llm.tokenization.settings import TokenizerSettings
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "load_tokenizer",
     "render_chat",
     "use_chat_template",
+    "write_tokenizer",
 ]

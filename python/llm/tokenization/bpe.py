@@ -1,6 +1,6 @@
 """The byte-level BPE tokenizer: any text has ids, and every id has bytes."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self, get_args
 
@@ -11,10 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from llm import _rust
 from llm.config import PatternName
-from llm.errors import DataError, TokenizerError
+from llm.errors import DataError
 from llm.tokenization.base import BaseTokenizer, TokenIds
 from llm.tokenization.corpus import batched_texts, corpus_files, read_corpus_file
-from llm.tokenization.files import StrPath, read_text, tokenizer_file
+from llm.tokenization.files import StrPath
+from llm.tokenization.readers import ReadOptions, read_vocabulary
 from llm.tokenization.settings import TokenizerSettings
 
 DEFAULT_SPECIAL_TOKENS = ("<|endoftext|>",)
@@ -96,14 +97,29 @@ class BPETokenizer(BaseTokenizer):
         return cls(trainer.train(_merge_reporter(bar)))
 
     @classmethod
-    def from_pretrained(cls, path: StrPath) -> Self:
-        """Reads a directory or a `tokenizer.json`; see `BaseTokenizer.from_pretrained`."""
-        file = tokenizer_file(path)
-        text, settings = read_text(file), TokenizerSettings.load(file.parent)
-        try:
-            return cls(_rust.Tokenizer.from_json(text), settings)
-        except TokenizerError as error:
-            raise TokenizerError(f"{file}: {error}") from error
+    def from_pretrained(
+        cls,
+        path: StrPath,
+        *,
+        pattern: PatternName | str | None = None,
+        special_tokens: Mapping[str, int] | None = None,
+        allow_pickle: bool = False,
+    ) -> Self:
+        """Reads a tokenizer in any format.
+
+        Args:
+            path: A directory (ours, Hugging Face's, or GPT-2's pair of files), a `tokenizer.json`, a rank file
+                (`*.tiktoken`, Llama 3's `tokenizer.model`), `vocab.json` or `merges.txt`, or a `*.gguf` file.
+            pattern: How text is cut, for a file that does not say it and is not a published one.
+            special_tokens: Special tokens and their ids, for the same.
+            allow_pickle: Read a pickled tokenizer; only plain values and tiktoken's `Encoding` are taken from it.
+
+        Raises:
+            FileError: There is no such file.
+            TokenizerError: It is broken, of another kind, or has a component that is not supported (named).
+        """
+        options = ReadOptions(pattern=pattern, special_tokens=special_tokens, allow_pickle=allow_pickle)
+        return cls(*read_vocabulary(path, options))
 
     @property
     def vocab_size(self) -> int:
@@ -124,6 +140,11 @@ class BPETokenizer(BaseTokenizer):
     def cuts_at_line_ends(self) -> bool:
         """Whether long text may be encoded in parts; see `BaseTokenizer.cuts_at_line_ends`."""
         return self._core.cuts_at_line_ends
+
+    @property
+    def template(self) -> tuple[list[int], list[int]] | None:
+        """Ids before and after a text where special tokens are asked for, as the file says; None if it says none."""
+        return self._core.template
 
     @property
     def special_tokens(self) -> dict[str, int]:
