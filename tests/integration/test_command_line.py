@@ -12,7 +12,7 @@ import pytest
 LLM_COMMAND = str(Path(sys.executable).parent / "llm")
 VERBS = [
     *((verb,) for verb in ("train", "generate", "chat", "serve", "info", "demo")),
-    *(("tokenizer", verb) for verb in ("train", "encode", "decode", "info", "bench")),
+    *(("tokenizer", verb) for verb in ("train", "encode", "decode", "info", "convert", "bench")),
 ]
 
 

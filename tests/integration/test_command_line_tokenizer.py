@@ -119,6 +119,24 @@ def test_info_says_what_a_tokenizer_is(directory: Path, tmp_path: Path) -> None:
     assert "pattern" not in shown
 
 
+def test_convert_goes_to_any_format_and_back(directory: Path, tmp_path: Path) -> None:
+    ids = load_tokenizer(directory).encode(TEXT, allow_special=True)
+    again = ("--pattern", "gpt4", "--special-token", "<|endoftext|>=279")
+    targets = [
+        ("other", (), "directory", ()),
+        ("mine.json", (), "tokenizer.json", ()),
+        ("mine.tiktoken", (), "tiktoken", again),
+        ("other.json", ("--to", "directory"), "directory", ()),
+    ]
+    for name, to, format, options in targets:
+        out = tmp_path / name
+        done = run("tokenizer", "convert", directory, out, *to)
+        assert (done.returncode, done.stdout) == (0, f"{out}: {format}, 280 entries\n"), done.stderr
+        done = run("tokenizer", "encode", out, TEXT, "--allow-special", "--json", *options)
+        assert done.returncode == 0, (name, done.stderr)
+        assert json.loads(done.stdout) == ids, name
+
+
 def test_bench_shows_a_table(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT * 200, encoding="utf-8")
     done = run("tokenizer", "bench", directory, tmp_path / "text.txt", "--seconds", 0.01, "--threads", 1)
@@ -144,14 +162,16 @@ def test_bad_input_is_one_message_and_exit_code_2(directory: Path, tmp_path: Pat
     nowhere = tmp_path / "nowhere"
     train = ("train", corpus_file, "--vocab-size", "300", "--out", tmp_path / "out")
     cases = [
-        (("encode", nowhere, "a"), ["no such file", "hint:"]),
+        (("encode", nowhere, "a"), ["nowhere", "hint:"]),
         (("encode", directory, "a", "--file", latin), ["from an argument or `--file`, got both"]),
         (("encode", directory, "--file", latin), ["must be UTF-8, got byte 0xf6 at offset 2"]),
         (("encode", directory, "--file", nowhere), ["nowhere", "can't be read"]),
         (("decode", directory, "1", "x2"), ["token ids must be whole numbers, got 'x2'"]),
         (("decode", directory, "1", "280"), ["(0 to 279), got 280"]),
+        (("convert", directory, tmp_path / "out", "--to", "xml"), ["a format must be one of ['directory', ", "'xml'"]),
+        (("info", directory, "--special-token", "<|a|>"), ["given as TOKEN=ID, got '<|a|>'", "hint:"]),
         (("bench", directory, empty), ["a bench must have text"]),
-        (("info", tmp_path), ["no such file"]),
+        (("info", tmp_path), ["must have tokenizer.json", "got none", "hint:"]),
         ((*train, "--pattern", "gpt5"), ["pattern", "gpt5"]),
         ((*train, "--pattern", "(a"), ["(a"]),
         ((*train, "--threads", "2000"), ["num_threads", "2000"]),

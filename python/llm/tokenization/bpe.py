@@ -1,7 +1,7 @@
 """The byte-level BPE tokenizer: any text has ids, and every id has bytes."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self, Unpack, get_args
 
 import numpy as np
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from llm import _rust
 from llm.config import PatternName
-from llm.errors import TokenizerError
 from llm.tokenization.base import BaseTokenizer
 from llm.tokenization.corpus import corpus_files
-from llm.tokenization.files import StrPath, read_text, tokenizer_file
+from llm.tokenization.files import StrPath
 from llm.tokenization.options import EncodeOptions, FlatIds, TokenIds, text_list
+from llm.tokenization.readers import ReadOptions, read_vocabulary
 from llm.tokenization.settings import TokenizerSettings
 from llm.tokenization.training import train_on_files, train_on_texts
 
@@ -110,14 +110,29 @@ class BPETokenizer(BaseTokenizer):
         return cls(train_on_texts(trainer, texts, progress=progress))
 
     @classmethod
-    def from_pretrained(cls, path: StrPath) -> Self:
-        """Reads a directory or a `tokenizer.json`; see `BaseTokenizer.from_pretrained`."""
-        file = tokenizer_file(path)
-        text, settings = read_text(file), TokenizerSettings.load(file.parent)
-        try:
-            return cls(_rust.Tokenizer.from_json(text), settings)
-        except TokenizerError as error:
-            raise TokenizerError(f"{file}: {error}") from error
+    def from_pretrained(
+        cls,
+        path: StrPath,
+        *,
+        pattern: PatternName | str | None = None,
+        special_tokens: Mapping[str, int] | None = None,
+        allow_pickle: bool = False,
+    ) -> Self:
+        """Reads a tokenizer in any format.
+
+        Args:
+            path: A directory (ours, Hugging Face's, or GPT-2's pair of files), a `tokenizer.json`, a rank file
+                (`*.tiktoken`, Llama 3's `tokenizer.model`), `vocab.json` or `merges.txt`, or a `*.gguf` file.
+            pattern: How text is cut, for a file that does not say it and is not a published one.
+            special_tokens: Special tokens and their ids, for the same.
+            allow_pickle: Read a pickled tokenizer; only plain values and tiktoken's `Encoding` are taken from it.
+
+        Raises:
+            FileError: There is no such file.
+            TokenizerError: It is broken, of another kind, or has a component that is not supported (named).
+        """
+        options = ReadOptions(pattern=pattern, special_tokens=special_tokens, allow_pickle=allow_pickle)
+        return cls(*read_vocabulary(path, options))
 
     @property
     def vocab_size(self) -> int:
@@ -138,6 +153,11 @@ class BPETokenizer(BaseTokenizer):
     def cuts_at_line_ends(self) -> bool:
         """Whether long text may be encoded in parts; see `BaseTokenizer.cuts_at_line_ends`."""
         return self._core.cuts_at_line_ends
+
+    @property
+    def template(self) -> tuple[list[int], list[int]] | None:
+        """Ids before and after a text where special tokens are asked for, as the file says; None if it says none."""
+        return self._core.template
 
     @property
     def special_tokens(self) -> dict[str, int]:

@@ -16,7 +16,6 @@ pub struct Characters {
     /// Tokens by name, if a piece that is one as a whole is not merged.
     whole: FxHashMap<Box<str>, u32>,
     byte_ids: Option<[u32; NUM_BYTES]>,
-    unknown: Option<Unknown>,
     cuts_at_spaces: bool,
 }
 
@@ -29,10 +28,36 @@ pub struct Unknown {
     pub fuse: bool,
 }
 
+/// Unknowns in a row, of which the last waits for what follows.
+pub(super) struct UnknownRun {
+    pub(super) unknown: Option<Unknown>,
+    pub(super) is_open: bool,
+}
+
+impl UnknownRun {
+    pub(super) fn known(&mut self, id: u32, ids: &mut Vec<u32>) {
+        self.close(ids);
+        ids.push(id);
+    }
+
+    pub(super) fn unknown(&mut self, ids: &mut Vec<u32>) {
+        if self.unknown.is_some_and(|unknown| !unknown.fuse) {
+            self.close(ids);
+        }
+        self.is_open = true;
+    }
+
+    pub(super) fn close(&mut self, ids: &mut Vec<u32>) {
+        if std::mem::take(&mut self.is_open) {
+            ids.extend(self.unknown.map(|unknown| unknown.id));
+        }
+    }
+}
+
 impl Characters {
-    /// Takes the name of each id, the id of each byte if bytes stand in for what is no token ([`NO_ID`] for a byte
-    /// without one), and the token for the rest, which is left out without one.
-    pub fn new(names: Vec<Box<str>>, byte_ids: Option<[u32; NUM_BYTES]>, unknown: Option<Unknown>) -> Self {
+    /// Takes the name of each id, and the id of each byte ([`NO_ID`] for one without) if bytes stand in for what is no
+    /// token.
+    pub fn new(names: Vec<Box<str>>, byte_ids: Option<[u32; NUM_BYTES]>) -> Self {
         let mut ids = FxHashMap::default();
         for (id, name) in (0u32..).zip(&names) {
             let mut characters = name.chars();
@@ -40,7 +65,7 @@ impl Characters {
                 ids.insert(character, id);
             }
         }
-        Self { names, ids, whole: FxHashMap::default(), byte_ids, unknown, cuts_at_spaces: false }
+        Self { names, ids, whole: FxHashMap::default(), byte_ids, cuts_at_spaces: false }
     }
 
     /// Learns what the merges allow: whole pieces first, or cutting before spaces, which changes no ids where no merge
@@ -60,16 +85,6 @@ impl Characters {
     /// The name of each id; empty where there is none.
     pub fn names(&self) -> &[Box<str>] {
         &self.names
-    }
-
-    /// The token for what has no other.
-    pub fn unknown(&self) -> Option<Unknown> {
-        self.unknown
-    }
-
-    /// Whether bytes stand in for characters that are no token.
-    pub fn has_byte_fallback(&self) -> bool {
-        self.byte_ids.is_some()
     }
 
     /// The token that `piece` is as a whole, if such tokens are not merged.
@@ -92,21 +107,16 @@ impl Characters {
     ///
     /// An unknown character waits for the next known one, and bytes that stand in for another overtake it: Hugging
     /// Face's way, seen only where some bytes have no token.
-    pub(super) fn begin(&self, part: &str, ids: &mut Vec<u32>) {
-        let mut waiting = None;
+    pub(super) fn begin(&self, part: &str, unknown: Option<Unknown>, ids: &mut Vec<u32>) {
+        let mut run = UnknownRun { unknown, is_open: false };
         for character in part.chars() {
-            if let Some(&id) = self.ids.get(&character) {
-                ids.extend(waiting.take());
-                ids.push(id);
-            } else if !self.push_bytes(character, ids)
-                && let Some(unknown) = self.unknown
-                && let Some(before) = waiting.replace(unknown.id)
-                && !unknown.fuse
-            {
-                ids.push(before);
+            match self.ids.get(&character) {
+                Some(&id) => run.known(id, ids),
+                None if self.push_bytes(character, ids) => (),
+                None => run.unknown(ids),
             }
         }
-        ids.extend(waiting);
+        run.close(ids);
     }
 
     /// Adds the tokens of the character's bytes, if each has one.

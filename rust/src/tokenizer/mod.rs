@@ -112,7 +112,7 @@ impl Tokenizer {
         match (part, self.vocab.characters()) {
             (Part::Token(id), _) => ids.push(id),
             (Part::Piece(piece), Some(characters)) => self.vocab.encode_characters(characters, piece, ids),
-            (Part::Piece(piece), None) => self.vocab.encode_piece(piece.as_bytes(), ids),
+            (Part::Piece(piece), None) => self.vocab.encode_any_bytes(piece.as_bytes(), ids),
         }
     }
 

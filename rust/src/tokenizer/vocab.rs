@@ -3,7 +3,7 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::bpe::MergeTable;
-use super::characters::Characters;
+use super::characters::{Characters, Unknown, UnknownRun};
 use super::special::AddedToken;
 use super::stream::TokenTable;
 use crate::{Error, Result};
@@ -35,8 +35,10 @@ pub struct VocabParts {
     pub tokens: Vec<(u32, Vec<u8>)>,
     /// Ids and bytes of tokens that no text becomes.
     pub unreached: Vec<(u32, Vec<u8>)>,
-    /// The id of each single byte; where merging begins with characters, [`NO_ID`] for one that has none.
+    /// The id of each single byte, [`NO_ID`] for one that has none.
     pub byte_ids: [u32; NUM_BYTES],
+    /// The token for a byte or character that has none; without it, such a one is left out.
+    pub unknown: Option<Unknown>,
     /// How merging begins with characters; None if it begins with bytes.
     pub characters: Option<Characters>,
     /// Merges by rank; several may make the same token.
@@ -52,6 +54,7 @@ pub struct VocabParts {
 pub struct Vocab {
     tokens: TokenTable,
     byte_ids: [u32; NUM_BYTES],
+    unknown: Option<Unknown>,
     merges: Vec<Merge>,
     table: MergeTable,
     whole_first: bool,
@@ -90,6 +93,7 @@ impl Vocab {
             tokens: (0u32..).zip(tokens).collect(),
             unreached: vec![],
             byte_ids,
+            unknown: None,
             characters: None,
             merges: ranked,
             whole_first: false,
@@ -130,7 +134,8 @@ impl Vocab {
         let whole_first = ids.is_some();
         let tokens = (0u32..).zip(ranks.iter().cloned()).filter(|(_, token)| !token.is_empty()).collect();
         let unreached = vec![];
-        let parts = VocabParts { tokens, unreached, byte_ids, characters: None, merges, whole_first, added };
+        let (unknown, characters) = (None, None);
+        let parts = VocabParts { tokens, unreached, byte_ids, unknown, characters, merges, whole_first, added };
         Self::assemble(parts, !whole_first)
     }
 
@@ -147,7 +152,8 @@ impl Vocab {
     fn assemble(parts: VocabParts, reaches_all: bool) -> Result<Self> {
         check_added(&parts.added)?;
         let (tokens, is_ordinary) = token_table(&parts)?;
-        let VocabParts { byte_ids, mut characters, merges, whole_first, mut added, tokens: ordinary, .. } = parts;
+        let VocabParts { byte_ids, unknown, mut characters, merges, whole_first, mut added, tokens: ordinary, .. } =
+            parts;
         let table = merge_table(&merges, &tokens)?;
         added.sort_by_key(|token| token.id);
         let special =
@@ -158,6 +164,7 @@ impl Vocab {
         let mut vocab = Self {
             tokens,
             byte_ids,
+            unknown,
             merges,
             table,
             whole_first,
@@ -191,7 +198,7 @@ impl Vocab {
         &self.tokens
     }
 
-    /// The id of each single byte.
+    /// The id of each single byte; [`NO_ID`] for one that has none, as in vocabularies learned from text without it.
     pub fn byte_ids(&self) -> &[u32; NUM_BYTES] {
         &self.byte_ids
     }
@@ -245,12 +252,34 @@ impl Vocab {
         }
         for part in characters.parts(piece) {
             let start = ids.len();
-            characters.begin(part, ids);
+            characters.begin(part, self.unknown, ids);
             self.table.apply(ids, start);
         }
     }
 
-    /// Adds the ids of one piece to `ids`, where merging begins with bytes.
+    /// Whether all bytes that text can have are tokens.
+    pub fn has_all_bytes(&self) -> bool {
+        (0..=u8::MAX).all(|byte| matches!(byte, 0xC0 | 0xC1 | 0xF5..) || self.byte_ids[byte as usize] != NO_ID)
+    }
+
+    /// Adds the ids of one piece to `ids`, some bytes of which may be no token.
+    pub(super) fn encode_any_bytes(&self, piece: &[u8], ids: &mut Vec<u32>) {
+        if piece.iter().all(|&byte| self.byte_ids[byte as usize] != NO_ID) {
+            return self.encode_piece(piece, ids);
+        }
+        let start = ids.len();
+        let mut run = UnknownRun { unknown: self.unknown, is_open: false };
+        for &byte in piece {
+            match self.byte_ids[byte as usize] {
+                NO_ID => run.unknown(ids),
+                id => run.known(id, ids),
+            }
+        }
+        run.close(ids);
+        self.table.apply(ids, start);
+    }
+
+    /// Adds the ids of one piece to `ids`, where merging begins with bytes, each of them a token.
     pub fn encode_piece(&self, piece: &[u8], ids: &mut Vec<u32>) {
         if let Some(&id) = self.whole.get(piece) {
             ids.push(id);

@@ -177,6 +177,7 @@ fn parts(tokens: &[(u32, &str)], merges: &[(u32, u32, u32)]) -> VocabParts {
     VocabParts {
         tokens: bytes.chain(tokens.iter().map(|&(id, text)| (id, text.as_bytes().to_vec()))).collect(),
         unreached: vec![],
+        unknown: None,
         characters: None,
         byte_ids: std::array::from_fn(|byte| 10 + byte as u32),
         merges: merges.iter().map(|&(left, right, id)| Merge { left, right, id }).collect(),

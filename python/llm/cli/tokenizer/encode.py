@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llm.cli.tokenizer.options import TokenizerPath
+from llm.cli.tokenizer.options import AllowPickle, Pattern, SpecialTokens, TokenizerPath, open_tokenizer
 
 EXAMPLE = "Example:  llm tokenizer encode tokenizers/mine 'To be, or not to be' --pieces"
 
@@ -19,12 +19,14 @@ def encode(
     allow_special: Annotated[bool, typer.Option("--allow-special", help="Special tokens become their id.")] = False,
     add_bos: Annotated[bool, typer.Option("--add-bos", help="Begin with BOS.")] = False,
     add_eos: Annotated[bool, typer.Option("--add-eos", help="End with EOS.")] = False,
+    pattern: Pattern = None,
+    special_token: SpecialTokens = None,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Turn text into token ids, one line of numbers."""
-    from llm.tokenization import load_tokenizer
     from llm.tokenization.describe import input_text, print_pieces
 
-    tokenizer = load_tokenizer(path)
+    tokenizer = open_tokenizer(path, pattern, special_token, allow_pickle)
     content = input_text(text, file, sys.stdin.buffer)
     ids = tokenizer.encode(content, allow_special=allow_special, add_bos=add_bos, add_eos=add_eos)
     if pieces:

@@ -124,6 +124,7 @@ impl Tokenizer {
         let components = Components::read(&document, raw_names);
         let pipeline = Pipeline::new(normalizer, stages, vocab.added());
         let is_plain = vocab.characters().is_none()
+            && vocab.has_all_bytes()
             && pipeline.normalizer().steps().is_empty()
             && matches!(pipeline.stages(), [Stage::Pattern(_)])
             && vocab.added().iter().all(AddedToken::is_plain);

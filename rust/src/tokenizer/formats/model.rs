@@ -81,6 +81,7 @@ pub fn read_model(
         tokens: vec![],
         unreached: vec![],
         byte_ids: [NO_ID; NUM_BYTES],
+        unknown: read_unknown(model, &ids)?,
         characters: None,
         merges: read_merges(model, &ids)?,
         whole_first: flag(model, "ignore_merges", false)?,
@@ -88,11 +89,23 @@ pub fn read_model(
     };
     let mut raw_names = Vec::new();
     if is_byte_level {
-        raw_names = add_byte_level(&mut parts, &ids)?;
+        raw_names = add_byte_level(&mut parts, &ids);
+        if parts.byte_ids.contains(&NO_ID) {
+            expect(model, "byte_fallback", "false where bytes are missing", |value| value.is_null() || value == false)?;
+        }
     } else {
         add_characters(&mut parts, model, &ids, token_text)?;
     }
     Ok((Vocab::build(parts)?, raw_names))
+}
+
+fn read_unknown(model: &Value, ids: &Ids<'_>) -> Result<Option<Unknown>> {
+    if model["unk_token"].is_null() {
+        return Ok(None);
+    }
+    let id = ids.get(text(model, "unk_token")?).copied();
+    let id = id.ok_or_else(|| unsupported("unk_token", "in `model.vocab`", &model["unk_token"]))?;
+    Ok(Some(Unknown { id, fuse: flag(model, "fuse_unk", false)? }))
 }
 
 fn read_ids(model: &Value) -> Result<Ids<'_>> {
@@ -156,15 +169,14 @@ fn read_added(token: &Value, ids: &Ids<'_>) -> Result<AddedToken> {
 }
 
 /// Adds tokens whose names stand for bytes; returns the names of those that don't.
-fn add_byte_level(parts: &mut VocabParts, ids: &Ids<'_>) -> Result<Vec<(u32, String)>> {
+fn add_byte_level(parts: &mut VocabParts, ids: &Ids<'_>) -> Vec<(u32, String)> {
     let bytes: FxHashMap<char, u8> = byte_characters().into_iter().zip(0..=u8::MAX).collect();
     let mut made = FxHashSet::from_iter(parts.merges.iter().map(|merge| merge.id));
     for (byte, character) in byte_characters().into_iter().enumerate() {
-        let Some(&id) = ids.get(character.encode_utf8(&mut [0; 4]) as &str) else {
-            return Err(Error::Tokenizer(format!("byte {byte} ({character:?}) must be in `model.vocab`")));
-        };
-        parts.byte_ids[byte] = id;
-        made.insert(id);
+        if let Some(&id) = ids.get(character.encode_utf8(&mut [0; 4]) as &str) {
+            parts.byte_ids[byte] = id;
+            made.insert(id);
+        }
     }
     let added: FxHashSet<&str> = parts.added.iter().map(|token| token.content.as_str()).collect();
     let mut raw_names = Vec::new();
@@ -184,7 +196,7 @@ fn add_byte_level(parts: &mut VocabParts, ids: &Ids<'_>) -> Result<Vec<(u32, Str
     }
     parts.tokens.sort_unstable();
     raw_names.sort_unstable();
-    Ok(raw_names)
+    raw_names
 }
 
 /// Adds tokens whose names are text.
@@ -201,22 +213,13 @@ fn add_characters(parts: &mut VocabParts, model: &Value, ids: &Ids<'_>, token_te
     for (byte, id) in parts.byte_ids.iter_mut().enumerate() {
         *id = ids.get(format!("<0x{byte:02X}>").as_str()).copied().unwrap_or(NO_ID);
     }
-    let unknown = match &model["unk_token"] {
-        Value::Null => None,
-        _ => {
-            let name = text(model, "unk_token")?;
-            let id = ids.get(name).copied();
-            let id = id.ok_or_else(|| unsupported("unk_token", "in `model.vocab`", &model["unk_token"]))?;
-            Some(Unknown { id, fuse: flag(model, "fuse_unk", false)? })
-        }
-    };
     let byte_ids = flag(model, "byte_fallback", false)?.then_some(parts.byte_ids);
     parts.tokens = (0u32..)
         .zip(&names)
         .filter(|(_, name)| !name.is_empty())
         .map(|(id, name)| (id, token_text.bytes(name)))
         .collect();
-    parts.characters = Some(Characters::new(names, byte_ids, unknown));
+    parts.characters = Some(Characters::new(names, byte_ids));
     Ok(())
 }
 
