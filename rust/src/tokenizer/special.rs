@@ -104,7 +104,12 @@ impl SpecialMatcher {
     ///
     /// Cost: O(text · longest token).
     pub fn segments<'a>(&'a self, text: &'a str) -> impl Iterator<Item = Segment<'a>> {
-        Segments { matcher: self, text, searched: 0, done: 0, found: None }
+        self.allowed_segments(text, true)
+    }
+
+    /// As [`SpecialMatcher::segments`]; without `allow_special`, special tokens are text, in which no other is found.
+    pub fn allowed_segments<'a>(&'a self, text: &'a str, allow_special: bool) -> impl Iterator<Item = Segment<'a>> {
+        Segments { matcher: self, text, allow_special, searched: 0, done: 0, found: None }
     }
 
     /// Start, end and token of the first from `from` on.
@@ -139,6 +144,7 @@ impl Node {
 struct Segments<'a> {
     matcher: &'a SpecialMatcher,
     text: &'a str,
+    allow_special: bool,
     /// Where the next search begins.
     searched: usize,
     /// Up to where the text was given out.
@@ -172,7 +178,7 @@ impl<'a> Iterator for Segments<'a> {
 impl Segments<'_> {
     /// Start, end and id of the next token, with the white space it takes in.
     ///
-    /// A token that must be a word alone and is not still hides those inside it; one that takes in white space does not
+    /// A special token that is not allowed, or one that must be a word alone and is not, still hides those inside it; one that takes in white space does not
     /// hide tokens in there. Both are Hugging Face's way.
     fn next_token(&mut self) -> Option<(usize, usize, u32)> {
         loop {
@@ -181,7 +187,7 @@ impl Segments<'_> {
             let (before, after) = (&self.text[..start], &self.text[end..]);
             let touches_word =
                 before.chars().next_back().is_some_and(is_word) || after.chars().next().is_some_and(is_word);
-            if token.single_word && touches_word {
+            if token.special && !self.allow_special || token.single_word && touches_word {
                 continue;
             }
             let start = if token.lstrip { before.trim_end().len().max(self.done) } else { start };
