@@ -1,8 +1,8 @@
 //! Counts the pieces of texts and files on several threads.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -75,28 +75,27 @@ impl Counter<'_> {
         progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<()> {
         let (stop, first_error) = (AtomicBool::new(false), FirstError::default());
-        let (sender, counted) = channel();
-        let mut num_bytes = 0;
+        let num_bytes = AtomicU64::new(0);
+        let (at_work, all_done) = channel::<()>();
         let mut goes_on = true;
         pool.in_place_scope(|scope| {
             for local in locals {
-                let (sender, stop, first_error) = (sender.clone(), &stop, &first_error);
-                scope.spawn(move |_| self.work(source, local, stop, first_error, &sender));
+                let (at_work, num_bytes, stop, first_error) = (at_work.clone(), &num_bytes, &stop, &first_error);
+                scope.spawn(move |_| {
+                    self.work(source, local, num_bytes, stop, first_error);
+                    drop(at_work);
+                });
             }
-            drop(sender);
-            loop {
-                match counted.recv_timeout(REPORT_INTERVAL) {
-                    Ok(bytes) => num_bytes += counted.try_iter().fold(bytes, |sum, bytes| sum + bytes),
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => break,
-                }
-                goes_on = goes_on && progress(num_bytes);
-                stop.fetch_or(!goes_on, Ordering::Relaxed);
+            drop(at_work);
+            // Nothing is sent: the channel closes when the last thread drops its end.
+            while goes_on && all_done.recv_timeout(REPORT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                goes_on = progress(num_bytes.load(Ordering::Relaxed));
             }
+            stop.fetch_or(!goes_on, Ordering::Relaxed);
         });
         match first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some((_, error)) => Err(error),
-            None if goes_on => Ok(()),
+            None if goes_on && progress(num_bytes.into_inner()) => Ok(()),
             None => Err(Error::InvalidArgument("counting was stopped by its progress callback".to_owned())),
         }
     }
@@ -105,9 +104,9 @@ impl Counter<'_> {
         &self,
         source: &Source<'_>,
         local: &mut LocalCounts,
+        num_bytes: &AtomicU64,
         stop: &AtomicBool,
         first_error: &FirstError,
-        counted: &Sender<u64>,
     ) {
         let mut buffer = Vec::new();
         while !stop.load(Ordering::Relaxed) {
@@ -118,8 +117,7 @@ impl Counter<'_> {
                 Ok(Some(text.len() as u64))
             });
             match result {
-                // The receiver outlives all senders.
-                Ok(Some(bytes)) => drop(counted.send(bytes)),
+                Ok(Some(bytes)) => drop(num_bytes.fetch_add(bytes, Ordering::Relaxed)),
                 Ok(None) => return,
                 Err(error) => {
                     stop.store(true, Ordering::Relaxed);

@@ -15,7 +15,7 @@ use crate::tokenizer::vocab::NUM_BYTES;
 const MAX_ROUND: usize = 64;
 
 /// Rounds that look at fewer places are not worth waking other threads for.
-const MIN_PARALLEL_PLACES: usize = 4096;
+const MIN_PARALLEL_PLACES: usize = 2048;
 
 /// What a pair must be like to be merged.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +48,8 @@ pub struct Merger<'a> {
     pool: &'a ThreadPool,
     /// Bytes of each token.
     lens: Vec<u32>,
+    /// Places each token takes in the words.
+    widths: Vec<u32>,
     merges: Vec<Pair>,
     threshold: u64,
     tracked: Tracked,
@@ -74,6 +76,7 @@ impl<'a> Merger<'a> {
             shards: shards.collect::<Result<_>>()?,
             pool,
             lens: vec![1; NUM_BYTES],
+            widths: vec![1; NUM_BYTES],
             merges: vec![],
             threshold: u64::MAX,
             tracked: Tracked::default(),
@@ -121,6 +124,7 @@ impl<'a> Merger<'a> {
             (self.in_round[0][left], self.in_round[1][right]) = (self.round, self.round);
             merges.push(Merge { pair, id: self.lens.len() as u32, list });
             self.lens.push(self.lens[left] + self.lens[right]);
+            self.widths.push(self.widths[left] + self.widths[right]);
             self.merges.push(pair);
             if left == right {
                 break;
@@ -130,9 +134,9 @@ impl<'a> Merger<'a> {
     }
 
     fn apply(&mut self, merges: &[Merge]) {
-        let (new_pairs, num_lists, lens) = (&self.new_pairs, self.tracked.num_lists, &self.lens);
+        let (new_pairs, num_lists, widths) = (&self.new_pairs, self.tracked.num_lists, &self.widths);
         let num_places: usize = self.shards.iter().map(|shard| shard.num_places(merges)).sum();
-        let apply = |shard: &mut Shard| shard.apply(new_pairs, num_lists, merges, lens);
+        let apply = |shard: &mut Shard| shard.apply(new_pairs, num_lists, merges, widths);
         if num_places < MIN_PARALLEL_PLACES {
             self.shards.iter_mut().for_each(apply);
         } else {
@@ -162,6 +166,8 @@ impl<'a> Merger<'a> {
     /// Counts all pairs and tracks the most frequent ones.
     fn start_epoch(&mut self) {
         let (pool, lens, max_len) = (self.pool, &self.lens, self.limits.max_len);
+        for_each_shard(pool, &mut self.shards, |shard| shard.compact(&self.widths));
+        self.widths.fill(1);
         let num_tracked = self.limits.num_tracked.max(2 * self.merges.len());
         let num_places: usize = self.shards.iter().map(Shard::len).sum();
         let sketch = if num_places < 4 * num_tracked {
@@ -174,23 +180,21 @@ impl<'a> Merger<'a> {
         if let Some(sketch) = &sketch {
             self.threshold = sketch.count_of_top(num_tracked).clamp(self.limits.min_count, self.threshold - 1);
         }
-        loop {
-            let counted = self.count_pairs(sketch.as_ref());
-            if self.tracked.num_lists > 0 || self.threshold <= self.limits.min_count {
-                self.list_places(&counted);
-                return;
-            }
+        self.list_pairs(sketch.as_ref());
+        while self.tracked.num_lists == 0 && self.threshold > self.limits.min_count {
             // The sketch promised more than there is.
             self.threshold = (self.threshold / 2).max(self.limits.min_count);
+            self.list_pairs(sketch.as_ref());
         }
     }
 
-    /// Tracks the pairs that reach the threshold; returns what each shard counted.
-    fn count_pairs(&mut self, sketch: Option<&Sketch>) -> Vec<PairTable> {
+    /// Tracks the pairs that reach the threshold.
+    fn list_pairs(&mut self, sketch: Option<&Sketch>) {
         let (pool, lens, max_len, threshold) = (self.pool, &self.lens, self.limits.max_len, self.threshold);
-        let counted = map_shards(pool, &mut self.shards, |shard| shard.count(lens, max_len, sketch, threshold));
+        let filter = sketch.map(|sketch| sketch.reaching(threshold));
+        let listed = map_shards(pool, &mut self.shards, |shard| shard.list(lens, max_len, filter.as_ref()));
         let mut total = PairTable::default();
-        for entry in counted.iter().flat_map(PairTable::iter) {
+        for entry in listed.iter().flat_map(PairTable::iter) {
             total.get_or_insert(entry.pair()).count += entry.count;
         }
         self.tracked = Tracked::default();
@@ -198,14 +202,9 @@ impl<'a> Merger<'a> {
         for entry in total.iter().filter(|entry| entry.count >= threshold) {
             self.tracked.insert(entry.pair(), entry.count);
         }
-        counted
-    }
-
-    fn list_places(&mut self, counted: &[PairTable]) {
-        let (lens, max_len, table, num_lists) =
-            (&self.lens, self.limits.max_len, &self.tracked.table, self.tracked.num_lists);
-        let mut shards: Vec<(&mut Shard, &PairTable)> = self.shards.iter_mut().zip(counted).collect();
-        for_each_shard(self.pool, &mut shards, |(shard, counted)| shard.list(lens, max_len, table, num_lists, counted));
+        let (table, num_lists) = (&self.tracked.table, self.tracked.num_lists);
+        let mut shards: Vec<(&mut Shard, PairTable)> = self.shards.iter_mut().zip(listed).collect();
+        for_each_shard(pool, &mut shards, |(shard, listed)| shard.keep(listed, table, num_lists));
     }
 }
 
@@ -288,7 +287,7 @@ fn for_each_shard<T: Send>(pool: &ThreadPool, shards: &mut [T], work: impl Fn(&m
     });
 }
 
-fn map_shards<T: Send>(pool: &ThreadPool, shards: &mut [Shard], work: impl Fn(&Shard) -> T + Sync) -> Vec<T> {
+fn map_shards<T: Send>(pool: &ThreadPool, shards: &mut [Shard], work: impl Fn(&mut Shard) -> T + Sync) -> Vec<T> {
     let mut results: Vec<(&mut Shard, Option<T>)> = shards.iter_mut().map(|shard| (shard, None)).collect();
     for_each_shard(pool, &mut results, |(shard, result)| *result = Some(work(shard)));
     results.into_iter().filter_map(|(_, result)| result).collect()

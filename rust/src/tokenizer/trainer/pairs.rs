@@ -14,11 +14,9 @@ pub struct Entry {
     pub count: u64,
     /// Which list of places is its.
     pub list: u32,
-    /// In how many places it occurs.
-    pub num_places: u32,
 }
 
-const NO_ENTRY: Entry = Entry { key: EMPTY, count: 0, list: 0, num_places: 0 };
+const NO_ENTRY: Entry = Entry { key: EMPTY, count: 0, list: 0 };
 
 impl Entry {
     /// Its pair.
@@ -130,9 +128,11 @@ impl Sketch {
         self
     }
 
-    /// Whether the count of `pair` may be `count` or more.
-    pub fn may_reach(&self, pair: Pair, count: u64) -> bool {
-        u64::from(self.sums[self.index(pair)]) >= count.min(u64::from(u32::MAX))
+    /// The pairs whose count may be `count` or more.
+    pub fn reaching(&self, count: u64) -> PairFilter {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let bits = |sums: &[u32]| sums.iter().rev().fold(0, |bits, &sum| bits << 1 | u64::from(sum >= count));
+        PairFilter { bits: self.sums.chunks(64).map(bits).collect(), shift: self.shift }
     }
 
     /// A count that at most `num_pairs` sums reach, or if there are more of about the highest, those.
@@ -151,8 +151,27 @@ impl Sketch {
     }
 
     fn index(&self, pair: Pair) -> usize {
-        (key(pair).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
+        sketch_index(pair, self.shift)
     }
+}
+
+/// A set that has some pairs for certain, and others by chance. A bit for a sum: small enough for a core's own cache.
+#[derive(Debug, Clone)]
+pub struct PairFilter {
+    bits: Vec<u64>,
+    shift: u32,
+}
+
+impl PairFilter {
+    /// Whether it may have `pair`.
+    pub fn may_have(&self, pair: Pair) -> bool {
+        let index = sketch_index(pair, self.shift);
+        self.bits[index / 64] >> (index % 64) & 1 == 1
+    }
+}
+
+fn sketch_index(pair: Pair, shift: u32) -> usize {
+    (key(pair).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> shift) as usize
 }
 
 /// Eight classes for every power of two.

@@ -1,6 +1,6 @@
 //! A share of the words as tokens, merged by one thread at a time.
 
-use super::pairs::{Pair, PairTable, Sketch};
+use super::pairs::{Pair, PairFilter, PairTable, Sketch};
 use super::words::Word;
 use crate::{Error, Result};
 
@@ -90,8 +90,9 @@ impl Side {
     }
 }
 
-/// Words, one after the other. A token's first and last place have its id, those between are holes, so both
-/// neighbours of a token are found by their length.
+/// Words, one after the other. A token is as wide as the two it was made of, or one place after [`Shard::compact`]; all
+/// places of a token's id are of one width, since one round makes them all. The first and last place have the id, those
+/// between are holes, so both neighbours of a token are found by their width.
 #[derive(Debug)]
 pub struct Shard {
     ids: Vec<u32>,
@@ -138,23 +139,46 @@ impl Shard {
         self.ids.len()
     }
 
-    /// Calls `visit` with the place, pair and count of each two neighbours whose lengths together are at most `max_len`.
-    fn for_each_pair(&self, lens: &[u32], max_len: u32, mut visit: impl FnMut(usize, Pair, u64)) {
-        let mut at = 1;
-        for &(end, count) in &self.groups {
-            while at < end as usize {
-                let left = self.ids[at];
-                let next = at + lens[left as usize] as usize;
-                let right = self.ids[next];
-                if right == BORDER {
-                    at = next + 1;
+    /// Gives every token one place, and drops words that are one token. Later rounds have less to read then.
+    pub fn compact(&mut self, widths: &[u32]) {
+        // Places change.
+        self.lists.clear();
+        let (mut read, mut write) = (1, 1);
+        let mut word = write;
+        for (end, _) in &mut self.groups {
+            while read < *end as usize {
+                let id = self.ids[read];
+                if id != BORDER {
+                    read += widths[id as usize] as usize;
+                } else if write - word > 1 {
+                    (read, word) = (read + 1, write + 1);
+                } else {
+                    (read, write) = (read + 1, word);
                     continue;
                 }
-                if lens[left as usize] + lens[right as usize] <= max_len {
-                    visit(at, (left, right), count);
-                }
-                at = next;
+                self.ids[write] = id;
+                write += 1;
             }
+            *end = write as u32;
+        }
+        self.ids.truncate(write);
+    }
+
+    /// Calls `visit` with the place, pair and count of each two neighbours whose lengths together are at most `max_len`.
+    /// Only in compact words, where neighbours are a place apart.
+    fn for_each_pair(&self, lens: &[u32], max_len: u32, mut visit: impl FnMut(usize, Pair, u64)) {
+        let mut start = 1;
+        for &(end, count) in &self.groups {
+            for (index, pair) in self.ids[start..end as usize].windows(2).enumerate() {
+                let (left, right) = (pair[0], pair[1]);
+                if left == BORDER || right == BORDER {
+                    continue;
+                }
+                if max_len == u32::MAX || lens[left as usize] + lens[right as usize] <= max_len {
+                    visit(start + index, (left, right), count);
+                }
+            }
+            start = end as usize;
         }
     }
 
@@ -165,35 +189,36 @@ impl Shard {
         sketch
     }
 
-    /// Counts the pairs that may occur `threshold` times, all without a sketch.
-    pub fn count(&self, lens: &[u32], max_len: u32, sketch: Option<&Sketch>, threshold: u64) -> PairTable {
-        let mut table = PairTable::default();
-        self.for_each_pair(lens, max_len, |_, pair, count| {
-            if sketch.is_none_or(|sketch| sketch.may_reach(pair, threshold)) {
-                let entry = table.get_or_insert(pair);
-                entry.count += count;
-                entry.num_places += 1;
+    /// Counts the pairs of `filter`, all without one, and lists their places.
+    pub fn list(&mut self, lens: &[u32], max_len: u32, filter: Option<&PairFilter>) -> PairTable {
+        let (mut table, mut lists) = (PairTable::default(), Vec::new());
+        self.for_each_pair(lens, max_len, |place, pair, count| {
+            if filter.is_some_and(|filter| !filter.may_have(pair)) {
+                return;
             }
+            let entry = table.get_or_insert(pair);
+            if entry.count == 0 {
+                entry.list = lists.len() as u32;
+                lists.push(Vec::new());
+            }
+            entry.count += count;
+            lists[entry.list as usize].push(place as u32);
         });
+        self.lists = lists;
         table
     }
 
-    /// Lists the places of the pairs in `table`; `counted` is what [`Shard::count`] found here.
-    pub fn list(&mut self, lens: &[u32], max_len: u32, table: &PairTable, num_lists: usize, counted: &PairTable) {
-        // The old ones go before there are new ones.
-        self.lists.clear();
-        let mut lists: Vec<Vec<u32>> = vec![vec![]; num_lists];
-        for here in counted.iter() {
-            if let Some(entry) = table.get(here.pair()) {
-                lists[entry.list as usize].reserve_exact(here.num_places as usize);
+    /// Keeps the lists of the pairs in `table`, under its numbers; `here` is what [`Shard::list`] returned.
+    pub fn keep(&mut self, here: &PairTable, table: &PairTable, num_lists: usize) {
+        let mut listed = std::mem::take(&mut self.lists);
+        self.lists.resize_with(num_lists, Vec::new);
+        for entry in here.iter() {
+            if let Some(kept) = table.get(entry.pair()) {
+                let mut list = std::mem::take(&mut listed[entry.list as usize]);
+                list.shrink_to_fit();
+                self.lists[kept.list as usize] = list;
             }
         }
-        self.for_each_pair(lens, max_len, |place, pair, _| {
-            if let Some(entry) = table.get(pair) {
-                lists[entry.list as usize].push(place as u32);
-            }
-        });
-        self.lists = lists;
     }
 
     /// About how many places [`Shard::apply`] will look at.
@@ -202,15 +227,15 @@ impl Shard {
     }
 
     /// Applies one round of merges that have no token in common in a way that matters to their order, after listing
-    /// the places of `new_pairs` of the round before. `lens` has the new ids' lengths.
-    pub fn apply(&mut self, new_pairs: &[NewPair], num_lists: usize, merges: &[Merge], lens: &[u32]) {
+    /// the places of `new_pairs` of the round before. `widths` has the new ids'.
+    pub fn apply(&mut self, new_pairs: &[NewPair], num_lists: usize, merges: &[Merge], widths: &[u32]) {
         self.lists.resize_with(num_lists, Vec::new);
         for same_side in new_pairs.chunk_by(|one, other| (one.merge, one.is_left) == (other.merge, other.is_left)) {
             self.list_new(same_side);
         }
         self.sides.iter_mut().for_each(Side::clear);
         for merge in merges {
-            self.apply_one(*merge, lens);
+            self.apply_one(*merge, widths);
         }
     }
 
@@ -241,10 +266,10 @@ impl Shard {
         }
     }
 
-    fn apply_one(&mut self, merge: Merge, lens: &[u32]) {
+    fn apply_one(&mut self, merge: Merge, widths: &[u32]) {
         let places = std::mem::take(&mut self.lists[merge.list as usize]);
         let (left, right) = merge.pair;
-        let (left_len, right_len) = (lens[left as usize] as usize, lens[right as usize] as usize);
+        let (left_len, right_len) = (widths[left as usize] as usize, widths[right as usize] as usize);
         let mut group = 0;
         let [before, after] = &mut self.sides;
         let [before_marks, after_marks] = &mut self.marks;
@@ -265,7 +290,7 @@ impl Shard {
             self.ids[end - 1] = merge.id;
             let (previous, next) = (self.ids[start - 1], self.ids[end]);
             if previous != BORDER {
-                before.meet(before_marks, previous, place - lens[previous as usize], count);
+                before.meet(before_marks, previous, place - widths[previous as usize], count);
             }
             if next != BORDER {
                 after.meet(after_marks, next, place, count);
