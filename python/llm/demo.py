@@ -1,12 +1,10 @@
 """`llm demo`: the whole way from text to an endpoint, on a laptop's CPU, in a few minutes."""
 
 import importlib.util
-import lzma
 import os
 import shutil
 import sys
 import time
-from importlib import resources
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +21,7 @@ from llm.config import (
 )
 from llm.errors import ConfigError, MissingExtraError
 from llm.serving import ServerHandle
+from llm.tokenization.speed import sample_text
 from llm.training import RunDirectory
 
 # 0.86 M parameters. What was tried is in docs/development.md, «The demo's settings».
@@ -47,8 +46,7 @@ QUESTION = "What news, my lord, from the king?"
 
 def demo_corpus() -> str:
     """Tiny Shakespeare (public domain), as shipped with the package."""
-    packed = resources.files("llm").joinpath("assets", "tinyshakespeare.txt.xz").read_bytes()
-    return lzma.decompress(packed).decode()
+    return sample_text()
 
 
 def run_demo(out: str | os.PathLike[str] = "runs/demo", max_steps: int | None = None) -> None:

@@ -7,7 +7,8 @@ import torch
 from llm.checkpoint import load_model, resolve
 from llm.inference.kv_cache import bytes_per_token
 from llm.models import DecoderModel
-from llm.tokenization import BaseTokenizer, BPETokenizer, load_tokenizer
+from llm.tokenization import load_tokenizer
+from llm.tokenization.describe import pattern_fact
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -37,12 +38,6 @@ def describe(path: str | os.PathLike[str]) -> dict[str, str]:
         "KV cache": f"{bytes_per_token(config, dtype):,} bytes a token",
         "decoding path": f"PyTorch {torch.__version__}",
         "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} entries",
-        **_pattern_fact(tokenizer),
+        **pattern_fact(tokenizer),
         "chat template": "yes" if tokenizer.chat_template else "no",
     }
-
-
-def _pattern_fact(tokenizer: BaseTokenizer) -> dict[str, str]:
-    if not isinstance(tokenizer, BPETokenizer):
-        return {}
-    return {"pattern": "custom (general regex path)" if tokenizer.has_custom_pattern else tokenizer.pattern}

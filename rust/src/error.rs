@@ -32,6 +32,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Training data is missing or unreadable.
+    #[error("{0}")]
+    Data(String),
     /// An invariant of this crate was broken: a bug here, never the caller's fault.
     #[error("internal error: {0}; please report it")]
     Internal(String),

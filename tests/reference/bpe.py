@@ -33,16 +33,31 @@ PATTERNS = {
 Pair = tuple[int, int]
 
 
-def train(texts: list[str], num_merges: int, pattern: str) -> list[Pair]:
-    """The merges, in order; merge `i` makes id `256 + i`. The most frequent pair first, then the smaller pair."""
+def train(
+    texts: list[str], num_merges: int, pattern: str, min_frequency: int = 1, max_token_length: int | None = None
+) -> list[Pair]:
+    """The merges, in order; merge `i` makes id `256 + i`. The most frequent pair first, then the smaller pair.
+
+    Args:
+        min_frequency: A pair seen less often is not merged.
+        max_token_length: A pair whose merged token would have more bytes is not merged.
+    """
     words = [list(piece.encode()) for text in texts for piece in regex.findall(PATTERNS[pattern], text)]
+    lengths = [1] * 256
     merges: list[Pair] = []
     for index in range(num_merges):
         counts = Counter(pair for word in words for pair in pairwise(word))
-        if not counts:
+        allowed = [
+            pair
+            for pair, count in counts.items()
+            if count >= min_frequency
+            and (max_token_length is None or lengths[pair[0]] + lengths[pair[1]] <= max_token_length)
+        ]
+        if not allowed:
             break
-        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        best = min(allowed, key=lambda pair: (-counts[pair], pair))
         words = [merge(word, best, 256 + index) for word in words]
+        lengths.append(lengths[best[0]] + lengths[best[1]])
         merges.append(best)
     return merges
 

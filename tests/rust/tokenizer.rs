@@ -1,6 +1,7 @@
 //! Tests of `llm_core::tokenizer`.
 #![expect(clippy::unwrap_used, reason = "in a test it is the assertion")]
 
+mod batch;
 mod formats;
 mod pretokenize;
 mod stream;

@@ -1,5 +1,7 @@
 """Streams of ids, and offsets of tokens in the text."""
 
+import functools
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -8,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFaceTokenizer
+from tokenizers import decoders, models, normalizers, trainers
 
 from llm import _rust
 from llm.errors import InvalidArgumentError
-from llm.tokenization import BaseTokenizer
+from llm.tokenization import BaseTokenizer, BPETokenizer
 from tests.unit.test_tokenization_options import bpe, characters, every_tokenizer, names, texts_with_special, twin
 from tests.unit.tokenization_samples import SAMPLES, texts
 
@@ -83,18 +86,6 @@ def test_unknown_ids_are_named_and_change_nothing() -> None:
         list(bpe().decode_stream([1, 400]))
 
 
-def test_a_stream_ends_before_a_stop_string() -> None:
-    table = _rust.TokenTable([b"You", b"\n", b": "], [])
-    assert len(table) == 3
-    stream = table.stream(stop=["\nYou:"])
-    assert [stream.push(token_id) for token_id in (0, 1, 0)] == ["You", "", ""]
-    assert stream.stopped is None
-    assert [stream.push(2), stream.push(0), stream.finish()] == ["", "", ""]
-    assert stream.stopped == "\nYou:"
-    with pytest.raises(InvalidArgumentError, match=r"`stop` strings must not be empty"):
-        table.stream(stop=[""])
-
-
 @every_tokenizer
 @given(text=texts_with_special, allowed=names)
 def test_offsets_slice_the_text_to_the_tokens(make: Any, text: str, allowed: Any) -> None:
@@ -154,3 +145,52 @@ def test_offsets_need_the_tokens_to_be_the_text() -> None:
     for text in ("ae\u0301", "aé!", "a"):
         with pytest.raises(InvalidArgumentError, match=r"got a difference at index [12]\nhint: .*normalise"):
             table.offsets([1, 0], text)
+
+
+@functools.cache
+def sentencepiece() -> tuple[BPETokenizer, HuggingFaceTokenizer]:
+    """As in Llama 2: a space before the text, bytes for characters that are no token."""
+    learned = HuggingFaceTokenizer(models.BPE())
+    learned.normalizer = normalizers.Replace(" ", "▁")
+    learned.train_from_iterator(
+        ["to be or not to be, größer"] * 5, trainers.BpeTrainer(vocab_size=60, show_progress=False)
+    )
+    model = json.loads(learned.to_str())["model"]
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    twin = HuggingFaceTokenizer(
+        models.BPE(
+            vocab={name: index for index, name in enumerate(names)},
+            merges=[tuple(merge) for merge in model["merges"]],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    twin.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    twin.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    twin.add_special_tokens(["<unk>"])
+    return BPETokenizer(_rust.Tokenizer.from_json(twin.to_str())), twin
+
+
+@given(text=texts())
+def test_streams_and_offsets_leave_out_a_space_that_was_put_before_the_text(text: str) -> None:
+    tokenizer, twin = sentencepiece()
+    ids = tokenizer.encode(text)
+    assert ids == twin.encode(text).ids
+    assert "".join(tokenizer.decode_stream(ids)) == tokenizer.decode(ids) == twin.decode(ids)
+    assert tokenizer.decode_batch([ids, ids], num_threads=2) == [tokenizer.decode(ids)] * 2
+    assert tokenizer.decode(ids) == text
+    found = tokenizer.encode_with_offsets(text)
+    for token_id, (start, stop) in zip(ids, found.byte_offsets, strict=True):
+        own = tokenizer.id_to_bytes(token_id) if start else tokenizer.id_to_bytes(token_id).removeprefix(b" ")
+        assert text.encode()[start:stop] in (own, b" " + own)
+
+
+def test_normalised_text_has_no_offsets() -> None:
+    document = json.loads(bpe().to_json()) | {"normalizer": {"type": "NFC"}}
+    tokenizer = BPETokenizer(_rust.Tokenizer.from_json(json.dumps(document)))
+    assert tokenizer.encode_with_offsets("aé").byte_offsets[-1, 1] == 3
+    with pytest.raises(InvalidArgumentError, match=r"difference at index 1\nhint: .*unicodedata\.normalize"):
+        tokenizer.encode_with_offsets("ae\u0301")

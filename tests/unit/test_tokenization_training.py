@@ -1,9 +1,11 @@
 """Training: equal to the slow twin, the same on any number of threads, clear about bad input."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,36 @@ def test_tokens_equal_the_slow_twin(pattern: str, corpus: list[str], num_merges:
     corpus = [*corpus, "aaaa abab"]
     tokenizer = BPETokenizer.train_from_iterator(corpus, vocab_size=257 + num_merges, pattern=pattern)
     assert merged_tokens(tokenizer) == reference.token_bytes(reference.train(corpus, num_merges, pattern))
+
+
+@given(
+    corpus=st.lists(texts(), min_size=1, max_size=6),
+    min_frequency=st.integers(1, 4),
+    max_token_length=st.none() | st.integers(1, 6),
+    num_threads=st.integers(1, 3),
+)
+def test_limited_tokens_equal_the_slow_twin(
+    corpus: list[str], min_frequency: int, max_token_length: int | None, num_threads: int
+) -> None:
+    corpus = [*corpus, "aaaa abab aaaaaaa"]
+    tokenizer = BPETokenizer.train_from_iterator(
+        corpus,
+        vocab_size=297,
+        min_frequency=min_frequency,
+        max_token_length=max_token_length,
+        num_threads=num_threads,
+    )
+    merges = reference.train(corpus, 40, "gpt4", min_frequency, max_token_length)
+    assert merged_tokens(tokenizer) == reference.token_bytes(merges)
+
+
+def test_limits_are_met_by_the_tokens_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TRAINING_TEXT)
+    tokenizer = BPETokenizer.train(tmp_path, vocab_size=2000, min_frequency=3, max_token_length=4, num_threads=2)
+    merges = reference.train([TRAINING_TEXT], 2000, "gpt4", 3, 4)
+    assert merged_tokens(tokenizer) == reference.token_bytes(merges)
+    assert max(map(len, reference.token_bytes(merges))) == 4
+    assert 256 < tokenizer.vocab_size < 2000
 
 
 def test_tokens_of_real_text_equal_the_slow_twin() -> None:
@@ -85,7 +117,8 @@ def test_progress_callback_may_end_training() -> None:
     trainer.add([TRAINING_TEXT])
     reports: list[tuple[int, int]] = []
     trainer.train(lambda done, total: reports.append((done, total)))
-    assert reports[:2] == [(0, 344), (64, 344)]
+    assert reports[0] == (0, 344)
+    assert all(64 <= after - before <= 128 for (before, _), (after, _) in pairwise(reports[:-1]))
     assert reports[-1][0] == reports[-1][1]
 
     def stop(done: int, total: int) -> None:
@@ -95,11 +128,53 @@ def test_progress_callback_may_end_training() -> None:
         trainer.train(stop)
 
 
+def test_progress_callback_may_end_counting(tmp_path: Path) -> None:
+    text = TRAINING_TEXT * 400
+    (tmp_path / "a.txt").write_text(text)
+    trainer = _rust.BPETrainer(vocab_size=600, pattern="gpt4", special_tokens=[])
+    reports: list[int] = []
+    trainer.add_file(tmp_path / "a.txt", reports.append)
+    assert reports == sorted(reports)
+    assert reports[-1] == len(text.encode())
+
+    def stop(num_bytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.add_file(tmp_path / "a.txt", stop)
+    with pytest.raises(InvalidArgumentError, match=r"must have counted whole texts, got one whose last text failed"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("pattern", ["gpt4", "[a-z]+|[^a-z]"])
+def test_interrupt_ends_counting_and_leaves_nothing(pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TRAINING_TEXT)
+    os.mkfifo(tmp_path / "endless")
+    code = (
+        "import sys; from llm import _rust; trainer = _rust.BPETrainer(vocab_size=700, pattern=sys.argv[2], "
+        "special_tokens=[]); trainer.add_file(sys.argv[1], lambda _: print('counting', flush=True))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "endless"), pattern]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        with (tmp_path / "endless").open("w") as pipe:
+            pipe.write(TRAINING_TEXT * 20)
+            pipe.flush()
+            assert process.stdout.readline() == "counting\n"
+            process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "endless"]
+
+
 def test_progress_bar_shows_reading_and_merging(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text(TRAINING_TEXT)
     BPETokenizer.train(tmp_path / "a.txt", vocab_size=300, progress=True)
     shown = capfd.readouterr().err
-    assert "Reading files" in shown
+    assert "Reading text" in shown
+    kibibytes = f"{len(TRAINING_TEXT.encode()) / 1024:.1f}"
+    assert f"{kibibytes}/{kibibytes} KiB" in shown
     assert "43/43" in shown
     BPETokenizer.train(tmp_path / "a.txt", vocab_size=300, progress=False)
     assert capfd.readouterr() == ("", "")
@@ -118,6 +193,10 @@ def _train(**changes: object) -> Callable[[Path], object]:
         (_train(), b"ab\xe9cd", DataError, r"corpus\.txt: text must be UTF-8, got byte 0xe9 at offset 2\nhint"),
         (_train(vocab_size=256), b"ab", InvalidArgumentError, r"`vocab_size` must be at least 257 .*, got 256"),
         (_train(vocab_size=-1), b"ab", InvalidArgumentError, r"`vocab_size` must be positive, got -1"),
+        (_train(min_frequency=0), b"ab", InvalidArgumentError, r"`min_frequency` must be positive, got 0"),
+        (_train(max_token_length=-3), b"ab", InvalidArgumentError, r"`max_token_length` must be positive, got -3"),
+        (_train(num_threads=0), b"ab", InvalidArgumentError, r"`num_threads` must be positive, got 0"),
+        (_train(num_threads=1025), b"ab", InvalidArgumentError, r"`num_threads` must be from 1 to 1024, got 1025"),
         (_train(pattern="gpt5"), b"ab", InvalidArgumentError, r"`pattern` must be one of \"gpt2\", \"gpt4\", "),
         (_train(special_tokens=["", "b"]), b"ab", TokenizerError, r"special token \"\" .* must not be empty"),
         (_train(special_tokens=["<a>", "<a>"]), b"ab", TokenizerError, r"special token \"<a>\" .* is there twice"),

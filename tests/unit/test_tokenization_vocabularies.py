@@ -62,6 +62,11 @@ VOCABULARIES = {
         },
     ),
     "o200k_base": ("o200k_base.tiktoken", "o200k", {"<|endoftext|>": 199_999, "<|endofprompt|>": 200_018}),
+    "llama3": (
+        "tokenizer.model",
+        "llama3",
+        {"<|begin_of_text|>": 128_000, "<|end_of_text|>": 128_001, "<|eot_id|>": 128_009},
+    ),
     "qwen": ("qwen.tiktoken", "qwen2", {"<|endoftext|>": 151_643, "<|im_start|>": 151_644, "<|im_end|>": 151_645}),
 }
 CORPORA = (

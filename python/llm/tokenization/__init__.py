@@ -5,7 +5,7 @@ from llm.tokenization.base import BaseTokenizer
 from llm.tokenization.bpe import BPETokenizer
 from llm.tokenization.character import SimpleCharacterTokenizer
 from llm.tokenization.chat import TEMPLATES, ChatTemplate, encode_chat, render_chat, use_chat_template
-from llm.tokenization.formats import load_tokenizer
+from llm.tokenization.formats import load_tokenizer, write_tokenizer
 from llm.tokenization.options import EncodeOptions, Encoding, FlatIds, PaddedEncodeOptions, PadOptions
 from llm.tokenization.padding import PaddedBatch
 from llm.tokenization.settings import TokenizerSettings
@@ -28,4 +28,5 @@ __all__ = [
     "load_tokenizer",
     "render_chat",
     "use_chat_template",
+    "write_tokenizer",
 ]

@@ -21,6 +21,8 @@ from llm.tokenization.options import (
     PadOptions,
     TokenIds,
     encode_plan,
+    hashable,
+    text_list,
 )
 from llm.tokenization.padding import PaddedBatch, pad_flat
 from llm.tokenization.settings import TokenizerSettings
@@ -146,7 +148,8 @@ class BaseTokenizer(abc.ABC):
             InvalidArgumentError: A lone surrogate or a disallowed special token in `text`, there is no BOS or EOS to
                 add, or an option's value is not allowed.
         """
-        return cast(list[int], self.encode_to_numpy(text, **options).tolist())
+        ids: list[int] = self.encode_to_numpy(text, **options).tolist()
+        return ids
 
     def encode_to_numpy(self, text: str, **options: Unpack[EncodeOptions]) -> NDArray[np.uint32]:
         """As `encode`, as uint32 (T,) without a Python object per id."""
@@ -328,7 +331,7 @@ class BaseTokenizer(abc.ABC):
         try:
             plan = self._plans.get(key)
         except TypeError:  # a set or list of special tokens
-            key = tuple((name, _hashable(value)) for name, value in options.items())
+            key = tuple((name, hashable(value)) for name, value in options.items())
             plan = self._plans.get(key)
         if plan is None:
             before = [self._role_id("bos", self.bos_id)] if options.get("add_bos") else []
@@ -379,21 +382,6 @@ class BaseTokenizer(abc.ABC):
                 f"hint: its special tokens are {sorted(self.special_tokens)}; set `settings`"
             )
         return token_id
-
-
-def text_list(texts: Iterable[str]) -> list[str]:
-    """The texts of a batch.
-
-    Raises:
-        InvalidArgumentError: It is one text.
-    """
-    if isinstance(texts, str):
-        raise InvalidArgumentError("`texts` must be a collection of texts, got one `str`\nhint: pass `[text]`")
-    return texts if isinstance(texts, list) else list(texts)
-
-
-def _hashable(value: object) -> object:
-    return frozenset(value) if isinstance(value, Collection) and not isinstance(value, str) else value
 
 
 def _parts(stream: _rust.TokenStream, ids: Iterable[int]) -> Iterator[str]:

@@ -1,23 +1,21 @@
 """The byte-level BPE tokenizer: any text has ids, and every id has bytes."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from llm import _rust
 from llm.config import PatternName
-from llm.errors import DataError, TokenizerError
-from llm.tokenization.base import BaseTokenizer, text_list
-from llm.tokenization.corpus import batched_texts, corpus_files, read_corpus_file
-from llm.tokenization.files import StrPath, read_text, tokenizer_file
-from llm.tokenization.options import EncodeOptions, FlatIds, TokenIds
+from llm.tokenization.base import BaseTokenizer
+from llm.tokenization.corpus import corpus_files
+from llm.tokenization.files import StrPath
+from llm.tokenization.options import EncodeOptions, FlatIds, TokenIds, text_list
+from llm.tokenization.readers import ReadOptions, read_vocabulary
 from llm.tokenization.settings import TokenizerSettings
+from llm.tokenization.training import train_on_files, train_on_texts
 
 DEFAULT_SPECIAL_TOKENS = ("<|endoftext|>",)
 
@@ -42,9 +40,15 @@ class BPETokenizer(BaseTokenizer):
         vocab_size: int,
         pattern: PatternName | str = "gpt4",
         special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
+        min_frequency: int = 1,
+        max_token_length: int | None = None,
+        num_threads: int | None = None,
         progress: bool | None = None,
     ) -> Self:
         """Learns a vocabulary from text files. The same text gives the same tokenizer on any number of threads.
+
+        Files are read part by part, so memory is bounded by the distinct pieces of the text and not by its size; only a
+        regular expression needs a whole file at a time. Ctrl-C ends it at any time.
 
         Args:
             files: Files, directories (their `*.txt`) or patterns such as `corpus/*.txt`.
@@ -52,18 +56,26 @@ class BPETokenizer(BaseTokenizer):
             pattern: How text is cut into pieces that merges stay within: a name, or a regular expression in Oniguruma's
                 syntax, as in `tokenizer.json`, whose matches and what lies between them are the pieces.
             special_tokens: Tokens that are never merged and never come from ordinary text.
+            min_frequency: A pair seen less often is not merged.
+            max_token_length: Bytes of a merged token at most; None for any number.
+            num_threads: Threads to use; None for one a core, or as many as `RAYON_NUM_THREADS` says.
             progress: Show a progress bar; None shows one on a terminal.
 
         Raises:
             DataError: A file is missing or not UTF-8, a pattern matches nothing, or there is no text.
-            InvalidArgumentError: `vocab_size` is too small, or an unknown pattern.
+            InvalidArgumentError: `vocab_size` is too small, another number not positive, or an unknown pattern.
             TokenizerError: A special token is empty, repeated or a single byte, or a regular expression does not
                 compile or backtracks too much.
         """
-        trainer = _rust.BPETrainer(vocab_size=vocab_size, pattern=pattern, special_tokens=list(special_tokens))
-        paths = corpus_files(files)
-        with _progress_bar(progress) as bar:
-            return cls._train(trainer, _read_all(paths, bar), bar)
+        trainer = _rust.BPETrainer(
+            vocab_size=vocab_size,
+            pattern=pattern,
+            special_tokens=list(special_tokens),
+            min_frequency=min_frequency,
+            max_token_length=max_token_length,
+            num_threads=num_threads,
+        )
+        return cls(train_on_files(trainer, corpus_files(files), progress=progress))
 
     @classmethod
     def train_from_iterator(
@@ -73,39 +85,54 @@ class BPETokenizer(BaseTokenizer):
         vocab_size: int,
         pattern: PatternName | str = "gpt4",
         special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
+        min_frequency: int = 1,
+        max_token_length: int | None = None,
+        num_threads: int | None = None,
         progress: bool | None = None,
     ) -> Self:
         """As `train`, from texts. No piece reaches over the end of a text.
 
         Raises:
             DataError: There is no text.
-            InvalidArgumentError: An item is not text, `vocab_size` is too small, or an unknown pattern.
+            InvalidArgumentError: An item is not text, `vocab_size` is too small, another number not positive, or an
+                unknown pattern.
             TokenizerError: A special token is empty, repeated or a single byte, or a regular expression does not
                 compile or backtracks too much.
         """
-        trainer = _rust.BPETrainer(vocab_size=vocab_size, pattern=pattern, special_tokens=list(special_tokens))
-        with _progress_bar(progress) as bar:
-            return cls._train(trainer, texts, bar)
+        trainer = _rust.BPETrainer(
+            vocab_size=vocab_size,
+            pattern=pattern,
+            special_tokens=list(special_tokens),
+            min_frequency=min_frequency,
+            max_token_length=max_token_length,
+            num_threads=num_threads,
+        )
+        return cls(train_on_texts(trainer, texts, progress=progress))
 
     @classmethod
-    def _train(cls, trainer: _rust.BPETrainer, texts: Iterable[str], bar: Progress) -> Self:
-        num_characters = 0
-        for batch in batched_texts(texts):
-            trainer.add(batch)
-            num_characters += sum(map(len, batch))
-        if num_characters == 0:
-            raise DataError("a corpus must have text to learn from, got an empty one")
-        return cls(trainer.train(_merge_reporter(bar)))
+    def from_pretrained(
+        cls,
+        path: StrPath,
+        *,
+        pattern: PatternName | str | None = None,
+        special_tokens: Mapping[str, int] | None = None,
+        allow_pickle: bool = False,
+    ) -> Self:
+        """Reads a tokenizer in any format.
 
-    @classmethod
-    def from_pretrained(cls, path: StrPath) -> Self:
-        """Reads a directory or a `tokenizer.json`; see `BaseTokenizer.from_pretrained`."""
-        file = tokenizer_file(path)
-        text, settings = read_text(file), TokenizerSettings.load(file.parent)
-        try:
-            return cls(_rust.Tokenizer.from_json(text), settings)
-        except TokenizerError as error:
-            raise TokenizerError(f"{file}: {error}") from error
+        Args:
+            path: A directory (ours, Hugging Face's, or GPT-2's pair of files), a `tokenizer.json`, a rank file
+                (`*.tiktoken`, Llama 3's `tokenizer.model`), `vocab.json` or `merges.txt`, or a `*.gguf` file.
+            pattern: How text is cut, for a file that does not say it and is not a published one.
+            special_tokens: Special tokens and their ids, for the same.
+            allow_pickle: Read a pickled tokenizer; only plain values and tiktoken's `Encoding` are taken from it.
+
+        Raises:
+            FileError: There is no such file.
+            TokenizerError: It is broken, of another kind, or has a component that is not supported (named).
+        """
+        options = ReadOptions(pattern=pattern, special_tokens=special_tokens, allow_pickle=allow_pickle)
+        return cls(*read_vocabulary(path, options))
 
     @property
     def vocab_size(self) -> int:
@@ -125,7 +152,12 @@ class BPETokenizer(BaseTokenizer):
     @property
     def cuts_at_line_ends(self) -> bool:
         """Whether long text may be encoded in parts; see `BaseTokenizer.cuts_at_line_ends`."""
-        return not self.has_custom_pattern
+        return self._core.cuts_at_line_ends
+
+    @property
+    def template(self) -> tuple[list[int], list[int]] | None:
+        """Ids before and after a text where special tokens are asked for, as the file says; None if it says none."""
+        return self._core.template
 
     @property
     def special_tokens(self) -> dict[str, int]:
@@ -134,9 +166,10 @@ class BPETokenizer(BaseTokenizer):
 
     def encode(self, text: str, **options: Unpack[EncodeOptions]) -> list[int]:
         """The ids of `text`; see `BaseTokenizer.encode`."""
-        if options:
-            return super().encode(text, **options)
-        return self._core.encode(text)
+        if not options:
+            return self._core.encode(text)
+        ids: list[int] = self._core.encode_planned(text, self._plan(options)).tolist()
+        return ids
 
     def encode_to_numpy(self, text: str, **options: Unpack[EncodeOptions]) -> NDArray[np.uint32]:
         """The ids of `text` as an array; see `BaseTokenizer.encode_to_numpy`."""
@@ -194,30 +227,3 @@ class BPETokenizer(BaseTokenizer):
 
     def _encode_flat(self, texts: list[str], plan: _rust.EncodePlan | None, num_threads: int | None) -> FlatIds:
         return FlatIds(*self._core.encode_batch_flat(texts, plan, num_threads))
-
-
-def _progress_bar(progress: bool | None) -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (console.is_terminal if progress is None else progress),
-    )
-
-
-def _read_all(paths: Sequence[Path], bar: Progress) -> Iterator[str]:
-    for path in bar.track(paths, description="Reading files"):
-        yield read_corpus_file(path)
-
-
-def _merge_reporter(bar: Progress) -> Callable[[int, int], None]:
-    task = bar.add_task("Learning merges", total=None)
-
-    def report(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-
-    return report

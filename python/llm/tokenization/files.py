@@ -11,6 +11,8 @@ from llm.errors import FileError, TokenizerError
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+MAP_FILE = "special_tokens_map.json"
+GENERATION_FILE = "generation_config.json"
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -32,7 +34,7 @@ def tokenizer_file(path: StrPath) -> Path:
         )
     if path.suffix != ".json":
         raise TokenizerError(
-            f"{path}: a tokenizer must be a directory or a {TOKENIZER_FILE}, got a {path.suffix or path.name} file"
+            f"{path}: such a tokenizer must be a directory or a {TOKENIZER_FILE}, got a {path.suffix or path.name} file"
         )
     return path
 
@@ -54,6 +56,31 @@ def read_text(path: Path) -> str:
         ) from error
 
 
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes.
+
+    Raises:
+        FileError: It can't be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def read_head(path: Path, num_bytes: int) -> bytes:
+    """The first bytes of a file, fewer if it is shorter.
+
+    Raises:
+        FileError: It can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(num_bytes)
+    except OSError as error:
+        raise FileError(f"{path}: can't be read: {error.strerror}") from error
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The file's JSON object.
 
@@ -71,6 +98,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes the whole file or leaves the old one; see `write_bytes`.
+
+    Raises:
+        FileError: It can't be written.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes the whole file or leaves the old one: a temporary file, synced, takes its place.
 
     Raises:
@@ -81,7 +117,7 @@ def write_text(path: Path, text: str) -> None:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(text.encode())
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             # `mkstemp` gives 0600; other users may read a tokenizer.

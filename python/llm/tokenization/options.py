@@ -1,6 +1,6 @@
 """What every way to encode takes by keyword, and what that means for one tokenizer."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
@@ -100,7 +100,7 @@ def encode_plan(
         raise InvalidArgumentError(
             f"`allowed_special` must be special tokens ({sorted(special_tokens)}) or 'all', got {unknown[0]!r}"
         )
-    allow_all = bool(options.get("allow_special")) or options.get("allowed_special") == "all"
+    allow_all = bool(options.get("allow_special")) or allowed == special_tokens.keys()
     allowed = set(special_tokens) if allow_all else allowed
     disallowed = _names("disallowed_special", options.get("disallowed_special", ()), special_tokens)
     if options.get("disallowed_special") == "all":
@@ -133,6 +133,22 @@ def length(name: str, value: int | None) -> int | None:
         InvalidArgumentError: It is not.
     """
     return _positive(name, value, 1)
+
+
+def text_list(texts: Iterable[str]) -> list[str]:
+    """The texts of a batch.
+
+    Raises:
+        InvalidArgumentError: It is one text.
+    """
+    if isinstance(texts, str):
+        raise InvalidArgumentError("`texts` must be a collection of texts, got one `str`\nhint: pass `[text]`")
+    return texts if isinstance(texts, list) else list(texts)
+
+
+def hashable(value: object) -> object:
+    """The value of an option as part of a key."""
+    return frozenset(value) if isinstance(value, Collection) and not isinstance(value, str) else value
 
 
 def _positive(name: str, value: Any, least: int) -> int | None:

@@ -1,14 +1,22 @@
 """What a tokenizer says beside its vocabulary: the roles of special tokens and how a chat is written."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
 from llm.errors import TokenizerError
-from llm.tokenization.files import CONFIG_FILE, TEMPLATE_FILE, read_json_object, read_text, write_text
+from llm.tokenization.files import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    MAP_FILE,
+    TEMPLATE_FILE,
+    read_json_object,
+    read_text,
+    write_text,
+)
 
 # Special tokens whose name says their role, in the order they are looked for.
 BOS_NAMES = ("<|begin_of_text|>", "<|bos|>", "<s>", "<|endoftext|>")
@@ -20,12 +28,15 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Saved as `tokenizer_config.json` under Hugging Face's names.
 
     That file has room for one end token; all of `eos_tokens`, and `chat_stop`, stand beside it under names of ours.
+    `add_bos_token` and `add_eos_token` say what the model expects around a text; None says nothing.
     """
 
     bos_token: str | None = None
     eos_tokens: tuple[str, ...] = ()
     pad_token: str | None = None
     unk_token: str | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
     chat_template: str | None = None
     chat_stop: tuple[str, ...] = ()
 
@@ -39,22 +50,32 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             pad_token=next((name for name in PAD_NAMES if name in known), None),
         )
 
+    @property
+    def has_roles(self) -> bool:
+        """Whether any token has a role."""
+        return bool(self.bos_token or self.eos_tokens or self.pad_token or self.unk_token)
+
     @classmethod
-    def load(cls, directory: Path) -> Self:
-        """Reads `tokenizer_config.json`, and `chat_template.jinja` where there is one; nothing is set without them.
+    def load(cls, directory: Path, special_tokens: Mapping[str, int] | None = None) -> Self:
+        """Reads what a directory says as `transformers` does; nothing is set without files.
+
+        `tokenizer_config.json` goes before `special_tokens_map.json`. Where neither has a list of end tokens,
+        `generation_config.json` may have ids of more, which `special_tokens` gives names to. `chat_template.jinja`
+        goes before the template in a file.
 
         Raises:
             FileError: A file can't be read.
             TokenizerError: A value has the wrong type.
         """
         path = directory / CONFIG_FILE
-        config = read_json_object(path) if path.is_file() else {}
-        eos_token = _token(config.get("eos_token"))
+        config = _json_object(directory / MAP_FILE) | _json_object(path)
         fields = {
             "bos_token": _token(config.get("bos_token")),
-            "eos_tokens": config.get("eos_tokens") or ([] if eos_token is None else [eos_token]),
+            "eos_tokens": config.get("eos_tokens") or _end_tokens(config, directory, special_tokens or {}),
             "pad_token": _token(config.get("pad_token")),
             "unk_token": _token(config.get("unk_token")),
+            "add_bos_token": config.get("add_bos_token"),
+            "add_eos_token": config.get("add_eos_token"),
             "chat_template": _default_template(config.get("chat_template")),
             "chat_stop": config.get("chat_stop_strings") or [],
         }
@@ -79,6 +100,8 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             "eos_token": self.eos_tokens[0] if self.eos_tokens else None,
             "pad_token": self.pad_token,
             "unk_token": self.unk_token,
+            "add_bos_token": self.add_bos_token,
+            "add_eos_token": self.add_eos_token,
             "eos_tokens": list(self.eos_tokens),
             "chat_template": self.chat_template,
             "chat_stop_strings": list(self.chat_stop),
@@ -89,6 +112,19 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         write_text(directory / CONFIG_FILE, text + "\n")
         # A template file from before would win over the one just written.
         (directory / TEMPLATE_FILE).unlink(missing_ok=True)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.is_file() else {}
+
+
+def _end_tokens(config: Mapping[str, Any], directory: Path, special_tokens: Mapping[str, int]) -> list[Any]:
+    """The tokenizer's own end token, then those of the model's generation."""
+    own = _token(config.get("eos_token"))
+    ids = _json_object(directory / GENERATION_FILE).get("eos_token_id")
+    names = {token_id: token for token, token_id in special_tokens.items()}
+    more = [names[token_id] for token_id in (ids if isinstance(ids, list) else [ids]) if token_id in names]
+    return list(dict.fromkeys([own, *more] if own is not None else more))
 
 
 def _token(value: Any) -> Any:

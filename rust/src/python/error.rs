@@ -18,6 +18,7 @@ pub fn to_python(error: Error) -> PyErr {
         Error::QueueFull(_) => "QueueFullError",
         Error::UnknownRequest(_) => "UnknownRequestError",
         Error::Io { .. } => "FileError",
+        Error::Data(_) => "DataError",
         Error::Internal(_) => "InternalError",
     };
     let message = error.to_string();

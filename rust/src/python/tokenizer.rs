@@ -1,8 +1,10 @@
 //! Binding of the `tokenizer` module.
 
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
@@ -11,7 +13,7 @@ use super::tokenizer_stream::PyTokenTable;
 use crate::Error;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::pretokenize::Pattern;
-use crate::tokenizer::trainer::Trainer;
+use crate::tokenizer::trainer::{Trainer, TrainerOptions};
 use crate::tokenizer::vocab::Vocab;
 
 /// Adds this module's classes and functions to `llm._rust`.
@@ -87,14 +89,12 @@ impl PyTokenizer {
     #[pyo3(signature = (ids, skip_special_tokens=false))]
     fn decode(&self, py: Python<'_>, ids: &Bound<'_, PyAny>, skip_special_tokens: bool) -> PyResult<String> {
         let ids = token_ids(ids)?;
-        let bytes = py.detach(|| self.inner.decode(&ids, skip_special_tokens))?;
-        Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+        Ok(py.detach(|| self.inner.decode_text(&ids, skip_special_tokens))?)
     }
 
     fn pieces(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Vec<String>> {
         let text = utf8(text)?;
-        let own = || Ok(self.inner.pattern().pieces(text)?.into_iter().map(str::to_owned).collect());
-        py.detach(own).map_err(|error: Error| error.into())
+        Ok(py.detach(|| self.inner.pieces(text))?)
     }
 
     fn token_bytes<'py>(&self, py: Python<'py>) -> Vec<Option<Bound<'py, PyBytes>>> {
@@ -112,6 +112,16 @@ impl PyTokenizer {
     }
 
     #[getter]
+    fn template(&self) -> Option<(Vec<u32>, Vec<u32>)> {
+        self.inner.template().map(|template| (template.prefix.clone(), template.suffix.clone()))
+    }
+
+    #[getter]
+    fn cuts_at_line_ends(&self) -> bool {
+        self.inner.cuts_at_line_ends()
+    }
+
+    #[getter]
     fn vocab_size(&self) -> usize {
         self.inner.vocab().size()
     }
@@ -122,7 +132,7 @@ impl PyTokenizer {
     }
 
     fn token_table(&self) -> PyTokenTable {
-        self.inner.vocab().tokens().clone().into()
+        (&self.inner).into()
     }
 
     fn encode_planned<'py>(
@@ -178,40 +188,76 @@ struct PyTrainer {
 #[pymethods]
 impl PyTrainer {
     #[new]
-    #[pyo3(signature = (*, vocab_size, pattern, special_tokens))]
-    fn new(vocab_size: i64, pattern: &str, special_tokens: Vec<String>) -> PyResult<Self> {
-        let vocab_size = usize::try_from(vocab_size)
-            .map_err(|_| Error::InvalidArgument(format!("`vocab_size` must be positive, got {vocab_size}")))?;
-        let trainer = Trainer::new(vocab_size, Pattern::parse(pattern)?, &special_tokens)?;
-        Ok(Self { inner: Mutex::new(trainer) })
+    #[pyo3(signature = (
+        *, vocab_size, pattern, special_tokens, min_frequency=1, max_token_length=None, num_threads=None
+    ))]
+    fn new(
+        vocab_size: i64,
+        pattern: &str,
+        special_tokens: Vec<String>,
+        min_frequency: i64,
+        max_token_length: Option<i64>,
+        num_threads: Option<i64>,
+    ) -> PyResult<Self> {
+        let options = TrainerOptions {
+            vocab_size: positive("vocab_size", vocab_size)?,
+            pattern: Pattern::parse(pattern)?,
+            special_tokens,
+            min_frequency: positive("min_frequency", min_frequency)? as u64,
+            max_token_length: max_token_length.map(|len| positive("max_token_length", len)).transpose()?,
+            num_threads: num_threads.map(|number| positive("num_threads", number)).transpose()?,
+        };
+        Ok(Self { inner: Mutex::new(Trainer::with_options(options)?) })
     }
 
-    fn add(&self, py: Python<'_>, texts: Vec<Bound<'_, PyString>>) -> PyResult<()> {
+    #[pyo3(signature = (texts, progress=None))]
+    fn add(&self, py: Python<'_>, texts: Vec<Bound<'_, PyString>>, progress: Option<Py<PyAny>>) -> PyResult<()> {
         let texts = texts.iter().map(utf8).collect::<PyResult<Vec<&str>>>()?;
-        py.detach(|| self.locked(|trainer| trainer.add(&texts)))??;
-        Ok(())
+        self.reporting(py, progress, |trainer, report| trainer.add_with_progress(&texts, &mut |bytes| report((bytes,))))
+    }
+
+    #[pyo3(signature = (path, progress=None))]
+    fn add_file(&self, py: Python<'_>, path: PathBuf, progress: Option<Py<PyAny>>) -> PyResult<()> {
+        self.reporting(py, progress, |trainer, report| trainer.add_file(&path, &mut |bytes| report((bytes,))))
     }
 
     #[pyo3(signature = (progress=None))]
     fn train(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<PyTokenizer> {
-        let mut raised = None;
-        let mut report = |done: usize, total: usize| {
-            let result = Python::attach(|py| {
-                py.check_signals()?;
-                progress.as_ref().map_or(Ok(()), |callback| callback.call1(py, (done, total)).map(drop))
-            });
-            raised = result.err();
-            raised.is_none()
+        let train = |trainer: &mut Trainer, report: &mut dyn FnMut((usize, usize)) -> bool| {
+            trainer.train(&mut |done, total| report((done, total)))
         };
-        let trained = py.detach(|| self.locked(|trainer| trainer.train(&mut report)));
-        match raised {
-            Some(error) => Err(error),
-            None => Ok(PyTokenizer { inner: trained?? }),
-        }
+        Ok(PyTokenizer { inner: self.reporting(py, progress, train)? })
     }
 }
 
 impl PyTrainer {
+    /// Runs `work` with the GIL released. What it reports goes to `progress`, once Ctrl-C was looked for; what either
+    /// raises ends `work` and is raised here.
+    fn reporting<T: Send, A>(
+        &self,
+        py: Python<'_>,
+        progress: Option<Py<PyAny>>,
+        work: impl FnOnce(&mut Trainer, &mut dyn FnMut(A) -> bool) -> crate::Result<T> + Send,
+    ) -> PyResult<T>
+    where
+        A: for<'py> PyCallArgs<'py>,
+    {
+        let mut raised = None;
+        let mut report = |arguments: A| {
+            let result = Python::attach(|py| {
+                py.check_signals()?;
+                progress.as_ref().map_or(Ok(()), |callback| callback.call1(py, arguments).map(drop))
+            });
+            raised = result.err();
+            raised.is_none()
+        };
+        let result = py.detach(|| self.locked(|trainer| work(trainer, &mut report)));
+        match raised {
+            Some(error) => Err(error),
+            None => Ok(result??),
+        }
+    }
+
     fn locked<T>(&self, work: impl FnOnce(&mut Trainer) -> T) -> crate::Result<T> {
         match self.inner.lock() {
             Ok(mut trainer) => Ok(work(&mut trainer)),
@@ -220,19 +266,35 @@ impl PyTrainer {
     }
 }
 
+/// A number from Python that must be above 0.
+fn positive(name: &str, number: i64) -> crate::Result<usize> {
+    usize::try_from(number)
+        .ok()
+        .filter(|&number| number > 0)
+        .ok_or_else(|| Error::InvalidArgument(format!("`{name}` must be positive, got {number}")))
+}
+
 /// Ids from a `uint32` array, copied at once, or from any sequence of integers.
 pub(super) fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    // A list has no iterator to make and ask: a third of the time of a sequence.
+    if let Ok(list) = ids.cast::<PyList>() {
+        let mut ids = Vec::with_capacity(list.len());
+        for id in list.iter() {
+            ids.push(narrow(ids.len(), id.extract()?)?);
+        }
+        return Ok(ids);
+    }
     if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u32>>() {
         return Ok(array.as_array().to_vec());
     }
     let ids: Vec<i64> = ids.extract()?;
-    let narrow = |(index, id): (usize, i64)| {
-        u32::try_from(id).map_err(|_| {
-            Error::InvalidArgument(format!("token ids must be from 0 to {}, got {id} at index {index}", u32::MAX))
-                .into()
-        })
-    };
-    ids.into_iter().enumerate().map(narrow).collect()
+    ids.into_iter().enumerate().map(|(index, id)| narrow(index, id)).collect()
+}
+
+fn narrow(index: usize, id: i64) -> PyResult<u32> {
+    u32::try_from(id).map_err(|_| {
+        Error::InvalidArgument(format!("token ids must be from 0 to {}, got {id} at index {index}", u32::MAX)).into()
+    })
 }
 
 /// The text as UTF-8, without a copy where Python already has it so.

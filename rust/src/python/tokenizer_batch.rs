@@ -38,14 +38,10 @@ impl PyEncodePlan {
     ) -> PyResult<Self> {
         let allowed = allowed.iter().map(|(text, id)| Ok((text.extract()?, id.extract()?)));
         let allowed = SpecialMatcher::new(&allowed.collect::<PyResult<Vec<(String, u32)>>>()?);
-        let disallowed: Vec<(String, u32)> = disallowed.into_iter().map(|text| (text, 0)).collect();
-        if disallowed.iter().any(|(text, _)| text.is_empty()) {
-            return Err(Error::InvalidArgument("`disallowed_special` must not have an empty text".to_owned()).into());
-        }
         let side = if truncate_left { Side::Left } else { Side::Right };
         let inner = EncodePlan::new(
-            if allow_all { Allowed::All } else { Allowed::Some(allowed.clone()) },
-            (!disallowed.is_empty()).then(|| SpecialMatcher::new(&disallowed)),
+            if allow_all { Allowed::All } else { Allowed::Some(Box::new(allowed.clone())) },
+            disallowed,
             around,
             max_length.map(|max_length| (max_length, side)),
         )?;
@@ -103,7 +99,7 @@ pub fn encode_rows(
 ) -> PyResult<Rows> {
     let texts = texts.iter().map(utf8).collect::<PyResult<Vec<&str>>>()?;
     let num_threads = checked(num_threads)?;
-    let plain = EncodePlan::new(Allowed::None, None, (Vec::new(), Vec::new()), None)?;
+    let plain = EncodePlan::new(Allowed::None, Vec::new(), (Vec::new(), Vec::new()), None)?;
     let plan = plan.map_or(&plain, |plan| &plan.inner);
     Ok(py.detach(|| tokenizer.encode_rows(&texts, plan, num_threads))?)
 }

@@ -7,9 +7,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use super::tokenizer::{token_ids, utf8};
-use crate::Error;
+use crate::tokenizer::Tokenizer;
+use crate::tokenizer::decoder::Decoder;
 use crate::tokenizer::offsets::offsets;
-use crate::tokenizer::stream::{Detokenizer, TokenTable};
+use crate::tokenizer::stream::TokenTable;
+use crate::tokenizer::token_stream::{TokenStream, unknown};
 
 /// Adds this module's classes to `llm._rust`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -21,11 +23,12 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 #[pyclass(name = "TokenTable", module = "llm._rust", frozen)]
 pub struct PyTokenTable {
     inner: Arc<TokenTable>,
+    decoder: Decoder,
 }
 
-impl From<TokenTable> for PyTokenTable {
-    fn from(table: TokenTable) -> Self {
-        Self { inner: Arc::new(table) }
+impl From<&Tokenizer> for PyTokenTable {
+    fn from(tokenizer: &Tokenizer) -> Self {
+        Self { inner: Arc::new(tokenizer.vocab().tokens().clone()), decoder: tokenizer.decoder() }
     }
 }
 
@@ -36,17 +39,18 @@ type OffsetArrays<'py> = (Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<i64>>);
 impl PyTokenTable {
     #[new]
     fn new(token_bytes: Vec<Option<Vec<u8>>>, special_ids: Vec<u32>) -> PyResult<Self> {
-        Ok(TokenTable::new(token_bytes, &special_ids)?.into())
+        let inner = Arc::new(TokenTable::new(token_bytes, &special_ids)?);
+        Ok(Self { inner, decoder: Decoder::Bytes })
     }
 
     fn __len__(&self) -> usize {
         self.inner.len()
     }
 
-    #[pyo3(signature = (*, stop=Vec::new(), skip_special_tokens=false))]
-    fn stream(&self, stop: Vec<String>, skip_special_tokens: bool) -> PyResult<PyTokenStream> {
-        let text = Detokenizer::new(stop.clone(), skip_special_tokens)?;
-        Ok(PyTokenStream { table: Arc::clone(&self.inner), text, stop, stopped: None })
+    #[pyo3(signature = (*, skip_special_tokens=false))]
+    fn stream(&self, skip_special_tokens: bool) -> PyResult<PyTokenStream> {
+        let text = TokenStream::new(self.decoder, skip_special_tokens)?;
+        Ok(PyTokenStream { table: Arc::clone(&self.inner), text })
     }
 
     fn offsets<'py>(
@@ -56,7 +60,7 @@ impl PyTokenTable {
         text: &Bound<'py, PyString>,
     ) -> PyResult<OffsetArrays<'py>> {
         let (ids, text) = (token_ids(ids)?, utf8(text)?);
-        let found = py.detach(|| offsets(&self.inner, &ids, text))?;
+        let found = py.detach(|| offsets(&self.inner, self.decoder, &ids, text))?;
         let array = |pairs: Vec<[usize; 2]>| {
             let flat: Vec<i64> = pairs.iter().flatten().map(|&place| place as i64).collect();
             flat.into_pyarray(py).reshape([pairs.len(), 2])
@@ -69,33 +73,17 @@ impl PyTokenTable {
 #[pyclass(name = "TokenStream", module = "llm._rust")]
 struct PyTokenStream {
     table: Arc<TokenTable>,
-    text: Detokenizer,
-    stop: Vec<String>,
-    stopped: Option<usize>,
+    text: TokenStream,
 }
 
 #[pymethods]
 impl PyTokenStream {
     fn push(&mut self, token_id: i64) -> PyResult<String> {
-        let known = u32::try_from(token_id).ok().filter(|&id| self.table.bytes(id).is_some());
-        let Some(id) = known else {
-            let last = self.table.len().saturating_sub(1);
-            return Err(Error::InvalidArgument(format!(
-                "token ids must be ids of this tokenizer (0 to {last}), got {token_id}"
-            ))
-            .into());
-        };
-        let delta = self.text.push(&self.table, id, true);
-        self.stopped = delta.stopped;
-        Ok(delta.text)
+        let id = u32::try_from(token_id).map_err(|_| unknown(&self.table, token_id))?;
+        Ok(self.text.push(&self.table, id)?)
     }
 
     fn finish(&mut self) -> String {
         self.text.finish()
-    }
-
-    #[getter]
-    fn stopped(&self) -> Option<&str> {
-        self.stopped.and_then(|index| self.stop.get(index)).map(String::as_str)
     }
 }

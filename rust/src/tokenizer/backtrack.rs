@@ -40,6 +40,9 @@ impl Backtracker {
     /// vocabularies have none.
     pub fn new(vocab: &Vocab, merges: &MergeTable) -> Option<Self> {
         let tokens = vocab.tokens();
+        if vocab.byte_ids().contains(&NO_ID) {
+            return None;
+        }
         let mut parts = vec![Parts { left: NO_ID, right: NO_ID, rank: NO_MERGE }; tokens.len()];
         for &id in vocab.byte_ids() {
             parts[id as usize] = Parts { left: id, right: id, rank: 0 };

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::Tokenizer;
 use super::plan::EncodePlan;
-use super::threads::{default_num_threads, pool};
+use super::threads::{MAX_THREADS, default_num_threads, pool};
 use crate::{Error, Result};
 
 /// Bytes of text that make a job of their own. Waking a thread costs some microseconds, which is what 1 KB takes to
@@ -47,7 +47,7 @@ impl Tokenizer {
     ///
     /// # let bytes: Vec<u8> = (0..=255).collect();
     /// # let tokenizer = Tokenizer::new(Vocab::new(&bytes, vec![(104, 105)], vec![])?, Pattern::Gpt4);
-    /// let plan = EncodePlan::new(Allowed::None, None, (vec![], vec![]), None)?;
+    /// let plan = EncodePlan::new(Allowed::None, vec![], (vec![], vec![]), None)?;
     /// let rows = tokenizer.encode_rows(&["hi", "", "oh"], &plan, Some(2))?;
     /// assert_eq!(rows.iter().collect::<Vec<_>>(), [&[256][..], &[], &[111, 104]]);
     /// # Ok::<(), llm_core::Error>(())
@@ -80,11 +80,7 @@ impl Tokenizer {
     /// As [`Tokenizer::decode`], naming the row; `InvalidArgument` if `num_threads` is 0 or too high.
     pub fn decode_rows(&self, rows: &[Vec<u32>], skip: bool, num_threads: Option<usize>) -> Result<Vec<String>> {
         let decode = |range: Range<usize>| {
-            let text = |index: usize| {
-                let bytes = self.decode(&rows[index], skip).map_err(|error| in_text(index, error))?;
-                Ok(String::from_utf8(bytes)
-                    .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
-            };
+            let text = |index: usize| self.decode_text(&rows[index], skip).map_err(|error| in_text(index, error));
             range.map(text).collect::<Result<Vec<String>>>()
         };
         // Decoding a token is about as much work as encoding a byte.
@@ -110,8 +106,8 @@ fn in_jobs<T: Send>(
             (start, bytes) = (index + 1, 0);
         }
     }
-    let alone = jobs.len() < 2 || num_threads.unwrap_or_else(default_num_threads) == 1;
-    if alone && num_threads != Some(0) {
+    let wanted = num_threads.unwrap_or_else(default_num_threads);
+    if wanted == 1 || jobs.len() < 2 && (1..=MAX_THREADS).contains(&wanted) {
         return jobs.into_iter().map(work).collect();
     }
     let results: Vec<Result<T>> = pool(num_threads)?.install(|| jobs.into_par_iter().map(work).collect());

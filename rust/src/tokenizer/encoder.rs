@@ -36,11 +36,14 @@ struct Worker {
 }
 
 impl PieceEncoder {
-    /// The encoder of a vocabulary.
+    /// The encoder of a vocabulary; of one that begins with characters it has nothing to encode.
     pub fn new(vocab: Arc<Vocab>) -> Self {
         let whole = WholeTable::new(vocab.size());
         let mut encoder = Self { vocab, whole, backtracker: OnceLock::new(), workers: Mutex::default() };
         let vocab = Arc::clone(&encoder.vocab);
+        if vocab.characters().is_some() {
+            return encoder;
+        }
         for id in (0..vocab.size() as u32).filter(|&id| vocab.is_ordinary(id)) {
             let Some(token) = vocab.tokens().bytes(id) else { continue };
             // A merge list can hold tokens that merging never reaches; looking those up would change ids.
@@ -90,7 +93,7 @@ impl PieceEncoder {
 
     /// The ids of a piece, by merging alone.
     fn merge(&self, piece: &[u8]) -> Vec<u32> {
-        let (merges, byte_ids) = (self.vocab.merge_table(), self.vocab.byte_ids());
+        let merges = self.vocab.merge_table();
         if piece.len() > MERGED_BYTES
             && let Some(backtracker) = self.backtracker.get_or_init(|| Backtracker::new(&self.vocab, merges))
         {
@@ -98,8 +101,8 @@ impl PieceEncoder {
             backtracker.encode(piece, merges, &mut ids);
             return ids;
         }
-        let mut ids: Vec<u32> = piece.iter().map(|&byte| byte_ids[byte as usize]).collect();
-        merges.apply(&mut ids, 0);
+        let mut ids = Vec::new();
+        self.vocab.merge_bytes(piece, &mut ids);
         ids
     }
 
@@ -138,6 +141,17 @@ pub struct Session<'a> {
 }
 
 impl Session<'_> {
+    /// Adds an id.
+    pub fn push(&mut self, id: u32) {
+        self.ids().push(id);
+    }
+
+    /// The caller's vector, with all ids so far.
+    pub fn ids(&mut self) -> &mut Vec<u32> {
+        self.flush();
+        self.ids
+    }
+
     /// Adds the ids of the piece `text[start..end]`.
     #[inline(always)]
     pub fn encode(&mut self, text: &[u8], start: usize, end: usize) {
@@ -145,7 +159,7 @@ impl Session<'_> {
         if len <= SMALL_BYTES {
             let pair = look_up_small(self.small, small_key(text, start, len));
             if pair != 0 {
-                return self.push(pair);
+                return self.push_pair(pair);
             }
         }
         self.encode_medium(text, start, end);
@@ -153,7 +167,7 @@ impl Session<'_> {
 
     /// Takes both tokens of a pair, and counts one or two.
     #[inline(always)]
-    fn push(&mut self, pair: Pair) {
+    fn push_pair(&mut self, pair: Pair) {
         if self.len + 2 > BUFFER_IDS {
             self.flush();
         }

@@ -1,5 +1,6 @@
 //! Where in a text each token lies.
 
+use super::decoder::Decoder;
 use super::stream::TokenTable;
 use crate::{Error, Result};
 
@@ -14,11 +15,13 @@ pub struct Offsets {
 
 /// The places of `ids` in `text`, whose tokens' bytes must be the text.
 ///
+/// A space that a tokenizer with a [`Decoder::Words`] puts before a text has no place: it counts as nothing.
+///
 /// ```
-/// use llm_core::tokenizer::{offsets::offsets, stream::TokenTable};
+/// use llm_core::tokenizer::{decoder::Decoder, offsets::offsets, stream::TokenTable};
 ///
 /// let table = TokenTable::new(vec![Some(b"a\xc3".to_vec()), Some(b"\xa9b".to_vec())], &[])?;
-/// let found = offsets(&table, &[0, 1], "aéb")?;
+/// let found = offsets(&table, Decoder::Bytes, &[0, 1], "aéb")?;
 /// assert_eq!(found.bytes, [[0, 2], [2, 4]]);
 /// assert_eq!(found.chars, [[0, 2], [1, 3]]); // both have half of "é"
 /// # Ok::<(), llm_core::Error>(())
@@ -27,19 +30,24 @@ pub struct Offsets {
 /// # Errors
 ///
 /// `InvalidArgument` if the tokens' bytes are not the text, as where the tokenizer normalises it first.
-pub fn offsets(table: &TokenTable, ids: &[u32], text: &str) -> Result<Offsets> {
+pub fn offsets(table: &TokenTable, decoder: Decoder, ids: &[u32], text: &str) -> Result<Offsets> {
     let mut found = Offsets { bytes: Vec::with_capacity(ids.len()), chars: Vec::with_capacity(ids.len()) };
+    let num_bytes: usize = ids.iter().map(|&id| table.bytes(id).unwrap_or_default().len()).sum();
+    let mut has_added_space = decoder != Decoder::Bytes && num_bytes == text.len() + 1;
     // `chars_begun`: code points that begin before `end`.
     let (mut end, mut chars_begun) = (0, 0);
     for &id in ids {
-        let token = table.bytes(id).unwrap_or_default();
+        let mut token = table.bytes(id).unwrap_or_default();
+        if has_added_space && let Some((b' ', rest)) = token.split_first() {
+            (token, has_added_space) = (rest, false);
+        }
         let start = end;
         if !text.as_bytes()[start..].starts_with(token) {
             return Err(differs(text, start));
         }
         end += token.len();
-        let begins_inside = usize::from(!text.is_char_boundary(start));
-        let first_char = if token.is_empty() { chars_begun } else { chars_begun - begins_inside };
+        let begins_inside = usize::from(!text.is_char_boundary(start) && !token.is_empty());
+        let first_char = chars_begun - begins_inside;
         chars_begun += token.iter().filter(|&&byte| is_first(byte)).count();
         found.bytes.push([start, end]);
         found.chars.push([first_char, chars_begun]);

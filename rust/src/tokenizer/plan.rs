@@ -14,7 +14,7 @@ pub enum Allowed {
     /// All of the tokenizer's.
     All,
     /// These.
-    Some(SpecialMatcher),
+    Some(Box<SpecialMatcher>),
 }
 
 /// Where a text that is too long is cut.
@@ -31,14 +31,16 @@ pub enum Side {
 /// ```
 /// use llm_core::tokenizer::plan::{Allowed, EncodePlan, Side};
 ///
-/// let plan = EncodePlan::new(Allowed::None, None, (vec![1], vec![2]), Some((4, Side::Left)))?;
+/// let plan = EncodePlan::new(Allowed::None, vec![], (vec![1], vec![2]), Some((4, Side::Left)))?;
 /// assert_eq!(plan.kept(10), 8..10); // two of the four places are the frame's
 /// # Ok::<(), llm_core::Error>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct EncodePlan {
     allowed: Allowed,
-    disallowed: Option<SpecialMatcher>,
+    disallowed: Vec<String>,
+    /// Finds those, an index for an id.
+    finder: SpecialMatcher,
     before: Vec<u32>,
     after: Vec<u32>,
     /// Ids left for the text itself, and where it is cut.
@@ -46,15 +48,15 @@ pub struct EncodePlan {
 }
 
 impl EncodePlan {
-    /// A plan: special tokens that become ids, special tokens that are an error, ids before and after each text, and
-    /// the most ids of a text, these included.
+    /// A plan: special tokens that become ids, texts that are an error, ids before and after each text, and the most
+    /// ids of a text, these included.
     ///
     /// # Errors
     ///
-    /// `InvalidArgument` if the ids around a text alone are too many.
+    /// `InvalidArgument` if the ids around a text alone are too many, or a disallowed text is empty.
     pub fn new(
         allowed: Allowed,
-        disallowed: Option<SpecialMatcher>,
+        disallowed: Vec<String>,
         (before, after): (Vec<u32>, Vec<u32>),
         max_length: Option<(usize, Side)>,
     ) -> Result<Self> {
@@ -68,7 +70,11 @@ impl EncodePlan {
             Some((max_length, side)) => Some((max_length - num_around, side)),
             None => None,
         };
-        Ok(Self { allowed, disallowed, before, after, room })
+        if disallowed.iter().any(String::is_empty) {
+            return Err(Error::InvalidArgument("`disallowed_special` must not have an empty text".to_owned()));
+        }
+        let indexed: Vec<(String, u32)> = disallowed.iter().cloned().zip(0..).collect();
+        Ok(Self { allowed, disallowed, finder: SpecialMatcher::new(&indexed), before, after, room })
     }
 
     /// Special tokens that become their id.
@@ -101,10 +107,18 @@ impl EncodePlan {
     ///
     /// `InvalidArgument` that names the first such token and its place.
     pub fn check(&self, text: &str) -> Result<()> {
-        let Some((start, end, _)) = self.disallowed.as_ref().and_then(|tokens| tokens.find(text)) else {
+        if self.disallowed.is_empty() {
+            return Ok(());
+        }
+        let mut segments = self.finder.segments(text);
+        let (before, found) = match segments.next() {
+            Some(Segment::Text(before)) => (before, segments.next()),
+            first => ("", first),
+        };
+        let Some(Segment::Special(at)) = found else {
             return Ok(());
         };
-        let (token, index) = (&text[start..end], text[..start].chars().count());
+        let (token, index) = (&self.disallowed[at as usize], before.chars().count());
         Err(Error::InvalidArgument(format!(
             "text must not have the special token {token:?}, got it at index {index}\n\
              hint: `allowed_special` makes it one id; without `disallowed_special` it is ordinary text"
@@ -130,12 +144,12 @@ impl Tokenizer {
         plan.check(text)?;
         let start = ids.len();
         match &plan.allowed {
-            Allowed::None => ids.append(&mut self.encode(text, false)?),
-            Allowed::All => ids.append(&mut self.encode(text, true)?),
+            Allowed::None => self.encode_into(text, false, ids)?,
+            Allowed::All => self.encode_into(text, true, ids)?,
             Allowed::Some(tokens) => {
                 for segment in tokens.segments(text) {
                     match segment {
-                        Segment::Text(text) => ids.append(&mut self.encode(text, false)?),
+                        Segment::Text(text) => self.encode_into(text, false, ids)?,
                         Segment::Special(id) => ids.push(id),
                     }
                 }

@@ -1,5 +1,7 @@
 //! Added tokens: those found in the text before it is cut into pieces, special ones among them.
 
+use unicode_general_category::{GeneralCategory, get_general_category};
+
 /// A token that text is not merged into; flags as Hugging Face's `AddedToken` has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddedToken {
@@ -24,15 +26,28 @@ impl AddedToken {
     pub fn special(content: String, id: u32) -> Self {
         Self { content, id, special: true, single_word: false, lstrip: false, rstrip: false, normalized: false }
     }
+
+    /// Whether it is like those that [`AddedToken::special`] makes.
+    pub fn is_plain(&self) -> bool {
+        self.special && !(self.single_word || self.lstrip || self.rstrip || self.normalized)
+    }
 }
 
-/// Special tokens by text: the first in the text wins, of several at one place the longest.
+/// Added tokens by text: the first in the text wins, of several at one place the longest.
 #[derive(Debug, Clone)]
 pub struct SpecialMatcher {
-    /// Longest first.
-    tokens: Vec<(String, u32)>,
+    tokens: Vec<AddedToken>,
     /// Whether any token starts with this byte; most places in a text are passed over by this alone.
     starts: [bool; 256],
+    /// A tree of their bytes; the root is first.
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Node {
+    children: Vec<(u8, usize)>,
+    /// The token that ends here.
+    token: Option<usize>,
 }
 
 /// Part of a text.
@@ -40,51 +55,157 @@ pub struct SpecialMatcher {
 pub enum Segment<'a> {
     /// Ordinary text, not empty.
     Text(&'a str),
-    /// A special token's id.
+    /// A special or other added token's id.
     Special(u32),
 }
 
 impl SpecialMatcher {
-    /// Finds these tokens; none may be empty.
+    /// Finds these tokens anywhere, as they are; none may be empty.
     pub fn new(tokens: &[(String, u32)]) -> Self {
-        let mut tokens = tokens.to_vec();
-        tokens.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
+        Self::with_flags(tokens.iter().map(|(text, id)| AddedToken::special(text.clone(), *id)).collect())
+    }
+
+    /// Finds these tokens as their flags say, the first of several with one text; none may be empty.
+    pub fn with_flags(tokens: Vec<AddedToken>) -> Self {
+        let mut nodes = vec![Node::default()];
+        for (index, token) in tokens.iter().enumerate() {
+            let mut at = 0;
+            for byte in token.content.bytes() {
+                at = match nodes[at].child(byte) {
+                    Some(child) => child,
+                    None => {
+                        let child = nodes.len();
+                        nodes[at].children.push((byte, child));
+                        nodes.push(Node::default());
+                        child
+                    }
+                };
+            }
+            nodes[at].token.get_or_insert(index);
+        }
         let mut starts = [false; 256];
-        for byte in tokens.iter().filter_map(|(text, _)| text.bytes().next()) {
+        for &(byte, _) in &nodes[0].children {
             starts[byte as usize] = true;
         }
-        Self { tokens, starts }
+        Self { tokens, starts, nodes }
     }
 
-    /// Cuts `text` at its special tokens.
+    /// Whether it finds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// What it finds.
+    pub fn tokens(&self) -> &[AddedToken] {
+        &self.tokens
+    }
+
+    /// Cuts `text` at its added tokens.
+    ///
+    /// Cost: O(text · longest token).
     pub fn segments<'a>(&'a self, text: &'a str) -> impl Iterator<Item = Segment<'a>> {
-        let mut rest = text;
-        std::iter::from_fn(move || {
-            if rest.is_empty() {
-                return None;
-            }
-            let Some((start, end, id)) = self.find(rest) else {
-                return Some(Segment::Text(std::mem::take(&mut rest)));
-            };
-            if start > 0 {
-                let (before, after) = rest.split_at(start);
-                rest = after;
-                return Some(Segment::Text(before));
-            }
-            rest = &rest[end..];
-            Some(Segment::Special(id))
-        })
+        self.allowed_segments(text, true)
     }
 
-    /// Start, end and id of the first special token in `text`, in bytes.
-    pub fn find(&self, text: &str) -> Option<(usize, usize, u32)> {
+    /// As [`SpecialMatcher::segments`]; without `allow_special`, special tokens are text, in which no other is found.
+    pub fn allowed_segments<'a>(&'a self, text: &'a str, allow_special: bool) -> impl Iterator<Item = Segment<'a>> {
+        Segments { matcher: self, text, allow_special, searched: 0, done: 0, found: None }
+    }
+
+    /// Start, end and token of the first from `from` on.
+    fn find(&self, text: &str, from: usize) -> Option<(usize, usize, &AddedToken)> {
+        if self.is_empty() {
+            return None;
+        }
         let bytes = text.as_bytes();
-        let candidates = (0..bytes.len()).filter(|&at| self.starts[bytes[at] as usize]);
-        candidates.filter_map(|at| self.match_at(&bytes[at..]).map(|(len, id)| (at, at + len, id))).next()
+        let candidates = (from..bytes.len()).filter(|&at| self.starts[bytes[at] as usize]);
+        candidates.filter_map(|at| self.longest_at(bytes, at).map(|(end, token)| (at, end, token))).next()
     }
 
-    fn match_at(&self, bytes: &[u8]) -> Option<(usize, u32)> {
-        let token = self.tokens.iter().find(|(text, _)| bytes.starts_with(text.as_bytes()));
-        token.map(|(text, id)| (text.len(), *id))
+    fn longest_at(&self, bytes: &[u8], start: usize) -> Option<(usize, &AddedToken)> {
+        let (mut at, mut longest) = (0, None);
+        for (index, &byte) in bytes.iter().enumerate().skip(start) {
+            let Some(child) = self.nodes[at].child(byte) else { break };
+            at = child;
+            if let Some(token) = self.nodes[at].token {
+                longest = Some((index + 1, &self.tokens[token]));
+            }
+        }
+        longest
     }
+}
+
+impl Node {
+    fn child(&self, byte: u8) -> Option<usize> {
+        self.children.iter().find(|&&(found, _)| found == byte).map(|&(_, child)| child)
+    }
+}
+
+struct Segments<'a> {
+    matcher: &'a SpecialMatcher,
+    text: &'a str,
+    allow_special: bool,
+    /// Where the next search begins.
+    searched: usize,
+    /// Up to where the text was given out.
+    done: usize,
+    /// A token that waits for the text before it to be given out: its id, and where it ends.
+    found: Option<(u32, usize)>,
+}
+
+impl<'a> Iterator for Segments<'a> {
+    type Item = Segment<'a>;
+
+    fn next(&mut self) -> Option<Segment<'a>> {
+        if let Some((id, end)) = self.found.take() {
+            self.done = end;
+            return Some(Segment::Special(id));
+        }
+        let Some((start, end, id)) = self.next_token() else {
+            let rest = self.text.get(self.done..).filter(|rest| !rest.is_empty())?;
+            self.done = self.text.len();
+            return Some(Segment::Text(rest));
+        };
+        if self.done < start {
+            self.found = Some((id, end));
+            return Some(Segment::Text(&self.text[self.done..start]));
+        }
+        self.done = end;
+        Some(Segment::Special(id))
+    }
+}
+
+impl Segments<'_> {
+    /// Start, end and id of the next token, with the white space it takes in.
+    ///
+    /// A special token that is not allowed, or one that must be a word alone and is not, still hides those inside it; one that takes in white space does not
+    /// hide tokens in there. Both are Hugging Face's way.
+    fn next_token(&mut self) -> Option<(usize, usize, u32)> {
+        loop {
+            let (start, end, token) = self.matcher.find(self.text, self.searched)?;
+            self.searched = end;
+            let (before, after) = (&self.text[..start], &self.text[end..]);
+            let touches_word =
+                before.chars().next_back().is_some_and(is_word) || after.chars().next().is_some_and(is_word);
+            if token.special && !self.allow_special || token.single_word && touches_word {
+                continue;
+            }
+            let start = if token.lstrip { before.trim_end().len().max(self.done) } else { start };
+            let end = if token.rstrip { self.text.len() - after.trim_start().len() } else { end };
+            return Some((start, end, token.id));
+        }
+    }
+}
+
+/// `\w`
+///
+/// Source: Unicode Technical Standard #18, annex C.
+fn is_word(character: char) -> bool {
+    use GeneralCategory as G;
+    character.is_alphabetic()
+        || matches!(character, '\u{200c}' | '\u{200d}')
+        || matches!(
+            get_general_category(character),
+            G::NonspacingMark | G::SpacingMark | G::EnclosingMark | G::DecimalNumber | G::ConnectorPunctuation
+        )
 }

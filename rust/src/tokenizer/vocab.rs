@@ -3,6 +3,7 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::bpe::MergeTable;
+use super::characters::{Characters, Unknown, UnknownRun};
 use super::special::AddedToken;
 use super::stream::TokenTable;
 use crate::{Error, Result};
@@ -32,8 +33,14 @@ pub struct Merge {
 pub struct VocabParts {
     /// Ids and bytes of the tokens that text is merged into, in any order; not all ids need a token.
     pub tokens: Vec<(u32, Vec<u8>)>,
-    /// The id of each single byte.
+    /// Ids and bytes of tokens that no text becomes.
+    pub unreached: Vec<(u32, Vec<u8>)>,
+    /// The id of each single byte, [`NO_ID`] for one that has none.
     pub byte_ids: [u32; NUM_BYTES],
+    /// The token for a byte or character that has none; without it, such a one is left out.
+    pub unknown: Option<Unknown>,
+    /// How merging begins with characters; None if it begins with bytes.
+    pub characters: Option<Characters>,
     /// Merges by rank; several may make the same token.
     pub merges: Vec<Merge>,
     /// A piece that is a token as a whole is that token, even if merging would not make it.
@@ -42,18 +49,18 @@ pub struct VocabParts {
     pub added: Vec<AddedToken>,
 }
 
-/// The vocabulary of a byte-level BPE: any ids, as long as each byte has one.
+/// The vocabulary: any ids, as long as each byte has one, or merging begins with characters.
 #[derive(Debug, Clone)]
 pub struct Vocab {
     tokens: TokenTable,
     byte_ids: [u32; NUM_BYTES],
+    unknown: Option<Unknown>,
     merges: Vec<Merge>,
     table: MergeTable,
     whole_first: bool,
     reaches_all: bool,
-    /// Pieces that are one token, so that merging can be left out.
-    whole: FxHashMap<Box<[u8]>, u32>,
     is_ordinary: Vec<bool>,
+    characters: Option<Characters>,
     added: Vec<AddedToken>,
     special: Vec<(String, u32)>,
 }
@@ -82,7 +89,10 @@ impl Vocab {
         let added = special_tokens(special, &tokens)?;
         Self::build(VocabParts {
             tokens: (0u32..).zip(tokens).collect(),
+            unreached: vec![],
             byte_ids,
+            unknown: None,
+            characters: None,
             merges: ranked,
             whole_first: false,
             added,
@@ -121,7 +131,10 @@ impl Vocab {
         }
         let whole_first = ids.is_some();
         let tokens = (0u32..).zip(ranks.iter().cloned()).filter(|(_, token)| !token.is_empty()).collect();
-        Self::assemble(VocabParts { tokens, byte_ids, merges, whole_first, added }, !whole_first)
+        let unreached = vec![];
+        let (unknown, characters) = (None, None);
+        let parts = VocabParts { tokens, unreached, byte_ids, unknown, characters, merges, whole_first, added };
+        Self::assemble(parts, !whole_first)
     }
 
     /// Builds a vocabulary from its parts.
@@ -137,30 +150,27 @@ impl Vocab {
     fn assemble(parts: VocabParts, reaches_all: bool) -> Result<Self> {
         check_added(&parts.added)?;
         let (tokens, is_ordinary) = token_table(&parts)?;
-        let mut table = MergeTable::default();
-        for merge in &parts.merges {
-            check_merge(merge, &tokens)?;
-            if !table.insert(merge.left, merge.right, merge.id) {
-                let Merge { left, right, id } = merge;
-                return Err(Error::Tokenizer(format!("merge ({left}, {right}) into id {id} is there twice")));
-            }
-        }
-        let VocabParts { byte_ids, merges, whole_first, mut added, tokens: ordinary } = parts;
+        let VocabParts { byte_ids, unknown, mut characters, merges, whole_first, mut added, .. } = parts;
+        let table = merge_table(&merges, &tokens)?;
         added.sort_by_key(|token| token.id);
         let special =
             added.iter().filter(|token| token.special).map(|token| (token.content.clone(), token.id)).collect();
-        let whole = FxHashMap::default();
-        let mut vocab =
-            Self { tokens, byte_ids, merges, table, whole_first, reaches_all, whole, is_ordinary, added, special };
-        vocab.whole = vocab.whole_tokens(ordinary);
-        Ok(vocab)
-    }
-
-    /// A merge list made by hand can hold tokens that merging never reaches; looking those up would change ids.
-    fn whole_tokens(&self, ordinary: Vec<(u32, Vec<u8>)>) -> FxHashMap<Box<[u8]>, u32> {
-        let is_whole =
-            |(id, token): &(u32, Vec<u8>)| self.is_ordinary(*id) && (self.whole_first || self.merged(token) == [*id]);
-        ordinary.into_iter().filter(is_whole).map(|(id, token)| (token.into(), id)).collect()
+        if let Some(characters) = &mut characters {
+            characters.prepare(&merges, whole_first);
+        }
+        Ok(Self {
+            tokens,
+            byte_ids,
+            unknown,
+            merges,
+            table,
+            whole_first,
+            reaches_all,
+            is_ordinary,
+            characters,
+            added,
+            special,
+        })
     }
 
     /// One more than the highest id.
@@ -173,7 +183,7 @@ impl Vocab {
         &self.tokens
     }
 
-    /// The id of each single byte.
+    /// The id of each single byte; [`NO_ID`] for one that has none, as in vocabularies learned from text without it.
     pub fn byte_ids(&self) -> &[u32; NUM_BYTES] {
         &self.byte_ids
     }
@@ -217,21 +227,43 @@ impl Vocab {
         &self.special
     }
 
-    /// Adds the ids of one piece to `ids`.
-    pub fn encode_piece(&self, piece: &[u8], ids: &mut Vec<u32>) {
-        if let Some(&id) = self.whole.get(piece) {
+    /// How merging begins with characters; None if it begins with bytes.
+    pub fn characters(&self) -> Option<&Characters> {
+        self.characters.as_ref()
+    }
+
+    /// Adds the ids of one piece to `ids`, where merging begins with `characters`.
+    ///
+    /// Cost: O(n log n) in the longest stretch without a space, or in the piece if merges reach over spaces.
+    pub(super) fn encode_characters(&self, characters: &Characters, piece: &str, ids: &mut Vec<u32>) {
+        if let Some(id) = characters.whole(piece) {
             ids.push(id);
             return;
         }
-        let start = ids.len();
-        ids.extend(piece.iter().map(|&byte| self.byte_ids[byte as usize]));
-        self.table.apply(ids, start);
+        for part in characters.parts(piece) {
+            let start = ids.len();
+            characters.begin(part, self.unknown, ids);
+            self.table.apply(ids, start);
+        }
     }
 
-    fn merged(&self, piece: &[u8]) -> Vec<u32> {
-        let mut ids = Vec::new();
-        self.encode_piece(piece, &mut ids);
-        ids
+    /// Whether all bytes that text can have are tokens.
+    pub fn has_all_bytes(&self) -> bool {
+        (0..=u8::MAX).all(|byte| matches!(byte, 0xC0 | 0xC1 | 0xF5..) || self.byte_ids[byte as usize] != NO_ID)
+    }
+
+    /// Adds what merging makes of the bytes of a piece to `ids`. For a byte that is no token stands the unknown token.
+    pub fn merge_bytes(&self, piece: &[u8], ids: &mut Vec<u32>) {
+        let start = ids.len();
+        let mut run = UnknownRun { unknown: self.unknown, is_open: false };
+        for &byte in piece {
+            match self.byte_ids[byte as usize] {
+                NO_ID => run.unknown(ids),
+                id => run.known(id, ids),
+            }
+        }
+        run.close(ids);
+        self.table.apply(ids, start);
     }
 }
 
@@ -313,21 +345,24 @@ fn check_added(added: &[AddedToken]) -> Result<()> {
 
 /// The bytes of every id, and which ids are ordinary tokens.
 fn token_table(parts: &VocabParts) -> Result<(TokenTable, Vec<bool>)> {
-    let ordinary_ids = parts.tokens.iter().map(|&(id, _)| id);
-    let last = ordinary_ids.clone().chain(parts.added.iter().map(|token| token.id)).max();
+    let ids = parts.tokens.iter().chain(&parts.unreached).map(|&(id, _)| id);
+    let last = ids.chain(parts.added.iter().map(|token| token.id)).max();
     let num_ids = last.map_or(0, |id| id as usize + 1);
     if num_ids > MAX_IDS {
         return Err(Error::Tokenizer(format!("token ids must be below {MAX_IDS}, got {}", num_ids - 1)));
     }
     let mut bytes: Vec<Option<Vec<u8>>> = vec![None; num_ids];
-    for (id, token) in &parts.tokens {
+    for (id, token) in parts.tokens.iter().chain(&parts.unreached) {
         if bytes[*id as usize].replace(token.clone()).is_some() {
             return Err(Error::Tokenizer(format!(
                 "token ids must be there once each, got several tokens with id {id}"
             )));
         }
     }
-    let mut is_ordinary: Vec<bool> = bytes.iter().map(Option::is_some).collect();
+    let mut is_ordinary = vec![false; num_ids];
+    for &(id, _) in &parts.tokens {
+        is_ordinary[id as usize] = true;
+    }
     for token in &parts.added {
         is_ordinary[token.id as usize] = false;
         // One that merging makes as well keeps the bytes it has there.
@@ -335,6 +370,18 @@ fn token_table(parts: &VocabParts) -> Result<(TokenTable, Vec<bool>)> {
     }
     let special: Vec<u32> = parts.added.iter().filter(|token| token.special).map(|token| token.id).collect();
     Ok((TokenTable::new(bytes, &special)?, is_ordinary))
+}
+
+fn merge_table(merges: &[Merge], tokens: &TokenTable) -> Result<MergeTable> {
+    let mut table = MergeTable::default();
+    for merge in merges {
+        check_merge(merge, tokens)?;
+        let Merge { left, right, id } = *merge;
+        if !table.insert(left, right, id) {
+            return Err(Error::Tokenizer(format!("merge ({left}, {right}) into id {id} is there twice")));
+        }
+    }
+    Ok(table)
 }
 
 fn check_merge(merge: &Merge, tokens: &TokenTable) -> Result<()> {

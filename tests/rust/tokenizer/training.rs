@@ -1,10 +1,12 @@
 //! The trainer against one that counts everything again for each merge.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use llm_core::Error;
+use llm_core::tokenizer::Tokenizer;
 use llm_core::tokenizer::pretokenize::Pattern;
-use llm_core::tokenizer::trainer::Trainer;
+use llm_core::tokenizer::trainer::{Trainer, TrainerOptions};
 use proptest::prelude::*;
 
 use super::{merged_pairs, sample_tokenizer, text, train};
@@ -12,6 +14,17 @@ use super::{merged_pairs, sample_tokenizer, text, train};
 type Pair = (u32, u32);
 
 fn reference_merges(texts: &[&str], num_merges: usize, pattern: &Pattern) -> Vec<Pair> {
+    limited_reference_merges(texts, num_merges, pattern, 1, None)
+}
+
+fn limited_reference_merges(
+    texts: &[&str],
+    num_merges: usize,
+    pattern: &Pattern,
+    min_frequency: i64,
+    max_token_length: Option<usize>,
+) -> Vec<Pair> {
+    let mut lens = vec![1; 256];
     let mut words: Vec<Vec<u32>> = texts
         .iter()
         .flat_map(|text| pattern.pieces(text).unwrap())
@@ -23,7 +36,13 @@ fn reference_merges(texts: &[&str], num_merges: usize, pattern: &Pattern) -> Vec
         for pair in words.iter().flat_map(|word| word.windows(2)) {
             *counts.entry((pair[0], pair[1])).or_default() += 1;
         }
-        let Some((&pair, _)) = counts.iter().min_by_key(|&(&pair, &count)| (-count, pair)) else { break };
+        let len = |pair: Pair| lens[pair.0 as usize] + lens[pair.1 as usize];
+        let allowed = |&(&pair, &count): &(&Pair, &i64)| {
+            count >= min_frequency && max_token_length.is_none_or(|limit| len(pair) <= limit)
+        };
+        let best = counts.iter().filter(allowed).min_by_key(|&(&pair, &count)| (-count, pair));
+        let Some((&pair, _)) = best else { break };
+        lens.push(len(pair));
         let id = 256 + merges.len() as u32;
         words.iter_mut().for_each(|word| merge(word, pair, id));
         merges.push(pair);
@@ -41,8 +60,16 @@ fn merge(word: &mut Vec<u32>, pair: Pair, id: u32) {
     }
 }
 
-fn in_pool<T: Send>(num_threads: usize, work: impl FnOnce() -> T + Send) -> T {
-    rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap().install(work)
+fn train_with(texts: &[&str], options: TrainerOptions) -> Tokenizer {
+    let mut trainer = Trainer::with_options(options).unwrap();
+    trainer.add(texts).unwrap();
+    trainer.train(&mut |_, _| true).unwrap()
+}
+
+fn file_with(content: &[u8], name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("llm_core_training_{}_{name}", std::process::id()));
+    std::fs::write(&path, content).unwrap();
+    path
 }
 
 proptest! {
@@ -56,13 +83,116 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn limited_merges_equal_the_reference(
+        texts in proptest::collection::vec(text(), 1..8), num_merges in 0usize..60, min_frequency in 1u64..5,
+        max_token_length in proptest::option::of(1usize..7), num_threads in 1usize..4,
+    ) {
+        let texts: Vec<&str> = texts.iter().map(String::as_str).chain(["aaaa aaa abab aaaaaaaaa"]).collect();
+        let options = TrainerOptions {
+            min_frequency, max_token_length, num_threads: Some(num_threads),
+            ..TrainerOptions::new(256 + num_merges, Pattern::Cl100k, &[])
+        };
+        let expected =
+            limited_reference_merges(&texts, num_merges, &Pattern::Cl100k, min_frequency as i64, max_token_length);
+        let tokenizer = train_with(&texts, options);
+        prop_assert_eq!(merged_pairs(&tokenizer), expected);
+    }
+}
+
+#[test]
+fn a_file_has_the_merges_of_its_text() {
+    let text: String = (0..90_000u32).map(|n| format!("wörd{} t{}<|end|>\n", n % 997, n % 89)).collect();
+    let path = file_with(text.as_bytes(), "whole");
+    let custom = Pattern::parse(r"[^ö]+|ö").unwrap();
+    for (pattern, num_threads) in [(Pattern::Gpt4, 1), (Pattern::Cl100k, 3), (custom, 2)] {
+        let options = TrainerOptions {
+            num_threads: Some(num_threads),
+            ..TrainerOptions::new(500, pattern, &["<|end|>".to_owned()])
+        };
+        let mut trainer = Trainer::with_options(options.clone()).unwrap();
+        let mut reports = Vec::new();
+        trainer
+            .add_file(&path, &mut |bytes| {
+                reports.push(bytes);
+                true
+            })
+            .unwrap();
+        assert_eq!(reports.last(), Some(&(text.len() as u64)));
+        let merges = trainer.train(&mut |_, _| true).unwrap();
+        assert_eq!(merges.vocab().merges(), train_with(&[&text], options).vocab().merges());
+        assert!(merges.vocab().merges().len() > 200);
+    }
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn one_huge_piece_is_learned_from_in_time() {
+    // A word scanned again for every merge would take minutes.
+    let letters: String =
+        (0..300_000u64).map(|n| char::from(b'a' + (n.wrapping_mul(n ^ 0x9E37_79B9) >> 7) as u8 % 26)).collect();
+    let tokenizer = train_with(&[&letters], TrainerOptions::new(3000, Pattern::Gpt4, &[]));
+    assert_eq!(tokenizer.vocab().size(), 3000);
+    let runs = train_with(&[&"a".repeat(300_001)], TrainerOptions::new(300, Pattern::Gpt4, &[]));
+    let lens: Vec<usize> =
+        (256..runs.vocab().size() as u32).filter_map(|id| runs.vocab().tokens().bytes(id).map(<[u8]>::len)).collect();
+    assert_eq!(lens[..4], [2, 4, 8, 16]);
+}
+
+#[test]
+fn bad_files_are_named_and_spoil_the_trainer() {
+    let mut content = "ab cd\n".repeat(100_000).into_bytes();
+    content[500_001] = 0xE9;
+    content[100_001] = 0xFF;
+    let path = file_with(&content, "bad");
+    let mut trainer = Trainer::new(300, Pattern::Gpt4, &[]).unwrap();
+    let Err(Error::Data(message)) = trainer.add_file(&path, &mut |_| true) else { panic!() };
+    let shown = path.display();
+    let expected = format!(
+        "{shown}: text must be UTF-8, got byte 0xff at offset 100001\nhint: convert it, for example `iconv -f LATIN1 -t UTF-8 {shown}`"
+    );
+    assert_eq!(message, expected);
+    let Err(Error::InvalidArgument(message)) = trainer.train(&mut |_, _| true) else { panic!() };
+    assert!(message.starts_with("a trainer must have counted whole texts, got one whose last text failed\nhint"));
+    let Err(Error::InvalidArgument(message)) = trainer.add(&["ab"]) else { panic!() };
+    assert!(message.starts_with("a trainer must have counted whole texts"));
+    std::fs::remove_file(&path).unwrap();
+    let mut trainer = Trainer::new(300, Pattern::Gpt4, &[]).unwrap();
+    let Err(Error::Data(message)) = trainer.add_file(&path, &mut |_| true) else { panic!() };
+    assert!(message.starts_with(&format!("{shown}: can't be read: ")), "{message}");
+    // A file that was never opened spoils nothing.
+    trainer.add(&["ab"]).unwrap();
+    assert_eq!(merged_pairs(&trainer.train(&mut |_, _| true).unwrap()), [(97, 98)]);
+}
+
+#[test]
+fn counting_reports_bytes_and_can_be_stopped() {
+    let text = "ab cd\n".repeat(200_000);
+    let mut trainer = Trainer::new(300, Pattern::Gpt4, &[]).unwrap();
+    let mut last = 0;
+    trainer
+        .add_with_progress(&[&text], &mut |bytes| {
+            assert!(bytes >= last);
+            last = bytes;
+            true
+        })
+        .unwrap();
+    assert_eq!(last, text.len() as u64);
+    let Err(Error::InvalidArgument(message)) = trainer.add_with_progress(&[&text], &mut |_| false) else { panic!() };
+    assert_eq!(message, "counting was stopped by its progress callback");
+    assert!(trainer.train(&mut |_, _| true).is_err());
+}
+
 #[test]
 fn merges_do_not_depend_on_threads_calls_or_order() {
     // Longer than one chunk, so that several threads count.
     let text: String =
         (0..60_000u32).map(|n| format!("w{} t{}\n", n.wrapping_mul(2_654_435_761) % 997, n % 89)).collect();
-    let one = in_pool(1, || train(&[&text], 600, &Pattern::Gpt4, &[]));
-    let four = in_pool(4, || train(&[&text], 600, &Pattern::Gpt4, &[]));
+    let on_threads = |num_threads| {
+        train_with(&[&text], TrainerOptions { num_threads, ..TrainerOptions::new(600, Pattern::Gpt4, &[]) })
+    };
+    let (one, four) = (on_threads(Some(1)), on_threads(Some(4)));
     let mut trainer = Trainer::new(600, Pattern::Gpt4, &[]).unwrap();
     text.split_inclusive('\n').rev().for_each(|line| trainer.add(&[line.trim_end_matches('\n')]).unwrap());
     trainer.add(&vec!["\n"; 60_000]).unwrap();
@@ -109,6 +239,19 @@ fn bad_training_input_is_named() {
         let Err(Error::Tokenizer(message)) = Trainer::new(300, Pattern::Gpt4, &special.map(str::to_owned)) else {
             panic!()
         };
+        assert_eq!(message, expected);
+    }
+    let base = TrainerOptions::new(300, Pattern::Gpt4, &special);
+    for (options, expected) in [
+        (TrainerOptions { min_frequency: 0, ..base.clone() }, "`min_frequency` must be at least 1, got 0"),
+        (
+            TrainerOptions { max_token_length: Some(0), ..base.clone() },
+            "`max_token_length` must be at least 1 byte, got 0",
+        ),
+        (TrainerOptions { num_threads: Some(0), ..base.clone() }, "`num_threads` must be from 1 to 1024, got 0"),
+        (TrainerOptions { num_threads: Some(5000), ..base.clone() }, "`num_threads` must be from 1 to 1024, got 5000"),
+    ] {
+        let Err(Error::InvalidArgument(message)) = Trainer::with_options(options) else { panic!() };
         assert_eq!(message, expected);
     }
     let mut trainer = Trainer::new(300, Pattern::Gpt4, &special).unwrap();

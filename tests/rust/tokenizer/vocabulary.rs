@@ -133,17 +133,16 @@ fn ranks_of(tokens: &[&str]) -> Vec<Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
     fn any_table_of_ranks_merges_as_tiktoken_does(
-        tokens in proptest::collection::vec("[a-c]{2,5}", 0..25), pieces in proptest::collection::vec("[a-c]{1,9}", 40),
+        tokens in proptest::collection::vec("[a-c]{2,5}", 0..25), pieces in proptest::collection::vec("[a-c]{1,9}", 20),
     ) {
         let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
         let ranks = ranks_of(&tokens);
-        let vocab = Vocab::from_ranks(&ranks, vec![]).unwrap();
+        let tokenizer = Tokenizer::new(Vocab::from_ranks(&ranks, vec![]).unwrap(), Pattern::Whitespace);
         for piece in pieces {
-            let mut ids = Vec::new();
-            vocab.encode_piece(piece.as_bytes(), &mut ids);
+            let ids = tokenizer.encode(&piece, false).unwrap();
             prop_assert_eq!(ids, reference_merge_by_rank(&ranks, piece.as_bytes()), "{} of {:?}", piece, tokens);
         }
     }
@@ -176,6 +175,9 @@ fn parts(tokens: &[(u32, &str)], merges: &[(u32, u32, u32)]) -> VocabParts {
     let bytes = (0..=255).map(|byte: u8| (10 + u32::from(byte), vec![byte]));
     VocabParts {
         tokens: bytes.chain(tokens.iter().map(|&(id, text)| (id, text.as_bytes().to_vec()))).collect(),
+        unreached: vec![],
+        unknown: None,
+        characters: None,
         byte_ids: std::array::from_fn(|byte| 10 + byte as u32),
         merges: merges.iter().map(|&(left, right, id)| Merge { left, right, id }).collect(),
         whole_first: false,

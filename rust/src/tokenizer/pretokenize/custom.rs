@@ -1,5 +1,6 @@
 //! The general path: any regular expression.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use fancy_regex::{Regex, RegexBuilder};
@@ -65,6 +66,20 @@ impl CustomPattern {
         }
         visit_to(text.len());
         Ok(())
+    }
+
+    /// Where it matches, in order.
+    ///
+    /// # Errors
+    ///
+    /// As [`CustomPattern::for_each_piece`].
+    pub fn matches(&self, text: &str) -> Result<Vec<Range<usize>>> {
+        let range = |found: fancy_regex::Result<fancy_regex::Match<'_>>| found.map(|found| found.range());
+        self.regex
+            .find_iter(text)
+            .map(range)
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|error| self.run_error(&error))
     }
 
     fn run_error(&self, error: &fancy_regex::Error) -> Error {

@@ -133,7 +133,7 @@ mod portable {
             let word = u64::from_le_bytes(*word);
             let bits = |flags: u64| gather(flags) << (8 * index);
             let newlines = in_range(word, b'\n', b'\n') | in_range(word, b'\r', b'\r');
-            masks.letters |= bits(in_range(word | ONES * 0x20, b'a', b'z'));
+            masks.letters |= bits(in_range(word | (ONES * 0x20), b'a', b'z'));
             masks.uppers |= bits(in_range(word, b'A', b'Z'));
             masks.digits |= bits(in_range(word, b'0', b'9'));
             masks.spaces |= bits(in_range(word, b' ', b' '));

@@ -1,0 +1,46 @@
+"""`llm tokenizer train`."""
+
+from typing import Annotated
+
+import typer
+
+from llm.cli.tokenizer.options import Threads
+
+EXAMPLE = "Example:  llm tokenizer train corpus.txt --vocab-size 8192 --out tokenizers/mine"
+
+
+def train(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="UTF-8 text: files, directories or globs.")],
+    vocab_size: Annotated[int, typer.Option(help="Entries, the 256 bytes and special tokens included.")],
+    out: Annotated[str, typer.Option(help="Directory to save to.")],
+    pattern: Annotated[
+        str, typer.Option(help="How text is split before merging: gpt2, gpt4, o200k, qwen2 …, or a regular expression.")
+    ] = "gpt4",
+    special_token: Annotated[
+        list[str] | None, typer.Option(help="Never merged, never from ordinary text; may be repeated.")
+    ] = None,
+    min_frequency: Annotated[int, typer.Option(min=1, help="A pair seen less often is not merged.")] = 1,
+    max_token_length: Annotated[int | None, typer.Option(min=1, help="Bytes of a merged token at most.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Train a byte-level BPE tokenizer."""
+    from llm.tokenization import BPETokenizer
+    from llm.tokenization.bpe import DEFAULT_SPECIAL_TOKENS
+    from llm.tokenization.describe import training_summary
+
+    special_tokens = DEFAULT_SPECIAL_TOKENS if special_token is None else special_token
+    tokenizer = BPETokenizer.train(
+        files,
+        vocab_size=vocab_size,
+        pattern=pattern,
+        special_tokens=special_tokens,
+        min_frequency=min_frequency,
+        max_token_length=max_token_length,
+        num_threads=threads,
+    )
+    tokenizer.save(out)
+    print(f"{out}: {training_summary(tokenizer, files)}")
+    print(f"next:  llm tokenizer encode {out} 'Once upon' --pieces   ·   llm train --tokenizer {out} …")
+
+
+command = train

@@ -1,0 +1,55 @@
+"""From one format to another."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from llm.errors import InvalidArgumentError
+from llm.tokenization.base import BaseTokenizer
+from llm.tokenization.files import TOKENIZER_FILE, StrPath
+from llm.tokenization.formats import write_tokenizer
+
+DIRECTORY = "directory"
+FORMATS = (DIRECTORY, TOKENIZER_FILE, "tiktoken", "gpt2", "gguf")
+# What a file's name says of its format.
+_SUFFIXES = {".json": TOKENIZER_FILE, ".tiktoken": "tiktoken", ".gguf": "gguf"}
+
+
+def convert_tokenizer(tokenizer: BaseTokenizer, out: StrPath, format: str | None = None) -> str:
+    """Writes `tokenizer` to `out` and returns the format used.
+
+    Args:
+        tokenizer: Any; formats other than `tokenizer.json` and a directory hold byte-level BPE alone.
+        out: A file, or a directory for "directory" and "gpt2".
+        format: One of `FORMATS`; None goes by the suffix of `out`: `.json`, `.tiktoken`, `.gguf`, else "directory",
+            `tokenizer.json` and `tokenizer_config.json` as `save` writes them.
+
+    Raises:
+        FileError: It can't be written.
+        InvalidArgumentError: There is no such format.
+        TokenizerError: The format can't hold a part of the tokenizer; the message names it.
+    """
+    if format is not None and format not in FORMATS:
+        raise InvalidArgumentError(f"a format must be one of {list(FORMATS)}, got {format!r}")
+    format = format or _SUFFIXES.get(Path(out).suffix, DIRECTORY)
+    if format == DIRECTORY:
+        tokenizer.save(out)
+    else:
+        write_tokenizer(tokenizer, out, format)
+    return format
+
+
+def parse_special_tokens(entries: Iterable[str]) -> dict[str, int]:
+    """Special tokens given as `TOKEN=ID`, for files that don't say them.
+
+    Raises:
+        InvalidArgumentError: An entry is not of this form.
+    """
+    tokens = {}
+    for entry in entries:
+        token, _, number = entry.rpartition("=")
+        if not token or not number.isascii() or not number.isdigit():
+            raise InvalidArgumentError(
+                f"a special token must be given as TOKEN=ID, got {entry!r}\nhint: such as '<|endoftext|>=50256'"
+            )
+        tokens[token] = int(number)
+    return tokens

@@ -1,0 +1,268 @@
+"""The vocabulary in a GGUF file's metadata.
+
+Source: ggml-org/ggml `docs/gguf.md` for the keys; ggml-org/llama.cpp `src/llama-vocab.cpp` for the names of
+pre-tokenizers; huggingface/transformers `convert_slow_tokenizer.py`, `generate_merges`, for merges from scores.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llm.errors import TokenizerError
+from llm.tokenization.readers.common import (
+    Loaded,
+    ReadOptions,
+    added_token,
+    byte_level_document,
+    core_from_document,
+    pre_tokenizer,
+)
+from llm.tokenization.readers.gguf_file import read_metadata
+from llm.tokenization.settings import TokenizerSettings
+
+# Types of tokens.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+_DIGITS = {"type": "Digits", "individual_digits": True}
+_SPACE = "▁"
+_ENDS = ("bos", "eos")
+
+
+class PreTokenizer:
+    """How text is cut by a name in `tokenizer.ggml.pre`."""
+
+    def __init__(self, pattern: str, *, digits: bool = False, nfc: bool = False, whole_first: bool = False) -> None:
+        self.pattern = pattern
+        self.normalizer = {"type": "NFC"} if nfc else None
+        self.digits = digits
+        self.whole_first = whole_first
+
+    def document(self) -> dict[str, Any]:
+        """As in `tokenizer.json`."""
+        cut = pre_tokenizer(self.pattern)
+        return {"type": "Sequence", "pretokenizers": [_DIGITS, cut]} if self.digits else cut
+
+
+_GPT2, _LLAMA3, _QWEN2 = PreTokenizer("gpt2"), PreTokenizer("gpt4", whole_first=True), PreTokenizer("qwen2", nfc=True)
+_STARCODER = PreTokenizer("gpt2", digits=True)
+# The first name of each way is the one to write.
+PRE_TOKENIZERS = {
+    "gpt-2": _GPT2,
+    "llama-bpe": _LLAMA3,
+    "qwen2": _QWEN2,
+    "gpt-4o": PreTokenizer("o200k"),
+    "smollm": _STARCODER,
+    "dbrx": PreTokenizer("gpt4"),
+    "stablelm2": PreTokenizer("qwen2"),
+    "deepseek-r1-qwen": _QWEN2,
+    "dolma": _GPT2,
+    "jais": _GPT2,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "mpt": _GPT2,
+    "olmo": _GPT2,
+    "phi-2": _GPT2,
+    "refact": _STARCODER,
+    "smaug-bpe": PreTokenizer("gpt4"),
+    "starcoder": _STARCODER,
+}
+
+
+def read_gguf(path: Path, options: ReadOptions) -> Loaded:
+    """Reads the vocabulary, roles of tokens and chat template; the weights are not looked at.
+
+    Raises:
+        FileError: It can't be read.
+        TokenizerError: It is torn, has no vocabulary, or one of a kind that is not supported (named).
+    """
+    metadata = Metadata(read_metadata(path, "tokenizer."), path)
+    model = metadata.get("tokenizer.ggml.model", str)
+    if model == "gpt2":
+        document = byte_level(metadata, _way_to_cut(metadata, options), options.special_tokens)
+    elif model == "llama":
+        options.reject_vocabulary(path)
+        document = _sentence_piece(metadata)
+    else:
+        raise TokenizerError(f"{path}: unsupported `tokenizer.ggml.model`: must be gpt2 or llama, got {model!r}")
+    core = core_from_document(document, path)
+    return Loaded(core, metadata.settings(core.special_tokens))
+
+
+class Metadata:
+    """Values by key, of the types they must have."""
+
+    def __init__(self, values: dict[str, Any], path: Path) -> None:
+        self.values = values
+        self.path = path
+
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        """The value under `key`; an error if it is of another type."""
+        value = self.values.get(key, default)
+        if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+            raise TokenizerError(f"{self.path}: `{key}` must be {kind.__name__}, got {str(value)[:60]!r}")
+        return value
+
+    def items(self, key: str, kind: type) -> list[Any]:
+        """The list under `key`; an error if it is missing or an item of another type."""
+        values = self.get(key, list)
+        if values is None or not all(isinstance(value, kind) for value in values):
+            raise TokenizerError(f"{self.path}: `{key}` must be a list of {kind.__name__}, got {str(values)[:60]!r}")
+        return list(values)
+
+    def tokens(self) -> list[str]:
+        """The name of each id."""
+        tokens: list[str] = self.items("tokenizer.ggml.tokens", str)
+        if len(set(tokens)) != len(tokens):
+            raise TokenizerError(f"{self.path}: `tokenizer.ggml.tokens` must be there once each")
+        return tokens
+
+    def types(self, num_tokens: int) -> list[int]:
+        """The type of each id."""
+        if "tokenizer.ggml.token_type" not in self.values:
+            return [NORMAL] * num_tokens
+        types = self.items("tokenizer.ggml.token_type", int)
+        self.check_len("tokenizer.ggml.token_type", types, num_tokens)
+        return types
+
+    def check_len(self, key: str, values: Sequence[Any], num_tokens: int) -> None:
+        """Raises if there is not one value for each token."""
+        if len(values) != num_tokens:
+            raise TokenizerError(
+                f"{self.path}: `{key}` must have one for each of {num_tokens} tokens, got {len(values)}"
+            )
+
+    def id_of(self, role: str) -> int | None:
+        """The id of the token with this role."""
+        value: int | None = self.get(f"tokenizer.ggml.{role}_token_id", int)
+        return value
+
+    def settings(self, special_tokens: dict[str, int]) -> TokenizerSettings:
+        """Roles and chat template."""
+        names: dict[int | None, str] = {token_id: token for token, token_id in special_tokens.items()}
+        ends = [self.id_of(role) for role in ("eos", "eot", "eom")]
+        return TokenizerSettings(
+            bos_token=names.get(self.id_of("bos")),
+            eos_tokens=tuple(dict.fromkeys(names[token_id] for token_id in ends if token_id in names)),
+            pad_token=names.get(self.id_of("padding")),
+            unk_token=names.get(self.id_of("unknown")),
+            add_bos_token=self.get("tokenizer.ggml.add_bos_token", bool),
+            add_eos_token=self.get("tokenizer.ggml.add_eos_token", bool),
+            chat_template=self.get("tokenizer.chat_template", str),
+        )
+
+
+def _added(tokens: Sequence[str], types: Sequence[int], roles: set[int | None]) -> list[dict[str, Any]]:
+    added = []
+    for token_id, (token, kind) in enumerate(zip(tokens, types, strict=True)):
+        if kind in (CONTROL, UNKNOWN) or token_id in roles:
+            added.append(added_token(token, token_id))
+        elif kind == USER_DEFINED and _SPACE not in token:
+            # One with spaces is reached by merging; as an added token the normalizer would change it.
+            added.append(added_token(token, token_id, special=False))
+    return added
+
+
+def _roles(metadata: Metadata) -> set[int | None]:
+    return {metadata.id_of(role) for role in ("bos", "eos", "eot", "eom", "padding", "unknown")} - {None}
+
+
+def byte_level(
+    metadata: Metadata, way: PreTokenizer, special_tokens: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """The `tokenizer.json` of a byte-level vocabulary; `special_tokens` instead of those that the file names.
+
+    Raises:
+        TokenizerError: A list is missing, of another type or of another length.
+    """
+    tokens = metadata.tokens()
+    types = metadata.types(len(tokens))
+    if special_tokens is None:
+        added = _added(tokens, types, _roles(metadata))
+    else:
+        added = [added_token(content, token_id) for content, token_id in special_tokens.items()]
+    return byte_level_document(
+        {token: token_id for token_id, token in enumerate(tokens) if types[token_id] != UNUSED},
+        metadata.items("tokenizer.ggml.merges", str),
+        added,
+        way.document(),
+        normalizer=way.normalizer,
+        ignore_merges=way.whole_first,
+        post_processor=_template(metadata, tokens, False),
+    )
+
+
+def _template(metadata: Metadata, tokens: Sequence[str], adds_bos: bool) -> dict[str, Any] | None:
+    """The post-processor that puts begin and end around a text, if the model expects it."""
+    wanted = {
+        role: metadata.get(f"tokenizer.ggml.add_{role}_token", bool, role == "bos" and adds_bos) for role in _ENDS
+    }
+    found = {role: metadata.id_of(role) for role in _ENDS if wanted[role]}
+    ids = {role: token_id for role, token_id in found.items() if token_id is not None and token_id < len(tokens)}
+    if not ids:
+        return None
+    single: list[dict[str, Any]] = [{"Sequence": {"id": "A", "type_id": 0}}]
+    special = {}
+    for role, token_id in ids.items():
+        name = tokens[token_id]
+        single.insert(0 if role == "bos" else len(single), {"SpecialToken": {"id": name, "type_id": 0}})
+        special[name] = {"id": name, "ids": [token_id], "tokens": [name]}
+    pair = [*single, *json.loads(json.dumps(single).replace('"A"', '"B"').replace('"type_id": 0', '"type_id": 1'))]
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+
+
+def _way_to_cut(metadata: Metadata, options: ReadOptions) -> PreTokenizer:
+    if options.pattern is not None:
+        return PreTokenizer(options.pattern)
+    name = metadata.get("tokenizer.ggml.pre", str)
+    if name not in PRE_TOKENIZERS:
+        raise TokenizerError(
+            f"{metadata.path}: unsupported `tokenizer.ggml.pre`: must be one of {sorted(PRE_TOKENIZERS)}, "
+            f"got {name!r}\nhint: give `pattern`, a name or a regular expression"
+        )
+    return PRE_TOKENIZERS[name]
+
+
+def _sentence_piece(metadata: Metadata) -> dict[str, Any]:
+    tokens = metadata.tokens()
+    types = metadata.types(len(tokens))
+    scores = metadata.items("tokenizer.ggml.scores", float)
+    metadata.check_len("tokenizer.ggml.scores", scores, len(tokens))
+    has_prefix = metadata.get("tokenizer.ggml.add_space_prefix", bool, True)
+    unknown = metadata.id_of("unknown") or 0
+    steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if has_prefix:
+        steps.insert(0, {"type": "Prepend", "prepend": _SPACE})
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    model = {
+        "type": "BPE",
+        "unk_token": tokens[unknown] if unknown < len(tokens) else None,
+        "fuse_unk": True,
+        "byte_fallback": BYTE in types,
+        "vocab": {token: token_id for token_id, token in enumerate(tokens)},
+        "merges": merges_from_scores(tokens, types, scores),
+    }
+    return {
+        "added_tokens": _added(tokens, types, _roles(metadata)),
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": None,
+        "post_processor": _template(metadata, tokens, True),
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": model,
+    }
+
+
+def merges_from_scores(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """Merges in the order that SentencePiece makes them: any two tokens that are one together, the best score first."""
+    ids = {token: index for index, token in enumerate(tokens) if types[index] in (NORMAL, USER_DEFINED)}
+    merges = []
+    for token, index in ids.items():
+        cuts = [(token[:at], token[at:]) for at in range(1, len(token))]
+        known = [(ids[left], ids[right]) for left, right in cuts if left in ids and right in ids]
+        merges += [(-scores[index], left, right) for left, right in sorted(known)]
+    merges.sort(key=lambda merge: merge[0])
+    return [(tokens[left], tokens[right]) for _, left, right in merges]

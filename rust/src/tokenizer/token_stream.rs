@@ -1,0 +1,87 @@
+//! The text of ids that come one by one.
+
+use super::decoder::Decoder;
+use super::stream::{Detokenizer, TokenTable};
+use crate::{Error, Result};
+
+/// Text so far, in parts that never end inside a character.
+///
+/// All parts and [`TokenStream::finish`] together are what [`super::Tokenizer::decode_text`] gives of all ids. (Only
+/// where tokens that stand for a byte each are no UTF-8 together may the number of U+FFFD differ: how many there must
+/// be is known at the end of them all, and nobody wants to wait for that.)
+///
+/// ```
+/// use llm_core::tokenizer::decoder::Decoder;
+/// use llm_core::tokenizer::stream::TokenTable;
+/// use llm_core::tokenizer::token_stream::TokenStream;
+///
+/// let table = TokenTable::new(vec![Some(b" \xc3".to_vec()), Some(b"\xa9".to_vec())], &[])?;
+/// let mut stream = TokenStream::new(Decoder::Words { strip_start: 1, bare_first: false }, false)?;
+/// assert_eq!(stream.push(&table, 0)?, "");
+/// assert_eq!(stream.push(&table, 1)?, "é");
+/// assert_eq!(stream.finish(), "");
+/// # Ok::<(), llm_core::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct TokenStream {
+    text: Detokenizer,
+    skip_special: bool,
+    /// Spaces in the first token go.
+    is_bare: bool,
+    /// Spaces that still go at the start of the text.
+    num_to_strip: usize,
+}
+
+impl TokenStream {
+    /// An empty text; `skip_special` leaves out the text of special tokens.
+    ///
+    /// # Errors
+    ///
+    /// None: the detokenizer refuses only stop strings, and there are none.
+    pub fn new(decoder: Decoder, skip_special: bool) -> Result<Self> {
+        let (num_to_strip, is_bare) = match decoder {
+            Decoder::Bytes => (0, false),
+            Decoder::Words { strip_start, bare_first } => (strip_start, bare_first),
+        };
+        Ok(Self { text: Detokenizer::new(Vec::new(), skip_special)?, skip_special, is_bare, num_to_strip })
+    }
+
+    /// Takes one token and returns the text that is now certain.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` if there is no such id; the stream then is as before.
+    pub fn push(&mut self, table: &TokenTable, id: u32) -> Result<String> {
+        if table.bytes(id).is_none() {
+            return Err(unknown(table, i64::from(id)));
+        }
+        let mut part = self.text.push(table, id, true).text;
+        if self.is_bare && !(self.skip_special && table.is_special(id)) {
+            // A space is a whole character, so all of this token's are in this part.
+            part.retain(|character| character != ' ');
+            self.is_bare = false;
+        }
+        Ok(self.stripped(part))
+    }
+
+    /// The rest: an incomplete character as one U+FFFD.
+    pub fn finish(&mut self) -> String {
+        let rest = self.text.finish();
+        self.stripped(rest)
+    }
+
+    fn stripped(&mut self, part: String) -> String {
+        if self.num_to_strip == 0 || part.is_empty() {
+            return part;
+        }
+        let num_spaces = part.bytes().take(self.num_to_strip).take_while(|&byte| byte == b' ').count();
+        self.num_to_strip = if num_spaces == part.len() { self.num_to_strip - num_spaces } else { 0 };
+        part[num_spaces..].to_owned()
+    }
+}
+
+/// The error for an id that the table does not have.
+pub fn unknown(table: &TokenTable, id: i64) -> Error {
+    let last = table.len().saturating_sub(1);
+    Error::InvalidArgument(format!("token ids must be ids of this tokenizer (0 to {last}), got {id}"))
+}

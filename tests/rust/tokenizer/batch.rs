@@ -1,0 +1,130 @@
+//! Plans, batches, threads and offsets.
+
+use llm_core::Error;
+use llm_core::tokenizer::batch::Rows;
+use llm_core::tokenizer::offsets::offsets;
+use llm_core::tokenizer::plan::{Allowed, EncodePlan, Side};
+use llm_core::tokenizer::pretokenize::Pattern;
+use llm_core::tokenizer::special::SpecialMatcher;
+use llm_core::tokenizer::threads::{MAX_THREADS, pool};
+use proptest::prelude::*;
+
+use super::{sample_tokenizer, text};
+
+const END: &str = "<|end|>";
+
+fn plan(allowed: Allowed, around: (Vec<u32>, Vec<u32>), max_length: Option<(usize, Side)>) -> EncodePlan {
+    EncodePlan::new(allowed, vec![], around, max_length).unwrap()
+}
+
+fn plain() -> EncodePlan {
+    plan(Allowed::None, (vec![], vec![]), None)
+}
+
+proptest! {
+    // Texts long enough for several jobs take their time in a debug build.
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn rows_are_each_texts_ids_on_any_number_of_threads(
+        texts in proptest::collection::vec(text(), 0..6), repeat in 1..200_usize, num_threads in 1..4_usize
+    ) {
+        let tokenizer = sample_tokenizer(&Pattern::Gpt4);
+        // Repeated, short texts make several jobs.
+        let long: Vec<String> = texts.iter().map(|text| text.repeat(repeat)).collect();
+        let texts: Vec<&str> = long.iter().map(String::as_str).collect();
+        let rows = tokenizer.encode_rows(&texts, &plain(), Some(num_threads)).unwrap();
+        let expected: Vec<Vec<u32>> = texts.iter().map(|text| tokenizer.encode(text, false).unwrap()).collect();
+        prop_assert_eq!(rows.iter().map(<[u32]>::to_vec).collect::<Vec<_>>(), expected.clone());
+        prop_assert_eq!(tokenizer.decode_rows(&expected, false, Some(num_threads)).unwrap(), long);
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_frame_keeps_what_is_around_and_cuts_the_rest(
+        text in text(), before in 0..2_usize, after in 0..2_usize, max_length in 2..20_usize, left in any::<bool>()
+    ) {
+        let tokenizer = sample_tokenizer(&Pattern::Gpt2);
+        let mut own = tokenizer.encode(&text, false).unwrap();
+        while before + own.len() + after > max_length {
+            if left { own.remove(0); } else { own.pop(); }
+        }
+        let expected = [vec![7; before], own, vec![8; after]].concat();
+        let side = if left { Side::Left } else { Side::Right };
+        let plan = plan(Allowed::None, (vec![7; before], vec![8; after]), Some((max_length, side)));
+        let mut ids = vec![1, 2];
+        tokenizer.encode_planned(&text, &plan, &mut ids).unwrap();
+        prop_assert_eq!(&ids[..2], [1, 2]);
+        prop_assert_eq!(&ids[2..], expected);
+    }
+
+    #[test]
+    fn offsets_slice_the_text(text in text()) {
+        let tokenizer = sample_tokenizer(&Pattern::O200k);
+        let ids = tokenizer.encode(&text, true).unwrap();
+        let found = offsets(tokenizer.vocab().tokens(), tokenizer.decoder(), &ids, &text).unwrap();
+        // The obvious twin: the character that each byte is part of.
+        let char_of: Vec<usize> =
+            text.chars().enumerate().flat_map(|(index, c)| std::iter::repeat_n(index, c.len_utf8())).collect();
+        for ((&id, [start, end]), [first, last]) in ids.iter().zip(found.bytes).zip(found.chars) {
+            prop_assert_eq!(Some(&text.as_bytes()[start..end]), tokenizer.vocab().tokens().bytes(id));
+            prop_assert_eq!([first, last], [char_of[start], char_of[end - 1] + 1]);
+        }
+    }
+}
+
+#[test]
+fn chosen_special_tokens_become_ids_and_forbidden_ones_are_named() {
+    let tokenizer = sample_tokenizer(&Pattern::Gpt4);
+    let end = tokenizer.vocab().special()[0].clone();
+    assert_eq!(end.0, END);
+    let text = format!("é{END}{END}");
+    let encode = |plan: &EncodePlan| {
+        let mut ids = Vec::new();
+        tokenizer.encode_planned(&text, plan, &mut ids).map(|()| ids)
+    };
+    // Chosen alone, the short token is found where all together find the long one.
+    let e = tokenizer.encode("é", false).unwrap();
+    let chosen = plan(Allowed::Some(Box::new(SpecialMatcher::new(std::slice::from_ref(&end)))), (vec![], vec![]), None);
+    assert_eq!(encode(&chosen).unwrap(), [&e[..], &[end.1, end.1]].concat());
+    let all = plan(Allowed::All, (vec![], vec![]), None);
+    assert_eq!(encode(&all).unwrap(), tokenizer.encode(&text, true).unwrap());
+    assert_eq!(encode(&plain()).unwrap(), tokenizer.encode(&text, false).unwrap());
+    let strict = EncodePlan::new(Allowed::None, vec!["no".into(), END.into()], (vec![], vec![]), None).unwrap();
+    let Err(Error::InvalidArgument(message)) = encode(&strict) else { panic!("must be refused") };
+    assert!(message.starts_with("text must not have the special token \"<|end|>\", got it at index 1\nhint: "));
+    let Err(Error::InvalidArgument(message)) = tokenizer.encode_rows(&["", &text], &strict, Some(1)) else {
+        panic!("must be refused")
+    };
+    assert!(message.starts_with("item 1 of the batch: text must not have"), "{message}");
+}
+
+#[test]
+fn bad_plans_and_numbers_of_threads_are_named() {
+    let message = |result: Result<EncodePlan, Error>| result.unwrap_err().to_string();
+    let short = EncodePlan::new(Allowed::None, vec![], (vec![1], vec![2]), Some((1, Side::Left)));
+    assert_eq!(message(short), "`max_length` must have room for the tokens added around a text (2), got 1");
+    let empty = EncodePlan::new(Allowed::None, vec![String::new()], (vec![], vec![]), None);
+    assert_eq!(message(empty), "`disallowed_special` must not have an empty text");
+    for wrong in [0, MAX_THREADS + 1] {
+        let expected = format!("`num_threads` must be from 1 to 1024, got {wrong}");
+        assert_eq!(pool(Some(wrong)).unwrap_err().to_string(), expected);
+        let tokenizer = sample_tokenizer(&Pattern::Gpt4);
+        assert_eq!(tokenizer.encode_rows(&["a"], &plain(), Some(wrong)).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn the_first_fault_of_a_batch_is_named_on_any_number_of_threads() {
+    let tokenizer = sample_tokenizer(&Pattern::Gpt4);
+    let mut rows = vec![vec![1; 1 << 14]; 20];
+    rows[7][3] = 9999;
+    rows[15][0] = 8888;
+    for num_threads in [None, Some(1), Some(2), Some(4)] {
+        let message = tokenizer.decode_rows(&rows, false, num_threads).unwrap_err().to_string();
+        assert!(message.starts_with("item 7 of the batch: token ids must be ids of this tokenizer"), "{message}");
+        assert!(message.ends_with("got 9999 at index 3"), "{message}");
+    }
+    assert_eq!(tokenizer.encode_rows(&[], &plain(), Some(2)).unwrap(), Rows::default());
+}
