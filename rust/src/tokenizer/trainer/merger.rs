@@ -15,7 +15,7 @@ use crate::tokenizer::vocab::NUM_BYTES;
 const MAX_ROUND: usize = 64;
 
 /// Rounds that look at fewer places are not worth waking other threads for.
-const MIN_PARALLEL_PLACES: usize = 2048;
+const MIN_PARALLEL_PLACES: usize = 1024;
 
 /// What a pair must be like to be merged.
 #[derive(Debug, Clone, Copy)]
@@ -70,10 +70,13 @@ impl<'a> Merger<'a> {
         words.retain(|word| word.len() > 1);
         words.sort_unstable_by_key(|word| Reverse(word.count));
         let max_ids = NUM_BYTES + limits.num_merges;
-        let shards = (0..num_shards).map(|shard| Shard::new(words.iter().skip(shard).step_by(num_shards), max_ids));
+        let mut shards: Vec<(usize, Option<Result<Shard>>)> = (0..num_shards).map(|shard| (shard, None)).collect();
+        for_each_shard(pool, &mut shards, |(shard, made)| {
+            *made = Some(Shard::new(words.iter().skip(*shard).step_by(num_shards), max_ids));
+        });
         Ok(Self {
             limits,
-            shards: shards.collect::<Result<_>>()?,
+            shards: shards.into_iter().filter_map(|(_, made)| made).collect::<Result<_>>()?,
             pool,
             lens: vec![1; NUM_BYTES],
             widths: vec![1; NUM_BYTES],
