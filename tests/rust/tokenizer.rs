@@ -3,6 +3,7 @@
 
 mod formats;
 mod pretokenize;
+mod special;
 mod stream;
 mod training;
 mod vocabulary;
