@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 /// Up to this many bytes, looking at every pair for the lowest merge beats a heap: 2.9 against 7.6 µs for 64 random
 /// letters, even at 128, 57 against 28 µs for 256.
@@ -21,6 +21,12 @@ pub struct MergeTable {
 }
 
 impl MergeTable {
+    /// An empty table with room for `num_merges`.
+    pub fn with_capacity(num_merges: usize) -> Self {
+        let ranks = FxHashMap::with_capacity_and_hasher(num_merges, FxBuildHasher);
+        Self { ranks, ids: Vec::with_capacity(num_merges) }
+    }
+
     /// Makes `left` and `right` merge into `id`, after all merges before; false if they already merge into something.
     pub fn insert(&mut self, left: u32, right: u32, id: u32) -> bool {
         let is_new = self.ranks.insert((left, right), self.ids.len() as u32).is_none();
