@@ -148,7 +148,7 @@ def test_a_directory_must_have_one_tokenizer(tmp_path: Path) -> None:
 
 
 def test_the_missing_half_of_a_pair_is_named(tmp_path: Path) -> None:
-    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "vocab.json").write_text('{"x": 0}')
     with pytest.raises(FileError, match=r"vocab\.json: needs merges\.txt or vocab\.bpe beside it, which is not there"):
         load_tokenizer(tmp_path / "vocab.json")
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n")
