@@ -4,6 +4,7 @@
 mod batch;
 mod formats;
 mod pretokenize;
+mod special;
 mod stream;
 mod training;
 mod vocabulary;

@@ -148,7 +148,7 @@ def test_a_directory_must_have_one_tokenizer(tmp_path: Path) -> None:
 
 
 def test_the_missing_half_of_a_pair_is_named(tmp_path: Path) -> None:
-    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "vocab.json").write_text('{"x": 0}')
     with pytest.raises(FileError, match=r"vocab\.json: needs merges\.txt or vocab\.bpe beside it, which is not there"):
         load_tokenizer(tmp_path / "vocab.json")
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n")
@@ -240,12 +240,11 @@ def test_gguf_comes_back(make: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "part"),
     [
-        ("llama2", "normalizer|pre_tokenizer|decoder"),
+        ("llama2", "decoder"),
         ("deepseek", "pre_tokenizer"),
         ("prefix space", "pre_tokenizer"),
         ("decomposed", "normalizer"),
-        ("every flag", "added_tokens|model.vocab"),
-        ("roberta's post-processor", "post_processor|model.vocab"),
+        ("roberta's post-processor", "post_processor"),
     ],
 )
 def test_what_a_format_cant_hold_is_named_and_nothing_is_written(
@@ -258,6 +257,15 @@ def test_what_a_format_cant_hold_is_named_and_nothing_is_written(
     ):
         write_tokenizer(tokenizer, target, format)
     assert not target.exists()
+
+
+def test_flags_of_added_tokens_are_lost_only_where_there_is_no_place_for_them(tmp_path: Path) -> None:
+    tokenizer = saved("every flag", tmp_path)
+    for format in ("tiktoken", "gguf"):
+        with pytest.raises(TokenizerError, match=r"can't hold this tokenizer's `added_tokens`: \["):
+            write_tokenizer(tokenizer, tmp_path / "out", format)
+    write_tokenizer(tokenizer, tmp_path / "pair", "gpt2")
+    assert_same(load_tokenizer(tmp_path / "pair"), tokenizer)
 
 
 def test_unknown_formats_and_other_tokenizers_are_named(tmp_path: Path) -> None:
@@ -289,7 +297,7 @@ def sentence_piece_values() -> dict[str, Any]:
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * num_pieces],
-        "tokenizer.ggml.scores": [0.0] * 259 + [-10.0] * 5 + [-1.0, -2.0, -3.0, -4.0, -9.0, -5.0],
+        "tokenizer.ggml.scores": [0.0] * 259 + [-10.0] * 5 + [-1.0, -2.0, -8.0, -4.0, -9.0, -5.0],
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.unknown_token_id": 0,
@@ -448,7 +456,7 @@ def test_pickled_plain_values_are_read(protocol: int, tmp_path: Path) -> None:
         (pickle.dumps({"mergeable_ranks": RANKS})[:-9], r"must be a whole pickle: "),
         (b"\x80\x04", r"must be a whole pickle: EOFError"),
         (b"\x80\xff.", r"must be a whole pickle: ValueError unsupported pickle protocol: 255"),
-        (pickle.dumps([1]), r"must hold a dict with `mergeable_ranks` .* got list \[1\]"[:60]),
+        (pickle.dumps([1]), r"must hold a dict with `mergeable_ranks` .*, got list '\[1\]'"),
         (pickle.dumps({"vocab": {}}), r"must hold a dict with `mergeable_ranks` .*, got keys \['vocab'\]"),
         (pickle.dumps({"mergeable_ranks": {"a": 0}, "pattern": "gpt2"}), r"got keys \['mergeable_ranks', 'pattern'\]"),
         (pickle.dumps({"mergeable_ranks": {b"a": 2**70}, "pattern": "gpt2"}), r"ranks must be from 0 to 16777215"),

@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from llm import _rust
-from llm.tokenization import load_tokenizer
+from llm.tokenization import load_tokenizer, write_tokenizer
 from tests.unit.test_tokenization_vocabularies import CACHE, DATA, GPT4, ranks_of
 from tests.unit.test_tokenization_vocabularies import any_text as any_published_text
 from tests.unit.tokenization_files import FLAGGED, MAKES, any_text, byte_level, sentence_piece
@@ -152,6 +152,13 @@ def test_llama3_in_both_forms_equals_tiktoken_and_hugging_face(text: str) -> Non
     assert ours.encode(text, allow_special=True) == ids
     assert converted.encode(text, allow_special=True) == ids
     assert theirs.encode(text, add_special_tokens=False).ids == ids
+
+
+def test_llama3_in_hugging_faces_form_is_written_as_metas_file(tmp_path: Path) -> None:
+    _, theirs, _, _ = llama3()
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    write_tokenizer(load_tokenizer(tmp_path), tmp_path / "tokenizer.model", "tiktoken")
+    assert (tmp_path / "tokenizer.model").read_bytes() == LLAMA3.read_bytes()
 
 
 def test_tokens_of_llama3_that_merging_never_makes_equal_tiktoken() -> None:

@@ -6,7 +6,7 @@ way is an error that names it: nothing is lost in silence.
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,6 +41,8 @@ def write_ranks(tokenizer: BPETokenizer, path: Path) -> None:
         FileError: It can't be written.
         TokenizerError: Ids are not the ranks of the merges, or there is more to it than a pattern and special tokens.
     """
+    target = "a rank file"
+    document = _byte_level_document(tokenizer, target)
     special = set(tokenizer.special_tokens.values())
     table = enumerate(tokenizer.token_bytes())
     ranks = {token: token_id for token_id, token in table if token is not None and token_id not in special}
@@ -48,7 +50,8 @@ def write_ranks(tokenizer: BPETokenizer, path: Path) -> None:
         again = core_from_ranks(ranks, tokenizer.special_tokens, tokenizer.pattern, path)
     else:
         again = core_from_ranks({bytes([byte]): byte for byte in range(256)}, {}, "gpt2", path)
-    _check_same(tokenizer, again, "a rank file")
+    proven = ("merges", "ignore_merges") if _is_by_rank(document, json.loads(again.to_json())) else ()
+    _check_same(tokenizer, again, target, proven)
     lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()]
     write_text(path, "".join(lines))
 
@@ -60,7 +63,8 @@ def write_gpt2(tokenizer: BPETokenizer, path: Path) -> None:
         FileError: They can't be written.
         TokenizerError: Text is cut or changed in a way that none of transformers' classes for such files has.
     """
-    document = json.loads(tokenizer.to_json())
+    target = "GPT-2's pair of files"
+    document = _byte_level_document(tokenizer, target)
     vocab, added = document["model"]["vocab"], document["added_tokens"]
     merges = _merge_lines(document)
     ways = {name: way_of_class(name) for name in _CLASSES}
@@ -68,7 +72,7 @@ def write_gpt2(tokenizer: BPETokenizer, path: Path) -> None:
     name = next(fitting, _CLASSES[0])
     pattern, normalizer = ways[name]
     again = byte_level_document(vocab, merges, added, pre_tokenizer(pattern), normalizer=normalizer)
-    _check_same(tokenizer, core_from_document(again, path), "GPT-2's pair of files")
+    _check_same(tokenizer, core_from_document(again, path), target)
     write_text(path / VOCAB_FILES[0], json.dumps(vocab, ensure_ascii=False))
     write_text(path / MERGES_FILES[0], "\n".join(["#version: 0.2", *merges, ""]))
     tokenizer.settings.save(path)
@@ -83,7 +87,8 @@ def write_gguf(tokenizer: BPETokenizer, path: Path) -> None:
         FileError: It can't be written.
         TokenizerError: It does not begin to merge with bytes, or text is cut in a way that has no name there.
     """
-    document = json.loads(tokenizer.to_json())
+    target = "a GGUF file"
+    document = _byte_level_document(tokenizer, target)
     whole_first = document["model"]["ignore_merges"]
     fitting = (
         name
@@ -94,7 +99,7 @@ def write_gguf(tokenizer: BPETokenizer, path: Path) -> None:
     name = next(fitting, "gpt-2")
     metadata = _gguf_metadata(tokenizer, document, name)
     again = gguf.byte_level(gguf.Metadata(metadata, path), gguf.PRE_TOKENIZERS[name])
-    _check_same(tokenizer, core_from_document(again, path), "a GGUF file")
+    _check_same(tokenizer, core_from_document(again, path), target)
     write_bytes(path, metadata_bytes(metadata))
 
 
@@ -105,6 +110,13 @@ WRITERS: Mapping[str, Callable[[BPETokenizer, Path], None]] = {
     "gpt2": write_gpt2,
     "gguf": write_gguf,
 }
+
+
+def _byte_level_document(tokenizer: BPETokenizer, target: str) -> Document:
+    document: Document = json.loads(tokenizer.to_json())
+    if document["decoder"]["type"] != "ByteLevel":
+        raise _lost("decoder", document["decoder"], target)
+    return document
 
 
 def _cuts_as(document: Document, pattern: str, normalizer: Document | None) -> bool:
@@ -121,8 +133,20 @@ def _plain(value: Any) -> Any:
     return {name: _plain(item) for name, item in value.items() if name != "trim_offsets"}
 
 
-def _check_same(tokenizer: BPETokenizer, core: _rust.Tokenizer, target: str) -> None:
-    """Compares all that changes ids or text.
+def _is_by_rank(document: Document, again: Document) -> bool:
+    """Whether merges go by the id of what they make and are those of a rank file, `again`, or more.
+
+    What is more are other cuts of tokens that merging reaches, which come to nothing; `transformers` writes them all.
+    """
+    model, ranked = document["model"], again["model"]
+    if ranked["ignore_merges"] and not model["ignore_merges"]:
+        return False
+    ids = [model["vocab"][left + right] for left, right in model["merges"]]
+    return ids == sorted(ids) and set(map(tuple, ranked["merges"])) <= set(map(tuple, model["merges"]))
+
+
+def _check_same(tokenizer: BPETokenizer, core: _rust.Tokenizer, target: str, proven: Collection[str] = ()) -> None:
+    """Compares all that changes ids or text, but parts of the model that are `proven` to make no difference.
 
     Raises:
         TokenizerError: Naming the first part that `target` can't hold.
@@ -131,16 +155,14 @@ def _check_same(tokenizer: BPETokenizer, core: _rust.Tokenizer, target: str) -> 
     for name in ("normalizer", "pre_tokenizer"):
         if _plain(document[name]) != _plain(again[name]):
             raise _lost(name, document[name], target)
-    if document["decoder"]["type"] != again["decoder"]["type"]:
-        raise _lost("decoder", document["decoder"], target)
     if tokenizer.template != core.template:
         raise _lost("post_processor", document["post_processor"], target)
-    for name in ("ignore_merges", "unk_token", "vocab", "merges"):
-        value = document["model"].get(name)
-        if value != again["model"].get(name):
-            raise _lost(f"model.{name}", value, target)
     if document["added_tokens"] != again["added_tokens"]:
         raise _lost("added_tokens", document["added_tokens"], target)
+    for name in ("ignore_merges", "unk_token", "vocab", "merges"):
+        value = document["model"].get(name)
+        if name not in proven and value != again["model"].get(name):
+            raise _lost(f"model.{name}", value, target)
 
 
 def _lost(name: str, value: Any, target: str) -> TokenizerError:

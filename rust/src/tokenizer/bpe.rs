@@ -34,11 +34,16 @@ const EMPTY: Slot = Slot { pair: u64::MAX, rank: NO_MERGE, id: NO_MERGE };
 
 impl Default for MergeTable {
     fn default() -> Self {
-        Self { slots: vec![EMPTY; 16], num_merges: 0 }
+        Self::with_capacity(0)
     }
 }
 
 impl MergeTable {
+    /// An empty table with room for `num_merges`.
+    pub fn with_capacity(num_merges: usize) -> Self {
+        Self { slots: vec![EMPTY; (2 * num_merges + 2).next_power_of_two().max(16)], num_merges: 0 }
+    }
+
     /// Makes `left` and `right` merge into `id`, after all merges before; false if they already merge into something.
     pub fn insert(&mut self, left: u32, right: u32, id: u32) -> bool {
         if 2 * (self.num_merges + 1) > self.slots.len() {

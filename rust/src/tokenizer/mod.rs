@@ -256,7 +256,7 @@ impl Tokenizer {
             let token = tokens.bytes(id).ok_or_else(|| {
                 Error::InvalidArgument(format!(
                     "token ids must be ids of this tokenizer (0 to {}), got {id} at index {index}",
-                    tokens.len() - 1
+                    tokens.len().saturating_sub(1)
                 ))
             })?;
             if !(skip_special && tokens.is_special(id)) {

@@ -114,7 +114,7 @@ impl Vocab {
         let byte_ids = byte_ids(ranks)?;
         check_distinct(ranks)?;
         let added = special_tokens(special, ranks)?;
-        let mut table = MergeTable::default();
+        let mut table = MergeTable::with_capacity(ranks.len());
         let mut merges = Vec::with_capacity(ranks.len());
         let mut ids: Option<FxHashMap<&[u8], u32>> = None;
         for (id, token) in (0u32..).zip(ranks).filter(|(_, token)| token.len() > 1) {
@@ -134,7 +134,7 @@ impl Vocab {
         let unreached = vec![];
         let (unknown, characters) = (None, None);
         let parts = VocabParts { tokens, unreached, byte_ids, unknown, characters, merges, whole_first, added };
-        Self::assemble(parts, !whole_first)
+        Self::assemble(parts, Some(table))
     }
 
     /// Builds a vocabulary from its parts.
@@ -144,14 +144,16 @@ impl Vocab {
     /// `Tokenizer` if an id is there twice or [`MAX_IDS`] or more, a merge is there twice, uses ids that have no token
     /// or does not make the bytes of its token, or an added token is empty or there twice.
     pub fn build(parts: VocabParts) -> Result<Self> {
-        Self::assemble(parts, false)
+        Self::assemble(parts, None)
     }
 
-    fn assemble(parts: VocabParts, reaches_all: bool) -> Result<Self> {
+    /// `ranked` is the table of the merges of a rank file, of which it is known what they make and reach.
+    fn assemble(parts: VocabParts, ranked: Option<MergeTable>) -> Result<Self> {
         check_added(&parts.added)?;
         let (tokens, is_ordinary) = token_table(&parts)?;
         let VocabParts { byte_ids, unknown, mut characters, merges, whole_first, mut added, .. } = parts;
-        let table = merge_table(&merges, &tokens)?;
+        let reaches_all = ranked.is_some() && !whole_first;
+        let table = ranked.map_or_else(|| merge_table(&merges, &tokens), Ok)?;
         added.sort_by_key(|token| token.id);
         let special =
             added.iter().filter(|token| token.special).map(|token| (token.content.clone(), token.id)).collect();
@@ -373,7 +375,7 @@ fn token_table(parts: &VocabParts) -> Result<(TokenTable, Vec<bool>)> {
 }
 
 fn merge_table(merges: &[Merge], tokens: &TokenTable) -> Result<MergeTable> {
-    let mut table = MergeTable::default();
+    let mut table = MergeTable::with_capacity(merges.len());
     for merge in merges {
         check_merge(merge, tokens)?;
         let Merge { left, right, id } = *merge;

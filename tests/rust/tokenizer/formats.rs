@@ -83,6 +83,12 @@ fn components_that_would_change_ids_are_named() {
         ),
         (
             "/post_processor",
+            json!({"type": "BertProcessing", "cls": ["<s>", 5000], "sep": ["</s>", 1]}),
+            "`post_processor` must use ids that have a token, got 5000",
+        ),
+        ("/model/vocab", json!({}), "unsupported `vocab`: must be an object with tokens, got {}"),
+        (
+            "/post_processor",
             json!({"type": "Whatever"}),
             "unsupported `post_processor`: must be null, ByteLevel, TemplateProcessing, BertProcessing, RobertaProcessing, or a Sequence of these",
         ),
@@ -123,7 +129,7 @@ fn components_that_would_change_ids_are_named() {
         ("/model/dropout", json!(0.1), "unsupported `dropout`: must be null, got 0.1"),
         ("/model/end_of_word_suffix", json!("</w>"), "unsupported `end_of_word_suffix`: must be null"),
         ("/model/continuing_subword_prefix", json!("##"), "unsupported `continuing_subword_prefix`: must be null"),
-        ("/model/vocab", json!([]), "unsupported `vocab`: must be an object, got []"),
+        ("/model/vocab", json!([]), "unsupported `vocab`: must be an object with tokens, got []"),
         ("/model/vocab", json!({"a": 0}), "merge [\"a\",\"a\"] has a token that is not in `model.vocab`"),
         ("/model/vocab/spare", json!(-1), "unsupported `vocab`: must be ids below 16777216, got -1"),
         ("/model/vocab/spare", json!(1 << 24), "unsupported `vocab`: must be ids below 16777216, got 16777216"),
@@ -152,4 +158,155 @@ fn components_that_would_change_ids_are_named() {
 fn text_that_is_not_json_says_where() {
     let Err(Error::Tokenizer(message)) = Tokenizer::from_json("{\"model\": ") else { panic!() };
     assert_eq!(message, "must be JSON: EOF while parsing a value at line 1 column 10");
+}
+
+/// A `tokenizer.json` in Llama 2's layout: `<unk>`, `<s>`, bytes from id 2 on, then pieces.
+fn sentence_pieces(pieces: &[&str], merges: &[[&str; 2]]) -> Value {
+    let names = ["<unk>", "<s>"].map(str::to_owned).into_iter();
+    let names = names.chain((0..=255).map(|byte: u8| format!("<0x{byte:02X}>")));
+    let names = names.chain(pieces.iter().map(|&piece| piece.to_owned()));
+    let vocab: serde_json::Map<String, Value> = names.zip((0u32..).map(Value::from)).collect();
+    json!({
+        "added_tokens": [
+            {"id": 0, "content": "<unk>", "special": true, "normalized": false},
+            {"id": 1, "content": "<s>", "special": true, "normalized": false, "rstrip": true},
+        ],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ]},
+        "pre_tokenizer": null,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": "kept as it is",
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]},
+        "truncation": {"max_length": 2},
+        "model": {
+            "type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true, "vocab": vocab, "merges": merges,
+        },
+    })
+}
+
+const PIECES: [&str; 6] = ["▁", "a", "b", "ab", "▁ab", "b▁"];
+const SPACE: u32 = 258;
+
+#[test]
+fn sentence_pieces_begin_with_characters_and_fall_back_to_bytes() {
+    let document = sentence_pieces(&PIECES, &[["a", "b"], ["▁", "ab"]]);
+    let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+    let (a, b, word) = (SPACE + 1, SPACE + 2, SPACE + 4);
+    assert_eq!(tokenizer.encode("ab ba", false).unwrap(), [word, SPACE, b, a]);
+    assert_eq!(tokenizer.encode("abé", false).unwrap(), [word, 2 + 0xC3, 2 + 0xA9]);
+    // The special token takes the space after it, and the text after it begins anew.
+    assert_eq!(tokenizer.encode("<s> ab<unk>ab", true).unwrap(), [1, word, 0, word]);
+    assert_eq!(tokenizer.pieces("a b").unwrap(), ["▁a▁b"]);
+    assert_eq!(tokenizer.vocab().tokens().bytes(word), Some(&b" ab"[..]));
+    assert!(!tokenizer.cuts_at_line_ends());
+    let template = tokenizer.template().unwrap();
+    assert_eq!((&template.prefix[..], &template.suffix[..]), (&[1][..], &[][..]));
+}
+
+#[test]
+fn sentence_pieces_lose_the_space_that_was_put_before_them() {
+    let document = sentence_pieces(&PIECES, &[["a", "b"], ["▁", "ab"]]);
+    let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+    let word = SPACE + 4;
+    for (ids, bytes, text) in [
+        (&[word, word][..], &b"ab ab"[..], "ab ab"),
+        (&[1, word], b"<s> ab", "<s> ab"),
+        (&[SPACE, SPACE, word], b"  ab", "  ab"),
+        (&[2 + 0xC3, 2 + 0xA9], "é".as_bytes(), "é"),
+        // Bytes that are no text are one replacement each, good ones in their run too.
+        (&[2 + 0xC3, 2 + b'a' as u32, word], b"\xC3a ab", "\u{fffd}\u{fffd} ab"),
+        (&[], b"", ""),
+    ] {
+        assert_eq!(tokenizer.decode(ids, false).unwrap(), bytes);
+        assert_eq!(tokenizer.decode_text(ids, false).unwrap(), text);
+    }
+    assert_eq!(tokenizer.decode_text(&[1, word], true).unwrap(), "ab");
+}
+
+#[test]
+fn sentence_pieces_are_cut_before_spaces_only_if_no_merge_reaches_over_one() {
+    let document = sentence_pieces(&PIECES, &[["b", "▁"], ["a", "b"], ["▁", "ab"]]);
+    let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+    assert_eq!(tokenizer.encode("ab ab", false).unwrap(), [SPACE, SPACE + 1, SPACE + 5, SPACE + 3]);
+}
+
+#[test]
+fn what_was_read_is_written_again() {
+    let document = sentence_pieces(&PIECES, &[["a", "b"], ["▁", "ab"]]);
+    let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+    let written = tokenizer.to_json().unwrap();
+    let again: Value = serde_json::from_str(&written).unwrap();
+    for name in ["normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation"] {
+        assert_eq!(again[name], document[name], "{name}");
+    }
+    for name in ["vocab", "merges", "unk_token", "fuse_unk", "byte_fallback"] {
+        assert_eq!(again["model"][name], document["model"][name], "{name}");
+    }
+    assert_eq!(Tokenizer::from_json(&written).unwrap().to_json().unwrap(), written);
+}
+
+#[test]
+fn merges_of_a_pair_that_is_there_twice_count_as_the_later() {
+    let document = sentence_pieces(&PIECES, &[["a", "b"], ["b", "▁"], ["a", "b"]]);
+    let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+    assert_eq!(tokenizer.vocab().merges().len(), 2);
+    assert_eq!(tokenizer.encode("ab ", false).unwrap(), [SPACE, SPACE + 1, SPACE + 5]);
+}
+
+#[test]
+fn components_of_sentence_pieces_are_named() {
+    let good = sentence_pieces(&PIECES, &[["a", "b"]]);
+    let decoder = |value: Value| json!({"type": "Sequence", "decoders": [value]});
+    for (path, value, expected) in [
+        (
+            "/decoder",
+            json!(null),
+            "unsupported `decoder`: must be ByteLevel where the pre-tokenizer is, else Metaspace or",
+        ),
+        (
+            "/decoder",
+            json!({"type": "ByteLevel"}),
+            "unsupported `decoder`: must be ByteLevel where the pre-tokenizer is",
+        ),
+        ("/decoder", decoder(json!({"type": "WordPiece"})), "got {\"type\":\"WordPiece\"}"),
+        ("/decoder", decoder(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0})), "unsupported `decoder`"),
+        ("/decoder/decoders/3/stop", json!(1), "unsupported `stop`: must be 0, got 1"),
+        ("/decoder/decoders/3/content", json!("x"), "unsupported `content`: must be a space, got \"x\""),
+        ("/decoder/decoders/3/start", json!(-1), "unsupported `start`: must be a count, got -1"),
+        ("/model/unk_token", json!("<none>"), "unsupported `unk_token`: must be in `model.vocab`, got \"<none>\""),
+        ("/model/byte_fallback", json!(1), "unsupported `byte_fallback`: must be true or false, got 1"),
+        ("/model/vocab/a", json!(258), "`model.vocab` must have each id once, got several tokens with id 258"),
+    ] {
+        let mut document = good.clone();
+        *document.pointer_mut(path).unwrap() = value;
+        let Err(Error::Tokenizer(message)) = Tokenizer::from_json(&document.to_string()) else { panic!("{path}") };
+        assert!(message.contains(expected), "{path}: {message}");
+    }
+}
+
+#[test]
+fn bytes_without_a_token_are_left_out_or_unknown() {
+    let mut document: Value = serde_json::from_str(&sample_tokenizer(&Pattern::Gpt4).to_json().unwrap()).unwrap();
+    document["model"]["vocab"].as_object_mut().unwrap().shift_remove("z");
+    let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+    assert_eq!(tokenizer.encode("azzza", false).unwrap(), tokenizer.encode("aa", false).unwrap());
+    assert_eq!(tokenizer.vocab().byte_ids()[b'z' as usize], u32::MAX);
+    document["model"]["unk_token"] = json!("<|end|>");
+    for (fuse, count) in [(false, 3), (true, 1)] {
+        document["model"]["fuse_unk"] = json!(fuse);
+        let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+        let ids = tokenizer.encode("qzzzq", false).unwrap();
+        assert_eq!(ids, [vec![u32::from(b'q')], vec![298; count], vec![u32::from(b'q')]].concat());
+    }
 }

@@ -13,6 +13,7 @@ use super::pipeline::Pipeline;
 use super::pretokenize::Pattern;
 use super::special::AddedToken;
 use super::stages::Stage;
+use super::vocab::Vocab;
 use crate::{Error, Result};
 
 /// The expression of a tokenizer that does not cut text by one.
@@ -121,6 +122,7 @@ impl Tokenizer {
         let token_text = read_decoder(&document["decoder"], is_byte_level)?;
         let template = read_template(&document["post_processor"])?;
         let (vocab, raw_names) = read_model(&document, is_byte_level, &token_text)?;
+        check_template(template.as_ref(), &vocab)?;
         let components = Components::read(&document, raw_names);
         let pipeline = Pipeline::new(normalizer, stages, vocab.added());
         let is_plain = vocab.characters().is_none()
@@ -131,6 +133,14 @@ impl Tokenizer {
         let plain = Self::new(vocab, main_pattern(pipeline.stages())?);
         let pipeline = (!is_plain).then_some(pipeline);
         Ok(Self { pipeline, decoder: token_text.decoder, template, components, ..plain })
+    }
+}
+
+fn check_template(template: Option<&Template>, vocab: &Vocab) -> Result<()> {
+    let ids = template.into_iter().flat_map(|template| template.prefix.iter().chain(&template.suffix));
+    match ids.copied().find(|&id| vocab.tokens().bytes(id).is_none()) {
+        Some(id) => Err(Error::Tokenizer(format!("`post_processor` must use ids that have a token, got {id}"))),
+        None => Ok(()),
     }
 }
 

@@ -109,7 +109,8 @@ fn read_unknown(model: &Value, ids: &Ids<'_>) -> Result<Option<Unknown>> {
 }
 
 fn read_ids(model: &Value) -> Result<Ids<'_>> {
-    let entries = model["vocab"].as_object().ok_or_else(|| unsupported("vocab", "an object", &model["vocab"]))?;
+    let entries = model["vocab"].as_object().filter(|entries| !entries.is_empty());
+    let entries = entries.ok_or_else(|| unsupported("vocab", "an object with tokens", &model["vocab"]))?;
     entries
         .iter()
         .map(|(name, id)| match as_id(id).filter(|&id| (id as usize) < MAX_IDS) {
