@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTRAS ?= test,demo,bench,dev
+ARGS ?=
 RUST_SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_NUM_THREADS
@@ -42,7 +43,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install demo test test-data test-rust test-python test-wheel test-slow lint format wheel bench clean
+.PHONY: help install demo test test-data test-rust test-python test-wheel test-slow lint format wheel bench bench-tokenizer clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -96,6 +97,9 @@ wheel: $(STAMPS)/built ## Build the abi3 wheel into dist/
 
 bench: $(STAMPS)/built ## Store criterion and pytest-benchmark results under benches/results/
 	bash benches/run.sh "$(BIN)/python"
+
+bench-tokenizer: $(STAMPS)/built ## The tokenizer beside its peers, each in an environment of its own (ARGS="--quick ...")
+	$(BIN)/python benches/peers/run.py $(ARGS)
 
 clean: ## Remove what make made (not runs/)
 	rm -rf $(VENV) $(VENV)-uv dist target .cache
