@@ -203,7 +203,10 @@ def main() -> None:
     options = arguments()
     with tempfile.TemporaryDirectory() as scratch:
         runner = Runner(options, Path(scratch))
-        runner.run()
+        try:
+            runner.run()
+        except KeyboardInterrupt:
+            print("stopped: the table has what was timed until here", file=sys.stderr)
         common = list(tokens_in_common(Path(scratch)))
     command = " ".join(["python benches/peers/run.py", *sys.argv[1:]])
     document = report.document(runner.results, runner.versions, command, runner.highest_load, common)
