@@ -63,6 +63,7 @@ def arguments() -> argparse.Namespace:
         parser.error(f"no corpora in {options.data}\nhint: name their directory with --data or LLM_BENCH_DATA")
     if options.out is None:
         options.out = environments.ROOT / "benches" / "results" if options.whole else environments.directory().parent
+    options.out.mkdir(parents=True, exist_ok=True)
     return options
 
 
@@ -210,7 +211,6 @@ def main() -> None:
         common = list(tokens_in_common(Path(scratch)))
     command = " ".join(["python benches/peers/run.py", *sys.argv[1:]])
     document = report.document(runner.results, runner.versions, command, runner.highest_load, common)
-    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "tokenizer-peers.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     table = report.markdown(document)
     (options.out / "tokenizer-peers.md").write_text(table)
