@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTRAS ?= test,demo,bench,dev
+ARGS ?=
+FUZZ_S ?= 1800
 RUST_SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_NUM_THREADS
@@ -42,7 +44,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install demo test test-data test-rust test-python test-wheel test-slow lint format wheel bench clean
+.PHONY: help install demo test test-data test-rust test-python test-wheel test-slow test-fuzz test-exact fuzz lint format wheel bench bench-tokenizer clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -52,7 +54,7 @@ install: $(STAMPS)/built ## Make .venv, install everything and build the Rust co
 demo: $(STAMPS)/built ## Train a small model on Shakespeare, serve it and stream an answer
 	$(BIN)/llm demo
 
-test: test-data test-rust test-python test-wheel ## Run all tests (the slow ones are apart: test-slow)
+test: test-data test-rust test-fuzz test-python test-wheel ## Run all tests (the slow ones are apart: test-slow)
 
 test-data: $(STAMPS)/built ## Fetch what tests need into .cache/, hash-checked
 	$(BIN)/python tests/fetch_data.py
@@ -68,6 +70,15 @@ test-python: $(STAMPS)/built test-data ## Tests of the package
 test-slow: $(STAMPS)/built test-data ## The tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
+test-exact: $(STAMPS)/built test-data ## The tokenizer beside tiktoken: whole corpora, 200,000 texts a vocabulary (an hour)
+	$(BIN)/python -m pytest -q -m slow --timeout=7200 tests/unit/test_tokenization_vocabularies.py
+
+test-fuzz: ## Fuzz the tokenizer for under a minute, after the first build
+	bash fuzz/run.sh 15 -seed=1
+
+fuzz: ## Fuzz the tokenizer for long: FUZZ_S seconds a target
+	bash fuzz/run.sh $(FUZZ_S)
+
 test-wheel: wheel ## Install the wheel into an empty environment and try it
 	echo "» trying the wheel in an empty environment"
 	rm -rf $(STAMPS)/wheel-venv
@@ -78,6 +89,7 @@ test-wheel: wheel ## Install the wheel into an empty environment and try it
 
 lint: $(STAMPS)/built ## Formatters, linters, type checkers and the stub
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --all-targets --features python -- -D warnings
 	$(BIN)/ruff format --check .
@@ -97,8 +109,11 @@ wheel: $(STAMPS)/built ## Build the abi3 wheel into dist/
 bench: $(STAMPS)/built ## Store criterion and pytest-benchmark results under benches/results/
 	bash benches/run.sh "$(BIN)/python"
 
+bench-tokenizer: $(STAMPS)/built ## The tokenizer beside its peers, each in an environment of its own (ARGS="--quick ...")
+	$(BIN)/python benches/peers/run.py $(ARGS)
+
 clean: ## Remove what make made (not runs/)
-	rm -rf $(VENV) $(VENV)-uv dist target .cache
+	rm -rf $(VENV) $(VENV)-uv dist target fuzz/target .cache
 
 $(STAMPS)/venv:
 	echo "» making $(VENV)"

@@ -1,0 +1,66 @@
+"""One virtual environment per peer, for several of them crash or slow each other when loaded together."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Environment by name: what pip installs into it. Several peers hand out arrays, so each has numpy.
+REQUIREMENTS = {
+    "tiktoken": ["tiktoken==0.14.0"],
+    "tokenizers": ["tokenizers==0.23.3"],
+    "tokenizers-rc": ["tokenizers==1.0.0rc3"],
+    "fastokens": ["fastokens==0.3.5"],
+    "gigatoken": ["gigatoken==0.10.0"],
+    "toktok": ["toktok-rs==0.3.0"],
+    "tuetoken": ["tuetoken==0.1.3"],
+    "rustbpe": ["rustbpe==0.1.0"],
+    "gigabpe": ["gigabpe==0.1.0"],
+}
+
+
+def directory() -> Path:
+    """Where the environments lie: `.cache/peers`, or what LLM_BENCH_PEERS says."""
+    return Path(os.environ.get("LLM_BENCH_PEERS", ROOT / ".cache" / "peers"))
+
+
+def python_of(name: str) -> Path | None:
+    """The interpreter of an environment, None if it was never made whole."""
+    stamp = directory() / name / "installed.txt"
+    if not stamp.is_file() or stamp.read_text() != "\n".join(REQUIREMENTS[name]):
+        return None
+    return directory() / name / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def install(name: str) -> str | None:
+    """Makes the environment `name`; returns why it could not be made."""
+    target = directory() / name
+    shutil.rmtree(target, ignore_errors=True)
+    venv.create(target, with_pip=True)
+    python = target / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--prefer-binary"]
+    result = subprocess.run([*pip, "numpy<3", *REQUIREMENTS[name]], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        return (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+    (target / "installed.txt").write_text("\n".join(REQUIREMENTS[name]))
+    return None
+
+
+def ensure(names: list[str]) -> list[str]:
+    """Makes the environments that are missing and returns the names of those that are there."""
+    for name in names:
+        if python_of(name) is None:
+            print(f"installing {name}", file=sys.stderr, flush=True)
+            if (reason := install(name)) is not None:
+                print(f"{name} is left out: {reason}", file=sys.stderr, flush=True)
+    return [name for name in names if python_of(name) is not None]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(REQUIREMENTS), help="which environments (default: all)")
+    ensure(parser.parse_args().names)

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Fuzzes every target for so many seconds: no panic, no hang, nothing but what the targets assert.
+# What the fuzzer learned stays in fuzz/corpus, what it broke in fuzz/artifacts.
+set -euo pipefail
+seconds="${1:?usage: fuzz/run.sh SECONDS [libFuzzer options]}"
+shift
+cd "$(dirname "$0")/.."
+if ! cargo fuzz --version >/dev/null 2>&1; then
+    echo "installing cargo-fuzz"
+    cargo install --quiet --locked cargo-fuzz || {
+        echo "error: fuzzing needs cargo-fuzz, and it could not be installed"
+        echo "hint: cargo install cargo-fuzz; it needs the network once, and libFuzzer a C++ compiler"
+        exit 1
+    } >&2
+fi
+# Sanitizers are behind a switch of nightly compilers; this opens it in the stable one that builds everything else.
+export RUSTC_BOOTSTRAP=1
+for target in encode decode read_formats; do
+    echo "» fuzzing $target for $seconds s"
+    cargo fuzz run "$target" -- -max_total_time="$seconds" -timeout=10 -len_control=0 -max_len=4096 -verbosity=0 \
+        -print_pcs=0 -print_funcs=0 -print_final_stats=1 "$@"
+done
