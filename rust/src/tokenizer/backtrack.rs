@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::bpe::{MergeTable, NO_MERGE};
+use super::bpe::{Merges, NO_MERGE};
 use super::stream::TokenTable;
 use super::vocab::{NO_ID, Vocab};
 
@@ -38,7 +38,7 @@ struct Parts {
 impl Backtracker {
     /// For a vocabulary in which each token comes from one merge, of tokens that come from merges of lower rank; other
     /// vocabularies have none.
-    pub fn new(vocab: &Vocab, merges: &MergeTable) -> Option<Self> {
+    pub fn new(vocab: &Vocab, merges: Merges<'_>) -> Option<Self> {
         let tokens = vocab.tokens();
         if vocab.byte_ids().contains(&NO_ID) {
             return None;
@@ -78,7 +78,7 @@ impl Backtracker {
     }
 
     /// Adds the tokens of `piece` to `ids`.
-    pub fn encode(&self, piece: &[u8], merges: &MergeTable, ids: &mut Vec<u32>) {
+    pub fn encode(&self, piece: &[u8], merges: Merges<'_>, ids: &mut Vec<u32>) {
         let first = ids.len();
         let mut remembered = [u64::MAX; REMEMBERED_PAIRS];
         let mut given_up = vec![false; piece.len() + 1];
@@ -108,7 +108,7 @@ impl Backtracker {
     }
 
     #[inline]
-    fn stays(&self, remembered: &mut [u64; REMEMBERED_PAIRS], merges: &MergeTable, pair: (u32, u32)) -> bool {
+    fn stays(&self, remembered: &mut [u64; REMEMBERED_PAIRS], merges: Merges<'_>, pair: (u32, u32)) -> bool {
         // Ids are below 2^24, so a pair leaves a bit for the answer.
         let key = u64::from(pair.0) << 32 | u64::from(pair.1) << 1;
         let place = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 55) as usize;
@@ -123,7 +123,7 @@ impl Backtracker {
 ///
 /// Their last merges are undone, the later one first; before each, the two at the border must not have had a merge that
 /// goes first.
-fn are_neighbours(parts: &[Parts], merges: &MergeTable, (mut left, mut right): (u32, u32), mut limit: u32) -> bool {
+fn are_neighbours(parts: &[Parts], merges: Merges<'_>, (mut left, mut right): (u32, u32), mut limit: u32) -> bool {
     loop {
         let (rank, _) = merges.get(left, right);
         if rank != NO_MERGE && rank + 1 < limit {
@@ -209,10 +209,10 @@ mod tests {
             text in "[abc]{0,200}",
         ) {
             let vocab = vocab(&choices);
-            let merges = vocab.merge_table();
+            let merges = vocab.merge_table().merges();
             let backtracker = Backtracker::new(&vocab, merges).unwrap();
             let mut merged: Vec<u32> = text.bytes().map(u32::from).collect();
-            merges.apply(&mut merged, 0);
+            vocab.merge_table().apply(&mut merged, 0);
             let mut found = vec![7];
             backtracker.encode(text.as_bytes(), merges, &mut found);
             prop_assert_eq!(&found[1..], merged);

@@ -3,15 +3,20 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::memory::LargeSlice;
+
 /// Up to this many symbols, looking at every pair for the lowest rank beats a heap, and one bit each says which symbols
 /// are left.
 pub const SHORT_PIECE: usize = 64;
+
+/// Most words have fewer symbols than this, and get by with a fourth of the room.
+const WORD: usize = 16;
 
 /// Stands for "these two can't be merged"; no table has that many merges.
 pub const NO_MERGE: u32 = u32::MAX;
 
 /// Most merges of a table: a rank and a place among [`SHORT_PIECE`] symbols share a word.
-pub const MAX_MERGES: usize = (1 << 26) - 1;
+pub const MAX_MERGES: usize = (1 << 26) - 2;
 
 /// Which two tokens merge into which. A merge inserted earlier comes first.
 ///
@@ -19,18 +24,18 @@ pub const MAX_MERGES: usize = (1 << 26) - 1;
 /// first empty slot.
 #[derive(Debug, Clone)]
 pub struct MergeTable {
-    slots: Vec<Slot>,
+    slots: LargeSlice<Slot>,
     num_merges: usize,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Slot {
-    pair: u64,
-    rank: u32,
-    id: u32,
-}
+/// The two ids of a pair, one more than its rank (zero: an empty slot) and the id that it makes.
+type Slot = [u32; 4];
 
-const EMPTY: Slot = Slot { pair: u64::MAX, rank: NO_MERGE, id: NO_MERGE };
+/// A table, for look-ups one after the other.
+#[derive(Debug, Clone, Copy)]
+pub struct Merges<'a> {
+    slots: &'a [Slot],
+}
 
 impl Default for MergeTable {
     fn default() -> Self {
@@ -41,50 +46,37 @@ impl Default for MergeTable {
 impl MergeTable {
     /// An empty table with room for `num_merges`.
     pub fn with_capacity(num_merges: usize) -> Self {
-        Self { slots: vec![EMPTY; (2 * num_merges + 2).next_power_of_two().max(16)], num_merges: 0 }
+        Self { slots: LargeSlice::new((2 * num_merges + 2).next_power_of_two().max(16)), num_merges: 0 }
     }
 
     /// Makes `left` and `right` merge into `id`, after all merges before; false if they already merge into something.
     pub fn insert(&mut self, left: u32, right: u32, id: u32) -> bool {
-        if 2 * (self.num_merges + 1) > self.slots.len() {
+        if 2 * (self.num_merges + 1) > self.slots.get().len() {
             self.grow();
         }
-        let rank = self.num_merges as u32;
         self.num_merges += 1;
-        let slot = self.find(pair(left, right));
-        let is_new = self.slots[slot].rank == NO_MERGE;
+        let place = self.merges().find(left, right);
+        let slot = &mut self.slots.get_mut()[place];
+        let is_new = slot[2] == 0;
         if is_new {
-            self.slots[slot] = Slot { pair: pair(left, right), rank, id };
+            *slot = [left, right, self.num_merges as u32, id];
         }
         is_new
     }
 
     fn grow(&mut self) {
-        let slots = vec![EMPTY; 2 * self.slots.len()];
-        let old = std::mem::replace(&mut self.slots, slots);
-        for slot in old.into_iter().filter(|slot| slot.rank != NO_MERGE) {
-            let place = self.find(slot.pair);
-            self.slots[place] = slot;
+        let larger = LargeSlice::new(2 * self.slots.get().len());
+        let old = std::mem::replace(&mut self.slots, larger);
+        for slot in old.get().iter().filter(|slot| slot[2] != 0) {
+            let place = self.merges().find(slot[0], slot[1]);
+            self.slots.get_mut()[place] = *slot;
         }
     }
 
-    /// The slot of `pair`, or the empty one where it belongs.
+    /// The table, to look up from.
     #[inline]
-    fn find(&self, pair: u64) -> usize {
-        let last = self.slots.len() - 1;
-        let hash = pair.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let mut at = (hash ^ hash >> 32) as usize & last;
-        while self.slots[at].pair != pair && self.slots[at].rank != NO_MERGE {
-            at = (at + 1) & last;
-        }
-        at
-    }
-
-    /// Rank and result of the merge of `left` and `right`; both `NO_MERGE` if there is none.
-    #[inline]
-    pub fn get(&self, left: u32, right: u32) -> (u32, u32) {
-        let Slot { rank, id, .. } = self.slots[self.find(pair(left, right))];
-        (rank, id)
+    pub fn merges(&self) -> Merges<'_> {
+        Merges { slots: self.slots.get() }
     }
 
     /// Merges the tokens `ids[start..]` in place: always the lowest rank there is, the leftmost of equal ones.
@@ -93,15 +85,43 @@ impl MergeTable {
     ///
     /// Source: Sennrich, Haddow, Birch, "Neural Machine Translation of Rare Words with Subword Units", ACL 2016, §3.2.
     pub fn apply(&self, ids: &mut Vec<u32>, start: usize) {
-        let num_symbols = ids.len() - start;
-        if num_symbols > SHORT_PIECE {
-            return self.apply_with_heap(ids, start);
+        let merges = self.merges();
+        if ids.len() - start > SHORT_PIECE {
+            return merges.apply_with_heap(ids, start);
         }
-        let mut symbols = [0; SHORT_PIECE];
-        symbols[..num_symbols].copy_from_slice(&ids[start..]);
-        let mut short = ShortPiece::new(symbols, num_symbols, self);
-        ids.truncate(start);
-        ids.extend(short.merge(self));
+        let symbols = ids.split_off(start);
+        merges.apply_short(&symbols, |left| merges.get(symbols[left], symbols[left + 1]), ids);
+    }
+}
+
+impl Merges<'_> {
+    /// The slot of a pair, or the empty one where it belongs.
+    #[inline]
+    fn find(&self, left: u32, right: u32) -> usize {
+        let last = self.slots.len() - 1;
+        let hash = (u64::from(left) << 32 | u64::from(right)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut at = (hash ^ hash >> 32) as usize & last;
+        while self.slots[at][2] != 0 && self.slots[at][..2] != [left, right] {
+            at = (at + 1) & last;
+        }
+        at
+    }
+
+    /// Rank and result of the merge of `left` and `right`; the rank is `NO_MERGE` if there is none.
+    #[inline]
+    pub fn get(&self, left: u32, right: u32) -> (u32, u32) {
+        let [.., rank, id] = self.slots[self.find(left, right)];
+        (rank.wrapping_sub(1), id)
+    }
+
+    /// Adds to `ids` what merging makes of at most [`SHORT_PIECE`] symbols; `first` has the merge of each with the next.
+    #[inline]
+    pub fn apply_short(&self, symbols: &[u32], first: impl Fn(usize) -> (u32, u32), ids: &mut Vec<u32>) {
+        if symbols.len() <= WORD {
+            ShortPiece::<WORD>::new(symbols, first).merge(self, ids);
+        } else {
+            ShortPiece::<SHORT_PIECE>::new(symbols, first).merge(self, ids);
+        }
     }
 
     fn apply_with_heap(&self, ids: &mut Vec<u32>, start: usize) {
@@ -121,62 +141,66 @@ impl MergeTable {
     }
 }
 
-fn pair(left: u32, right: u32) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
-}
-
-/// At most [`SHORT_PIECE`] symbols, each at the place where it began; a merged pair stays at the place of its first.
-struct ShortPiece {
-    ids: [u32; SHORT_PIECE],
+/// At most `N` symbols, each at the place where it began; a merged pair stays at the place of its first.
+struct ShortPiece<const N: usize> {
+    ids: [u32; N],
     /// Rank of the merge with the next symbol and, in the last bits, the place: the least is the lowest, leftmost one.
-    merges: [u32; SHORT_PIECE],
+    merges: [u32; N],
     /// What each merge would make.
-    merged: [u32; SHORT_PIECE],
+    merged: [u32; N],
     /// One bit for each place that still has a symbol.
     live: u64,
-    len: usize,
 }
 
-impl ShortPiece {
-    fn new(ids: [u32; SHORT_PIECE], len: usize, table: &MergeTable) -> Self {
-        let live = if len == SHORT_PIECE { u64::MAX } else { (1 << len) - 1 };
-        let mut piece = Self { ids, merges: [NO_MERGE; SHORT_PIECE], merged: [NO_MERGE; SHORT_PIECE], live, len };
-        for at in 1..len {
-            piece.look_up(at - 1, at, table);
+impl<const N: usize> ShortPiece<N> {
+    #[inline]
+    fn new(symbols: &[u32], first: impl Fn(usize) -> (u32, u32)) -> Self {
+        let live = if symbols.len() >= 64 { u64::MAX } else { (1 << symbols.len()) - 1 };
+        let mut piece = Self { ids: [0; N], merges: [NO_MERGE; N], merged: [0; N], live };
+        piece.ids[..symbols.len()].copy_from_slice(symbols);
+        for left in 1..symbols.len() {
+            piece.set(left - 1, first(left - 1));
         }
         piece
     }
 
     #[inline]
-    fn look_up(&mut self, left: usize, right: usize, table: &MergeTable) {
-        let (rank, id) = table.get(self.ids[left], self.ids[right]);
+    fn set(&mut self, left: usize, (rank, id): (u32, u32)) {
         // The shift drops the high bits of `NO_MERGE`, so it is put back where there is no merge.
         self.merges[left] = if rank == NO_MERGE { NO_MERGE } else { rank << 6 | left as u32 };
         self.merged[left] = id;
     }
 
-    fn merge(&mut self, table: &MergeTable) -> impl Iterator<Item = u32> {
-        while let Some(&merge) = self.merges[..self.len].iter().min()
-            && merge != NO_MERGE
-        {
-            let at = merge as usize % SHORT_PIECE;
+    #[inline]
+    fn merge(&mut self, table: &Merges<'_>, ids: &mut Vec<u32>) {
+        loop {
+            let merge = self.merges.iter().fold(NO_MERGE, |least, &merge| least.min(merge));
+            if merge == NO_MERGE {
+                break;
+            }
+            let at = merge as usize % N;
             let next = at + 1 + (self.live >> at >> 1).trailing_zeros() as usize;
             self.ids[at] = self.merged[at];
             self.live &= !(1 << next);
-            self.merges[next] = NO_MERGE;
+            self.merges[next % N] = NO_MERGE;
             let after = self.live >> at >> 1;
             if after == 0 {
                 self.merges[at] = NO_MERGE;
             } else {
-                self.look_up(at, at + 1 + after.trailing_zeros() as usize, table);
+                let right = at + 1 + after.trailing_zeros() as usize;
+                self.set(at, table.get(self.ids[at], self.ids[right % N]));
             }
             let before = self.live & ((1 << at) - 1);
             if before != 0 {
-                self.look_up(63 - before.leading_zeros() as usize, at, table);
+                let left = 63 - before.leading_zeros() as usize;
+                self.set(left, table.get(self.ids[left % N], self.ids[at]));
             }
         }
-        let (ids, live) = (&self.ids, self.live);
-        (0..self.len).filter(move |at| live >> at & 1 == 1).map(move |at| ids[at])
+        let mut live = self.live;
+        while live != 0 {
+            ids.push(self.ids[live.trailing_zeros() as usize % N]);
+            live &= live - 1;
+        }
     }
 }
 
@@ -199,7 +223,7 @@ impl Chain {
     }
 
     /// The heap entry of the merge of the token at `at` with the next, if there is one.
-    fn merge_at(&self, at: u32, table: &MergeTable) -> Option<Reverse<(u32, u32)>> {
+    fn merge_at(&self, at: u32, table: &Merges<'_>) -> Option<Reverse<(u32, u32)>> {
         let left = self.ids[at as usize];
         let right = *self.ids.get(self.next[at as usize] as usize)?;
         let rank = if left == NO_MERGE { NO_MERGE } else { table.get(left, right).0 };
@@ -207,7 +231,7 @@ impl Chain {
     }
 
     /// Merges the token at `at` with the next; returns the place of the token before.
-    fn merge(&mut self, at: u32, table: &MergeTable) -> Option<u32> {
+    fn merge(&mut self, at: u32, table: &Merges<'_>) -> Option<u32> {
         let swallowed = self.next[at as usize] as usize;
         let after = self.next[swallowed];
         self.ids[at as usize] = table.get(self.ids[at as usize], self.ids[swallowed]).1;
@@ -237,14 +261,14 @@ mod tests {
             let known: Vec<u32> = (b'a'..=b'd').map(u32::from).chain(256..).take(40).collect();
             for (index, &(left, right)) in merges.iter().enumerate() {
                 let (left, right) = (known[left % (4 + index)], known[right % (4 + index)]);
-                if table.get(left, right).0 == NO_MERGE {
+                if table.merges().get(left, right).0 == NO_MERGE {
                     table.insert(left, right, 256 + index as u32);
                 }
             }
             let mut scanned: Vec<u32> = ids.bytes().map(u32::from).collect();
             let mut heaped = scanned.clone();
             table.apply(&mut scanned, 0);
-            table.apply_with_heap(&mut heaped, 0);
+            table.merges().apply_with_heap(&mut heaped, 0);
             prop_assert_eq!(scanned, heaped);
         }
     }

@@ -1,6 +1,6 @@
 //! Remembers the tokens of pieces, in bounded memory.
 
-use super::memory::ZeroedMemory;
+use super::memory::LargeSlice;
 
 /// Pieces up to this many bytes with one or two tokens take 16 bytes in a table of their own: most of any text.
 pub const SMALL_BYTES: usize = 8;
@@ -11,17 +11,18 @@ pub const MEDIUM_BYTES: usize = 15;
 /// Pieces longer than this are rarely there twice, and are not kept.
 pub const LONG_BYTES: usize = 256;
 
-/// Two entries: two keys, then the tokens of each.
-pub type SmallSet = [u64; 4];
+/// Four entries in a cache line: four keys, then the tokens of each.
+pub type SmallSet = [u64; 8];
 
-/// The first table.
+/// The first table: four-way associative, so of many pieces with one hash four are kept. 4 MB that are used as they
+/// fill.
 pub type SmallTable = [SmallSet; SMALL_SETS];
 
 /// Two entries in a cache line: two keys of two words, then four tokens of each.
 type MediumSet = [u64; 8];
 
-const SMALL_SETS: usize = 1 << 16;
-const MEDIUM_SETS: usize = 1 << 15;
+pub const SMALL_SETS: usize = 1 << 16;
+const MEDIUM_SETS: usize = 1 << 16;
 
 /// Tokens that an entry of the second table holds itself.
 const INLINE_TOKENS: usize = 4;
@@ -40,9 +41,9 @@ pub type Key = [u64; 2];
 
 /// Tokens of pieces that are no small ones: two-way associative, so of many pieces with one hash two are kept.
 ///
-/// Memory: 2 MB that are used as they fill, and at most 6 MB elsewhere.
+/// Memory: 4 MB that are used as they fill, and at most 6 MB elsewhere.
 pub struct PieceCache {
-    medium: ZeroedMemory<[MediumSet; MEDIUM_SETS]>,
+    medium: LargeSlice<MediumSet>,
     ids: Vec<u32>,
     bytes: Vec<u8>,
 }
@@ -64,7 +65,7 @@ pub enum Found<'a> {
 impl PieceCache {
     /// An empty cache.
     pub fn new() -> Self {
-        Self { medium: ZeroedMemory::new(), ids: Vec::new(), bytes: Vec::new() }
+        Self { medium: LargeSlice::new(MEDIUM_SETS), ids: Vec::new(), bytes: Vec::new() }
     }
 
     /// The tokens of the medium piece with this key.
@@ -117,7 +118,7 @@ impl PieceCache {
 
     fn store(&mut self, ids: &[u32], piece: &[u8]) -> [u32; INLINE_TOKENS] {
         if self.ids.len() + ids.len() > MAX_OVERFLOW_IDS || self.bytes.len() + piece.len() > MAX_OVERFLOW_BYTES {
-            self.medium.get().fill([0; 8]);
+            self.medium.get_mut().fill([0; 8]);
             self.ids.clear();
             self.bytes.clear();
         }
@@ -128,7 +129,7 @@ impl PieceCache {
     }
 
     fn put(&mut self, key: Key, tokens: [u32; INLINE_TOKENS]) {
-        let set = &mut self.medium.get()[place(key)];
+        let set = &mut self.medium.get_mut()[place(key)];
         let [first, second] = [set[0], set[1]];
         let [low, high] = [set[4], set[5]];
         let [a, b, c, d] = tokens.map(u64::from);
@@ -153,7 +154,8 @@ pub fn insert_small(table: &mut SmallTable, key: u64, ids: &[u32]) -> bool {
     let set = &mut table[small_place(key)];
     if pair != 0 {
         // First in, first out: what is evicted and needed again comes back soon.
-        *set = [key, set[0], pair, set[2]];
+        let [a, b, c, _, first, second, third, _] = *set;
+        *set = [key, a, b, c, pair, first, second, third];
     }
     pair != 0
 }
@@ -161,10 +163,9 @@ pub fn insert_small(table: &mut SmallTable, key: u64, ids: &[u32]) -> bool {
 /// The tokens of the small piece with this key; zero if they are not there.
 #[inline(always)]
 pub fn look_up_small(table: &SmallTable, key: u64) -> Pair {
-    let [first, second, first_pair, second_pair] = table[small_place(key)];
-    // Chosen without a branch: which of the two it is can't be foreseen.
-    let other = if second == key { second_pair } else { 0 };
-    if first == key { first_pair } else { other }
+    let [keys @ .., a, b, c, d] = table[small_place(key)];
+    // Chosen without a branch: which of them it is can't be foreseen.
+    [a, b, c, d].into_iter().zip(keys).fold(0, |found, (pair, other)| if other == key { pair } else { found })
 }
 
 #[inline(always)]

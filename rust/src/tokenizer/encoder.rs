@@ -3,11 +3,12 @@
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::backtrack::Backtracker;
+use super::bpe::SHORT_PIECE;
 use super::cache::{
-    Found, LONG_BYTES, MEDIUM_BYTES, ONE_TOKEN, Pair, PieceCache, SMALL_BYTES, SmallTable, hash, insert_small,
-    look_up_small, medium_key, small_key,
+    Found, LONG_BYTES, MEDIUM_BYTES, ONE_TOKEN, Pair, PieceCache, SMALL_BYTES, SMALL_SETS, SmallSet, SmallTable, hash,
+    insert_small, look_up_small, medium_key, small_key,
 };
-use super::memory::ZeroedMemory;
+use super::memory::LargeSlice;
 use super::pretokenize::Visit;
 use super::stream::TokenTable;
 use super::vocab::Vocab;
@@ -22,6 +23,9 @@ const BUFFER_IDS: usize = 1024;
 pub struct PieceEncoder {
     vocab: Arc<Vocab>,
     whole: WholeTable,
+    has_all_bytes: bool,
+    /// Rank and result of the merge of each two bytes: where merging begins.
+    byte_merges: LargeSlice<[u32; 2]>,
     /// For long pieces; made when the first comes.
     backtracker: OnceLock<Option<Backtracker>>,
     /// What no thread uses right now; as many as threads ever encoded at once.
@@ -30,7 +34,7 @@ pub struct PieceEncoder {
 
 /// What a thread needs for itself while it encodes.
 struct Worker {
-    small: ZeroedMemory<SmallTable>,
+    small: LargeSlice<SmallSet>,
     cache: PieceCache,
     buffer: [u32; BUFFER_IDS],
 }
@@ -39,7 +43,9 @@ impl PieceEncoder {
     /// The encoder of a vocabulary; of one that begins with characters it has nothing to encode.
     pub fn new(vocab: Arc<Vocab>) -> Self {
         let whole = WholeTable::new(vocab.size());
-        let mut encoder = Self { vocab, whole, backtracker: OnceLock::new(), workers: Mutex::default() };
+        let (byte_merges, has_all_bytes) = (byte_merges(&vocab), vocab.has_all_bytes());
+        let mut encoder =
+            Self { vocab, whole, has_all_bytes, byte_merges, backtracker: OnceLock::new(), workers: Mutex::default() };
         let vocab = Arc::clone(&encoder.vocab);
         if vocab.characters().is_some() {
             return encoder;
@@ -47,7 +53,11 @@ impl PieceEncoder {
         for id in (0..vocab.size() as u32).filter(|&id| vocab.is_ordinary(id)) {
             let Some(token) = vocab.tokens().bytes(id) else { continue };
             // A merge list can hold tokens that merging never reaches; looking those up would change ids.
-            if vocab.whole_first() || vocab.reaches_all() || encoder.merge(token) == [id] {
+            let mut merged = Vec::new();
+            if !(vocab.whole_first() || vocab.reaches_all()) {
+                encoder.merge(token, &mut merged);
+            }
+            if merged.is_empty() || merged == [id] {
                 encoder.whole.insert(id, token);
             }
         }
@@ -57,14 +67,15 @@ impl PieceEncoder {
 
     /// A worker whose cache knows the vocabulary: the first tokens are the most frequent ones.
     fn new_worker(&self) -> Box<Worker> {
-        let (mut small, mut cache) = (ZeroedMemory::new(), PieceCache::new());
+        let (mut small, mut cache) = (LargeSlice::new(SMALL_SETS), PieceCache::new());
+        let Ok(table) = <&mut SmallTable>::try_from(small.get_mut()) else { unreachable!("it has that many sets") };
         // In reverse: the last that come stay, and the first tokens are the most frequent ones.
         for id in self.whole.ids().into_iter().rev() {
             let Some(token) = self.vocab.tokens().bytes(id) else { continue };
             match token.len() {
                 // A token that is no UTF-8 is no piece, and could be taken for a shorter one.
                 _ if std::str::from_utf8(token).is_err() => {}
-                len @ ..=SMALL_BYTES => _ = insert_small(small.get(), small_key(token, 0, len), &[id]),
+                len @ ..=SMALL_BYTES => _ = insert_small(table, small_key(token, 0, len), &[id]),
                 len @ ..=MEDIUM_BYTES => cache.insert(medium_key(token, 0, len), &[id]),
                 _ => {}
             }
@@ -84,33 +95,42 @@ impl PieceEncoder {
         let free = self.workers.lock().ok().and_then(|mut workers| workers.pop());
         let mut worker = free.unwrap_or_else(|| self.new_worker());
         let Worker { small, cache, buffer } = &mut *worker;
-        let mut session = Session { encoder: self, small: small.get(), cache, buffer, len: 0, ids };
+        let Ok(small) = small.get_mut().try_into() else { unreachable!("it has that many sets") };
+        let mut session = Session { encoder: self, small, cache, buffer, len: 0, ids };
         let result = work(&mut session);
         session.flush();
         self.give_back(worker);
         result
     }
 
-    /// The ids of a piece, by merging alone.
-    fn merge(&self, piece: &[u8]) -> Vec<u32> {
-        let merges = self.vocab.merge_table();
+    /// Adds the ids of a piece to `ids`, by merging alone.
+    fn merge(&self, piece: &[u8], ids: &mut Vec<u32>) {
+        let merges = self.vocab.merge_table().merges();
+        if piece.len() <= SHORT_PIECE && self.has_all_bytes {
+            let mut symbols = [0; SHORT_PIECE];
+            for (symbol, &byte) in symbols.iter_mut().zip(piece) {
+                *symbol = self.vocab.byte_ids()[byte as usize];
+            }
+            let byte_merges = self.byte_merges.get();
+            let first = |left: usize| {
+                let [rank, id] = byte_merges[usize::from(piece[left]) << 8 | usize::from(piece[left + 1])];
+                (rank, id)
+            };
+            return merges.apply_short(&symbols[..piece.len()], first, ids);
+        }
         if piece.len() > MERGED_BYTES
             && let Some(backtracker) = self.backtracker.get_or_init(|| Backtracker::new(&self.vocab, merges))
         {
-            let mut ids = Vec::new();
-            backtracker.encode(piece, merges, &mut ids);
-            return ids;
+            return backtracker.encode(piece, merges, ids);
         }
-        let mut ids = Vec::new();
-        self.vocab.merge_bytes(piece, &mut ids);
-        ids
+        self.vocab.merge_bytes(piece, ids);
     }
 
-    /// The ids of a piece.
-    fn encode(&self, piece: &[u8]) -> Vec<u32> {
+    /// Adds the ids of a piece to `ids`.
+    fn encode(&self, piece: &[u8], ids: &mut Vec<u32>) {
         match self.whole.get(piece, self.vocab.tokens()) {
-            Some(id) => vec![id],
-            None => self.merge(piece),
+            Some(id) => ids.push(id),
+            None => self.merge(piece, ids),
         }
     }
 }
@@ -213,52 +233,68 @@ impl Session<'_> {
         if let Some(ids) = known {
             return self.ids.extend_from_slice(ids);
         }
-        let ids = self.encoder.encode(piece);
+        let first = self.ids.len();
+        self.encoder.encode(piece, self.ids);
+        let ids = &self.ids[first..];
         match piece.len() {
-            len @ ..=SMALL_BYTES if insert_small(self.small, small_key(text, start, len), &ids) => {}
-            len @ ..=MEDIUM_BYTES => self.cache.insert(medium_key(text, start, len), &ids),
-            ..=LONG_BYTES => self.cache.insert_long(piece, &ids),
+            len @ ..=SMALL_BYTES if insert_small(self.small, small_key(text, start, len), ids) => {}
+            len @ ..=MEDIUM_BYTES => self.cache.insert(medium_key(text, start, len), ids),
+            ..=LONG_BYTES => self.cache.insert_long(piece, ids),
             _ => {}
         }
-        self.ids.extend(ids);
     }
+}
+
+/// Rank and result of the merge of each two bytes.
+fn byte_merges(vocab: &Vocab) -> LargeSlice<[u32; 2]> {
+    let mut table = LargeSlice::new(1 << 16);
+    let merges = vocab.merge_table().merges();
+    let pairs = vocab.byte_ids().iter().flat_map(|&left| vocab.byte_ids().iter().map(move |&right| (left, right)));
+    for ((left, right), entry) in pairs.zip(table.get_mut()) {
+        let (rank, id) = merges.get(left, right);
+        *entry = [rank, id];
+    }
+    table
 }
 
 /// Tokens by their bytes, which stay in the table of tokens.
 struct WholeTable {
-    /// Ids, or `EMPTY`.
-    slots: Vec<u32>,
+    /// One more than the id, and half of the hash of its bytes; zero where there is none.
+    slots: LargeSlice<[u32; 2]>,
 }
-
-const EMPTY: u32 = u32::MAX;
 
 impl WholeTable {
     /// An empty table for up to `num_tokens` tokens.
     fn new(num_tokens: usize) -> Self {
-        Self { slots: vec![EMPTY; (2 * num_tokens).next_power_of_two().max(2)] }
+        Self { slots: LargeSlice::new((2 * num_tokens).next_power_of_two().max(2)) }
     }
 
-    fn places(&self, piece: &[u8]) -> impl Iterator<Item = usize> {
-        let last = self.slots.len() - 1;
-        let first = hash(piece) as usize;
-        (0..self.slots.len()).map(move |step| first.wrapping_add(step) & last)
+    /// Half of the hash of a piece, and the slots to look at.
+    #[inline]
+    fn places(&self, piece: &[u8]) -> (u32, impl Iterator<Item = usize> + use<>) {
+        let (hash, len) = (hash(piece), self.slots.get().len());
+        ((hash >> 32) as u32, (0..len).map(move |step| (hash as usize).wrapping_add(step) & (len - 1)))
     }
 
     fn insert(&mut self, id: u32, token: &[u8]) {
-        let free = self.places(token).find(|&place| self.slots[place] == EMPTY);
-        if let Some(place) = free {
-            self.slots[place] = id;
+        let (half, mut places) = self.places(token);
+        let slots = self.slots.get_mut();
+        if let Some(place) = places.find(|&place| slots[place][0] == 0) {
+            slots[place] = [id + 1, half];
         }
     }
 
+    #[inline]
     fn get(&self, piece: &[u8], tokens: &TokenTable) -> Option<u32> {
-        let ids = self.places(piece).map(|place| self.slots[place]);
-        ids.take_while(|&id| id != EMPTY).find(|&id| tokens.bytes(id) == Some(piece))
+        let (half, places) = self.places(piece);
+        let slots = self.slots.get();
+        let mut slots = places.map(|place| slots[place]).take_while(|slot| slot[0] != 0);
+        slots.find(|slot| slot[1] == half && tokens.bytes(slot[0] - 1) == Some(piece)).map(|slot| slot[0] - 1)
     }
 
     /// All ids, in order.
     fn ids(&self) -> Vec<u32> {
-        let mut ids: Vec<u32> = self.slots.iter().copied().filter(|&id| id != EMPTY).collect();
+        let mut ids: Vec<u32> = self.slots.get().iter().filter(|slot| slot[0] != 0).map(|slot| slot[0] - 1).collect();
         ids.sort_unstable();
         ids
     }

@@ -1,16 +1,14 @@
 //! Tables that look-ups hit at random.
 
-use std::marker::PhantomData;
-
-use bytemuck::{Pod, bytes_of_mut, from_bytes_mut};
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use memmap2::MmapMut;
 
 /// Where the processor's large pages begin.
 const LARGE_PAGE_BYTES: usize = 2 << 20;
 
-/// One `T` of zeros, on large pages where the system has them: with 4 KB pages a look-up in 2 MB rarely finds its page's
-/// address in the processor's cache. Memory is used when it is first written to.
-pub struct ZeroedMemory<T> {
+/// Many `T` of zeros, on large pages where the system has them: with 4 KB pages the place of a page is rarely known to
+/// the processor when a look-up in some megabytes needs it. Memory is used when it is first written to.
+pub struct LargeSlice<T> {
     memory: Memory<T>,
 }
 
@@ -18,35 +16,59 @@ enum Memory<T> {
     Mapped {
         map: MmapMut,
         start: usize,
-        kind: PhantomData<T>,
+        end: usize,
     },
-    /// Where the system maps no memory.
-    Heap(Box<T>),
+    /// What is small, or where the system maps no memory.
+    Heap(Vec<T>),
 }
 
-impl<T: Pod> ZeroedMemory<T> {
-    /// All bits zero.
-    pub fn new() -> Self {
-        let memory = match MmapMut::map_anon(size_of::<T>() + LARGE_PAGE_BYTES) {
-            Ok(map) => {
+impl<T: Pod> LargeSlice<T> {
+    /// `len` of them, all bits zero.
+    pub fn new(len: usize) -> Self {
+        let num_bytes = len * size_of::<T>();
+        let map = (num_bytes >= LARGE_PAGE_BYTES).then(|| MmapMut::map_anon(num_bytes + LARGE_PAGE_BYTES));
+        let memory = match map {
+            Some(Ok(map)) => {
                 #[cfg(target_os = "linux")]
                 // Only advice: without it everything works, somewhat slower.
                 let _ = map.advise(memmap2::Advice::HugePage);
-                let start = map.as_ptr().align_offset(LARGE_PAGE_BYTES);
-                Memory::Mapped { map, start, kind: PhantomData }
+                let start = map.as_ptr().align_offset(LARGE_PAGE_BYTES).min(LARGE_PAGE_BYTES);
+                Memory::Mapped { map, start, end: start + num_bytes }
             }
-            Err(_) => Memory::Heap(bytemuck::zeroed_box()),
+            _ => Memory::Heap(vec![T::zeroed(); len]),
         };
         Self { memory }
     }
 
-    /// The table.
+    /// All of them.
     #[inline]
-    pub fn get(&mut self) -> &mut T {
-        let bytes = match &mut self.memory {
-            Memory::Mapped { map, start, .. } => &mut map[*start..*start + size_of::<T>()],
-            Memory::Heap(value) => bytes_of_mut(&mut **value),
-        };
-        from_bytes_mut(bytes)
+    pub fn get(&self) -> &[T] {
+        match &self.memory {
+            Memory::Mapped { map, start, end } => cast_slice(&map[*start..*end]),
+            Memory::Heap(items) => items,
+        }
+    }
+
+    /// All of them, to write to.
+    #[inline]
+    pub fn get_mut(&mut self) -> &mut [T] {
+        match &mut self.memory {
+            Memory::Mapped { map, start, end } => cast_slice_mut(&mut map[*start..*end]),
+            Memory::Heap(items) => items,
+        }
+    }
+}
+
+impl<T: Pod> Clone for LargeSlice<T> {
+    fn clone(&self) -> Self {
+        let mut copy = Self::new(self.get().len());
+        copy.get_mut().copy_from_slice(self.get());
+        copy
+    }
+}
+
+impl<T: Pod> std::fmt::Debug for LargeSlice<T> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("LargeSlice").field("len", &self.get().len()).finish()
     }
 }
