@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyString};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyDict, PyInt, PyList, PyString};
 
 use super::tokenizer_batch::{self, FlatArrays, PyEncodePlan};
 use super::tokenizer_stream::PyTokenTable;
@@ -26,14 +27,33 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 #[pyclass(name = "Tokenizer", module = "llm._rust", frozen)]
 struct PyTokenizer {
     inner: Tokenizer,
+    /// Python's integer for each id: to share one is a third of the work of making another.
+    ints: PyOnceLock<Vec<Py<PyInt>>>,
 }
+
+impl PyTokenizer {
+    fn new(inner: Tokenizer) -> Self {
+        Self { inner, ints: PyOnceLock::new() }
+    }
+
+    /// Ids of this tokenizer as a list.
+    fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
+        let number = |id: u32| PyInt::new(py, id).unbind();
+        let ints = self.ints.get_or_init(py, || (0..self.inner.vocab().size() as u32).map(number).collect());
+        let shared = |&id: &u32| ints.get(id as usize).map_or_else(|| PyInt::new(py, id), |int| int.bind(py).clone());
+        PyList::new(py, ids.iter().map(shared))
+    }
+}
+
+/// Shorter texts are encoded with the GIL held: in some microseconds.
+const DETACHED_BYTES: usize = 2048;
 
 #[pymethods]
 impl PyTokenizer {
     #[staticmethod]
     fn from_json(py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Self> {
         let text = utf8(text)?;
-        Ok(Self { inner: py.detach(|| Tokenizer::from_json(text))? })
+        Ok(Self::new(py.detach(|| Tokenizer::from_json(text))?))
     }
 
     #[staticmethod]
@@ -50,7 +70,7 @@ impl PyTokenizer {
             .collect::<PyResult<Vec<(String, u32)>>>()?;
         special.sort_by_key(|&(_, id)| id);
         let vocab = py.detach(|| Vocab::from_ranks(&ranks, special))?;
-        Ok(Self { inner: Tokenizer::new(vocab, pattern) })
+        Ok(Self::new(Tokenizer::new(vocab, pattern)))
     }
 
     fn to_json(&self, py: Python<'_>) -> PyResult<String> {
@@ -58,9 +78,17 @@ impl PyTokenizer {
     }
 
     #[pyo3(signature = (text, allow_special=false))]
-    fn encode(&self, py: Python<'_>, text: &Bound<'_, PyString>, allow_special: bool) -> PyResult<Vec<u32>> {
+    fn encode<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyString>,
+        allow_special: bool,
+    ) -> PyResult<Bound<'py, PyList>> {
         let text = utf8(text)?;
-        Ok(py.detach(|| self.inner.encode(text, allow_special))?)
+        // Releasing the GIL and taking it again costs as much as encoding a hundred bytes.
+        let encode = || self.inner.encode(text, allow_special);
+        let ids = if text.len() < DETACHED_BYTES { encode() } else { py.detach(encode) }?;
+        self.list(py, &ids)
     }
 
     #[pyo3(signature = (text, allow_special=false))]
@@ -71,7 +99,9 @@ impl PyTokenizer {
         allow_special: bool,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
         let text = utf8(text)?;
-        Ok(py.detach(|| self.inner.encode(text, allow_special))?.into_pyarray(py))
+        let encode = || self.inner.encode(text, allow_special);
+        let ids = if text.len() < DETACHED_BYTES { encode() } else { py.detach(encode) }?;
+        Ok(ids.into_pyarray(py))
     }
 
     #[pyo3(signature = (ids, skip_special_tokens=false))]
@@ -152,7 +182,8 @@ impl PyTokenizer {
         plan: Option<&PyEncodePlan>,
         num_threads: Option<i64>,
     ) -> PyResult<Vec<Bound<'py, PyList>>> {
-        tokenizer_batch::lists(py, &tokenizer_batch::encode_rows(py, &self.inner, &texts, plan, num_threads)?)
+        let rows = tokenizer_batch::encode_rows(py, &self.inner, &texts, plan, num_threads)?;
+        rows.iter().map(|ids| self.list(py, ids)).collect()
     }
 
     #[pyo3(signature = (texts, plan=None, num_threads=None))]
@@ -226,7 +257,7 @@ impl PyTrainer {
         let train = |trainer: &mut Trainer, report: &mut dyn FnMut((usize, usize)) -> bool| {
             trainer.train(&mut |done, total| report((done, total)))
         };
-        Ok(PyTokenizer { inner: self.reporting(py, progress, train)? })
+        Ok(PyTokenizer::new(self.reporting(py, progress, train)?))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyString};
+use pyo3::types::{PyDict, PyString};
 
 use super::tokenizer::{token_ids, utf8};
 use crate::Error;
@@ -102,11 +102,6 @@ pub fn encode_rows(
     let plain = EncodePlan::new(Allowed::None, Vec::new(), (Vec::new(), Vec::new()), None)?;
     let plan = plan.map_or(&plain, |plan| &plan.inner);
     Ok(py.detach(|| tokenizer.encode_rows(&texts, plan, num_threads))?)
-}
-
-/// Rows as a list of lists.
-pub fn lists<'py>(py: Python<'py>, rows: &Rows) -> PyResult<Vec<Bound<'py, PyList>>> {
-    rows.iter().map(|ids| PyList::new(py, ids)).collect()
 }
 
 /// Ids of all rows in one array, and where each row begins, with the end of the last.

@@ -125,7 +125,7 @@ impl Backtracker {
 /// goes first.
 fn are_neighbours(parts: &[Parts], merges: Merges<'_>, (mut left, mut right): (u32, u32), mut limit: u32) -> bool {
     loop {
-        let (rank, _) = merges.get(left, right);
+        let rank = merges.rank(left, right);
         if rank != NO_MERGE && rank + 1 < limit {
             return false;
         }

@@ -9,32 +9,41 @@ use super::memory::LargeSlice;
 /// are left.
 pub const SHORT_PIECE: usize = 64;
 
-/// Most words have fewer symbols than this, and get by with a fourth of the room.
+/// Most words have fewer symbols than this, many others fewer than that, and get by with a part of the room.
 const WORD: usize = 16;
+const LONG_WORD: usize = 32;
 
 /// Stands for "these two can't be merged"; no table has that many merges.
 pub const NO_MERGE: u32 = u32::MAX;
 
-/// Most merges of a table: a rank and a place among [`SHORT_PIECE`] symbols share a word.
-pub const MAX_MERGES: usize = (1 << 26) - 2;
+/// Most merges of a table: a rank and a place among [`SHORT_PIECE`] symbols share a word, as do a pair and its rank.
+pub const MAX_MERGES: usize = (1 << RANK_BITS) - 2;
+
+/// Limit of the ids of tokens that merge.
+pub const MAX_MERGED_IDS: usize = 1 << ID_BITS;
+const RANK_BITS: u32 = 22;
+const ID_BITS: u32 = 21;
 
 /// Which two tokens merge into which. A merge inserted earlier comes first.
 ///
-/// Open addressing with one cache line a look-up: most pairs that are looked up do not merge, and a miss ends at the
-/// first empty slot.
+/// Eight bytes a merge in open addressing, behind a filter: three of four pairs that are looked up do not merge, and for
+/// most of them the filter, which stays in the processor's caches, says so.
 #[derive(Debug, Clone)]
 pub struct MergeTable {
-    slots: LargeSlice<Slot>,
-    num_merges: usize,
+    /// Each pair and one more than its rank; zero where there is none.
+    slots: LargeSlice<u64>,
+    /// A bit for each hash that a pair has.
+    filter: Vec<u64>,
+    /// The id that the merge of each rank makes.
+    ids: Vec<u32>,
 }
-
-/// The two ids of a pair, one more than its rank (zero: an empty slot) and the id that it makes.
-type Slot = [u32; 4];
 
 /// A table, for look-ups one after the other.
 #[derive(Debug, Clone, Copy)]
 pub struct Merges<'a> {
-    slots: &'a [Slot],
+    slots: &'a [u64],
+    filter: &'a [u64],
+    ids: &'a [u32],
 }
 
 impl Default for MergeTable {
@@ -46,37 +55,56 @@ impl Default for MergeTable {
 impl MergeTable {
     /// An empty table with room for `num_merges`.
     pub fn with_capacity(num_merges: usize) -> Self {
-        Self { slots: LargeSlice::new((2 * num_merges + 2).next_power_of_two().max(16)), num_merges: 0 }
+        let num_slots = (2 * num_merges + 2).next_power_of_two().max(64);
+        Self { slots: LargeSlice::new(num_slots), filter: vec![0; num_slots / 16], ids: Vec::new() }
+    }
+
+    /// Number of merges.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether nothing merges.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
     }
 
     /// Makes `left` and `right` merge into `id`, after all merges before; false if they already merge into something.
+    /// Ids are below [`MAX_MERGED_IDS`], merges at most [`MAX_MERGES`].
     pub fn insert(&mut self, left: u32, right: u32, id: u32) -> bool {
-        if 2 * (self.num_merges + 1) > self.slots.get().len() {
+        debug_assert!((left.max(right) as usize) < MAX_MERGED_IDS && self.ids.len() < MAX_MERGES);
+        if 2 * (self.ids.len() + 1) > self.slots.get().len() {
             self.grow();
         }
-        self.num_merges += 1;
-        let place = self.merges().find(left, right);
-        let slot = &mut self.slots.get_mut()[place];
-        let is_new = slot[2] == 0;
+        self.ids.push(id);
+        let (pair, rank) = (pair(left, right), self.ids.len() as u64);
+        let place = self.merges().find(pair);
+        let is_new = self.slots.get()[place] == 0;
         if is_new {
-            *slot = [left, right, self.num_merges as u32, id];
+            self.put(place, pair | rank);
         }
         is_new
     }
 
+    fn put(&mut self, place: usize, slot: u64) {
+        self.slots.get_mut()[place] = slot;
+        let (word, bit) = filter_place(hash(slot & !RANK_MASK), self.filter.len());
+        self.filter[word] |= bit;
+    }
+
     fn grow(&mut self) {
-        let larger = LargeSlice::new(2 * self.slots.get().len());
-        let old = std::mem::replace(&mut self.slots, larger);
-        for slot in old.get().iter().filter(|slot| slot[2] != 0) {
-            let place = self.merges().find(slot[0], slot[1]);
-            self.slots.get_mut()[place] = *slot;
+        let larger = Self::with_capacity(self.slots.get().len());
+        let old = std::mem::replace(self, larger);
+        self.ids = old.ids;
+        for &slot in old.slots.get().iter().filter(|&&slot| slot != 0) {
+            self.put(self.merges().find(slot & !RANK_MASK), slot);
         }
     }
 
     /// The table, to look up from.
     #[inline]
     pub fn merges(&self) -> Merges<'_> {
-        Merges { slots: self.slots.get() }
+        Merges { slots: self.slots.get(), filter: &self.filter, ids: &self.ids }
     }
 
     /// Merges the tokens `ids[start..]` in place: always the lowest rank there is, the leftmost of equal ones.
@@ -90,35 +118,65 @@ impl MergeTable {
             return merges.apply_with_heap(ids, start);
         }
         let symbols = ids.split_off(start);
-        merges.apply_short(&symbols, |left| merges.get(symbols[left], symbols[left + 1]), ids);
+        merges.apply_short(&symbols, |left| merges.rank(symbols[left], symbols[left + 1]), ids);
     }
+}
+
+const RANK_MASK: u64 = (1 << RANK_BITS) - 1;
+
+#[inline(always)]
+fn pair(left: u32, right: u32) -> u64 {
+    u64::from(left) << (ID_BITS + RANK_BITS) | u64::from(right) << RANK_BITS
+}
+
+#[inline(always)]
+fn hash(pair: u64) -> u64 {
+    let product = u128::from(pair) * u128::from(0x9E37_79B9_7F4A_7C15_u64);
+    (product >> 64) as u64 ^ product as u64
+}
+
+/// Word and bit of the filter.
+#[inline(always)]
+fn filter_place(hash: u64, num_words: usize) -> (usize, u64) {
+    ((hash >> 32) as usize & (num_words - 1), 1 << (hash >> 26 & 63))
 }
 
 impl Merges<'_> {
     /// The slot of a pair, or the empty one where it belongs.
     #[inline]
-    fn find(&self, left: u32, right: u32) -> usize {
+    fn find(&self, pair: u64) -> usize {
         let last = self.slots.len() - 1;
-        let hash = (u64::from(left) << 32 | u64::from(right)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let mut at = (hash ^ hash >> 32) as usize & last;
-        while self.slots[at][2] != 0 && self.slots[at][..2] != [left, right] {
+        let mut at = hash(pair) as usize & last;
+        while self.slots[at] != 0 && self.slots[at] & !RANK_MASK != pair {
             at = (at + 1) & last;
         }
         at
     }
 
-    /// Rank and result of the merge of `left` and `right`; the rank is `NO_MERGE` if there is none.
+    /// Rank of the merge of `left` and `right`, or `NO_MERGE`.
     #[inline]
-    pub fn get(&self, left: u32, right: u32) -> (u32, u32) {
-        let [.., rank, id] = self.slots[self.find(left, right)];
-        (rank.wrapping_sub(1), id)
+    pub fn rank(&self, left: u32, right: u32) -> u32 {
+        let pair = pair(left, right);
+        let (word, bit) = filter_place(hash(pair), self.filter.len());
+        if self.filter[word] & bit == 0 {
+            return NO_MERGE;
+        }
+        ((self.slots[self.find(pair)] & RANK_MASK) as u32).wrapping_sub(1)
     }
 
-    /// Adds to `ids` what merging makes of at most [`SHORT_PIECE`] symbols; `first` has the merge of each with the next.
+    /// The id that the merge of this rank makes.
     #[inline]
-    pub fn apply_short(&self, symbols: &[u32], first: impl Fn(usize) -> (u32, u32), ids: &mut Vec<u32>) {
+    pub fn id(&self, rank: u32) -> u32 {
+        self.ids[rank as usize]
+    }
+
+    /// Adds to `ids` what merging makes of at most [`SHORT_PIECE`] symbols; `first` has the rank of each with the next.
+    #[inline]
+    pub fn apply_short(&self, symbols: &[u32], first: impl Fn(usize) -> u32, ids: &mut Vec<u32>) {
         if symbols.len() <= WORD {
             ShortPiece::<WORD>::new(symbols, first).merge(self, ids);
+        } else if symbols.len() <= LONG_WORD {
+            ShortPiece::<LONG_WORD>::new(symbols, first).merge(self, ids);
         } else {
             ShortPiece::<SHORT_PIECE>::new(symbols, first).merge(self, ids);
         }
@@ -145,18 +203,16 @@ impl Merges<'_> {
 struct ShortPiece<const N: usize> {
     ids: [u32; N],
     /// Rank of the merge with the next symbol and, in the last bits, the place: the least is the lowest, leftmost one.
-    merges: [u32; N],
-    /// What each merge would make.
-    merged: [u32; N],
+    merges: [i32; N],
     /// One bit for each place that still has a symbol.
     live: u64,
 }
 
 impl<const N: usize> ShortPiece<N> {
     #[inline]
-    fn new(symbols: &[u32], first: impl Fn(usize) -> (u32, u32)) -> Self {
+    fn new(symbols: &[u32], first: impl Fn(usize) -> u32) -> Self {
         let live = if symbols.len() >= 64 { u64::MAX } else { (1 << symbols.len()) - 1 };
-        let mut piece = Self { ids: [0; N], merges: [NO_MERGE; N], merged: [0; N], live };
+        let mut piece = Self { ids: [0; N], merges: [i32::MAX; N], live };
         piece.ids[..symbols.len()].copy_from_slice(symbols);
         for left in 1..symbols.len() {
             piece.set(left - 1, first(left - 1));
@@ -165,35 +221,34 @@ impl<const N: usize> ShortPiece<N> {
     }
 
     #[inline]
-    fn set(&mut self, left: usize, (rank, id): (u32, u32)) {
-        // The shift drops the high bits of `NO_MERGE`, so it is put back where there is no merge.
-        self.merges[left] = if rank == NO_MERGE { NO_MERGE } else { rank << 6 | left as u32 };
-        self.merged[left] = id;
+    fn set(&mut self, left: usize, rank: u32) {
+        // Signed, for SSE2 has no least of unsigned words.
+        self.merges[left] = if rank == NO_MERGE { i32::MAX } else { (rank << 6) as i32 | left as i32 };
     }
 
     #[inline]
     fn merge(&mut self, table: &Merges<'_>, ids: &mut Vec<u32>) {
         loop {
-            let merge = self.merges.iter().fold(NO_MERGE, |least, &merge| least.min(merge));
-            if merge == NO_MERGE {
+            let merge = self.merges.iter().fold(i32::MAX, |least, &merge| least.min(merge));
+            if merge == i32::MAX {
                 break;
             }
             let at = merge as usize % N;
             let next = at + 1 + (self.live >> at >> 1).trailing_zeros() as usize;
-            self.ids[at] = self.merged[at];
+            self.ids[at] = table.id(merge as u32 >> 6);
             self.live &= !(1 << next);
-            self.merges[next % N] = NO_MERGE;
+            self.merges[next % N] = i32::MAX;
             let after = self.live >> at >> 1;
             if after == 0 {
-                self.merges[at] = NO_MERGE;
+                self.merges[at] = i32::MAX;
             } else {
                 let right = at + 1 + after.trailing_zeros() as usize;
-                self.set(at, table.get(self.ids[at], self.ids[right % N]));
+                self.set(at, table.rank(self.ids[at], self.ids[right % N]));
             }
             let before = self.live & ((1 << at) - 1);
             if before != 0 {
                 let left = 63 - before.leading_zeros() as usize;
-                self.set(left, table.get(self.ids[left % N], self.ids[at]));
+                self.set(left, table.rank(self.ids[left % N], self.ids[at]));
             }
         }
         let mut live = self.live;
@@ -226,7 +281,7 @@ impl Chain {
     fn merge_at(&self, at: u32, table: &Merges<'_>) -> Option<Reverse<(u32, u32)>> {
         let left = self.ids[at as usize];
         let right = *self.ids.get(self.next[at as usize] as usize)?;
-        let rank = if left == NO_MERGE { NO_MERGE } else { table.get(left, right).0 };
+        let rank = if left == NO_MERGE { NO_MERGE } else { table.rank(left, right) };
         (rank != NO_MERGE).then_some(Reverse((rank, at)))
     }
 
@@ -234,7 +289,7 @@ impl Chain {
     fn merge(&mut self, at: u32, table: &Merges<'_>) -> Option<u32> {
         let swallowed = self.next[at as usize] as usize;
         let after = self.next[swallowed];
-        self.ids[at as usize] = table.get(self.ids[at as usize], self.ids[swallowed]).1;
+        self.ids[at as usize] = table.id(table.rank(self.ids[at as usize], self.ids[swallowed]));
         self.ids[swallowed] = NO_MERGE;
         self.next[at as usize] = after;
         if let Some(previous) = self.previous.get_mut(after as usize) {
@@ -261,7 +316,7 @@ mod tests {
             let known: Vec<u32> = (b'a'..=b'd').map(u32::from).chain(256..).take(40).collect();
             for (index, &(left, right)) in merges.iter().enumerate() {
                 let (left, right) = (known[left % (4 + index)], known[right % (4 + index)]);
-                if table.merges().get(left, right).0 == NO_MERGE {
+                if table.merges().rank(left, right) == NO_MERGE {
                     table.insert(left, right, 256 + index as u32);
                 }
             }

@@ -1,8 +1,11 @@
 //! Remembers the tokens of pieces, in bounded memory.
+//!
+//! What counts is how little memory the pieces of a text touch: a look-up in the processor's second cache costs 5 ns, in
+//! the third 20, beyond it over 100. So tables are dense, and grow only as they fill.
 
-use super::memory::LargeSlice;
+use std::hint::select_unpredictable;
 
-/// Pieces up to this many bytes with one or two tokens take 16 bytes in a table of their own: most of any text.
+/// Pieces up to this many bytes with up to three tokens take 16 bytes in a table of their own: most of any text.
 pub const SMALL_BYTES: usize = 8;
 
 /// Pieces up to this many bytes are their own key; with their length they fill 16 bytes.
@@ -11,171 +14,228 @@ pub const MEDIUM_BYTES: usize = 15;
 /// Pieces longer than this are rarely there twice, and are not kept.
 pub const LONG_BYTES: usize = 256;
 
-/// Four entries in a cache line: four keys, then the tokens of each.
-pub type SmallSet = [u64; 8];
+/// Sets of a table at first and at most: 64 KB and 8 MB.
+const MIN_SETS: usize = 1 << 10;
+const MAX_SETS: usize = 1 << 17;
 
-/// The first table: four-way associative, so of many pieces with one hash four are kept. 4 MB that are used as they
-/// fill.
-pub type SmallTable = [SmallSet; SMALL_SETS];
-
-/// Two entries in a cache line: two keys of two words, then four tokens of each.
-type MediumSet = [u64; 8];
-
-pub const SMALL_SETS: usize = 1 << 16;
-const MEDIUM_SETS: usize = 1 << 16;
-
-/// Tokens that an entry of the second table holds itself.
-const INLINE_TOKENS: usize = 4;
-
-/// Limit of what entries hold elsewhere; where it is reached everything is forgotten.
+/// Limit of what entries hold elsewhere; where it is reached all of them are forgotten.
 const MAX_OVERFLOW_IDS: usize = 1 << 20;
 const MAX_OVERFLOW_BYTES: usize = 1 << 21;
 
-/// What the first token of an entry says in its high byte: the number of tokens, or that they are elsewhere.
-const COUNT_SHIFT: u32 = 24;
-const ELSEWHERE: u32 = 0xFF << COUNT_SHIFT;
-const ID_MASK: u32 = (1 << COUNT_SHIFT) - 1;
+/// Up to three tokens of 21 bits, from the lowest bits on, and a bit that is always set; [`NO_TOKEN`] where there is none.
+pub type Triple = u64;
 
-/// A piece as it is looked up in the second table: bytes and length of a medium one, hash and length of a long one.
+/// Stands for no token; one with this id or a higher one is not kept.
+const NO_TOKEN: u32 = (1 << TOKEN_BITS) - 1;
+const TOKEN_BITS: u32 = 21;
+const IS_TRIPLE: Triple = 1 << 63;
+
+/// One to three tokens as a triple; zero if there are more or none, or one with too high an id.
+pub fn triple(ids: &[u32]) -> Triple {
+    let mut tokens = [NO_TOKEN; 3];
+    if !(1..=3).contains(&ids.len()) || ids.iter().any(|&id| id >= NO_TOKEN) {
+        return 0;
+    }
+    tokens[..ids.len()].copy_from_slice(ids);
+    let [a, b, c] = tokens.map(u64::from);
+    IS_TRIPLE | a | b << TOKEN_BITS | c << (2 * TOKEN_BITS)
+}
+
+/// The tokens of a triple, and how many there are; the others are without meaning.
+#[inline(always)]
+pub fn tokens_of(triple: Triple) -> ([u32; 3], usize) {
+    let tokens = [0, 1, 2].map(|index| (triple >> (index * TOKEN_BITS)) as u32 & NO_TOKEN);
+    (tokens, 1 + usize::from(tokens[1] != NO_TOKEN) + usize::from(tokens[2] != NO_TOKEN))
+}
+
+/// Four entries in a cache line: four keys, then four triples.
+type SmallSet = [u64; 8];
+
+/// Tokens of small pieces by [`small_key`]: four-way associative, so of many pieces with one hash four are kept.
+pub struct SmallTable {
+    sets: Vec<SmallSet>,
+    shift: u32,
+    num_entries: usize,
+}
+
+impl SmallTable {
+    /// An empty table.
+    pub fn new() -> Self {
+        Self::with_sets(MIN_SETS)
+    }
+
+    fn with_sets(num_sets: usize) -> Self {
+        Self { sets: vec![[0; 8]; num_sets], shift: 64 - num_sets.trailing_zeros(), num_entries: 0 }
+    }
+
+    #[inline(always)]
+    fn place(&self, key: u64) -> usize {
+        (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
+    }
+
+    /// The tokens of the piece with this key; zero if they are not in its own set.
+    #[inline(always)]
+    pub fn get(&self, key: u64) -> Triple {
+        find_small(&self.sets[self.place(key)], key)
+    }
+
+    /// The tokens of the piece with this key if its own set had no room for it; else zero.
+    pub fn get_next_door(&self, key: u64) -> Triple {
+        find_small(&self.sets[self.place(key) ^ 1], key)
+    }
+
+    /// Keeps the tokens of the piece with this key, which are not there.
+    pub fn insert(&mut self, key: u64, triple: Triple) {
+        let home = self.place(key);
+        let place = if self.sets[home][7] != 0 && self.sets[home ^ 1][7] == 0 { home ^ 1 } else { home };
+        let [a, b, c, d, first, second, third, fourth] = self.sets[place];
+        // First in, first out: what is evicted and needed again comes back soon.
+        self.sets[place] = [key, a, b, c, triple, first, second, third];
+        self.num_entries += usize::from(fourth == 0);
+        if fourth != 0 && may_grow(self.num_entries, 4 * self.sets.len(), self.sets.len()) {
+            let mut larger = Self::with_sets(2 * self.sets.len());
+            larger.insert(d, fourth);
+            for [keys @ .., a, b, c, d] in std::mem::take(&mut self.sets) {
+                let entries = keys.into_iter().zip([a, b, c, d]);
+                entries.filter(|entry| entry.1 != 0).for_each(|(key, triple)| larger.insert(key, triple));
+            }
+            *self = larger;
+        }
+    }
+}
+
+/// The triple of a key, or zero. Without a branch, for which of the four it is can't be foreseen.
+#[inline(always)]
+fn find_small(&[k0, k1, k2, k3, p0, p1, p2, p3]: &SmallSet, key: u64) -> Triple {
+    let found = select_unpredictable(k3 == key, p3, 0);
+    let found = select_unpredictable(k2 == key, p2, found);
+    let found = select_unpredictable(k1 == key, p1, found);
+    select_unpredictable(k0 == key, p0, found)
+}
+
+/// Whether a table that just lost an entry is full enough for one of twice the size.
+fn may_grow(num_entries: usize, num_places: usize, num_sets: usize) -> bool {
+    4 * num_entries > 3 * num_places && num_sets < MAX_SETS
+}
+
+/// A larger piece as it is looked up: bytes and length of a medium one, hash and length of a long one.
 pub type Key = [u64; 2];
 
-/// Tokens of pieces that are no small ones: two-way associative, so of many pieces with one hash two are kept.
-///
-/// Memory: 4 MB that are used as they fill, and at most 6 MB elsewhere.
-pub struct PieceCache {
-    medium: LargeSlice<MediumSet>,
+/// Two entries in a cache line: two keys of two words, then two words of tokens of each.
+type Set = [u64; 8];
+
+/// The words of a piece's tokens: two triples, the second zero if it is not needed. If neither holds them: where they are
+/// in `ids` and how many there are, and where the piece is in `bytes`.
+type Words = [u64; 2];
+
+/// Tokens of the pieces that a [`SmallTable`] does not take: two-way associative.
+pub struct PieceTable {
+    sets: Vec<Set>,
+    shift: u32,
+    num_entries: usize,
     ids: Vec<u32>,
     bytes: Vec<u8>,
 }
 
-/// One or two tokens: the second in the high half, where [`ONE_TOKEN`] says that there is none. Never zero.
-pub type Pair = u64;
-
-/// There is no second token.
-pub const ONE_TOKEN: Pair = 1 << 63;
-
 /// What is known of a medium piece.
 pub enum Found<'a> {
-    /// Up to four tokens, and how many; the rest is without meaning.
-    Inline([u32; INLINE_TOKENS], usize),
+    /// Up to six tokens: two triples, the second zero if it is not needed.
+    Triples(Triple, Triple),
     /// More.
     Many(&'a [u32]),
 }
 
-impl PieceCache {
-    /// An empty cache.
+impl PieceTable {
+    /// An empty table.
     pub fn new() -> Self {
-        Self { medium: LargeSlice::new(MEDIUM_SETS), ids: Vec::new(), bytes: Vec::new() }
+        let shift = 64 - MIN_SETS.trailing_zeros();
+        Self { sets: vec![[0; 8]; MIN_SETS], shift, num_entries: 0, ids: Vec::new(), bytes: Vec::new() }
+    }
+
+    #[inline(always)]
+    fn place(&self, key: Key) -> usize {
+        (mix(key[0], key[1]) >> self.shift) as usize
     }
 
     /// The tokens of the medium piece with this key.
     #[inline(always)]
-    pub fn get(&mut self, key: Key) -> Option<Found<'_>> {
-        let set = &self.medium.get()[place(key)];
-        let [first, second] = [0, 2].map(|at| set[at] == key[0] && set[at + 1] == key[1]);
-        let way = usize::from(!first);
-        if !(first | second) {
-            return None;
+    pub fn get(&self, key: Key) -> Option<Found<'_>> {
+        let home = self.place(key);
+        let [low, high] =
+            find(&self.sets[home], key, |_| true).or_else(|| find(&self.sets[home ^ 1], key, |_| true))?;
+        if low & IS_TRIPLE != 0 {
+            return Some(Found::Triples(low, high));
         }
-        let mut tokens = tokens(set, way);
-        let count = tokens[0] >> COUNT_SHIFT;
-        if count as usize <= INLINE_TOKENS {
-            tokens[0] &= ID_MASK;
-            return Some(Found::Inline(tokens, count as usize));
-        }
-        Some(Found::Many(&self.ids[tokens[1] as usize..][..tokens[2] as usize]))
+        Some(Found::Many(self.stored(low)))
     }
 
     /// The tokens of a long piece.
-    pub fn get_long(&mut self, piece: &[u8]) -> Option<&[u32]> {
+    pub fn get_long(&self, piece: &[u8]) -> Option<&[u32]> {
         let key = long_key(piece);
-        let set = &self.medium.get()[place(key)];
+        let home = self.place(key);
         // Two pieces may have one hash, so the bytes decide.
-        let [_, start, count, _] = (0..2)
-            .filter(|way| set[2 * way..2 * way + 2] == key)
-            .map(|way| tokens(set, way))
-            .find(|&[.., first_byte]| self.bytes[first_byte as usize..].starts_with(piece))?;
-        Some(&self.ids[start as usize..][..count as usize])
+        let is_piece = |[_, first_byte]: Words| self.bytes[first_byte as usize..].starts_with(piece);
+        let [low, _] = [home, home ^ 1].into_iter().find_map(|place| find(&self.sets[place], key, is_piece))?;
+        Some(self.stored(low))
     }
 
-    /// Keeps the tokens of the medium piece with this key.
+    fn stored(&self, word: u64) -> &[u32] {
+        &self.ids[word as u32 as usize..][..(word >> 32) as usize]
+    }
+
+    /// Keeps the tokens of the medium piece with this key, which are not there.
     pub fn insert(&mut self, key: Key, ids: &[u32]) {
-        let mut tokens = [0; INLINE_TOKENS];
-        if ids.len() <= INLINE_TOKENS {
-            tokens[..ids.len()].copy_from_slice(ids);
-            tokens[0] |= (ids.len() as u32) << COUNT_SHIFT;
-        } else {
-            tokens = self.store(ids, &[]);
-        }
-        self.put(key, tokens);
+        let (first, rest) = ids.split_at(ids.len().min(3));
+        let [low, high] = [first, rest].map(triple);
+        let words = if low != 0 && (high != 0 || rest.is_empty()) { [low, high] } else { self.store(ids, &[]) };
+        self.put(key, words);
     }
 
-    /// Keeps the tokens of a long piece.
+    /// Keeps the tokens of a long piece, which are not there.
     pub fn insert_long(&mut self, piece: &[u8], ids: &[u32]) {
-        let tokens = self.store(ids, piece);
-        self.put(long_key(piece), tokens);
+        let words = self.store(ids, piece);
+        self.put(long_key(piece), words);
     }
 
-    fn store(&mut self, ids: &[u32], piece: &[u8]) -> [u32; INLINE_TOKENS] {
+    fn store(&mut self, ids: &[u32], piece: &[u8]) -> Words {
         if self.ids.len() + ids.len() > MAX_OVERFLOW_IDS || self.bytes.len() + piece.len() > MAX_OVERFLOW_BYTES {
-            self.medium.get_mut().fill([0; 8]);
-            self.ids.clear();
-            self.bytes.clear();
+            *self = Self::new();
         }
-        let (first_id, first_byte) = (self.ids.len() as u32, self.bytes.len() as u32);
+        let words = [(ids.len() as u64) << 32 | self.ids.len() as u64, self.bytes.len() as u64];
         self.ids.extend_from_slice(ids);
         self.bytes.extend_from_slice(piece);
-        [ELSEWHERE, first_id, ids.len() as u32, first_byte]
+        words
     }
 
-    fn put(&mut self, key: Key, tokens: [u32; INLINE_TOKENS]) {
-        let set = &mut self.medium.get_mut()[place(key)];
-        let [first, second] = [set[0], set[1]];
-        let [low, high] = [set[4], set[5]];
-        let [a, b, c, d] = tokens.map(u64::from);
-        // First in, first out.
-        *set = [key[0], key[1], first, second, a | b << 32, c | d << 32, low, high];
+    /// Puts an entry first into its set, or into the one next door if that has room.
+    fn put(&mut self, [key, rest]: Key, [low, high]: Words) {
+        let home = self.place([key, rest]);
+        // The second word of a key has its length, so it is never zero.
+        let place = if self.sets[home][3] != 0 && self.sets[home ^ 1][3] == 0 { home ^ 1 } else { home };
+        let [a, b, c, d, e, f, g, h] = self.sets[place];
+        self.sets[place] = [key, rest, a, b, low, high, e, f];
+        self.num_entries += usize::from(d == 0);
+        if d != 0 && may_grow(self.num_entries, 2 * self.sets.len(), self.sets.len()) {
+            let larger = vec![[0; 8]; 2 * self.sets.len()];
+            let sets = std::mem::replace(&mut self.sets, larger);
+            (self.shift, self.num_entries) = (self.shift - 1, 0);
+            self.put([c, d], [g, h]);
+            for [a, b, c, d, e, f, g, h] in sets {
+                let entries = [([c, d], [g, h]), ([a, b], [e, f])];
+                entries.into_iter().filter(|(key, _)| key[1] != 0).for_each(|(key, words)| self.put(key, words));
+            }
+        }
     }
 }
 
+/// The words of a key whose words are the right ones.
 #[inline(always)]
-fn tokens(set: &MediumSet, way: usize) -> [u32; INLINE_TOKENS] {
-    let [low, high] = [set[4 + 2 * way], set[5 + 2 * way]];
-    [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32]
-}
-
-/// Keeps one or two tokens of a small piece; false if these can't be kept here.
-pub fn insert_small(table: &mut SmallTable, key: u64, ids: &[u32]) -> bool {
-    let pair = match *ids {
-        [one] => u64::from(one) | ONE_TOKEN,
-        [one, two] => u64::from(one) | u64::from(two) << 32,
-        _ => 0,
-    };
-    let set = &mut table[small_place(key)];
-    if pair != 0 {
-        // First in, first out: what is evicted and needed again comes back soon.
-        let [a, b, c, _, first, second, third, _] = *set;
-        *set = [key, a, b, c, pair, first, second, third];
+fn find(&[a, b, c, d, e, f, g, h]: &Set, key: Key, is_right: impl Fn(Words) -> bool) -> Option<Words> {
+    match key {
+        _ if key == [a, b] && is_right([e, f]) => Some([e, f]),
+        _ if key == [c, d] && is_right([g, h]) => Some([g, h]),
+        _ => None,
     }
-    pair != 0
-}
-
-/// The tokens of the small piece with this key; zero if they are not there.
-#[inline(always)]
-pub fn look_up_small(table: &SmallTable, key: u64) -> Pair {
-    let [keys @ .., a, b, c, d] = table[small_place(key)];
-    // Chosen without a branch: which of them it is can't be foreseen.
-    [a, b, c, d].into_iter().zip(keys).fold(0, |found, (pair, other)| if other == key { pair } else { found })
-}
-
-#[inline(always)]
-fn small_place(key: u64) -> usize {
-    (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - SMALL_SETS.trailing_zeros())) as usize
-}
-
-#[inline(always)]
-fn place(key: Key) -> usize {
-    (mix(key[0], key[1]) >> (64 - MEDIUM_SETS.trailing_zeros())) as usize
 }
 
 /// The bytes of a word that belong to a piece, by its length.
@@ -200,7 +260,7 @@ const LENGTHS: [u64; SMALL_BYTES + 1] = {
     lengths
 };
 
-/// The key of the small piece of `len` bytes that starts at `start`.
+/// The key of the small piece of `len` bytes that starts at `start`; text alone, so that it ends as UTF-8 does.
 #[inline(always)]
 pub fn small_key(text: &[u8], start: usize, len: usize) -> u64 {
     let word = match text[start..].first_chunk() {

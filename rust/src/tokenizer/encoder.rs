@@ -1,17 +1,18 @@
 //! From the pieces of a text to ids, at the speed of a look-up.
 
+use std::hint::select_unpredictable;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::backtrack::Backtracker;
-use super::bpe::SHORT_PIECE;
+use super::bpe::{NO_MERGE, SHORT_PIECE};
 use super::cache::{
-    Found, LONG_BYTES, MEDIUM_BYTES, ONE_TOKEN, Pair, PieceCache, SMALL_BYTES, SMALL_SETS, SmallSet, SmallTable, hash,
-    insert_small, look_up_small, medium_key, small_key,
+    Found, LONG_BYTES, MEDIUM_BYTES, PieceTable, SMALL_BYTES, SmallTable, Triple, hash, medium_key, small_key,
+    tokens_of, triple,
 };
 use super::memory::LargeSlice;
 use super::pretokenize::Visit;
 use super::stream::TokenTable;
-use super::vocab::Vocab;
+use super::vocab::{NO_ID, Vocab};
 
 /// Up to this many bytes a piece is merged; making a [`Backtracker`] pays for longer ones only.
 const MERGED_BYTES: usize = 512;
@@ -24,8 +25,8 @@ pub struct PieceEncoder {
     vocab: Arc<Vocab>,
     whole: WholeTable,
     has_all_bytes: bool,
-    /// Rank and result of the merge of each two bytes: where merging begins.
-    byte_merges: LargeSlice<[u32; 2]>,
+    /// Rank of the merge of each two bytes: where merging begins.
+    byte_merges: Vec<u32>,
     /// For long pieces; made when the first comes.
     backtracker: OnceLock<Option<Backtracker>>,
     /// What no thread uses right now; as many as threads ever encoded at once.
@@ -34,9 +35,15 @@ pub struct PieceEncoder {
 
 /// What a thread needs for itself while it encodes.
 struct Worker {
-    small: LargeSlice<SmallSet>,
-    cache: PieceCache,
+    small: SmallTable,
+    pieces: PieceTable,
     buffer: [u32; BUFFER_IDS],
+}
+
+impl Worker {
+    fn new() -> Box<Self> {
+        Box::new(Self { small: SmallTable::new(), pieces: PieceTable::new(), buffer: [0; BUFFER_IDS] })
+    }
 }
 
 impl PieceEncoder {
@@ -61,26 +68,8 @@ impl PieceEncoder {
                 encoder.whole.insert(id, token);
             }
         }
-        encoder.give_back(encoder.new_worker());
+        encoder.give_back(Worker::new());
         encoder
-    }
-
-    /// A worker whose cache knows the vocabulary: the first tokens are the most frequent ones.
-    fn new_worker(&self) -> Box<Worker> {
-        let (mut small, mut cache) = (LargeSlice::new(SMALL_SETS), PieceCache::new());
-        let Ok(table) = <&mut SmallTable>::try_from(small.get_mut()) else { unreachable!("it has that many sets") };
-        // In reverse: the last that come stay, and the first tokens are the most frequent ones.
-        for id in self.whole.ids().into_iter().rev() {
-            let Some(token) = self.vocab.tokens().bytes(id) else { continue };
-            match token.len() {
-                // A token that is no UTF-8 is no piece, and could be taken for a shorter one.
-                _ if std::str::from_utf8(token).is_err() => {}
-                len @ ..=SMALL_BYTES => _ = insert_small(table, small_key(token, 0, len), &[id]),
-                len @ ..=MEDIUM_BYTES => cache.insert(medium_key(token, 0, len), &[id]),
-                _ => {}
-            }
-        }
-        Box::new(Worker { small, cache, buffer: [0; BUFFER_IDS] })
     }
 
     fn give_back(&self, worker: Box<Worker>) {
@@ -93,10 +82,8 @@ impl PieceEncoder {
     #[inline]
     pub fn session<T>(&self, ids: &mut Vec<u32>, work: impl FnOnce(&mut Session) -> T) -> T {
         let free = self.workers.lock().ok().and_then(|mut workers| workers.pop());
-        let mut worker = free.unwrap_or_else(|| self.new_worker());
-        let Worker { small, cache, buffer } = &mut *worker;
-        let Ok(small) = small.get_mut().try_into() else { unreachable!("it has that many sets") };
-        let mut session = Session { encoder: self, small, cache, buffer, len: 0, ids };
+        let mut worker = free.unwrap_or_else(Worker::new);
+        let mut session = Session { encoder: self, worker: &mut worker, len: 0, ids };
         let result = work(&mut session);
         session.flush();
         self.give_back(worker);
@@ -111,11 +98,8 @@ impl PieceEncoder {
             for (symbol, &byte) in symbols.iter_mut().zip(piece) {
                 *symbol = self.vocab.byte_ids()[byte as usize];
             }
-            let byte_merges = self.byte_merges.get();
-            let first = |left: usize| {
-                let [rank, id] = byte_merges[usize::from(piece[left]) << 8 | usize::from(piece[left + 1])];
-                (rank, id)
-            };
+            let byte_merges = &self.byte_merges;
+            let first = |left: usize| byte_merges[usize::from(piece[left]) << 8 | usize::from(piece[left + 1])];
             return merges.apply_short(&symbols[..piece.len()], first, ids);
         }
         if piece.len() > MERGED_BYTES
@@ -148,14 +132,38 @@ impl Visit for TextEncoder<'_, '_, '_> {
     fn piece(&mut self, start: usize, end: usize) {
         self.session.encode(self.text, start, end);
     }
+
+    /// In two rounds: the look-ups wait for memory all at once, for none depends on another or on a branch.
+    #[inline(always)]
+    fn pieces(&mut self, start: usize, mut ends: u64) -> usize {
+        let (mut triples, mut starts, mut num_pieces, mut last) = ([0; 64], [0; 64], 0, start);
+        let small = &self.session.worker.small;
+        while ends != 0 {
+            let end = start + ends.trailing_zeros() as usize;
+            let len = end - last;
+            let triple = small.get(small_key(self.text, last, len.min(SMALL_BYTES)));
+            triples[num_pieces] = select_unpredictable(len <= SMALL_BYTES, triple, 0);
+            starts[num_pieces] = last;
+            (last, num_pieces, ends) = (end, num_pieces + 1, ends & (ends - 1));
+        }
+        for index in 0..num_pieces {
+            match triples[index] {
+                0 => {
+                    let end = if index + 1 == num_pieces { last } else { starts[index + 1] };
+                    self.session.encode_medium(self.text, starts[index], end);
+                }
+                triple => self.session.push_triple(triple),
+            }
+        }
+        last
+    }
 }
 
 /// A thread's use of an encoder.
 pub struct Session<'a> {
     encoder: &'a PieceEncoder,
-    small: &'a mut SmallTable,
-    cache: &'a mut PieceCache,
-    buffer: &'a mut [u32; BUFFER_IDS],
+    worker: &'a mut Worker,
+    /// Ids in the worker's buffer.
     len: usize,
     ids: &'a mut Vec<u32>,
 }
@@ -177,35 +185,41 @@ impl Session<'_> {
     pub fn encode(&mut self, text: &[u8], start: usize, end: usize) {
         let len = end - start;
         if len <= SMALL_BYTES {
-            let pair = look_up_small(self.small, small_key(text, start, len));
-            if pair != 0 {
-                return self.push_pair(pair);
+            let triple = self.worker.small.get(small_key(text, start, len));
+            if triple != 0 {
+                return self.push_triple(triple);
             }
         }
         self.encode_medium(text, start, end);
     }
 
-    /// Takes both tokens of a pair, and counts one or two.
+    /// Takes all three tokens of a triple, and counts those that are there.
     #[inline(always)]
-    fn push_pair(&mut self, pair: Pair) {
-        if self.len + 2 > BUFFER_IDS {
+    fn push_triple(&mut self, triple: Triple) {
+        let (tokens, count) = tokens_of(triple);
+        if self.len + tokens.len() > BUFFER_IDS {
             self.flush();
         }
-        self.buffer[self.len..self.len + 2].copy_from_slice(&[pair as u32, (pair >> 32) as u32]);
-        self.len += if pair & ONE_TOKEN == 0 { 2 } else { 1 };
+        self.worker.buffer[self.len..self.len + tokens.len()].copy_from_slice(&tokens);
+        self.len += count;
     }
 
     #[inline(never)]
     fn encode_medium(&mut self, text: &[u8], start: usize, end: usize) {
-        if self.len + 8 > BUFFER_IDS {
-            self.flush();
-        }
         let len = end - start;
+        if len <= SMALL_BYTES {
+            let triple = self.worker.small.get_next_door(small_key(text, start, len));
+            if triple != 0 {
+                return self.push_triple(triple);
+            }
+        }
         if len <= MEDIUM_BYTES
-            && let Some(Found::Inline(tokens, count)) = self.cache.get(medium_key(text, start, len))
+            && let Some(Found::Triples(first, second)) = self.worker.pieces.get(medium_key(text, start, len))
         {
-            self.buffer[self.len..self.len + tokens.len()].copy_from_slice(&tokens);
-            self.len += count;
+            self.push_triple(first);
+            if second != 0 {
+                self.push_triple(second);
+            }
             return;
         }
         self.encode_slowly(text, start, end);
@@ -213,7 +227,7 @@ impl Session<'_> {
 
     #[inline(never)]
     fn flush(&mut self) {
-        self.ids.extend_from_slice(&self.buffer[..self.len]);
+        self.ids.extend_from_slice(&self.worker.buffer[..self.len]);
         self.len = 0;
     }
 
@@ -223,11 +237,11 @@ impl Session<'_> {
         self.flush();
         let piece = &text[start..end];
         let known = match piece.len() {
-            len @ ..=MEDIUM_BYTES => match self.cache.get(medium_key(text, start, len)) {
+            len @ ..=MEDIUM_BYTES => match self.worker.pieces.get(medium_key(text, start, len)) {
                 Some(Found::Many(ids)) => Some(ids),
                 _ => None,
             },
-            ..=LONG_BYTES => self.cache.get_long(piece),
+            ..=LONG_BYTES => self.worker.pieces.get_long(piece),
             _ => None,
         };
         if let Some(ids) = known {
@@ -237,24 +251,22 @@ impl Session<'_> {
         self.encoder.encode(piece, self.ids);
         let ids = &self.ids[first..];
         match piece.len() {
-            len @ ..=SMALL_BYTES if insert_small(self.small, small_key(text, start, len), ids) => {}
-            len @ ..=MEDIUM_BYTES => self.cache.insert(medium_key(text, start, len), ids),
-            ..=LONG_BYTES => self.cache.insert_long(piece, ids),
+            len @ ..=SMALL_BYTES if triple(ids) != 0 => {
+                self.worker.small.insert(small_key(text, start, len), triple(ids));
+            }
+            len @ ..=MEDIUM_BYTES => self.worker.pieces.insert(medium_key(text, start, len), ids),
+            ..=LONG_BYTES => self.worker.pieces.insert_long(piece, ids),
             _ => {}
         }
     }
 }
 
-/// Rank and result of the merge of each two bytes.
-fn byte_merges(vocab: &Vocab) -> LargeSlice<[u32; 2]> {
-    let mut table = LargeSlice::new(1 << 16);
-    let merges = vocab.merge_table().merges();
-    let pairs = vocab.byte_ids().iter().flat_map(|&left| vocab.byte_ids().iter().map(move |&right| (left, right)));
-    for ((left, right), entry) in pairs.zip(table.get_mut()) {
-        let (rank, id) = merges.get(left, right);
-        *entry = [rank, id];
-    }
-    table
+/// The rank of the merge of each two bytes.
+fn byte_merges(vocab: &Vocab) -> Vec<u32> {
+    let (merges, ids) = (vocab.merge_table().merges(), vocab.byte_ids());
+    let triples = ids.iter().flat_map(|&left| ids.iter().map(move |&right| (left, right)));
+    let rank = |(left, right): (u32, u32)| if left.max(right) == NO_ID { NO_MERGE } else { merges.rank(left, right) };
+    triples.map(rank).collect()
 }
 
 /// Tokens by their bytes, which stay in the table of tokens.
@@ -266,7 +278,7 @@ struct WholeTable {
 impl WholeTable {
     /// An empty table for up to `num_tokens` tokens.
     fn new(num_tokens: usize) -> Self {
-        Self { slots: LargeSlice::new((2 * num_tokens).next_power_of_two().max(2)) }
+        Self { slots: LargeSlice::new((num_tokens + num_tokens / 4).next_power_of_two().max(2)) }
     }
 
     /// Half of the hash of a piece, and the slots to look at.
@@ -290,13 +302,6 @@ impl WholeTable {
         let slots = self.slots.get();
         let mut slots = places.map(|place| slots[place]).take_while(|slot| slot[0] != 0);
         slots.find(|slot| slot[1] == half && tokens.bytes(slot[0] - 1) == Some(piece)).map(|slot| slot[0] - 1)
-    }
-
-    /// All ids, in order.
-    fn ids(&self) -> Vec<u32> {
-        let mut ids: Vec<u32> = self.slots.get().iter().filter(|slot| slot[0] != 0).map(|slot| slot[0] - 1).collect();
-        ids.sort_unstable();
-        ids
     }
 }
 

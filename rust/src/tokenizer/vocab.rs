@@ -2,7 +2,7 @@
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::bpe::MergeTable;
+use super::bpe::{MAX_MERGED_IDS, MAX_MERGES, MergeTable};
 use super::characters::{Characters, Unknown, UnknownRun};
 use super::special::AddedToken;
 use super::stream::TokenTable;
@@ -126,6 +126,7 @@ impl Vocab {
                 _ => merges.extend(cuts(token, id, ids.get_or_insert_with(|| ids_by_bytes(ranks)))),
             }
             for merge in &merges[first_new..] {
+                check_room(table.len(), merge.left.max(merge.right))?;
                 table.insert(merge.left, merge.right, merge.id);
             }
         }
@@ -379,11 +380,23 @@ fn merge_table(merges: &[Merge], tokens: &TokenTable) -> Result<MergeTable> {
     for merge in merges {
         check_merge(merge, tokens)?;
         let Merge { left, right, id } = *merge;
+        check_room(table.len(), left.max(right))?;
         if !table.insert(left, right, id) {
             return Err(Error::Tokenizer(format!("merge ({left}, {right}) into id {id} is there twice")));
         }
     }
     Ok(table)
+}
+
+/// Whether another merge, of ids up to `id`, fits the table.
+fn check_room(num_merges: usize, id: u32) -> Result<()> {
+    if num_merges < MAX_MERGES && (id as usize) < MAX_MERGED_IDS {
+        return Ok(());
+    }
+    Err(Error::Tokenizer(format!(
+        "a vocabulary must have at most {MAX_MERGES} merges, of tokens with ids below {MAX_MERGED_IDS}, got more: \
+         {num_merges} merges before one of id {id}"
+    )))
 }
 
 fn check_merge(merge: &Merge, tokens: &TokenTable) -> Result<()> {

@@ -40,6 +40,19 @@ pub enum Pattern {
 pub trait Visit {
     /// Takes the piece from byte `start` to byte `end`.
     fn piece(&mut self, start: usize, end: usize);
+
+    /// Takes the pieces that follow each other from byte `start` on: the n-th bit of `ends` is set where one ends at byte
+    /// `start + n`. Returns where the last ends.
+    #[inline(always)]
+    fn pieces(&mut self, start: usize, mut ends: u64) -> usize {
+        let mut last = start;
+        while ends != 0 {
+            let end = start + ends.trailing_zeros() as usize;
+            self.piece(last, end);
+            (last, ends) = (end, ends & (ends - 1));
+        }
+        last
+    }
 }
 
 impl<F: FnMut(usize, usize)> Visit for F {
@@ -212,27 +225,19 @@ fn scan(
     mut visit: impl Visit,
 ) {
     let classes = Classes::get();
-    // Ends of the pieces that are known, as bits from `base` on; one place alone calls `visit`, so it is inlined.
-    let (mut start, mut base, mut ends) = (0, 0, 0u64);
-    let mut in_block = true;
-    loop {
-        if ends == 0 {
-            let rest = &text[start..];
-            if rest.is_empty() {
-                return;
-            }
-            base = start;
-            if in_block && starts_with_ascii(rest) {
-                (ends, in_block) = block_ends(rest, &borders);
-            }
-            if ends == 0 {
-                // What a block can't tell the end of.
-                base = start + first_piece_len(classes, rest);
-                (ends, in_block) = (1, true);
+    let mut start = 0;
+    while let Some(rest) = text.get(start..).filter(|rest| !rest.is_empty()) {
+        if starts_with_ascii(rest) {
+            let (ends, goes_on) = block_ends(rest, &borders);
+            if ends != 0 {
+                start = visit.pieces(start, ends);
+                if goes_on {
+                    continue;
+                }
             }
         }
-        let end = base + ends.trailing_zeros() as usize;
-        ends &= ends - 1;
+        // What a block can't tell the end of.
+        let end = start + first_piece_len(classes, &text[start..]);
         visit.piece(start, end);
         start = end;
     }
