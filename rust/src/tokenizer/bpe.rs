@@ -36,6 +36,8 @@ pub struct MergeTable {
     filter: Vec<u64>,
     /// The id that the merge of each rank makes.
     ids: Vec<u32>,
+    /// Whether those count up by one, as in most vocabularies: then none has to be looked up.
+    counts_up: bool,
 }
 
 /// A table, for look-ups one after the other.
@@ -44,6 +46,7 @@ pub struct Merges<'a> {
     slots: &'a [u64],
     filter: &'a [u64],
     ids: &'a [u32],
+    first_id: Option<u32>,
 }
 
 impl Default for MergeTable {
@@ -56,7 +59,7 @@ impl MergeTable {
     /// An empty table with room for `num_merges`.
     pub fn with_capacity(num_merges: usize) -> Self {
         let num_slots = (2 * num_merges + 2).next_power_of_two().max(64);
-        Self { slots: LargeSlice::new(num_slots), filter: vec![0; num_slots / 16], ids: Vec::new() }
+        Self { slots: LargeSlice::new(num_slots), filter: vec![0; num_slots / 16], ids: Vec::new(), counts_up: true }
     }
 
     /// Number of merges.
@@ -76,6 +79,7 @@ impl MergeTable {
         if 2 * (self.ids.len() + 1) > self.slots.get().len() {
             self.grow();
         }
+        self.counts_up &= self.ids.last().is_none_or(|&last| last + 1 == id);
         self.ids.push(id);
         let (pair, rank) = (pair(left, right), self.ids.len() as u64);
         let place = self.merges().find(pair);
@@ -95,7 +99,7 @@ impl MergeTable {
     fn grow(&mut self) {
         let larger = Self::with_capacity(self.slots.get().len());
         let old = std::mem::replace(self, larger);
-        self.ids = old.ids;
+        (self.ids, self.counts_up) = (old.ids, old.counts_up);
         for &slot in old.slots.get().iter().filter(|&&slot| slot != 0) {
             self.put(self.merges().find(slot & !RANK_MASK), slot);
         }
@@ -104,7 +108,8 @@ impl MergeTable {
     /// The table, to look up from.
     #[inline]
     pub fn merges(&self) -> Merges<'_> {
-        Merges { slots: self.slots.get(), filter: &self.filter, ids: &self.ids }
+        let first_id = self.ids.first().copied().filter(|_| self.counts_up);
+        Merges { slots: self.slots.get(), filter: &self.filter, ids: &self.ids, first_id }
     }
 
     /// Merges the tokens `ids[start..]` in place: always the lowest rank there is, the leftmost of equal ones.
@@ -167,7 +172,7 @@ impl Merges<'_> {
     /// The id that the merge of this rank makes.
     #[inline]
     pub fn id(&self, rank: u32) -> u32 {
-        self.ids[rank as usize]
+        self.first_id.map_or_else(|| self.ids[rank as usize], |first| first + rank)
     }
 
     /// Adds to `ids` what merging makes of at most [`SHORT_PIECE`] symbols; `first` has the rank of each with the next.

@@ -10,7 +10,7 @@ use super::cache::{
     tokens_of, triple,
 };
 use super::memory::LargeSlice;
-use super::pretokenize::Visit;
+use super::pretokenize::{MAX_PIECES, Visit};
 use super::stream::TokenTable;
 use super::vocab::{NO_ID, Vocab};
 
@@ -133,29 +133,33 @@ impl Visit for TextEncoder<'_, '_, '_> {
         self.session.encode(self.text, start, end);
     }
 
-    /// In two rounds: the look-ups wait for memory all at once, for none depends on another or on a branch.
+    /// In rounds: the look-ups of many pieces wait for memory at once, for none depends on another or on a branch.
     #[inline(always)]
-    fn pieces(&mut self, start: usize, mut ends: u64) -> usize {
-        let (mut triples, mut starts, mut num_pieces, mut last) = ([0; 64], [0; 64], 0, start);
-        let small = &self.session.worker.small;
-        while ends != 0 {
-            let end = start + ends.trailing_zeros() as usize;
-            let len = end - last;
-            let triple = small.get(small_key(self.text, last, len.min(SMALL_BYTES)));
-            triples[num_pieces] = select_unpredictable(len <= SMALL_BYTES, triple, 0);
-            starts[num_pieces] = last;
-            (last, num_pieces, ends) = (end, num_pieces + 1, ends & (ends - 1));
+    fn pieces(&mut self, start: usize, ends: &[usize]) {
+        let mut triples = [0; MAX_PIECES];
+        let Worker { small, pieces, .. } = &*self.session.worker;
+        let mut from = start;
+        for (&end, triple) in ends.iter().zip(&mut triples) {
+            let len = end - from;
+            let found = small.get(small_key(self.text, from, len.min(SMALL_BYTES)));
+            *triple = select_unpredictable(len <= SMALL_BYTES, found, 0);
+            from = end;
         }
-        for index in 0..num_pieces {
-            match triples[index] {
-                0 => {
-                    let end = if index + 1 == num_pieces { last } else { starts[index + 1] };
-                    self.session.encode_medium(self.text, starts[index], end);
-                }
+        from = start;
+        for (&end, &triple) in ends.iter().zip(&triples) {
+            if triple == 0 && end - from <= MEDIUM_BYTES {
+                pieces.fetch(medium_key(self.text, from, end - from));
+            }
+            from = end;
+        }
+        from = start;
+        for (&end, &triple) in ends.iter().zip(&triples) {
+            match triple {
+                0 => self.session.encode_medium(self.text, from, end),
                 triple => self.session.push_triple(triple),
             }
+            from = end;
         }
-        last
     }
 }
 
@@ -278,7 +282,7 @@ struct WholeTable {
 impl WholeTable {
     /// An empty table for up to `num_tokens` tokens.
     fn new(num_tokens: usize) -> Self {
-        Self { slots: LargeSlice::new((num_tokens + num_tokens / 4).next_power_of_two().max(2)) }
+        Self { slots: LargeSlice::new((2 * num_tokens).next_power_of_two().max(2)) }
     }
 
     /// Half of the hash of a piece, and the slots to look at.

@@ -72,6 +72,20 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #[test]
+    fn pieces_of_long_ascii_equal_the_regex(
+        text in r"([a-zA-Z]{1,9}|[0-9]{1,9}|[ \t\r\n\x0b]{1,6}|[!'/.(]{1,4}|'(s|T|ll|RE|ve|x)|;\n//|\n    \n  ){0,60}",
+        foreign in "[é語 ſ\u{3000}]{0,2}",
+    ) {
+        // Whole blocks, blocks that a character beyond ASCII cuts short, and the end of the text.
+        assert_pieces_equal_the_regexes(&text);
+        let middle = text.len() / 2;
+        assert_pieces_equal_the_regexes(&[&text[..middle], &foreign, &text[middle..]].concat());
+    }
+}
+
 #[test]
 fn every_short_text_of_border_characters_is_cut_as_the_regex_does() {
     let characters = ["a", "B", "語", "\u{301}", "7", "'", "s", " ", "\n", "/", "!"];

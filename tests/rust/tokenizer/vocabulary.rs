@@ -55,6 +55,49 @@ proptest! {
     }
 }
 
+/// Words of one to 300 bytes, more than any table of pieces holds at first, each several times.
+fn many_words(num_words: usize) -> String {
+    let letters = ["a", "b", "ab", "é", "語", "th", "e"];
+    let word = |seed: usize| {
+        let len = if seed.is_multiple_of(97) { 120 } else { 1 + seed % 9 };
+        (0..len).map(|at| letters[seed.wrapping_mul(2_654_435_761).rotate_left(at as u32) % letters.len()]).collect()
+    };
+    let words: Vec<String> = (0..num_words).map(word).collect();
+    [words.join(" "), words.join("\n"), words.join(" ")].concat()
+}
+
+#[test]
+fn what_is_remembered_of_pieces_changes_no_ids() {
+    let text = many_words(40_000);
+    for pattern in [Pattern::Gpt4, Pattern::Whitespace] {
+        let tokenizer = sample_tokenizer(&pattern);
+        let merged: Vec<u32> = tokenizer
+            .pattern()
+            .pieces(&text)
+            .unwrap()
+            .into_iter()
+            .flat_map(|piece| {
+                let mut ids = Vec::new();
+                tokenizer.vocab().merge_bytes(piece.as_bytes(), &mut ids);
+                ids
+            })
+            .collect();
+        // Twice: with nothing remembered, and with all that there was room for.
+        for _ in 0..2 {
+            assert_eq!(tokenizer.encode(&text, false).unwrap(), merged);
+        }
+    }
+}
+
+#[test]
+fn a_vocabulary_with_unreached_tokens_or_several_merges_takes_long_pieces() {
+    // "abc" is never made of "ab" and "c", and the second vocabulary makes "aaa" in two ways.
+    let ranks = ranks_of(&["bc", "ab", "abc", "aa", "aaa"]);
+    let text = "abcaaab".repeat(300);
+    let tokenizer = Tokenizer::new(Vocab::from_ranks(&ranks, vec![]).unwrap(), Pattern::Whitespace);
+    assert_eq!(tokenizer.encode(&text, false).unwrap(), reference_merge_by_rank(&ranks, text.as_bytes()));
+}
+
 #[test]
 fn the_longest_special_token_wins_and_only_when_allowed() {
     let tokenizer = sample_tokenizer(&Pattern::Gpt4);

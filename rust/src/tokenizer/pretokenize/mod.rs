@@ -41,19 +41,19 @@ pub trait Visit {
     /// Takes the piece from byte `start` to byte `end`.
     fn piece(&mut self, start: usize, end: usize);
 
-    /// Takes the pieces that follow each other from byte `start` on: the n-th bit of `ends` is set where one ends at byte
-    /// `start + n`. Returns where the last ends.
+    /// Takes some pieces that follow each other: the first starts at `start`, each other where the one before ends.
     #[inline(always)]
-    fn pieces(&mut self, start: usize, mut ends: u64) -> usize {
-        let mut last = start;
-        while ends != 0 {
-            let end = start + ends.trailing_zeros() as usize;
-            self.piece(last, end);
-            (last, ends) = (end, ends & (ends - 1));
+    fn pieces(&mut self, start: usize, ends: &[usize]) {
+        let mut start = start;
+        for &end in ends {
+            self.piece(start, end);
+            start = end;
         }
-        last
     }
 }
+
+/// Most pieces that a visitor gets at once: those of two blocks.
+pub const MAX_PIECES: usize = 2 * BLOCK_BYTES;
 
 impl<F: FnMut(usize, usize)> Visit for F {
     #[inline(always)]
@@ -225,27 +225,38 @@ fn scan(
     mut visit: impl Visit,
 ) {
     let classes = Classes::get();
-    let mut start = 0;
+    let (mut first, mut start) = (0, 0);
+    let (mut ends, mut num_ends) = ([0; MAX_PIECES], 0);
     while let Some(rest) = text.get(start..).filter(|rest| !rest.is_empty()) {
+        // A block has no more than 64 pieces.
+        if num_ends >= MAX_PIECES - BLOCK_BYTES {
+            visit.pieces(first, &ends[..num_ends]);
+            (first, num_ends) = (start, 0);
+        }
         if starts_with_ascii(rest) {
-            let (ends, goes_on) = block_ends(rest, &borders);
-            if ends != 0 {
-                start = visit.pieces(start, ends);
-                if goes_on {
-                    continue;
-                }
+            let (mut borders, goes_on) = block_borders(rest, &borders);
+            let base = start;
+            while borders != 0 {
+                start = base + borders.trailing_zeros() as usize;
+                borders &= borders - 1;
+                ends[num_ends] = start;
+                num_ends += 1;
+            }
+            if goes_on && start > base {
+                continue;
             }
         }
         // What a block can't tell the end of.
-        let end = start + first_piece_len(classes, &text[start..]);
-        visit.piece(start, end);
-        start = end;
+        start += first_piece_len(classes, &text[start..]);
+        ends[num_ends] = start;
+        num_ends += 1;
     }
+    visit.pieces(first, &ends[..num_ends]);
 }
 
-/// Ends of the pieces that `text` starts with, and whether another block may follow.
+/// Borders in the block that `text` starts with, its start left out, and whether another block may follow.
 #[inline(always)]
-fn block_ends(text: &[u8], borders: impl Fn(&Block) -> u64) -> (u64, bool) {
+fn block_borders(text: &[u8], borders: impl Fn(&Block) -> u64) -> (u64, bool) {
     let mut padded = [0; BLOCK_BYTES];
     let block = match text.first_chunk() {
         Some(bytes) => Block::new(bytes, BLOCK_BYTES),
