@@ -56,6 +56,24 @@ fn encode(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Cutting alone: what the masks of whole blocks pay for.
+fn pieces(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("tokenizer/pieces");
+    for (name, text) in [("ascii", generated_text(100_000)), ("cyrillic", "слово и дело ".repeat(4_000))] {
+        group.throughput(Throughput::Bytes(text.len() as u64));
+        for pattern in [Pattern::Gpt4, Pattern::O200k] {
+            group.bench_function(BenchmarkId::new(name, pattern.name()), |bencher| {
+                bencher.iter(|| {
+                    let mut num_pieces = 0usize;
+                    let cut = pattern.for_each_span(black_box(&text), |_, _| num_pieces += 1);
+                    (cut, num_pieces)
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
 fn training(criterion: &mut Criterion) {
     let text = generated_text(1_000_000);
     let mut group = criterion.benchmark_group("tokenizer/train");
@@ -66,5 +84,5 @@ fn training(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group! { name = benches; config = Criterion::default(); targets = encode, training }
+criterion_group! { name = benches; config = Criterion::default(); targets = encode, pieces, training }
 criterion_main!(benches);

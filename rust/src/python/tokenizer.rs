@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::buffer::PyBuffer;
 use pyo3::call::PyCallArgs;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyInt, PyList, PyString};
@@ -307,12 +309,10 @@ fn positive(name: &str, number: i64) -> crate::Result<usize> {
 
 /// Ids from a `uint32` array, copied at once, or from any sequence of integers.
 pub(super) fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    // A list has no iterator to make and ask: a third of the time of a sequence.
-    if let Ok(list) = ids.cast::<PyList>() {
-        let mut ids = Vec::with_capacity(list.len());
-        for id in list.iter() {
-            ids.push(narrow(ids.len(), id.extract()?)?);
-        }
+    if let Ok(list) = ids.cast::<PyList>()
+        && list.len() >= MIN_ARRAY_IDS
+        && let Some(ids) = ids_by_array(list)
+    {
         return Ok(ids);
     }
     if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u32>>() {
@@ -320,6 +320,18 @@ pub(super) fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     }
     let ids: Vec<i64> = ids.extract()?;
     ids.into_iter().enumerate().map(|(index, id)| narrow(index, id)).collect()
+}
+
+/// From this many ids on, a detour by Python's `array` reads a list faster: 12 against 33 ns an id.
+const MIN_ARRAY_IDS: usize = 32;
+
+/// The ids of a list, if all are integers from 0 to 2**32 - 1.
+fn ids_by_array(list: &Bound<'_, PyList>) -> Option<Vec<u32>> {
+    static ARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = list.py();
+    let import = || py.import("array")?.getattr("array").map(Bound::unbind);
+    let array = ARRAY.get_or_try_init(py, import).ok()?.bind(py).call1((intern!(py, "I"), list)).ok()?;
+    PyBuffer::<u32>::get(&array).ok()?.to_vec(py).ok()
 }
 
 fn narrow(index: usize, id: i64) -> PyResult<u32> {

@@ -58,8 +58,8 @@ impl Default for MergeTable {
 impl MergeTable {
     /// An empty table with room for `num_merges`.
     pub fn with_capacity(num_merges: usize) -> Self {
-        let num_slots = (2 * num_merges + 2).next_power_of_two().max(64);
-        Self { slots: LargeSlice::new(num_slots), filter: vec![0; num_slots / 16], ids: Vec::new(), counts_up: true }
+        let num_slots = (num_merges + num_merges / 7 + 2).next_power_of_two().max(64);
+        Self { slots: LargeSlice::new(num_slots), filter: vec![0; num_slots / 8], ids: Vec::new(), counts_up: true }
     }
 
     /// Number of merges.
@@ -76,7 +76,7 @@ impl MergeTable {
     /// Ids are below [`MAX_MERGED_IDS`], merges at most [`MAX_MERGES`].
     pub fn insert(&mut self, left: u32, right: u32, id: u32) -> bool {
         debug_assert!((left.max(right) as usize) < MAX_MERGED_IDS && self.ids.len() < MAX_MERGES);
-        if 2 * (self.ids.len() + 1) > self.slots.get().len() {
+        if 8 * (self.ids.len() + 1) > 7 * self.slots.get().len() {
             self.grow();
         }
         self.counts_up &= self.ids.last().is_none_or(|&last| last + 1 == id);

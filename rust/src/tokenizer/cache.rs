@@ -14,8 +14,8 @@ pub const MEDIUM_BYTES: usize = 15;
 /// Pieces longer than this are rarely there twice, and are not kept.
 pub const LONG_BYTES: usize = 256;
 
-/// Sets of a table at first and at most: 64 KB and 8 MB.
-const MIN_SETS: usize = 1 << 10;
+/// Sets of a table at first and at most: 512 KB and 8 MB.
+const MIN_SETS: usize = 1 << 13;
 const MAX_SETS: usize = 1 << 17;
 
 /// Limit of what entries hold elsewhere; where it is reached all of them are forgotten.
@@ -61,7 +61,9 @@ pub struct SmallTable {
 impl SmallTable {
     /// An empty table.
     pub fn new() -> Self {
-        Self::with_sets(MIN_SETS)
+        let mut table = Self::with_sets(MIN_SETS);
+        touch(&mut table.sets);
+        table
     }
 
     fn with_sets(num_sets: usize) -> Self {
@@ -113,6 +115,11 @@ fn find_small(&[k0, k1, k2, k3, p0, p1, p2, p3]: &SmallSet, key: u64) -> Triple 
     select_unpredictable(k0 == key, p0, found)
 }
 
+/// Has the system give the memory now: the first text would wait for each page.
+fn touch(sets: &mut [[u64; 8]]) {
+    black_box(sets).fill([0; 8]);
+}
+
 /// Whether a table that just lost an entry is full enough for one of twice the size.
 fn may_grow(num_entries: usize, num_places: usize, num_sets: usize) -> bool {
     2 * num_entries > num_places && num_sets < MAX_SETS
@@ -148,8 +155,9 @@ pub enum Found<'a> {
 impl PieceTable {
     /// An empty table.
     pub fn new() -> Self {
-        let shift = 64 - MIN_SETS.trailing_zeros();
-        Self { sets: vec![[0; 8]; MIN_SETS], shift, num_entries: 0, ids: Vec::new(), bytes: Vec::new() }
+        let (mut sets, shift) = (vec![[0; 8]; MIN_SETS], 64 - MIN_SETS.trailing_zeros());
+        touch(&mut sets);
+        Self { sets, shift, num_entries: 0, ids: Vec::new(), bytes: Vec::new() }
     }
 
     #[inline(always)]

@@ -26,7 +26,7 @@ impl<T: Pod> LargeSlice<T> {
     /// `len` of them, all bits zero.
     pub fn new(len: usize) -> Self {
         let num_bytes = len * size_of::<T>();
-        let map = (num_bytes >= LARGE_PAGE_BYTES).then(|| MmapMut::map_anon(num_bytes + LARGE_PAGE_BYTES));
+        let map = (num_bytes >= LARGE_PAGE_BYTES / 2).then(|| MmapMut::map_anon(num_bytes + LARGE_PAGE_BYTES));
         let memory = match map {
             Some(Ok(map)) => {
                 #[cfg(target_os = "linux")]

@@ -202,6 +202,14 @@ impl Tokenizer {
     ///
     /// `InvalidArgument` if there is no such id.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<Vec<u8>> {
+        if self.decoder == Decoder::Bytes && !skip_special {
+            // English text has four to five bytes a token.
+            let mut bytes = Vec::with_capacity(ids.len() * 5);
+            return match self.vocab.tokens().append(ids, &mut bytes) {
+                None => Ok(bytes),
+                Some(index) => Err(self.unknown_id(index, ids[index])),
+            };
+        }
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         let mut is_first = true;
         self.for_each_token(ids, skip_special, |_, token| {
@@ -253,16 +261,18 @@ impl Tokenizer {
     fn for_each_token(&self, ids: &[u32], skip_special: bool, mut visit: impl FnMut(u32, &[u8])) -> Result<()> {
         let tokens = self.vocab.tokens();
         for (index, &id) in ids.iter().enumerate() {
-            let token = tokens.bytes(id).ok_or_else(|| {
-                Error::InvalidArgument(format!(
-                    "token ids must be ids of this tokenizer (0 to {}), got {id} at index {index}",
-                    tokens.len().saturating_sub(1)
-                ))
-            })?;
+            let token = tokens.bytes(id).ok_or_else(|| self.unknown_id(index, id))?;
             if !(skip_special && tokens.is_special(id)) {
                 visit(id, token);
             }
         }
         Ok(())
+    }
+
+    fn unknown_id(&self, index: usize, id: u32) -> Error {
+        Error::InvalidArgument(format!(
+            "token ids must be ids of this tokenizer (0 to {}), got {id} at index {index}",
+            self.vocab.size() - 1
+        ))
     }
 }

@@ -2,7 +2,15 @@
 //!
 //! Works on the bytes of each id alone, so any tokenizer that can list them can serve.
 
+use std::ops::Range;
+
 use crate::{Error, Result};
+
+/// Bytes that are copied for a token, whatever its length; longer ones are copied one by one.
+const COPIED_BYTES: usize = 16;
+
+/// Room that a text is given at least where it has none.
+const ROOM_BYTES: usize = 256;
 
 /// Bytes of each id, shared by all requests of an engine.
 ///
@@ -64,10 +72,35 @@ impl TokenTable {
 
     /// The bytes of `id`; `None` if it has no text or is not in the table.
     pub fn bytes(&self, id: u32) -> Option<&[u8]> {
+        self.range(id).map(|token| &self.bytes[token])
+    }
+
+    #[inline]
+    fn range(&self, id: u32) -> Option<Range<usize>> {
         let index = id as usize;
         let end = *self.ends.get(index)? as usize;
         let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
-        (start < end).then(|| &self.bytes[start..end])
+        (start < end).then_some(start..end)
+    }
+
+    /// Adds the bytes of each id to `text`; the index of the first id that has none, if there is one.
+    ///
+    /// Cost: some copies of 16 bytes, which take less time than one of just the bytes of a short token.
+    pub fn append(&self, ids: &[u32], text: &mut Vec<u8>) -> Option<usize> {
+        let mut end = text.len();
+        for (index, &id) in ids.iter().enumerate() {
+            let Some(token) = self.range(id) else { return Some(index) };
+            if text.len() < end + token.len() + COPIED_BYTES {
+                text.resize(2 * end + token.len() + ROOM_BYTES, 0);
+            }
+            match (text[end..].first_chunk_mut(), self.bytes[token.start..].first_chunk::<COPIED_BYTES>()) {
+                (Some(place), Some(bytes)) if token.len() <= COPIED_BYTES => *place = *bytes,
+                _ => text[end..end + token.len()].copy_from_slice(&self.bytes[token.clone()]),
+            }
+            end += token.len();
+        }
+        text.truncate(end);
+        None
     }
 
     /// Whether `id` is a special token.
