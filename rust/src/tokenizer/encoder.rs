@@ -20,7 +20,8 @@ const MERGED_BYTES: usize = 512;
 /// Ids that are collected before they go to the caller's vector.
 const BUFFER_IDS: usize = 1024;
 
-/// Merges pieces by a vocabulary that begins with bytes. Threads share it; each takes a cache for as long as it encodes.
+/// Merges pieces by a vocabulary that begins with bytes. Threads share it; each takes tables of its own for as long as it
+/// encodes.
 pub struct PieceEncoder {
     vocab: Arc<Vocab>,
     whole: WholeTable,
@@ -60,11 +61,7 @@ impl PieceEncoder {
         for id in (0..vocab.size() as u32).filter(|&id| vocab.is_ordinary(id)) {
             let Some(token) = vocab.tokens().bytes(id) else { continue };
             // A merge list can hold tokens that merging never reaches; looking those up would change ids.
-            let mut merged = Vec::new();
-            if !(vocab.whole_first() || vocab.reaches_all()) {
-                encoder.merge(token, &mut merged);
-            }
-            if merged.is_empty() || merged == [id] {
+            if vocab.whole_first() || vocab.reaches_all() || encoder.makes(token, id) {
                 encoder.whole.insert(id, token);
             }
         }
@@ -88,6 +85,13 @@ impl PieceEncoder {
         session.flush();
         self.give_back(worker);
         result
+    }
+
+    /// Whether merging makes this id of a token's bytes.
+    fn makes(&self, token: &[u8], id: u32) -> bool {
+        let mut ids = Vec::new();
+        self.merge(token, &mut ids);
+        ids == [id]
     }
 
     /// Adds the ids of a piece to `ids`, by merging alone.
@@ -268,9 +272,9 @@ impl Session<'_> {
 /// The rank of the merge of each two bytes.
 fn byte_merges(vocab: &Vocab) -> Vec<u32> {
     let (merges, ids) = (vocab.merge_table().merges(), vocab.byte_ids());
-    let triples = ids.iter().flat_map(|&left| ids.iter().map(move |&right| (left, right)));
+    let pairs = ids.iter().flat_map(|&left| ids.iter().map(move |&right| (left, right)));
     let rank = |(left, right): (u32, u32)| if left.max(right) == NO_ID { NO_MERGE } else { merges.rank(left, right) };
-    triples.map(rank).collect()
+    pairs.map(rank).collect()
 }
 
 /// Tokens by their bytes, which stay in the table of tokens.
