@@ -42,7 +42,8 @@ pub fn assert_decodes(tokenizer: &Tokenizer, ids: &[u32], text: &str) {
 ///
 /// `None` if the pattern gives up on this text.
 pub fn slow_ids(tokenizer: &Tokenizer, text: &str) -> Option<Vec<u32>> {
-    let merges: HashMap<_, _> = tokenizer.vocab().merges().iter().copied().zip(256u32..).collect();
+    let merges = tokenizer.vocab().merges().iter().map(|merge| ((merge.left, merge.right), merge.id));
+    let merges: HashMap<_, _> = merges.collect();
     let mut all = Vec::new();
     for piece in tokenizer.pattern().pieces(text).ok()? {
         let mut ids: Vec<u32> = piece.bytes().map(u32::from).collect();
