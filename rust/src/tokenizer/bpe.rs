@@ -26,8 +26,8 @@ const ID_BITS: u32 = 21;
 
 /// Which two tokens merge into which. A merge inserted earlier comes first.
 ///
-/// Eight bytes a merge in open addressing, behind a filter: three of four pairs that are looked up do not merge, and for
-/// most of them the filter, which stays in the processor's caches, says so.
+/// Eight bytes a merge in open addressing, behind a filter: most pairs that are looked up do not merge, and
+/// for most of those the filter, which stays in the processor's caches, says so.
 #[derive(Debug, Clone)]
 pub struct MergeTable {
     /// Each pair and one more than its rank; zero where there is none.

@@ -55,7 +55,7 @@ const ASCII_CLASSES: [Class; 128] = {
     classes
 };
 
-/// The class of every character, in two stages: a general search costs 5 to 30 ns a character, this 1 to 2.
+/// The class of every character, in two stages: two loads in place of a search.
 pub struct Classes {
     /// Where each block's classes are, by the code point without its last bits.
     blocks: Box<[u16]>,
