@@ -1,8 +1,7 @@
 //! Tokens of long pieces in linear time.
 
-use rustc_hash::FxHashMap;
-
 use super::bpe::{Merges, NO_MERGE};
+use super::memory::LargeSlice;
 use super::stream::TokenTable;
 use super::vocab::{NO_ID, Vocab};
 
@@ -143,34 +142,71 @@ fn are_neighbours(parts: &[Parts], merges: Merges<'_>, (mut left, mut right): (u
 
 /// Tokens by their bytes, for the longest that a text begins with.
 struct Trie {
-    /// The node after a node and a byte.
-    next: FxHashMap<u32, u32>,
+    /// A node and a byte, plus one, in the upper half, and the node after them; zero where there is none. Open addressing.
+    next: LargeSlice<u64>,
+    shift: u32,
     /// The token that ends at each node.
     tokens: Vec<u32>,
 }
 
 impl Trie {
     fn new() -> Self {
-        Self { next: FxHashMap::default(), tokens: vec![NO_ID] }
+        Self { next: LargeSlice::new(2), shift: 63, tokens: vec![NO_ID] }
+    }
+
+    /// The upper half of the slot of a node and a byte, and the slot or the empty one where it belongs.
+    #[inline(always)]
+    fn find(&self, node: u32, byte: u8) -> (u64, usize) {
+        let key = u64::from(node << 8 | u32::from(byte)) + 1;
+        (key << 32, self.find_key(key))
+    }
+
+    #[inline(always)]
+    fn find_key(&self, key: u64) -> usize {
+        let slots = self.next.get();
+        let mut at = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize;
+        while slots[at] != 0 && slots[at] >> 32 != key {
+            at = (at + 1) & (slots.len() - 1);
+        }
+        at
+    }
+
+    fn grow(&mut self) {
+        let larger = LargeSlice::new(2 * self.next.get().len());
+        let old = std::mem::replace(&mut self.next, larger);
+        self.shift -= 1;
+        for &slot in old.get().iter().filter(|&&slot| slot != 0) {
+            let at = self.find_key(slot >> 32);
+            self.next.get_mut()[at] = slot;
+        }
     }
 
     fn insert(&mut self, token: &[u8], id: u32) {
         let mut node = 0;
         for &byte in token {
-            let new = self.tokens.len() as u32;
-            node = *self.next.entry(node << 8 | u32::from(byte)).or_insert(new);
-            if node == new {
+            if 2 * self.tokens.len() > self.next.get().len() {
+                self.grow();
+            }
+            let (key, at) = self.find(node, byte);
+            let slot = &mut self.next.get_mut()[at];
+            if *slot == 0 {
+                *slot = key | self.tokens.len() as u64;
                 self.tokens.push(NO_ID);
             }
+            node = *slot as u32;
         }
         self.tokens[node as usize] = id;
     }
 
+    #[inline]
     fn longest(&self, text: &[u8]) -> Option<u32> {
         let (mut node, mut longest) = (0, None);
         for &byte in text {
-            let Some(&next) = self.next.get(&(node << 8 | u32::from(byte))) else { break };
-            node = next;
+            let slot = self.next.get()[self.find(node, byte).1];
+            if slot == 0 {
+                break;
+            }
+            node = slot as u32;
             longest = Some(self.tokens[node as usize]).filter(|&id| id != NO_ID).or(longest);
         }
         longest

@@ -123,7 +123,10 @@ impl MergeTable {
             return merges.apply_with_heap(ids, start);
         }
         let symbols = ids.split_off(start);
-        merges.apply_short(&symbols, |left| merges.rank(symbols[left], symbols[left + 1]), ids);
+        let ranks = symbols.windows(2).map(|pair| merges.rank(pair[0], pair[1]));
+        let mut left = [0; SHORT_PIECE];
+        let count = merges.apply_short(symbols.iter().copied(), ranks, &mut left);
+        ids.extend_from_slice(&left[..count]);
     }
 }
 
@@ -162,10 +165,18 @@ impl Merges<'_> {
     #[inline]
     pub fn rank(&self, left: u32, right: u32) -> u32 {
         let pair = pair(left, right);
+        if self.may_merge(pair) { self.rank_of(pair) } else { NO_MERGE }
+    }
+
+    /// Whether the filter lets a pair pass.
+    #[inline(always)]
+    fn may_merge(&self, pair: u64) -> bool {
         let (word, bit) = filter_place(hash(pair), self.filter.len());
-        if self.filter[word] & bit == 0 {
-            return NO_MERGE;
-        }
+        self.filter[word] & bit != 0
+    }
+
+    #[inline(always)]
+    fn rank_of(&self, pair: u64) -> u32 {
         ((self.slots[self.find(pair)] & RANK_MASK) as u32).wrapping_sub(1)
     }
 
@@ -175,15 +186,21 @@ impl Merges<'_> {
         self.first_id.map_or_else(|| self.ids[rank as usize], |first| first + rank)
     }
 
-    /// Adds to `ids` what merging makes of at most [`SHORT_PIECE`] symbols; `first` has the rank of each with the next.
+    /// Merges at most [`SHORT_PIECE`] symbols into `out`, and returns how many are left; `ranks` has the rank of the merge
+    /// of each with the next.
     #[inline]
-    pub fn apply_short(&self, symbols: &[u32], first: impl Fn(usize) -> u32, ids: &mut Vec<u32>) {
+    pub fn apply_short(
+        &self,
+        symbols: impl ExactSizeIterator<Item = u32>,
+        ranks: impl Iterator<Item = u32>,
+        out: &mut [u32],
+    ) -> usize {
         if symbols.len() <= WORD {
-            ShortPiece::<WORD>::new(symbols, first).merge(self, ids);
+            ShortPiece::<WORD>::new(symbols, ranks).merge(self, out)
         } else if symbols.len() <= LONG_WORD {
-            ShortPiece::<LONG_WORD>::new(symbols, first).merge(self, ids);
+            ShortPiece::<LONG_WORD>::new(symbols, ranks).merge(self, out)
         } else {
-            ShortPiece::<SHORT_PIECE>::new(symbols, first).merge(self, ids);
+            ShortPiece::<SHORT_PIECE>::new(symbols, ranks).merge(self, out)
         }
     }
 
@@ -214,14 +231,12 @@ struct ShortPiece<const N: usize> {
 }
 
 impl<const N: usize> ShortPiece<N> {
-    #[inline]
-    fn new(symbols: &[u32], first: impl Fn(usize) -> u32) -> Self {
+    #[inline(always)]
+    fn new(symbols: impl ExactSizeIterator<Item = u32>, ranks: impl Iterator<Item = u32>) -> Self {
         let live = if symbols.len() >= 64 { u64::MAX } else { (1 << symbols.len()) - 1 };
         let mut piece = Self { ids: [0; N], merges: [i32::MAX; N], live };
-        piece.ids[..symbols.len()].copy_from_slice(symbols);
-        for left in 1..symbols.len() {
-            piece.set(left - 1, first(left - 1));
-        }
+        piece.ids.iter_mut().zip(symbols).for_each(|(id, symbol)| *id = symbol);
+        ranks.take(N).enumerate().for_each(|(left, rank)| piece.set(left, rank));
         piece
     }
 
@@ -231,8 +246,9 @@ impl<const N: usize> ShortPiece<N> {
         self.merges[left] = if rank == NO_MERGE { i32::MAX } else { (rank << 6) as i32 | left as i32 };
     }
 
+    /// Merges until nothing merges; puts the ids that are left into `out`, and returns their number.
     #[inline]
-    fn merge(&mut self, table: &Merges<'_>, ids: &mut Vec<u32>) {
+    fn merge(&mut self, table: &Merges<'_>, out: &mut [u32]) -> usize {
         loop {
             let merge = self.merges.iter().fold(i32::MAX, |least, &merge| least.min(merge));
             if merge == i32::MAX {
@@ -240,27 +256,32 @@ impl<const N: usize> ShortPiece<N> {
             }
             let at = merge as usize % N;
             let next = at + 1 + (self.live >> at >> 1).trailing_zeros() as usize;
-            self.ids[at] = table.id(merge as u32 >> 6);
+            let id = table.id(merge as u32 >> 6);
+            self.ids[at] = id;
             self.live &= !(1 << next);
             self.merges[next % N] = i32::MAX;
-            let after = self.live >> at >> 1;
-            if after == 0 {
-                self.merges[at] = i32::MAX;
-            } else {
-                let right = at + 1 + after.trailing_zeros() as usize;
-                self.set(at, table.rank(self.ids[at], self.ids[right % N]));
+            self.merges[at] = i32::MAX;
+            // Both answers of the filter are asked for before a branch depends on either: they come from far away.
+            let (after, before) = (self.live >> at >> 1, self.live & ((1 << at) - 1));
+            let right = (at + 1 + after.trailing_zeros() as usize) % N;
+            let left = (63 - (before | 1).leading_zeros() as usize) % N;
+            let (with_right, with_left) = (pair(id, self.ids[right]), pair(self.ids[left], id));
+            let right_may = table.may_merge(with_right) & (after != 0);
+            let left_may = table.may_merge(with_left) & (before != 0);
+            if right_may {
+                self.set(at, table.rank_of(with_right));
             }
-            let before = self.live & ((1 << at) - 1);
             if before != 0 {
-                let left = 63 - before.leading_zeros() as usize;
-                self.set(left, table.rank(self.ids[left % N], self.ids[at]));
+                self.set(left, if left_may { table.rank_of(with_left) } else { NO_MERGE });
             }
         }
-        let mut live = self.live;
+        let (mut live, mut count) = (self.live, 0);
         while live != 0 {
-            ids.push(self.ids[live.trailing_zeros() as usize % N]);
+            out[count] = self.ids[live.trailing_zeros() as usize % N];
             live &= live - 1;
+            count += 1;
         }
+        count
     }
 }
 

@@ -82,8 +82,10 @@ impl SmallTable {
     }
 
     /// The tokens of the piece with this key if its own set had no room for it; else zero.
+    #[inline(always)]
     pub fn get_next_door(&self, key: u64) -> Triple {
-        find_small(&self.sets[self.place(key) ^ 1], key)
+        let home = self.place(key);
+        if self.sets[home][7] == 0 { 0 } else { find_small(&self.sets[home ^ 1], key) }
     }
 
     /// Keeps the tokens of the piece with this key, which are not there.
@@ -175,8 +177,11 @@ impl PieceTable {
     #[inline(always)]
     pub fn get(&self, key: Key) -> Option<Found<'_>> {
         let home = self.place(key);
-        let [low, high] =
-            find(&self.sets[home], key, |_| true).or_else(|| find(&self.sets[home ^ 1], key, |_| true))?;
+        let mut words = find(&self.sets[home], key, |_| true);
+        if words.is_none() && is_full(&self.sets[home]) {
+            words = find(&self.sets[home ^ 1], key, |_| true);
+        }
+        let [low, high] = words?;
         if low & IS_TRIPLE != 0 {
             return Some(Found::Triples(low, high));
         }
@@ -224,8 +229,7 @@ impl PieceTable {
     /// Puts an entry first into its set, or into the one next door if that has room.
     fn put(&mut self, [key, rest]: Key, [low, high]: Words) {
         let home = self.place([key, rest]);
-        // The second word of a key has its length, so it is never zero.
-        let place = if self.sets[home][3] != 0 && self.sets[home ^ 1][3] == 0 { home ^ 1 } else { home };
+        let place = if is_full(&self.sets[home]) && !is_full(&self.sets[home ^ 1]) { home ^ 1 } else { home };
         let [a, b, c, d, e, f, g, h] = self.sets[place];
         self.sets[place] = [key, rest, a, b, low, high, e, f];
         self.num_entries += usize::from(d == 0);
@@ -240,6 +244,12 @@ impl PieceTable {
             }
         }
     }
+}
+
+/// Whether a set has both its entries; the second word of a key has its length, so it is never zero.
+#[inline(always)]
+fn is_full(set: &Set) -> bool {
+    set[3] != 0
 }
 
 /// The words of a key whose words are the right ones.

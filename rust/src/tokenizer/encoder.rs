@@ -1,6 +1,7 @@
 //! From the pieces of a text to ids, at the speed of a look-up.
 
 use std::hint::select_unpredictable;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::backtrack::Backtracker;
@@ -14,8 +15,11 @@ use super::pretokenize::{MAX_PIECES, Visit};
 use super::stream::TokenTable;
 use super::vocab::{NO_ID, Vocab};
 
-/// Up to this many bytes a piece is merged; making a [`Backtracker`] pays for longer ones only.
+/// Up to this many bytes a piece is merged; a [`Backtracker`] pays for longer ones only.
 const MERGED_BYTES: usize = 512;
+
+/// Bytes of longer pieces that are merged as well: making a backtracker costs as much as merging some hundred kilobytes.
+const MERGED_LONG_BYTES: usize = 1 << 16;
 
 /// Ids that are collected before they go to the caller's vector.
 const BUFFER_IDS: usize = 1024;
@@ -28,8 +32,10 @@ pub struct PieceEncoder {
     has_all_bytes: bool,
     /// Rank of the merge of each two bytes: where merging begins.
     byte_merges: Vec<u32>,
-    /// For long pieces; made when the first comes.
+    /// For long pieces; made when [`MERGED_LONG_BYTES`] of them have come.
     backtracker: OnceLock<Option<Backtracker>>,
+    /// Bytes of long pieces so far.
+    long_bytes: AtomicUsize,
     /// What no thread uses right now; as many as threads ever encoded at once.
     workers: Mutex<Vec<Box<Worker>>>,
 }
@@ -52,8 +58,15 @@ impl PieceEncoder {
     pub fn new(vocab: Arc<Vocab>) -> Self {
         let whole = WholeTable::new(vocab.size());
         let (byte_merges, has_all_bytes) = (byte_merges(&vocab), vocab.has_all_bytes());
-        let mut encoder =
-            Self { vocab, whole, has_all_bytes, byte_merges, backtracker: OnceLock::new(), workers: Mutex::default() };
+        let mut encoder = Self {
+            vocab,
+            whole,
+            has_all_bytes,
+            byte_merges,
+            backtracker: OnceLock::new(),
+            long_bytes: AtomicUsize::new(0),
+            workers: Mutex::default(),
+        };
         let vocab = Arc::clone(&encoder.vocab);
         if vocab.characters().is_some() {
             return encoder;
@@ -96,22 +109,27 @@ impl PieceEncoder {
 
     /// Adds the ids of a piece to `ids`, by merging alone.
     fn merge(&self, piece: &[u8], ids: &mut Vec<u32>) {
-        let merges = self.vocab.merge_table().merges();
         if piece.len() <= SHORT_PIECE && self.has_all_bytes {
-            let mut symbols = [0; SHORT_PIECE];
-            for (symbol, &byte) in symbols.iter_mut().zip(piece) {
-                *symbol = self.vocab.byte_ids()[byte as usize];
-            }
-            let byte_merges = &self.byte_merges;
-            let first = |left: usize| byte_merges[usize::from(piece[left]) << 8 | usize::from(piece[left + 1])];
-            return merges.apply_short(&symbols[..piece.len()], first, ids);
+            let mut left = [0; SHORT_PIECE];
+            let count = self.merge_short(piece, &mut left);
+            return ids.extend_from_slice(&left[..count]);
         }
+        let merges = self.vocab.merge_table().merges();
         if piece.len() > MERGED_BYTES
+            && self.long_bytes.fetch_add(piece.len(), Ordering::Relaxed) + piece.len() > MERGED_LONG_BYTES
             && let Some(backtracker) = self.backtracker.get_or_init(|| Backtracker::new(&self.vocab, merges))
         {
             return backtracker.encode(piece, merges, ids);
         }
         self.vocab.merge_bytes(piece, ids);
+    }
+
+    /// Merges a piece of at most [`SHORT_PIECE`] bytes that all are tokens into `ids`, and returns how many those are.
+    #[inline(always)]
+    fn merge_short(&self, piece: &[u8], ids: &mut [u32]) -> usize {
+        let symbols = piece.iter().map(|&byte| self.vocab.byte_ids()[usize::from(byte)]);
+        let pairs = piece.windows(2).map(|pair| usize::from(pair[0]) << 8 | usize::from(pair[1]));
+        self.vocab.merge_table().merges().apply_short(symbols, pairs.map(|pair| self.byte_merges[pair]), ids)
     }
 
     /// Adds the ids of a piece to `ids`.
@@ -221,14 +239,23 @@ impl Session<'_> {
                 return self.push_triple(triple);
             }
         }
-        if len <= MEDIUM_BYTES
-            && let Some(Found::Triples(first, second)) = self.worker.pieces.get(medium_key(text, start, len))
-        {
-            self.push_triple(first);
-            if second != 0 {
-                self.push_triple(second);
+        // A smaller piece has three tokens at most, so it is in no other table.
+        if (4..=MEDIUM_BYTES).contains(&len) {
+            match self.worker.pieces.get(medium_key(text, start, len)) {
+                Some(Found::Triples(first, second)) => {
+                    self.push_triple(first);
+                    if second != 0 {
+                        self.push_triple(second);
+                    }
+                    return;
+                }
+                Some(Found::Many(ids)) => {
+                    self.ids.extend_from_slice(&self.worker.buffer[..self.len]);
+                    self.len = 0;
+                    return self.ids.extend_from_slice(ids);
+                }
+                None => {}
             }
-            return;
         }
         self.encode_slowly(text, start, end);
     }
@@ -239,33 +266,46 @@ impl Session<'_> {
         self.len = 0;
     }
 
-    /// For pieces that are long, have many tokens or are new.
+    /// For pieces that are long or new.
     #[inline(never)]
     fn encode_slowly(&mut self, text: &[u8], start: usize, end: usize) {
-        self.flush();
         let piece = &text[start..end];
-        let known = match piece.len() {
-            len @ ..=MEDIUM_BYTES => match self.worker.pieces.get(medium_key(text, start, len)) {
-                Some(Found::Many(ids)) => Some(ids),
-                _ => None,
-            },
-            ..=LONG_BYTES => self.worker.pieces.get_long(piece),
-            _ => None,
+        if piece.len() > MEDIUM_BYTES || !self.encoder.has_all_bytes {
+            return self.encode_long(piece);
+        }
+        if self.len + MEDIUM_BYTES > BUFFER_IDS {
+            self.flush();
+        }
+        let room = &mut self.worker.buffer[self.len..];
+        let count = match self.encoder.whole.get(piece, self.encoder.vocab.tokens()) {
+            Some(id) => {
+                room[0] = id;
+                1
+            }
+            None => self.encoder.merge_short(piece, room),
         };
-        if let Some(ids) = known {
+        let ids = &self.worker.buffer[self.len..][..count];
+        self.len += count;
+        let triple = triple(ids);
+        if piece.len() <= SMALL_BYTES && triple != 0 {
+            self.worker.small.insert(small_key(text, start, piece.len()), triple);
+        } else {
+            self.worker.pieces.insert(medium_key(text, start, piece.len()), ids);
+        }
+    }
+
+    #[inline(never)]
+    fn encode_long(&mut self, piece: &[u8]) {
+        self.flush();
+        if piece.len() > LONG_BYTES {
+            return self.encoder.encode(piece, self.ids);
+        }
+        if let Some(ids) = self.worker.pieces.get_long(piece) {
             return self.ids.extend_from_slice(ids);
         }
         let first = self.ids.len();
         self.encoder.encode(piece, self.ids);
-        let ids = &self.ids[first..];
-        match piece.len() {
-            len @ ..=SMALL_BYTES if triple(ids) != 0 => {
-                self.worker.small.insert(small_key(text, start, len), triple(ids));
-            }
-            len @ ..=MEDIUM_BYTES => self.worker.pieces.insert(medium_key(text, start, len), ids),
-            ..=LONG_BYTES => self.worker.pieces.insert_long(piece, ids),
-            _ => {}
-        }
+        self.worker.pieces.insert_long(piece, &self.ids[first..]);
     }
 }
 
@@ -277,36 +317,53 @@ fn byte_merges(vocab: &Vocab) -> Vec<u32> {
     pairs.map(rank).collect()
 }
 
-/// Tokens by their bytes, which stay in the table of tokens.
+/// Tokens by their bytes, which stay in the table of tokens; behind a filter, for most new pieces are no token.
 struct WholeTable {
     /// One more than the id, and half of the hash of its bytes; zero where there is none.
     slots: LargeSlice<[u32; 2]>,
+    /// Two bits for each hash that a token has.
+    filter: Vec<u64>,
 }
 
 impl WholeTable {
     /// An empty table for up to `num_tokens` tokens.
     fn new(num_tokens: usize) -> Self {
-        Self { slots: LargeSlice::new((2 * num_tokens).next_power_of_two().max(2)) }
+        let num_slots = (2 * num_tokens).next_power_of_two().max(16);
+        Self { slots: LargeSlice::new(num_slots), filter: vec![0; num_slots / 16] }
     }
 
     /// Half of the hash of a piece, and the slots to look at.
     #[inline]
-    fn places(&self, piece: &[u8]) -> (u32, impl Iterator<Item = usize> + use<>) {
-        let (hash, len) = (hash(piece), self.slots.get().len());
+    fn places(&self, hash: u64) -> (u32, impl Iterator<Item = usize> + use<>) {
+        let len = self.slots.get().len();
         ((hash >> 32) as u32, (0..len).map(move |step| (hash as usize).wrapping_add(step) & (len - 1)))
     }
 
+    /// Word and bits of the filter.
+    #[inline]
+    fn filter_place(&self, hash: u64) -> (usize, u64) {
+        ((hash >> 44) as usize & (self.filter.len() - 1), 1 << (hash >> 32 & 63) | 1 << (hash >> 38 & 63))
+    }
+
     fn insert(&mut self, id: u32, token: &[u8]) {
-        let (half, mut places) = self.places(token);
+        let hash = hash(token);
+        let (word, bits) = self.filter_place(hash);
+        let (half, mut places) = self.places(hash);
         let slots = self.slots.get_mut();
         if let Some(place) = places.find(|&place| slots[place][0] == 0) {
             slots[place] = [id + 1, half];
+            self.filter[word] |= bits;
         }
     }
 
     #[inline]
     fn get(&self, piece: &[u8], tokens: &TokenTable) -> Option<u32> {
-        let (half, places) = self.places(piece);
+        let hash = hash(piece);
+        let (word, bits) = self.filter_place(hash);
+        if self.filter[word] & bits != bits {
+            return None;
+        }
+        let (half, places) = self.places(hash);
         let slots = self.slots.get();
         let mut slots = places.map(|place| slots[place]).take_while(|slot| slot[0] != 0);
         slots.find(|slot| slot[1] == half && tokens.bytes(slot[0] - 1) == Some(piece)).map(|slot| slot[0] - 1)
