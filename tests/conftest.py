@@ -10,8 +10,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from llm.checkpoint import atomic_directory, write_model
-from llm.config import ModelConfig
 from llm.demo import demo_corpus
+from llm.model_config import ModelConfig
 from llm.models import DecoderModel
 from llm.tokenization import BPETokenizer, use_chat_template
 

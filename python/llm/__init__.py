@@ -11,9 +11,10 @@ from llm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from llm.api import LLM, serve, train
-    from llm.config import ModelConfig, RunConfig, load_run_config
+    from llm.config import RunConfig, load_run_config
     from llm.data import BaseDataModule, SyntheticDataModule, TextDataModule
     from llm.inference import GenerationOutput
+    from llm.model_config import ModelConfig
     from llm.models import DecoderModel, RegressionModel, TransformerBlock
     from llm.models.layers.mlp import MLP, SwiGLU
     from llm.models.layers.norm import LayerNorm, RMSNorm
@@ -25,7 +26,7 @@ _PLACES = {
     "LLM": "llm.api",
     "serve": "llm.api",
     "train": "llm.api",
-    "ModelConfig": "llm.config",
+    "ModelConfig": "llm.model_config",
     "RunConfig": "llm.config",
     "load_run_config": "llm.config",
     "BaseDataModule": "llm.data",

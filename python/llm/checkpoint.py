@@ -20,10 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llm.config import GenerationConfig, ModelConfig, from_builtins
+from llm.config import GenerationConfig, from_builtins
 from llm.errors import CheckpointError
+from llm.model_config import ModelConfig
 from llm.models import DecoderModel, RegressionModel
-from llm.models.hf import config_from_hf, config_to_hf, weights_from_hf, weights_to_hf
+from llm.models.families import family_named
+from llm.models.hf import check_shapes, config_to_hf, empty_model, fill_model, weights_to_hf
+from llm.models.tensor_files import TensorFiles
 from llm.tokenization import BaseTokenizer
 
 COMPLETE = "COMPLETE"
@@ -159,20 +162,23 @@ def load_model(
     """
     directory = resolve(path)
     values = read_json(directory / "config.json")
-    tensors = load_tensors(directory / "model.safetensors")
-    model: DecoderModel | RegressionModel
+    place, wanted = torch.device(device), _dtype(dtype, values)
     if values.get("architectures") == ["RegressionModel"]:
-        known = {field.name for field in msgspec.structs.fields(ModelConfig)}
-        model = RegressionModel(from_builtins({k: v for k, v in values.items() if k in known}, ModelConfig))
-        model.load_state_dict(tensors)
-    else:
-        config = config_from_hf(values)
-        model = DecoderModel(config)
-        model.load_state_dict(weights_from_hf(tensors, config))
-    wanted = _dtype(dtype, values)
-    for parameter in model.parameters():  # not the buffers: rotary angles stay fp32, as in training
-        parameter.data = parameter.data.to(wanted)
-    return model.to(device=device).eval()
+        return _load_regressor(directory, values).to(device=place, dtype=wanted).eval()
+    family = family_named(values)
+    config = family.config_from(values)
+    files = TensorFiles(directory)
+    model = empty_model(config)
+    check_shapes(files, model.state_dict(), config, family)
+    fill_model(model, family, files.load, wanted, place)
+    return model.eval()
+
+
+def _load_regressor(directory: Path, values: Mapping[str, Any]) -> RegressionModel:
+    known = {field.name for field in msgspec.structs.fields(ModelConfig)}
+    model = RegressionModel(from_builtins({key: values[key] for key in values if key in known}, ModelConfig))
+    model.load_state_dict(load_tensors(directory / "model.safetensors"))
+    return model
 
 
 def generation_defaults(path: str | os.PathLike[str]) -> dict[str, float]:

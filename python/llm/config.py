@@ -14,62 +14,12 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_ty
 import msgspec
 
 from llm.errors import ConfigError
+from llm.model_config import ModelConfig
 
 T = TypeVar("T", bound=msgspec.Struct)
-Positive = Annotated[int, msgspec.Meta(ge=1)]
 ENV_PREFIX = "LLM_"
 # How text is cut into pieces that merges stay within; `llama3` and `gpt4` are the same.
 PatternName: TypeAlias = Literal["gpt2", "gpt4", "cl100k", "o200k", "llama3", "qwen2", "whitespace"]
-
-
-class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A decoder-only transformer, in Hugging Face's words (`LlamaConfig`)."""
-
-    vocab_size: Annotated[int, msgspec.Meta(ge=0, description="Rows of the embedding; 0: the tokenizer's.")] = 0
-    hidden_size: Annotated[int, msgspec.Meta(ge=1, description="Width of the residual stream.")] = 128
-    intermediate_size: Annotated[int, msgspec.Meta(ge=1, description="Width inside the feed-forward.")] = 344
-    num_hidden_layers: Annotated[int, msgspec.Meta(ge=1, description="Transformer blocks.")] = 4
-    num_attention_heads: Annotated[int, msgspec.Meta(ge=1, description="Query heads.")] = 4
-    num_key_value_heads: Annotated[
-        int, msgspec.Meta(ge=1, description="Key and value heads; divides the query heads.")
-    ] = 2
-    head_dim: Annotated[int, msgspec.Meta(ge=2, description="Width of a head; null: hidden_size / heads.")] | None = (
-        None
-    )
-    max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, description="Longest context in tokens.")] = 256
-    rms_norm_eps: Annotated[float, msgspec.Meta(gt=0, description="Added under the norm's root.")] = 1e-5
-    rope_theta: Annotated[float, msgspec.Meta(gt=0, description="Base of the rotary frequencies.")] = 10_000.0
-    tie_word_embeddings: Annotated[bool, msgspec.Meta(description="Output projection = input embedding.")] = True
-    initializer_range: Annotated[float, msgspec.Meta(gt=0, description="Standard deviation of new weights.")] = 0.02
-    attention: Annotated[str, msgspec.Meta(description="Registered attention component.")] = "gqa"
-    mlp: Annotated[str, msgspec.Meta(description="Registered feed-forward component.")] = "swiglu"
-    norm: Annotated[str, msgspec.Meta(description="Registered norm component.")] = "rms_norm"
-    position_encoding: Annotated[str, msgspec.Meta(description="Registered position encoding.")] = "rope"
-
-    def __post_init__(self) -> None:
-        """Checks that the heads divide evenly."""
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"`model.hidden_size` must be a multiple of `model.num_attention_heads` ({self.num_attention_heads}), "
-                f"got {self.hidden_size}\nhint: set `model.head_dim` to decouple them"
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ConfigError(
-                f"`model.num_key_value_heads` must divide `model.num_attention_heads` ({self.num_attention_heads}), "
-                f"got {self.num_key_value_heads}"
-            )
-        if self.head_width % 2:
-            raise ConfigError(f"a head's width must be even for rotary positions, got {self.head_width}")
-
-    @property
-    def head_width(self) -> int:
-        """Width of one attention head."""
-        return self.head_dim or self.hidden_size // self.num_attention_heads
-
-    @property
-    def is_llama(self) -> bool:
-        """Whether every component is the one Hugging Face's `LlamaForCausalLM` has."""
-        return (self.attention, self.mlp, self.norm, self.position_encoding) == ("gqa", "swiglu", "rms_norm", "rope")
 
 
 class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -272,8 +222,9 @@ def _merge(values: dict[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
-    section, _, field = dotted.partition(".")
-    _merge(values, {section: {field: value}})
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    _merge(values, value)
 
 
 def _refuse_unknown_keys(values: Any, kind: type[msgspec.Struct], prefix: str) -> None:
@@ -284,9 +235,15 @@ def _refuse_unknown_keys(values: Any, kind: type[msgspec.Struct], prefix: str) -
     for key, value in values.items():
         if key not in fields:
             raise ConfigError(f"unknown setting `{prefix}{key}`; {suggest(str(key), fields)}")
-        nested = fields[key]
-        if isinstance(nested, type) and issubclass(nested, msgspec.Struct):
+        for nested in _structs_of(fields[key]):
             _refuse_unknown_keys(value, nested, f"{prefix}{key}.")
+
+
+def _structs_of(kind: Any) -> list[type[msgspec.Struct]]:
+    """The structs that a field of this type may hold."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return [kind]
+    return [found for part in get_args(kind) for found in _structs_of(part)]
 
 
 def _explain(error: msgspec.ValidationError, values: Any, kind: Any) -> str:

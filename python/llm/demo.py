@@ -13,13 +13,13 @@ from llm.api import LLM, train
 from llm.config import (
     DataConfig,
     GenerationConfig,
-    ModelConfig,
     OptimizerConfig,
     RunConfig,
     TokenizerConfig,
     TrainingConfig,
 )
 from llm.errors import ConfigError, MissingExtraError
+from llm.model_config import ModelConfig
 from llm.serving import ServerHandle
 from llm.tokenization.speed import sample_text
 from llm.training import RunDirectory

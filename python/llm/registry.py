@@ -13,10 +13,26 @@ from llm.errors import RegistryError
 C = TypeVar("C", bound=type)
 
 BUILTIN_COMPONENTS: dict[str, dict[str, str]] = {
-    "attention": {"gqa": "llm.models.layers.attention:Attention"},
-    "mlp": {"swiglu": "llm.models.layers.mlp:SwiGLU", "gelu": "llm.models.layers.mlp:MLP"},
-    "norm": {"rms_norm": "llm.models.layers.norm:RMSNorm", "layer_norm": "llm.models.layers.norm:LayerNorm"},
-    "position_encoding": {"rope": "llm.models.layers.rotary:RotaryEmbedding"},
+    "attention": {
+        "gqa": "llm.models.layers.attention:Attention",
+        "mla": "llm.models.layers.attention:LatentAttention",
+    },
+    "mlp": {
+        "swiglu": "llm.models.layers.mlp:SwiGLU",
+        "gelu": "llm.models.layers.mlp:MLP",
+        "moe": "llm.models.layers.moe:MoE",
+    },
+    "norm": {
+        "rms_norm": "llm.models.layers.norm:RMSNorm",
+        "offset_rms_norm": "llm.models.layers.norm:OffsetRMSNorm",
+        "layer_norm": "llm.models.layers.norm:LayerNorm",
+    },
+    "position_encoding": {
+        "rope": "llm.models.layers.rotary:RotaryEmbedding",
+        "learned": "llm.models.layers.rotary:LearnedPositions",
+        "sinusoidal": "llm.models.layers.rotary:SinusoidalPositions",
+        "none": "llm.models.layers.rotary:PositionEncoding",
+    },
 }
 
 
@@ -26,7 +42,7 @@ class ComponentRegistry:
     Example:
         >>> from llm import registry
         >>> registry.names("norm")
-        ['layer_norm', 'rms_norm']
+        ['layer_norm', 'offset_rms_norm', 'rms_norm']
     """
 
     def __init__(self, components: dict[str, dict[str, str]]) -> None:

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.config import ModelConfig, RunConfig, TrainingConfig, load_run_config, validated
+from llm.config import RunConfig, TrainingConfig, load_run_config, validated
 from llm.errors import ConfigError
+from llm.model_config import ModelConfig
 from llm.sampling_params import SamplingParams
 
 

@@ -206,7 +206,8 @@ def test_dtype_can_be_chosen(tiny_checkpoint: Path, dtype: str) -> None:
     output = model.generate("To be", GREEDY)
     assert len(output.token_ids) == 20
     assert str(model.engine.runner.model.lm_head.weight.dtype) == f"torch.{dtype}"
-    assert model.engine.runner.model.rotary.cosine.dtype == torch.float32
+    cosine, _ = model.engine.runner.model.positions.rotation(torch.arange(3))
+    assert cosine.dtype == torch.float32
 
 
 def test_an_unknown_dtype_lists_the_valid_ones(tiny_checkpoint: Path) -> None:

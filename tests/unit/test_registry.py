@@ -19,7 +19,8 @@ def test_built_in_names_resolve_without_further_imports() -> None:
 
 def test_unknown_names_list_the_valid_ones() -> None:
     with pytest.raises(
-        RegistryError, match=r"unknown norm `rmsnorm`; did you mean `rms_norm`\? Valid: layer_norm, rms_norm"
+        RegistryError,
+        match=r"unknown norm `rmsnorm`; did you mean `rms_norm`\? Valid: layer_norm, offset_rms_norm, rms_norm",
     ):
         llm.registry.get("norm", "rmsnorm")
     with pytest.raises(RegistryError, match="unknown kind of component `norms`"):
@@ -31,7 +32,7 @@ def test_a_registered_class_is_built_into_the_model() -> None:
 
     @llm.registry.register("mlp", name)
     class Zero(nn.Module):
-        def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        def __init__(self, config: ModelConfig, layer_idx: int) -> None:
             super().__init__()
 
         def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

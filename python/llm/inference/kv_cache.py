@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llm.config import ModelConfig
 from llm.errors import CapacityError
+from llm.model_config import ModelConfig
+from llm.models import cache_widths
 
 _SHARE_OF_FREE_MEMORY = 0.4
 
@@ -18,7 +19,7 @@ class KVCache:
 
     Attributes:
         keys: One tensor a layer, `[blocks, block_size, kv_heads, head_dim]`.
-        values: Like `keys`.
+        values: Like `keys`; of no width where a layer's values are part of its keys.
     """
 
     keys: tuple[Tensor, ...]
@@ -29,15 +30,21 @@ class KVCache:
         cls, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> "KVCache":
         """Takes the memory for `num_blocks` blocks, zeroed, so that a lack of it shows now."""
-        shape = (num_blocks, block_size, config.num_key_value_heads, config.head_width)
-        keys = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers))
-        values = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers))
+        heads, *widths = cache_widths(config)
+        keys, values = (
+            tuple(
+                torch.zeros((num_blocks, block_size, heads, width), dtype=dtype, device=device)
+                for _ in range(config.num_hidden_layers)
+            )
+            for width in widths
+        )
         return cls(keys, values)
 
 
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes of keys and values of one token over all layers."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_width * dtype.itemsize
+    heads, key_width, value_width = cache_widths(config)
+    return config.num_hidden_layers * heads * (key_width + value_width) * dtype.itemsize
 
 
 def blocks_within(

@@ -1,7 +1,15 @@
 """Models and their layers."""
 
 from llm.models.context import ForwardContext, PagedCache, positions_of
-from llm.models.decoder import DecoderModel, TransformerBlock
+from llm.models.decoder import DecoderModel, TransformerBlock, cache_widths
 from llm.models.regressor import RegressionModel
 
-__all__ = ["DecoderModel", "ForwardContext", "PagedCache", "RegressionModel", "TransformerBlock", "positions_of"]
+__all__ = [
+    "DecoderModel",
+    "ForwardContext",
+    "PagedCache",
+    "RegressionModel",
+    "TransformerBlock",
+    "cache_widths",
+    "positions_of",
+]

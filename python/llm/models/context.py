@@ -13,7 +13,7 @@ class PagedCache:
 
     Attributes:
         keys: One tensor a layer, `[blocks, block_size, kv_heads, head_dim]`.
-        values: Like `keys`.
+        values: Like `keys`; of no width where a layer's values are part of its keys.
         slot_mapping: int64 `[T]`: where each token's key and value go, `block * block_size + offset`.
         block_tables: int32 `[R, max_blocks]`: each request's blocks in order, padded with 0.
     """
@@ -33,12 +33,14 @@ class ForwardContext:
         seq_lens: Tokens of each sequence once this pass is done, cached ones included.
         logits_indices: int64 `[S]`: rows that need logits; `None`: all.
         cache: Paged keys and values; `None` in training, where a sequence attends to itself only.
+        attention_backend: Computes attention without a cache; a name in `layers.attend.BACKENDS`, or `auto`.
     """
 
     query_lens: tuple[int, ...]
     seq_lens: tuple[int, ...]
     logits_indices: Tensor | None = None
     cache: PagedCache | None = None
+    attention_backend: str = "auto"
 
     @classmethod
     def for_sequences(cls, lengths: Sequence[int], logits_indices: Tensor | None = None) -> "ForwardContext":

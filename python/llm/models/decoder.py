@@ -1,38 +1,62 @@
 """The decoder-only transformer, the same module in training and in serving."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from llm.config import ModelConfig
+from llm.model_config import ModelConfig
 from llm.models.context import ForwardContext
+from llm.models.layers.attention import Attention
+from llm.models.layers.moe import MoE
+from llm.models.layers.rotary import PositionEncoding, Rotation
 from llm.registry import registry
 
 
 class TransformerBlock(nn.Module):
-    """Attention and feed-forward, each behind its own norm and around a residual connection.
+    """Attention and feed-forward around a residual connection, with norms before, after or on both sides of each.
 
-    Source: Touvron et al. 2023, «LLaMA», section 2.2 (pre-normalisation).
+    Source: Xiong et al. 2020, «On Layer Normalization in the Transformer Architecture», figure 1; Gemma Team 2024,
+    «Gemma 2», section 2 (both sides).
     """
 
     def __init__(self, config: ModelConfig, layer_idx: int) -> None:
         super().__init__()
         norm = registry.get("norm", config.norm)
+        mlp = "swiglu" if config.mlp == "moe" and layer_idx in config.dense_layers else config.mlp
+        self.placement = config.norm_placement
         self.norm1 = norm(config.hidden_size, config.rms_norm_eps)
         self.attention = registry.get("attention", config.attention)(config, layer_idx)
         self.norm2 = norm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = registry.get("mlp", config.mlp)(config.hidden_size, config.intermediate_size)
+        self.mlp = registry.get("mlp", mlp)(config, layer_idx)
+        if config.norm_placement == "both":
+            self.post_norm1 = norm(config.hidden_size, config.rms_norm_eps)
+            self.post_norm2 = norm(config.hidden_size, config.rms_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden_states: Tensor, rotation: tuple[Tensor, Tensor], context: ForwardContext) -> Tensor:
+    def forward(self, hidden_states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor:
         """Maps `[T, C]` to `[T, C]`."""
-        hidden_states = hidden_states + self.attention(self.norm1(hidden_states), rotation, context)
-        output: Tensor = hidden_states + self.mlp(self.norm2(hidden_states))
-        return output
+        if self.placement == "post":
+            hidden_states = self.norm1(hidden_states + self.dropout(self.attention(hidden_states, rotation, context)))
+            return cast(Tensor, self.norm2(hidden_states + self.dropout(self.mlp(hidden_states))))
+        mixed = self.attention(self.norm1(hidden_states), rotation, context)
+        if self.placement == "both":
+            mixed = self.post_norm1(mixed)
+        hidden_states = hidden_states + self.dropout(mixed)
+        output = self.mlp(self.norm2(hidden_states))
+        if self.placement == "both":
+            output = self.post_norm2(output)
+        return hidden_states + cast(Tensor, self.dropout(output))
 
 
 class DecoderModel(nn.Module):
     """Token ids to logits over flattened tokens.
+
+    Attributes:
+        gradient_checkpointing: Whether training recomputes each block in the backward pass instead of keeping what it
+            computed: less memory, a third more time.
 
     Example:
         >>> import torch
@@ -49,12 +73,13 @@ class DecoderModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.rotary = registry.get("position_encoding", config.position_encoding)(
-            config.head_width, config.max_position_embeddings, config.rope_theta
-        )
+        self.positions: PositionEncoding = registry.get("position_encoding", config.position_encoding)(config)
+        self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(TransformerBlock(config, idx) for idx in range(config.num_hidden_layers))
-        self.norm = registry.get("norm", config.norm)(config.hidden_size, config.rms_norm_eps)
+        norm = registry.get("norm", config.norm)
+        self.norm = nn.Identity() if config.norm_placement == "post" else norm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
@@ -71,29 +96,75 @@ class DecoderModel(nn.Module):
         Returns:
             `[S, V]` for the rows that `context.logits_indices` names, else `[T, V]`.
         """
-        hidden_states = self.embed_tokens(token_ids)
-        rotation = self.rotary.at(positions)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, rotation, context)
+        hidden_states = self.hidden_states(token_ids, positions, context)
         if context.logits_indices is not None:
             hidden_states = hidden_states[context.logits_indices]
         logits: Tensor = self.lm_head(self.norm(hidden_states))
-        return logits
+        cap = self.config.final_logit_softcapping
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def hidden_states(self, token_ids: Tensor, positions: Tensor, context: ForwardContext) -> Tensor:
+        """The residual stream after the last block, `[T, C]`, before the last norm."""
+        hidden_states = self._embed(token_ids, positions)
+        rotation = self.positions.rotation(positions)
+        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        for layer in self.layers:
+            if recompute:
+                hidden_states = checkpoint(layer, hidden_states, rotation, context, use_reentrant=False)
+            else:
+                hidden_states = layer(hidden_states, rotation, context)
+        return hidden_states
+
+    def _embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        embedded: Tensor = self.embed_tokens(token_ids)
+        if self.config.scale_embeddings:
+            # Rounded to the weights' dtype first, as Gemma's published code does.
+            embedded = embedded * torch.tensor(self.config.hidden_size**0.5, dtype=embedded.dtype)
+        placed = self.positions.embed(positions)
+        if placed is not None:
+            embedded = embedded + placed.to(embedded.dtype)
+        return cast(Tensor, self.dropout(embedded))
+
+    def router_losses(self) -> dict[str, Tensor]:
+        """The mean over layers with experts of each loss of the last pass, by name; empty without experts."""
+        routings = [module.routing for module in self.modules() if isinstance(module, MoE) and module.routing]
+        if not routings:
+            return {}
+        return {
+            "load_balancing": torch.stack([routing.load_balancing_loss() for routing in routings]).mean(),
+            "router_z": torch.stack([routing.z_loss() for routing in routings]).mean(),
+        }
+
+    def expert_loads(self) -> Tensor:
+        """The share of the last pass's assignments that each expert got, fp32 `[layers with experts, E]`."""
+        routings = [module.routing for module in self.modules() if isinstance(module, MoE) and module.routing]
+        return torch.stack([routing.load() for routing in routings]) if routings else torch.empty(0, 0)
 
     def num_parameters(self) -> int:
         """Trainable numbers, a tied embedding counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    @torch.no_grad()
     def _initialise(self) -> None:
         """Normal weights; projections back into the residual stream shrink with its depth.
 
         Source: Radford et al. 2019, «Language Models are Unsupervised Multitask Learners», section 2.3.
         """
         deviation = self.config.initializer_range
+        residual = deviation / math.sqrt(2 * self.config.num_hidden_layers)
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                continue
-            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            scale = 1 / math.sqrt(2 * self.config.num_hidden_layers) if residual else 1.0
-            with torch.no_grad():
-                parameter.normal_(0.0, deviation * scale)
+            if parameter.dim() >= 2:
+                leaf = name.removesuffix(".weight")
+                parameter.normal_(0.0, residual if leaf.endswith(("o_proj", "down_proj")) else deviation)
+            elif name.endswith("bias"):
+                parameter.zero_()
+
+
+def cache_widths(config: ModelConfig) -> tuple[int, int, int]:
+    """Heads of the key-value cache, and the width of each one's key and value.
+
+    An attention component of your own says so by a static method of this name; without one it is the usual.
+    """
+    component = registry.get("attention", config.attention)
+    widths: tuple[int, int, int] = getattr(component, "cache_widths", Attention.cache_widths)(config)
+    return widths

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from llm.config import ModelConfig
+from llm.model_config import ModelConfig
 from llm.models.layers.mlp import MLP
 
 
@@ -12,7 +12,7 @@ class RegressionModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        self.mlp = MLP(config)
         self.head = nn.Linear(config.hidden_size, 1)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.config import ModelConfig
 from llm.data import IGNORED_LABEL, RegressionBatch, TokenBatch
+from llm.model_config import ModelConfig
 from llm.models import DecoderModel, ForwardContext, RegressionModel, positions_of
 from llm.tokenization import BaseTokenizer
 

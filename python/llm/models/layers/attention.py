@@ -1,18 +1,33 @@
-"""Grouped-query attention over flattened tokens, with or without a paged cache."""
+"""Attention over flattened tokens, with or without a paged cache: grouped-query and multi-head latent."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.config import ModelConfig
+from llm.errors import ConfigError
+from llm.model_config import LatentConfig, ModelConfig
 from llm.models.context import ForwardContext, PagedCache
-from llm.models.layers.rotary import RotaryEmbedding
+from llm.models.layers.attend import AttentionRule, attend, attend_causal, attend_masked
+from llm.models.layers.norm import RMSNorm
+from llm.models.layers.rotary import Rotation, rotate, yarn_scale
+
+# DeepSeek's models leave the norm of compressed keys and queries at this, whatever their config says elsewhere.
+LATENT_NORM_EPS = 1e-6
+
+
+def attention_rule(config: ModelConfig, layer_idx: int, scale: float) -> AttentionRule:
+    """What this layer of the model does to scores."""
+    return AttentionRule(
+        scale=scale,
+        window=config.window_of(layer_idx),
+        softcap=config.attn_logit_softcapping,
+        dropout=config.attention_dropout,
+    )
 
 
 class Attention(nn.Module):
-    """Causal self-attention with fewer key and value heads than query heads.
+    """Causal self-attention with as many key and value heads as the config says, from one (MQA) to all (MHA).
 
-    Source: Ainslie et al. 2023, «GQA», figure 2.
+    Source: Ainslie et al. 2023, «GQA», figure 2; Henry et al. 2020, «Query-Key Normalization» (with RMS norms).
     """
 
     def __init__(self, config: ModelConfig, layer_idx: int) -> None:
@@ -22,19 +37,28 @@ class Attention(nn.Module):
         self.num_kv_heads = config.num_key_value_heads
         self.head_dim = config.head_width
         width = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
+        self.qkv_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.rule = attention_rule(config, layer_idx, (config.query_pre_attn_scalar or self.head_dim) ** -0.5)
 
-    def forward(self, hidden_states: Tensor, rotation: tuple[Tensor, Tensor], context: ForwardContext) -> Tensor:
+    @staticmethod
+    def cache_widths(config: ModelConfig) -> tuple[int, int, int]:
+        """Heads of the cache, and the width of each one's key and value."""
+        return config.num_key_value_heads, config.head_width, config.head_width
+
+    def forward(self, hidden_states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor:
         """Attends within each sequence of `context`; `[T, C]` to `[T, C]`."""
         query, key, value = self._project(hidden_states)
-        query = RotaryEmbedding.rotate(query, *rotation)
-        key = RotaryEmbedding.rotate(key, *rotation)
+        query = rotate(self.q_norm(query), rotation)
+        key = rotate(self.k_norm(key), rotation)
+        rule = self.rule if self.training else without_dropout(self.rule)
         if context.cache is None:
-            mixed = attend_dense(query, key, value, context.query_lens)
+            mixed = attend(query, key, value, context.query_lens, rule, backend=context.attention_backend)
         else:
             store(key, value, context.cache, self.layer_idx)
-            mixed = attend_paged(query, context, context.cache, self.layer_idx)
+            mixed = attend_paged(query, context, context.cache, self.layer_idx, rule)
         output: Tensor = self.o_proj(mixed.flatten(1))
         return output
 
@@ -44,25 +68,110 @@ class Attention(nn.Module):
         return query, key, value
 
 
-def attend_dense(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """Causal attention inside each of the sequences that `lengths` cuts the tokens into.
+class LatentAttention(nn.Module):
+    """Attention whose keys and values are expanded from one narrow vector a token, which is all the cache holds.
 
-    Args:
-        query: `[T, H, D]`.
-        key: `[T, K, D]`.
-        value: `[T, K, D]`.
-        lengths: Of the sequences; their sum is `T`.
+    With a cache, queries are taken into the narrow space instead of expanding keys: attention then has one key head of
+    `kv_lora_rank + qk_rope_head_dim`, and its first `kv_lora_rank` channels are the value.
 
-    Returns:
-        `[T, H, D]`.
+    Source: DeepSeek-AI 2024, «DeepSeek-V2», section 2.1 and appendix C.
     """
-    if len(set(lengths)) == 1:
-        shape = (len(lengths), lengths[0], -1, query.shape[-1])
-        query, key, value = (tensor.reshape(shape).transpose(1, 2) for tensor in (query, key, value))  # (B, H, L, D)
-        return _attend(query, key, value, is_causal=True).transpose(1, 2).flatten(0, 1)  # (T, H, D)
-    cuts = list(lengths)
-    parts = zip(torch.split(query, cuts), torch.split(key, cuts), torch.split(value, cuts), strict=True)
-    return torch.cat([attend_dense(*part, lengths=(len(part[0]),)) for part in parts])
+
+    def __init__(self, config: ModelConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.num_heads = config.num_attention_heads
+        self.widths = widths = latent_of(config)
+        hidden, head = config.hidden_size, widths.qk_nope_head_dim + widths.qk_rope_head_dim
+        if widths.q_lora_rank is None:
+            self.q_proj = nn.Linear(hidden, self.num_heads * head, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(hidden, widths.q_lora_rank, bias=config.attention_bias)
+            self.q_a_norm = RMSNorm(widths.q_lora_rank, LATENT_NORM_EPS)
+            self.q_b_proj = nn.Linear(widths.q_lora_rank, self.num_heads * head, bias=False)
+        rank = widths.kv_lora_rank
+        self.kv_a_proj = nn.Linear(hidden, rank + widths.qk_rope_head_dim, bias=config.attention_bias)
+        self.kv_a_norm = RMSNorm(rank, LATENT_NORM_EPS)
+        self.kv_b_proj = nn.Linear(rank, self.num_heads * (widths.qk_nope_head_dim + widths.v_head_dim), bias=False)
+        self.o_proj = nn.Linear(self.num_heads * widths.v_head_dim, hidden, bias=config.attention_output_bias)
+        self.rule = attention_rule(config, layer_idx, _latent_scale(config, head))
+
+    @staticmethod
+    def cache_widths(config: ModelConfig) -> tuple[int, int, int]:
+        """Heads of the cache, and the width of each one's key and value: a value is the key's first part."""
+        widths = latent_of(config)
+        return 1, widths.kv_lora_rank + widths.qk_rope_head_dim, 0
+
+    def forward(self, hidden_states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor:
+        """Attends within each sequence of `context`; `[T, C]` to `[T, C]`."""
+        plain, rotated = self._queries(hidden_states, rotation)
+        latent, shared = self._latent(hidden_states, rotation)
+        rule = self.rule if self.training else without_dropout(self.rule)
+        if context.cache is None:
+            key, value = self._expand(latent, shared)
+            query = torch.cat((plain, rotated), dim=-1)
+            mixed = attend(query, key, value, context.query_lens, rule, backend=context.attention_backend)
+        else:
+            store_latent(torch.cat((latent, shared), dim=-1), context.cache, self.layer_idx)
+            mixed = self._attend_cached(plain, rotated, context, context.cache, rule)
+        output: Tensor = self.o_proj(mixed.flatten(1))
+        return output
+
+    def _queries(self, hidden_states: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+        widths = self.widths
+        if widths.q_lora_rank is None:
+            query = self.q_proj(hidden_states)
+        else:
+            query = self.q_b_proj(self.q_a_norm(self.q_a_proj(hidden_states)))
+        heads = query.view(len(hidden_states), self.num_heads, -1)
+        plain, rotated = heads.split([widths.qk_nope_head_dim, widths.qk_rope_head_dim], dim=-1)
+        return plain, rotate(rotated, rotation)
+
+    def _latent(self, hidden_states: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+        """The narrow vector `[T, R]` and the rotated key that all heads share, `[T, P]`."""
+        latent, shared = self.kv_a_proj(hidden_states).split(
+            [self.widths.kv_lora_rank, self.widths.qk_rope_head_dim], dim=-1
+        )
+        return self.kv_a_norm(latent), rotate(shared.unsqueeze(1), rotation).squeeze(1)
+
+    def _expand(self, latent: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+        heads = self.kv_b_proj(latent).view(len(latent), self.num_heads, -1)
+        plain, value = heads.split([self.widths.qk_nope_head_dim, self.widths.v_head_dim], dim=-1)
+        key = torch.cat((plain, shared.unsqueeze(1).expand(-1, self.num_heads, -1)), dim=-1)
+        return key, value
+
+    def _attend_cached(
+        self, plain: Tensor, rotated: Tensor, context: ForwardContext, cache: PagedCache, rule: AttentionRule
+    ) -> Tensor:
+        expansion = self.kv_b_proj.weight.view(self.num_heads, -1, self.widths.kv_lora_rank)  # (H, N + V, R)
+        to_key, to_value = torch.split(expansion, [self.widths.qk_nope_head_dim, self.widths.v_head_dim], dim=1)
+        narrow = torch.einsum("thn,hnr->thr", plain, to_key)
+        query = torch.cat((narrow, rotated), dim=-1)
+        mixed = attend_paged(query, context, cache, self.layer_idx, rule)[..., : self.widths.kv_lora_rank]
+        return torch.einsum("thr,hvr->thv", mixed, to_value)
+
+
+def latent_of(config: ModelConfig) -> LatentConfig:
+    """The widths of latent attention.
+
+    Raises:
+        ConfigError: The config gives none.
+    """
+    if config.latent is None:
+        raise ConfigError("`model.latent` must be given for `model.attention` = 'mla', got null")
+    return config.latent
+
+
+def _latent_scale(config: ModelConfig, head: int) -> float:
+    scaling = config.rope_scaling
+    if scaling is None or not scaling.mscale_all_dim:
+        return float(head**-0.5)
+    return float(head**-0.5 * yarn_scale(scaling.factor, scaling.mscale_all_dim) ** 2)
+
+
+def without_dropout(rule: AttentionRule) -> AttentionRule:
+    """The rule as it is outside training."""
+    return AttentionRule(rule.scale, rule.window, rule.softcap)
 
 
 def store(key: Tensor, value: Tensor, cache: PagedCache, layer_idx: int) -> None:
@@ -71,64 +180,65 @@ def store(key: Tensor, value: Tensor, cache: PagedCache, layer_idx: int) -> None
     cache.values[layer_idx].flatten(0, 1).index_copy_(0, cache.slot_mapping, value)
 
 
-def attend_paged(query: Tensor, context: ForwardContext, cache: PagedCache, layer_idx: int) -> Tensor:
+def store_latent(key: Tensor, cache: PagedCache, layer_idx: int) -> None:
+    """Writes each token's narrow vector `[T, R + P]`, key and value in one, into its slot of the layer's blocks."""
+    cache.keys[layer_idx].flatten(0, 2).index_copy_(0, cache.slot_mapping, key)
+
+
+def attend_paged(
+    query: Tensor, context: ForwardContext, cache: PagedCache, layer_idx: int, rule: AttentionRule
+) -> Tensor:
     """Attention of this step's tokens `[T, H, D]` to all cached ones of their own request.
 
-    Requests that add one token are gathered into one padded batch; prompts go one by one.
+    Requests that add one token are gathered into one padded batch; prompts go one by one. Where the cache holds no
+    values, keys are the values.
     """
-    output = torch.empty_like(query)
     starts = [0]
     for length in context.query_lens:
         starts.append(starts[-1] + length)
+    width = cache.values[layer_idx].shape[-1] or query.shape[-1]
+    output = query.new_empty(*query.shape[:2], width)
     decoding = [idx for idx, length in enumerate(context.query_lens) if length == 1]
     if decoding:
         rows = torch.tensor([starts[idx] for idx in decoding], device=query.device)
-        output[rows] = _decode(query[rows], [context.seq_lens[idx] for idx in decoding], decoding, cache, layer_idx)
+        seq_lens = [context.seq_lens[idx] for idx in decoding]
+        output[rows] = _decode(query[rows], seq_lens, decoding, _Layer(cache, layer_idx), rule)
     for idx, length in enumerate(context.query_lens):
         if length > 1:
             span = slice(starts[idx], starts[idx] + length)
-            output[span] = _prefill(query[span], context.seq_lens[idx], idx, cache, layer_idx)
+            key, value = _Layer(cache, layer_idx).gather([idx], 0, context.seq_lens[idx])
+            mixed = attend_causal(query[span].unsqueeze(0).transpose(1, 2), key, value, rule)
+            output[span] = mixed.squeeze(0).transpose(0, 1)  # (T, H, D)
     return output
 
 
-def _decode(query: Tensor, seq_lens: list[int], requests: list[int], cache: PagedCache, layer_idx: int) -> Tensor:
-    """One query token a request, `[R, H, D]`, over caches padded to the longest."""
+def _decode(query: Tensor, seq_lens: list[int], requests: list[int], layer: "_Layer", rule: AttentionRule) -> Tensor:
+    """One query token a request, `[R, H, D]`, over caches padded to the longest; no block before all windows."""
     longest = max(seq_lens)
-    lengths = torch.tensor(seq_lens, device=query.device)
-    key, value = _gather(requests, longest, cache, layer_idx)  # (R, S, K, D)
-    mask = torch.arange(longest, device=query.device) < lengths[:, None]  # (R, S)
-    mixed = _attend(
-        query.unsqueeze(2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask[:, None, None, :]
-    )  # (R, H, 1, D)
-    return mixed.squeeze(2)
+    first = 0 if rule.window is None else max(min(seq_lens) - rule.window, 0)
+    key, value = layer.gather(requests, first, longest)  # (R, K, S, D)
+    lengths = torch.tensor(seq_lens, device=query.device)[:, None]
+    places = torch.arange(longest - key.shape[2], longest, device=query.device)
+    mask = places < lengths  # (R, S)
+    if rule.window is not None:
+        mask &= places >= lengths - rule.window
+    return attend_masked(query.unsqueeze(2), key, value, mask[:, None, None, :], rule).squeeze(2)  # (R, H, D)
 
 
-def _prefill(query: Tensor, seq_len: int, request: int, cache: PagedCache, layer_idx: int) -> Tensor:
-    """The last `T` tokens of one request of `seq_len`, `[T, H, D]`."""
-    key, value = _gather([request], seq_len, cache, layer_idx)  # (1, S, K, D)
-    num_tokens = len(query)
-    query, key, value = (tensor.transpose(1, 2) for tensor in (query.unsqueeze(0), key, value))
-    if num_tokens == seq_len:
-        mixed = _attend(query, key, value, is_causal=True)
-    else:
-        positions = torch.arange(seq_len, device=query.device)
-        mixed = _attend(query, key, value, attn_mask=positions <= positions[-num_tokens:, None])
-    return mixed.squeeze(0).transpose(0, 1)  # (T, H, D)
+class _Layer:
+    """One layer's part of the cache."""
 
+    def __init__(self, cache: PagedCache, layer_idx: int) -> None:
+        self.keys, self.values = cache.keys[layer_idx], cache.values[layer_idx]
+        self.tables = cache.block_tables
 
-def _gather(requests: list[int], length: int, cache: PagedCache, layer_idx: int) -> tuple[Tensor, Tensor]:
-    """The first `length` cached keys and values of `requests`, `[R, length, K, D]` each."""
-    block_size = cache.keys[layer_idx].shape[1]
-    num_blocks = -(-length // block_size)
-    blocks = cache.block_tables[requests, :num_blocks]  # (R, blocks)
-    key = cache.keys[layer_idx][blocks].flatten(1, 2)[:, :length]
-    value = cache.values[layer_idx][blocks].flatten(1, 2)[:, :length]
-    return key, value
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
-    """Softmax attention of `[B, H, T, D]` queries over `[B, K, S, D]` keys and values."""
-    grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask, is_causal=is_causal, enable_gqa=grouped)
+    def gather(self, requests: list[int], first: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of `requests` from about token `first` (the start of its block) to `stop`, `[R, K, S, D]`."""
+        block_size = self.keys.shape[1]
+        begin = first // block_size
+        blocks = self.tables[requests, begin : -(-stop // block_size)]  # (R, blocks)
+        num_tokens = stop - begin * block_size
+        key = self.keys[blocks].flatten(1, 2)[:, :num_tokens].transpose(1, 2)
+        if not self.values.shape[-1]:
+            return key, key
+        return key, self.values[blocks].flatten(1, 2)[:, :num_tokens].transpose(1, 2)

@@ -1,39 +1,58 @@
 """Feed-forward layers."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llm.model_config import Activation, ModelConfig
+
+
+def _gelu_tanh(values: Tensor) -> Tensor:
+    return F.gelu(values, approximate="tanh")
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": _gelu_tanh,
+}
+
 
 class SwiGLU(nn.Module):
-    """`down(silu(gate(x)) * up(x))`, gate and up in one product.
+    """`down(act(gate(x)) * up(x))`, gate and up in one product; the activation is SiLU unless the config says else.
 
     Source: Shazeer 2020, «GLU Variants Improve Transformer», equation 6.
     """
 
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(self, config: ModelConfig, layer_idx: int = 0, *, intermediate_size: int | None = None) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+        width, bias = intermediate_size or config.intermediate_size, bool(config.mlp_bias)
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * width, bias=bias)
+        self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
+        self.activation = ACTIVATIONS[config.hidden_act or "silu"]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Maps `[T, C]` to `[T, C]`."""
         gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
-        output: Tensor = self.down_proj(F.silu(gate) * up)
+        output: Tensor = self.down_proj(self.activation(gate) * up)
         return output
 
 
 class MLP(nn.Module):
-    """`down(gelu(up(x)))`.
+    """`down(act(up(x)))`; the activation is GELU, and there are biases, unless the config says else.
 
     Source: Vaswani et al. 2017, section 3.3, with Hendrycks and Gimpel's GELU (2016).
     """
 
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(self, config: ModelConfig, layer_idx: int = 0) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(hidden_size, intermediate_size)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size)
+        bias = config.mlp_bias is not False
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
+        self.activation = ACTIVATIONS[config.hidden_act or "gelu"]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Maps `[T, C]` to `[T, C]`."""
-        output: Tensor = self.down_proj(F.gelu(self.up_proj(hidden_states)))
+        output: Tensor = self.down_proj(self.activation(self.up_proj(hidden_states)))
         return output

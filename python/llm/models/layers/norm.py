@@ -21,6 +21,23 @@ class RMSNorm(nn.Module):
         return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
 
 
+class OffsetRMSNorm(nn.Module):
+    """`RMSNorm` whose scale is stored less one, so that weight decay pulls it to one; computed in fp32.
+
+    Source: Gemma Team 2024, «Gemma: Open Models», section 2, and the model's published code.
+    """
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalises the last dimension of `[..., C]`."""
+        scale = 1.0 + self.weight.float()
+        return F.rms_norm(hidden_states.float(), scale.shape, scale, self.eps).to(hidden_states.dtype)
+
+
 class LayerNorm(nn.Module):
     """Centres each row, divides it by its standard deviation, scales and shifts it.
 

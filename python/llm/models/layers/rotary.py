@@ -1,34 +1,157 @@
-"""Rotary position encoding."""
+"""Where a token stands: rotary, learned and sinusoidal position encodings."""
+
+import math
 
 import torch
 from torch import Tensor, nn
 
+from llm.model_config import ModelConfig, RopeScaling
 
-class RotaryEmbedding(nn.Module):
+Rotation = tuple[Tensor, Tensor]
+
+
+class PositionEncoding(nn.Module):
+    """What a position encoding may do: add a vector to each embedding, and rotate queries and keys."""
+
+    def embed(self, positions: Tensor) -> Tensor | None:
+        """A vector for each position, `[T, C]`, or `None`."""
+        return None
+
+    def rotation(self, positions: Tensor) -> Rotation | None:
+        """Cosines and sines for each position, fp32 `[T, 1, D/2]` each, or `None`."""
+        return None
+
+
+class RotaryEmbedding(PositionEncoding):
     """Rotates pairs of a head's channels by an angle that grows with the position.
 
-    Channel `i` is paired with `i + D/2` (the layout of Hugging Face's Llama).
+    Channel `i` is paired with `i + D/2` (the layout of Hugging Face's Llama). Angles are computed in fp64 for the
+    positions asked for: a table of a long context would be larger than a small model.
 
     Source: Su et al. 2021, «RoFormer», equation 34.
     """
 
-    cosine: Tensor
-    sine: Tensor
-
-    def __init__(self, head_dim: int, max_positions: int, theta: float) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)  # (D/2,)
-        angles = torch.outer(torch.arange(max_positions, dtype=torch.float64), frequencies)  # (P, D/2)
-        self.register_buffer("cosine", angles.cos().float(), persistent=False)
-        self.register_buffer("sine", angles.sin().float(), persistent=False)
+        frequencies, self.factor = scaled_frequencies(config)
+        self._frequencies = {torch.device("cpu"): frequencies}
 
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotation(self, positions: Tensor) -> Rotation:
         """Cosines and sines of `positions` (int64 `[T]`), each fp32 `[T, 1, D/2]`."""
-        return self.cosine[positions].unsqueeze(1), self.sine[positions].unsqueeze(1)
+        device = positions.device
+        if device not in self._frequencies:
+            self._frequencies[device] = self._frequencies[torch.device("cpu")].to(device)
+        angles = positions[:, None].double() * self._frequencies[device]  # (T, D/2)
+        cosine, sine = angles.cos() * self.factor, angles.sin() * self.factor
+        return cosine.float().unsqueeze(1), sine.float().unsqueeze(1)
 
-    @staticmethod
-    def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        """Rotates `heads` `[T, H, D]`; computed in fp32, returned in the dtype given."""
-        first, second = heads.float().chunk(2, dim=-1)  # (T, H, D/2) each
-        rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
-        return rotated.to(heads.dtype)
+
+class LearnedPositions(PositionEncoding):
+    """A trained vector for each position.
+
+    Source: Radford et al. 2018, «Improving Language Understanding by Generative Pre-Training», section 4.1.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.max_position_embeddings, config.hidden_size))
+
+    def embed(self, positions: Tensor) -> Tensor:
+        """The vectors of `positions` (int64 `[T]`), `[T, C]`."""
+        return self.weight[positions]
+
+
+class SinusoidalPositions(PositionEncoding):
+    """Sines, then cosines, of geometrically spaced frequencies.
+
+    Source: Vaswani et al. 2017, «Attention Is All You Need», section 3.5.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.width = config.hidden_size
+        self.theta = config.rope_theta
+
+    def embed(self, positions: Tensor) -> Tensor:
+        """The vectors of `positions` (int64 `[T]`), fp32 `[T, C]`."""
+        steps = torch.arange(0, self.width, 2, dtype=torch.float64, device=positions.device)
+        angles = positions[:, None].double() * self.theta ** (-steps / self.width)  # (T, C/2)
+        return torch.cat((angles.sin(), angles.cos()), dim=-1)[:, : self.width].float()
+
+
+def rotate(heads: Tensor, rotation: Rotation | None) -> Tensor:
+    """Rotates `heads` `[T, H, D]`; computed in fp32, returned in the dtype given."""
+    if rotation is None:
+        return heads
+    cosine, sine = rotation
+    first, second = heads.float().chunk(2, dim=-1)  # (T, H, D/2) each
+    rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+    return rotated.to(heads.dtype)
+
+
+def scaled_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
+    """Angle per position of each pair, fp64 `[D/2]` on the CPU, and the factor on cosines and sines."""
+    width, scaling = config.rotary_width, config.rope_scaling
+    exponents = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width
+    frequencies = config.rope_theta**-exponents
+    if scaling is None:
+        return frequencies, 1.0
+    match scaling.rope_type:
+        case "linear":
+            return frequencies / scaling.factor, 1.0
+        case "llama3":
+            return _llama3(frequencies, scaling), 1.0
+        case "yarn":
+            return _yarn(frequencies, scaling, config), yarn_attention_factor(scaling)
+        # Dynamic scaling begins past the longest context, which no sequence here passes: it would change keys that are
+        # cached already.
+    return frequencies, 1.0
+
+
+def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Long waves stretched, short ones left alone, a blend in between.
+
+    Source: Meta 2024, «The Llama 3 Herd of Models», section 3.4.2, and the model's published code.
+    """
+    original = scaling.original_max_position_embeddings or 1
+    turns = original * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def _yarn(frequencies: Tensor, scaling: RopeScaling, config: ModelConfig) -> Tensor:
+    """A ramp over the pairs, from waves left alone to waves stretched whole.
+
+    Source: Peng et al. 2023, «YaRN», equations 17 to 21.
+    """
+    original = scaling.original_max_position_embeddings or 1
+    width = config.rotary_width
+
+    def pair_with(turns: float) -> float:
+        return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low, high = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    high = high if high > low else low + 0.001
+    stretched = ((torch.arange(width // 2, dtype=torch.float64, device="cpu") - low) / (high - low)).clamp(0, 1)
+    return frequencies * (1 - stretched + stretched / scaling.factor)
+
+
+def yarn_attention_factor(scaling: RopeScaling) -> float:
+    """The factor that makes up for the flatter softmax of a longer context.
+
+    Source: Peng et al. 2023, «YaRN», equation 22; DeepSeek-AI 2024, «DeepSeek-V2», section 3.1.4, for the two scales.
+    """
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        return yarn_scale(scaling.factor, scaling.mscale) / yarn_scale(scaling.factor, scaling.mscale_all_dim)
+    return yarn_scale(scaling.factor)
+
+
+def yarn_scale(factor: float, scale: float = 1.0) -> float:
+    """`0.1 · scale · ln(factor) + 1`."""
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0

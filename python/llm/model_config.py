@@ -1,0 +1,189 @@
+"""What a decoder-only transformer is made of, in Hugging Face's words where it has any."""
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from llm.errors import ConfigError
+
+LayerType: TypeAlias = Literal["full_attention", "sliding_attention"]
+Activation: TypeAlias = Literal["silu", "gelu", "gelu_pytorch_tanh"]
+Size: TypeAlias = Annotated[int, Meta(ge=1)]
+Rate: TypeAlias = Annotated[float, Meta(ge=0.0, lt=1.0)]
+Cap: TypeAlias = Annotated[float, Meta(gt=0.0)]
+
+
+class RopeScaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How rotary frequencies are stretched for contexts longer than those first trained on."""
+
+    rope_type: Annotated[Literal["linear", "dynamic", "llama3", "yarn"], Meta(description="Which rule.")]
+    factor: Annotated[float, Meta(ge=1.0, description="How many times longer.")]
+    original_max_position_embeddings: (
+        Annotated[int, Meta(ge=1, description="Context before; llama3 and yarn need it.")] | None
+    ) = None
+    low_freq_factor: Annotated[float, Meta(gt=0, description="llama3: longer waves are stretched whole.")] = 1.0
+    high_freq_factor: Annotated[float, Meta(gt=0, description="llama3: shorter waves are left alone.")] = 4.0
+    beta_fast: Annotated[float, Meta(gt=0, description="yarn: turns above which a wave is left alone.")] = 32.0
+    beta_slow: Annotated[float, Meta(gt=0, description="yarn: turns below which it is stretched whole.")] = 1.0
+    attention_factor: Annotated[float, Meta(gt=0, description="yarn: on cosines and sines.")] | None = None
+    mscale: Annotated[float, Meta(ge=0, description="yarn, DeepSeek: in place of `attention_factor`.")] | None = None
+    mscale_all_dim: Annotated[float, Meta(ge=0, description="yarn, DeepSeek: on all of a head.")] | None = None
+    truncate: Annotated[bool, Meta(description="yarn: round the borders of its ramp.")] = True
+
+    def __post_init__(self) -> None:
+        """Checks what the rule needs."""
+        if self.rope_type in ("llama3", "yarn") and self.original_max_position_embeddings is None:
+            raise ConfigError(
+                f"`rope_scaling.original_max_position_embeddings` must be given for rope_type {self.rope_type!r}"
+            )
+        if self.rope_type == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ConfigError(
+                f"`rope_scaling.low_freq_factor` must be below `high_freq_factor` ({self.high_freq_factor}), "
+                f"got {self.low_freq_factor}"
+            )
+
+
+class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A mixture of experts in place of the feed-forward (`mlp = "moe"`)."""
+
+    num_experts: Annotated[int, Meta(ge=1, description="Experts to choose from.")] = 8
+    num_experts_per_tok: Annotated[int, Meta(ge=1, description="Experts a token goes through.")] = 2
+    moe_intermediate_size: Annotated[int, Meta(ge=1, description="Width inside an expert.")] = 128
+    shared_expert_intermediate_size: Annotated[
+        int, Meta(ge=0, description="Of the expert all go through; 0: none.")
+    ] = 0
+    shared_expert_gate: Annotated[bool, Meta(description="Each token weighs the shared expert.")] = False
+    softmax_first: Annotated[
+        bool, Meta(description="Softmax over all experts, then the k best; else of the k best.")
+    ] = True
+    norm_topk_prob: Annotated[bool, Meta(description="Scale the chosen weights to a sum of 1.")] = True
+    routed_scaling_factor: Annotated[float, Meta(gt=0, description="On the chosen weights.")] = 1.0
+    dense_layers: Annotated[tuple[int, ...], Meta(description="Layers that keep a plain feed-forward.")] = ()
+    load_balancing_weight: Annotated[float, Meta(ge=0, description="Of the load-balancing loss in training.")] = 0.001
+    router_z_weight: Annotated[float, Meta(ge=0, description="Of the router z-loss in training.")] = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks that there are as many experts as a token needs."""
+        if self.num_experts_per_tok > self.num_experts:
+            raise ConfigError(
+                f"`model.experts.num_experts_per_tok` must be at most `num_experts` ({self.num_experts}), "
+                f"got {self.num_experts_per_tok}"
+            )
+
+
+class LatentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Widths of multi-head latent attention (`attention = "mla"`)."""
+
+    kv_lora_rank: Annotated[int, Meta(ge=1, description="Width of the compressed keys and values.")] = 64
+    q_lora_rank: Annotated[int, Meta(ge=1, description="Of the compressed queries; null: not compressed.")] | None = (
+        None
+    )
+    qk_nope_head_dim: Annotated[int, Meta(ge=1, description="Part of a head without position.")] = 32
+    qk_rope_head_dim: Annotated[int, Meta(ge=2, description="Part of a head that is rotated.")] = 16
+    v_head_dim: Annotated[int, Meta(ge=1, description="Width of a head's value.")] = 32
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A decoder-only transformer: sizes, and components by their registered names."""
+
+    vocab_size: Annotated[int, Meta(ge=0, description="Rows of the embedding; 0: the tokenizer's.")] = 0
+    hidden_size: Annotated[int, Meta(ge=1, description="Width of the residual stream.")] = 128
+    intermediate_size: Annotated[int, Meta(ge=1, description="Width inside the feed-forward.")] = 344
+    num_hidden_layers: Annotated[int, Meta(ge=1, description="Transformer blocks.")] = 4
+    num_attention_heads: Annotated[int, Meta(ge=1, description="Query heads.")] = 4
+    num_key_value_heads: Annotated[int, Meta(ge=1, description="Key and value heads; divides the query heads.")] = 2
+    head_dim: Annotated[int, Meta(ge=2, description="Width of a head; null: hidden_size / heads.")] | None = None
+    max_position_embeddings: Annotated[int, Meta(ge=1, description="Longest context in tokens.")] = 256
+    tie_word_embeddings: Annotated[bool, Meta(description="Output projection = input embedding.")] = True
+    scale_embeddings: Annotated[bool, Meta(description="Embeddings times the root of `hidden_size`.")] = False
+    initializer_range: Annotated[float, Meta(gt=0, description="Standard deviation of new weights.")] = 0.02
+    dropout: Annotated[Rate, Meta(description="After the embedding, attention and feed-forward, in training.")] = 0.0
+    attention_dropout: Annotated[Rate, Meta(description="On attention weights, in training.")] = 0.0
+
+    attention: Annotated[str, Meta(description="Registered attention component.")] = "gqa"
+    attention_bias: Annotated[bool, Meta(description="Bias of the query, key and value projections.")] = False
+    attention_output_bias: Annotated[bool, Meta(description="Bias of the projection after attention.")] = False
+    qk_norm: Annotated[bool, Meta(description="RMS norm of each query and key head before rotation.")] = False
+    sliding_window: Annotated[Size, Meta(description="Tokens a token sees, itself included; null: all.")] | None = None
+    layer_types: (
+        Annotated[tuple[LayerType, ...], Meta(description="Which layers slide; null: all, if there is a window.")]
+        | None
+    ) = None
+    query_pre_attn_scalar: (
+        Annotated[Cap, Meta(description="Scores are divided by its root; null: by that of a head's width.")] | None
+    ) = None
+    attn_logit_softcapping: Annotated[Cap, Meta(description="Bound of the scores, by tanh; null: none.")] | None = None
+    final_logit_softcapping: Annotated[Cap, Meta(description="Bound of the logits, by tanh; null: none.")] | None = None
+    latent: Annotated[LatentConfig, Meta(description="Widths of latent attention.")] | None = None
+
+    mlp: Annotated[str, Meta(description="Registered feed-forward component.")] = "swiglu"
+    mlp_bias: (
+        Annotated[bool, Meta(description="Bias of the feed-forward's projections; null: the component's.")] | None
+    ) = None
+    hidden_act: Annotated[Activation, Meta(description="Activation; null: the component's own.")] | None = None
+    experts: Annotated[ExpertsConfig, Meta(description='The mixture of `mlp = "moe"`.')] | None = None
+
+    norm: Annotated[str, Meta(description="Registered norm component.")] = "rms_norm"
+    rms_norm_eps: Annotated[float, Meta(gt=0, description="Added under the norm's root.")] = 1e-5
+    norm_placement: Annotated[
+        Literal["pre", "post", "both"], Meta(description="Before each part, after the sum, or before and after a part.")
+    ] = "pre"
+
+    position_encoding: Annotated[str, Meta(description="Registered position encoding.")] = "rope"
+    rope_theta: Annotated[float, Meta(gt=0, description="Base of the rotary frequencies.")] = 10_000.0
+    rope_scaling: Annotated[RopeScaling, Meta(description="For contexts longer than first trained on.")] | None = None
+
+    family: Annotated[str, Meta(description="Hugging Face family to save as, where it can hold the model.")] | None = (
+        None
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the rules across fields."""
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"`model.hidden_size` must be a multiple of `model.num_attention_heads` ({self.num_attention_heads}), "
+                f"got {self.hidden_size}\nhint: set `model.head_dim` to decouple them"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"`model.num_key_value_heads` must divide `model.num_attention_heads` ({self.num_attention_heads}), "
+                f"got {self.num_key_value_heads}"
+            )
+        if self.position_encoding == "rope" and self.rotary_width % 2:
+            raise ConfigError(f"a head's width must be even for rotary positions, got {self.rotary_width}")
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
+            raise ConfigError(
+                f"`model.layer_types` must name all {self.num_hidden_layers} layers, got {len(self.layer_types)}"
+            )
+        if "sliding_attention" in (self.layer_types or ()) and self.sliding_window is None:
+            raise ConfigError("`model.sliding_window` must be given where `model.layer_types` has `sliding_attention`")
+        outside = [layer for layer in self.dense_layers if not 0 <= layer < self.num_hidden_layers]
+        if outside:
+            raise ConfigError(
+                f"`model.experts.dense_layers` must be from 0 to {self.num_hidden_layers - 1}, got {outside}"
+            )
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotary_width(self) -> int:
+        """Width of the part of a head that is rotated."""
+        return self.latent.qk_rope_head_dim if self.latent else self.head_width
+
+    @property
+    def dense_layers(self) -> tuple[int, ...]:
+        """Layers with a plain feed-forward in a model with experts."""
+        return self.experts.dense_layers if self.experts else ()
+
+    def window_of(self, layer_idx: int) -> int | None:
+        """Tokens that a token of this layer sees; `None`: all before it."""
+        if self.layer_types is not None and self.layer_types[layer_idx] == "full_attention":
+            return None
+        return self.sliding_window

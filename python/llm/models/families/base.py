@@ -1,0 +1,326 @@
+"""What a family of Hugging Face models is: its config and names beside ours.
+
+Nothing here knows a model; each family's file does.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgspec
+import torch
+from torch import Tensor
+
+from llm.config import from_builtins
+from llm.errors import CheckpointError, ConfigError
+from llm.model_config import ModelConfig, RopeScaling
+
+Values: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where one of their tensors lies in one of ours.
+
+    Attributes:
+        name: Theirs.
+        view: The part of our parameter that has the shape of their tensor.
+        rows: If given, row `i` of the view is their row `rows[i]`.
+    """
+
+    name: str
+    view: Tensor
+    rows: Tensor | None = None
+
+    def fill(self, tensor: Tensor) -> None:
+        """Copies their tensor into our parameter, in its dtype."""
+        self.view.copy_(tensor if self.rows is None else tensor[self.rows])
+
+    def extract(self) -> Tensor:
+        """Their tensor, with memory of its own."""
+        if self.rows is None:
+            return self.view.detach().clone(memory_format=torch.contiguous_format)
+        tensor = self.view.detach().clone(memory_format=torch.contiguous_format)
+        tensor[self.rows.to(tensor.device)] = self.view.detach()
+        return tensor
+
+
+Cut: TypeAlias = Callable[[Tensor, ModelConfig], list[Piece]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family: how its `config.json` and its tensors' names relate to ours.
+
+    Attributes:
+        model_type: As in `config.json`.
+        architecture: The class of `transformers` that opens it.
+        read: From the values of a `config.json` to fields of `ModelConfig`.
+        write: The way back; what the family can't say is left out.
+        top: Our modules outside the blocks and their names.
+        block: Our modules inside block `{layer}` and how each of their tensors is cut: a name, or several whose rows
+            follow each other, or a function of our tensor.
+        prefix: Of a block's names.
+        ignored: Pattern of tensors that are no parameters.
+    """
+
+    model_type: str
+    architecture: str
+    read: Callable[[Mapping[str, Any]], Values]
+    write: Callable[[ModelConfig], Values]
+    top: Mapping[str, str]
+    block: Mapping[str, "str | tuple[str, ...] | BlockCut"]
+    prefix: str = "model.layers.{layer}."
+    ignored: str = r".*\.rotary_emb\.inv_freq"
+
+    def config_from(self, values: Mapping[str, Any]) -> ModelConfig:
+        """Reads a `config.json`.
+
+        Raises:
+            CheckpointError: A feature this package doesn't compute, or values that contradict each other.
+        """
+        try:
+            fields = self.read(values) | {"family": self.model_type}
+            return from_builtins({key: value for key, value in fields.items() if value is not None}, ModelConfig)
+        except ConfigError as error:
+            raise CheckpointError(f"config.json: {error}") from error
+
+    def config_to(self, config: ModelConfig) -> Values:
+        """The values of a `config.json`; see `difference` for what they don't say."""
+        named = {"architectures": [self.architecture], "model_type": self.model_type}
+        return named | self.write(config)
+
+    def difference(self, config: ModelConfig) -> list[str]:
+        """The fields of `config` that this family can't hold, as `field value`."""
+        try:
+            back = self.config_from(self.config_to(config))
+        except (CheckpointError, ConfigError, KeyError, TypeError, ValueError) as error:
+            return [str(error).splitlines()[0]]
+        wanted, got = (msgspec.to_builtins(normalised(each)) for each in (config, back))
+        return [f"{key} = {wanted[key]!r}" for key in wanted if wanted[key] != got[key]]
+
+    def pieces(self, name: str, ours: Tensor, config: ModelConfig) -> list[Piece]:
+        """Their tensors that make up our parameter `name`."""
+        module, _, leaf = name.rpartition(".")
+        match = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+        if match is None:
+            return [Piece(f"{self.top[module]}.{leaf}", ours)]
+        layer, inner = match.groups()
+        prefix = self.prefix.format(layer=layer)
+        whole, module = inner, inner.rpartition(".")[0]
+        cut = self.block[whole] if whole in self.block else self.block[module]
+        if isinstance(cut, BlockCut):
+            found = cut.cut(ours, config)
+        else:
+            names = (cut,) if isinstance(cut, str) else cut
+            found = rows(ours, tuple(f"{each}.{leaf}" for each in names), _sizes(module, config, len(names)))
+        return [Piece(prefix + piece.name, piece.view, piece.rows) for piece in found]
+
+
+@dataclass(frozen=True)
+class BlockCut:
+    """A cut that no list of names can say."""
+
+    cut: Cut
+
+
+def rows(ours: Tensor, names: Sequence[str], sizes: Sequence[int]) -> list[Piece]:
+    """Consecutive rows of our tensor as tensors of their own; one name takes all."""
+    if len(names) == 1:
+        return [Piece(names[0], ours)]
+    return [Piece(name, part) for name, part in zip(names, torch.split(ours, list(sizes)), strict=True)]
+
+
+def _sizes(module: str, config: ModelConfig, parts: int) -> list[int]:
+    """Rows of q, k and v, or of gate and up, in the fused weight."""
+    if parts == 2:
+        shared = config.experts.shared_expert_intermediate_size if config.experts and "shared" in module else 0
+        return [shared or config.intermediate_size] * 2
+    query, kv = config.num_attention_heads * config.head_width, config.num_key_value_heads * config.head_width
+    return [query, kv, kv]
+
+
+def experts(names: str, gate: str, up: str, down: str) -> dict[str, BlockCut]:
+    """The cuts of stacked experts, whose tensors on disk are one file entry each.
+
+    Args:
+        names: With `{expert}` and `{part}`.
+        gate: Their name of the gate's projection.
+        up: Of the other one.
+        down: Of the one back.
+    """
+
+    def cut_gate_up(ours: Tensor, config: ModelConfig) -> list[Piece]:
+        width = ours.shape[1] // 2
+        parts = ((gate, slice(0, width)), (up, slice(width, None)))
+        return [
+            Piece(names.format(expert=expert, part=part), ours[expert, span])
+            for expert in range(len(ours))
+            for part, span in parts
+        ]
+
+    def cut_down(ours: Tensor, config: ModelConfig) -> list[Piece]:
+        return [Piece(names.format(expert=expert, part=down), ours[expert]) for expert in range(len(ours))]
+
+    return {"mlp.experts.gate_up_proj": BlockCut(cut_gate_up), "mlp.experts.down_proj": BlockCut(cut_down)}
+
+
+def transposed(name: str) -> BlockCut:
+    """Our matrix is theirs turned over."""
+    return BlockCut(lambda ours, config: [Piece(name, ours.T if ours.dim() == 2 else ours)])
+
+
+LLAMA_TOP = {"embed_tokens": "model.embed_tokens", "norm": "model.norm", "lm_head": "lm_head"}
+LLAMA_BLOCK: dict[str, str | tuple[str, ...] | BlockCut] = {
+    "norm1": "input_layernorm",
+    "norm2": "post_attention_layernorm",
+    "attention.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.o_proj": "self_attn.o_proj",
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down_proj": "mlp.down_proj",
+}
+QK_NORMS: dict[str, str] = {"attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm"}
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "initializer_range",
+    "attention_dropout",
+)
+
+
+def read_sizes(values: Mapping[str, Any]) -> Values:
+    """The fields that most families name alike, rotary settings among them."""
+    fields = {key: values.get(key) for key in _SIZES}
+    fields["num_key_value_heads"] = fields["num_key_value_heads"] or fields["num_attention_heads"]
+    fields["head_dim"] = values.get("head_dim")
+    fields["tie_word_embeddings"] = bool(values.get("tie_word_embeddings", False))
+    return fields | read_rope(values)
+
+
+def write_sizes(config: ModelConfig) -> Values:
+    """The way back from `read_sizes`."""
+    fields = {key: getattr(config, key) for key in _SIZES}
+    tied = {"tie_word_embeddings": config.tie_word_embeddings}
+    return fields | {"head_dim": config.head_width} | tied | write_rope(config)
+
+
+def read_rope(values: Mapping[str, Any]) -> Values:
+    """Rotary base and scaling, from where newer (`rope_parameters`) or older configs hold them.
+
+    Raises:
+        CheckpointError: A kind of scaling that is not computed here.
+    """
+    given = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise CheckpointError(f"`rope_parameters` must be an object in config.json, got {given!r}")
+    parameters = dict(given)
+    theta = parameters.pop("rope_theta", None) or values.get("rope_theta") or 10_000.0
+    kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
+    parameters.pop("type", None)
+    if kind == "default":
+        return {"rope_theta": theta}
+    known = {field.name for field in msgspec.structs.fields(RopeScaling)}
+    unknown = sorted(key for key, value in parameters.items() if key not in known and value is not None)
+    if kind not in ("linear", "dynamic", "llama3", "yarn") or unknown:
+        what = f"rope_type {kind!r}" if not unknown else f"{', '.join(unknown)} for rope_type {kind!r}"
+        raise CheckpointError(
+            f"rotary scaling must be default, linear, dynamic, llama3 or yarn in config.json, got {what}"
+        )
+    if kind == "yarn":
+        parameters.setdefault("original_max_position_embeddings", values.get("max_position_embeddings"))
+    scaling = {key: value for key, value in parameters.items() if value is not None}
+    return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **scaling}}
+
+
+def write_rope(config: ModelConfig) -> Values:
+    """Rotary settings in the place where newer and older readers look."""
+    if config.position_encoding != "rope":
+        return {}
+    if config.rope_scaling is None:
+        return {"rope_theta": config.rope_theta}
+    default = RopeScaling(rope_type="linear", factor=1.0)
+    given = msgspec.structs.asdict(config.rope_scaling)
+    always = ("low_freq_factor", "high_freq_factor") if config.rope_scaling.rope_type == "llama3" else ()
+    scaling = {
+        key: value
+        for key, value in given.items()
+        if key in ("rope_type", "factor", *always) or value != getattr(default, key)
+    }
+    return {"rope_theta": config.rope_theta, "rope_parameters": scaling | {"rope_theta": config.rope_theta}}
+
+
+def require(values: Mapping[str, Any], allowed: Mapping[str, Sequence[Any]]) -> None:
+    """Checks the values of features that are fixed here; the first allowed one, or silence, is usual.
+
+    Raises:
+        CheckpointError: Another value.
+    """
+    wrong = [
+        f"`{key}` must be {' or '.join(map(repr, choices))}, got {values[key]!r}"
+        for key, choices in allowed.items()
+        if values.get(key) is not None and values[key] not in choices
+    ]
+    if wrong:
+        raise CheckpointError("config.json asks for what is not computed here:\n  " + "\n  ".join(wrong))
+
+
+def read_windows(values: Mapping[str, Any], *, slides: bool) -> Values:
+    """Which layers of a Qwen slide: those from `max_window_layers` on, if `use_sliding_window` says so."""
+    window = values.get("sliding_window") if slides else None
+    types = values.get("layer_types")
+    if window is None:
+        return {}
+    if types is None:
+        first = values.get("max_window_layers", 28)
+        types = [
+            "sliding_attention" if layer >= first else "full_attention" for layer in range(values["num_hidden_layers"])
+        ]
+    if "sliding_attention" not in types:
+        return {}
+    return {"sliding_window": window, "layer_types": None if "full_attention" not in types else list(types)}
+
+
+def write_windows(config: ModelConfig) -> Values:
+    """The way back from `read_windows`."""
+    if config.sliding_window is None:
+        return {"use_sliding_window": False, "sliding_window": None}
+    types = config.layer_types or ("sliding_attention",) * config.num_hidden_layers
+    return {
+        "use_sliding_window": True,
+        "sliding_window": config.sliding_window,
+        "max_window_layers": 0,
+        "layer_types": list(types),
+    }
+
+
+def normalised(config: ModelConfig) -> ModelConfig:
+    """The config with what can be said in two ways said in one, and no family."""
+    types = config.layer_types
+    if config.sliding_window is None or (types is not None and "full_attention" not in types):
+        types = None
+    changes: Values = {"family": None, "layer_types": types}
+    if config.latent is None:
+        changes["head_dim"] = config.head_width
+    if config.mlp in ("swiglu", "moe"):
+        changes |= {"mlp_bias": bool(config.mlp_bias), "hidden_act": config.hidden_act or "silu"}
+    elif config.mlp == "gelu":
+        changes |= {"mlp_bias": config.mlp_bias is not False, "hidden_act": config.hidden_act or "gelu"}
+    if config.query_pre_attn_scalar == config.head_width:
+        changes["query_pre_attn_scalar"] = None
+    return msgspec.structs.replace(config, **changes)
+
+
+@functools.cache
+def defaults() -> Values:
+    """The values of a `ModelConfig` that says nothing."""
+    values: Values = msgspec.to_builtins(ModelConfig())
+    return values

@@ -1,0 +1,22 @@
+"""Mistral: Llama with a sliding window."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm.model_config import ModelConfig
+from llm.models.families.base import LLAMA_BLOCK, LLAMA_TOP, Family, Values, read_sizes, require, write_sizes
+
+
+def read(values: Mapping[str, Any]) -> Values:
+    """Fields of `ModelConfig`."""
+    require(values, {"hidden_act": ("silu",), "quantization_config": ()})
+    return read_sizes(values) | {"sliding_window": values.get("sliding_window")}
+
+
+def write(config: ModelConfig) -> Values:
+    """Values of `config.json`; silence about the window would mean 4,096."""
+    values = write_sizes(config) | {"hidden_act": "silu"}
+    return values | {"sliding_window": config.sliding_window}
+
+
+FAMILY = Family("mistral", "MistralForCausalLM", read, write, LLAMA_TOP, LLAMA_BLOCK)

@@ -1,0 +1,32 @@
+"""Qwen 2 and 2.5: Llama with a bias on queries, keys and values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm.model_config import ModelConfig
+from llm.models.families.base import (
+    LLAMA_BLOCK,
+    LLAMA_TOP,
+    Family,
+    Values,
+    read_sizes,
+    read_windows,
+    require,
+    write_sizes,
+    write_windows,
+)
+
+
+def read(values: Mapping[str, Any]) -> Values:
+    """Fields of `ModelConfig`."""
+    require(values, {"hidden_act": ("silu",), "quantization_config": ()})
+    windows = read_windows(values, slides=bool(values.get("use_sliding_window", False)))
+    return read_sizes(values) | {"attention_bias": True} | windows
+
+
+def write(config: ModelConfig) -> Values:
+    """Values of `config.json`."""
+    return write_sizes(config) | {"hidden_act": "silu"} | write_windows(config)
+
+
+FAMILY = Family("qwen2", "Qwen2ForCausalLM", read, write, LLAMA_TOP, LLAMA_BLOCK)

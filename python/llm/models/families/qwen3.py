@@ -1,0 +1,36 @@
+"""Qwen 3: Llama with normalised queries and keys."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm.model_config import ModelConfig
+from llm.models.families.base import (
+    LLAMA_BLOCK,
+    LLAMA_TOP,
+    QK_NORMS,
+    Family,
+    Values,
+    read_sizes,
+    read_windows,
+    require,
+    write_sizes,
+    write_windows,
+)
+
+
+def read(values: Mapping[str, Any]) -> Values:
+    """Fields of `ModelConfig`."""
+    require(values, {"hidden_act": ("silu",), "quantization_config": ()})
+    bias = bool(values.get("attention_bias", False))
+    windows = read_windows(values, slides=bool(values.get("use_sliding_window", False)))
+    fields = {"qk_norm": True, "attention_bias": bias, "attention_output_bias": bias}
+    return read_sizes({"head_dim": 128, **values}) | fields | windows
+
+
+def write(config: ModelConfig) -> Values:
+    """Values of `config.json`."""
+    values = {"hidden_act": "silu", "attention_bias": config.attention_bias}
+    return write_sizes(config) | values | write_windows(config)
+
+
+FAMILY = Family("qwen3", "Qwen3ForCausalLM", read, write, LLAMA_TOP, LLAMA_BLOCK | QK_NORMS)

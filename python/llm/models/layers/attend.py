@@ -1,0 +1,208 @@
+"""Softmax attention by whichever backend suits device and shape, never with a mask over a whole long context."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llm.errors import ConfigError
+
+# Queries that share one mask: what a mask takes is this times the keys they see.
+QUERY_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class AttentionRule:
+    """What is done to scores.
+
+    Attributes:
+        scale: Times the products of queries and keys.
+        window: Tokens a query sees, itself included; `None`: all before it.
+        softcap: Bound of the scores by `c · tanh(s / c)`; `None`: none.
+        dropout: Share of weights set to zero.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    dropout: float = 0.0
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], rule: AttentionRule, *, backend: str = "auto"
+) -> Tensor:
+    """Causal attention inside each of the sequences that `lengths` cuts the tokens into.
+
+    Args:
+        query: `[T, H, D]`.
+        key: `[T, K, D]`.
+        value: `[T, K, Dv]`.
+        lengths: Of the sequences; their sum is `T`.
+        rule: Scale, window, cap, dropout.
+        backend: A name in `BACKENDS`, or `auto`.
+
+    Returns:
+        `[T, H, Dv]`.
+
+    Raises:
+        ConfigError: An unknown backend, or one that can't run here.
+    """
+    return BACKENDS[choose_backend(backend, query, rule)](query, key, value, lengths, rule)
+
+
+def choose_backend(name: str, query: Tensor, rule: AttentionRule) -> str:
+    """The backend that `name` means for these queries.
+
+    Raises:
+        ConfigError: An unknown backend, or one that can't run here.
+    """
+    if name == "auto":
+        half = query.dtype in (torch.bfloat16, torch.float16)
+        return "flash" if query.device.type == "cuda" and half and _flash_module() else "sdpa"
+    if name not in BACKENDS:
+        raise ConfigError(f"`attention_backend` must be one of auto, {', '.join(BACKENDS)}, got {name!r}")
+    if name == "flash" and _flash_module() is None:
+        raise ConfigError(
+            "attention backend `flash` needs the package flash-attn, which is not installed\nhint: `sdpa`"
+        )
+    if name == "flash" and query.device.type != "cuda":
+        raise ConfigError(f"attention backend `flash` runs on CUDA only, got {query.device.type}\nhint: `sdpa`")
+    if name == "flex" and rule.dropout:
+        raise ConfigError(f"attention backend `flex` has no dropout, got {rule.dropout}\nhint: `sdpa`")
+    return name
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], rule: AttentionRule) -> Tensor:
+    """PyTorch's kernels; sequences of one length together, others one by one."""
+    if len(set(lengths)) == 1:
+        batch, length = len(lengths), lengths[0]
+        query, key, value = (part.view(batch, length, *part.shape[1:]).transpose(1, 2) for part in (query, key, value))
+        return attend_causal(query, key, value, rule).transpose(1, 2).flatten(0, 1)  # (T, H, D)
+    cuts = list(lengths)
+    parts = zip(torch.split(query, cuts), torch.split(key, cuts), torch.split(value, cuts), strict=True)
+    return torch.cat([_sdpa(*part, (len(part[0]),), rule) for part in parts])
+
+
+def attend_causal(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+    """The last `T` of `S` tokens attend to all before them, or to those in the window.
+
+    Args:
+        query: `[B, H, T, D]`.
+        key: `[B, K, S, D]`.
+        value: `[B, K, S, Dv]`.
+        rule: Scale, window, cap, dropout.
+
+    Returns:
+        `[B, H, T, Dv]`.
+    """
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    window = rule.window if rule.window is not None and rule.window < num_keys else None
+    if num_queries == num_keys and window is None and rule.softcap is None:
+        return _scores_of(query, key, value, None, rule, is_causal=True)
+    first = num_keys - num_queries
+    parts = []
+    for start in range(0, num_queries, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, num_queries)
+        begin = 0 if window is None else max(first + start - window + 1, 0)
+        keys = slice(begin, first + stop)
+        distance = torch.arange(first + start, first + stop, device=query.device)[:, None] - torch.arange(
+            begin, first + stop, device=query.device
+        )
+        mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        parts.append(attend_masked(query[:, :, start:stop], key[:, :, keys], value[:, :, keys], mask, rule))
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def attend_masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: AttentionRule) -> Tensor:
+    """Attention where `mask`, broadcast to `[B, H, T, S]`, is true; shapes as in `attend_causal`."""
+    return _scores_of(query, key, value, mask, rule)
+
+
+def _scores_of(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: AttentionRule, *, is_causal: bool = False
+) -> Tensor:
+    if rule.softcap is not None and mask is not None:
+        return _capped(query, key, value, mask, rule, cap=rule.softcap)
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, rule.dropout, is_causal=is_causal, scale=rule.scale, enable_gqa=grouped
+    )
+
+
+def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: AttentionRule, *, cap: float) -> Tensor:
+    """Scores bounded by `cap`, which PyTorch's kernels can't.
+
+    Source: Gemma Team 2024, «Gemma 2», section 2.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    scores = query @ key.transpose(2, 3) * rule.scale
+    scores = (cap * torch.tanh(scores / cap)).masked_fill(~mask, float("-inf"))
+    weights = F.dropout(scores.float().softmax(-1).to(query.dtype), rule.dropout)
+    return weights @ value
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], rule: AttentionRule) -> Tensor:
+    """FlexAttention over all sequences at once: blocks that no query sees are left out."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    num_tokens, device = len(query), query.device
+    document = torch.repeat_interleave(
+        torch.arange(len(lengths), device=device), torch.tensor(lengths, device=device), output_size=num_tokens
+    )
+    window = rule.window or num_tokens
+
+    def sees(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return (document[row] == document[column]) & (row >= column) & (row - column < window)
+
+    def capped(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return score if rule.softcap is None else rule.softcap * torch.tanh(score / rule.softcap)
+
+    mask = create_block_mask(sees, None, None, num_tokens, num_tokens, device=device)
+    parts = (part.transpose(0, 1).unsqueeze(0) for part in (query, key, value))  # (1, H, T, D)
+    run: Any = _compiled_flex() if device.type == "cuda" else flex_attention
+    mixed: Tensor = run(
+        *parts, score_mod=capped, block_mask=mask, scale=rule.scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    return mixed.squeeze(0).transpose(0, 1)
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], rule: AttentionRule) -> Tensor:
+    """FlashAttention 2 or 3, as installed.
+
+    Source: Dao 2023, «FlashAttention-2», and Shah et al. 2024, «FlashAttention-3».
+    """
+    module = _flash_module()
+    bounds = F.pad(torch.tensor(lengths, device=query.device).cumsum(0), (1, 0)).to(torch.int32)
+    longest = max(lengths)
+    options: dict[str, Any] = {"softmax_scale": rule.scale, "causal": True, "softcap": rule.softcap or 0.0}
+    options["window_size"] = (-1, -1) if rule.window is None else (rule.window - 1, 0)
+    if rule.dropout:
+        options["dropout_p"] = rule.dropout
+    mixed = module.flash_attn_varlen_func(query, key, value, bounds, bounds, longest, longest, **options)
+    output: Tensor = mixed[0] if isinstance(mixed, tuple) else mixed
+    return output
+
+
+@lru_cache(maxsize=1)
+def _flash_module() -> Any:
+    """FlashAttention 3's module, else 2's, else `None`."""
+    names = ("flash_attn_interface", "flash_attn")
+    found = next((name for name in names if importlib.util.find_spec(name) is not None), None)
+    return importlib.import_module(found) if found else None
+
+
+Backend = Callable[[Tensor, Tensor, Tensor, tuple[int, ...], AttentionRule], Tensor]
+BACKENDS: dict[str, Backend] = {"sdpa": _sdpa, "flex": _flex, "flash": _flash}

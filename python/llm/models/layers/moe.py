@@ -1,0 +1,153 @@
+"""A mixture of experts as feed-forward."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm.errors import ConfigError
+from llm.model_config import ExpertsConfig, ModelConfig
+from llm.models.layers.mlp import ACTIVATIONS, SwiGLU
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which experts the tokens of one pass went through.
+
+    Attributes:
+        logits: fp32 `[T, E]`, before any softmax.
+        chosen: int64 `[T, k]`.
+        weights: fp32 `[T, k]`, of the chosen experts' outputs.
+    """
+
+    logits: Tensor
+    chosen: Tensor
+    weights: Tensor
+
+    def load(self) -> Tensor:
+        """The share of assignments that each expert got, fp32 `[E]`."""
+        num_experts = self.logits.shape[1]
+        counts = torch.bincount(self.chosen.flatten(), minlength=num_experts)
+        return counts / max(self.chosen.numel(), 1)
+
+    def load_balancing_loss(self) -> Tensor:
+        """`E` times the sum over experts of the share of tokens and the mean probability; 1·k when even.
+
+        Source: Fedus, Zoph and Shazeer 2021, «Switch Transformers», equation 4, over k choices as in Mixtral.
+        """
+        probabilities = self.logits.softmax(-1).mean(0)
+        return self.logits.shape[1] * self.chosen.shape[1] * (self.load() * probabilities).sum()
+
+    def z_loss(self) -> Tensor:
+        """Mean square of the log of the softmax's denominator: keeps logits small.
+
+        Source: Zoph et al. 2022, «ST-MoE», equation 5.
+        """
+        return self.logits.logsumexp(-1).square().mean()
+
+
+class Experts(nn.Module):
+    """SwiGLU experts as two stacked matrices, each a grouped product over tokens sorted by expert.
+
+    Attributes:
+        gate_up_proj: `[E, 2I, C]`.
+        down_proj: `[E, C, I]`.
+    """
+
+    def __init__(self, config: ModelConfig, experts: ExpertsConfig) -> None:
+        super().__init__()
+        width = experts.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(experts.num_experts, 2 * width, config.hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(experts.num_experts, config.hidden_size, width))
+        self.activation = ACTIVATIONS[config.hidden_act or "silu"]
+
+    def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """Each expert on its own rows.
+
+        Args:
+            rows: `[N, C]`, those of the first expert first.
+            counts: int64 `[E]`, rows of each expert; their sum is `N`.
+
+        Returns:
+            `[N, C]`.
+        """
+        gate, up = grouped_linear(rows, self.gate_up_proj, counts).chunk(2, dim=-1)
+        return grouped_linear(self.activation(gate) * up, self.down_proj, counts)
+
+
+def grouped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    """`rows[group e] @ weights[e].T` for all groups.
+
+    Args:
+        rows: `[N, C]`, sorted by group.
+        weights: `[E, O, C]`.
+        counts: int64 `[E]`, rows of each group.
+
+    Returns:
+        `[N, O]`.
+    """
+    if rows.device.type == "cuda" and rows.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
+        offsets = counts.cumsum(0).to(torch.int32)
+        product: Tensor = F.grouped_mm(rows, weights.transpose(1, 2), offs=offsets)
+        return product
+    groups = torch.split(rows, counts.tolist())
+    return torch.cat([group @ weight.T for group, weight in zip(groups, weights.unbind(), strict=True) if len(group)])
+
+
+class MoE(nn.Module):
+    """Sends each token through the few experts its router scores highest, and adds a shared expert if there is one.
+
+    `routing` holds the last pass's choice, for losses and metrics.
+
+    Source: Shazeer et al. 2017, «Outrageously Large Neural Networks», section 2; Jiang et al. 2024, «Mixtral of
+    Experts», section 2.1 (softmax of the k best); Dai et al. 2024, «DeepSeekMoE», section 3.2 (shared experts).
+    """
+
+    routing: Routing | None = None
+
+    def __init__(self, config: ModelConfig, layer_idx: int = 0) -> None:
+        super().__init__()
+        experts = config.experts
+        if experts is None:
+            raise ConfigError("`model.experts` must be given for `model.mlp` = 'moe', got null")
+        self.settings = experts
+        self.router = nn.Linear(config.hidden_size, experts.num_experts, bias=False)
+        self.experts = Experts(config, experts)
+        shared = experts.shared_expert_intermediate_size
+        self.shared_expert = SwiGLU(config, layer_idx, intermediate_size=shared) if shared else None
+        gated = self.shared_expert is not None and experts.shared_expert_gate
+        self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False) if gated else None
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Maps `[T, C]` to `[T, C]`."""
+        self.routing = self.route(hidden_states)
+        output = self._mix(hidden_states, self.routing)
+        if self.shared_expert is None:
+            return output
+        shared = self.shared_expert(hidden_states)
+        if self.shared_expert_gate is not None:
+            shared = shared * self.shared_expert_gate(hidden_states).sigmoid()
+        total: Tensor = output + shared
+        return total
+
+    def route(self, hidden_states: Tensor) -> Routing:
+        """Chooses `k` experts for each of the tokens `[T, C]`."""
+        settings = self.settings
+        logits = self.router(hidden_states).float()
+        scores = logits.softmax(-1) if settings.softmax_first else logits
+        weights, chosen = scores.topk(settings.num_experts_per_tok, dim=-1)
+        if not settings.softmax_first:
+            weights = weights.softmax(-1)
+        elif settings.norm_topk_prob:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return Routing(logits, chosen, weights * settings.routed_scaling_factor)
+
+    def _mix(self, hidden_states: Tensor, routing: Routing) -> Tensor:
+        k = routing.chosen.shape[1]
+        order = routing.chosen.flatten().argsort(stable=True)  # (T * k,), by expert
+        counts = torch.bincount(routing.chosen.flatten(), minlength=self.settings.num_experts)
+        tokens = order // k
+        mixed = self.experts(hidden_states[tokens], counts)
+        weighted = mixed * routing.weights.flatten()[order].unsqueeze(-1).to(mixed.dtype)
+        return torch.zeros_like(hidden_states).index_add(0, tokens, weighted)
