@@ -26,7 +26,7 @@ from llm.model_config import ModelConfig
 from llm.models import DecoderModel, RegressionModel
 from llm.models.families import family_named
 from llm.models.hf import check_shapes, config_to_hf, empty_model, fill_model, weights_to_hf
-from llm.models.tensor_files import TensorFiles
+from llm.models.tensor_files import open_tensors
 from llm.tokenization import BaseTokenizer
 
 COMPLETE = "COMPLETE"
@@ -167,7 +167,7 @@ def load_model(
         return _load_regressor(directory, values).to(device=place, dtype=wanted).eval()
     family = family_named(values)
     config = family.config_from(values)
-    files = TensorFiles(directory)
+    files = open_tensors(directory)
     model = empty_model(config)
     check_shapes(files, model.state_dict(), config, family)
     fill_model(model, family, files.load, wanted, place)

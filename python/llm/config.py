@@ -76,6 +76,12 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Literal["auto", "float32", "bfloat16", "float16"],
         msgspec.Meta(description="Of the products; weights stay fp32."),
     ] = "auto"
+    attention_backend: Annotated[
+        Literal["auto", "sdpa", "flex", "flash"], msgspec.Meta(description="What computes attention.")
+    ] = "auto"
+    gradient_checkpointing: Annotated[
+        bool, msgspec.Meta(description="Recompute blocks in the backward pass: less memory, more time.")
+    ] = False
     log_every: Annotated[int, msgspec.Meta(ge=1, description="Steps between lines of the log.")] = 10
     validate_every: Annotated[int, msgspec.Meta(ge=1, description="Steps between validations.")] = 250
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1, description="Steps between checkpoints.")] = 250

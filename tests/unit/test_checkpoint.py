@@ -1,6 +1,8 @@
 """Checkpoints on disk: whole or absent, and open in transformers."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from llm.checkpoint import (
     atomic_directory,
     generation_defaults,
     load_model,
+    load_tensors,
     newest_checkpoint,
     resolve,
+    save_tensors,
     write_atomically,
     write_model,
 )
@@ -96,3 +100,100 @@ def test_a_broken_config_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_model(tmp_path)
+
+
+def small_checkpoint(directory: Path) -> Path:
+    torch.manual_seed(2)
+    with atomic_directory(directory) as temporary:
+        write_model(temporary, DecoderModel(ModelConfig(vocab_size=50, num_hidden_layers=2)), None)
+    return directory
+
+
+class Disguise:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return exec, ("raise SystemExit('code ran')",)
+
+
+def test_a_pickle_in_disguise_is_refused(tmp_path: Path) -> None:
+    directory = small_checkpoint(tmp_path / "a")
+    weights = directory / "model.safetensors"
+    weights.unlink()
+    torch.save({"model.norm.weight": torch.ones(3), "more": Disguise()}, directory / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="holds more than tensors, and opening that could run code"):
+        load_model(directory)
+    (directory / "pytorch_model.bin").rename(weights)
+    with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
+        load_model(directory)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 200, -7])
+def test_truncated_weights_are_said_to_be(tmp_path: Path, kept: int) -> None:
+    directory = small_checkpoint(tmp_path / "a")
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
+        load_model(directory)
+    tensors = {"model.norm.weight": torch.ones(3)}
+    weights.unlink()
+    torch.save(tensors, directory / "model.pt")
+    pickled = (directory / "model.pt").read_bytes()
+    (directory / "model.pt").write_bytes(pickled[:kept])
+    with pytest.raises(CheckpointError, match=r"model\.pt (is truncated|holds more)"):
+        load_model(directory)
+
+
+def test_weights_that_are_no_numbers_are_all_named(tmp_path: Path) -> None:
+    directory = small_checkpoint(tmp_path / "a")
+    weights = directory / "model.safetensors"
+    tensors = load_tensors(weights)
+    tensors["model.layers.1.self_attn.k_proj.weight"][3, 4] = float("nan")
+    tensors["model.norm.weight"][0] = float("inf")
+    save_tensors(weights, tensors)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(directory)
+    assert "model.layers.1.self_attn.k_proj.weight" in str(caught.value)
+    assert "model.norm.weight" in str(caught.value)
+    tensors = {name: torch.full_like(tensor, 1e5) for name, tensor in tensors.items()}
+    save_tensors(weights, tensors)
+    with pytest.raises(CheckpointError, match=r"finite in torch\.float16"):
+        load_model(directory, "float16")
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    directory = small_checkpoint(tmp_path / "a")
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors", "lost": "model-2.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"model-2\.safetensors is missing"):
+        load_model(directory)
+    index["weight_map"]["lost"] = "../elsewhere.safetensors"
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="must name files beside it"):
+        load_model(directory)
+    index["weight_map"]["lost"] = "model-00001-of-00002.safetensors"
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"lacks what .* promises: lost"):
+        load_model(directory)
+
+
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> None:
+    config = ModelConfig(vocab_size=8000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=10, head_dim=64)
+    with atomic_directory(tmp_path / "a") as temporary:
+        model = DecoderModel(config)
+        weights = 4 * model.num_parameters()
+        write_model(temporary, model, None)
+    script = (
+        "import resource, sys\n"
+        "from llm.checkpoint import load_model\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak()\n"
+        "model = load_model(sys.argv[1])\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "a")], capture_output=True, text=True, check=True
+    )
+    assert weights > 500e6
+    assert int(done.stdout) <= 1.1 * weights + 80e6

@@ -38,7 +38,7 @@ def test_values_are_read_as_toml_or_text() -> None:
     [
         ("training.epoch=3", ["unknown setting `training.epoch`", "did you mean `epochs`"]),
         ("trainin.epochs=3", ["unknown setting `trainin`", "did you mean `training`"]),
-        ("training.zzzz=3", ["unknown setting `training.zzzz`", "Valid: batch_size,"]),
+        ("training.zzzz=3", ["unknown setting `training.zzzz`", "Valid: attention_backend, batch_size,"]),
         ("training.epochs=0", ["`training.epochs` must be `int` >= 1", "got 0"]),
         ("training.epochs=many", ["`training.epochs` must be", "got 'many'"]),
         ("optimizer.beta1=1.5", ["`optimizer.beta1`", "got 1.5"]),

@@ -192,3 +192,16 @@ def test_a_family_that_cannot_hold_a_model_says_what(theirs: tuple[Any, Path]) -
     assert family_of(config).difference(config) == []
     if config.attention == "mla":
         assert any("attention = 'mla'" in line for line in FAMILIES["llama"].difference(config))
+
+
+@torch.no_grad()
+def test_older_checkpoints_open_too(theirs: tuple[Any, Path], tmp_path: Path) -> None:
+    model, directory = theirs
+    (tmp_path / "config.json").write_text((directory / "config.json").read_text())
+    on_disk: dict[str, torch.Tensor] = {}
+    for file in directory.glob("*.safetensors"):
+        on_disk |= load_file(file)
+    torch.save({f"module.{name}": tensor for name, tensor in on_disk.items()}, tmp_path / "pytorch_model.bin")
+    token_ids = torch.randint(0, VOCABULARY, (12,))
+    ours = our_decoder(tmp_path)(token_ids, positions_of((12,)), ForwardContext.for_sequences((12,)))
+    assert (ours - their_logits(model, token_ids[None])[0]).abs().max() <= 1e-4

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,7 +21,7 @@ from llm.checkpoint import load_model, load_tensors
 from llm.config import DataConfig, GenerationConfig, OptimizerConfig, RunConfig, TrainingConfig
 from llm.data import IGNORED_LABEL, SyntheticDataModule, TokenBatch
 from llm.errors import ConfigError, DataError, RegistryError, TrainingError
-from llm.model_config import ModelConfig
+from llm.model_config import ExpertsConfig, ModelConfig
 from llm.models import ForwardContext, positions_of
 from llm.training import Callback, JsonlLogger, LanguageModelingTask, RunDirectory, StepMetrics, TrainingEngine
 from llm.training.launch import launch, resume
@@ -366,6 +367,38 @@ def test_the_regression_task_trains_and_its_checkpoint_opens(tmp_path: Path) -> 
     losses = losses_of(tmp_path / "run")
     assert losses[-1] < 0.25 * losses[0]
     assert load_model(checkpoint)(torch.zeros(3, 16)).shape == (3,)
+
+
+def test_experts_train_with_their_losses_and_open_in_transformers(tmp_path: Path) -> None:
+    experts = ExpertsConfig(num_experts=4, moe_intermediate_size=24, load_balancing_weight=0.5, router_z_weight=0.01)
+    model = msgspec.structs.replace(MODEL, mlp="moe", experts=experts)
+    settings = msgspec.structs.replace(config(max_steps=60, log_every=1), model=model)
+    checkpoint = launch(settings, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "expert_load" in line]
+    assert len(steps) == 60
+    assert len(steps[0]["expert_load"]) == 2
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    for line in steps:
+        assert line["load_balancing"] >= 1.9  # k = 2 when even, and hardly ever below
+        assert line["router_z"] > 0
+        assert all(sum(layer) == pytest.approx(1, abs=1e-3) for layer in line["expert_load"])
+    evenness = [max(max(layer) for layer in line["expert_load"]) for line in (steps[0], steps[-1])]
+    assert evenness[1] < max(evenness[0], 0.35)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    assert theirs.config.model_type == "mixtral"
+    token_ids = torch.randint(0, 32, (9,))
+    ours = load_model(checkpoint)(token_ids, positions_of((9,)), ForwardContext.for_sequences((9,)))
+    assert (ours - theirs(token_ids[None]).logits[0]).abs().max() <= 1e-4
+
+
+def test_recomputed_blocks_train_to_the_same_weights(tmp_path: Path) -> None:
+    paths = [
+        launch(config(max_steps=5, gradient_checkpointing=recompute), tmp_path / str(recompute))
+        for recompute in (False, True)
+    ]
+    one, other = (load_model(path).state_dict() for path in paths)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 class MemoryWatch(Callback):

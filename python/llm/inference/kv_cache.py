@@ -41,12 +41,6 @@ class KVCache:
         return cls(keys, values)
 
 
-def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of keys and values of one token over all layers."""
-    heads, key_width, value_width = cache_widths(config)
-    return config.num_hidden_layers * heads * (key_width + value_width) * dtype.itemsize
-
-
 def blocks_within(
     memory_bytes: int | None, block_bytes: int, blocks_per_request: int, max_requests: int, device: torch.device
 ) -> int:

@@ -8,9 +8,10 @@ from llm.config import validated
 from llm.errors import CheckpointError, ConfigError
 from llm.inference.async_engine import AsyncEngine
 from llm.inference.engine import Engine, EngineConfig
-from llm.inference.kv_cache import KVCache, blocks_within, bytes_per_token
+from llm.inference.kv_cache import KVCache, blocks_within
 from llm.inference.model_runner import TorchModelRunner
 from llm.models import DecoderModel
+from llm.models.costs import kv_bytes_per_token
 from llm.models.device import resolve_device
 from llm.tokenization import load_tokenizer
 
@@ -46,7 +47,7 @@ def load_engine(
     max_model_len = _max_model_len(config, model)
     blocks_per_request = -(-max_model_len // config.block_size)
     weights_dtype = next(model.parameters()).dtype
-    block_bytes = bytes_per_token(model.config, weights_dtype) * config.block_size
+    block_bytes = kv_bytes_per_token(model.config, weights_dtype) * config.block_size
     num_blocks = blocks_within(
         config.kv_cache_memory_bytes, block_bytes, blocks_per_request, config.max_running_requests, place
     )

@@ -43,9 +43,11 @@ class ForwardContext:
     attention_backend: str = "auto"
 
     @classmethod
-    def for_sequences(cls, lengths: Sequence[int], logits_indices: Tensor | None = None) -> "ForwardContext":
+    def for_sequences(
+        cls, lengths: Sequence[int], logits_indices: Tensor | None = None, *, attention_backend: str = "auto"
+    ) -> "ForwardContext":
         """Context of whole sequences without a cache: attention never crosses their borders."""
-        return cls(query_lens=tuple(lengths), seq_lens=tuple(lengths), logits_indices=logits_indices)
+        return cls(tuple(lengths), tuple(lengths), logits_indices, attention_backend=attention_backend)
 
 
 def positions_of(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

@@ -147,7 +147,7 @@ class TrainingEngine:
         learning_rate = warmup_cosine(self.step, self.total_steps, self.config.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss, num_targets = self._accumulate_gradients()
+        loss, num_targets, further = self._accumulate_gradients()
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model, self.config.optimizer.max_grad_norm)
         self._check_finite(loss, grad_norm)
@@ -158,26 +158,36 @@ class TrainingEngine:
         started, targets = self._window
         self._window = (started, targets + num_targets)
         speed = self._window[1] / (time.perf_counter() - started)
-        return StepMetrics(self.step, loss, learning_rate, grad_norm, speed, self.skipped_steps)
+        facts = further | self.task.step_facts(self.model)
+        return StepMetrics(self.step, loss, learning_rate, grad_norm, speed, self.skipped_steps, facts)
 
-    def _accumulate_gradients(self) -> tuple[float, float]:
-        """Forward and backward over this process's parts of the batch; the global mean loss and its targets."""
+    def _accumulate_gradients(self) -> tuple[float, float, dict[str, float]]:
+        """Forward and backward over this process's parts of the batch.
+
+        Returns:
+            The global mean loss, its targets, and the means of further losses, each weighed by the targets of its part.
+        """
         first = self.distributed.rank * self.accumulation
         parts = [self.loader.part(self.step, first + idx) for idx in range(self.accumulation)]
         [num_targets] = self.distributed.sum(sum(self.task.count_targets(part) for part in parts))
         if num_targets == 0:
             raise TrainingError(f"step {self.step + 1}: every label of the batch is masked, there is nothing to learn")
         total = 0.0
+        further: dict[str, float] = {}
         for idx, part in enumerate(parts):
             with self._gradient_sync(last=idx == len(parts) - 1):
                 with autocast(self.distributed.device, self.dtype):
                     loss = self.task.loss_sum(self.wrapped, part.to(self.distributed.device)) / num_targets
+                share, objective = self.task.count_targets(part) / num_targets, loss
+                for name, (weight, value) in self.task.auxiliary_losses(self.model).items():
+                    objective = objective + share * weight * value
+                    further[name] = further.get(name, 0.0) + share * float(value.detach())
                 # DDP averages over processes; the loss is a share of a global mean, so the sum is wanted.
-                self.scaler.scale(loss * self.distributed.world_size).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(objective * self.distributed.world_size).backward()
             total += float(loss.detach())
-        loss_sum, stops = self.distributed.sum(total, self._stop.received)
+        loss_sum, stops, *values = self.distributed.sum(total, self._stop.received, *further.values())
         self._stop_agreed = stops > 0  # a signal to one process must stop all of them at the same step
-        return loss_sum, num_targets
+        return loss_sum, num_targets, dict(zip(further, values, strict=True))
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[object]:
         """Gradients travel once a step, in the last accumulation pass."""

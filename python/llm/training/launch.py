@@ -163,7 +163,12 @@ def _engine(
 def _task(config: RunConfig, tokenizer: BaseTokenizer | None) -> Task:
     if config.training.task == "regression":
         return RegressionTask(config.model)
-    return LanguageModelingTask(config.model, tokenizer)
+    return LanguageModelingTask(
+        config.model,
+        tokenizer,
+        attention_backend=config.training.attention_backend,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+    )
 
 
 def _data(config: RunConfig, run: RunDirectory) -> BaseDataModule:

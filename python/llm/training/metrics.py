@@ -1,6 +1,6 @@
 """Figures of a run as it goes."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -27,6 +27,7 @@ class StepMetrics:
         grad_norm: Global, before clipping.
         targets_per_s: Over the steps since the last line of the log.
         skipped_steps: Steps the fp16 loss scaler has left out so far.
+        facts: What else the task says: further losses, the load of experts.
     """
 
     step: int
@@ -35,9 +36,11 @@ class StepMetrics:
     grad_norm: float
     targets_per_s: float
     skipped_steps: int
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def record(self, unit: str) -> dict[str, Any]:
         """The log's line."""
         values = asdict(self)
+        values |= values.pop("facts")
         values[f"{unit}_per_s"] = round(values.pop("targets_per_s"), 1)
         return values

@@ -39,6 +39,14 @@ class Task(abc.ABC):
         """Bytes of text the targets stand for; 0 where there is no text."""
         return 0
 
+    def auxiliary_losses(self, model: nn.Module) -> dict[str, tuple[float, Tensor]]:  # noqa: ARG002
+        """Weight and mean of each further loss of the model's last pass, by name; only training adds them."""
+        return {}
+
+    def step_facts(self, model: nn.Module) -> dict[str, Any]:  # noqa: ARG002
+        """What else the log should say of the model's last pass."""
+        return {}
+
     def validation_metrics(self, loss_sum: float, num_targets: float, num_bytes: float) -> dict[str, float]:
         """Figures for the log from sums over the whole validation set."""
         metrics = {"validation_loss": loss_sum / num_targets}
@@ -53,12 +61,23 @@ class LanguageModelingTask(Task):
     Args:
         config: Of the model; its `vocab_size` is the tokenizer's or more.
         tokenizer: Gives the bytes behind each token for bits per byte; `None`: made-up tokens.
+        attention_backend: See `ForwardContext`.
+        gradient_checkpointing: See `DecoderModel`.
     """
 
     unit = "tokens"
 
-    def __init__(self, config: ModelConfig, tokenizer: BaseTokenizer | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: BaseTokenizer | None = None,
+        *,
+        attention_backend: str = "auto",
+        gradient_checkpointing: bool = False,
+    ) -> None:
         self.config = config
+        self.attention_backend = attention_backend
+        self.gradient_checkpointing = gradient_checkpointing
         lengths = [] if tokenizer is None else [len(content or b"") for content in tokenizer.token_bytes()]
         for special_id in () if tokenizer is None else tokenizer.special_tokens.values():
             lengths[special_id] = 0
@@ -66,7 +85,9 @@ class LanguageModelingTask(Task):
 
     def build_model(self) -> nn.Module:
         """A `DecoderModel`."""
-        return DecoderModel(self.config)
+        model = DecoderModel(self.config)
+        model.gradient_checkpointing = self.gradient_checkpointing
+        return model
 
     def count_targets(self, batch: TokenBatch) -> int:
         """Labels that are not ignored."""
@@ -80,8 +101,23 @@ class LanguageModelingTask(Task):
     def loss_sum(self, model: nn.Module, batch: TokenBatch) -> Tensor:
         """Summed cross-entropy, in nats."""
         positions = positions_of(batch.lengths, batch.token_ids.device)
-        logits = model(batch.token_ids, positions, ForwardContext.for_sequences(batch.lengths))
+        context = ForwardContext.for_sequences(batch.lengths, attention_backend=self.attention_backend)
+        logits = model(batch.token_ids, positions, context)
         return F.cross_entropy(logits.float(), batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
+
+    def auxiliary_losses(self, model: nn.Module) -> dict[str, tuple[float, Tensor]]:
+        """The router's losses, where there are experts."""
+        experts = self.config.experts
+        if experts is None or not isinstance(model, DecoderModel):
+            return {}
+        weights = {"load_balancing": experts.load_balancing_weight, "router_z": experts.router_z_weight}
+        return {name: (weights[name], loss) for name, loss in model.router_losses().items()}
+
+    def step_facts(self, model: nn.Module) -> dict[str, Any]:
+        """The share of assignments that each expert got, a list for each layer with experts."""
+        if self.config.experts is None or not isinstance(model, DecoderModel):
+            return {}
+        return {"expert_load": [[round(share, 4) for share in layer] for layer in model.expert_loads().tolist()]}
 
 
 class RegressionTask(Task):

@@ -303,11 +303,15 @@ def write_windows(config: ModelConfig) -> Values:
 
 
 def normalised(config: ModelConfig) -> ModelConfig:
-    """The config with what can be said in two ways said in one, and no family."""
+    """The config with what can be said in two ways said in one, without the family and what is for training only."""
     types = config.layer_types
     if config.sliding_window is None or (types is not None and "full_attention" not in types):
         types = None
-    changes: Values = {"family": None, "layer_types": types}
+    changes: Values = {"family": None, "layer_types": types, "dropout": 0.0}
+    if config.experts is not None and config.mlp == "moe":
+        changes["experts"] = msgspec.structs.replace(config.experts, router_z_weight=0.0)
+        if not config.dense_layers:
+            changes["intermediate_size"] = config.experts.moe_intermediate_size
     if config.latent is None:
         changes["head_dim"] = config.head_width
     if config.mlp in ("swiglu", "moe"):

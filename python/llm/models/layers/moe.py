@@ -91,6 +91,8 @@ def grouped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
         offsets = counts.cumsum(0).to(torch.int32)
         product: Tensor = F.grouped_mm(rows, weights.transpose(1, 2), offs=offsets)
         return product
+    if not len(rows):
+        return rows.new_zeros(0, weights.shape[1])
     groups = torch.split(rows, counts.tolist())
     return torch.cat([group @ weight.T for group, weight in zip(groups, weights.unbind(), strict=True) if len(group)])
 

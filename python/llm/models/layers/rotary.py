@@ -11,7 +11,13 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class PositionEncoding(nn.Module):
-    """What a position encoding may do: add a vector to each embedding, and rotate queries and keys."""
+    """What a position encoding may do: add to embeddings, rotate queries and keys. This one does neither.
+
+    Source: Kazemnejad et al. 2023, «The Impact of Positional Encoding on Length Generalization» (no encoding at all).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
 
     def embed(self, positions: Tensor) -> Tensor | None:
         """A vector for each position, `[T, C]`, or `None`."""
@@ -32,7 +38,7 @@ class RotaryEmbedding(PositionEncoding):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         frequencies, self.factor = scaled_frequencies(config)
         self._frequencies = {torch.device("cpu"): frequencies}
 
@@ -53,7 +59,7 @@ class LearnedPositions(PositionEncoding):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.weight = nn.Parameter(torch.empty(config.max_position_embeddings, config.hidden_size))
 
     def embed(self, positions: Tensor) -> Tensor:
@@ -68,7 +74,7 @@ class SinusoidalPositions(PositionEncoding):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.width = config.hidden_size
         self.theta = config.rope_theta
 
