@@ -30,6 +30,16 @@ class Key(NamedTuple):
     kind: type
     default: Any = _REQUIRED
 
+    @property
+    def is_required(self) -> bool:
+        """Whether llama.cpp has no default for it."""
+        return self.default is _REQUIRED
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether a file may lack it and `config.json` too."""
+        return self.default is None
+
 
 _SIZES = (
     Key("hidden_size", "embedding_length", int),
@@ -124,7 +134,7 @@ CLASSES: Mapping[str, str] = {
     "gpt2": "GPT2LMHeadModel",
 }
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-_YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
+YARN_KEYS = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 # Of these llama.cpp has a value with which it is as if they were not there.
 _NEUTRAL = {"attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}
 # llama.cpp goes by the number of layers to tell Gemma 2's largest model, which scales queries another way.
@@ -205,7 +215,7 @@ class HyperParameters:
             if value != neutral:
                 self.problems.append(f"`{self.architecture}.{prefix}{key}` must be {neutral}, got {str(value)[:60]!r}")
         original = self.number(f"{prefix}original_context_length", int, None)
-        betas = {name: self.number(f"{prefix}{key}", float, None) for name, key in _YARN.items()}
+        betas = {name: self.number(f"{prefix}{key}", float, None) for name, key in YARN_KEYS.items()}
         scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **betas}
         return {key: value for key, value in scaling.items() if value is not None}
 

@@ -190,6 +190,12 @@ def expected_names(family: Family, num_layers: int) -> list[str]:
     return [f"{base}.weight" for base in bases] + [f"{base}.bias" for base in biased]
 
 
+def optional_names(family: Family, num_layers: int) -> list[str]:
+    """Biases that a model of this family may have."""
+    biases = [name for name in family.layers if name not in family.biased and name.removesuffix("_norm") == name]
+    return [f"blk.{layer}.{name}.bias" for layer in range(num_layers) for name in biases if "inp" not in name]
+
+
 def pair_rows(tensor: Tensor, num_heads: int) -> Tensor:
     """Rows of each head from halves to pairs. Shape (heads · head_dim, ...), as the result."""
     halves = tensor.reshape(num_heads, 2, -1, *tensor.shape[1:])  # (H, 2, D / 2, ...)
