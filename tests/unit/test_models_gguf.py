@@ -157,6 +157,7 @@ BAD_METADATA = {
     "vocabulary": ({"llama.vocab_size": 7}, "`llama.vocab_size` is 7, by the tensors it is 8"),
     "partial rotary": ({"llama.rope.dimension_count": 8}, "must be the width of a head, 16, got 8"),
     "scaling": ({"llama.rope.scaling.type": "longrope"}, "must be one of none, linear, yarn, got 'longrope'"),
+    "scale": ({"llama.logit_scale": 0.5}, "`llama.logit_scale` must be 0.0, got 0.5"),
     "heads": ({"llama.attention.head_count_kv": 3}, "attn_k.weight must have pairs of rows for 3 heads"),
     "alignment": ({"general.alignment": 7}, "`general.alignment` must be a multiple of 8, got 7"),
     "parts": ({"split.count": 3}, "llama-gguf-split --merge"),

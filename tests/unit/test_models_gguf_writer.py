@@ -215,6 +215,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "soft cap": ("gemma2", {"final_logit_softcapping": None}, "`final_logit_softcapping` must be a positive float"),
     "scaling": ("llama", {"rope_parameters": {"rope_type": "dynamic"}}, "must be one of default, linear, llama3, yarn"),
+    "no scaling": ("llama", {"rope_parameters": ["linear"]}, r"must be an object in config.json, got \['linear'\]"),
     "scaling's values": (
         "qwen2",
         {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 2.0}},
@@ -251,6 +252,17 @@ def test_what_such_a_file_cant_hold_is_named(
     with pytest.raises(CheckpointError, match=message):
         write(tmp_path / "a.gguf", saved[name], tiny_tokenizer, **changes)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_of_other_dimensions_are_named(
+    saved: dict[str, Saved], tiny_tokenizer: BPETokenizer, tmp_path: Path
+) -> None:
+    config, tensors, logits = saved["llama"]
+    changed = tensors | {"model.norm.weight": torch.ones(1, 64), "lm_head.weight": torch.tensor(1.0)}
+    with pytest.raises(
+        CheckpointError, match=r"(?s)norm.* must be a vector, got \[1, 64\].*must be a matrix, got \[\]"
+    ):
+        write(tmp_path / "a.gguf", (config, changed, logits), tiny_tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,19 @@ CLASSES: Mapping[str, str] = {
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 YARN_KEYS = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 # Of these llama.cpp has a value with which it is as if they were not there.
-_NEUTRAL = {"attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.scale": (0.0,),
+    "embedding_scale": (0.0, 1.0),
+    "expert_weights_scale": (0.0, 1.0),
+    "logit_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+}
 # llama.cpp goes by the number of layers to tell Gemma 2's largest model, which scales queries another way.
 _GEMMA2_LARGEST_LAYERS = 46
 
@@ -188,6 +200,13 @@ class HyperParameters:
             return "mistral"
         return {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}.get(str(self.architecture), str(self.architecture))
 
+    def check_neutral(self) -> None:
+        """Adds to `problems` what changes the computation in a way that no family here has."""
+        for key, neutral in _NEUTRAL.items():
+            value = self.metadata.get(f"{self.architecture}.{key}", neutral[0])
+            if value not in neutral:
+                self.problems.append(f"`{self.architecture}.{key}` must be {neutral[0]}, got {str(value)[:60]}")
+
     def token_ids(self) -> dict[str, int]:
         """Ids of special tokens, under the keys of `config.json`."""
         values = {key: self.metadata.get(f"tokenizer.ggml.{role}_token_id") for key, role in _IDS.items()}
@@ -196,7 +215,9 @@ class HyperParameters:
     def rope_scaling(self) -> dict[str, Any] | None:
         """The scaling of rotary angles, but for Llama 3's; None if there is none."""
         prefix = "rope.scaling."
-        factor = self.number(f"{prefix}factor", float, 1.0) if self.is_present(f"{prefix}factor") else 1.0
+        # The second one is of older files.
+        named = [key for key in (f"{prefix}factor", "rope.scale_linear") if self.is_present(key)]
+        factor = (self.number(named[0], float) or 1.0) if named else 1.0
         kind = self.metadata.get(f"{self.architecture}.{prefix}type", "linear")
         if kind == "none" or (kind == "linear" and factor == 1.0):
             return None
@@ -210,10 +231,6 @@ class HyperParameters:
         return self._yarn(prefix, factor)
 
     def _yarn(self, prefix: str, factor: float) -> dict[str, Any]:
-        for key, neutral in _NEUTRAL.items():
-            value = self.metadata.get(f"{self.architecture}.{prefix}{key}", neutral)
-            if value != neutral:
-                self.problems.append(f"`{self.architecture}.{prefix}{key}` must be {neutral}, got {str(value)[:60]!r}")
         original = self.number(f"{prefix}original_context_length", int, None)
         betas = {name: self.number(f"{prefix}{key}", float, None) for name, key in YARN_KEYS.items()}
         scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **betas}
@@ -222,6 +239,7 @@ class HyperParameters:
 
 def values_of(hyper: HyperParameters) -> dict[str, Any]:
     """The values of `config.json` that metadata alone give; problems are gathered in `hyper`."""
+    hyper.check_neutral()
     model_type = hyper.model_type()
     values = {"model_type": model_type, "architectures": [CLASSES[model_type]]}
     found = {key.hugging_face: hyper.number(key.gguf, key.kind, key.default) for key in KEYS[model_type]}

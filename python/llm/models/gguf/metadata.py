@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm.errors import CheckpointError
 from llm.models.gguf.config import FIXED, KEYS, YARN_KEYS, Key, query_scalar
 from llm.models.gguf.names import family_of
 from llm.models.gguf.rope import llama3_factors
 
 # What Hugging Face's classes take for a key that is missing, where it is not what llama.cpp takes.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "gemma2": {"head_dim": 256},
     "mistral": {"sliding_window": 4096},
     "mixtral": {"rope_theta": 1e6},
+    "qwen3": {"head_dim": 128},
     "qwen3_moe": {"norm_topk_prob": False},
 }
 _SCALINGS = ("default", "linear", "llama3", "yarn")
@@ -28,6 +31,9 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         `rope_parameters` holds `rope_type` and its values; `rope_theta`, `head_dim` and `num_key_value_heads` are
         there where the family has them.
+
+    Raises:
+        CheckpointError: A scaling is no object.
     """
     model_type = config["model_type"]
     values = {**_DEFAULTS.get(model_type, {}), **config}
@@ -38,7 +44,10 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     # transformers writes one name for both of its families of Qwen, older files have another.
     if values.get("num_experts") is None and model_type != "mixtral":
         values["num_experts"] = values.get("num_local_experts")
-    rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise CheckpointError(f"`rope_parameters` must be an object in config.json, got {rope!r}")
+    rope = dict(rope)
     rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type") or "default"
     values["rope_theta"] = rope.pop("rope_theta", None) or values.get("rope_theta") or 10_000.0
     values["rope_parameters"] = rope
@@ -128,6 +137,8 @@ def _scaling(rope: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     needed = names if kind == "llama3" else names[:1]
     values = {name: _value(Key(name, name, float, None), rope, problems) for name in names}
     problems += [f"`{name}` of a {kind} scaling is missing" for name in needed if values[name] is None]
+    if kind == "llama3" and not problems and values["low_freq_factor"] >= values["high_freq_factor"]:
+        problems.append(f"`low_freq_factor` must be below `high_freq_factor`, got {values['low_freq_factor']}")
     if kind not in ("linear", "yarn"):
         return {}
     original = values.get("original_max_position_embeddings")

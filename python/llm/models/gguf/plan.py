@@ -90,7 +90,7 @@ class Plan:
         return used | {name: sources for name, sources in optional.items() if sources[0] in self._tensors}
 
     def _sources(self, name: str) -> list[str]:
-        return to_hugging_face(name, self._family, num_experts(self._config)) or []
+        return to_hugging_face(name, self._family, num_experts(self._config) if self._family.experts else 0) or []
 
     def _differences(self, used: Mapping[str, Sequence[str]]) -> list[str]:
         wanted = dict.fromkeys(source for sources in used.values() for source in sources)
@@ -105,6 +105,10 @@ class Plan:
         if len(shapes) > 1:
             self.problems.append(f"experts of {name} must have one shape, got {sorted(shapes)}")
         shape = next(iter(shapes))
+        is_matrix = not name.endswith(".bias") and "_norm." not in name
+        if len(shape) != 1 + is_matrix or 0 in shape or (layout is Layout.FLAT and shape[0] != 1):
+            self.problems.append(f"{sources[0]} must be a {'matrix' if is_matrix else 'vector'}, got {list(shape)}")
+            return Planned(name, sources, shape, TYPES["F32"])
         heads = int(self._config.get("num_key_value_heads" if "attn_k" in name else "num_attention_heads", 0))
         self._check_shape(name, sources[0], shape, heads if layout is Layout.PAIRED_ROWS else 0)
         if layout is Layout.TRANSPOSED:

@@ -1,6 +1,6 @@
 """Models written as GGUF files that llama.cpp runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,7 +32,7 @@ def write_gguf_model(
         path: The file; one that is there stays whole until the new one is.
         config: What Hugging Face's `config.json` says, of any of the families in `names.FAMILIES`.
         tensors: By the names and in the shapes that Hugging Face's files have, each expert alone; any floating dtype
-            and device. Each is looked up for its shape, then when it is written, so that a mapping may load them one by one.
+            and device. Each is looked up for its shape, and again to be written: a mapping may load them one by one.
         tokenizer: A byte-level BPE.
         quantization: One of `QUANTIZATIONS`.
 
@@ -54,32 +54,13 @@ def write_gguf_model(
     planned = plan.planned
     metadata |= _tokenizer_metadata(path, tokenizer, values["vocab_size"])
     factors = rope_factors(values)
-    if factors is not None:
-        planned.append(Planned(ROPE_FREQS, (ROPE_FREQS,), tuple(factors.shape), TYPES["F32"]))
-        tensors = _WithOne(tensors, ROPE_FREQS, factors)
+    own = {} if factors is None else {ROPE_FREQS: factors}
+    planned += [Planned(name, (name,), tuple(tensor.shape), TYPES["F32"]) for name, tensor in own.items()]
     with replaced_file(path) as file:
         _write_head(file, metadata, planned)
         for tensor in planned:
-            _write_tensor(file, tensor, tensors, problems)
+            _write_tensor(file, tensor, own if tensor.name in own else tensors, problems)
         _raise(path, problems)
-
-
-class _WithOne(Mapping[str, Tensor]):
-    """A mapping and one tensor more, none of the others looked at."""
-
-    def __init__(self, tensors: Tensors, name: str, tensor: Tensor) -> None:
-        self._tensors = tensors
-        self._name = name
-        self._tensor = tensor
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensor if name == self._name else self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([*self._tensors, self._name])
-
-    def __len__(self) -> int:
-        return len(self._tensors) + 1
 
 
 def _raise(path: Path, problems: list[str]) -> None:
