@@ -1,10 +1,12 @@
 """Files of a tokenizer: found, read and written so that a crash never leaves half of one."""
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 from llm.errors import FileError, TokenizerError
 
@@ -107,7 +109,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes the whole file or leaves the old one: a temporary file, synced, takes its place.
+    """Writes the whole file or leaves the old one; see `replaced_file`.
+
+    Raises:
+        FileError: It can't be written.
+    """
+    with replaced_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replaced_file(path: Path) -> Iterator[IO[bytes]]:
+    """Gives a temporary file that takes the place of `path`, synced, once all is written; else the old one stays.
 
     Raises:
         FileError: It can't be written.
@@ -117,14 +130,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-            # `mkstemp` gives 0600; other users may read a tokenizer.
+            # `mkstemp` gives 0600; other users may read what was written.
             Path(name).chmod(0o644)
             Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
+        if isinstance(error, FileError):
+            raise
         raise FileError(f"{path}: can't be written: {error.strerror}") from error

@@ -85,6 +85,22 @@ def write_gguf(tokenizer: BPETokenizer, path: Path) -> None:
 
     Raises:
         FileError: It can't be written.
+        TokenizerError: As for `gguf_metadata`.
+    """
+    # Readers ask for an architecture even where there are no weights.
+    head = {"general.architecture": "llama", "general.type": "vocab"}
+    write_bytes(path, metadata_bytes(head | gguf_metadata(tokenizer, path)))
+
+
+def gguf_metadata(tokenizer: BPETokenizer, path: Path, num_tokens: int = 0) -> Document:
+    """Vocabulary, roles and chat template as a GGUF file has them.
+
+    Args:
+        tokenizer: Byte-level.
+        path: The file, for errors.
+        num_tokens: Names to write at least: llama.cpp wants one for each row of the model's embeddings.
+
+    Raises:
         TokenizerError: It does not begin to merge with bytes, or text is cut in a way that has no name there.
     """
     target = "a GGUF file"
@@ -97,10 +113,10 @@ def write_gguf(tokenizer: BPETokenizer, path: Path) -> None:
         if way.normalizer == document["normalizer"]
     )
     name = next(fitting, "gpt-2")
-    metadata = _gguf_metadata(tokenizer, document, name)
+    metadata = _gguf_metadata(tokenizer, document, name, num_tokens)
     again = gguf.byte_level(gguf.Metadata(metadata, path), gguf.PRE_TOKENIZERS[name])
     _check_same(tokenizer, core_from_document(again, path), target)
-    write_bytes(path, metadata_bytes(metadata))
+    return metadata
 
 
 # Writer by the name of the format.
@@ -182,16 +198,13 @@ def _by_id(added: list[Document]) -> Document:
     return {str(token["id"]): {name: value for name, value in token.items() if name != "id"} for token in added}
 
 
-def _gguf_metadata(tokenizer: BPETokenizer, document: Document, pre: str) -> Document:
+def _gguf_metadata(tokenizer: BPETokenizer, document: Document, pre: str, num_tokens: int) -> Document:
     vocab: dict[str, int] = document["model"]["vocab"]
     names = {token_id: name for name, token_id in vocab.items()}
     kinds = {t["id"]: gguf.CONTROL if t["special"] else gguf.USER_DEFINED for t in document["added_tokens"]}
-    ids = range(tokenizer.vocab_size)
+    ids = range(max(tokenizer.vocab_size, num_tokens))
     settings = tokenizer.settings
     values: Document = {
-        # Readers ask for an architecture even where there are no weights.
-        "general.architecture": "llama",
-        "general.type": "vocab",
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
         # Every id needs a name there.

@@ -1,21 +1,63 @@
-"""The metadata of a GGUF file, read without its weights, and written.
+"""The head of a GGUF file, read and written: metadata, and the table of tensors without their content.
 
 Source: ggml-org/ggml `docs/gguf.md`, versions 2 and 3.
 """
 
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from llm.errors import FileError, TokenizerError
+from llm.errors import FileError, LLMError, TokenizerError
 
 MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 # Format by number of the type; strings and arrays have formats of their own.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _UINT32, _FLOAT32, _INT32, _BOOL = 4, 6, 5, 7
+
+
+_MAX_DIMENSIONS = 4
+_U64 = struct.Struct("<Q")
+
+
+class TensorEntry(NamedTuple):
+    """A row of the table of tensors.
+
+    Attributes:
+        name: In the words of llama.cpp.
+        shape: Sizes, the one of neighbours in memory last, as in PyTorch; the file has them the other way round.
+        type_id: Number of the type of its values.
+        offset: Of its first byte, counted from where the content of all tensors begins.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    offset: int
+
+    @property
+    def num_values(self) -> int:
+        """Values in it, whatever their type."""
+        return prod(self.shape)
+
+
+class Head(NamedTuple):
+    """What comes before the content of the tensors.
+
+    Attributes:
+        metadata: Value by key, of the keys that were wanted.
+        tensors: In the order of the table.
+        num_bytes: Up to the end of the table; content begins at the next multiple of `general.alignment`.
+        content: The whole file, mapped; writing to it changes memory only.
+    """
+
+    metadata: dict[str, Any]
+    tensors: list[TensorEntry]
+    num_bytes: int
+    content: mmap.mmap
 
 
 def read_metadata(path: Path, prefix: str) -> dict[str, Any]:
@@ -26,58 +68,85 @@ def read_metadata(path: Path, prefix: str) -> dict[str, Any]:
         TokenizerError: It is no GGUF file of version 2 or 3, or torn: no count in it is believed before it is checked
             against the file's size.
     """
+    with _mapped(path, TokenizerError) as content:
+        return _Cursor(content, path, TokenizerError).head(lambda key: key.startswith(prefix)).metadata
+
+
+def read_head(path: Path, wanted: Callable[[str], bool], error: type[LLMError]) -> Head:
+    """The metadata whose key is `wanted`, and the table of tensors. Cost: as `read_metadata`.
+
+    Raises:
+        FileError: It can't be read.
+        LLMError: Of class `error`: no GGUF file of version 2 or 3, or torn, as for `read_metadata`.
+    """
+    cursor = _Cursor(_mapped(path, error), path, error)
+    head = cursor.head(wanted)
+    return head._replace(tensors=[cursor.tensor() for _ in range(cursor.num_tensors)], num_bytes=cursor.at)
+
+
+def _mapped(path: Path, error: type[LLMError]) -> mmap.mmap:
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _Cursor(content, path).metadata(prefix)
-    except OSError as error:
-        raise FileError(f"{path}: can't be read: {error.strerror}") from error
-    except ValueError as error:
-        if isinstance(error, TokenizerError):
-            raise
-        raise TokenizerError(f"{path}: must be a GGUF file, got an empty one") from error
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as cause:
+        raise FileError(f"{path}: can't be read: {cause.strerror}") from cause
+    except ValueError as cause:
+        raise error(f"{path}: must be a GGUF file, got an empty one") from cause
 
 
 class _Cursor:
     """Reads values one after the other."""
 
-    def __init__(self, content: mmap.mmap, path: Path) -> None:
+    def __init__(self, content: mmap.mmap, path: Path, error: type[LLMError]) -> None:
         self._content = content
         self._path = path
-        self._at = 0
+        self._error_class = error
+        self.at = 0
+        self.num_tensors = 0
 
-    def metadata(self, prefix: str) -> dict[str, Any]:
+    def head(self, wanted: Callable[[str], bool]) -> Head:
+        """The metadata, without the table of tensors, which comes next."""
         if self._take(4) != MAGIC:
             raise self._error(f"must begin with {MAGIC!r}, got {self._content[:4]!r}")
         version = self._number("I")
         if version not in (2, 3):
             raise self._error(f"must be of version 2 or 3 in little-endian order, got version {version}")
-        self._number("Q")  # tensors
+        self.num_tensors = self._number("Q")
         found = {}
         # A key and its value take 13 bytes at least.
         for _ in range(self._count(13)):
             key = self._text()
             kind = self._number("I")
-            if key.startswith(prefix):
+            if wanted(key):
                 found[key] = self._value(kind)
             else:
                 self._skip(kind)
-        return found
+        return Head(found, [], self.at, self._content)
 
-    def _error(self, message: str) -> TokenizerError:
-        return TokenizerError(f"{self._path}: {message}")
+    def tensor(self) -> TensorEntry:
+        """The next row of the table of tensors."""
+        name = self._text()
+        num_dimensions = self._number("I")
+        if num_dimensions > _MAX_DIMENSIONS:
+            raise self._error(f"tensors have at most {_MAX_DIMENSIONS} dimensions, got {num_dimensions} for {name!r}")
+        shape = tuple(self._number("Q") for _ in range(num_dimensions))[::-1]
+        return TensorEntry(name, shape, self._number("I"), self._number("Q"))
+
+    def _error(self, message: str) -> LLMError:
+        return self._error_class(f"{self._path}: {message}")
 
     def _advance(self, num_bytes: int) -> int:
-        start, end = self._at, self._at + num_bytes
+        start, end = self.at, self.at + num_bytes
         if end > len(self._content):
             raise self._error(
                 f"is torn: {num_bytes} bytes are announced at offset {start}, the file ends at {len(self._content)}"
             )
-        self._at = end
+        self.at = end
         return start
 
     def _take(self, num_bytes: int) -> bytes:
         start = self._advance(num_bytes)
-        return self._content[start : self._at]
+        return self._content[start : self.at]
 
     def _number(self, letter: str) -> Any:
         (value,) = struct.unpack(f"<{letter}", self._take(struct.calcsize(f"<{letter}")))
@@ -86,9 +155,9 @@ class _Cursor:
     def _count(self, min_bytes: int) -> int:
         """A count of things that take `min_bytes` each at least; more than fit the file is an error."""
         count: int = self._number("Q")
-        left = len(self._content) - self._at
+        left = len(self._content) - self.at
         if count * min_bytes > left:
-            raise self._error(f"is torn: {count} values are announced at offset {self._at}, {left} bytes are left")
+            raise self._error(f"is torn: {count} values are announced at offset {self.at}, {left} bytes are left")
         return count
 
     def _text(self) -> str:
@@ -100,7 +169,7 @@ class _Cursor:
 
     def _letter(self, kind: int) -> str:
         if kind not in _SCALARS:
-            raise self._error(f"types of values must be from 0 to 12, got {kind} at offset {self._at}")
+            raise self._error(f"types of values must be from 0 to 12, got {kind} at offset {self.at}")
         return _SCALARS[kind]
 
     def _value(self, kind: int) -> Any:
@@ -131,22 +200,37 @@ class _Cursor:
         if kind == _ARRAY:
             raise self._error("lists of lists are not supported")
         if kind == _STRING:
-            for _ in range(self._count(8)):
-                self._skip(_STRING)
+            self._skip_strings(self._count(8))
             return
         size = struct.calcsize(f"<{self._letter(kind)}")
         self._advance(self._count(size) * size)
 
+    def _skip_strings(self, count: int) -> None:
+        # A vocabulary and its merges are half a million strings; reading each by `_text` costs six times as much.
+        at, last = self.at, len(self._content) - _U64.size
+        for _ in range(count):
+            if at > last:
+                break
+            at += _U64.size + _U64.unpack_from(self._content, at)[0]
+        self._advance(at - self.at)
 
-def metadata_bytes(values: Mapping[str, Any]) -> bytes:
-    """A GGUF file of version 3 with these values and no tensors.
 
-    Strings, bools, ints (as uint32) and floats (float32) and lists of strings, ints (as int32) or floats are written.
+def metadata_bytes(values: Mapping[str, Any], tensors: Iterable[TensorEntry] = ()) -> bytes:
+    """The head of a GGUF file of version 3 with these values and tensors.
+
+    Strings, bools, ints (as uint32), floats (float32) and lists of strings, ints (as int32) or floats are written.
     """
-    parts = [MAGIC, struct.pack("<IQQ", 3, 0, len(values))]
+    table = [_tensor_bytes(entry) for entry in tensors]
+    parts = [MAGIC, struct.pack("<IQQ", 3, len(table), len(values))]
     for key, value in values.items():
         parts += [_text_bytes(key), _value_bytes(value)]
-    return b"".join(parts)
+    return b"".join(parts + table)
+
+
+def _tensor_bytes(entry: TensorEntry) -> bytes:
+    num_dimensions = len(entry.shape)
+    numbers = (num_dimensions, *entry.shape[::-1], entry.type_id, entry.offset)
+    return _text_bytes(entry.name) + struct.pack(f"<I{num_dimensions}QIQ", *numbers)
 
 
 def _text_bytes(text: str) -> bytes:
@@ -161,6 +245,8 @@ def _value_bytes(value: Any) -> bytes:
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, int):
         return struct.pack("<II", _UINT32, value)
+    if isinstance(value, float):
+        return struct.pack("<If", _FLOAT32, value)
     if all(isinstance(item, str) for item in value):
         return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_text_bytes, value))
     kind, letter = (_FLOAT32, "f") if any(isinstance(item, float) for item in value) else (_INT32, "i")

@@ -1,0 +1,158 @@
+"""Hugging Face's `config.json` as the hyper-parameters of a GGUF file."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm.errors import CheckpointError
+from llm.models.gguf.config import FIXED, KEYS, YARN_KEYS, Key, query_scalar
+from llm.models.gguf.names import family_of
+from llm.models.gguf.rope import llama3_factors
+
+# What Hugging Face's classes take for a key that is missing, where it is not what llama.cpp takes.
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "gemma2": {"head_dim": 256},
+    "mistral": {"sliding_window": 4096},
+    "mixtral": {"rope_theta": 1e6},
+    "qwen3": {"head_dim": 128},
+    "qwen3_moe": {"norm_topk_prob": False},
+}
+_SCALINGS = ("default", "linear", "llama3", "yarn")
+_LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_MAX_UINT32 = 2**32 - 1
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with values that follow from others, and with scalings in one place whatever their age.
+
+    Returns:
+        `rope_parameters` holds `rope_type` and its values; `rope_theta`, `head_dim` and `num_key_value_heads` are
+        there where the family has them.
+
+    Raises:
+        CheckpointError: A scaling is no object.
+    """
+    model_type = config["model_type"]
+    values = {**_DEFAULTS.get(model_type, {}), **config}
+    if model_type == "gpt2":
+        if values.get("n_inner") is None and isinstance(values.get("n_embd"), int):
+            values["n_inner"] = 4 * values["n_embd"]
+        return values
+    # transformers writes one name for both of its families of Qwen, older files have another.
+    if values.get("num_experts") is None and model_type != "mixtral":
+        values["num_experts"] = values.get("num_local_experts")
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise CheckpointError(f"`rope_parameters` must be an object in config.json, got {rope!r}")
+    rope = dict(rope)
+    rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type") or "default"
+    values["rope_theta"] = rope.pop("rope_theta", None) or values.get("rope_theta") or 10_000.0
+    values["rope_parameters"] = rope
+    heads, hidden_size = values.get("num_attention_heads"), values.get("hidden_size")
+    if values.get("num_key_value_heads") is None:
+        values["num_key_value_heads"] = heads
+    if values.get("head_dim") is None and isinstance(heads, int) and isinstance(hidden_size, int) and heads > 0:
+        values["head_dim"] = hidden_size // heads
+    return values
+
+
+def hyper_parameters(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The metadata that say what llama.cpp has to compute.
+
+    Args:
+        config: A `complete` one.
+        problems: Values that are missing, wrong or that llama.cpp would not compute with are added.
+    """
+    model_type, architecture = config["model_type"], family_of(config).architecture
+    found = {key.gguf: _value(key, config, problems) for key in KEYS[model_type]}
+    for name, allowed in FIXED[model_type].items():
+        value = config.get(name, allowed[0])
+        if value not in allowed:
+            problems.append(f"`{name}` must be {' or '.join(map(repr, allowed))}, got {value!r}")
+    if model_type != "gpt2" and not problems:
+        found |= _rotary(config, problems)
+    found["vocab_size"] = _value(Key("vocab_size", "vocab_size", int), config, problems)
+    return {f"{architecture}.{key}": value for key, value in found.items() if value is not None}
+
+
+def _value(key: Key, config: Mapping[str, Any], problems: list[str]) -> Any:
+    value = config.get(key.hugging_face, None if key.is_required else key.default)
+    if value is None and key.is_optional:
+        return None
+    is_number = isinstance(value, (int, float) if key.kind is float else int) and not isinstance(value, bool)
+    if not is_number or not 0 < value < (math.inf if key.kind is float else _MAX_UINT32):
+        problems.append(f"`{key.hugging_face}` must be a positive {key.kind.__name__} in a GGUF file, got {value!r}")
+        return None
+    return key.kind(value)
+
+
+def _rotary(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    head_dim = config["head_dim"]
+    partial = config["rope_parameters"].get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1
+    if partial != 1:
+        problems.append(f"`partial_rotary_factor` must be 1 in a GGUF file, got {partial!r}")
+    _check_windows(config, problems)
+    return {
+        "attention.value_length": head_dim,
+        "rope.dimension_count": head_dim,
+        **_scaling(config["rope_parameters"], problems),
+    }
+
+
+def _check_windows(config: Mapping[str, Any], problems: list[str]) -> None:
+    """llama.cpp attends to all tokens but for Gemma 2, where it has its own rule for layers and queries."""
+    window = config.get("sliding_window")
+    if config["model_type"] == "mistral" and window is not None and window < config["max_position_embeddings"]:
+        problems.append(
+            f"`sliding_window` must be null or at least `max_position_embeddings`, got {window}: llama.cpp attends to "
+            f"all tokens\nhint: set `max_position_embeddings` to {window}"
+        )
+    if config["model_type"] != "gemma2":
+        return
+    scalar = config.get("query_pre_attn_scalar", 256)
+    if scalar != query_scalar(config):
+        problems.append(f"`query_pre_attn_scalar` must be {query_scalar(config)} in a GGUF file, got {scalar}")
+    wanted = [("full_attention" if layer % 2 else "sliding_attention") for layer in range(config["num_hidden_layers"])]
+    if config.get("layer_types") not in (None, wanted):
+        problems.append(f"`layer_types` must be sliding and full in turn in a GGUF file, got {config['layer_types']}")
+
+
+def _scaling(rope: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Metadata of a scaling; Llama 3's is a tensor, see `rope_factors`."""
+    kind = rope["rope_type"]
+    names = {
+        "linear": ("factor",),
+        "yarn": ("factor", "original_max_position_embeddings", *YARN_KEYS),
+        "llama3": _LLAMA3_KEYS,
+    }.get(kind, ())
+    if kind not in _SCALINGS:
+        problems.append(f"`rope_type` must be one of {', '.join(_SCALINGS)} in a GGUF file, got {kind!r}")
+        return {}
+    other = {key for key, value in rope.items() if value is not None} - {*names, "rope_type", "partial_rotary_factor"}
+    if other:
+        problems.append(f"values of a {kind} scaling must be among {', '.join(names)}, got {', '.join(sorted(other))}")
+    needed = names if kind == "llama3" else names[:1]
+    values = {name: _value(Key(name, name, float, None), rope, problems) for name in names}
+    problems += [f"`{name}` of a {kind} scaling is missing" for name in needed if values[name] is None]
+    if kind == "llama3" and not problems and values["low_freq_factor"] >= values["high_freq_factor"]:
+        problems.append(f"`low_freq_factor` must be below `high_freq_factor`, got {values['low_freq_factor']}")
+    if kind not in ("linear", "yarn"):
+        return {}
+    original = values.get("original_max_position_embeddings")
+    return {
+        "rope.scaling.type": kind,
+        "rope.scaling.factor": values["factor"],
+        "rope.scaling.original_context_length": None if original is None else int(original),
+        **{f"rope.scaling.{key}": values.get(name) for name, key in YARN_KEYS.items()},
+    }
+
+
+def rope_factors(config: Mapping[str, Any]) -> Tensor | None:
+    """What Llama 3's scaling divides frequencies by, shape (D / 2,), float32; None without such a scaling."""
+    rope = config.get("rope_parameters", {})
+    if rope.get("rope_type") != "llama3":
+        return None
+    return llama3_factors(rope, config["rope_theta"], config["head_dim"]).to(torch.float32)

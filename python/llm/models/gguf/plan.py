@@ -1,0 +1,139 @@
+"""What is written into a GGUF file: every tensor's name, shape and type, before the first byte is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from llm.models.gguf.config import num_experts
+from llm.models.gguf.names import (
+    Layout,
+    expected_names,
+    family_of,
+    is_stacked,
+    optional_names,
+    to_hugging_face,
+)
+from llm.models.gguf.types import TYPES, ValueType
+from llm.tokenization.readers.gguf_file import TensorEntry
+
+Tensors: TypeAlias = Mapping[str, Tensor]
+
+# Type of values and `general.file_type` by name; the latter as llama.cpp numbers them.
+QUANTIZATIONS: Mapping[str, tuple[str, int]] = {
+    "f32": ("F32", 0),
+    "f16": ("F16", 1),
+    "bf16": ("BF16", 32),
+    "q8_0": ("Q8_0", 7),
+    "q4_0": ("Q4_0", 2),
+}
+# llama.cpp computes with these in float32.
+_ALWAYS_F32 = ("ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd")
+# Buffers of old checkpoints, which no class of today has.
+_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+# Families whose class ties the embeddings unless `config.json` says otherwise.
+_TIED = ("gpt2", "gemma2")
+
+
+class Planned(NamedTuple):
+    """A tensor to be written.
+
+    Attributes:
+        name: In the file.
+        sources: Names at Hugging Face, several if it stacks experts.
+        shape: In the file.
+        kind: Type of its values.
+        layout: How it differs from Hugging Face's.
+        num_heads: Whose rows are paired.
+    """
+
+    name: str
+    sources: Sequence[str]
+    shape: tuple[int, ...]
+    kind: ValueType
+    layout: Layout = Layout.SAME
+    num_heads: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of it, without padding."""
+        return self.kind.num_bytes(TensorEntry(self.name, self.shape, 0, 0).num_values)
+
+
+class Plan:
+    """The tensors of a model, as its file will have them.
+
+    Attributes:
+        problems: Tensors that are missing, left over or misshaped.
+        planned: In the order to write them; empty if some are missing.
+    """
+
+    def __init__(self, config: Mapping[str, Any], tensors: Tensors, quantization: str) -> None:
+        """As for `write_gguf_model`; `config` is a `complete` one."""
+        self._config = config
+        self._tensors = tensors
+        self._quantization = quantization
+        self._family = family_of(config)
+        self._is_tied = bool(config.get("tie_word_embeddings", config["model_type"] in _TIED))
+        self._output = "token_embd.weight" if self._is_tied else "output.weight"
+        used = self._used()
+        self.problems = self._differences(used)
+        self.planned = [] if self.problems else [self._planned(name, sources) for name, sources in used.items()]
+
+    def _used(self) -> dict[str, list[str]]:
+        """Names at Hugging Face by those in the file, of all that must be there or may be and are."""
+        layers = self._config.get("num_hidden_layers", self._config.get("n_layer", 0))
+        expected = expected_names(self._family, layers)
+        expected += [] if self._is_tied else [self._output]
+        used = {name: self._sources(name) for name in expected}
+        optional = {name: self._sources(name) for name in optional_names(self._family, layers)}
+        return used | {name: sources for name, sources in optional.items() if sources[0] in self._tensors}
+
+    def _sources(self, name: str) -> list[str]:
+        return to_hugging_face(name, self._family, num_experts(self._config) if self._family.experts else 0) or []
+
+    def _differences(self, used: Mapping[str, Sequence[str]]) -> list[str]:
+        wanted = dict.fromkeys(source for sources in used.values() for source in sources)
+        spare = {"lm_head.weight"} if self._is_tied else set()
+        left = [name for name in self._tensors if name not in wanted and name not in spare]
+        missing = [f"missing {name}" for name in wanted if name not in self._tensors]
+        return missing + [f"unexpected {name}" for name in left if not name.endswith(_BUFFERS)]
+
+    def _planned(self, name: str, sources: Sequence[str]) -> Planned:
+        layout = self._family.layout(name)
+        shapes = {tuple(self._tensors[source].shape) for source in sources}
+        if len(shapes) > 1:
+            self.problems.append(f"experts of {name} must have one shape, got {sorted(shapes)}")
+        shape = next(iter(shapes))
+        is_matrix = not name.endswith(".bias") and "_norm." not in name
+        if len(shape) != 1 + is_matrix or 0 in shape or (layout is Layout.FLAT and shape[0] != 1):
+            self.problems.append(f"{sources[0]} must be a {'matrix' if is_matrix else 'vector'}, got {list(shape)}")
+            return Planned(name, sources, shape, TYPES["F32"])
+        heads = int(self._config.get("num_key_value_heads" if "attn_k" in name else "num_attention_heads", 0))
+        self._check_shape(name, sources[0], shape, heads if layout is Layout.PAIRED_ROWS else 0)
+        if layout is Layout.TRANSPOSED:
+            shape = shape[::-1]
+        if layout is Layout.FLAT:
+            shape = shape[1:]
+        if is_stacked(name, self._family):
+            shape = (len(sources), *shape)
+        return Planned(name, sources, shape, self._kind(name, shape), layout, heads)
+
+    def _check_shape(self, name: str, source: str, shape: tuple[int, ...], num_heads: int) -> None:
+        """Embeddings and rows that move must be what the config says; llama.cpp checks all others as it loads."""
+        config = self._config
+        embedding = (config["vocab_size"], config.get("hidden_size", config.get("n_embd")))
+        if name in ("token_embd.weight", "output.weight") and shape != embedding:
+            self.problems.append(f"{source} must have the shape {list(embedding)}, got {list(shape)}")
+        if num_heads and shape[0] != num_heads * config["head_dim"]:
+            self.problems.append(
+                f"{source} must have {num_heads} heads of {config['head_dim']} rows, got the shape {list(shape)}"
+            )
+
+    def _kind(self, name: str, shape: tuple[int, ...]) -> ValueType:
+        base = name.removesuffix(".weight").rpartition(".")[2]
+        if len(shape) == 1 or base in _ALWAYS_F32:
+            return TYPES["F32"]
+        is_better = self._quantization == "q4_0" and name == self._output
+        kind = TYPES["Q8_0" if is_better else QUANTIZATIONS[self._quantization][0]]
+        return TYPES["F16"] if shape[-1] % kind.block_values else kind

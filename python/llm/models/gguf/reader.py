@@ -1,0 +1,234 @@
+"""Weights and config of a GGUF file, under Hugging Face's names and in its shapes."""
+
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm.errors import CheckpointError
+from llm.models.gguf.config import HyperParameters, num_experts, values_of
+from llm.models.gguf.derived import values_from_tensors
+from llm.models.gguf.names import ROPE_FREQS, Layout, family_of, is_stacked, to_hugging_face
+from llm.models.gguf.rope import llama3_scaling
+from llm.models.gguf.types import TYPES, TYPES_BY_ID, Bytes, name_of_type, read_values
+from llm.tokenization.files import StrPath
+from llm.tokenization.readers.gguf_file import Head, TensorEntry, read_head
+
+_Stored: TypeAlias = tuple[TensorEntry, Bytes]
+_DEFAULT_ALIGNMENT = 32
+_MAX_PROBLEMS = 20
+
+
+class LazyTensor:
+    """A tensor that stays in the file until it is loaded.
+
+    Attributes:
+        shape: Hugging Face's.
+        type_name: How the file stores it, such as "Q4_1".
+        dtype: What `load` gives unless asked otherwise: float16 and bfloat16 as stored, float32 for all other types.
+    """
+
+    def __init__(self, content: Bytes, entry: TensorEntry, layout: Layout, num_heads: int) -> None:
+        self._content = content
+        self._stored_shape = entry.shape
+        self._kind = TYPES_BY_ID[entry.type_id]
+        self._layout = layout
+        self._num_heads = num_heads
+        self.shape = _shape(entry.shape, layout)
+        self.type_name = self._kind.name
+        self.dtype = self._kind.dtype
+
+    def load(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The values. Cost: memory for them alone; of the file, only this tensor's bytes are read.
+
+        Args:
+            dtype: A floating one; None is `self.dtype`. Quantised values are computed in float32 and rounded to it.
+
+        Returns:
+            Memory of its own, contiguous, on the CPU. Shape `self.shape`.
+        """
+        content, dtype = self._content, dtype or self.dtype
+        if self._layout is Layout.PAIRED_ROWS:
+            content = _halve_rows(content, self._num_heads, self._stored_shape[0])
+        if self._layout is Layout.PLUS_ONE:
+            return (read_values(content, self._kind, torch.float32) - 1).to(dtype).view(self.shape)
+        values = read_values(content, self._kind, dtype)
+        if self._layout is Layout.TRANSPOSED:
+            return values.view(self._stored_shape).t().contiguous()
+        return values.view(self.shape)
+
+
+def _shape(stored: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    if layout is Layout.TRANSPOSED:
+        return stored[::-1]
+    return (1, *stored) if layout is Layout.FLAT else stored
+
+
+def _halve_rows(content: Bytes, num_heads: int, num_rows: int) -> Bytes:
+    """Rows of each head from pairs to halves, while they are still quantised and so a seventh of the size."""
+    pairs = content.reshape(num_heads, num_rows // num_heads // 2, 2, -1)
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)
+
+
+class GGUFModel:
+    """A GGUF file that was looked through once and found whole.
+
+    Attributes:
+        config: Values of Hugging Face's `config.json`.
+        tensors: By Hugging Face's names, one for each expert; one that has no such name keeps the file's.
+    """
+
+    def __init__(self, path: StrPath) -> None:
+        head = read_head(Path(path), _is_wanted, CheckpointError)
+        hyper = HyperParameters(head.metadata)
+        _raise(path, hyper.problems)
+        values = values_of(hyper)
+        contents = _contents(head, hyper.problems)
+        _raise(path, hyper.problems)
+        self.config = values | values_from_tensors(values, head.tensors, hyper)
+        _raise(path, hyper.problems)
+        factors = contents.pop(ROPE_FREQS, None)
+        if factors is not None:
+            _add_factors(self.config, factors, hyper.problems)
+        self.tensors = _named(contents, self.config, hyper.problems)
+        _raise(path, hyper.problems)
+
+
+def read_config(path: StrPath) -> dict[str, Any]:
+    """What Hugging Face's `config.json` says of the model in a GGUF file.
+
+    `dtype` is what most values are stored in, `float32` if they are quantised; scalings of rotary angles are under
+    `rope_scaling`; GPT-2's keys are its own (`n_embd` …). The end of a Mistral's window, where the file gives one,
+    makes it a `mistral`; other files of the architecture `llama` are a `llama` or, with experts, a `mixtral`.
+
+    Raises:
+        FileError: It can't be read.
+        CheckpointError: As for `read_tensors`.
+    """
+    return GGUFModel(path).config
+
+
+def read_tensors(path: StrPath) -> Mapping[str, LazyTensor]:
+    """The weights of a GGUF file under Hugging Face's names, none of them loaded yet.
+
+    Experts have a tensor each. A tensor that no model of this family has keeps the name that the file gives it;
+    whether all that the model needs are there, and in which shapes, is the caller's to check.
+
+    Raises:
+        FileError: It can't be read.
+        CheckpointError: No GGUF file, torn, of an architecture or with types of values that are not supported, or
+            hyper-parameters are missing or contradict the tensors; every problem is listed.
+    """
+    return GGUFModel(path).tensors
+
+
+def _is_wanted(key: str) -> bool:
+    """Not the vocabulary: it is most of the metadata."""
+    return not key.startswith("tokenizer.") or key.endswith("_token_id")
+
+
+def _raise(path: StrPath, problems: list[str]) -> None:
+    if not problems:
+        return
+    shown = problems[:_MAX_PROBLEMS]
+    if len(problems) > len(shown):
+        shown.append(f"and {len(problems) - len(shown)} more")
+    raise CheckpointError(f"{path}: can't be used as a model:\n  " + "\n  ".join(shown))
+
+
+def _contents(head: Head, problems: list[str]) -> dict[str, _Stored]:
+    """Entry and bytes of each tensor by its name in the file."""
+    alignment = head.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 8 or alignment % 8:
+        problems.append(f"`general.alignment` must be a multiple of 8, got {str(alignment)[:60]}")
+        return {}
+    start = -(-head.num_bytes // alignment) * alignment
+    found: dict[str, _Stored] = {}
+    for entry in head.tensors:
+        if entry.name in found:
+            problems.append(f"tensor {entry.name} is there twice")
+            continue
+        problem = _problem(entry, alignment, len(head.content) - start)
+        if problem is None:
+            found[entry.name] = entry, _bytes_of(head.content, start, entry)
+        else:
+            problems.append(f"tensor {entry.name} {problem}")
+    return found
+
+
+def _problem(entry: TensorEntry, alignment: int, num_bytes: int) -> str | None:
+    """What is wrong with a row of the table, when `num_bytes` of content are there."""
+    kind = TYPES_BY_ID.get(entry.type_id)
+    if kind is None:
+        return f"has values of type {name_of_type(entry.type_id)}, supported are {', '.join(TYPES)}"
+    if not entry.shape or 0 in entry.shape:
+        return f"has no values: its shape is {list(entry.shape)}"
+    if entry.shape[-1] % kind.block_values:
+        return f"has rows of {entry.shape[-1]} values, which are no whole blocks of {kind.block_values} ({kind.name})"
+    if entry.offset % alignment:
+        return f"begins at offset {entry.offset}, which is no multiple of {alignment}"
+    end = entry.offset + kind.num_bytes(entry.num_values)
+    if end > num_bytes:
+        return f"ends at byte {end} of the content, of which {num_bytes} are there: the file is torn"
+    return None
+
+
+def _bytes_of(content: mmap.mmap, start: int, entry: TensorEntry) -> Bytes:
+    num_bytes = TYPES_BY_ID[entry.type_id].num_bytes(entry.num_values)
+    return np.frombuffer(content, np.uint8, num_bytes, start + entry.offset)
+
+
+def _add_factors(config: dict[str, Any], stored: _Stored, problems: list[str]) -> None:
+    """Puts the scaling that gives these factors for the frequencies of rotary angles into `config`."""
+    entry, content = stored
+    factors = read_values(content, TYPES_BY_ID[entry.type_id], torch.float32)
+    if bool((factors == 1).all()):
+        return
+    scaling = llama3_scaling(factors, config.get("rope_theta", 0.0), config.get("head_dim", 0))
+    if scaling is None or "rope_scaling" in config:
+        problems.append(
+            f"tensor {ROPE_FREQS} must hold factors that Llama 3's scaling gives, and be the only scaling, "
+            f"got {[round(float(factor), 4) for factor in factors[:8]]} …"
+        )
+    else:
+        config["rope_scaling"] = scaling
+
+
+def _named(contents: Mapping[str, _Stored], config: Mapping[str, Any], problems: list[str]) -> dict[str, LazyTensor]:
+    """The tensors by Hugging Face's names, those of experts one by one."""
+    family = family_of(config)
+    found: dict[str, LazyTensor] = {}
+    for name, (entry, content) in contents.items():
+        layout, stacked = family.layout(name), is_stacked(name, family)
+        heads = (
+            int(config["num_key_value_heads" if "attn_k" in name else "num_attention_heads"])
+            if (layout is Layout.PAIRED_ROWS)
+            else 0
+        )
+        problem = _layout_problem(entry, layout, heads, num_experts(config) if stacked else 0)
+        if problem is not None:
+            problems.append(f"tensor {name} {problem}")
+            continue
+        names = to_hugging_face(name, family, entry.shape[0]) or [name]
+        for part, hf_name in zip(np.split(content, len(names)), names, strict=True):
+            shape = entry.shape[1:] if stacked else entry.shape
+            found[hf_name] = LazyTensor(part, entry._replace(shape=shape), layout, heads)
+    return found
+
+
+def _layout_problem(entry: TensorEntry, layout: Layout, num_heads: int, experts: int) -> str | None:
+    """Why a tensor can't be laid out as Hugging Face's."""
+    shape = list(entry.shape)
+    if experts and (len(shape) != 3 or shape[0] != experts):
+        return f"must stack {experts} experts, got the shape {shape}"
+    if layout is Layout.TRANSPOSED and len(shape) != 2:
+        return f"must have 2 dimensions, got {shape}"
+    if layout is Layout.PAIRED_ROWS and (
+        shape[0] % (2 * num_heads) or (len(shape) == 1 and TYPES_BY_ID[entry.type_id].block_values > 1)
+    ):
+        return f"must have pairs of rows for {num_heads} heads, got the shape {shape}"
+    return None

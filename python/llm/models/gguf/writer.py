@@ -1,0 +1,121 @@
+"""Models written as GGUF files that llama.cpp runs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from llm.errors import CheckpointError, InvalidArgumentError, TokenizerError
+from llm.models.gguf.metadata import complete, hyper_parameters, rope_factors
+from llm.models.gguf.names import ROPE_FREQS, Layout, family_of, pair_rows
+from llm.models.gguf.plan import QUANTIZATIONS, Plan, Planned, Tensors
+from llm.models.gguf.types import TYPES, write_values
+from llm.tokenization import BaseTokenizer, BPETokenizer
+from llm.tokenization.files import StrPath, replaced_file
+from llm.tokenization.readers.gguf_file import TensorEntry, metadata_bytes
+from llm.tokenization.writers import gguf_metadata
+
+_ALIGNMENT = 32
+
+
+def write_gguf_model(
+    path: StrPath, config: Mapping[str, Any], tensors: Tensors, tokenizer: BaseTokenizer, *, quantization: str
+) -> None:
+    """Writes a model with its tokenizer as one GGUF file that llama.cpp runs.
+
+    Norms, biases and routers stay in float32. Where `q4_0` is asked for, the output projection (the embeddings, if they
+    are it) is in `q8_0`; where the columns are no multiple of 32, a quantised tensor is in `f16` instead.
+
+    Args:
+        path: The file; one that is there stays whole until the new one is.
+        config: What Hugging Face's `config.json` says, of any of the families in `names.FAMILIES`.
+        tensors: By the names and in the shapes that Hugging Face's files have, each expert alone; any floating dtype
+            and device. Each is looked up for its shape, and again to be written: a mapping may load them one by one.
+        tokenizer: A byte-level BPE.
+        quantization: One of `QUANTIZATIONS`.
+
+    Raises:
+        CheckpointError: Such a file can't hold the model; every obstacle, missing and unexpected tensor is listed.
+        FileError: It can't be written.
+        InvalidArgumentError: There is no such quantization.
+        TokenizerError: Such a file can't hold the tokenizer.
+    """
+    if quantization not in QUANTIZATIONS:
+        raise InvalidArgumentError(f"`quantization` must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
+    path, problems = Path(path), list[str]()
+    family_of(config)
+    values = complete(config)
+    metadata = _metadata(path, values, quantization, problems)
+    _raise(path, problems)
+    plan = Plan(values, tensors, quantization)
+    _raise(path, plan.problems)
+    planned = plan.planned
+    metadata |= _tokenizer_metadata(path, tokenizer, values["vocab_size"])
+    factors = rope_factors(values)
+    own = {} if factors is None else {ROPE_FREQS: factors}
+    planned += [Planned(name, (name,), tuple(tensor.shape), TYPES["F32"]) for name, tensor in own.items()]
+    with replaced_file(path) as file:
+        _write_head(file, metadata, planned)
+        for tensor in planned:
+            _write_tensor(file, tensor, own if tensor.name in own else tensors, problems)
+        _raise(path, problems)
+
+
+def _raise(path: Path, problems: list[str]) -> None:
+    if problems:
+        raise CheckpointError(f"{path}: a GGUF file can't hold this model:\n  " + "\n  ".join(problems))
+
+
+def _metadata(path: Path, config: Mapping[str, Any], quantization: str, problems: list[str]) -> dict[str, Any]:
+    return {
+        "general.architecture": family_of(config).architecture,
+        "general.type": "model",
+        "general.name": path.stem,
+        "general.file_type": QUANTIZATIONS[quantization][1],
+        "general.quantization_version": 2,
+        **hyper_parameters(config, problems),
+    }
+
+
+def _tokenizer_metadata(path: Path, tokenizer: BaseTokenizer, vocab_size: int) -> dict[str, Any]:
+    if not isinstance(tokenizer, BPETokenizer):
+        raise TokenizerError(f"a GGUF file holds byte-level BPE alone, got a {type(tokenizer).__name__}")
+    if tokenizer.vocab_size > vocab_size:
+        raise TokenizerError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {vocab_size}: they must fit it")
+    return gguf_metadata(tokenizer, path, vocab_size)
+
+
+def _write_head(file: IO[bytes], metadata: Mapping[str, Any], planned: Sequence[Planned]) -> None:
+    entries, offset = [], 0
+    for tensor in planned:
+        entries.append(TensorEntry(tensor.name, tensor.shape, tensor.kind.type_id, offset))
+        offset += -(-tensor.num_bytes // _ALIGNMENT) * _ALIGNMENT
+    head = metadata_bytes(metadata, entries)
+    file.write(head + bytes(-len(head) % _ALIGNMENT))
+
+
+def _write_tensor(file: IO[bytes], tensor: Planned, tensors: Tensors, problems: list[str]) -> None:
+    for source in tensor.sources:
+        values = tensors[source].detach().cpu()
+        limit = torch.finfo(tensor.kind.dtype if tensor.kind.block_values == 1 else torch.float16).max
+        largest = float(values.abs().max())
+        if not largest <= limit:
+            problems.append(
+                f"{source} must be finite and at most {limit:.6g} in {tensor.kind.name}, got {largest:.6g}"
+                + ("" if limit > 1e6 else "\n  hint: `bf16` and `f32` hold larger values")
+            )
+            continue  # Only for what else is wrong: the file won't be kept.
+        file.write(write_values(_laid_out(values, tensor), tensor.kind))
+    file.write(bytes(-tensor.num_bytes % _ALIGNMENT))
+
+
+def _laid_out(values: Tensor, tensor: Planned) -> Tensor:
+    if tensor.layout is Layout.PAIRED_ROWS:
+        return pair_rows(values, tensor.num_heads)
+    if tensor.layout is Layout.TRANSPOSED:
+        return values.t()
+    if tensor.layout is Layout.PLUS_ONE:
+        return values.float() + 1
+    return values[0] if tensor.layout is Layout.FLAT else values
