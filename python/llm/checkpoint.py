@@ -25,8 +25,9 @@ from llm.errors import CheckpointError
 from llm.model_config import ModelConfig
 from llm.models import DecoderModel, RegressionModel
 from llm.models.families import family_named
+from llm.models.gguf import GGUFModel, read_config
 from llm.models.hf import check_shapes, config_to_hf, empty_model, fill_model, weights_to_hf
-from llm.models.tensor_files import open_tensors
+from llm.models.tensor_files import OnDisk, open_tensors
 from llm.tokenization import BaseTokenizer
 
 COMPLETE = "COMPLETE"
@@ -37,16 +38,18 @@ _GENERATION_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_pe
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """The checkpoint directory that `path` means: itself, or the newest complete one of a run.
+    """The checkpoint that `path` means: the directory or GGUF file itself, or the newest complete one of a run.
 
     Raises:
         CheckpointError: Nothing there, or a run without a complete checkpoint.
     """
     directory = Path(path)
-    if (directory / "config.json").is_file():
+    if (directory / "config.json").is_file() or is_gguf(directory):
         return directory
     if not directory.is_dir():
-        raise CheckpointError(f"no checkpoint at {str(path)!r}\nhint: pass a directory with a config.json, or a run")
+        raise CheckpointError(
+            f"no checkpoint at {str(path)!r}\nhint: pass a directory with a config.json, a run, or a .gguf file"
+        )
     newest = newest_checkpoint(directory)
     if newest is None:
         raise CheckpointError(
@@ -54,6 +57,11 @@ def resolve(path: str | os.PathLike[str]) -> Path:
             "hint: pass a checkpoint or run directory, as made by `llm train --out DIR`"
         )
     return newest
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether this is a file of llama.cpp's."""
+    return path.suffix == ".gguf" and path.is_file()
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -153,7 +161,7 @@ def load_model(
     """Builds the model of a checkpoint or run, in eval mode.
 
     Args:
-        path: A checkpoint or run directory.
+        path: A checkpoint or run directory, or a GGUF file.
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
         device: Where the weights go.
 
@@ -161,17 +169,44 @@ def load_model(
         CheckpointError: Missing, torn or contradictory files, an unknown architecture or dtype.
     """
     directory = resolve(path)
-    values = read_json(directory / "config.json")
+    values, tensors = _opened(directory)
     place, wanted = torch.device(device), _dtype(dtype, values)
     if values.get("architectures") == ["RegressionModel"]:
         return _load_regressor(directory, values).to(device=place, dtype=wanted).eval()
     family = family_named(values)
     config = family.config_from(values)
-    files = open_tensors(directory)
     model = empty_model(config)
-    check_shapes(files, model.state_dict(), config, family)
-    fill_model(model, family, files.load, wanted, place)
+    check_shapes(tensors, model.state_dict(), config, family)
+    fill_model(model, family, lambda name: tensors[name].load(wanted), dtype=wanted, device=place)
     return model.eval()
+
+
+def model_config(path: str | os.PathLike[str]) -> ModelConfig:
+    """The config of a checkpoint's decoder; its weights are not looked at.
+
+    Raises:
+        CheckpointError: Missing or contradictory values, an unknown architecture.
+    """
+    values = read_values(resolve(path))
+    return family_named(values).config_from(values)
+
+
+def read_values(checkpoint: Path) -> dict[str, Any]:
+    """The values of `config.json`, or those that a GGUF file says in its own words.
+
+    Raises:
+        CheckpointError: Missing, not a JSON object, or no file of a model.
+    """
+    return read_config(checkpoint) if is_gguf(checkpoint) else read_json(checkpoint / "config.json")
+
+
+def _opened(checkpoint: Path) -> tuple[dict[str, Any], Mapping[str, OnDisk]]:
+    """Config and weights under Hugging Face's names, none of them read yet."""
+    if is_gguf(checkpoint):
+        model = GGUFModel(checkpoint)
+        return model.config, model.tensors
+    values = read_json(checkpoint / "config.json")
+    return values, open_tensors(checkpoint)
 
 
 def _load_regressor(directory: Path, values: Mapping[str, Any]) -> RegressionModel:

@@ -1,42 +1,85 @@
 """What a checkpoint is, in words."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from llm.checkpoint import load_model, resolve
-from llm.inference.kv_cache import bytes_per_token
-from llm.models import DecoderModel
+from llm.checkpoint import DTYPES, is_gguf, model_config, read_values, resolve
+from llm.model_config import ModelConfig
+from llm.models.costs import flops_per_token, kv_bytes_per_token, num_active_parameters, num_parameters
+from llm.models.families import family_of
 from llm.tokenization import load_tokenizer
 from llm.tokenization.describe import pattern_fact
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Facts about the checkpoint or run at `path`, in the order to show them.
+    """Facts about the checkpoint, run or GGUF file at `path`, in the order to show them; weights are not read.
 
     Raises:
-        CheckpointError: Missing, torn or contradictory files.
+        CheckpointError: Missing or contradictory files, an unknown architecture.
     """
-    directory = resolve(path)
-    model = load_model(directory)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    dtype = next(model.parameters()).dtype
-    facts = {
-        "checkpoint": str(directory),
-        "architecture": type(model).__name__,
-        "parameters": f"{parameters:,}",
-        "weights": f"{parameters * dtype.itemsize / 2**20:.1f} MiB ({str(dtype).removeprefix('torch.')})",
+    checkpoint = resolve(path)
+    values = read_values(checkpoint)
+    facts = {"checkpoint": str(checkpoint)}
+    if values.get("architectures") == ["RegressionModel"]:
+        return facts | {"architecture": "RegressionModel"}
+    config = model_config(checkpoint)
+    return facts | _sizes(config, values) | _shape(config) | _memory(config) | _words(checkpoint)
+
+
+def _sizes(config: ModelConfig, values: dict[str, Any]) -> dict[str, str]:
+    parameters, active = num_parameters(config), num_active_parameters(config)
+    some = "" if active == parameters else f", {active:,} of them for each token"
+    dtype = values.get("dtype") or values.get("torch_dtype") or "float32"
+    family = family_of(config)
+    return {
+        "architecture": f"{family.architecture} (model_type {family.model_type})",
+        "parameters": f"{parameters:,}{some}",
+        "weights": ", ".join(_size_in(parameters, name, name == dtype) for name in DTYPES),
     }
-    if not isinstance(model, DecoderModel):
-        return facts
-    config = model.config
-    tokenizer = load_tokenizer(directory)
-    return facts | {
-        "layers": f"{config.num_hidden_layers} × {config.hidden_size} wide, feed-forward {config.intermediate_size}",
-        "attention": f"{config.num_attention_heads} query heads, {config.num_key_value_heads} key-value heads",
-        "context": f"{config.max_position_embeddings} tokens",
-        "KV cache": f"{bytes_per_token(config, dtype):,} bytes a token",
+
+
+def _size_in(parameters: int, dtype: str, is_own: bool) -> str:
+    size = f"{parameters * DTYPES[dtype].itemsize / 2**20:,.1f} MiB as {dtype}"
+    return f"{size} (its own)" if is_own else size
+
+
+def _shape(config: ModelConfig) -> dict[str, str]:
+    experts = config.experts if config.mlp == "moe" else None
+    inside = f"feed-forward {config.intermediate_size}"
+    if experts is not None:
+        inside = (
+            f"{experts.num_experts_per_tok} of {experts.num_experts} experts of {experts.moe_intermediate_size} a token"
+        )
+    heads = f"{config.num_attention_heads} query heads, {config.num_key_value_heads} key-value heads"
+    if config.sliding_window is not None:
+        layers = sum(config.window_of(layer) is not None for layer in range(config.num_hidden_layers))
+        heads += f", a window of {config.sliding_window} tokens in {layers} of {config.num_hidden_layers} layers"
+    scaling = config.rope_scaling
+    stretched = f", stretched {scaling.factor:g}× by {scaling.rope_type}" if scaling else ""
+    return {
+        "layers": f"{config.num_hidden_layers} × {config.hidden_size} wide, {inside}",
+        "attention": f"{config.attention}: {heads}",
+        "context": f"{config.max_position_embeddings:,} tokens{stretched}",
+    }
+
+
+def _memory(config: ModelConfig) -> dict[str, str]:
+    in_bytes = {name: kv_bytes_per_token(config, dtype) for name, dtype in DTYPES.items() if name != "float16"}
+    return {
+        "KV cache": ", ".join(f"{count:,} bytes a token as {name}" for name, count in in_bytes.items()),
+        "training": f"{flops_per_token(config) / 1e9:,.3g} GFLOP a token at the longest context",
         "decoding path": f"PyTorch {torch.__version__}",
+    }
+
+
+def _words(checkpoint: Path) -> dict[str, str]:
+    if not is_gguf(checkpoint) and not (checkpoint / "tokenizer.json").is_file():
+        return {"tokenizer": "none"}
+    tokenizer = load_tokenizer(checkpoint)
+    return {
         "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} entries",
         **pattern_fact(tokenizer),
         "chat template": "yes" if tokenizer.chat_template else "no",

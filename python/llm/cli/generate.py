@@ -10,7 +10,7 @@ EXAMPLE = 'Example:  llm generate runs/demo "ROMEO:" --max-tokens 80 --seed 1'
 
 
 def generate(
-    path: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint or run.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint, run or .gguf file.")],
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,

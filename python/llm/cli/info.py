@@ -7,7 +7,7 @@ import typer
 EXAMPLE = "Example:  llm info runs/demo"
 
 
-def info(path: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint or run.")]) -> None:
+def info(path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint, run or .gguf file.")]) -> None:
     """Say what a checkpoint is: size, memory, context, tokenizer, chat template."""
     from llm.info import describe
 

@@ -10,7 +10,7 @@ EXAMPLE = "Example:  llm serve runs/demo --port 8000 --api-key secret"
 
 
 def serve(
-    path: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint or run.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint, run or .gguf file.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: a free one.")] = 8000,
     api_key: Annotated[

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,16 +11,9 @@ from llm.errors import CheckpointError
 from llm.model_config import ModelConfig
 from llm.models.decoder import DecoderModel
 from llm.models.families import Family, Piece, family_named, family_of
+from llm.models.tensor_files import OnDisk
 
 TIED = "lm_head.weight"
-
-
-class Shaped(Protocol):
-    """What is known of a tensor before it is read."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """Its sizes."""
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -71,7 +64,8 @@ def empty_model(config: ModelConfig) -> DecoderModel:
 def fill_model(
     model: DecoderModel,
     family: Family,
-    load: Callable[[str, torch.dtype], Tensor],
+    load: Callable[[str], Tensor],
+    *,
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
@@ -91,7 +85,7 @@ def fill_model(
     for name, empty in list(model.named_parameters()):
         tensor = torch.empty(empty.shape, dtype=dtype, device=device)
         for piece in family.pieces(name, tensor, model.config):
-            piece.fill(load(piece.name, dtype))
+            piece.fill(load(piece.name))
             if not piece.view.isfinite().all():
                 broken.append(piece.name)
         _replace(model, name, torch.nn.Parameter(tensor))
@@ -119,7 +113,10 @@ def pieces_of(state: Mapping[str, Tensor], config: ModelConfig, family: Family) 
 
 
 def check_shapes(
-    tensors: Mapping[str, Shaped], state: Mapping[str, Tensor], config: ModelConfig, family: Family
+    tensors: Mapping[str, OnDisk] | Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    config: ModelConfig,
+    family: Family,
 ) -> None:
     """Compares what is on disk with what the config says.
 

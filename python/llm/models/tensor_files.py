@@ -2,10 +2,10 @@
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,16 +20,48 @@ PICKLED = ("pytorch_model.bin", "model.pt")
 MAPPED_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
-class OnDisk:
-    """Where a tensor lies, and its sizes."""
+class OnDisk(Protocol):
+    """A tensor that has not been read."""
 
+    @property
+    def shape(self) -> Sequence[int]:
+        """Its sizes."""
+
+    def load(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Reads it. Where that means computing, the result is in `dtype`; else in that of the disk, mapped."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor of a safetensors file."""
+
+    name: str
+    shape: Sequence[int]
     file: Path
-    shape: torch.Size
+    files: "TensorFiles"
+
+    def load(self, dtype: torch.dtype | None = None) -> Tensor:
+        del dtype
+        return self.files.read(self.file, self.name)
+
+
+@dataclass(frozen=True)
+class _Unpickled:
+    """A tensor of a file that PyTorch has mapped."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> Sequence[int]:
+        return self.tensor.shape
+
+    def load(self, dtype: torch.dtype | None = None) -> Tensor:
+        del dtype
+        return self.tensor
 
 
 class TensorFiles(Mapping[str, OnDisk]):
-    """Names and shapes of all tensors of a directory; `load` reads one.
+    """All tensors of a directory by name.
 
     Raises:
         CheckpointError: No weights, only pickled ones, a file that is missing, truncated or not safetensors.
@@ -47,7 +79,7 @@ class TensorFiles(Mapping[str, OnDisk]):
                 if missing:
                     raise CheckpointError(f"{file} lacks what {INDEX} promises: {', '.join(missing)}")
                 for name in present:
-                    self._found[name] = OnDisk(file, torch.Size(tensors.get_slice(name).get_shape()))
+                    self._found[name] = _Entry(name, tensors.get_slice(name).get_shape(), file, self)
 
     def __getitem__(self, name: str) -> OnDisk:
         return self._found[name]
@@ -58,10 +90,8 @@ class TensorFiles(Mapping[str, OnDisk]):
     def __len__(self) -> int:
         return len(self._found)
 
-    def load(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor as it is on disk, mapped; `dtype` is left to whoever copies it."""
-        del dtype
-        file = self._found[name].file
+    def read(self, file: Path, name: str) -> Tensor:
+        """One tensor, mapped."""
         if self._opened != file or self._mapped > MAPPED_BYTES:
             self._open, self._opened, self._mapped = _opened(file), file, 0
         tensor: Tensor = self._open.get_tensor(name)
@@ -69,50 +99,25 @@ class TensorFiles(Mapping[str, OnDisk]):
         return tensor
 
 
-class PickledTensors(Mapping[str, Tensor]):
-    """The tensors of older checkpoints (`pytorch_model.bin`, one or many, or `model.pt`), read without running code.
+def open_tensors(directory: Path) -> Mapping[str, OnDisk]:
+    """The weights of a checkpoint's directory: safetensors where there are any, else pickled tensors.
+
+    Older checkpoints (`pytorch_model.bin`, one or many, or `model.pt`) are read without running code.
 
     Raises:
         CheckpointError: A file is missing, truncated, or holds anything but tensors in plain containers.
     """
-
-    def __init__(self, files: list[Path]) -> None:
-        self._found: dict[str, Tensor] = {}
-        for file in files:
-            self._found |= _unpickled(file)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._found[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def load(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor as it is on disk, mapped; `dtype` is left to whoever copies it."""
-        del dtype
-        return self._found[name]
-
-
-def open_tensors(directory: Path) -> TensorFiles | PickledTensors:
-    """The weights of a checkpoint's directory: safetensors where there are any, else pickled tensors.
-
-    Raises:
-        CheckpointError: As in the class that reads them.
-    """
     has_safetensors = (directory / SINGLE).is_file() or (directory / INDEX).is_file()
     for name in () if has_safetensors else PICKLED:
         if (directory / name).is_file():
-            return PickledTensors([directory / name])
+            return _unpickled(directory / name)
         index = directory / f"{name}.index.json"
         if index.is_file():
-            return PickledTensors([file for file, _ in _indexed(index)])
+            return {name: found for file, _ in _indexed(index) for name, found in _unpickled(file).items()}
     return TensorFiles(directory)
 
 
-def _unpickled(file: Path) -> dict[str, Tensor]:
+def _unpickled(file: Path) -> dict[str, OnDisk]:
     try:
         values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -127,7 +132,8 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
         raise CheckpointError(f"{file} must hold tensors by name, got {type(values).__name__} with other values")
     # Trainers that wrap or compile a model leave these in front of its names.
-    return {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in values.items()}
+    clean = (str(name).removeprefix("module.").removeprefix("_orig_mod.") for name in values)
+    return {name: _Unpickled(value) for name, value in zip(clean, values.values(), strict=True)}
 
 
 def _files(directory: Path) -> list[tuple[Path, set[str]]]:
