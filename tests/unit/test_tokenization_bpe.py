@@ -262,7 +262,9 @@ def test_settings_of_other_writers_are_understood(tmp_path: Path) -> None:
     }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     settings = BPETokenizer.from_pretrained(tmp_path).settings
-    assert settings == TokenizerSettings(eos_tokens=("<|endoftext|>",), chat_template="D")
+    assert settings == TokenizerSettings(
+        eos_tokens=("<|endoftext|>",), chat_template="D", named_templates={"tool_use": "T"}
+    )
     (tmp_path / "chat_template.jinja").write_text("J")
     again = BPETokenizer.from_pretrained(tmp_path)
     assert again.chat_template == "J"

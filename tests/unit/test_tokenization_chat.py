@@ -1,22 +1,43 @@
 """Chat templates: equal to transformers', kept by saving, safe with hostile ones."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jinja2
+import msgspec
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from llm.errors import ChatTemplateError
+from llm.errors import ChatTemplateError, InvalidArgumentError
 from llm.tokenization import (
     TEMPLATES,
     BPETokenizer,
     ChatTemplate,
     SimpleCharacterTokenizer,
     encode_chat,
+    encode_chat_with_mask,
     load_tokenizer,
     render_chat,
     use_chat_template,
+    write_tokenizer,
+)
+from tests.unit.chat_samples import (
+    FAMILIES,
+    TOOL_CONVERSATION,
+    TOOLS,
+    family_tokenizer,
+    family_twin,
+    tokenizer_with,
+    twin_of,
 )
 from tests.unit.tokenization_samples import TRAINING_TEXT
+
+SMOLLM = Path(__file__).parents[2] / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 MESSAGES = [
     {"role": "system", "content": "A garden."},
@@ -135,3 +156,188 @@ def test_missing_and_invalid_templates_are_named() -> None:
     with pytest.raises(ChatTemplateError, match=r"not valid Jinja: .*\(line 2\)"):
         use_chat_template(tokenizer, ChatTemplate("a\n{% for %}"))
     assert tokenizer.chat_template is None
+
+
+def contents() -> st.SearchStrategy[str]:
+    characters = st.characters(exclude_categories=("Cs",)) | st.sampled_from(" \n\t<>&'\"{}%")
+    return st.text(characters, max_size=12) | st.sampled_from(
+        ["", " a ", "<|im_end|>", "<think>\na\n</think>\n\nb", "</s>"]
+    )
+
+
+def conversations(min_size: int = 1) -> st.SearchStrategy[list[dict[str, str]]]:
+    roles = st.sampled_from(["system", "user", "assistant", "tool"])
+    message = st.fixed_dictionaries({"role": roles, "content": contents()})
+    return st.lists(message, min_size=min_size, max_size=5) | turns()
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> list[dict[str, str]]:
+    """User and assistant in turn, as templates want it that check."""
+    system = [{"role": "system", "content": draw(contents())}] if draw(st.booleans()) else []
+    texts = draw(st.lists(contents(), min_size=1, max_size=5))
+    return system + [{"role": ("user", "assistant")[idx % 2], "content": text} for idx, text in enumerate(texts)]
+
+
+def rendered(function: Callable[[], str]) -> str | None:
+    """None where the template fails or refuses, as it must on both sides."""
+    try:
+        return function()
+    except (ChatTemplateError, jinja2.TemplateError, TypeError, ValueError):
+        return None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=40, deadline=None)
+@given(messages=conversations(), prompt=st.booleans(), tools=st.sampled_from([None, [], TOOLS]))
+def test_families_render_as_in_transformers(
+    family: str, messages: list[dict[str, str]], prompt: bool, tools: list[dict[str, Any]] | None
+) -> None:
+    ours, theirs = family_tokenizer(family), family_twin(family)
+    expected = rendered(
+        lambda: theirs.apply_chat_template(messages, tools=tools, add_generation_prompt=prompt, tokenize=False)
+    )
+    text = rendered(lambda: render_chat(ours, messages, tools=tools, add_generation_prompt=prompt))
+    assert text == expected
+    if text is not None:
+        ids = theirs.apply_chat_template(messages, tools=tools, add_generation_prompt=prompt, return_dict=False)
+        assert encode_chat(ours, messages, tools=tools, add_generation_prompt=prompt) == ids
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=40, deadline=None)
+@given(messages=conversations())
+def test_final_message_goes_on_as_in_transformers(family: str, messages: list[dict[str, str]]) -> None:
+    ours, theirs = family_tokenizer(family), family_twin(family)
+    expected = rendered(lambda: theirs.apply_chat_template(messages, continue_final_message=True, tokenize=False))
+    assert rendered(lambda: render_chat(ours, messages, continue_final_message=True)) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tools", [None, TOOLS])
+@pytest.mark.parametrize("num_messages", range(1, len(TOOL_CONVERSATION) + 1))
+def test_tool_calls_render_as_in_transformers(
+    family: str, tools: list[dict[str, Any]] | None, num_messages: int
+) -> None:
+    ours, theirs = family_tokenizer(family), family_twin(family)
+    messages = TOOL_CONVERSATION[:num_messages]
+    expected = rendered(lambda: theirs.apply_chat_template(messages, tools=tools, tokenize=False))
+    assert rendered(lambda: render_chat(ours, messages, tools=tools, add_generation_prompt=False)) == expected
+    if family in ("llama-3.1", "qwen-2.5"):
+        assert expected is not None
+        assert ('Weather <now> & \\"here\\" – é' in expected) == (tools is not None)
+
+
+def test_variables_reach_the_template_as_in_transformers() -> None:
+    ours, theirs = family_tokenizer("qwen-3"), family_twin("qwen-3")
+    text = render_chat(ours, MESSAGES, variables={"enable_thinking": False})
+    assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    expected = theirs.apply_chat_template(MESSAGES, add_generation_prompt=True, enable_thinking=False, tokenize=False)
+    assert text == expected
+    source = "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token is defined }}{{ x.y }}{{ documents[0].title }}"
+    ours = tokenizer_with(source)
+    variables = {"bos_token": "B", "x": {"y": np.float32(0.5)}}
+    documents = [{"title": "T", "text": "t"}]
+    expected = twin_of(ours).apply_chat_template(MESSAGES, documents=documents, tokenize=False, **variables)
+    assert render_chat(ours, MESSAGES, documents=documents, variables=variables) == expected
+    assert expected == "B</s><|endoftext|>False0.5T"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]},
+        {"role": "assistant", "content": "a", "reasoning": "b", "name": None},
+        {"role": "assistant", "content": "a", "thinking": "b", "reasoning_content": "c"},
+        {"role": "assistant", "content": "a", "tool_calls": [], "more": (1, 2.5, True, None, Path)},
+    ],
+)
+def test_messages_reach_the_template_as_in_transformers(message: dict[str, Any]) -> None:
+    source = "{% for m in messages %}{% for name, value in m.items() %}{{ name }}={{ value }};{% endfor %}{% endfor %}"
+    ours = tokenizer_with(source)
+    theirs = twin_of(ours)
+    for goes_on in (False, True):
+        options = {"continue_final_message": goes_on}
+        expected = theirs.apply_chat_template(
+            [message], chat_template=source + "{# content #}", tokenize=False, **options
+        )
+        text = render_chat(ours, [message], continue_final_message=goes_on)
+        assert text == expected
+
+
+def test_named_template_is_chosen_as_in_transformers(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with("default {{ messages[0].role }}")
+    tokenizer.settings = msgspec.structs.replace(
+        tokenizer.settings, named_templates={"tool_use": "tools {{ tools | length }}", "rag": "rag"}
+    )
+    tokenizer.save(tmp_path)
+    theirs, again = AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    assert again.settings == tokenizer.settings
+    for tools in (None, [], TOOLS):
+        expected = theirs.apply_chat_template(MESSAGES, tools=tools, tokenize=False)
+        assert render_chat(again, MESSAGES, tools=tools, add_generation_prompt=False) == expected
+    assert render_chat(again, MESSAGES, tools=TOOLS, template_name="rag") == "rag"
+    with pytest.raises(ChatTemplateError, match=r"must be one of .* \(\['default', 'rag', 'tool_use'\]\), got 'rug'"):
+        render_chat(again, MESSAGES, template_name="rug")
+    theirs.save_pretrained(tmp_path)
+    assert (tmp_path / "additional_chat_templates" / "rag.jinja").is_file()
+    assert load_tokenizer(tmp_path).settings.named_templates == tokenizer.settings.named_templates
+    tokenizer.settings = msgspec.structs.replace(tokenizer.settings, chat_template=None)
+    with pytest.raises(ChatTemplateError, match=r"must be one of .* \(\['rag', 'tool_use'\]\), got 'default'"):
+        render_chat(tokenizer, MESSAGES)
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path).settings == tokenizer.settings
+    use_chat_template(tokenizer, "chatml")
+    assert tokenizer.settings.named_templates == {}
+
+
+def test_named_templates_pass_through_gguf(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with("default")
+    tokenizer.settings = msgspec.structs.replace(tokenizer.settings, named_templates={"tool_use": "T"})
+    write_tokenizer(tokenizer, tmp_path / "t.gguf", "gguf")
+    again = load_tokenizer(tmp_path / "t.gguf")
+    assert (again.chat_template, again.settings.named_templates) == ("default", {"tool_use": "T"})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"continue_final_message": True, "add_generation_prompt": True},
+            InvalidArgumentError,
+            "`continue_final_message` and `add_generation_prompt` must not both be True",
+        ),
+        ({"variables": {"tools": 1}}, InvalidArgumentError, "must not have names of options, got 'tools'"),
+        ({"tools": ["weather"]}, InvalidArgumentError, "`tools` must be a list of mappings, got 'weather'"),
+        ({"tools": TOOLS[0]}, InvalidArgumentError, "`tools` must be a list of mappings, got {'type'"),
+        ({"documents": [5]}, InvalidArgumentError, "`documents` must be a list of mappings, got 5"),
+        (
+            {"tool": TOOLS},
+            TypeError,
+            "unknown option 'tool'; options are add_generation_prompt, continue_final_message",
+        ),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        encode_chat(family_tokenizer("chatml"), MESSAGES, **options)
+
+
+def test_message_that_can_not_go_on_is_named() -> None:
+    with pytest.raises(ChatTemplateError, match=r"needs text in the last message, got none"):
+        render_chat(family_tokenizer("qwen-2.5"), TOOL_CONVERSATION[:2], continue_final_message=True)
+    with pytest.raises(ChatTemplateError, match=r"needs a template that writes all of the last message"):
+        ChatTemplate("{{ messages[0].content }}").render(MESSAGES, continue_final_message=True)
+
+
+def test_smollm2_renders_as_in_transformers(tmp_path: Path) -> None:
+    if not SMOLLM.is_file():
+        pytest.skip(f"{SMOLLM.name} is not here; `make test-data` fetches it")
+    ours = load_tokenizer(SMOLLM)
+    ours.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for messages in (MESSAGES, MESSAGES[1:]):
+        ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert encode_chat(ours, messages) == ids
+    encoding = encode_chat_with_mask(ours, MESSAGES)
+    assert ours.decode(encoding.ids[encoding.is_assistant]) == "I.<|im_end|>"

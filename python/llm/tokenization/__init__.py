@@ -4,7 +4,16 @@ from llm._rust import TokenStream
 from llm.tokenization.base import BaseTokenizer
 from llm.tokenization.bpe import BPETokenizer
 from llm.tokenization.character import SimpleCharacterTokenizer
-from llm.tokenization.chat import TEMPLATES, ChatTemplate, encode_chat, render_chat, use_chat_template
+from llm.tokenization.chat import (
+    TEMPLATES,
+    ChatOptions,
+    ChatTemplate,
+    ConversationOptions,
+    encode_chat,
+    render_chat,
+    use_chat_template,
+)
+from llm.tokenization.chat_mask import ChatEncoding, encode_chat_with_mask
 from llm.tokenization.formats import load_tokenizer, write_tokenizer
 from llm.tokenization.options import EncodeOptions, Encoding, FlatIds, PaddedEncodeOptions, PadOptions
 from llm.tokenization.padding import PaddedBatch
@@ -14,7 +23,10 @@ __all__ = [
     "TEMPLATES",
     "BPETokenizer",
     "BaseTokenizer",
+    "ChatEncoding",
+    "ChatOptions",
     "ChatTemplate",
+    "ConversationOptions",
     "EncodeOptions",
     "Encoding",
     "FlatIds",
@@ -25,6 +37,7 @@ __all__ = [
     "TokenStream",
     "TokenizerSettings",
     "encode_chat",
+    "encode_chat_with_mask",
     "load_tokenizer",
     "render_chat",
     "use_chat_template",

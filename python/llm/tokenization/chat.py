@@ -1,20 +1,27 @@
 """From a conversation to text and ids, by the template a checkpoint brings along."""
 
-import datetime
-import functools
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack
 
-import jinja2
 import msgspec
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import numpy as np
 
-from llm.errors import ChatTemplateError
+from llm.errors import ChatTemplateError, InvalidArgumentError
 from llm.tokenization.base import BaseTokenizer
+from llm.tokenization.chat_sandbox import compile_template, render_template
+from llm.tokenization.options import check_names
+from llm.tokenization.settings import DEFAULT_TEMPLATE, TokenizerSettings
 
 Message: TypeAlias = Mapping[str, Any]
+
+# The name of the template for conversations with tools, where there is one.
+TOOL_TEMPLATE = "tool_use"
+
+# Under these names a message's thinking is passed; templates read the first, gpt-oss' the second.
+_REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+
+# Stands where a message goes on. The space shows whether the template trims.
+_OPEN_END = "MESSAGE_GOES_ON_HERE "
 
 _CHATML = """\
 {%- for message in messages %}
@@ -40,6 +47,32 @@ _PLAY = """\
 {%- endif %}"""
 
 
+class ConversationOptions(TypedDict, total=False):
+    """What a template may use beside the messages.
+
+    Attributes:
+        tools: Tools the model may call, as OpenAI's API takes them: `{"type": "function", "function": {…}}`.
+        documents: Documents to answer from, each with `title` and `text`.
+        variables: More variables by name, such as `{"enable_thinking": False}` for Qwen 3.
+    """
+
+    tools: Sequence[Mapping[str, Any]] | None
+    documents: Sequence[Mapping[str, Any]] | None
+    variables: Mapping[str, Any] | None
+
+
+class ChatOptions(ConversationOptions, total=False):
+    """How a conversation becomes text.
+
+    Attributes:
+        add_generation_prompt: End with what opens the assistant's turn; True unless the last message goes on.
+        continue_final_message: End with the last message's text, so that the model goes on with it.
+    """
+
+    add_generation_prompt: bool
+    continue_final_message: bool
+
+
 class ChatTemplate(msgspec.Struct, frozen=True):
     """A Jinja template for conversations, and the strings that end a turn written by it.
 
@@ -49,44 +82,21 @@ class ChatTemplate(msgspec.Struct, frozen=True):
     source: str
     stop: tuple[str, ...] = ()
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = True,
-        bos_token: str | None = None,
-        eos_token: str | None = None,
-    ) -> str:
-        """The conversation as text.
+    def render(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> str:
+        """The conversation as text, the same that `transformers` gives.
 
         Args:
-            messages: Mappings with `role` and `content`; anything else in them is for the template to use.
-            add_generation_prompt: End with what opens the assistant's turn.
-            bos_token: The template's variable of this name.
-            eos_token: The template's variable of this name.
+            messages: Mappings with `role` and `content`; anything else in them is for the template to use. Content that
+                is a list of parts goes to the template as it is.
+            **options: Tools, documents and how the text ends: see `ChatOptions`.
 
         Raises:
-            ChatTemplateError: The template is not valid, fails, refuses the conversation or tries to leave its sandbox;
-                or a message has no role or content.
+            ChatTemplateError: The template is not valid, fails, refuses the conversation, tries to leave its sandbox or
+                takes too much time or memory; or a message has no role or content.
+            InvalidArgumentError: Options that contradict each other.
         """
         _check_messages(messages)
-        template = _compile(self.source)
-        try:
-            return template.render(
-                messages=[dict(message) for message in messages],
-                # Templates written for transformers, which always sets these two, may not ask whether they are defined.
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                bos_token=bos_token or "",
-                eos_token=eos_token or "",
-            )
-        except SecurityError as error:
-            raise ChatTemplateError(f"the chat template tried what its sandbox forbids: {error}") from error
-        except _RefusedError as error:
-            raise ChatTemplateError(f"the chat template refused this conversation: {error}") from error
-        except Exception as error:
-            raise ChatTemplateError(f"the chat template failed: {type(error).__name__}: {error}") from error
+        return render_any(self.source, messages, options)
 
 
 TEMPLATES = {
@@ -96,7 +106,7 @@ TEMPLATES = {
 
 
 def use_chat_template(tokenizer: BaseTokenizer, template: str | ChatTemplate) -> None:
-    """Gives the tokenizer a chat template and its stop strings; `save` keeps them.
+    """Gives the tokenizer a chat template and its stop strings, in place of all it had; `save` keeps them.
 
     Args:
         tokenizer: Changed in place.
@@ -112,79 +122,178 @@ def use_chat_template(tokenizer: BaseTokenizer, template: str | ChatTemplate) ->
                 "hint: pass `ChatTemplate(source)` for one of your own"
             )
         template = TEMPLATES[template]
-    _compile(template.source)
+    compile_template(template.source)
     tokenizer.settings = msgspec.structs.replace(
-        tokenizer.settings, chat_template=template.source, chat_stop=template.stop
+        tokenizer.settings, chat_template=template.source, named_templates={}, chat_stop=template.stop
     )
 
 
-def render_chat(tokenizer: BaseTokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+def render_chat(
+    tokenizer: BaseTokenizer,
+    messages: Sequence[Message],
+    *,
+    template_name: str | None = None,
+    **options: Unpack[ChatOptions],
+) -> str:
     """The conversation as text, by the tokenizer's template.
 
+    Args:
+        tokenizer: With a chat template. Its special tokens are variables: `bos_token`, `eos_token` and so on.
+        messages: As in `ChatTemplate.render`.
+        template_name: One of the tokenizer's templates; None: `tool_use` where there are tools and such a template,
+            otherwise the default.
+        **options: See `ChatOptions`.
+
     Raises:
-        ChatTemplateError: The tokenizer has no template, or as in `ChatTemplate.render`.
+        ChatTemplateError: The tokenizer has no such template, or as in `ChatTemplate.render`.
+        InvalidArgumentError: As in `ChatTemplate.render`.
     """
-    settings = tokenizer.settings
-    if settings.chat_template is None:
-        raise ChatTemplateError(
-            "a chat needs a tokenizer with a chat template, got one without\n"
-            f"hint: `use_chat_template(tokenizer, name)` with one of {sorted(TEMPLATES)}, or complete plain text"
-        )
-    return ChatTemplate(settings.chat_template).render(
-        messages,
-        add_generation_prompt=add_generation_prompt,
-        bos_token=settings.bos_token,
-        eos_token=next(iter(settings.eos_tokens), None),
-    )
+    template, options = tokenizer_template(tokenizer, template_name, options)
+    return template.render(messages, **options)
 
 
 def encode_chat(
-    tokenizer: BaseTokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    tokenizer: BaseTokenizer,
+    messages: Sequence[Message],
+    *,
+    template_name: str | None = None,
+    **options: Unpack[ChatOptions],
 ) -> list[int]:
     """The conversation's ids: special tokens that the template writes become their ids, as in `transformers`.
 
     Raises:
         ChatTemplateError: As in `render_chat`.
+        InvalidArgumentError: As in `render_chat`.
     """
-    text = render_chat(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+    text = render_chat(tokenizer, messages, template_name=template_name, **options)
     return tokenizer.encode(text, allow_special=True)
 
 
-class _RefusedError(jinja2.TemplateError):
-    """What a template raises by `raise_exception`."""
+def tokenizer_template(
+    tokenizer: BaseTokenizer, name: str | None, options: ChatOptions
+) -> tuple[ChatTemplate, ChatOptions]:
+    """The tokenizer's template for these options, and the options with its special tokens as variables.
+
+    Raises:
+        ChatTemplateError: There is no such template.
+    """
+    settings = tokenizer.settings
+    named = settings.named_templates
+    if settings.chat_template is not None:
+        named = {DEFAULT_TEMPLATE: settings.chat_template} | named
+    if name is None:
+        with_tools = options.get("tools") is not None and TOOL_TEMPLATE in named
+        name = TOOL_TEMPLATE if with_tools else DEFAULT_TEMPLATE
+    if name not in named:
+        raise _no_template(name, sorted(named))
+    variables = _special_tokens(settings) | dict(options.get("variables") or {})
+    return ChatTemplate(named[name], settings.chat_stop), {**options, "variables": variables}
 
 
-@functools.lru_cache(maxsize=32)
-def _compile(source: str) -> jinja2.Template:
+def render_any(
+    source: str, messages: Sequence[Message], options: ChatOptions, marks: tuple[str, str] = ("", "")
+) -> str:
+    """As `ChatTemplate.render`, of any messages, with `marks` around the text of `{% generation %}` blocks."""
+    check_names(options, ChatOptions)
     try:
-        return _environment().from_string(source)
-    except jinja2.TemplateSyntaxError as error:
+        conversation = [_plain_message(message) for message in messages]
+        variables = _variables(conversation, options)
+    except RecursionError as error:
+        raise ChatTemplateError("messages, tools and variables are nested deeper than Python can follow") from error
+    goes_on = options.get("continue_final_message", False)
+    final = _open_final(conversation) if goes_on else ""
+    text = render_template(source, variables, marks=marks)
+    return _cut_at_open_end(text, final) if goes_on else text
+
+
+def _variables(conversation: list[dict[str, Any]], options: ChatOptions) -> dict[str, Any]:
+    goes_on = options.get("continue_final_message", False)
+    add_generation_prompt = options.get("add_generation_prompt", not goes_on)
+    if goes_on and add_generation_prompt:
+        raise InvalidArgumentError("`continue_final_message` and `add_generation_prompt` must not both be True")
+    own = {
+        "messages": conversation,
+        "tools": _mappings("tools", options.get("tools")),
+        "documents": _mappings("documents", options.get("documents")),
+        "add_generation_prompt": add_generation_prompt,
+    }
+    variables = options.get("variables") or {}
+    if taken := sorted(variables.keys() & own.keys()):
+        raise InvalidArgumentError(f"`variables` must not have names of options, got {taken[0]!r}")
+    return {name: _plain(value) for name, value in variables.items()} | own
+
+
+def _mappings(name: str, values: Any) -> list[Any] | None:
+    if values is None:
+        return None
+    wrong = [values] if isinstance(values, Mapping) else [value for value in values if not isinstance(value, Mapping)]
+    if wrong:
+        raise InvalidArgumentError(f"`{name}` must be a list of mappings, got {wrong[0]!r}")
+    return [_plain(value) for value in values]
+
+
+def _plain_message(message: Message) -> dict[str, Any]:
+    """The message as templates expect it: no key without a value, thinking under the names they read."""
+    plain: dict[str, Any] = {name: value for name, value in _plain(message).items() if value is not None}
+    thinking = next((plain[name] for name in _REASONING_NAMES if name in plain), None)
+    return plain if thinking is None else {"thinking": thinking, **plain, "reasoning_content": thinking}
+
+
+def _plain(value: Any) -> Any:
+    """The value of nothing but JSON's types: methods of any other would be a way out of the sandbox."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return getattr(kind, f"__{kind.__name__}__")(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else list(map(_plain, value))
+    return _plain(value.item()) if isinstance(value, np.generic) else f"<{type(value).__name__}>"
+
+
+def _open_final(conversation: list[dict[str, Any]]) -> str:
+    """Puts the open end after the text of the last message, and returns that text."""
+    content = conversation[-1].get("content")
+    if isinstance(content, str):
+        conversation[-1]["content"] = content + _OPEN_END
+        return content
+    parts = [part for part in content or () if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    if not parts:
+        raise ChatTemplateError("`continue_final_message` needs text in the last message, got none")
+    text: str = parts[-1]["text"]
+    parts[-1]["text"] = text + _OPEN_END
+    return text
+
+
+def _cut_at_open_end(text: str, final: str) -> str:
+    place = text.rfind(_OPEN_END.strip())
+    if place < 0 or final.strip() not in text:
         raise ChatTemplateError(
-            f"the chat template is not valid Jinja: {error.message} (line {error.lineno})"
-        ) from error
+            "`continue_final_message` needs a template that writes all of the last message, got one that changes it"
+        )
+    kept = text[:place]
+    return kept if text.startswith(_OPEN_END, place) else kept.rstrip()
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The environment that templates on the Hugging Face hub are written for."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
-    return environment
+def _special_tokens(settings: TokenizerSettings) -> dict[str, Any]:
+    tokens = {
+        "bos_token": settings.bos_token,
+        "eos_token": next(iter(settings.eos_tokens), None),
+        "pad_token": settings.pad_token,
+        "unk_token": settings.unk_token,
+    }
+    return {name: token for name, token in tokens.items() if token is not None}
 
 
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, sort_keys: bool = False) -> str:
-    """Jinja's own filter escapes HTML, which would change the prompt."""
-    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise _RefusedError(message)
-
-
-def _strftime_now(format_: str) -> str:
-    return datetime.datetime.now().astimezone().strftime(format_)
+def _no_template(name: str, names: list[str]) -> ChatTemplateError:
+    if not names:
+        return ChatTemplateError(
+            "a chat needs a tokenizer with a chat template, got one without\n"
+            f"hint: `use_chat_template(tokenizer, name)` with one of {sorted(TEMPLATES)}, or complete plain text"
+        )
+    return ChatTemplateError(f"`template_name` must be one of this tokenizer's chat templates ({names}), got {name!r}")
 
 
 def _check_messages(messages: Sequence[Any]) -> None:

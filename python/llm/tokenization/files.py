@@ -13,6 +13,7 @@ from llm.errors import FileError, TokenizerError
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+EXTRA_TEMPLATES = "additional_chat_templates/*.jinja"
 MAP_FILE = "special_tokens_map.json"
 GENERATION_FILE = "generation_config.json"
 

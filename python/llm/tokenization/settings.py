@@ -10,6 +10,7 @@ import msgspec
 from llm.errors import TokenizerError
 from llm.tokenization.files import (
     CONFIG_FILE,
+    EXTRA_TEMPLATES,
     GENERATION_FILE,
     MAP_FILE,
     TEMPLATE_FILE,
@@ -23,12 +24,16 @@ BOS_NAMES = ("<|begin_of_text|>", "<|bos|>", "<s>", "<|endoftext|>")
 EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<|eos|>", "</s>", "<|im_end|>", "<|eot_id|>")
 PAD_NAMES = ("<|pad|>", "<pad>")
 
+# The name of the template for conversations that ask for no other.
+DEFAULT_TEMPLATE = "default"
+
 
 class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Saved as `tokenizer_config.json` under Hugging Face's names.
 
     That file has room for one end token; all of `eos_tokens`, and `chat_stop`, stand beside it under names of ours.
-    `add_bos_token` and `add_eos_token` say what the model expects around a text; None says nothing.
+    `add_bos_token` and `add_eos_token` say what the model expects around a text; None says nothing. `named_templates`
+    are those beside `chat_template`, such as `tool_use`.
     """
 
     bos_token: str | None = None
@@ -38,6 +43,7 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     add_bos_token: bool | None = None
     add_eos_token: bool | None = None
     chat_template: str | None = None
+    named_templates: dict[str, str] = {}
     chat_stop: tuple[str, ...] = ()
 
     @classmethod
@@ -60,8 +66,8 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         """Reads what a directory says as `transformers` does; nothing is set without files.
 
         `tokenizer_config.json` goes before `special_tokens_map.json`. Where neither has a list of end tokens,
-        `generation_config.json` may have ids of more, which `special_tokens` gives names to. `chat_template.jinja`
-        goes before the template in a file.
+        `generation_config.json` may have ids of more, which `special_tokens` gives names to. `chat_template.jinja` and
+        `additional_chat_templates/*.jinja` go before all templates in another file.
 
         Raises:
             FileError: A file can't be read.
@@ -69,6 +75,7 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         """
         path = directory / CONFIG_FILE
         config = _json_object(directory / MAP_FILE) | _json_object(path)
+        templates = _template_files(directory) or _templates(config.get("chat_template"))
         fields = {
             "bos_token": _token(config.get("bos_token")),
             "eos_tokens": config.get("eos_tokens") or _end_tokens(config, directory, special_tokens or {}),
@@ -76,12 +83,10 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             "unk_token": _token(config.get("unk_token")),
             "add_bos_token": config.get("add_bos_token"),
             "add_eos_token": config.get("add_eos_token"),
-            "chat_template": _default_template(config.get("chat_template")),
+            "chat_template": templates.pop(DEFAULT_TEMPLATE, None),
+            "named_templates": templates,
             "chat_stop": config.get("chat_stop_strings") or [],
         }
-        template = directory / TEMPLATE_FILE
-        if template.is_file():
-            fields["chat_template"] = read_text(template)
         try:
             return msgspec.convert(fields, cls)
         except msgspec.ValidationError as error:
@@ -103,15 +108,22 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             "add_bos_token": self.add_bos_token,
             "add_eos_token": self.add_eos_token,
             "eos_tokens": list(self.eos_tokens),
-            "chat_template": self.chat_template,
+            "chat_template": self._written_templates(),
             "chat_stop_strings": list(self.chat_stop),
         }
         text = json.dumps(
             {name: value for name, value in config.items() if value is not None}, indent=2, ensure_ascii=False
         )
         write_text(directory / CONFIG_FILE, text + "\n")
-        # A template file from before would win over the one just written.
-        (directory / TEMPLATE_FILE).unlink(missing_ok=True)
+        # Template files from before would win over what was just written.
+        for file in (directory / TEMPLATE_FILE, *directory.glob(EXTRA_TEMPLATES)):
+            file.unlink(missing_ok=True)
+
+    def _written_templates(self) -> str | list[dict[str, str]] | None:
+        if not self.named_templates:
+            return self.chat_template
+        default = {} if self.chat_template is None else {DEFAULT_TEMPLATE: self.chat_template}
+        return [{"name": name, "template": text} for name, text in (default | self.named_templates).items()]
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -132,9 +144,14 @@ def _token(value: Any) -> Any:
     return value.get("content") if isinstance(value, dict) else value
 
 
-def _default_template(value: Any) -> Any:
-    """The template to use; a file with several names one `default`."""
+def _templates(value: Any) -> dict[Any, Any]:
+    """Templates by name; one alone is the default."""
     if not isinstance(value, list):
-        return value
-    named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-    return named.get("default")
+        return {} if value is None else {DEFAULT_TEMPLATE: value}
+    return {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+
+
+def _template_files(directory: Path) -> dict[Any, Any]:
+    named = {file.stem: read_text(file) for file in sorted(directory.glob(EXTRA_TEMPLATES))}
+    default = directory / TEMPLATE_FILE
+    return ({DEFAULT_TEMPLATE: read_text(default)} if default.is_file() else {}) | named

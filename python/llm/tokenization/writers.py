@@ -224,4 +224,7 @@ def _gguf_metadata(tokenizer: BPETokenizer, document: Document, pre: str, num_to
     values["tokenizer.ggml.add_eos_token"] = bool(suffix) and suffix == list(tokenizer.eos_ids[:1])
     if settings.chat_template is not None:
         values["tokenizer.chat_template"] = settings.chat_template
+    if settings.named_templates:
+        values["tokenizer.chat_templates"] = list(settings.named_templates)
+        values |= {gguf.NAMED_TEMPLATE + name: text for name, text in settings.named_templates.items()}
     return values

@@ -21,6 +21,8 @@ from llm.tokenization.readers.common import (
 from llm.tokenization.readers.gguf_file import read_metadata
 from llm.tokenization.settings import TokenizerSettings
 
+# A key begins so for each template beside the default; its name follows.
+NAMED_TEMPLATE = "tokenizer.chat_template."
 # Types of tokens.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _DIGITS = {"type": "Digits", "individual_digits": True}
@@ -148,6 +150,11 @@ class Metadata:
             add_bos_token=self.get("tokenizer.ggml.add_bos_token", bool),
             add_eos_token=self.get("tokenizer.ggml.add_eos_token", bool),
             chat_template=self.get("tokenizer.chat_template", str),
+            named_templates={
+                key.removeprefix(NAMED_TEMPLATE): self.get(key, str)
+                for key in self.values
+                if key.startswith(NAMED_TEMPLATE)
+            },
         )
 
 
