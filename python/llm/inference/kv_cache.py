@@ -1,8 +1,10 @@
 """Memory for keys and values."""
 
+import math
 import os
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,16 +31,25 @@ class KVCache:
     def allocate(
         cls, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> "KVCache":
-        """Takes the memory for `num_blocks` blocks, zeroed, so that a lack of it shows now."""
+        """Takes the memory for `num_blocks` blocks, zeroed: a masked token weighs nothing only if it is a number.
+
+        On the CPU the system gives pages of zeros when they are first used, so gigabytes are there at once.
+        """
         heads, *widths = cache_widths(config)
         keys, values = (
             tuple(
-                torch.zeros((num_blocks, block_size, heads, width), dtype=dtype, device=device)
-                for _ in range(config.num_hidden_layers)
+                _zeros((num_blocks, block_size, heads, width), dtype, device) for _ in range(config.num_hidden_layers)
             )
             for width in widths
         )
         return cls(keys, values)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu" or not math.prod(shape):
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)  # `torch.zeros` would write to each of them
+    return torch.from_numpy(pages).view(dtype).view(shape)
 
 
 def blocks_within(

@@ -183,7 +183,7 @@ class TrainingEngine:
                     objective = objective + share * weight * value
                     further[name] = further.get(name, 0.0) + share * float(value.detach())
                 # DDP averages over processes; the loss is a share of a global mean, so the sum is wanted.
-                self.scaler.scale(objective * self.distributed.world_size).backward()
+                self.scaler.scale(objective * self.distributed.world_size).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         loss_sum, stops, *values = self.distributed.sum(total, self._stop.received, *further.values())
         self._stop_agreed = stops > 0  # a signal to one process must stop all of them at the same step
