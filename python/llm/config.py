@@ -77,7 +77,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         msgspec.Meta(description="Of the products; weights stay fp32."),
     ] = "auto"
     attention_backend: Annotated[
-        Literal["auto", "sdpa", "flex", "flash"], msgspec.Meta(description="What computes attention.")
+        Literal["auto", "sdpa", "math", "flex", "flash"], msgspec.Meta(description="What computes attention.")
     ] = "auto"
     gradient_checkpointing: Annotated[
         bool, msgspec.Meta(description="Recompute blocks in the backward pass: less memory, more time.")

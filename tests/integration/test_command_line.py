@@ -11,7 +11,7 @@ import pytest
 
 LLM_COMMAND = str(Path(sys.executable).parent / "llm")
 VERBS = [
-    *((verb,) for verb in ("train", "generate", "chat", "serve", "info", "demo")),
+    *((verb,) for verb in ("train", "generate", "chat", "serve", "export", "info", "demo")),
     *(("tokenizer", verb) for verb in ("train", "encode", "decode", "info", "convert", "bench")),
 ]
 

@@ -17,7 +17,7 @@ FLOORS = [
     {"checkpoint", "quantization"},
     {"data", "inference"},
     {"training", "evaluation", "serving"},
-    {"api", "info"},
+    {"api", "info", "export"},
     {"demo"},
     {"cli"},
 ]

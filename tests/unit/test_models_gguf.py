@@ -9,7 +9,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-import transformers
 from gguf import GGMLQuantizationType
 
 from llm.errors import CheckpointError, FileError
@@ -99,32 +98,6 @@ def test_values_are_quantised_as_by_llama_cpp(name: str) -> None:
     values = torch.from_numpy(np.random.default_rng(4).standard_normal((6, 128)).astype(np.float32))
     wanted = gguf.quants.quantize(values.numpy(), GGMLQuantizationType[name])
     assert bytes(write_values(values, TYPES[name])) == wanted.tobytes()
-
-
-@pytest.fixture(scope="module")
-def their_smollm() -> transformers.PreTrainedModel:
-    pytest.importorskip("accelerate", reason="transformers reads GGUF files with it alone")
-    return transformers.AutoModelForCausalLM.from_pretrained(CACHE, gguf_file=SMOLLM.name, dtype=torch.float32)
-
-
-def test_a_real_file_holds_what_transformers_reads(their_smollm: transformers.PreTrainedModel) -> None:
-    theirs = their_smollm.state_dict()
-    ours = read_tensors(SMOLLM)
-    assert set(theirs) - set(ours) == {"lm_head.weight"}
-    for name, tensor in ours.items():
-        assert tensor.shape == tuple(theirs[name].shape)
-        assert torch.equal(tensor.load(torch.float32), theirs[name]), name
-    assert {tensor.type_name for tensor in ours.values()} == {"F32", "Q4_1", "Q8_0"}
-
-
-def test_a_real_file_has_the_config_that_transformers_reads(their_smollm: transformers.PreTrainedModel) -> None:
-    theirs = their_smollm.config.to_dict()
-    ours = read_config(SMOLLM)
-    assert ours.pop("architectures") == ["LlamaForCausalLM"]
-    assert ours.pop("rope_theta") == theirs["rope_parameters"]["rope_theta"]
-    assert np.float32(ours.pop("rms_norm_eps")) == np.float32(theirs["rms_norm_eps"])
-    assert ours == {key: theirs[key] for key in ours}
-    assert "head_dim" in ours
 
 
 def test_tensors_are_loaded_one_by_one_into_memory_of_their_own(tmp_path: Path) -> None:

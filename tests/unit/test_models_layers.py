@@ -116,7 +116,7 @@ RULES = {
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+@pytest.mark.parametrize("backend", ["sdpa", "math", "flex"])
 @pytest.mark.parametrize("lengths", [(23,), (8, 8, 8), (3, 17, 1)])
 @pytest.mark.parametrize("name", RULES)
 def test_backends_equal_the_definition(
@@ -131,7 +131,7 @@ def test_backends_equal_the_definition(
 
 def test_a_backend_that_cannot_run_says_why() -> None:
     parts = [torch.randn(3, 1, 8) for _ in range(3)]
-    with pytest.raises(ConfigError, match="must be one of auto, sdpa, flex, flash, got 'fast'"):
+    with pytest.raises(ConfigError, match="must be one of auto, sdpa, math, flex, flash, got 'fast'"):
         attend(*parts, (3,), AttentionRule(1.0), backend="fast")
     with pytest.raises(ConfigError, match=r"`flash` (needs the package flash-attn|runs on CUDA only)"):
         attend(*parts, (3,), AttentionRule(1.0), backend="flash")

@@ -147,14 +147,30 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: Atten
     return weights @ value
 
 
+def _math(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], rule: AttentionRule) -> Tensor:
+    """One mask over all tokens: for short contexts, and for programs whose number of tokens is not known yet."""
+    places = torch.arange(query.shape[0], device=query.device)
+    distance = places[:, None] - places
+    mask = distance >= 0 if rule.window is None else (distance >= 0) & (distance < rule.window)
+    if len(lengths) > 1:
+        document = _documents(lengths, query.device)
+        mask = mask & (document[:, None] == document)
+    query, key, value = (part.transpose(0, 1).unsqueeze(0) for part in (query, key, value))  # (1, H, T, D)
+    return attend_masked(query, key, value, mask, rule).squeeze(0).transpose(0, 1)
+
+
+def _documents(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """The number of each token's sequence."""
+    counts = torch.tensor(lengths, device=device)
+    return torch.repeat_interleave(torch.arange(len(lengths), device=device), counts, output_size=sum(lengths))
+
+
 def _flex(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], rule: AttentionRule) -> Tensor:
     """FlexAttention over all sequences at once: blocks that no query sees are left out."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     num_tokens, device = len(query), query.device
-    document = torch.repeat_interleave(
-        torch.arange(len(lengths), device=device), torch.tensor(lengths, device=device), output_size=num_tokens
-    )
+    document = _documents(lengths, device)
     window = rule.window or num_tokens
 
     def sees(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -205,4 +221,4 @@ def _flash_module() -> Any:
 
 
 Backend = Callable[[Tensor, Tensor, Tensor, tuple[int, ...], AttentionRule], Tensor]
-BACKENDS: dict[str, Backend] = {"sdpa": _sdpa, "flex": _flex, "flash": _flash}
+BACKENDS: dict[str, Backend] = {"sdpa": _sdpa, "math": _math, "flex": _flex, "flash": _flash}

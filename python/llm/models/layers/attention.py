@@ -63,7 +63,7 @@ class Attention(nn.Module):
         return output
 
     def _project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        heads = self.qkv_proj(hidden_states).view(len(hidden_states), -1, self.head_dim)  # (T, H + 2K, D)
+        heads = self.qkv_proj(hidden_states).unflatten(-1, (-1, self.head_dim))  # (T, H + 2K, D)
         query, key, value = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
         return query, key, value
 
@@ -123,7 +123,7 @@ class LatentAttention(nn.Module):
             query = self.q_proj(hidden_states)
         else:
             query = self.q_b_proj(self.q_a_norm(self.q_a_proj(hidden_states)))
-        heads = query.view(len(hidden_states), self.num_heads, -1)
+        heads = query.unflatten(-1, (self.num_heads, -1))
         plain, rotated = heads.split([widths.qk_nope_head_dim, widths.qk_rope_head_dim], dim=-1)
         return plain, rotate(rotated, rotation)
 
@@ -135,7 +135,7 @@ class LatentAttention(nn.Module):
         return self.kv_a_norm(latent), rotate(shared.unsqueeze(1), rotation).squeeze(1)
 
     def _expand(self, latent: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
-        heads = self.kv_b_proj(latent).view(len(latent), self.num_heads, -1)
+        heads = self.kv_b_proj(latent).unflatten(-1, (self.num_heads, -1))
         plain, value = heads.split([self.widths.qk_nope_head_dim, self.widths.v_head_dim], dim=-1)
         key = torch.cat((plain, shared.unsqueeze(1).expand(-1, self.num_heads, -1)), dim=-1)
         return key, value

@@ -1,0 +1,147 @@
+"""A checkpoint in the formats of other makers."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from llm.checkpoint import atomic_directory, generation_defaults, load_model, resolve, write_model
+from llm.config import GenerationConfig
+from llm.errors import CheckpointError, InvalidArgumentError, MissingExtraError
+from llm.models import DecoderModel, ForwardContext
+from llm.models.families import FAMILIES, family_of
+from llm.models.gguf import QUANTIZATIONS, write_gguf_model
+from llm.models.hf import weights_to_hf
+from llm.tokenization import BaseTokenizer, load_tokenizer
+
+Format: TypeAlias = Literal["hf", "gguf", "onnx"]
+
+
+def export(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    format: Format = "hf",
+    *,
+    dtype: str = "auto",
+    quantization: str = "f16",
+) -> Path:
+    """Writes a checkpoint for other programs; whole or not at all.
+
+    Args:
+        path: A checkpoint, run or GGUF file.
+        out: A new directory for `hf`, else a file.
+        format: `hf` opens in `transformers`, `gguf` in llama.cpp, `onnx` in ONNX Runtime (one sequence of any length,
+            `input_ids` [1, T] to `logits` [1, T, V]).
+        dtype: Of the weights in `hf` and `onnx`; `auto`: as they are.
+        quantization: Of the weights in `gguf`: f32, f16, bf16, q8_0 or q4_0.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        CheckpointError: A broken checkpoint, or a mix of components that the format can't hold; they are named.
+        InvalidArgumentError: An unknown format or quantization, or `out` is there already.
+        MissingExtraError: ONNX without the packages that write it.
+    """
+    if format not in get_args(Format):
+        raise InvalidArgumentError(f"`format` must be one of {', '.join(get_args(Format))}, got {format!r}")
+    if format == "gguf" and quantization not in QUANTIZATIONS:
+        raise InvalidArgumentError(f"`quantization` must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
+    target = Path(out)
+    if target.exists():
+        raise InvalidArgumentError(f"`out` must be new, got {str(target)!r}, which exists\nhint: name another one")
+    checkpoint = resolve(path)
+    model = load_model(checkpoint, "float32" if format == "gguf" else dtype)
+    if not isinstance(model, DecoderModel):
+        raise CheckpointError(f"{checkpoint} holds a regression model; export is for decoders")
+    check_exportable(model)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if format == "onnx":
+        _write_onnx(model, target)
+    elif format == "gguf":
+        _write_gguf(model, load_tokenizer(checkpoint), target, quantization)
+    else:
+        with atomic_directory(target) as directory:
+            write_model(directory, model, load_tokenizer(checkpoint), _generation(checkpoint))
+    return target
+
+
+def _generation(checkpoint: Path) -> GenerationConfig:
+    known = {field.name for field in msgspec.structs.fields(GenerationConfig)}
+    given = {name: value for name, value in generation_defaults(checkpoint).items() if name in known}
+    return msgspec.convert(given, GenerationConfig)
+
+
+def check_exportable(model: DecoderModel) -> None:
+    """Checks that some family holds the model.
+
+    Raises:
+        CheckpointError: None does; what stands in the way of the nearest one is listed.
+    """
+    if family_of(model.config).model_type != "llm_oxide":
+        return
+    foreign = [family for family in FAMILIES.values() if family.model_type != "llm_oxide"]
+    lacks = {family.model_type: family.difference(model.config) for family in foreign}
+    nearest = min(lacks, key=lambda name: len(lacks[name]))
+    raise CheckpointError(
+        f"no family of models has this mix of components; the nearest is {nearest}, but for:\n  "
+        + "\n  ".join(lacks[nearest])
+    )
+
+
+def _write_gguf(model: DecoderModel, tokenizer: BaseTokenizer, target: Path, quantization: str) -> None:
+    family = family_of(model.config)
+    tensors: Mapping[str, Tensor] = weights_to_hf(model.state_dict(), model.config, family)
+    write_gguf_model(target, family.config_to(model.config), tensors, tokenizer, quantization=quantization)
+
+
+class _OneSequence(nn.Module):
+    """The decoder as others call one."""
+
+    def __init__(self, model: DecoderModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """`[1, T]` to `[1, T, V]`."""
+        length = input_ids.shape[1]
+        context = ForwardContext.for_sequences((length,), attention_backend="math")
+        logits: Tensor = self.model(input_ids[0], torch.arange(length), context)
+        return logits.unsqueeze(0)
+
+
+def _write_onnx(model: DecoderModel, target: Path) -> None:
+    if model.config.mlp == "moe":
+        raise CheckpointError(
+            "ONNX can't hold a mixture of experts here: how many tokens each gets is not known before"
+        )
+    example = torch.zeros(1, 8, dtype=torch.int64)
+    try:
+        program = torch.onnx.export(
+            _OneSequence(model).eval(),
+            (example,),
+            input_names=["input_ids"],
+            output_names=["logits"],
+            dynamic_shapes={
+                "input_ids": {1: torch.export.Dim("length", min=2, max=model.config.max_position_embeddings)}
+            },
+            dynamo=True,
+            verbose=False,
+        )
+    except (ImportError, ModuleNotFoundError) as error:
+        raise MissingExtraError(
+            f"ONNX needs `onnx` and `onnxscript`: {error}\nhint: pip install 'llm-oxide[onnx]'"
+        ) from error
+    if program is None:
+        raise CheckpointError("PyTorch gave no ONNX program for this model")
+    temporary = target.with_name(f".tmp-{target.name}")
+    try:
+        program.save(temporary)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

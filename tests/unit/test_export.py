@@ -1,0 +1,93 @@
+"""Checkpoints for other programs: what they read is what we have."""
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+import transformers
+
+from llm.checkpoint import atomic_directory, load_model, write_model
+from llm.errors import CheckpointError, InvalidArgumentError
+from llm.export import export
+from llm.model_config import ExpertsConfig, ModelConfig
+from llm.models import DecoderModel, ForwardContext, positions_of
+from llm.tokenization import BPETokenizer, encode_chat, load_tokenizer
+
+SMALL: dict[str, Any] = {"vocab_size": 384, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+
+
+def checkpoint(directory: Path, tokenizer: BPETokenizer, **fields: Any) -> Path:
+    torch.manual_seed(4)
+    with atomic_directory(directory) as temporary:
+        write_model(temporary, DecoderModel(ModelConfig(initializer_range=0.1, **SMALL | fields)), tokenizer)
+    return directory
+
+
+@torch.no_grad()
+def logits_of(path: Path, token_ids: torch.Tensor) -> torch.Tensor:
+    model = load_model(path, "float32")
+    length = len(token_ids)
+    logits: torch.Tensor = model(token_ids, positions_of((length,)), ForwardContext.for_sequences((length,)))
+    return logits
+
+
+TOKEN_IDS = torch.arange(3, 40)
+
+
+def test_a_gguf_file_becomes_a_directory_that_transformers_opens(tmp_path: Path, tiny_tokenizer: BPETokenizer) -> None:
+    source = checkpoint(tmp_path / "a", tiny_tokenizer)
+    file = export(source, tmp_path / "a.gguf", "gguf", quantization="f32")
+    directory = export(file, tmp_path / "b", "hf", dtype="bfloat16")
+    assert torch.equal(logits_of(file, TOKEN_IDS), logits_of(source, TOKEN_IDS))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    rounded = {name: tensor.bfloat16().float() for name, tensor in load_model(source).state_dict().items()}
+    model = load_model(source)
+    model.load_state_dict(rounded)
+    with torch.no_grad():
+        wanted = model(TOKEN_IDS, positions_of((37,)), ForwardContext.for_sequences((37,)))
+        assert (theirs(TOKEN_IDS[None]).logits[0] - wanted).abs().max() <= 1e-4
+    messages = [{"role": "user", "content": "What news?"}]
+    ids = [encode_chat(load_tokenizer(path), messages) for path in (source, file, directory)]
+    assert ids[0] == ids[1] == ids[2]
+
+
+@pytest.mark.parametrize("quantization", ["f16", "bf16", "q8_0", "q4_0"])
+def test_quantised_files_stay_close(tmp_path: Path, tiny_tokenizer: BPETokenizer, quantization: str) -> None:
+    source = checkpoint(tmp_path / "a", tiny_tokenizer)
+    file = export(source, tmp_path / "a.gguf", "gguf", quantization=quantization)
+    wanted, got = logits_of(source, TOKEN_IDS), logits_of(file, TOKEN_IDS)
+    error = float((got - wanted).std() / wanted.std())
+    assert 0 < error < {"f16": 2e-3, "bf16": 2e-2, "q8_0": 3e-2, "q4_0": 0.4}[quantization]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"sliding_window": 8}, {"position_encoding": "learned", "mlp": "gelu", "norm": "layer_norm",
+      "num_key_value_heads": 4, "attention_bias": True, "attention_output_bias": True}],
+    ids=["llama", "mistral", "gpt2"],
+)  # fmt: skip
+def test_onnx_runtime_gives_the_same_logits(
+    tmp_path: Path, tiny_tokenizer: BPETokenizer, fields: dict[str, Any]
+) -> None:
+    source = checkpoint(tmp_path / "a", tiny_tokenizer, **fields)
+    file = export(source, tmp_path / "a.onnx", "onnx")
+    session = onnxruntime.InferenceSession(file)
+    for length in (3, 8, 37):
+        [logits] = session.run(None, {"input_ids": TOKEN_IDS[None, :length].numpy()})
+        assert (torch.tensor(logits[0]) - logits_of(source, TOKEN_IDS[:length])).abs().max() <= 1e-4
+
+
+def test_what_cannot_be_exported_is_named(tmp_path: Path, tiny_tokenizer: BPETokenizer) -> None:
+    mix = checkpoint(tmp_path / "mix", tiny_tokenizer, qk_norm=True, norm="layer_norm")
+    with pytest.raises(CheckpointError, match=r"the nearest is \w+, but for:\n  .*norm = 'layer_norm'"):
+        export(mix, tmp_path / "out")
+    experts = checkpoint(tmp_path / "moe", tiny_tokenizer, mlp="moe", experts=ExpertsConfig(moe_intermediate_size=96))
+    with pytest.raises(CheckpointError, match="ONNX can't hold a mixture of experts"):
+        export(experts, tmp_path / "out", "onnx")
+    with pytest.raises(InvalidArgumentError, match="`out` must be new"):
+        export(experts, mix)
+    with pytest.raises(InvalidArgumentError, match=r"`quantization` must be one of .*q4_0, got 'q3'"):
+        export(experts, tmp_path / "out", "gguf", quantization="q3")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"mix", "moe"}
