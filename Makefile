@@ -44,7 +44,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install demo test test-data test-rust test-python test-wheel test-slow test-fuzz test-exact fuzz lint format wheel bench bench-tokenizer clean
+.PHONY: help install demo test test-peers test-data test-rust test-python test-wheel test-slow test-fuzz test-exact fuzz lint format wheel bench bench-tokenizer clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -72,6 +72,10 @@ test-slow: $(STAMPS)/built test-data ## The tests that take minutes
 
 test-exact: $(STAMPS)/built test-data ## The tokenizer beside tiktoken: whole corpora, 200,000 texts a vocabulary (an hour)
 	$(BIN)/python -m pytest -q -m slow --timeout=7200 tests/unit/test_tokenization_vocabularies.py
+
+test-peers: $(STAMPS)/built test-data ## What is written here, opened by llama.cpp (compiles it for five minutes)
+	$(BIN)/python benches/peers/environments.py llama-cpp
+	$(BIN)/python -m pytest -q -m peers tests/integration/test_llama_cpp.py
 
 test-fuzz: ## Fuzz the tokenizer for under a minute, after the first build
 	bash fuzz/run.sh 15 -seed=1

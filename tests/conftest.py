@@ -22,6 +22,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "peers" in item.keywords and "peers" not in asked:
+            item.add_marker(pytest.mark.skip(reason="needs other programs: run `make test-peers`"))
         if "slow" in item.keywords and "slow" not in asked:
             item.add_marker(pytest.mark.skip(reason="takes minutes: run with `-m slow`"))
 

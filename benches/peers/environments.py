@@ -21,6 +21,9 @@ REQUIREMENTS = {
     "rustbpe": ["rustbpe==0.1.0"],
     "gigabpe": ["gigabpe==0.1.0"],
 }
+# Programs that run models; the first compiles for five minutes.
+RUNTIMES = {"llama-cpp": ["llama-cpp-python==0.3.36"]}
+ALL = REQUIREMENTS | RUNTIMES
 
 
 def directory() -> Path:
@@ -31,7 +34,7 @@ def directory() -> Path:
 def python_of(name: str) -> Path | None:
     """The interpreter of an environment, None if it was never made whole."""
     stamp = directory() / name / "installed.txt"
-    if not stamp.is_file() or stamp.read_text() != "\n".join(REQUIREMENTS[name]):
+    if not stamp.is_file() or stamp.read_text() != "\n".join(ALL[name]):
         return None
     return directory() / name / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
@@ -43,10 +46,10 @@ def install(name: str) -> str | None:
     venv.create(target, with_pip=True)
     python = target / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--prefer-binary"]
-    result = subprocess.run([*pip, "numpy<3", *REQUIREMENTS[name]], capture_output=True, text=True, check=False)
+    result = subprocess.run([*pip, "numpy<3", *ALL[name]], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         return (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-    (target / "installed.txt").write_text("\n".join(REQUIREMENTS[name]))
+    (target / "installed.txt").write_text("\n".join(ALL[name]))
     return None
 
 

@@ -16,6 +16,7 @@ from llm import LLM, SamplingParams
 from llm.checkpoint import COMPLETE
 from llm.cli.main import app
 from llm.config import RunConfig, load_run_config
+from llm.model_config import ExpertsConfig, LatentConfig, RopeScaling
 from llm.serving import ServerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +123,11 @@ def test_usage_lists_every_setting_with_its_default() -> None:
         for section, fields in msgspec.to_builtins(RunConfig()).items()
         for field, value in fields.items()
     }
+    tables = {"experts": ExpertsConfig, "latent": LatentConfig, "rope_scaling": RopeScaling}
+    for name, kind in tables.items():
+        for field in msgspec.structs.fields(kind):
+            default = "required" if field.default is msgspec.NODEFAULT else shown(field.default)
+            defaults[f"model.{name}.{field.name}"] = default
     assert {name: default for name, default in rows.items() if "." in name} == defaults
 
 

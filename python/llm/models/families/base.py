@@ -64,6 +64,7 @@ class Family:
             follow each other, or a function of our tensor.
         prefix: Of a block's names.
         ignored: Pattern of tensors that are no parameters.
+        takes_any: Whether a parameter that is not listed, or has other sizes than a listed one, keeps our name.
     """
 
     model_type: str
@@ -74,6 +75,7 @@ class Family:
     block: Mapping[str, "str | tuple[str, ...] | BlockCut"]
     prefix: str = "model.layers.{layer}."
     ignored: str = r".*\.rotary_emb\.inv_freq"
+    takes_any: bool = False
 
     def config_from(self, values: Mapping[str, Any]) -> ModelConfig:
         """Reads a `config.json`.
@@ -103,20 +105,30 @@ class Family:
 
     def pieces(self, name: str, ours: Tensor, config: ModelConfig) -> list[Piece]:
         """Their tensors that make up our parameter `name`."""
-        module, _, leaf = name.rpartition(".")
         match = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
         if match is None:
-            return [Piece(f"{self.top[module]}.{leaf}", ours)]
+            module, _, leaf = name.rpartition(".")
+            known = module in self.top or not self.takes_any
+            return [Piece(f"{self.top[module]}.{leaf}" if known else f"model.{name}", ours)]
         layer, inner = match.groups()
         prefix = self.prefix.format(layer=layer)
-        whole, module = inner, inner.rpartition(".")[0]
-        cut = self.block[whole] if whole in self.block else self.block[module]
-        if isinstance(cut, BlockCut):
-            found = cut.cut(ours, config)
-        else:
-            names = (cut,) if isinstance(cut, str) else cut
-            found = rows(ours, tuple(f"{each}.{leaf}" for each in names), _sizes(module, config, len(names)))
+        found = self._cut(inner, ours, config)
         return [Piece(prefix + piece.name, piece.view, piece.rows) for piece in found]
+
+    def _cut(self, inner: str, ours: Tensor, config: ModelConfig) -> list[Piece]:
+        module, _, leaf = inner.rpartition(".")
+        cut = self.block.get(inner, self.block.get(module))
+        if cut is None:
+            if self.takes_any:
+                return [Piece(inner, ours)]
+            raise KeyError(f"{self.model_type} has no {inner}")
+        if isinstance(cut, BlockCut):
+            return cut.cut(ours, config)
+        names = (cut,) if isinstance(cut, str) else cut
+        sizes = _sizes(module, config, len(names))
+        if len(names) > 1 and sum(sizes) != ours.shape[0] and self.takes_any:
+            return [Piece(inner, ours)]
+        return rows(ours, tuple(f"{each}.{leaf}" for each in names), sizes)
 
 
 @dataclass(frozen=True)

@@ -34,4 +34,4 @@ BLOCK = (
         "mlp.up_proj": "mlp.up_proj",
     }
 )
-FAMILY = Family("llm_oxide", "DecoderModel", read, write, LLAMA_TOP | {"positions": "model.positions"}, BLOCK)
+FAMILY = Family("llm_oxide", "DecoderModel", read, write, LLAMA_TOP, BLOCK, takes_any=True)

@@ -1,0 +1,91 @@
+"""llama.cpp opens what is exported here, and says the same."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benches.peers.environments import python_of
+
+from llm import LLM, SamplingParams
+from llm.checkpoint import atomic_directory, write_model
+from llm.export import export
+from llm.model_config import ExpertsConfig, ModelConfig
+from llm.models import DecoderModel
+from llm.tokenization import BPETokenizer
+from tests.fetch_data import CACHE
+
+pytestmark = pytest.mark.peers
+SMOLLM = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf"
+PROMPTS = ["The capital of France is", "Once upon a time there was a", "def fibonacci(n):", "Water boils at"]
+SCRIPT = """
+import json, sys
+from llama_cpp import Llama
+file, tokens, *prompts = sys.argv[1:]
+model = Llama(file, n_ctx=256, n_threads=1, verbose=False, logits_all=True)
+answers = []
+for prompt in json.loads(prompts[0]):
+    model.reset()
+    ids = model.tokenize(prompt.encode(), add_bos=False, special=False)
+    model.eval(ids)
+    found = []
+    for _ in range(int(tokens)):
+        row = model.scores[model.n_tokens - 1]
+        found.append(int(row.argmax()))
+        model.eval(found[-1:])
+    answers.append([ids, found])
+print(json.dumps(answers))
+"""
+
+
+def greedy_in_llama_cpp(file: Path, prompts: list[str], num_tokens: int) -> list[tuple[list[int], list[int]]]:
+    """Ids of each prompt and the likeliest next ones, by llama.cpp."""
+    python = python_of("llama-cpp")
+    assert python is not None, "run `make test-peers`"
+    command = [python, "-c", SCRIPT, file, str(num_tokens), json.dumps(prompts)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers: list[tuple[list[int], list[int]]] = json.loads(done.stdout.splitlines()[-1])
+    return answers
+
+
+def test_smollm2_written_as_f16_says_the_same(tmp_path: Path) -> None:
+    file = export(SMOLLM, tmp_path / "a.gguf", "gguf", quantization="f16")
+    model = LLM(file, "float32")
+    outputs = model.generate(PROMPTS, SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True))
+    for prompt, output, (ids, found) in zip(PROMPTS, outputs, greedy_in_llama_cpp(file, PROMPTS, 32), strict=True):
+        assert model.tokenizer.encode(prompt) == ids
+        assert model.tokenizer.decode(found) == output.text
+
+
+EXPERTS = ExpertsConfig(num_experts=4, moe_intermediate_size=64)
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {"attention_bias": True},
+    "qwen3": {"qk_norm": True, "head_dim": 32},
+    "mixtral": {"mlp": "moe", "experts": EXPERTS},
+    "qwen3_moe": {"mlp": "moe", "experts": EXPERTS, "qk_norm": True, "head_dim": 32, "family": "qwen3_moe"},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_small_models_of_each_family_say_the_same(tmp_path: Path, tiny_tokenizer: BPETokenizer, name: str) -> None:
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 384, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2}
+    config = ModelConfig(initializer_range=0.2, **{**sizes, **FAMILIES[name]})
+    with atomic_directory(tmp_path / "a") as directory:
+        write_model(directory, DecoderModel(config), tiny_tokenizer)
+    file = export(tmp_path / "a", tmp_path / "a.gguf", "gguf", quantization="f32")
+    prompts = ["To be, or not", "My lord,"]
+    outputs = LLM(file).generate(prompts, SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True))
+    for output, (_, found) in zip(outputs, greedy_in_llama_cpp(file, prompts, 12), strict=True):
+        assert list(output.token_ids) == found
+
+
+@pytest.mark.parametrize("quantization", ["q8_0", "q4_0"])
+def test_quantised_files_open(tmp_path: Path, quantization: str) -> None:
+    file = export(SMOLLM, tmp_path / "a.gguf", "gguf", quantization=quantization)
+    [(_, found)] = greedy_in_llama_cpp(file, PROMPTS[:1], 8)
+    assert "Paris" in LLM(file).tokenizer.decode(found)
