@@ -74,7 +74,10 @@ class DecoderModel(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Its own constructor draws numbers, which on the meta device imports PyTorch's compiler: seconds for nothing.
+        self.embed_tokens = nn.Embedding.from_pretrained(
+            torch.empty(config.vocab_size, config.hidden_size), freeze=False
+        )
         self.positions: PositionEncoding = registry.get("position_encoding", config.position_encoding)(config)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(TransformerBlock(config, idx) for idx in range(config.num_hidden_layers))
@@ -150,6 +153,8 @@ class DecoderModel(nn.Module):
 
         Source: Radford et al. 2019, «Language Models are Unsupervised Multitask Learners», section 2.3.
         """
+        if self.embed_tokens.weight.is_meta:
+            return
         deviation = self.config.initializer_range
         residual = deviation / math.sqrt(2 * self.config.num_hidden_layers)
         for name, parameter in self.named_parameters():

@@ -1,5 +1,6 @@
 """Names, shapes and config on disk are Hugging Face's; fusing happens in memory."""
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -86,7 +87,8 @@ def fill_model(
         tensor = torch.empty(empty.shape, dtype=dtype, device=device)
         for piece in family.pieces(name, tensor, model.config):
             piece.fill(load(piece.name))
-            if not piece.view.isfinite().all():
+            # The least and the greatest are found in one pass, and not a number if any is none.
+            if not all(math.isfinite(value) for value in piece.view.aminmax()):
                 broken.append(piece.name)
         _replace(model, name, torch.nn.Parameter(tensor))
     if model.config.tie_word_embeddings:

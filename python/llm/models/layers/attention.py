@@ -1,5 +1,8 @@
 """Attention over flattened tokens, with or without a paged cache: grouped-query and multi-head latent."""
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -193,36 +196,48 @@ def attend_paged(
     Requests that add one token are gathered into one padded batch; prompts go one by one. Where the cache holds no
     values, keys are the values.
     """
-    starts = [0]
-    for length in context.query_lens:
-        starts.append(starts[-1] + length)
-    width = cache.values[layer_idx].shape[-1] or query.shape[-1]
-    output = query.new_empty(*query.shape[:2], width)
+    layer = _Layer(cache, layer_idx)
     decoding = [idx for idx, length in enumerate(context.query_lens) if length == 1]
+    if len(decoding) == len(context.query_lens):
+        return _decode(query, context.seq_lens, None, layer, rule)
+    output = query.new_empty(*query.shape[:2], cache.values[layer_idx].shape[-1] or query.shape[-1])
+    starts = list(itertools.accumulate(context.query_lens, initial=0))
     if decoding:
         rows = torch.tensor([starts[idx] for idx in decoding], device=query.device)
-        seq_lens = [context.seq_lens[idx] for idx in decoding]
-        output[rows] = _decode(query[rows], seq_lens, decoding, _Layer(cache, layer_idx), rule)
+        output[rows] = _decode(query[rows], [context.seq_lens[idx] for idx in decoding], decoding, layer, rule)
     for idx, length in enumerate(context.query_lens):
         if length > 1:
             span = slice(starts[idx], starts[idx] + length)
-            key, value = _Layer(cache, layer_idx).gather([idx], 0, context.seq_lens[idx])
+            key, value = layer.gather([idx], 0, context.seq_lens[idx])
             mixed = attend_causal(query[span].unsqueeze(0).transpose(1, 2), key, value, rule)
             output[span] = mixed.squeeze(0).transpose(0, 1)  # (T, H, D)
     return output
 
 
-def _decode(query: Tensor, seq_lens: list[int], requests: list[int], layer: "_Layer", rule: AttentionRule) -> Tensor:
-    """One query token a request, `[R, H, D]`, over caches padded to the longest; no block before all windows."""
-    longest = max(seq_lens)
-    first = 0 if rule.window is None else max(min(seq_lens) - rule.window, 0)
+def _decode(
+    query: Tensor, seq_lens: Sequence[int], requests: list[int] | None, layer: "_Layer", rule: AttentionRule
+) -> Tensor:
+    """One query token a request, `[R, H, D]`, over caches padded to the longest; no block before all windows.
+
+    Args:
+        query: `[R, H, D]`.
+        seq_lens: Of the requests.
+        requests: Their rows in the block tables; `None`: all, in order.
+        layer: Whose cache.
+        rule: Scale, window, cap.
+    """
+    shortest, longest = min(seq_lens), max(seq_lens)
+    first = 0 if rule.window is None else max(shortest - rule.window, 0)
     key, value = layer.gather(requests, first, longest)  # (R, K, S, D)
-    lengths = torch.tensor(seq_lens, device=query.device)[:, None]
-    places = torch.arange(longest - key.shape[2], longest, device=query.device)
-    mask = places < lengths  # (R, S)
-    if rule.window is not None:
-        mask &= places >= lengths - rule.window
-    return attend_masked(query.unsqueeze(2), key, value, mask[:, None, None, :], rule).squeeze(2)  # (R, H, D)
+    mask = None
+    if shortest < longest or rule.window is not None or rule.softcap is not None:
+        lengths = torch.tensor(seq_lens, device=query.device)[:, None]
+        places = torch.arange(longest - key.shape[2], longest, device=query.device)
+        mask = places < lengths  # (R, S)
+        if rule.window is not None:
+            mask &= places >= lengths - rule.window
+        mask = mask[:, None, None, :]
+    return attend_masked(query.unsqueeze(2), key, value, mask, rule).squeeze(2)  # (R, H, D)
 
 
 class _Layer:
@@ -232,11 +247,13 @@ class _Layer:
         self.keys, self.values = cache.keys[layer_idx], cache.values[layer_idx]
         self.tables = cache.block_tables
 
-    def gather(self, requests: list[int], first: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of `requests` from about token `first` (the start of its block) to `stop`, `[R, K, S, D]`."""
+    def gather(self, requests: list[int] | None, first: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of requests from about token `first` (the start of its block) to `stop`, `[R, K, S, D]`."""
         block_size = self.keys.shape[1]
         begin = first // block_size
-        blocks = self.tables[requests, begin : -(-stop // block_size)]  # (R, blocks)
+        blocks = self.tables[:, begin : -(-stop // block_size)]  # (R, blocks)
+        if requests is not None:
+            blocks = blocks[requests]
         num_tokens = stop - begin * block_size
         key = self.keys[blocks].flatten(1, 2)[:, :num_tokens].transpose(1, 2)
         if not self.values.shape[-1]:
