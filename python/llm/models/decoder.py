@@ -75,8 +75,8 @@ class DecoderModel(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         # Its own constructor draws numbers, which on the meta device imports PyTorch's compiler: seconds for nothing.
-        self.embed_tokens = nn.Embedding.from_pretrained(
-            torch.empty(config.vocab_size, config.hidden_size), freeze=False
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.hidden_size, _weight=torch.empty(config.vocab_size, config.hidden_size)
         )
         self.positions: PositionEncoding = registry.get("position_encoding", config.position_encoding)(config)
         self.dropout = nn.Dropout(config.dropout)
