@@ -24,15 +24,16 @@ from llm.config import GenerationConfig, from_builtins
 from llm.errors import CheckpointError
 from llm.model_config import ModelConfig
 from llm.models import DecoderModel, RegressionModel
-from llm.models.families import family_named
+from llm.models.families import Piece, family_named, family_of
 from llm.models.gguf import GGUFModel, read_config
-from llm.models.hf import check_shapes, config_to_hf, empty_model, fill_model, weights_to_hf
-from llm.models.tensor_files import OnDisk, open_tensors
+from llm.models.hf import check_shapes, empty_model, fill_model, weight_parts
+from llm.models.tensor_files import INDEX, SINGLE, OnDisk, open_tensors
 from llm.tokenization import BaseTokenizer
 
 COMPLETE = "COMPLETE"
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
+MAX_SHARD_BYTES = 5 * 10**9
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _GENERATION_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -129,6 +130,8 @@ def write_model(
     model: nn.Module,
     tokenizer: BaseTokenizer | None,
     generation: GenerationConfig | None = None,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes weights, config and tokenizer into `directory` (use `atomic_directory` around it).
 
@@ -137,22 +140,45 @@ def write_model(
         model: A `DecoderModel` or `RegressionModel`; saved in its own dtype.
         tokenizer: Saved beside a decoder, so that what was trained is what is served.
         generation: Sampling values for requests that name none.
+        max_shard_bytes: Weights that are larger go into several files, with an index beside them.
     """
-    state = model.state_dict()
-    config = model.config
     if isinstance(model, DecoderModel):
-        values = config_to_hf(model.config)
-        state = weights_to_hf(state, model.config)
+        family = family_of(model.config)
+        values = family.config_to(model.config)
+        parts = weight_parts(model.state_dict(), model.config, family)
+        _save_shards(directory, parts, max_shard_bytes)
     else:
-        values = {"architectures": ["RegressionModel"], "model_type": "llm_oxide", **msgspec.to_builtins(config)}
-    values["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    save_tensors(directory / "model.safetensors", state)
+        config = msgspec.to_builtins(model.config)
+        values = {"architectures": ["RegressionModel"], "model_type": "llm_oxide", **config}
+        save_tensors(directory / SINGLE, model.state_dict())
+    values["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     if tokenizer is not None:
         ids = _special_ids(tokenizer)
         values |= ids
         _write_json(directory / "generation_config.json", ids | _generation_values(generation))
         tokenizer.save(directory)
     _write_json(directory / "config.json", values)
+
+
+def _save_shards(directory: Path, parts: Iterator[Piece], max_bytes: int) -> None:
+    """Writes pieces in files of at most `max_bytes` (one tensor at least); no more than one file's are copied."""
+    shards: list[list[Piece]] = [[]]
+    size = total = 0
+    for piece in parts:
+        if shards[-1] and size + piece.view.nbytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(piece)
+        size, total = size + piece.view.nbytes, total + piece.view.nbytes
+    if len(shards) == 1:
+        save_tensors(directory / SINGLE, {piece.name: piece.extract() for piece in shards[0]})
+        return
+    places: dict[str, str] = {}
+    for index, shard in enumerate(shards, start=1):
+        name = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+        save_tensors(directory / name, {piece.name: piece.extract() for piece in shard})
+        places |= {piece.name: name for piece in shard}
+    _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def load_model(
@@ -224,10 +250,18 @@ def generation_defaults(path: str | os.PathLike[str]) -> dict[str, float]:
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors, each with its own memory, as safetensors."""
+    """Writes tensors as safetensors; those that share memory are copied apart."""
     file.touch()
     mode = file.stat().st_mode  # safetensors writes 0600; others may read what the umask lets them
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, file)
+    own: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous()
+        place = flat.untyped_storage().data_ptr()
+        is_apart = place not in places and flat.untyped_storage().nbytes() == flat.nbytes
+        own[name] = flat if is_apart else flat.clone()
+        places.add(place)
+    save_file(own, file, metadata={"format": "pt"})
     file.chmod(mode)
 
 

@@ -10,10 +10,10 @@ import torch
 from benches.peers.environments import python_of
 
 from llm import LLM, SamplingParams
-from llm.checkpoint import atomic_directory, write_model
+from llm.checkpoint import atomic_directory, load_model, write_model
 from llm.export import export
 from llm.model_config import ExpertsConfig, ModelConfig
-from llm.models import DecoderModel
+from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.tokenization import BPETokenizer
 from tests.fetch_data import CACHE
 
@@ -57,7 +57,7 @@ def test_smollm2_written_as_f16_says_the_same(tmp_path: Path) -> None:
     outputs = model.generate(PROMPTS, SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True))
     for prompt, output, (ids, found) in zip(PROMPTS, outputs, greedy_in_llama_cpp(file, PROMPTS, 32), strict=True):
         assert model.tokenizer.encode(prompt) == ids
-        assert model.tokenizer.decode(found) == output.text
+        assert list(output.token_ids) == found
 
 
 EXPERTS = ExpertsConfig(num_experts=4, moe_intermediate_size=64)
@@ -87,5 +87,9 @@ def test_small_models_of_each_family_say_the_same(tmp_path: Path, tiny_tokenizer
 @pytest.mark.parametrize("quantization", ["q8_0", "q4_0"])
 def test_quantised_files_open(tmp_path: Path, quantization: str) -> None:
     file = export(SMOLLM, tmp_path / "a.gguf", "gguf", quantization=quantization)
-    [(_, found)] = greedy_in_llama_cpp(file, PROMPTS[:1], 8)
-    assert "Paris" in LLM(file).tokenizer.decode(found)
+    model = load_model(file)
+    for ids, found in greedy_in_llama_cpp(file, PROMPTS, 1):
+        with torch.no_grad():
+            logits = model(torch.tensor(ids), positions_of((len(ids),)), ForwardContext.for_sequences((len(ids),)))
+        # llama.cpp rounds activations too, so near ties may turn.
+        assert found[0] in logits[-1].topk(4).indices.tolist()

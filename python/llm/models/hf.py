@@ -33,8 +33,14 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
 
 def weights_to_hf(state: Mapping[str, Tensor], config: ModelConfig, family: Family | None = None) -> dict[str, Tensor]:
     """Our parameters under a family's names, fused ones split; a tied output projection is left out."""
-    found = pieces_of(state, config, family or family_of(config))
-    return {piece.name: piece.extract() for _, pieces in found for piece in pieces}
+    return {piece.name: piece.extract() for piece in weight_parts(state, config, family or family_of(config))}
+
+
+def weight_parts(state: Mapping[str, Tensor], config: ModelConfig, family: Family) -> Iterator[Piece]:
+    """The family's tensors in our parameters, not yet copied; a tied output projection is left out."""
+    for name, tensor in state.items():
+        if name != TIED or not config.tie_word_embeddings:
+            yield from family.pieces(name, tensor, config)
 
 
 def weights_from_hf(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -106,14 +112,6 @@ def _replace(model: DecoderModel, name: str, parameter: torch.nn.Parameter) -> N
     setattr(model.get_submodule(module), leaf, parameter)
 
 
-def pieces_of(state: Mapping[str, Tensor], config: ModelConfig, family: Family) -> Iterator[tuple[str, list[Piece]]]:
-    """Each of our parameters and the family's tensors in it; a tied output projection is left out."""
-    for name, tensor in state.items():
-        if name == TIED and config.tie_word_embeddings:
-            continue
-        yield name, family.pieces(name, tensor, config)
-
-
 def check_shapes(
     tensors: Mapping[str, OnDisk] | Mapping[str, Tensor],
     state: Mapping[str, Tensor],
@@ -125,7 +123,7 @@ def check_shapes(
     Raises:
         CheckpointError: Tensors are missing, unexpected or misshaped; every one is listed.
     """
-    expected = {piece.name: piece.view.shape for _, pieces in pieces_of(state, config, family) for piece in pieces}
+    expected = {piece.name: piece.view.shape for piece in weight_parts(state, config, family)}
     problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
         if (name == TIED and config.tie_word_embeddings) or re.fullmatch(family.ignored, name):
