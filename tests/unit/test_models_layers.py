@@ -180,8 +180,10 @@ def test_router_losses_and_loads_are_what_their_papers_say() -> None:
         routing = layer.mlp.routing
         probabilities = routing.logits.softmax(-1)
         counts = [sum(expert in row for row in routing.chosen.tolist()) for expert in range(4)]
-        balances.append(4 * sum(count / 30 * float(probabilities[:, e].mean()) for e, count in enumerate(counts)))
-        squares.append(float(torch.log(torch.exp(routing.logits).sum(-1)).square().mean()))
+        balances.append(
+            4 * sum(count / 30 * float(probabilities[:, e].mean().detach()) for e, count in enumerate(counts))
+        )
+        squares.append(float(torch.log(torch.exp(routing.logits).sum(-1)).square().mean().detach()))
     losses = model.router_losses()
     assert float(losses["load_balancing"].detach()) == pytest.approx(sum(balances) / 2, rel=1e-5)
     assert float(losses["router_z"].detach()) == pytest.approx(sum(squares) / 2, rel=1e-5)

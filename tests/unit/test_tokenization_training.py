@@ -151,6 +151,8 @@ def test_interrupt_ends_counting_and_leaves_nothing(pattern: str, tmp_path: Path
     (tmp_path / "a.txt").write_text(TRAINING_TEXT)
     os.mkfifo(tmp_path / "endless")
     code = (
+        # A shell that runs tests in the background has them ignore the signal, and so their children.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys; from llm import _rust; trainer = _rust.BPETrainer(vocab_size=700, pattern=sys.argv[2], "
         "special_tokens=[]); trainer.add_file(sys.argv[1], lambda _: print('counting', flush=True))"
     )
