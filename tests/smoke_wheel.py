@@ -17,7 +17,7 @@ def main() -> None:
         check(
             [llm, "generate", "run", "To be", "--max-tokens", "8", "--temperature", "0"], directory, "\n", min_length=4
         )
-        check([llm, "info", "run"], directory, "DecoderModel")
+        check([llm, "info", "run"], directory, "LlamaForCausalLM")
         check([sys.executable, "-c", "import llm; print(llm.__file__)"], directory, "site-packages")
     print("the wheel works")
 

@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file
 
 from llm.checkpoint import atomic_directory, load_model, write_model
+from llm.errors import CheckpointError
 from llm.inference.kv_cache import KVCache
 from llm.models import DecoderModel, ForwardContext, PagedCache, positions_of
 from llm.models.families import FAMILIES, family_of
@@ -220,3 +221,26 @@ def test_older_checkpoints_open_too(theirs: tuple[Any, Path], tmp_path: Path) ->
     token_ids = torch.randint(0, VOCABULARY, (12,))
     ours = our_decoder(tmp_path)(token_ids, positions_of((12,)), ForwardContext.for_sequences((12,)))
     assert (ours - their_logits(model, token_ids[None])[0]).abs().max() <= 1e-4
+
+
+def message_for(model_type: str, values: dict[str, Any]) -> str | None:
+    """What reading these values complains of; any other error than ours is a failure."""
+    try:
+        FAMILIES[model_type].config_from(values)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"llm_oxide"}))
+def test_configs_that_lack_or_twist_a_value_end_in_one_error(model_type: str) -> None:
+    whole = MODELS[model_type][1]
+    assert message_for(model_type, whole) is None
+    for key in whole:
+        for twisted in ("much", [], {"a": 1}, -1, None):
+            message = message_for(model_type, {**whole, key: twisted})
+            assert message is None or "config.json" in message
+    sizes = ("n_embd", "n_layer", "n_head") if model_type == "gpt2" else ("hidden_size", "num_hidden_layers")
+    for key in ("vocab_size", *sizes):
+        assert message_for(model_type, {**whole, key: None}) == f"config.json lacks {key}"
+        assert "config.json" in (message_for(model_type, {**whole, key: "much"}) or "")

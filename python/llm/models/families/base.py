@@ -50,6 +50,9 @@ class Piece:
 Cut: TypeAlias = Callable[[Tensor, ModelConfig], list[Piece]]
 
 
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
 @dataclass(frozen=True)
 class Family:
     """One family: how its `config.json` and its tensors' names relate to ours.
@@ -64,6 +67,7 @@ class Family:
             follow each other, or a function of our tensor.
         prefix: Of a block's names.
         ignored: Pattern of tensors that are no parameters.
+        required: Keys of `config.json` that have no usual value.
         takes_any: Whether a parameter that is not listed, or has other sizes than a listed one, keeps our name.
     """
 
@@ -75,6 +79,7 @@ class Family:
     block: Mapping[str, "str | tuple[str, ...] | BlockCut"]
     prefix: str = "model.layers.{layer}."
     ignored: str = r".*\.rotary_emb\.inv_freq"
+    required: tuple[str, ...] = REQUIRED
     takes_any: bool = False
 
     def config_from(self, values: Mapping[str, Any]) -> ModelConfig:
@@ -83,11 +88,20 @@ class Family:
         Raises:
             CheckpointError: A feature this package doesn't compute, or values that contradict each other.
         """
+        missing = [key for key in self.required if values.get(key) is None]
+        if missing:
+            raise CheckpointError(f"config.json lacks {', '.join(missing)}")
         try:
             fields = self.read(values) | {"family": self.model_type}
             return from_builtins({key: value for key, value in fields.items() if value is not None}, ModelConfig)
         except ConfigError as error:
             raise CheckpointError(f"config.json: {error}") from error
+        except KeyError as error:
+            raise CheckpointError(f"config.json lacks `{error.args[0]}`, which every {self.model_type} has") from error
+        except (TypeError, ValueError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"config.json has a value of the wrong type: {error}") from error
 
     def config_to(self, config: ModelConfig) -> Values:
         """The values of a `config.json`; see `difference` for what they don't say."""

@@ -82,4 +82,5 @@ FAMILY = Family(
     BLOCK,
     prefix="transformer.h.{layer}.",
     ignored=r".*\.attn\.(masked_)?bias",
+    required=("vocab_size", "n_embd", "n_layer", "n_head", "n_positions"),
 )

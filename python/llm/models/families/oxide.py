@@ -34,4 +34,4 @@ BLOCK = (
         "mlp.up_proj": "mlp.up_proj",
     }
 )
-FAMILY = Family("llm_oxide", "DecoderModel", read, write, LLAMA_TOP, BLOCK, takes_any=True)
+FAMILY = Family("llm_oxide", "DecoderModel", read, write, LLAMA_TOP, BLOCK, required=(), takes_any=True)
