@@ -42,6 +42,7 @@ class Attention(nn.Module):
         width = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias)
+        self.has_norms = config.qk_norm
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.rule = attention_rule(config, layer_idx, (config.query_pre_attn_scalar or self.head_dim) ** -0.5)
@@ -53,9 +54,7 @@ class Attention(nn.Module):
 
     def forward(self, hidden_states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor:
         """Attends within each sequence of `context`; `[T, C]` to `[T, C]`."""
-        query, key, value = self._project(hidden_states)
-        query = rotate(self.q_norm(query), rotation)
-        key = rotate(self.k_norm(key), rotation)
+        query, key, value = self._project(hidden_states, rotation)
         rule = self.rule if self.training else without_dropout(self.rule)
         if context.cache is None:
             mixed = attend(query, key, value, context.query_lens, rule, backend=context.attention_backend)
@@ -65,9 +64,13 @@ class Attention(nn.Module):
         output: Tensor = self.o_proj(mixed.flatten(1))
         return output
 
-    def _project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, hidden_states: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         heads = self.qkv_proj(hidden_states).unflatten(-1, (-1, self.head_dim))  # (T, H + 2K, D)
-        query, key, value = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        turned, value = torch.split(heads, [self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
+        if self.has_norms:
+            query, key = torch.split(turned, [self.num_heads, self.num_kv_heads], dim=1)
+            turned = torch.cat((self.q_norm(query), self.k_norm(key)), dim=1)
+        query, key = torch.split(rotate(turned, rotation), [self.num_heads, self.num_kv_heads], dim=1)
         return query, key, value
 
 
@@ -254,8 +257,11 @@ class _Layer:
         blocks = self.tables[:, begin : -(-stop // block_size)]  # (R, blocks)
         if requests is not None:
             blocks = blocks[requests]
-        num_tokens = stop - begin * block_size
-        key = self.keys[blocks].flatten(1, 2)[:, :num_tokens].transpose(1, 2)
-        if not self.values.shape[-1]:
-            return key, key
-        return key, self.values[blocks].flatten(1, 2)[:, :num_tokens].transpose(1, 2)
+        num_tokens, places = stop - begin * block_size, blocks.flatten()
+
+        def gathered(cached: Tensor) -> Tensor:
+            chosen = cached.index_select(0, places).view(len(blocks), -1, *cached.shape[2:])  # (R, S, K, D)
+            return chosen[:, :num_tokens].transpose(1, 2)
+
+        key = gathered(self.keys)
+        return (key, gathered(self.values)) if self.values.shape[-1] else (key, key)
