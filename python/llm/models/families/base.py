@@ -299,9 +299,9 @@ def require(values: Mapping[str, Any], allowed: Mapping[str, Sequence[Any]]) -> 
         raise CheckpointError("config.json asks for what is not computed here:\n  " + "\n  ".join(wrong))
 
 
-def read_windows(values: Mapping[str, Any], *, slides: bool) -> Values:
+def read_windows(values: Mapping[str, Any]) -> Values:
     """Which layers of a Qwen slide: those from `max_window_layers` on, if `use_sliding_window` says so."""
-    window = values.get("sliding_window") if slides else None
+    window = values.get("sliding_window") if values.get("use_sliding_window") else None
     types = values.get("layer_types")
     if window is None:
         return {}

@@ -20,7 +20,7 @@ from llm.models.families.base import (
 def read(values: Mapping[str, Any]) -> Values:
     """Fields of `ModelConfig`."""
     require(values, {"hidden_act": ("silu",), "quantization_config": ()})
-    windows = read_windows(values, slides=bool(values.get("use_sliding_window", False)))
+    windows = read_windows(values)
     return read_sizes(values) | {"attention_bias": True} | windows
 
 

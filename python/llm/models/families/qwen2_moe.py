@@ -21,7 +21,7 @@ from llm.models.families.base import (
 def read(values: Mapping[str, Any]) -> Values:
     """Fields of `ModelConfig`."""
     require(values, {"hidden_act": ("silu",), "quantization_config": ()})
-    windows = read_windows(values, slides=bool(values.get("use_sliding_window", False)))
+    windows = read_windows(values)
     chosen = read_experts(values, num_experts=60, per_token=4, width=1408) | {
         "shared_expert_intermediate_size": values.get("shared_expert_intermediate_size", 5632),
         "shared_expert_gate": True,

@@ -22,7 +22,7 @@ def read(values: Mapping[str, Any]) -> Values:
     """Fields of `ModelConfig`."""
     require(values, {"hidden_act": ("silu",), "quantization_config": ()})
     bias = bool(values.get("attention_bias", False))
-    windows = read_windows(values, slides=bool(values.get("use_sliding_window", False)))
+    windows = read_windows(values)
     fields = {"qk_norm": True, "attention_bias": bias, "attention_output_bias": bias}
     return read_sizes({"head_dim": 128, **values}) | fields | windows
 
