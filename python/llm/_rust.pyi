@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BPETrainer",
+    "Decoder",
     "EncodePlan",
     "EngineCore",
     "RequestParams",
@@ -19,6 +20,7 @@ __all__ = [
     "TokenTable",
     "Tokenizer",
     "__version__",
+    "instruction_sets",
     "philox_uniform",
     "sample",
 ]
@@ -408,6 +410,50 @@ class TokenStream:
 
     def finish(self) -> str:
         """The rest: an incomplete character as U+FFFD."""
+
+@final
+class Decoder:
+    """A model's decode kernels on the CPU. For one thread at a time; calls wait for each other, GIL released."""
+
+    def __new__(
+        cls, weights: object, keys: object, values: object, *, num_threads: int, instruction_set: str | None = None
+    ) -> Decoder:
+        """Kernels over memory that PyTorch owns; the tensors are kept alive, and none may change in size or place.
+
+        `weights` is a `llm.inference.kernel_weights.ModelWeights`; `keys` and `values` are lists of one tensor a layer,
+        `[blocks, block_size, kv_heads, head_dim]`; `instruction_set` is one of `instruction_sets()`, None for the best.
+
+        Raises:
+            InvalidArgumentError: A tensor that is not contiguous fp32 or bf16 on the CPU, sizes that contradict each
+                other, a set that this machine lacks, or not 1 to 1,024 threads.
+        """
+
+    def run(
+        self,
+        token_ids: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        slot_mapping: NDArray[np.int64],
+        query_start: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
+        logits_indices: NDArray[np.int64],
+        logits: NDArray[np.float32],
+    ) -> None:
+        """Runs a step, its arrays as in `StepPlan`: writes the cache, and `logits` (S, V) for ascending indices.
+
+        Raises:
+            InvalidArgumentError: Arrays that contradict each other or point outside; nothing is written then.
+        """
+
+    @property
+    def instruction_set(self) -> str:
+        """The instruction set the kernels run with."""
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that share a step, the caller's included."""
+
+def instruction_sets() -> list[str]:
+    """Instruction sets of this machine that the kernels are compiled for, best last."""
 
 @final
 class BPETrainer:

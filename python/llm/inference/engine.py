@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -31,6 +31,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_waiting_requests: Annotated[int, msgspec.Meta(ge=1, description="Queue length; more are refused.")] = 1024
     kv_cache_memory_bytes: (
         Annotated[int, msgspec.Meta(ge=1, description="Cache size; null: a share of free memory.")] | None
+    ) = None
+    backend: Annotated[
+        Literal["auto", "kernels", "torch"], msgspec.Meta(description="What runs the model; auto: kernels if they can.")
+    ] = "auto"
+    num_threads: (
+        Annotated[int, msgspec.Meta(ge=1, le=1024, description="Threads of the CPU kernels; null: one a core.")] | None
     ) = None
 
 

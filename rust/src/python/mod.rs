@@ -2,6 +2,7 @@
 
 mod engine;
 mod error;
+mod kernels;
 mod sampling;
 mod tokenizer;
 mod tokenizer_batch;
@@ -17,5 +18,6 @@ fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     tokenizer_stream::register(module)?;
     sampling::register(module)?;
     engine::register(module)?;
+    kernels::register(module)?;
     Ok(())
 }
