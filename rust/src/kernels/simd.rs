@@ -85,6 +85,17 @@ pub(super) trait Simd: Copy {
     unsafe fn round(value: Self::V) -> Self::V;
     /// Sum of the lanes, in an order that never changes.
     unsafe fn sum(value: Self::V) -> f32;
+    /// Asks for a cache line that will be read soon; any address will do.
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint that never faults.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(address.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = address;
+    }
 }
 
 /// `e^x` to about 2 units in the last place, for x in [-87, 88]; outside, the value at the border.
