@@ -20,6 +20,7 @@ class KernelModelRunner:
     """
 
     def __init__(self, model: DecoderModel, cache: KVCache, num_threads: int) -> None:
+        self.model = model
         self.cache = cache
         self.decoder = Decoder(kernel_weights(model), list(cache.keys), list(cache.values), num_threads=num_threads)
         self._vocab_size = model.lm_head.weight.shape[0]

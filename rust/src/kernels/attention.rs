@@ -10,6 +10,9 @@
 use super::memory::Dtype;
 use super::simd::{Isa, Simd, dispatch, exp, narrow, widen};
 
+/// How many tokens ahead keys and values are asked for.
+const AHEAD: usize = 12;
+
 /// Tokens of a stretch.
 pub(super) const STRETCH: usize = 256;
 
@@ -111,17 +114,35 @@ impl Stretch<'_> {
         }
     }
 
-    /// Runs of tokens that lie side by side in the cache: first of them counted from the stretch, how many, slot.
+    /// Runs of tokens that lie side by side in the cache.
     #[inline(always)]
-    fn each_run(&self, mut visit: impl FnMut(usize, usize, usize)) {
-        let (mut token, end) = self.tokens;
-        while token < end {
-            let within = token % self.shape.block_size;
-            let count = (self.shape.block_size - within).min(end - token);
-            let slot = self.blocks[token / self.shape.block_size] as usize * self.shape.block_size + within;
-            visit(token - self.tokens.0, count, slot);
-            token += count;
-        }
+    fn runs(&self) -> Runs<'_> {
+        Runs { blocks: self.blocks, block_size: self.shape.block_size, next: self.tokens.0, of: self.tokens }
+    }
+}
+
+/// Walks a stretch block by block: a run's first token counted from the stretch's, how many, and the first's slot.
+struct Runs<'a> {
+    blocks: &'a [i32],
+    block_size: usize,
+    next: usize,
+    of: (usize, usize),
+}
+
+impl Iterator for Runs<'_> {
+    type Item = (usize, usize, usize);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        let token = self.next;
+        let within = token % self.block_size;
+        let count = (self.block_size - within).min(self.of.1 - token);
+        self.next += count;
+        // Past the end the count is 0, and there may be no block.
+        (count > 0).then(|| {
+            let slot = self.blocks[token / self.block_size] as usize * self.block_size + within;
+            (token - self.of.0, count, slot)
+        })
     }
 }
 
@@ -185,6 +206,14 @@ unsafe fn run<S: Simd, const BF16: bool>(stretch: &Stretch<'_>, out: &mut [f32],
     }
 }
 
+/// Asks for the numbers of a later token of the same head; past a block's end that is wrong now and then, and harmless.
+#[inline(always)]
+fn ask_ahead<S: Simd>(token: *const u8, pitch: usize, num_bytes: usize) {
+    for line in (0..num_bytes).step_by(64) {
+        S::prefetch(token.wrapping_add(AHEAD * pitch + line));
+    }
+}
+
 /// Products of `G` query heads with every key.
 #[inline(always)]
 unsafe fn score<S: Simd, const BF16: bool, const G: usize>(stretch: &Stretch<'_>, first: usize, scratch: &mut [f32]) {
@@ -193,11 +222,12 @@ unsafe fn score<S: Simd, const BF16: bool, const G: usize>(stretch: &Stretch<'_>
     let tail = width - width % S::LANES;
     let pitch = shape.num_kv_heads * width * shape.dtype.size();
     let queries: [&[f32]; G] = std::array::from_fn(|g| &stretch.queries[(first + g) * width..][..width]);
-    stretch.each_run(|place, count, slot| {
+    for (place, count, slot) in stretch.runs() {
         // SAFETY: `count` tokens from `slot` on lie side by side in a block that exists.
         unsafe {
             let mut key = stretch.keys.data.add(shape.offset(slot, stretch.head)).cast_const();
             for token in place..place + count {
+                ask_ahead::<S>(key, pitch, width * shape.dtype.size());
                 let mut sums = [S::splat(0.0); G];
                 for start in (0..tail).step_by(S::LANES) {
                     let channels = load::<S, BF16>(key, start);
@@ -215,7 +245,7 @@ unsafe fn score<S: Simd, const BF16: bool, const G: usize>(stretch: &Stretch<'_>
                 key = key.wrapping_add(pitch);
             }
         }
-    });
+    }
 }
 
 /// Turns scores into weights relative to the highest; returns their sum, and the highest score.
@@ -268,7 +298,7 @@ unsafe fn mix<S: Simd, const BF16: bool, const G: usize>(
     let pitch = stretch.shape.num_kv_heads * width;
     for channel in channel..width {
         let mut sums = [0.0_f32; G];
-        stretch.each_run(|place, count, slot| {
+        for (place, count, slot) in stretch.runs() {
             for token in 0..count {
                 // SAFETY: a token of the run, a channel of its head.
                 unsafe {
@@ -279,7 +309,7 @@ unsafe fn mix<S: Simd, const BF16: bool, const G: usize>(
                     }
                 }
             }
-        });
+        }
         for g in 0..G {
             out[(first + g) * (width + 2) + channel] = sums[g];
         }
@@ -299,9 +329,12 @@ unsafe fn mix_channels<S: Simd, const BF16: bool, const G: usize, const C: usize
     // SAFETY: as in `score`; `weights` and `out` are as long as `run` made sure.
     unsafe {
         let mut sums = [[S::splat(0.0); C]; G];
-        stretch.each_run(|place, count, slot| {
+        for (place, count, slot) in stretch.runs() {
             let mut value = stretch.values.data.add(shape.offset(slot, stretch.head)).cast_const();
             for token in place..place + count {
+                if channel == 0 {
+                    ask_ahead::<S>(value, pitch, shape.head_dim * shape.dtype.size());
+                }
                 let channels: [S::V; C] = std::array::from_fn(|c| load::<S, BF16>(value, channel + c * S::LANES));
                 for g in 0..G {
                     let weight = S::splat(*weights.get_unchecked((first + g) * STRETCH + token));
@@ -311,7 +344,7 @@ unsafe fn mix_channels<S: Simd, const BF16: bool, const G: usize, const C: usize
                 }
                 value = value.wrapping_add(pitch);
             }
-        });
+        }
         for g in 0..G {
             for c in 0..C {
                 let place = (first + g) * (shape.head_dim + 2) + channel + c * S::LANES;

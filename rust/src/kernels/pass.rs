@@ -195,7 +195,9 @@ impl<'a> Pass<'a> {
         // SAFETY: the member's own scratch.
         let own = self.own(member);
         let scratch = unsafe { own.slice(0, groups * STRETCH) };
-        while let Some(units) = member.claim(self.stretches.len() * num_kv, 1) {
+        // One member takes all heads of a stretch, whose tokens lie together, unless there are too few stretches.
+        let size = if self.stretches.len() >= 2 * member.num_members() { num_kv } else { 1 };
+        while let Some(units) = member.claim(self.stretches.len() * num_kv, size) {
             for unit in units {
                 let ((row, stretch), head) = (self.stretches[unit / num_kv], unit % num_kv);
                 let task = &self.rows[row];

@@ -125,11 +125,9 @@ dispatch! { unsafe fn activate = run_activation(kind: Activation, gate: &mut [f3
 unsafe fn run_activation<S: Simd>(kind: Activation, gate: &mut [f32], up: Option<&[f32]>) {
     match kind {
         // SAFETY: passed on.
-        Activation::Silu => unsafe {
-            each::<S>(gate, up, |x| S::div(x, S::add(S::splat(1.0), exp::<S>(negate::<S>(x)))))
-        },
+        Activation::Silu => unsafe { each::<S, Silu>(gate, up) },
         // SAFETY: passed on.
-        Activation::GeluTanh => unsafe { each::<S>(gate, up, |x| gelu_tanh::<S>(x)) },
+        Activation::GeluTanh => unsafe { each::<S, GeluTanh>(gate, up) },
         Activation::Gelu => {
             for (place, gate) in gate.iter_mut().enumerate() {
                 let phi = 0.5 * (1.0 + libm::erff(*gate * std::f32::consts::FRAC_1_SQRT_2));
@@ -139,41 +137,60 @@ unsafe fn run_activation<S: Simd>(kind: Activation, gate: &mut [f32], up: Option
     }
 }
 
-#[inline(always)]
-unsafe fn negate<S: Simd>(x: S::V) -> S::V {
-    // SAFETY: passed on.
-    unsafe { S::mul(x, S::splat(-1.0)) }
+/// A function of vectors: a type and no closure, since a closure isn't sure to be compiled for the caller's set.
+trait Function {
+    unsafe fn of<S: Simd>(x: S::V) -> S::V;
+}
+
+/// `x / (1 + e^-x)`.
+struct Silu;
+
+impl Function for Silu {
+    #[inline(always)]
+    unsafe fn of<S: Simd>(x: S::V) -> S::V {
+        // SAFETY: passed on.
+        unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(x, S::splat(-1.0))))) }
+    }
 }
 
 /// `x / (1 + e^(-2u))` with u = √(2/π) (x + 0.044715 x³): the tanh form, solved for one exponential.
-#[inline(always)]
-unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
-    const MINUS_2_ROOT: f32 = -1.595_769; // -2 · √(2/π)
-    // SAFETY: passed on.
-    unsafe {
-        let cube = S::mul(S::mul(x, x), x);
-        let inner = S::fma(cube, S::splat(0.044_715), x);
-        S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(inner, S::splat(MINUS_2_ROOT)))))
+struct GeluTanh;
+
+impl Function for GeluTanh {
+    #[inline(always)]
+    unsafe fn of<S: Simd>(x: S::V) -> S::V {
+        const MINUS_2_ROOT: f32 = -1.595_769; // -2 · √(2/π)
+        // SAFETY: passed on.
+        unsafe {
+            let cube = S::mul(S::mul(x, x), x);
+            let inner = S::fma(cube, S::splat(0.044_715), x);
+            S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(inner, S::splat(MINUS_2_ROOT)))))
+        }
     }
 }
 
-/// Applies `function` to each number of `gate`, times that of `up`; the last few go through a padded vector.
+/// Applies a function to each number of `gate`, times that of `up`; the last few go through padded vectors.
 #[inline(always)]
-unsafe fn each<S: Simd>(gate: &mut [f32], up: Option<&[f32]>, function: impl Fn(S::V) -> S::V) {
+unsafe fn each<S: Simd, F: Function>(gate: &mut [f32], up: Option<&[f32]>) {
     let tail = gate.len() - gate.len() % S::LANES;
-    let mut padded = [[0.0_f32; 16]; 2];
     let rest = gate.len() - tail;
+    let (mut gates, mut ups) = ([0.0_f32; 16], [1.0_f32; 16]);
+    gates[..rest].copy_from_slice(&gate[tail..]);
     // SAFETY: whole vectors within both rows, or the padding.
     unsafe {
-        for place in (0..tail).step_by(S::LANES) {
-            let at = gate.as_mut_ptr().add(place);
-            let value = function(S::load(at));
-            S::store(at, up.map_or(value, |up| S::mul(value, S::load(up.as_ptr().add(place)))));
+        if let Some(up) = up {
+            ups[..rest].copy_from_slice(&up[tail..]);
+            for place in (0..tail).step_by(S::LANES) {
+                let at = gate.as_mut_ptr().add(place);
+                S::store(at, S::mul(F::of::<S>(S::load(at)), S::load(up.as_ptr().add(place))));
+            }
+        } else {
+            for place in (0..tail).step_by(S::LANES) {
+                let at = gate.as_mut_ptr().add(place);
+                S::store(at, F::of::<S>(S::load(at)));
+            }
         }
-        padded[0][..rest].copy_from_slice(&gate[tail..]);
-        padded[1][..rest].copy_from_slice(up.map_or(&[1.0; 16][..rest], |up| &up[tail..]));
-        let value = S::mul(function(S::load(padded[0].as_ptr())), S::load(padded[1].as_ptr()));
-        S::store(padded[0].as_mut_ptr(), value);
+        S::store(gates.as_mut_ptr(), S::mul(F::of::<S>(S::load(gates.as_ptr())), S::load(ups.as_ptr())));
     }
-    gate[tail..].copy_from_slice(&padded[0][..rest]);
+    gate[tail..].copy_from_slice(&gates[..rest]);
 }
