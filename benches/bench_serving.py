@@ -56,6 +56,7 @@ QUESTIONS = (
     "What is water made of?",
 )
 QUESTION_TOKENS = 8
+WATCH_S = 0.5
 
 
 @dataclass
@@ -173,7 +174,7 @@ def one_server(
     questions = [[{"role": "user", "content": question}] for question in QUESTIONS]
     load = Load(server.port, servers.NAME, 1, questions, QUESTION_TOKENS)
     start_s = server.first_token(load, options.start_timeout)
-    figures = {"start_s": start_s, "idle_bytes": float(server.resident_bytes())}
+    figures = {"start_s": start_s, "idle_bytes": float(servers.resident_bytes(server.process.pid))}
     say(f"  {label}: {start_s:.1f} s to the first token, {figures['idle_bytes'] / 1e6:.0f} MB")
     record.texts[label] = [str(one["text"]) for one in driven(server, load)[1]]
     for clients in options.clients:
@@ -188,7 +189,7 @@ def one_server(
             f"  {label}, {clients} clients: {one['output_tokens_per_s']:.1f} tokens/s, first token "
             f"{one['first_token_p50_s'] * 1e3:.0f} ms, then {one['inter_token_p50_s'] * 1e3:.1f} ms ({seconds:.1f} s)"
         )
-    figures["loaded_bytes"] = float(server.resident_bytes())
+    figures["loaded_bytes"] = float(servers.resident_bytes(server.process.pid))
     record.servers[label].append(figures)
 
 
@@ -260,22 +261,33 @@ def offline(options: argparse.Namespace, model: Path) -> tuple[dict[str, Any], s
 
 
 def one_engine(command: list[str], work: dict[str, Any], variables: dict[str, str], log: Path) -> dict[str, Any]:
-    """What the engine's process says of itself; it and its children are stopped if we are."""
-    with log.open("wb") as sink, subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink, start_new_session=True,
-        env=servers.environment_of(variables),
-    ) as process:  # fmt: skip
+    """What the engine's process says of itself, and its peak memory; it and its children are stopped if we are."""
+    environment = servers.environment_of(variables)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with (
+        log.open("wb") as sink,
+        subprocess.Popen(command, **pipes, stderr=sink, start_new_session=True, env=environment) as process,
+    ):
         try:
-            said, _ = process.communicate(json.dumps(work).encode())
+            said, peak_bytes = watched(process, json.dumps(work).encode())
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     if process.returncode != 0:
-        tail = "\n    ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        raise ServerFailedError(
-            f"{command[-1]} ended with exit code {process.returncode}; the end of {log}:\n    {tail}"
-        )
-    return json.loads(said.splitlines()[-1])
+        tail = servers.end_of(log)
+        raise ServerFailedError(f"{command[-1]} ended with exit code {process.returncode}; the end of {log}:{tail}")
+    return json.loads(said) | {"peak_bytes": peak_bytes}
+
+
+def watched(process: subprocess.Popen[bytes], rest: bytes | None) -> tuple[bytes, int]:
+    """What a process answers, and the most memory seen of it and its children."""
+    peak_bytes = 0
+    while True:
+        try:
+            return process.communicate(rest, timeout=WATCH_S)[0], peak_bytes
+        except subprocess.TimeoutExpired:
+            rest = None  # it has been told
+            peak_bytes = max(peak_bytes, servers.resident_bytes(process.pid))
 
 
 def facts(options: argparse.Namespace, settings: dict[str, Any], loads: list[float]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """All of a workload at once, without a server: run in the environment of the engine that it times.
 
-Reads `{"engine", "model", "dtype", "prompts", "lengths"}` from standard input; the last line written is the result.
+Reads `{"engine", "model", "dtype", "prompts", "lengths"}` from standard input and writes the result as JSON; what the
+engine itself prints goes to standard error.
 """
 
 import json
-import resource
+import os
 import sys
 import time
 from typing import Any
@@ -64,15 +65,7 @@ def vllm(work: Workload) -> dict[str, Any]:
 
 
 def _result(started: float, loaded: float, output_tokens: int) -> dict[str, Any]:
-    """Memory is the largest of this process's and its largest child's peaks."""
-    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    now = time.perf_counter()
-    return {
-        "load_s": loaded - started,
-        "seconds": now - loaded,
-        "output_tokens": output_tokens,
-        "peak_bytes": max(peaks) * 1024,
-    }
+    return {"load_s": loaded - started, "seconds": time.perf_counter() - loaded, "output_tokens": output_tokens}
 
 
 ENGINES = {"ours": ours, "vllm": vllm}
@@ -80,11 +73,14 @@ ENGINES = {"ours": ours, "vllm": vllm}
 
 def main() -> None:
     work = json.load(sys.stdin)
+    answer_to = os.dup(1)
+    os.dup2(2, 1)  # engines and their children log to standard output, even after the last line here
     result = ENGINES[work["engine"]](work)
     expected = sum(work["lengths"])
     if result["output_tokens"] != expected:
         sys.exit(f"error: {expected} tokens were asked for, {result['output_tokens']} came")
-    print(json.dumps(result | {"prompt_tokens": sum(map(len, work["prompts"]))}))
+    with os.fdopen(answer_to, "w") as answer:
+        json.dump(result | {"prompt_tokens": sum(map(len, work["prompts"]))}, answer)
 
 
 if __name__ == "__main__":

@@ -137,12 +137,7 @@ class Server:
 
     def failed(self, what: str) -> ServerFailedError:
         """An error with the end of the log."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        return ServerFailedError("\n    ".join([f"{self.peer.label} {what}; the end of {self.log}:", *lines]))
-
-    def resident_bytes(self) -> int:
-        """Memory of the process and its children, what they share counted once; 0 where the system doesn't say."""
-        return sum(_proportional_bytes(pid) for pid in _with_children(self.process.pid))
+        return ServerFailedError(f"{self.peer.label} {what}; the end of {self.log}:{end_of(self.log)}")
 
     def stop(self) -> None:
         """SIGTERM to the process; what is left of its session after a while, or at a second Ctrl-C, is killed."""
@@ -157,6 +152,12 @@ class Server:
             self.process.wait()
 
 
+def end_of(log: Path) -> str:
+    """The last lines of a log, indented."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
+    return "".join(f"\n    {line}" for line in lines)
+
+
 def _streams_text(stream: IO[bytes]) -> bool:
     """Whether a 200 comes, and then a piece of text; the rest is left unread."""
     with stream:
@@ -164,6 +165,11 @@ def _streams_text(stream: IO[bytes]) -> bool:
             return False
         compact = (line.replace(b'": ', b'":') for line in stream)
         return any(b'"content":"' in line and b'"content":""' not in line for line in compact)
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process and its children, what they share counted once; 0 where the system doesn't say."""
+    return sum(_proportional_bytes(each) for each in _with_children(pid))
 
 
 def _with_children(pid: int) -> Iterator[int]:

@@ -13,6 +13,8 @@ AIM_FIRST_TOKEN = {1: 0.9, 8: 0.5, 32: 0.5}
 START_S = 10.0
 SHARED_PREFIX = 3.0
 OURS = "ours"
+# The load that the bars are for.
+STANDARD = {"prompt tokens": 142, "output tokens": 128}
 
 
 def facts(command: str, settings: dict[str, Any], loads: list[float]) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def heading(document: dict[str, Any]) -> list[str]:
 
 def throughput(document: dict[str, Any]) -> str:
     """The tables of servers under load, from `levels` and `servers`."""
-    lines = heading(document)
+    lines, same = heading(document), document["agreement"]["share in common with ours"]
     lines += [
         "| clients | server | output tokens/s | spread | × | first token p50 ms | × | p99 ms | inter-token ms | × |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -49,12 +51,12 @@ def throughput(document: dict[str, Any]) -> str:
         lines += [_line(clients, label, one, figures.get(OURS)) for label, one in figures.items()]
     lines += [
         "",
-        "| server | start to first token s | resident MB, idle | under load | rounds |",
+        "| server | start to first token s | resident MB, idle | under load | answers begin as ours |",
         "|---|---|---|---|---|",
     ]
     lines += [
         f"| {label} | {one['start_s']:.1f} | {one['idle_bytes'] / 1e6:.0f} | {one['loaded_bytes'] / 1e6:.0f} "
-        f"| {one['rounds']} |"
+        f"| {same.get(label, 0.0):.0%} |"
         for label, one in document["servers"].items()
     ]
     return "\n".join([*lines, "", *bars(document), ""])
@@ -80,7 +82,9 @@ def _line(clients: str, label: str, figures: dict[str, float], ours: dict[str, f
 
 
 def bars(document: dict[str, Any]) -> list[str]:
-    """The lines that say whether what was promised holds; none without ours."""
+    """The lines that say whether what was promised holds; none without ours, or for another load."""
+    if any(document["settings"].get(key) != number for key, number in STANDARD.items()):
+        return []
     lines = []
     for clients, figures in document["levels"].items():
         theirs = [one for label, one in figures.items() if label.startswith("vllm")]
