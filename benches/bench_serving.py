@@ -77,6 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cores", help="cores of vLLM's variants, such as `0,0-1` (default: all, and all but the last)"
     )
+    parser.add_argument("--skip-ours", action="store_true", help="measure the peers alone")
     parser.add_argument("--clients", help="numbers of clients, comma-separated (default: 1,8,32; shared-prefix: 16)")
     parser.add_argument("--rounds", type=int, help="how often the servers take turns (default: 3)")
     parser.add_argument("--requests", type=int, help="requests of each client in a round (default: 6 to 3)")
@@ -125,8 +126,8 @@ def model_directory(given: Path | None) -> Path:
 
 def contenders(options: argparse.Namespace) -> list[Peer]:
     """Ours first; a peer whose environment can't be made is left out, and that is said."""
-    chosen = [servers.ours()]
-    if options.mode == "shared-prefix":
+    chosen = [] if options.skip_ours else [servers.ours()]
+    if chosen and options.mode == "shared-prefix":
         if servers.has_option(NO_PREFIX_CACHE):
             chosen.append(servers.ours("ours, no prefix cache", NO_PREFIX_CACHE))
         else:
@@ -240,7 +241,7 @@ def offline(options: argparse.Namespace, model: Path) -> tuple[dict[str, Any], s
     loads = [report.load_average()]
     ids, lengths = prompts.offline_workload(options.sequences, options.divisor, load_tokenizer(model).vocab_size)
     work = {"model": str(model), "dtype": options.dtype, "prompts": ids, "lengths": lengths}
-    runs = [("ours", report.OURS, Path(sys.executable), {})]
+    runs = [] if options.skip_ours else [("ours", report.OURS, Path(sys.executable), {})]
     if "vllm" in environments.ensure(options.peers):
         python = environments.python_of("vllm")
         runs += [("vllm", f"vllm, cores {cores}", python, servers.vllm_variables(cores)) for cores in cores_of(options)]
