@@ -276,7 +276,7 @@ def one_engine(command: list[str], work: dict[str, Any], variables: dict[str, st
                 os.killpg(process.pid, signal.SIGKILL)
     if process.returncode != 0:
         tail = servers.end_of(log)
-        raise ServerFailedError(f"{command[-1]} ended with exit code {process.returncode}; the end of {log}:{tail}")
+        raise ServerFailedError(f"{work['engine']} ended with exit code {process.returncode}; the end of {log}:{tail}")
     return json.loads(said) | {"peak_bytes": peak_bytes}
 
 

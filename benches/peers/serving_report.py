@@ -56,7 +56,7 @@ def throughput(document: dict[str, Any]) -> str:
     ]
     lines += [
         f"| {label} | {one['start_s']:.1f} | {one['idle_bytes'] / 1e6:.0f} | {one['loaded_bytes'] / 1e6:.0f} "
-        f"| {same.get(label, 0.0):.0%} |"
+        f"| {f'{same[label]:.0%}' if label in same else '–'} |"
         for label, one in document["servers"].items()
     ]
     return "\n".join([*lines, "", *bars(document), ""])

@@ -38,6 +38,8 @@ def test_table_has_our_rates_over_theirs_and_our_times_over_theirs():
     assert "| 1 | ours | 120.0 | 5% | – | 60 | – | 120 | 8.0 | – |" in table
     assert "| 1 | vllm, cores 0 | 80.0 | 5% | 1.50 | 100 | 0.60 | 200 | 12.0 | 0.67 |" in table
     assert "| vllm, cores 0 | 66.0 | 500 | 600 | 50% |" in table
+    alone = serving_report.throughput(document(agreement={"share in common with ours": {}}))
+    assert "| vllm, cores 0 | 66.0 | 500 | 600 | – |" in alone
 
 
 def test_bars_hold_us_to_the_better_variant_of_each_figure():
