@@ -1,7 +1,7 @@
 //! A step's cost besides the model: plan, record, append, by number of running requests.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use llm_core::scheduler::{Scheduler, SchedulerConfig};
+use llm_core::scheduler::{RequestOptions, Scheduler, SchedulerConfig};
 
 const PROMPT_TOKENS: usize = 500;
 
@@ -13,13 +13,13 @@ fn scheduler(num_requests: usize, num_blocks: usize) -> Scheduler {
         max_running_requests: num_requests,
         max_waiting_requests: num_requests,
         max_model_len: 8_192,
+        ..SchedulerConfig::default()
     };
     Scheduler::new(config).expect("the limits are valid")
 }
 
 fn step(scheduler: &mut Scheduler) {
-    let plan = scheduler.schedule().expect("no invariant is broken");
-    std::hint::black_box(&plan);
+    std::hint::black_box(scheduler.schedule().expect("no invariant is broken"));
     for id in scheduler.complete_step().expect("a plan is in flight").into_iter().flatten() {
         scheduler.append_token(id, 1).expect("the request runs");
         // A request that has its tokens makes room for the next, so the load stays the same for ever.
@@ -31,7 +31,9 @@ fn step(scheduler: &mut Scheduler) {
 }
 
 fn add(scheduler: &mut Scheduler, id: u64) {
-    scheduler.add(id, vec![1; PROMPT_TOKENS], 200).expect("the request fits");
+    scheduler
+        .add(id, vec![1; PROMPT_TOKENS], RequestOptions { max_tokens: 200, ..RequestOptions::default() })
+        .expect("the request fits");
 }
 
 fn bench_steps(criterion: &mut Criterion, name: &str, num_requests: usize, num_blocks: usize) {

@@ -108,9 +108,11 @@ class StepPlan:
     @property
     def block_tables(self) -> NDArray[np.int32]: ...  # (R, most blocks of a request), padded with 0
     @property
-    def logits_indices(self) -> NDArray[np.int64]: ...  # (S,): into T
+    def logits_indices(self) -> NDArray[np.int64]: ...  # (S,): into T; repeated where choices share their prompt
     @property
     def request_ids(self) -> NDArray[np.uint64]: ...  # (R,)
+    @property
+    def block_copies(self) -> NDArray[np.int64]: ...  # (C, 2): source and target, to be copied before the pass
 
 @final
 class StepOutputs:
@@ -154,9 +156,23 @@ class EngineCore:
         max_running_requests: int,
         max_waiting_requests: int,
         max_model_len: int,
+        max_prefill_chunk: int | None = None,
+        max_waiting_tokens: int | None = None,
+        prefix_caching: bool = True,
     ) -> Self: ...
-    def add_request(self, request_id: int, prompt_ids: NDArray[np.uint32], params: RequestParams) -> None:
-        """Queues a request; its id may be reused once it has finished.
+    def add_request(
+        self,
+        request_id: int,
+        prompt_ids: NDArray[np.uint32],
+        params: RequestParams,
+        *,
+        priority: int = 0,
+        num_choices: int = 1,
+    ) -> None:
+        """Queues a request; its id may be reused once it has finished. Lower priorities run first.
+
+        Several choices have the ids from `request_id` on: the prompt is computed once, then each is a request of its
+        own, drawn with `choice_index` of `params` and those that follow it.
 
         Raises:
             InvalidArgumentError: An empty prompt, an id past the vocabulary, or a request id in use.
@@ -174,6 +190,9 @@ class EngineCore:
         step that failed can be retried, or its requests aborted.
         """
 
+    def fail_step(self) -> list[int]:
+        """Ends every request of the plan in flight and returns their ids, choices that waited for their prompt too."""
+
     def update(self, logits: NDArray[np.float32]) -> StepOutputs:
         """Takes the last plan's logits: samples, detokenizes, ends what is done.
 
@@ -188,7 +207,11 @@ class EngineCore:
         """Whether any request is left."""
 
     def stats(self) -> dict[str, int]:
-        """num_running, num_waiting, blocks_total, blocks_free, num_preemptions, num_steps and tokens_scheduled."""
+        """Counts as of now, and since the start.
+
+        Now: num_running, num_waiting, waiting_tokens, blocks_total, blocks_free, blocks_cached. Since the start:
+        num_preemptions, num_steps, tokens_scheduled, prefix_query_tokens, prefix_hit_tokens, blocks_copied.
+        """
 
     def check_integrity(self) -> None:
         """Checks every invariant of queues and blocks; debug builds do so after each step.

@@ -72,7 +72,8 @@ class LLM:
 
         Args:
             prompts: Text; a list in gives a list out, in the same order.
-            params: How to sample; the checkpoint's defaults if left out.
+            params: How to sample; the checkpoint's defaults if left out. With `n` above 1, an output's `choices`
+                are all the answers to its prompt.
 
         Raises:
             ContextLengthError: A prompt and its new tokens exceed the context.
@@ -108,37 +109,42 @@ class LLM:
         return msgspec.structs.replace(params, stop=(*params.stop, *self.tokenizer.chat_stop))
 
     def _run(self, prompts: list[list[int]], params: SamplingParams) -> list[GenerationOutput]:
-        requests: list[tuple[int, OutputBuilder]] = []
+        groups: list[range] = []
         try:
             for prompt_ids in prompts:
-                requests.append((self._add_when_possible(prompt_ids, params), OutputBuilder(len(prompt_ids))))
-            for request_id, builder in requests:
-                for delta in self._deltas(request_id):
-                    builder.add(delta)
+                groups.append(self._add_when_possible(prompt_ids, params))
+            return [self._output(ids, len(prompt)) for ids, prompt in zip(groups, prompts, strict=True)]
         finally:
-            for request_id, _ in requests:
+            for request_id in (request_id for ids in groups for request_id in ids):
                 self._drop(request_id)
-        return [builder.build() for _, builder in requests]
+
+    def _output(self, ids: range, num_prompt_tokens: int) -> GenerationOutput:
+        answers = []
+        for request_id in ids:
+            builder = OutputBuilder(num_prompt_tokens)
+            for delta in self._deltas(request_id):
+                builder.add(delta)
+            answers.append(builder.build())
+        return msgspec.structs.replace(answers[0], others=tuple(answers[1:]))
 
     def _stream(self, prompt_ids: list[int], params: SamplingParams) -> Iterator[Delta]:
-        request_id = self._add(prompt_ids, params)
+        request_id = self.engine.add_request(prompt_ids, params)
+        self._inboxes[request_id] = deque()
         try:
             yield from self._deltas(request_id)
         finally:
             self._drop(request_id)
 
-    def _add(self, prompt_ids: list[int], params: SamplingParams) -> int:
-        request_id = self.engine.add_request(prompt_ids, params)
-        self._inboxes[request_id] = deque()
-        return request_id
-
-    def _add_when_possible(self, prompt_ids: list[int], params: SamplingParams) -> int:
-        """Like `_add`; while the queue is full, other requests go on."""
+    def _add_when_possible(self, prompt_ids: list[int], params: SamplingParams) -> range:
+        """Queues a prompt; while the queue is full, other requests go on."""
         while True:
             try:
-                return self._add(prompt_ids, params)
+                ids = self.engine.add_choices(prompt_ids, params)
             except QueueFullError:
                 self._step()
+                continue
+            self._inboxes.update((request_id, deque()) for request_id in ids)
+            return ids
 
     def _drop(self, request_id: int) -> None:
         self.engine.abort(request_id)

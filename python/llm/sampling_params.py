@@ -17,6 +17,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         InvalidArgumentError: An empty stop string, or `min_tokens` above `max_tokens`.
     """
 
+    n: Annotated[int, msgspec.Meta(ge=1, le=128, description="Answers to one prompt, each drawn on its own.")] = 1
     max_tokens: (
         Annotated[int, msgspec.Meta(ge=1, description="New tokens at most; null: to the context's end.")] | None
     ) = None

@@ -16,6 +16,7 @@ from llm import LLM, SamplingParams
 from llm.checkpoint import COMPLETE
 from llm.cli.main import app
 from llm.config import RunConfig, load_run_config
+from llm.inference import EngineConfig
 from llm.model_config import ExpertsConfig, LatentConfig, RopeScaling
 from llm.serving import ServerConfig
 
@@ -128,13 +129,18 @@ def test_usage_lists_every_setting_with_its_default() -> None:
         for field in msgspec.structs.fields(kind):
             default = "required" if field.default is msgspec.NODEFAULT else shown(field.default)
             defaults[f"model.{name}.{field.name}"] = default
-    assert {name: default for name, default in rows.items() if "." in name} == defaults
+    assert {name: default for name, default in rows.items() if "." in name and name[0].islower()} == defaults
 
 
 def test_usage_lists_every_parameter_and_server_setting_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", usage_text(), re.MULTILINE))
     defaults = msgspec.to_builtins(SamplingParams()) | msgspec.to_builtins(ServerConfig())
     assert rows == {name: shown(value) for name, value in defaults.items()}
+
+
+def test_usage_lists_every_limit_of_the_engine_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `EngineConfig\.(\w+)` \| `([^`]+)` \|", usage_text(), re.MULTILINE))
+    assert rows == {name: shown(value) for name, value in msgspec.to_builtins(EngineConfig()).items()}
 
 
 def usage_text() -> str:

@@ -176,6 +176,57 @@ def test_several_prompts_get_a_choice_each_like_alone(client):
     assert streamed == alone
 
 
+def texts_by_index(chunks):
+    texts = {}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            piece = choice.text if hasattr(choice, "text") else choice.delta.content
+            texts[choice.index] = texts.get(choice.index, "") + (piece or "")
+    return texts
+
+
+def test_n_choices_of_each_prompt_have_an_index_each_and_count_their_prompt_once(client):
+    prompts = ["To be", "or not"]
+    answer = complete(client, prompt=prompts, n=3)
+    assert [choice.index for choice in answer.choices] == list(range(6))
+    assert len({choice.text for choice in answer.choices[:3]}) == 3
+    alone = [complete(client, prompt=prompt) for prompt in prompts]
+    assert [answer.choices[0].text, answer.choices[3].text] == [one.choices[0].text for one in alone]
+    assert answer.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone)
+    assert answer.usage.completion_tokens == 6 * 24
+    streamed = texts_by_index(complete(client, prompt=prompts, n=3, stream=True))
+    assert streamed == {choice.index: choice.text for choice in answer.choices}
+
+
+def test_n_choices_of_a_chat(server, client):
+    answer = chat(client, n=2)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    one = chat(client)
+    assert answer.choices[0].message.content == one.choices[0].message.content != answer.choices[1].message.content
+    assert answer.usage.prompt_tokens == one.usage.prompt_tokens
+    streamed = texts_by_index(chat(client, n=2, stream=True))
+    assert streamed == {choice.index: choice.message.content for choice in answer.choices}
+    wait_until(lambda: is_idle(server))
+
+
+def test_a_disconnect_ends_all_choices(server, client):
+    stream = complete(client, stream=True, n=4, **LONG)
+    next(iter(stream))
+    stream.close()
+    wait_until(lambda: is_idle(server))
+
+
+def test_a_second_turn_is_found_in_the_prefix_cache(server, client):
+    prompt = "To be, or not to be, that is the question. " * 6
+    first = complete(client, prompt=prompt).choices[0].text
+    hits = metric(server, "llm_prefix_cache_hit_tokens_total")
+    again = complete(client, prompt=prompt)
+    assert again.choices[0].text == first
+    assert metric(server, "llm_prefix_cache_hit_tokens_total") - hits == (again.usage.prompt_tokens - 1) // 16 * 16
+    assert metric(server, "llm_blocks_cached") > 0
+    assert metric(server, "llm_queued_tokens") == 0
+
+
 def test_prompt_of_token_ids_equals_its_text(client, checkpoint):
     token_ids = BPETokenizer.from_pretrained(checkpoint).encode("To be")
     assert complete(client, prompt=token_ids).choices == complete(client).choices
@@ -186,7 +237,7 @@ def test_prompt_of_token_ids_equals_its_text(client, checkpoint):
     [
         ({"model": "other"}, 404, "model", "model_not_found"),
         ({"temperature": 3}, 400, "temperature", None),
-        ({"n": 2}, 400, "n", "unsupported_parameter"),
+        ({"n": 129}, 400, "n", None),
         ({"logit_bias": {"5": 1}}, 400, "logit_bias", "unsupported_parameter"),
         ({"stop": list("abcde")}, 400, "stop", None),
         ({"max_tokens": CONTEXT}, 400, "prompt", "context_length_exceeded"),

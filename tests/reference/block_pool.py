@@ -1,5 +1,7 @@
 """The paged cache's bookkeeping as one dict: who holds which blocks."""
 
+from collections.abc import Mapping
+
 
 class BlockPool:
     """Each holder's blocks; a block nobody holds is free. Nothing is counted that can be looked up."""
@@ -19,18 +21,25 @@ class BlockPool:
         """Blocks nobody holds."""
         return self.num_blocks - len(set(self.used))
 
-    def hold(self, holder: int, blocks: list[int]) -> None:
+    def hold(self, holder: int, blocks: list[int], first_written: int, copies: Mapping[int, int]) -> None:
         """`holder` now holds exactly these blocks: it may gain some at the end, or start anew.
 
+        Those before place `first_written` it only reads, so others may hold them too; from there on they are its own.
+        `copies` are the targets of the step's copies with their sources: such a block replaces its source.
+
         Raises:
-            ValueError: A block that doesn't exist or that another holds, or a holder whose blocks changed place.
+            ValueError: A block that doesn't exist, one written to that another holds, or a holder whose blocks changed
+                place.
         """
         before = self.holders.get(holder, [])
-        if before and blocks[: len(before)] != before[: len(blocks)]:
+        original = [copies.get(block, block) for block in blocks]
+        if any(now != then for now, then in zip(original, before, strict=False)):
             raise ValueError(f"request {holder} held {before}, now {blocks}: its cached tokens are gone")
         others = {block for other, held in self.holders.items() if other != holder for block in held}
-        if wrong := [block for block in blocks if block in others or not 0 <= block < self.num_blocks]:
-            raise ValueError(f"request {holder} was given {wrong}, which others hold or which don't exist")
+        if wrong := [block for block in blocks[first_written:] if block in others]:
+            raise ValueError(f"request {holder} writes to {wrong}, which others hold")
+        if wrong := [block for block in blocks if not 0 <= block < self.num_blocks]:
+            raise ValueError(f"request {holder} was given {wrong}, which don't exist")
         if len(set(blocks)) != len(blocks):
             raise ValueError(f"request {holder} was given a block twice: {blocks}")
         self.holders[holder] = blocks

@@ -30,6 +30,7 @@ fn limits(num_blocks: usize, max_batch_tokens: usize) -> SchedulerConfig {
         max_running_requests: 8,
         max_waiting_requests: 64,
         max_model_len: 64,
+        ..SchedulerConfig::default()
     }
 }
 
@@ -54,7 +55,7 @@ fn row_preferring(ids: &[u32]) -> Vec<f32> {
 
 /// Runs one step in which each sampled row prefers these ids.
 fn step_preferring(engine: &mut EngineCore, ids: &[u32]) -> StepOutputs {
-    let plan = engine.schedule().unwrap().unwrap();
+    let plan = engine.schedule().unwrap().unwrap().clone();
     let num_rows = plan.logits_indices.len();
     engine.update(&mut row_preferring(ids).repeat(num_rows), (num_rows, COLUMNS)).unwrap()
 }
@@ -158,7 +159,7 @@ fn update_wants_the_last_plans_rows() {
     let no_plan = engine.update(&mut [], (0, COLUMNS)).unwrap_err();
     assert!(no_plan.to_string().contains("no plan is in flight"));
     engine.add_request(1, vec![0; 6], greedy(1)).unwrap();
-    let plan = engine.schedule().unwrap().unwrap();
+    let plan = engine.schedule().unwrap().unwrap().clone();
     assert!(plan.logits_indices.is_empty());
     for shape in [(1, COLUMNS), (0, VOCAB - 1)] {
         let error = engine.update(&mut vec![0.0; shape.0 * shape.1], shape).unwrap_err();
@@ -176,7 +177,7 @@ fn abort_works_in_every_state() {
         engine.add_request(id, vec![0; 4], greedy(4)).unwrap();
     }
     assert!(engine.abort(3).unwrap()); // waiting
-    let plan = engine.schedule().unwrap().unwrap();
+    let plan = engine.schedule().unwrap().unwrap().clone();
     assert_eq!(plan.request_ids, [1]);
     assert!(engine.abort(1).unwrap()); // in flight
     let outputs = engine.update(&mut row_preferring(&[1]), (1, COLUMNS)).unwrap();
@@ -228,7 +229,7 @@ fn answers(scheduler: SchedulerConfig, requests: &BTreeMap<u64, (Vec<u32>, Reque
     for (&id, (prompt, params)) in requests {
         engine.add_request(id, prompt.clone(), params.clone()).unwrap();
     }
-    while let Some(plan) = engine.schedule().unwrap() {
+    while let Some(plan) = engine.schedule().unwrap().cloned() {
         let mut logits = run_model(&mut model, &plan);
         let outputs = engine.update(&mut logits, (plan.logits_indices.len(), COLUMNS)).unwrap();
         engine.check_integrity().unwrap();

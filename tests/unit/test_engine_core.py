@@ -52,20 +52,33 @@ class CacheModel:
         # A plan doesn't say who was preempted: whoever isn't in it may have lost its blocks.
         for request in set(self.pool.holders) - set(plan.request_ids.tolist()):
             self.pool.release(request)
+        for source, target in plan.block_copies.tolist():
+            self.blocks[target] = self.blocks[source]
         self.cache[plan.slot_mapping] = plan.token_ids
-        rows = []
-        for request, table in enumerate(plan.block_tables):
-            start, end = plan.query_start[request : request + 2]
-            length = int(plan.seq_lens[request])
-            if plan.positions[start] == 0:
-                self.pool.release(int(plan.request_ids[request]))
-            self.pool.hold(int(plan.request_ids[request]), table[: -(-length // self.block_size)].tolist())
-            assert plan.positions[start:end].tolist() == list(range(length - (end - start), length))
-            if end - 1 in plan.logits_indices:
-                positions = np.arange(length)
-                slots = table[positions // self.block_size] * self.block_size + positions % self.block_size
-                rows.append(logits_of(self.cache[slots]))
+        for request in range(len(plan.request_ids)):
+            self.hold(plan, request)
+        rows = [self.read(plan, index) for index in plan.logits_indices]
         return np.array(rows, np.float32).reshape(-1, COLUMNS)
+
+    @property
+    def blocks(self):
+        return self.cache.reshape(-1, self.block_size)
+
+    def hold(self, plan, request):
+        start, end = plan.query_start[request : request + 2]
+        length, first = int(plan.seq_lens[request]), int(plan.positions[start])
+        if first == 0:
+            self.pool.release(int(plan.request_ids[request]))
+        copies = {target: source for source, target in plan.block_copies.tolist()}
+        blocks = plan.block_tables[request, : -(-length // self.block_size)].tolist()
+        self.pool.hold(int(plan.request_ids[request]), blocks, first // self.block_size, copies)
+        assert plan.positions[start:end].tolist() == list(range(length - (end - start), length))
+
+    def read(self, plan, index):
+        request = np.searchsorted(plan.query_start, index, side="right") - 1
+        positions = np.arange(plan.positions[index] + 1)
+        blocks = plan.block_tables[request][positions // self.block_size]
+        return logits_of(self.cache[blocks * self.block_size + positions % self.block_size])
 
 
 def reference_tokens(prompt_ids, settings, max_tokens):
@@ -238,6 +251,55 @@ def test_stats_count_what_happened():
     assert stats["num_preemptions"] > 0
     assert stats["blocks_free"] == stats["blocks_total"] == 4
     assert stats["num_running"] == stats["num_waiting"] == 0
+
+
+def test_choices_share_their_prompt_and_part_by_a_copy():
+    engine, model = make_engine(), CacheModel(16, 4)
+    params = _rust.RequestParams(max_tokens=6, seed=3, choice_index=1, ignore_eos=True)
+    engine.add_request(10, ids(*range(6)), params, num_choices=3)
+    tokens, _, reasons = drain(engine, model, (10, 11, 12))
+    for choice, request_id in enumerate((10, 11, 12)):
+        alone = make_engine()
+        own = _rust.RequestParams(max_tokens=6, seed=3, choice_index=1 + choice, ignore_eos=True)
+        alone.add_request(1, ids(*range(6)), own)
+        assert tokens[request_id] == drain(alone, CacheModel(16, 4), (1,))[0][1]
+    assert reasons == {10: 2, 11: 2, 12: 2}
+    stats = engine.stats()
+    assert (stats["tokens_scheduled"], stats["blocks_copied"]) == (6 + 3 * 5, 3)
+    with pytest.raises(InvalidArgumentError, match="has no room for 2 choices"):
+        engine.add_request(1, ids(0), _rust.RequestParams(max_tokens=1, seed=0, choice_index=2**32 - 2), num_choices=2)
+
+
+def test_a_failed_step_ends_everyone_in_it_and_leaves_nothing_to_find():
+    engine = make_engine(max_batch_tokens=4)
+    engine.add_request(1, ids(*range(6)), greedy(), num_choices=2)
+    engine.schedule()
+    assert engine.fail_step() == [1, 2]
+    assert not engine.has_unfinished()
+    assert engine.fail_step() == []
+    assert engine.stats()["blocks_cached"] == 0
+
+
+def test_prompts_that_begin_the_same_are_computed_once():
+    engine, model = make_engine(), CacheModel(16, 4)
+    for request_id in (1, 2):
+        engine.add_request(request_id, ids(*range(11)), greedy(ignore_eos=True))
+        drain(engine, model, (request_id,))
+    stats = engine.stats()
+    assert (stats["prefix_query_tokens"], stats["prefix_hit_tokens"]) == (22, 8)
+    assert stats["blocks_cached"] == 3
+    assert make_engine(prefix_caching=False).stats()["blocks_cached"] == 0
+
+
+def test_a_lower_priority_number_runs_first():
+    engine = make_engine(max_running_requests=1)
+    for request_id, priority in ((1, 0), (2, -1), (3, 0)):
+        engine.add_request(request_id, ids(0), greedy(max_tokens=1), priority=priority)
+    order = []
+    while (plan := engine.schedule()) is not None:
+        order += plan.request_ids.tolist()
+        engine.update(prefer(3))
+    assert order == [2, 1, 3]
 
 
 def test_other_threads_may_abort_and_read_stats_while_steps_run():

@@ -2,8 +2,10 @@
 
 import asyncio
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -82,6 +84,79 @@ def test_seeded_draws_do_not_depend_on_batch_mates(tiny_checkpoint: Path) -> Non
     assert [output.text for output in together] == [output.text for output in alone]
     assert model.generate(PROMPTS[0], params).text == alone[0].text
     assert model.generate(PROMPTS[0], SamplingParams(seed=6, max_tokens=24)).token_ids != alone[0].token_ids
+
+
+def test_choices_equal_requests_with_their_choice_index(tiny_checkpoint: Path) -> None:
+    engine = load_engine(
+        tiny_checkpoint, config=EngineConfig(max_batch_tokens=32, block_size=8, max_running_requests=4)
+    )
+    prompt = engine.tokenizer.encode(PROMPTS[1])
+    params = SamplingParams(seed=5, max_tokens=24, temperature=0.9, n=6)
+    together = drain_ids(engine, engine.add_choices(prompt, params))
+    one = msgspec.structs.replace(params, n=1)
+    for choice, tokens in enumerate(together):
+        alone = drain_ids(engine, [engine.add_request(prompt, one, choice_index=choice)])
+        assert [tokens] == alone
+    assert len(set(map(tuple, together))) == 6
+    assert engine.stats()["blocks_copied"] >= 4
+    with pytest.raises(InvalidArgumentError, match=r"`n` must be 1 here, got 6\nhint: `add_choices`"):
+        engine.add_request(prompt, params)
+    with pytest.raises(ConfigError, match="`n` must be"):
+        engine.add_choices(prompt, SamplingParams(n=129))
+
+
+def drain_ids(engine: Engine, ids: Sequence[int]) -> list[list[int]]:
+    deltas = drain(engine)
+    return [[token for delta in deltas[request_id] for token in delta.token_ids] for request_id in ids]
+
+
+def test_generate_gives_all_choices_of_each_prompt(tiny_checkpoint: Path) -> None:
+    model = LLM(tiny_checkpoint)
+    outputs = model.generate(PROMPTS[:2], SamplingParams(seed=5, max_tokens=8, n=3))
+    for output, prompt in zip(outputs, PROMPTS[:2], strict=True):
+        assert output.choices == (output, *output.others)
+        assert len({choice.text for choice in output.choices}) == len(output.choices) == 3
+        alone = model.generate(prompt, SamplingParams(seed=5, max_tokens=8))
+        assert (output.text, output.usage) == (alone.text, alone.usage)
+        assert alone.choices == (alone,)
+    assert model.engine.stats()["blocks_free"] == model.engine.stats()["blocks_total"]
+    with pytest.raises(InvalidArgumentError, match="`n` must be 1 here"):
+        next(model.stream("To be", SamplingParams(n=2)))
+
+
+@pytest.mark.parametrize("max_batch_tokens", [7, 2048])
+def test_a_prefix_cache_changes_no_token(tiny_checkpoint: Path, max_batch_tokens: int) -> None:
+    params = SamplingParams(seed=2, max_tokens=20, ignore_eos=True)
+    turns = [PROMPTS[3] + "And", PROMPTS[3] + "And then", PROMPTS[3] + "Or"]
+    found = []
+    for enabled in (False, True):
+        config = EngineConfig(enable_prefix_caching=enabled, block_size=4, max_batch_tokens=max_batch_tokens)
+        model = LLM(tiny_checkpoint, config=config)
+        outputs = [model.generate(turn, params) for turn in turns]
+        last = model.tokenizer.encode(turns[-1]) + list(outputs[-1].token_ids)
+        request_id = model.engine.add_request(last, params)
+        found.append([*(output.token_ids for output in outputs), drain_ids(model.engine, [request_id])])
+        hits = model.engine.stats()["prefix_hit_tokens"]
+        assert hits >= 3 * (len(model.tokenizer.encode(turns[0])) - 4) if enabled else hits == 0
+    assert found[0] == found[1]
+
+
+def test_a_better_priority_overtakes(tiny_checkpoint: Path) -> None:
+    engine = load_engine(tiny_checkpoint, config=EngineConfig(max_running_requests=1))
+    late = engine.add_request([1, 2], GREEDY, priority=1)
+    engine.step()
+    first = engine.add_request([1, 3], GREEDY)
+    order = []
+    while engine.has_unfinished():
+        order += [request for request, delta in engine.step() if isinstance(delta, Delta) and delta.finish_reason]
+    assert order == [first, late]
+
+
+def test_the_queue_is_bounded_in_tokens(tiny_checkpoint: Path) -> None:
+    engine = load_engine(tiny_checkpoint, config=EngineConfig(max_waiting_tokens=5))
+    engine.add_request([1] * 4, GREEDY)
+    with pytest.raises(QueueFullError, match="4 tokens wait, with 2 more they would exceed 5"):
+        engine.add_request([1] * 2, GREEDY)
 
 
 def test_stream_concatenates_to_generate_even_when_interleaved(tiny_checkpoint: Path) -> None:
@@ -247,6 +322,17 @@ def test_a_failed_step_fails_its_requests_and_the_engine_goes_on(tiny_checkpoint
     assert model.engine.stats()["blocks_free"] == model.engine.stats()["blocks_total"]
 
 
+def test_a_failed_step_fails_all_choices_of_its_prompts(tiny_checkpoint: Path) -> None:
+    engine = load_engine(tiny_checkpoint, config=EngineConfig(max_batch_tokens=2))
+    engine.runner = FailsOnce(engine.runner)
+    ids = engine.add_choices([1, 2, 3, 4, 5], SamplingParams(n=3, max_tokens=4))
+    assert engine.step() == []
+    failed = engine.step()
+    assert [request_id for request_id, _ in failed] == list(ids)
+    assert all(isinstance(event, EngineError) for _, event in failed)
+    assert not engine.has_unfinished()
+
+
 async def collect(engine: AsyncEngine, prompt: list[int], params: SamplingParams) -> list[int]:
     return [token async for delta in engine.generate(prompt, params) for token in delta.token_ids]
 
@@ -264,6 +350,30 @@ def test_async_requests_run_together_and_equal_the_sync_ones(tiny_checkpoint: Pa
     assert asyncio.run(ask_all()) == wanted
     engine.shutdown()
     assert not engine.is_healthy
+
+
+def test_async_choices_come_with_their_index(tiny_checkpoint: Path) -> None:
+    engine = load_async_engine(tiny_checkpoint)
+    engine.start()
+    params = SamplingParams(seed=2, max_tokens=10, n=3, ignore_eos=True)
+
+    async def ask() -> list[list[int]]:
+        found: list[list[int]] = [[], [], []]
+        async for choice, delta in engine.generate_choices([1, 2], params):
+            found[choice] += delta.token_ids
+        with pytest.raises(ConfigError, match="`n`"):
+            await anext(engine.generate_choices([1, 2], SamplingParams(n=0)))
+        stream = engine.generate_choices([1, 2], SamplingParams(n=3, max_tokens=100, ignore_eos=True))
+        await anext(stream)
+        await stream.aclose()
+        assert len(await collect(engine, [1, 2], GREEDY)) == 20
+        return found
+
+    choices = asyncio.run(ask())
+    engine.shutdown()
+    sync = load_engine(tiny_checkpoint)
+    assert choices == drain_ids(sync, sync.add_choices([1, 2], params))
+    assert engine.stats()["blocks_free"] == engine.stats()["blocks_total"]
 
 
 def test_async_errors_come_before_the_first_delta_and_cancelling_frees_the_slot(tiny_checkpoint: Path) -> None:

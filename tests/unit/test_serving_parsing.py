@@ -120,9 +120,6 @@ def test_parts_other_than_text_are_refused(kind):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
-        ("n", True),
-        ("n", 1.0),
         ("logit_bias", {"5": 1}),
         ("logprobs", True),
         ("top_logprobs", 2),
@@ -143,7 +140,7 @@ def test_known_parameter_that_is_not_honoured_is_refused(name, value):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("best_of", 2), ("echo", True), ("suffix", "x"), ("logprobs", 0), ("n", 3), ("logit_bias", {"1": 1})],
+    [("best_of", 2), ("echo", True), ("suffix", "x"), ("logprobs", 0), ("logit_bias", {"1": 1})],
 )
 def test_known_completion_parameter_that_is_not_honoured_is_refused(name, value):
     body = refusal(TEXT | {name: value}, CompletionRequest)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from llm.errors import EngineError, LLMError
 from llm.inference.engine import Engine
@@ -15,6 +16,7 @@ from llm.inference.outputs import Delta
 from llm.sampling_params import SamplingParams
 from llm.tokenization import BaseTokenizer
 
+_Event = tuple[int, Delta | LLMError]  # choice, and what came for it
 _HUNG_AFTER_S = 180.0  # one step; the longest prefill of a small model on one core takes seconds
 
 
@@ -23,8 +25,8 @@ class _Stream:
     """One request's way back to its event loop."""
 
     loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[Delta | LLMError] = field(default_factory=asyncio.Queue)
-    request_id: int | None = None
+    events: asyncio.Queue[_Event] = field(default_factory=asyncio.Queue)
+    ids: range = range(0)
 
 
 class AsyncEngine:
@@ -74,34 +76,58 @@ class AsyncEngine:
         return dict(self._stats)
 
     async def generate(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, choice_index: int = 0
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, choice_index: int = 0, priority: int = 0
     ) -> AsyncGenerator[Delta, None]:
-        """Runs a request and yields its deltas; closing or cancelling the iterator frees its slot at once.
+        """Runs a request for one answer and yields its deltas; closing or cancelling the iterator frees its slot.
 
         Args:
             prompt_ids: At least one token.
             params: How to sample.
             choice_index: Another stream of random numbers of the same seed.
+            priority: Lower runs first.
 
         Raises:
             ContextLengthError: Prompt and new tokens exceed the context (before the first delta).
             CapacityError: The request can never fit (before the first delta).
-            QueueFullError: Too many requests wait (before the first delta).
+            QueueFullError: Too many requests or tokens wait (before the first delta).
             InvalidArgumentError: An empty prompt or a value out of range (before the first delta).
             EngineError: The engine failed or was shut down.
         """
+
+        def add() -> range:
+            request_id = self._engine.add_request(prompt_ids, params, choice_index=choice_index, priority=priority)
+            return range(request_id, request_id + 1)
+
+        async with contextlib.aclosing(self._stream(add, 1)) as events:
+            async for _, delta in events:
+                yield delta
+
+    async def generate_choices(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0
+    ) -> AsyncGenerator[tuple[int, Delta], None]:
+        """Like `generate` for `params.n` answers: yields (choice, delta) as they come.
+
+        Raises:
+            LLMError: As `generate`; an error of one choice ends them all.
+        """
+        add = partial(self._engine.add_choices, prompt_ids, params, priority=priority)
+        async with contextlib.aclosing(self._stream(add, max(params.n, 1))) as events:
+            async for event in events:
+                yield event
+
+    async def _stream(self, add: Callable[[], range], num_choices: int) -> AsyncGenerator[tuple[int, Delta], None]:
         stream = _Stream(asyncio.get_running_loop())
-        self._submit(lambda: self._admit(stream, prompt_ids, params, choice_index))
-        finished = False
+        self._submit(lambda: self._admit(stream, add))
+        num_running = num_choices
         try:
-            while not finished:
-                event = await stream.events.get()
-                finished = isinstance(event, LLMError) or event.finish_reason is not None
+            while num_running:
+                choice, event = await stream.events.get()
                 if isinstance(event, LLMError):
                     raise event
-                yield event
+                num_running -= event.finish_reason is not None
+                yield choice, event
         finally:
-            if not finished:
+            if num_running:
                 self._commands.put(lambda: self._abort(stream))
 
     def _submit(self, command: Callable[[], None]) -> None:
@@ -139,23 +165,24 @@ class AsyncEngine:
             command()
             wait = False
 
-    def _admit(self, stream: _Stream, prompt_ids: Sequence[int], params: SamplingParams, choice_index: int) -> None:
+    def _admit(self, stream: _Stream, add: Callable[[], range]) -> None:
         try:
-            stream.request_id = self._engine.add_request(prompt_ids, params, choice_index=choice_index)
+            stream.ids = add()
         except LLMError as error:
-            _send([(stream, error)])
+            _send([(stream, (0, error))])
             return
-        self._streams[stream.request_id] = stream
+        self._streams.update(dict.fromkeys(stream.ids, stream))
 
     def _abort(self, stream: _Stream) -> None:
-        if stream.request_id is not None and self._streams.pop(stream.request_id, None) is not None:
-            self._engine.abort(stream.request_id)
+        for request_id in stream.ids:
+            if self._streams.pop(request_id, None) is not None:
+                self._engine.abort(request_id)
 
     def _deliver(self, events: list[tuple[int, Delta | LLMError]]) -> None:
-        ready: list[tuple[_Stream, Delta | LLMError]] = []
+        ready: list[tuple[_Stream, _Event]] = []
         for request_id, event in events:
             stream = self._streams[request_id]
-            ready.append((stream, event))
+            ready.append((stream, (request_id - stream.ids.start, event)))
             if isinstance(event, LLMError) or event.finish_reason is not None:
                 del self._streams[request_id]
         _send(ready)
@@ -166,7 +193,7 @@ class AsyncEngine:
         with self._lock:
             self._closed = True
         self._obey_rest()
-        _send([(stream, EngineError(reason)) for stream in self._streams.values()])
+        _send([(stream, (0, EngineError(reason))) for stream in set(self._streams.values())])
         self._streams.clear()
 
     def _obey_rest(self) -> None:
@@ -176,9 +203,9 @@ class AsyncEngine:
                 command()
 
 
-def _send(events: list[tuple[_Stream, Delta | LLMError]]) -> None:
+def _send(events: list[tuple[_Stream, _Event]]) -> None:
     """Hands events to their event loops, one wake-up a loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Delta | LLMError]]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, _Event]]] = {}
     for stream, event in events:
         by_loop.setdefault(stream.loop, []).append((stream, event))
     for loop, batch in by_loop.items():
@@ -186,6 +213,6 @@ def _send(events: list[tuple[_Stream, Delta | LLMError]]) -> None:
             loop.call_soon_threadsafe(_put_all, batch)
 
 
-def _put_all(batch: list[tuple[_Stream, Delta | LLMError]]) -> None:
+def _put_all(batch: list[tuple[_Stream, _Event]]) -> None:
     for stream, event in batch:
         stream.events.put_nowait(event)

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from llm._rust import EngineCore, RequestParams, StepOutputs, StepPlan
+from llm._rust import EngineCore, RequestParams, StepOutputs
 from llm.config import validated
 from llm.errors import ContextLengthError, EngineError, InvalidArgumentError, LLMError
 from llm.inference.model_runner import ModelRunner
@@ -27,8 +27,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_model_len: Annotated[int, msgspec.Meta(ge=1, description="Longest context; null: the model's.")] | None = None
     block_size: Annotated[int, msgspec.Meta(ge=1, description="Tokens a cache block.")] = 16
     max_batch_tokens: Annotated[int, msgspec.Meta(ge=1, description="Token budget of a step.")] = 2048
+    max_prefill_chunk: (
+        Annotated[int, msgspec.Meta(ge=1, description="Tokens of one prompt a step; null: the budget's rest.")] | None
+    ) = None
     max_running_requests: Annotated[int, msgspec.Meta(ge=1, description="Requests decoded together.")] = 64
     max_waiting_requests: Annotated[int, msgspec.Meta(ge=1, description="Queue length; more are refused.")] = 1024
+    max_waiting_tokens: (
+        Annotated[int, msgspec.Meta(ge=1, description="Tokens queued; more are refused; null: any number.")] | None
+    ) = None
     kv_cache_memory_bytes: (
         Annotated[int, msgspec.Meta(ge=1, description="Cache size; null: a share of free memory.")] | None
     ) = None
@@ -38,6 +44,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_threads: (
         Annotated[int, msgspec.Meta(ge=1, le=1024, description="Threads of the CPU kernels; null: one a core.")] | None
     ) = None
+    enable_prefix_caching: Annotated[
+        bool, msgspec.Meta(description="Keep computed blocks for prompts that begin the same.")
+    ] = True
 
 
 class Engine:
@@ -64,27 +73,47 @@ class Engine:
         self.max_model_len = max_model_len
         self._next_id = 0
 
-    def add_request(self, prompt_ids: Sequence[int], params: SamplingParams, *, choice_index: int = 0) -> int:
-        """Queues a request and returns its id.
+    def add_request(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, choice_index: int = 0, priority: int = 0
+    ) -> int:
+        """Queues a request for one answer and returns its id.
 
         Args:
             prompt_ids: At least one token.
             params: How to sample; without a seed a fresh one is drawn.
             choice_index: Another stream of random numbers of the same seed.
+            priority: Lower runs first; within one priority, first come first served.
 
         Raises:
             ContextLengthError: Prompt and new tokens exceed the context.
             CapacityError: The request can never fit the cache.
-            QueueFullError: Too many requests wait.
-            InvalidArgumentError: An empty prompt or an unknown token id.
+            QueueFullError: Too many requests or tokens wait.
+            InvalidArgumentError: An empty prompt, an unknown token id, or `n` of `params` above 1.
             ConfigError: A value of `params` out of range.
         """
+        if params.n != 1:
+            raise InvalidArgumentError(f"`n` must be 1 here, got {params.n}\nhint: `add_choices` takes more")
+        return self._add(prompt_ids, params, choice_index, priority)[0]
+
+    def add_choices(self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0) -> range:
+        """Queues a request for `params.n` answers to one prompt, which is computed once.
+
+        Returns:
+            An id a choice. Each gets deltas, ends and can be aborted like a request of its own, and its tokens are
+            those of a request with this `seed` and the choice's `choice_index`.
+
+        Raises:
+            LLMError: As `add_request`.
+        """
+        return self._add(prompt_ids, params, 0, priority)
+
+    def _add(self, prompt_ids: Sequence[int], params: SamplingParams, choice_index: int, priority: int) -> range:
         params = validated(params)
-        request_id = self._next_id
+        ids = range(self._next_id, self._next_id + params.n)
         core_params = self._core_params(params, len(prompt_ids), choice_index)
-        self.core.add_request(request_id, _as_ids(prompt_ids), core_params)
-        self._next_id += 1
-        return request_id
+        self.core.add_request(ids.start, _as_ids(prompt_ids), core_params, priority=priority, num_choices=params.n)
+        self._next_id = ids.stop
+        return ids
 
     def abort(self, request_id: int) -> bool:
         """Drops a request in any state and frees its blocks; `False` if it is unknown or done."""
@@ -107,7 +136,7 @@ class Engine:
         try:
             logits = self.runner.run(plan).numpy()
         except RuntimeError as error:
-            return self._fail(plan, error)
+            return self._fail(error)
         return _deltas(self.core.update(logits))
 
     def stats(self) -> dict[str, int]:
@@ -123,17 +152,15 @@ class Engine:
                 f"{params.max_tokens or 'at least 1'} to generate\nhint: shorten the prompt or lower `max_tokens`"
             )
         values = msgspec.structs.asdict(params)
+        del values["n"]
         values |= {"max_tokens": max_tokens, "choice_index": choice_index}
         if params.seed is None:
             values["seed"] = secrets.randbits(63)
         return RequestParams(**values)
 
-    def _fail(self, plan: StepPlan, error: RuntimeError) -> list[tuple[int, Delta | LLMError]]:
-        failed: list[tuple[int, Delta | LLMError]] = []
-        for request_id in plan.request_ids.tolist():
-            self.core.abort(request_id)
-            failed.append((request_id, EngineError(f"the model failed in this request's step: {error}")))
-        return failed
+    def _fail(self, error: RuntimeError) -> list[tuple[int, Delta | LLMError]]:
+        message = f"the model failed in this request's step: {error}"
+        return [(request_id, EngineError(message)) for request_id in self.core.fail_step()]
 
 
 def _as_ids(prompt_ids: Sequence[int]) -> NDArray[np.uint32]:

@@ -28,6 +28,8 @@ class KernelModelRunner:
 
     def run(self, plan: StepPlan) -> Tensor:
         """Runs the plan's tokens; see `ModelRunner.run`. The logits are overwritten by the next call."""
+        if len(plan.block_copies):
+            self.cache.copy_blocks(plan.block_copies)
         num_rows = len(plan.logits_indices)
         if num_rows > len(self._logits):
             self._logits = np.empty((num_rows, self._vocab_size), dtype=np.float32)

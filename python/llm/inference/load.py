@@ -66,6 +66,9 @@ def load_engine(
         max_running_requests=config.max_running_requests,
         max_waiting_requests=config.max_waiting_requests,
         max_model_len=max_model_len,
+        max_prefill_chunk=config.max_prefill_chunk,
+        max_waiting_tokens=config.max_waiting_tokens,
+        prefix_caching=config.enable_prefix_caching,
     )
     cache = KVCache.allocate(model.config, num_blocks, config.block_size, weights_dtype, place)
     return Engine(core, model_runner(model, cache, config), tokenizer, max_model_len)

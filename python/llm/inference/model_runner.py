@@ -33,6 +33,8 @@ class TorchModelRunner:
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> Tensor:
         """Runs the plan's tokens; see `ModelRunner.run`."""
+        if len(plan.block_copies):
+            self.cache.copy_blocks(plan.block_copies)
         query_start = plan.query_start
         context = ForwardContext(
             query_lens=tuple((query_start[1:] - query_start[:-1]).tolist()),

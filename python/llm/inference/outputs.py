@@ -57,7 +57,8 @@ class GenerationOutput(msgspec.Struct, frozen=True):
         token_ids: Of the answer, the end token included.
         finish_reason: `stop` (end token or stop string) or `length`.
         logprobs: One a token, where they were asked for.
-        usage: Token counts.
+        usage: Token counts of this answer and its prompt.
+        others: With `n` above 1, the answers after the first.
     """
 
     text: str
@@ -65,6 +66,12 @@ class GenerationOutput(msgspec.Struct, frozen=True):
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None
     usage: Usage
+    others: tuple["GenerationOutput", ...] = ()
+
+    @property
+    def choices(self) -> tuple["GenerationOutput", ...]:
+        """All `n` answers to the prompt, this one first."""
+        return (self, *self.others)
 
 
 class OutputBuilder:

@@ -26,6 +26,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_waiting_requests: (
         Annotated[int, Meta(ge=1, description="Requests that may queue, more get a 429; null: the engine's.")] | None
     ) = None
+    max_waiting_tokens: (
+        Annotated[int, Meta(ge=1, description="Tokens that may queue, more get a 429; null: any number.")] | None
+    ) = None
+    enable_prefix_caching: Annotated[
+        bool, Meta(description="Keep what is computed for prompts that begin the same.")
+    ] = True
     max_body_bytes: Annotated[int, Meta(ge=1, description="Largest request body taken.")] = 10 * 2**20
     allowed_origins: Annotated[
         tuple[str, ...], Meta(description="Web pages that may call from a browser (CORS); `*` for all.")

@@ -1,6 +1,7 @@
 """From a typed request to the engine and back: prompts as ids, sampling parameters, one stream of deltas."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -26,6 +27,7 @@ COMPLETION_MAX_TOKENS = 16
 
 # Fields of a request that are sampling parameters under the same name.
 _SAMPLING_FIELDS = (
+    "n",
     "temperature",
     "top_k",
     "top_p",
@@ -40,10 +42,11 @@ _SAMPLING_FIELDS = (
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt, ready for the engine; it becomes one choice."""
+    """One prompt, ready for the engine; it becomes `params.n` choices."""
 
     token_ids: list[int]
     params: SamplingParams
+    priority: int = 0
 
 
 def chat_prompts(request: ChatCompletionRequest, engine: AsyncEngine) -> list[Prompt]:
@@ -62,7 +65,7 @@ def chat_prompts(request: ChatCompletionRequest, engine: AsyncEngine) -> list[Pr
     asked = request.max_completion_tokens or request.max_tokens
     stop = tuple(dict.fromkeys((*request.stop_strings, *tokenizer.chat_stop)))
     params = _sampling_params(request, engine, stop=stop, max_tokens=_max_tokens(asked, room, room, "messages"))
-    return [Prompt(token_ids=token_ids, params=params)]
+    return [Prompt(token_ids=token_ids, params=params, priority=request.priority or 0)]
 
 
 def completion_prompts(request: CompletionRequest, engine: AsyncEngine) -> list[Prompt]:
@@ -76,7 +79,7 @@ def completion_prompts(request: CompletionRequest, engine: AsyncEngine) -> list[
         room = _room(token_ids, engine, "prompt")
         max_tokens = _max_tokens(request.max_tokens, COMPLETION_MAX_TOKENS, room, "prompt")
         params = _sampling_params(request, engine, stop=request.stop_strings, max_tokens=max_tokens)
-        prompts.append(Prompt(token_ids=token_ids, params=params))
+        prompts.append(Prompt(token_ids=token_ids, params=params, priority=request.priority or 0))
     return prompts
 
 
@@ -142,12 +145,14 @@ def _sampling_params(
 
 
 async def merged_deltas(prompts: list[Prompt], engine: AsyncEngine) -> AsyncGenerator[tuple[int, Delta], None]:
-    """Runs all prompts at once and yields (choice index, delta) as they come.
+    """Runs all prompts at once and yields (choice index, delta) as they come: the first prompt's choices come first.
 
     Closing this generator closes the engine's iterators, which gives every prompt's blocks back.
     """
     queue: asyncio.Queue[tuple[int, Delta] | asyncio.Task[None]] = asyncio.Queue()
-    tasks = {asyncio.create_task(_pump(index, prompt, engine, queue)) for index, prompt in enumerate(prompts)}
+    first_choices = itertools.accumulate((prompt.params.n for prompt in prompts[:-1]), initial=0)
+    pumps = (_pump(first, prompt, engine, queue) for first, prompt in zip(first_choices, prompts, strict=True))
+    tasks = {asyncio.create_task(pump) for pump in pumps}
     for task in tasks:
         task.add_done_callback(queue.put_nowait)
     try:
@@ -165,19 +170,20 @@ async def merged_deltas(prompts: list[Prompt], engine: AsyncEngine) -> AsyncGene
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pump(index: int, prompt: Prompt, engine: AsyncEngine, queue: asyncio.Queue[Any]) -> None:
-    generator = engine.generate(prompt.token_ids, prompt.params)
+async def _pump(first_choice: int, prompt: Prompt, engine: AsyncEngine, queue: asyncio.Queue[Any]) -> None:
+    generator = engine.generate_choices(prompt.token_ids, prompt.params, priority=prompt.priority)
     async with aclosing(generator) as deltas:
-        async for delta in deltas:
-            queue.put_nowait((index, delta))
+        async for choice, delta in deltas:
+            queue.put_nowait((first_choice + choice, delta))
 
 
 class Tally:
     """What came so far: each choice's text and end, and the tokens for `usage`."""
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
-        self._texts: list[list[str]] = [[] for _ in prompts]
-        self._finish_reasons: list[FinishReason | None] = [None for _ in prompts]
+        num_choices = sum(prompt.params.n for prompt in prompts)
+        self._texts: list[list[str]] = [[] for _ in range(num_choices)]
+        self._finish_reasons: list[FinishReason | None] = [None] * num_choices
         self._prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         self._completion_tokens = 0
         self._started = False

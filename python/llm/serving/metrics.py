@@ -16,11 +16,18 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _ENGINE_GAUGES = {
     "llm_requests_running": ("num_running", "Requests the engine works on."),
     "llm_requests_waiting": ("num_waiting", "Requests in the engine's queue."),
+    "llm_queued_tokens": ("waiting_tokens", "Tokens of the requests in the engine's queue."),
     "llm_blocks_total": ("blocks_total", "Blocks of the KV cache."),
     "llm_blocks_free": ("blocks_free", "Blocks of the KV cache that no request holds."),
+    "llm_blocks_cached": ("blocks_cached", "Blocks that a prompt which begins the same can use again."),
 }
 _ENGINE_COUNTERS = {
     "llm_preemptions": ("num_preemptions", "Requests sent back to the queue for want of blocks."),
+    "llm_engine_steps": ("num_steps", "Steps of the engine."),
+    "llm_scheduled_tokens": ("tokens_scheduled", "Tokens the model computed, recomputed ones among them."),
+    "llm_prefix_cache_query_tokens": ("prefix_query_tokens", "Tokens of prompts looked up in the prefix cache."),
+    "llm_prefix_cache_hit_tokens": ("prefix_hit_tokens", "Tokens of prompts found there, and not computed again."),
+    "llm_blocks_copied": ("blocks_copied", "Blocks copied for choices of one prompt that part."),
 }
 
 

@@ -23,7 +23,6 @@ RequestT = TypeVar("RequestT", bound=GenerationRequest)
 _TEXT_FORMAT = {"type": "text"}
 
 _NEUTRAL_ALWAYS: dict[str, tuple[object, ...]] = {
-    "n": (None, 1),
     "logit_bias": (None, {}),
     "logprobs": (None, False),
     "store": (None, False),

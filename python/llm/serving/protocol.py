@@ -27,13 +27,16 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What both endpoints take; null always means the default.
 
-    `top_k`, `min_p`, `repetition_penalty`, `ignore_eos` and `min_tokens` are extensions that other servers share.
+    `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `min_tokens` and `priority` are extensions that other servers
+    share.
     """
 
     model: Annotated[str, Meta(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     stop: StopString | StopStrings | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
@@ -88,7 +91,7 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True):
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    """`POST /v1/completions`; each prompt gets one choice."""
+    """`POST /v1/completions`; each prompt gets `n` choices."""
 
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1, max_length=2**20)]
 

@@ -5,7 +5,7 @@ use rustc_hash::FxHashMap;
 use super::sequence::Sequence;
 use super::{FinishReason, RequestParams, StepOutputs};
 use crate::sampling::{Sampled, VocabMask, sample_rows};
-use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerStats, StepPlan};
+use crate::scheduler::{RequestOptions, Scheduler, SchedulerConfig, SchedulerStats, StepPlan};
 use crate::tokenizer::stream::TokenTable;
 use crate::{Error, Result};
 
@@ -22,6 +22,21 @@ pub struct EngineConfig {
     pub scheduler: SchedulerConfig,
 }
 
+/// How a request is queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Submission {
+    /// Lower runs first.
+    pub priority: i32,
+    /// Answers to the one prompt, at least 1.
+    pub num_choices: u32,
+}
+
+impl Default for Submission {
+    fn default() -> Self {
+        Self { priority: 0, num_choices: 1 }
+    }
+}
+
 /// Requests from prompt to text, around a model that someone else runs.
 ///
 /// ```
@@ -29,14 +44,11 @@ pub struct EngineConfig {
 /// use llm_core::{scheduler::SchedulerConfig, tokenizer::stream::TokenTable};
 ///
 /// let table = TokenTable::new(vec![Some(b"a".to_vec()), Some(b"b".to_vec())], &[])?;
-/// let scheduler = SchedulerConfig {
-///     num_blocks: 4, block_size: 4, max_batch_tokens: 8,
-///     max_running_requests: 2, max_waiting_requests: 2, max_model_len: 16,
-/// };
+/// let scheduler = SchedulerConfig { num_blocks: 4, block_size: 4, ..SchedulerConfig::default() };
 /// let mut engine = EngineCore::new(EngineConfig { table, eos_ids: vec![], pad_id: None, scheduler })?;
 /// engine.add_request(7, vec![0, 1], RequestParams { max_tokens: 1, ..RequestParams::default() })?;
 /// let plan = engine.schedule()?.expect("one request waits");
-/// assert_eq!((plan.token_ids, plan.logits_indices), (vec![0, 1], vec![1]));
+/// assert_eq!((&plan.token_ids[..], &plan.logits_indices[..]), (&[0, 1][..], &[1][..]));
 /// let outputs = engine.update(&mut [f32::NEG_INFINITY, 1.0], (1, 2))?;
 /// assert_eq!((outputs.texts, outputs.finish_reasons), (vec!["b".to_owned()], vec![2]));
 /// # Ok::<(), llm_core::Error>(())
@@ -79,13 +91,42 @@ impl EngineCore {
     /// [`Error::InvalidArgument`]: an empty prompt, an id past the vocabulary, a request id in use, or parameters
     /// outside their range. [`Error::Capacity`]: it could never fit. [`Error::QueueFull`]: too many wait.
     pub fn add_request(&mut self, id: u64, prompt_ids: Vec<u32>, params: RequestParams) -> Result<()> {
+        self.add_choices(id, prompt_ids, params, Submission::default())
+    }
+
+    /// Queues a request for several answers to one prompt, which is computed once; their ids follow `id`, and each is
+    /// drawn as a request of the next `choice_index` would be.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::add_request`]; [`Error::InvalidArgument`] also for no choices, or more than the ids have room for.
+    pub fn add_choices(
+        &mut self,
+        id: u64,
+        prompt_ids: Vec<u32>,
+        params: RequestParams,
+        submission: Submission,
+    ) -> Result<()> {
+        let Submission { priority, num_choices } = submission;
         params.validate()?;
         check_ids("prompt ids", &prompt_ids, self.table.len())?;
         check_ids("`stop_token_ids`", &params.stop_token_ids, self.table.len())?;
+        let first = params.sampling.choice_index;
+        if first.checked_add(num_choices).is_none() {
+            return Err(Error::InvalidArgument(format!(
+                "`choice_index` {first} has no room for {num_choices} choices"
+            )));
+        }
         let max_tokens = params.max_tokens;
-        let sequence = Sequence::new(&prompt_ids, params, &self.eos_ids)?;
-        self.scheduler.add(id, prompt_ids, max_tokens)?;
-        self.sequences.insert(id, sequence);
+        let choices = (first..first + num_choices).map(|choice_index| {
+            let mut params = params.clone();
+            params.sampling.choice_index = choice_index;
+            Sequence::new(&prompt_ids, params, &self.eos_ids)
+        });
+        let sequences = choices.collect::<Result<Vec<_>>>()?;
+        let options = RequestOptions { max_tokens, priority, num_choices: num_choices as usize };
+        self.scheduler.add(id, prompt_ids, options)?;
+        self.sequences.extend((id..).zip(sequences));
         Ok(())
     }
 
@@ -106,10 +147,22 @@ impl EngineCore {
     /// # Errors
     ///
     /// [`Error::Internal`] if an invariant is broken.
-    pub fn schedule(&mut self) -> Result<Option<StepPlan>> {
-        let plan = self.scheduler.schedule()?;
+    pub fn schedule(&mut self) -> Result<Option<&StepPlan>> {
+        self.scheduler.schedule()?;
         self.check_in_debug()?;
-        Ok(plan)
+        Ok(self.scheduler.plan())
+    }
+
+    /// Ends every request of the plan in flight, for a step that failed. Returns whom it ended, choices that waited
+    /// for their prompt among them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`] if an invariant is broken.
+    pub fn fail_step(&mut self) -> Result<Vec<u64>> {
+        let ids = self.scheduler.ids_in_flight();
+        ids.iter().try_for_each(|&id| self.abort(id).map(drop))?;
+        Ok(ids)
     }
 
     /// Takes the last plan's logits: samples, detokenizes, ends what is done.

@@ -7,6 +7,6 @@ mod outputs;
 mod params;
 mod sequence;
 
-pub use self::core::{EngineConfig, EngineCore};
+pub use self::core::{EngineConfig, EngineCore, Submission};
 pub use outputs::{FinishReason, StepOutputs};
 pub use params::RequestParams;

@@ -1,15 +1,16 @@
 //! Binding of the `engine` module: arrays in, arrays out, one crossing each for schedule and update.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
+use pyo3::sync::MutexExt;
 use pyo3::types::PyList;
 
 use super::sampling::{PyRequestParams, top_logprobs_list, writable_logits};
-use crate::engine::{EngineConfig, EngineCore, StepOutputs};
+use crate::engine::{EngineConfig, EngineCore, StepOutputs, Submission};
 use crate::scheduler::{SchedulerConfig, StepPlan};
 use crate::tokenizer::stream::TokenTable;
 use crate::{Error, Result};
@@ -20,12 +21,12 @@ struct PyEngineCore(Mutex<EngineCore>);
 
 impl PyEngineCore {
     fn locked<T: Send>(&self, py: Python<'_>, action: impl FnOnce(&mut EngineCore) -> Result<T> + Send) -> Result<T> {
-        py.detach(|| {
-            let mut core =
-                self.0.lock().map_err(|_| Error::Internal("an earlier call panicked; make a new engine".to_owned()))?;
-            action(&mut core)
-        })
+        py.detach(|| action(&mut *self.0.lock().map_err(poisoned)?))
     }
+}
+
+fn poisoned<T>(_: PoisonError<T>) -> Error {
+    Error::Internal("an earlier call panicked; make a new engine".to_owned())
 }
 
 #[pymethods]
@@ -33,7 +34,8 @@ impl PyEngineCore {
     #[new]
     #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments are the config's fields")]
     #[pyo3(signature = (*, token_bytes, special_ids, eos_ids, pad_id, num_blocks, block_size, max_batch_tokens,
-        max_running_requests, max_waiting_requests, max_model_len))]
+        max_running_requests, max_waiting_requests, max_model_len, max_prefill_chunk=None, max_waiting_tokens=None,
+        prefix_caching=true))]
     fn new(
         py: Python<'_>,
         token_bytes: Vec<Option<PyBackedBytes>>,
@@ -46,14 +48,20 @@ impl PyEngineCore {
         max_running_requests: usize,
         max_waiting_requests: usize,
         max_model_len: usize,
+        max_prefill_chunk: Option<usize>,
+        max_waiting_tokens: Option<usize>,
+        prefix_caching: bool,
     ) -> Result<Self> {
         let scheduler = SchedulerConfig {
             num_blocks,
             block_size,
             max_batch_tokens,
+            max_prefill_chunk,
             max_running_requests,
             max_waiting_requests,
+            max_waiting_tokens,
             max_model_len,
+            prefix_caching,
         };
         py.detach(|| {
             let token_bytes = token_bytes.into_iter().map(|bytes| bytes.map(|bytes| bytes.to_vec())).collect();
@@ -63,16 +71,20 @@ impl PyEngineCore {
         })
     }
 
+    #[pyo3(signature = (request_id, prompt_ids, params, *, priority=0, num_choices=1))]
     fn add_request(
         &self,
         py: Python<'_>,
         request_id: u64,
         prompt_ids: PyReadonlyArray1<'_, u32>,
         params: &Bound<'_, PyRequestParams>,
+        priority: i32,
+        num_choices: u32,
     ) -> Result<()> {
         let prompt_ids = prompt_ids.as_array().to_vec();
         let params = params.get().0.clone();
-        self.locked(py, |core| core.add_request(request_id, prompt_ids, params))
+        let submission = Submission { priority, num_choices };
+        self.locked(py, |core| core.add_choices(request_id, prompt_ids, params, submission))
     }
 
     fn abort(&self, py: Python<'_>, request_id: u64) -> Result<bool> {
@@ -80,8 +92,15 @@ impl PyEngineCore {
     }
 
     fn schedule(&self, py: Python<'_>) -> PyResult<Option<PyStepPlan>> {
-        let plan = self.locked(py, EngineCore::schedule)?;
+        // The lock is kept until the plan's buffers are copied, for which the GIL is needed again.
+        let mut guard = self.0.lock_py_attached(py).map_err(poisoned)?;
+        let core = &mut *guard;
+        let plan = py.detach(|| core.schedule())?;
         plan.map(|plan| PyStepPlan::new(py, plan)).transpose()
+    }
+
+    fn fail_step(&self, py: Python<'_>) -> Result<Vec<u64>> {
+        self.locked(py, EngineCore::fail_step)
     }
 
     fn update(&self, py: Python<'_>, logits: &Bound<'_, PyAny>) -> PyResult<PyStepOutputs> {
@@ -101,11 +120,16 @@ impl PyEngineCore {
         Ok(BTreeMap::from([
             ("num_running", stats.num_running),
             ("num_waiting", stats.num_waiting),
+            ("waiting_tokens", stats.waiting_tokens),
             ("blocks_total", stats.blocks_total),
             ("blocks_free", stats.blocks_free),
+            ("blocks_cached", stats.blocks_cached),
             ("num_preemptions", stats.num_preemptions),
             ("num_steps", stats.num_steps),
             ("tokens_scheduled", stats.tokens_scheduled),
+            ("prefix_query_tokens", stats.prefix_query_tokens),
+            ("prefix_hit_tokens", stats.prefix_hit_tokens),
+            ("blocks_copied", stats.blocks_copied),
         ]))
     }
 
@@ -125,20 +149,24 @@ struct PyStepPlan {
     block_tables: Py<PyArray2<i32>>,
     logits_indices: Py<PyArray1<i64>>,
     request_ids: Py<PyArray1<u64>>,
+    block_copies: Py<PyArray2<i64>>,
 }
 
 impl PyStepPlan {
-    fn new(py: Python<'_>, plan: StepPlan) -> PyResult<Self> {
+    /// Copies the plan, whose buffers the next step fills anew: what the caller keeps stays as it is.
+    fn new(py: Python<'_>, plan: &StepPlan) -> PyResult<Self> {
         let table_shape = [plan.request_ids.len(), plan.max_blocks];
+        let copies = plan.block_copies.as_flattened();
         Ok(Self {
-            token_ids: plan.token_ids.into_pyarray(py).unbind(),
-            positions: plan.positions.into_pyarray(py).unbind(),
-            slot_mapping: plan.slot_mapping.into_pyarray(py).unbind(),
-            query_start: plan.query_start.into_pyarray(py).unbind(),
-            seq_lens: plan.seq_lens.into_pyarray(py).unbind(),
-            block_tables: plan.block_tables.into_pyarray(py).reshape(table_shape)?.unbind(),
-            logits_indices: plan.logits_indices.into_pyarray(py).unbind(),
-            request_ids: plan.request_ids.into_pyarray(py).unbind(),
+            token_ids: PyArray1::from_slice(py, &plan.token_ids).unbind(),
+            positions: PyArray1::from_slice(py, &plan.positions).unbind(),
+            slot_mapping: PyArray1::from_slice(py, &plan.slot_mapping).unbind(),
+            query_start: PyArray1::from_slice(py, &plan.query_start).unbind(),
+            seq_lens: PyArray1::from_slice(py, &plan.seq_lens).unbind(),
+            block_tables: PyArray1::from_slice(py, &plan.block_tables).reshape(table_shape)?.unbind(),
+            logits_indices: PyArray1::from_slice(py, &plan.logits_indices).unbind(),
+            request_ids: PyArray1::from_slice(py, &plan.request_ids).unbind(),
+            block_copies: PyArray1::from_slice(py, copies).reshape([plan.block_copies.len(), 2])?.unbind(),
         })
     }
 }

@@ -1,20 +1,37 @@
-//! The cache's blocks: who holds how many references, and which are free.
+//! The cache's blocks: who holds how many references, which are free, and which can be found by their content.
 
-use std::collections::VecDeque;
+use rustc_hash::FxHashMap;
 
+use super::BlockHash;
 use crate::{Error, Result};
 
 /// Index of a block in the cache.
 pub type BlockId = u32;
 
-/// Hands out blocks of the paged cache and takes them back.
+const NONE: BlockId = BlockId::MAX;
+
+/// One block: in use, or a link of the free list.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    hash: Option<BlockHash>,
+    ref_count: u32,
+    previous: BlockId,
+    next: BlockId,
+}
+
+/// Hands out blocks of the paged cache and takes them back; every operation is O(1).
 ///
-/// A block is free or has at least one reference. The block freed first is reused first, so a freed block's content
-/// lives as long as it can. `tests/reference/block_pool.py` is the obvious twin.
+/// A block is free or has at least one reference. A free block keeps its content, and stays findable by its hash,
+/// until it is handed out again: invalidation costs nothing. The free list is linked through the blocks themselves,
+/// so that a block found in its middle can be revived. Its front is reused next: blocks that nobody can find, then
+/// those freed longest ago. `tests/reference/block_pool.py` is the obvious twin.
 #[derive(Debug)]
 pub struct BlockPool {
-    ref_counts: Vec<u32>,
-    free: VecDeque<BlockId>,
+    blocks: Vec<Block>,
+    front: BlockId,
+    back: BlockId,
+    num_free: usize,
+    by_hash: FxHashMap<BlockHash, BlockId>,
 }
 
 impl BlockPool {
@@ -27,39 +44,87 @@ impl BlockPool {
         if num_blocks == 0 || num_blocks > i32::MAX as usize {
             return Err(Error::InvalidArgument(format!("`num_blocks` must be in [1, {}], got {num_blocks}", i32::MAX)));
         }
-        Ok(Self { ref_counts: vec![0; num_blocks], free: (0..num_blocks as BlockId).collect() })
+        let mut pool = Self {
+            blocks: vec![Block { hash: None, ref_count: 0, previous: NONE, next: NONE }; num_blocks],
+            front: NONE,
+            back: NONE,
+            num_free: 0,
+            by_hash: FxHashMap::default(),
+        };
+        (0..num_blocks as BlockId).for_each(|block| pool.push_back(block));
+        Ok(pool)
     }
 
     /// Number of blocks, free or not.
     pub fn num_blocks(&self) -> usize {
-        self.ref_counts.len()
+        self.blocks.len()
     }
 
-    /// Number of free blocks.
+    /// Number of free blocks, findable ones among them.
     pub fn num_free(&self) -> usize {
-        self.free.len()
+        self.num_free
+    }
+
+    /// Number of blocks that can be found by their content, in use or free.
+    pub fn num_findable(&self) -> usize {
+        self.by_hash.len()
     }
 
     /// Whether `count` blocks are free.
     pub fn can_allocate(&self, count: usize) -> bool {
-        count <= self.free.len()
+        count <= self.num_free
     }
 
-    /// Takes the block freed longest ago, with one reference; `None` if none is free.
+    /// Takes the front of the free list, with one reference; what it held can't be found any more. `None`: none is
+    /// free.
     pub fn allocate(&mut self) -> Option<BlockId> {
-        let block = self.free.pop_front()?;
-        self.ref_counts[block as usize] = 1;
-        Some(block)
+        let id = self.front;
+        if id == NONE {
+            return None;
+        }
+        self.unlink(id);
+        let block = &mut self.blocks[id as usize];
+        block.ref_count = 1;
+        if let Some(hash) = block.hash.take() {
+            self.by_hash.remove(&hash);
+        }
+        Some(id)
     }
 
-    /// Adds a reference to a block in use, for another request with the same tokens.
+    /// The block with this content.
+    pub fn find(&self, hash: BlockHash) -> Option<BlockId> {
+        self.by_hash.get(&hash).copied()
+    }
+
+    /// Adds a reference to a block that is in use or findable, for another request with the same tokens.
     ///
     /// # Errors
     ///
-    /// [`Error::Internal`] if the block is free or unknown.
-    pub fn share(&mut self, block: BlockId) -> Result<()> {
-        *self.held_count(block)? += 1;
+    /// [`Error::Internal`] if the block is unknown, or free without content.
+    pub fn acquire(&mut self, id: BlockId) -> Result<()> {
+        match self.blocks.get(id as usize) {
+            Some(block) if block.ref_count > 0 => {}
+            Some(block) if block.hash.is_some() => self.unlink(id),
+            _ => return Err(Error::Internal(format!("block {id} holds nothing to share"))),
+        }
+        self.blocks[id as usize].ref_count += 1;
         Ok(())
+    }
+
+    /// Makes a block in use findable. `false`: another block already has this content, and stays the one found.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`] if the block is free or already has a hash.
+    pub fn register(&mut self, id: BlockId, hash: BlockHash) -> Result<bool> {
+        let block = self.held(id)?;
+        if block.hash.is_some() {
+            return Err(Error::Internal(format!("block {id} is findable already")));
+        }
+        let std::collections::hash_map::Entry::Vacant(entry) = self.by_hash.entry(hash) else { return Ok(false) };
+        entry.insert(id);
+        self.blocks[id as usize].hash = Some(hash);
+        Ok(true)
     }
 
     /// Drops one reference; the last one frees the block.
@@ -67,28 +132,74 @@ impl BlockPool {
     /// # Errors
     ///
     /// [`Error::Internal`] if the block is free or unknown.
-    pub fn release(&mut self, block: BlockId) -> Result<()> {
-        let count = self.held_count(block)?;
-        *count -= 1;
-        if *count == 0 {
-            self.free.push_back(block);
+    pub fn release(&mut self, id: BlockId) -> Result<()> {
+        let block = self.held(id)?;
+        block.ref_count -= 1;
+        if block.ref_count > 0 {
+            return Ok(());
+        }
+        match block.hash {
+            Some(_) => self.push_back(id),
+            None => self.push_front(id),
         }
         Ok(())
     }
 
     /// Number of references to a block; 0 if it is free or unknown.
-    pub fn ref_count(&self, block: BlockId) -> u32 {
-        self.ref_counts.get(block as usize).copied().unwrap_or(0)
+    pub fn ref_count(&self, id: BlockId) -> u32 {
+        self.blocks.get(id as usize).map_or(0, |block| block.ref_count)
     }
 
-    fn held_count(&mut self, block: BlockId) -> Result<&mut u32> {
-        match self.ref_counts.get_mut(block as usize) {
-            Some(count) if *count > 0 => Ok(count),
-            _ => Err(Error::Internal(format!("block {block} is not in use"))),
+    /// Free blocks in the order they will be reused. Costs O(free).
+    pub fn free_blocks(&self) -> Vec<BlockId> {
+        let next = |id: &BlockId| Some(self.blocks[*id as usize].next).filter(|id| *id != NONE);
+        let first = Some(self.front).filter(|id| *id != NONE);
+        std::iter::successors(first, next).take(self.num_blocks() + 1).collect()
+    }
+
+    fn held(&mut self, id: BlockId) -> Result<&mut Block> {
+        match self.blocks.get_mut(id as usize) {
+            Some(block) if block.ref_count > 0 => Ok(block),
+            _ => Err(Error::Internal(format!("block {id} is not in use"))),
         }
     }
 
-    /// Checks that the references are exactly those of `holders`, and that each other block is free once.
+    fn push_back(&mut self, id: BlockId) {
+        let previous = std::mem::replace(&mut self.back, id);
+        self.link(id, previous, NONE);
+    }
+
+    fn push_front(&mut self, id: BlockId) {
+        let next = std::mem::replace(&mut self.front, id);
+        self.link(id, NONE, next);
+    }
+
+    fn link(&mut self, id: BlockId, previous: BlockId, next: BlockId) {
+        let block = &mut self.blocks[id as usize];
+        (block.previous, block.next) = (previous, next);
+        *self.next_of(previous) = id;
+        *self.previous_of(next) = id;
+        self.num_free += 1;
+    }
+
+    fn unlink(&mut self, id: BlockId) {
+        let Block { previous, next, .. } = self.blocks[id as usize];
+        *self.next_of(previous) = next;
+        *self.previous_of(next) = previous;
+        self.num_free -= 1;
+    }
+
+    /// Where the link after a block is kept; before the first it is the list's front.
+    fn next_of(&mut self, id: BlockId) -> &mut BlockId {
+        if id == NONE { &mut self.front } else { &mut self.blocks[id as usize].next }
+    }
+
+    fn previous_of(&mut self, id: BlockId) -> &mut BlockId {
+        if id == NONE { &mut self.back } else { &mut self.blocks[id as usize].previous }
+    }
+
+    /// Checks that the references are exactly those of `holders`, that each other block is free once, and that each
+    /// hash leads to the block that has it. Costs O(blocks + holders).
     ///
     /// # Errors
     ///
@@ -101,16 +212,27 @@ impl BlockPool {
                 .ok_or_else(|| Error::Internal(format!("block {block} is held but does not exist")))? += 1;
         }
         let mut listed = vec![0u32; self.num_blocks()];
-        for &block in &self.free {
-            listed[block as usize] += 1;
-        }
-        for (block, (&count, &held)) in self.ref_counts.iter().zip(&expected).enumerate() {
-            if count != held || listed[block] != u32::from(held == 0) {
+        let free = self.free_blocks();
+        free.iter().for_each(|&block| listed[block as usize] += 1);
+        for (id, (block, &held)) in self.blocks.iter().zip(&expected).enumerate() {
+            if block.ref_count != held || listed[id] != u32::from(held == 0) {
                 return Err(Error::Internal(format!(
-                    "block {block} has {count} references, {held} holders and is {} times on the free list",
-                    listed[block]
+                    "block {id} has {} references, {held} holders and is {} times on the free list",
+                    block.ref_count, listed[id]
                 )));
             }
+            if block.hash.is_some_and(|hash| self.find(hash) != Some(id as BlockId)) {
+                return Err(Error::Internal(format!("block {id} has a hash that leads elsewhere")));
+            }
+        }
+        let num_hashed = self.blocks.iter().filter(|block| block.hash.is_some()).count();
+        if num_hashed != self.by_hash.len() || free.len() != self.num_free {
+            return Err(Error::Internal(format!(
+                "{num_hashed} blocks have a hash and {} are free, counted are {} and {}",
+                free.len(),
+                self.by_hash.len(),
+                self.num_free
+            )));
         }
         Ok(())
     }

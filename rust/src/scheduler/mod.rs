@@ -1,15 +1,22 @@
 //! Which tokens run next, and where their keys and values live.
 //!
 //! One rule schedules everything: a step has a token budget, and each request just advances the number of its tokens
-//! that are computed. Chunked prefill, decoding and resuming after preemption are that one case.
+//! that are computed. Chunked prefill, hits in the prefix cache, decoding and resuming after preemption are that one
+//! case.
 
 mod block_pool;
+mod config;
+mod hash;
+mod integrity;
 mod plan;
 mod request;
 #[expect(clippy::module_inception, reason = "the scheduler proper is the noun of this folder")]
 mod scheduler;
+mod step;
 
 pub use block_pool::{BlockId, BlockPool};
+pub use config::{SchedulerConfig, SchedulerStats};
+pub use hash::{BlockHash, BlockHasher};
 pub use plan::StepPlan;
-pub use request::Request;
-pub use scheduler::{Scheduler, SchedulerConfig, SchedulerStats};
+pub use request::{Request, RequestOptions};
+pub use scheduler::Scheduler;

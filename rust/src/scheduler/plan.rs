@@ -2,7 +2,9 @@
 
 use super::Request;
 
-/// What one forward pass computes. T tokens, R requests, S rows of logits.
+/// What one forward pass computes. T tokens, R requests, S rows of logits, C copies.
+///
+/// The scheduler fills the same buffers for each step.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepPlan {
     /// The tokens, request after request (T).
@@ -19,49 +21,63 @@ pub struct StepPlan {
     pub block_tables: Vec<i32>,
     /// Row length of `block_tables`.
     pub max_blocks: usize,
-    /// Flattened positions whose logits are sampled (S).
+    /// Flattened positions whose logits are sampled (S). A position comes several times where several choices of a
+    /// request draw their first token from it.
     pub logits_indices: Vec<i64>,
     /// Whose tokens these are (R).
     pub request_ids: Vec<u64>,
+    /// Blocks to copy before the pass, as source and target (C).
+    pub block_copies: Vec<[i64; 2]>,
 }
 
 impl StepPlan {
-    /// The arrays of these requests' scheduled tokens.
-    pub(super) fn build(requests: &[&Request], block_size: usize) -> Self {
-        let mut plan = Self { query_start: vec![0], ..Self::default() };
-        for request in requests {
-            plan.push(request, block_size);
-        }
-        plan.fill_block_tables(requests, block_size);
-        plan
+    /// Forgets the last step, but keeps its memory.
+    pub(super) fn clear(&mut self) {
+        self.token_ids.clear();
+        self.positions.clear();
+        self.slot_mapping.clear();
+        self.query_start.clear();
+        self.query_start.push(0);
+        self.seq_lens.clear();
+        self.block_tables.clear();
+        self.max_blocks = 0;
+        self.logits_indices.clear();
+        self.request_ids.clear();
+        self.block_copies.clear();
     }
 
-    fn push(&mut self, request: &Request, block_size: usize) {
+    /// Adds a request's scheduled tokens. All requests pushed, their rows of `block_tables` follow.
+    pub(super) fn push(&mut self, request: &Request, block_size: usize) {
         let start = request.num_computed_tokens;
         let end = start + request.num_scheduled_tokens;
-        for position in start..end {
-            let block = request.blocks[position / block_size] as usize;
-            self.token_ids.push(i64::from(request.tokens[position]));
-            self.positions.push(position as i64);
-            self.slot_mapping.push((block * block_size + position % block_size) as i64);
+        let (mut block_idx, mut offset) = (start / block_size, start % block_size);
+        self.token_ids.extend(request.tokens[start..end].iter().map(|&token| i64::from(token)));
+        self.positions.extend(start as i64..end as i64);
+        let mut position = start;
+        while position < end {
+            let count = (block_size - offset).min(end - position);
+            let first = (request.blocks[block_idx] as usize * block_size + offset) as i64;
+            self.slot_mapping.extend(first..first + count as i64);
+            (position, block_idx, offset) = (position + count, block_idx + 1, 0);
         }
         self.query_start.push(self.token_ids.len() as i32);
         self.seq_lens.push(end as i32);
         self.request_ids.push(request.id);
+        self.max_blocks = self.max_blocks.max(end.div_ceil(block_size));
+        if let Some(copy) = request.copy {
+            self.block_copies.push([i64::from(copy.source), i64::from(copy.target)]);
+        }
         if request.samples_in_step() {
-            self.logits_indices.push(self.token_ids.len() as i64 - 1);
+            let last = self.token_ids.len() as i64 - 1;
+            self.logits_indices.extend(std::iter::repeat_n(last, 1 + request.choices.len()));
         }
     }
 
-    fn fill_block_tables(&mut self, requests: &[&Request], block_size: usize) {
-        let num_blocks = |len: &i32| (*len as usize).div_ceil(block_size);
-        self.max_blocks = self.seq_lens.iter().map(num_blocks).max().unwrap_or(0);
-        self.block_tables = vec![0; requests.len() * self.max_blocks];
-        for (row, (request, len)) in requests.iter().zip(&self.seq_lens).enumerate() {
-            let start = row * self.max_blocks;
-            for (cell, &block) in self.block_tables[start..].iter_mut().zip(&request.blocks[..num_blocks(len)]) {
-                *cell = block as i32;
-            }
-        }
+    /// Adds a request's row of `block_tables`, in the order of the pushes.
+    pub(super) fn push_table_row(&mut self, request: &Request, block_size: usize) {
+        let num_blocks = (request.num_computed_tokens + request.num_scheduled_tokens).div_ceil(block_size);
+        let row_end = self.block_tables.len() + self.max_blocks;
+        self.block_tables.extend(request.blocks[..num_blocks].iter().map(|&block| block as i32));
+        self.block_tables.resize(row_end, 0);
     }
 }

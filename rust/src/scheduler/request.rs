@@ -1,6 +1,39 @@
 //! What the scheduler knows of a request.
 
-use super::BlockId;
+use super::{BlockHash, BlockHasher, BlockId};
+
+/// What a request asks of the scheduler besides its prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestOptions {
+    /// New tokens at most, at least 1.
+    pub max_tokens: usize,
+    /// Lower runs first; within one priority, first come first served.
+    pub priority: i32,
+    /// Answers to the one prompt, at least 1; their ids follow the request's.
+    pub num_choices: usize,
+}
+
+impl Default for RequestOptions {
+    fn default() -> Self {
+        Self { max_tokens: 1, priority: 0, num_choices: 1 }
+    }
+}
+
+/// A request's place in the order of all, which is also its identity: no other request ever has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    pub priority: i32,
+    pub arrival: u64,
+    /// Where its state is kept.
+    pub slot: u32,
+}
+
+/// A block that must be copied before its new holder writes to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlockCopy {
+    pub source: BlockId,
+    pub target: BlockId,
+}
 
 /// A request's tokens, how many of them are computed, and the blocks that hold their keys and values.
 ///
@@ -8,6 +41,8 @@ use super::BlockId;
 #[derive(Debug, Clone)]
 pub struct Request {
     pub(super) id: u64,
+    pub(super) rank: Rank,
+    pub(super) is_running: bool,
     /// Prompt, then output.
     pub(super) tokens: Vec<u32>,
     pub(super) num_prompt_tokens: usize,
@@ -15,20 +50,37 @@ pub struct Request {
     /// Tokens of the step in flight; 0 outside a step.
     pub(super) num_scheduled_tokens: usize,
     pub(super) blocks: Vec<BlockId>,
-    /// Place in the order of arrival.
-    pub(super) arrival: u64,
+    /// Hashes of its first full blocks, as far as they were needed.
+    pub(super) hashes: Vec<BlockHash>,
+    /// Its first blocks that have been made findable, or found.
+    pub(super) num_findable_blocks: usize,
+    /// The copy its next step begins with. Until that is done the source is held too, so a failed step can be retried.
+    pub(super) copy: Option<BlockCopy>,
+    /// Whether the block it writes to next may be another choice's too.
+    pub(super) shares_last_block: bool,
+    /// The other choices, which start once the prompt is computed.
+    pub(super) choices: Vec<u64>,
+    /// The step that took its blocks; 0 if none did.
+    pub(super) preempted_in_step: usize,
 }
 
 impl Request {
-    pub(super) fn new(id: u64, prompt_ids: Vec<u32>, arrival: u64) -> Self {
+    pub(super) fn new(id: u64, prompt_ids: Vec<u32>, rank: Rank) -> Self {
         Self {
             id,
+            rank,
+            is_running: false,
             num_prompt_tokens: prompt_ids.len(),
             tokens: prompt_ids,
             num_computed_tokens: 0,
             num_scheduled_tokens: 0,
             blocks: Vec::new(),
-            arrival,
+            hashes: Vec::new(),
+            num_findable_blocks: 0,
+            copy: None,
+            shares_last_block: false,
+            choices: Vec::new(),
+            preempted_in_step: 0,
         }
     }
 
@@ -55,5 +107,20 @@ impl Request {
     /// Whether the step in flight reaches the last known token, whose logits give the next one.
     pub(super) fn samples_in_step(&self) -> bool {
         self.num_scheduled_tokens > 0 && self.num_computed_tokens + self.num_scheduled_tokens == self.tokens.len()
+    }
+
+    /// The hash of its full block `index`, and of all before.
+    pub(super) fn block_hash(&mut self, index: usize, hasher: &BlockHasher, block_size: usize) -> BlockHash {
+        while self.hashes.len() <= index {
+            let start = self.hashes.len() * block_size;
+            let hash = hasher.hash(self.hashes.last().copied(), &self.tokens[start..start + block_size]);
+            self.hashes.push(hash);
+        }
+        self.hashes[index]
+    }
+
+    /// Whether it is the request, or one of its choices that have not started.
+    pub(super) fn answers_to(&self, id: u64) -> bool {
+        self.id == id || self.choices.contains(&id)
     }
 }

@@ -1,93 +1,47 @@
-//! The token budget's rule: who runs, who waits, who gives way.
+//! Requests come, are completed step by step, and go; `step` decides who runs.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
-use super::{BlockPool, Request, StepPlan};
+use super::request::{BlockCopy, Rank};
+use super::{BlockHasher, BlockPool, Request, RequestOptions, SchedulerConfig, SchedulerStats, StepPlan};
 use crate::{Error, Result};
 
-/// Limits of a scheduler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SchedulerConfig {
-    /// Blocks of the cache.
-    pub num_blocks: usize,
-    /// Tokens a block holds.
-    pub block_size: usize,
-    /// Tokens a step computes at most.
-    pub max_batch_tokens: usize,
-    /// Requests that hold blocks at a time.
-    pub max_running_requests: usize,
-    /// Requests that may wait; one more is refused.
-    pub max_waiting_requests: usize,
-    /// Tokens a request may have, prompt and output.
-    pub max_model_len: usize,
-}
-
-impl SchedulerConfig {
-    /// Checks that no limit is 0 and that slots and batch fit the plan's integers.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidArgument`] naming the first field outside its range.
-    pub fn validate(&self) -> Result<()> {
-        let fields = [
-            ("num_blocks", self.num_blocks),
-            ("block_size", self.block_size),
-            ("max_batch_tokens", self.max_batch_tokens),
-            ("max_running_requests", self.max_running_requests),
-            ("max_waiting_requests", self.max_waiting_requests),
-            ("max_model_len", self.max_model_len),
-        ];
-        match fields.into_iter().find(|(_, value)| *value == 0 || *value > i32::MAX as usize) {
-            None => Ok(()),
-            Some((name, value)) => {
-                Err(Error::InvalidArgument(format!("`{name}` must be in [1, {}], got {value}", i32::MAX)))
-            }
-        }
-    }
-}
-
-/// A scheduler's counters, for metrics.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SchedulerStats {
-    /// Requests that hold blocks.
-    pub num_running: usize,
-    /// Requests in the queue, preempted ones among them.
-    pub num_waiting: usize,
-    /// Blocks of the cache.
-    pub blocks_total: usize,
-    /// Blocks nobody holds.
-    pub blocks_free: usize,
-    /// Times a request lost its blocks to an older one.
-    pub num_preemptions: usize,
-    /// Plans made.
-    pub num_steps: usize,
-    /// Tokens planned, recomputed ones among them.
-    pub tokens_scheduled: usize,
-}
-
-/// Plans steps for all requests, first come first served.
+/// Plans steps for all requests: the best priority first, and within one first come first served.
 ///
-/// Every running request is older than every waiting one. The oldest always advances, and a request is only
-/// admitted if it fits alone, so each one finishes.
+/// The first of all always advances, nobody overtakes the first in the queue, and a request is only admitted if it
+/// fits alone: so each one of the best priority finishes, whatever comes after it.
 #[derive(Debug)]
 pub struct Scheduler {
-    config: SchedulerConfig,
-    pool: BlockPool,
-    requests: FxHashMap<u64, Request>,
-    running: Vec<u64>,
-    waiting: VecDeque<u64>,
-    in_flight: Option<InFlight>,
+    pub(super) config: SchedulerConfig,
+    pub(super) pool: BlockPool,
+    pub(super) hasher: BlockHasher,
+    pub(super) slots: Vec<Option<Request>>,
+    pub(super) free_slots: Vec<u32>,
+    /// Slot of each id; choices that have not started share their request's.
+    pub(super) slot_of: FxHashMap<u64, u32>,
+    /// Sorted, so that the last is the first to give way.
+    pub(super) running: Vec<Rank>,
+    pub(super) waiting: BTreeSet<Rank>,
+    pub(super) waiting_tokens: usize,
+    pub(super) plan: StepPlan,
+    pub(super) in_flight: bool,
+    /// Who has tokens in the plan in flight.
+    pub(super) scheduled: Vec<Rank>,
+    /// Who draws from each of its rows of logits.
+    pub(super) rows: Vec<Row>,
+    /// Kept between steps for its memory: running requests that have more than one token to compute.
+    pub(super) prefills: Vec<Rank>,
     num_arrivals: u64,
-    stats: SchedulerStats,
+    pub(super) stats: SchedulerStats,
 }
 
-/// The plan that waits for its logits.
-#[derive(Debug)]
-struct InFlight {
-    request_ids: Vec<u64>,
-    sampled_ids: Vec<u64>,
+/// Whose token a row of logits gives: a request's, or that of one of its choices.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    pub rank: Rank,
+    pub id: u64,
 }
 
 impl Scheduler {
@@ -101,66 +55,128 @@ impl Scheduler {
         Ok(Self {
             config,
             pool: BlockPool::new(config.num_blocks)?,
-            requests: FxHashMap::default(),
+            hasher: BlockHasher::new(),
+            slots: Vec::new(),
+            free_slots: Vec::new(),
+            slot_of: FxHashMap::default(),
             running: Vec::new(),
-            waiting: VecDeque::new(),
-            in_flight: None,
+            waiting: BTreeSet::new(),
+            waiting_tokens: 0,
+            plan: StepPlan::default(),
+            in_flight: false,
+            scheduled: Vec::new(),
+            rows: Vec::new(),
+            prefills: Vec::new(),
             num_arrivals: 0,
             stats: SchedulerStats::default(),
         })
     }
 
-    /// Queues a request.
+    /// Queues a request. With several choices, they have the ids from `id` on: the prompt is computed once, then each
+    /// of them is a request of its own.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`]: an empty prompt, `max_tokens` 0, or an id in use.
+    /// [`Error::InvalidArgument`]: an empty prompt, `max_tokens` or `num_choices` 0, or an id in use.
     /// [`Error::Capacity`]: it could never fit the context or the cache. [`Error::QueueFull`]: too many wait.
-    pub fn add(&mut self, id: u64, prompt_ids: Vec<u32>, max_tokens: usize) -> Result<()> {
-        if prompt_ids.is_empty() {
-            return Err(Error::InvalidArgument(format!("request {id}: the prompt must hold at least one token")));
-        }
-        if max_tokens == 0 {
-            return Err(Error::InvalidArgument(format!("request {id}: `max_tokens` must be at least 1, got 0")));
-        }
-        if self.requests.contains_key(&id) {
-            return Err(Error::InvalidArgument(format!("request id {id} is in use; ids must be unique")));
-        }
-        self.check_capacity(id, prompt_ids.len(), max_tokens)?;
-        self.requests.insert(id, Request::new(id, prompt_ids, self.num_arrivals));
-        self.num_arrivals += 1;
-        self.waiting.push_back(id);
+    pub fn add(&mut self, id: u64, prompt_ids: Vec<u32>, options: RequestOptions) -> Result<()> {
+        self.check_request_is_valid(id, &prompt_ids, options)?;
+        self.check_capacity(id, prompt_ids.len(), options.max_tokens)?;
+        self.check_queue(prompt_ids.len())?;
+        let arrival = self.num_arrivals;
+        self.num_arrivals += options.num_choices as u64;
+        let choices = id + 1..id + options.num_choices as u64;
+        let slot = self.new_slot();
+        let rank = Rank { priority: options.priority, arrival, slot };
+        let mut request = Request::new(id, prompt_ids, rank);
+        self.slot_of.insert(id, slot);
+        self.slot_of.extend(choices.clone().map(|choice| (choice, slot)));
+        request.choices.extend(choices);
+        self.enqueue(request);
         Ok(())
     }
 
+    fn check_request_is_valid(&self, id: u64, prompt_ids: &[u32], options: RequestOptions) -> Result<()> {
+        let invalid = |problem: String| Err(Error::InvalidArgument(problem));
+        if prompt_ids.is_empty() {
+            return invalid(format!("request {id}: the prompt must hold at least one token"));
+        }
+        if options.max_tokens == 0 || options.num_choices == 0 {
+            let name = if options.max_tokens == 0 { "max_tokens" } else { "num_choices" };
+            return invalid(format!("request {id}: `{name}` must be at least 1, got 0"));
+        }
+        let Some(end) = id.checked_add(options.num_choices as u64) else {
+            return invalid(format!("request {id}: the ids of {} choices must fit 64 bits", options.num_choices));
+        };
+        match (id..end).find(|id| self.slot_of.contains_key(id)) {
+            Some(id) => invalid(format!("request id {id} is in use; ids must be unique")),
+            None => Ok(()),
+        }
+    }
+
     fn check_capacity(&self, id: u64, num_prompt_tokens: usize, max_tokens: usize) -> Result<()> {
-        let SchedulerConfig { num_blocks, block_size, max_waiting_requests, max_model_len, .. } = self.config;
+        let SchedulerConfig { num_blocks, block_size, max_model_len, .. } = self.config;
         let num_tokens = num_prompt_tokens.saturating_add(max_tokens);
-        let sizes = format!(
-            "request {id} needs {num_tokens} tokens ({num_prompt_tokens} of prompt and `max_tokens` {max_tokens})"
-        );
+        let sizes = || {
+            format!(
+                "request {id} needs {num_tokens} tokens ({num_prompt_tokens} of prompt and `max_tokens` {max_tokens})"
+            )
+        };
         if num_tokens > max_model_len {
             return Err(Error::Capacity(format!(
-                "{sizes}, the context holds {max_model_len}\nhint: shorten the prompt or lower `max_tokens`"
+                "{}, the context holds {max_model_len}\nhint: shorten the prompt or lower `max_tokens`",
+                sizes()
             )));
         }
         if num_tokens.div_ceil(block_size) > num_blocks {
             return Err(Error::Capacity(format!(
-                "{sizes}, the cache holds {} ({num_blocks} blocks of {block_size})\n\
+                "{}, the cache holds {} ({num_blocks} blocks of {block_size})\n\
                  hint: lower `max_tokens` or give the cache more memory",
+                sizes(),
                 num_blocks * block_size
-            )));
-        }
-        if self.waiting.len() >= max_waiting_requests {
-            return Err(Error::QueueFull(format!(
-                "the queue is full: {} requests wait, at most {max_waiting_requests} may\nhint: try again later",
-                self.waiting.len()
             )));
         }
         Ok(())
     }
 
-    /// Forgets a request, finished or aborted, and frees its blocks at once; `false` if it is unknown.
+    fn check_queue(&self, num_prompt_tokens: usize) -> Result<()> {
+        let SchedulerConfig { max_waiting_requests, max_waiting_tokens, .. } = self.config;
+        let num_waiting = self.waiting.len();
+        if num_waiting >= max_waiting_requests {
+            return Err(Error::QueueFull(format!(
+                "the queue is full: {num_waiting} requests wait, at most {max_waiting_requests} may\n\
+                 hint: try again later"
+            )));
+        }
+        // A prompt longer than the limit still runs, where nobody waits before it.
+        match max_waiting_tokens {
+            Some(limit) if num_waiting > 0 && self.waiting_tokens + num_prompt_tokens > limit => {
+                Err(Error::QueueFull(format!(
+                    "the queue is full: {} tokens wait, with {num_prompt_tokens} more they would exceed {limit}\n\
+                     hint: try again later",
+                    self.waiting_tokens
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn new_slot(&mut self) -> u32 {
+        self.free_slots.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() as u32 - 1
+        })
+    }
+
+    /// Puts a request that holds nothing into the queue, in its place.
+    pub(super) fn enqueue(&mut self, request: Request) {
+        let rank = request.rank;
+        self.waiting.insert(rank);
+        self.waiting_tokens += request.tokens.len();
+        self.slots[rank.slot as usize] = Some(request);
+    }
+
+    /// Forgets a request or one of its choices, finished or aborted; its blocks are free at once. `false`: unknown.
     ///
     /// Allowed in any state, also while a plan is in flight: its row of logits is then skipped. The blocks it leaves
     /// are first handed out by the next plan, so the step that runs can't overwrite another request's.
@@ -169,120 +185,44 @@ impl Scheduler {
     ///
     /// [`Error::Internal`] if its blocks were not in use.
     pub fn remove(&mut self, id: u64) -> Result<bool> {
-        let Some(mut request) = self.requests.remove(&id) else { return Ok(false) };
-        self.running.retain(|&other| other != id);
-        self.waiting.retain(|&other| other != id);
-        release_blocks(&mut self.pool, &mut request)?;
-        Ok(true)
-    }
-
-    /// Plans the next step; `None` if there is nothing to run.
-    ///
-    /// Progress counts only once [`Self::complete_step`] records it, so planning again drops the last plan and plans
-    /// the same work anew: a step that failed can be retried, or its requests removed.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Internal`] if an invariant is broken.
-    pub fn schedule(&mut self) -> Result<Option<StepPlan>> {
-        self.drop_step();
-        let mut budget = self.config.max_batch_tokens;
-        let mut scheduled = Vec::with_capacity(self.running.len());
-        self.schedule_running(&mut budget, &mut scheduled)?;
-        self.schedule_waiting(&mut budget, &mut scheduled)?;
-        if scheduled.is_empty() {
-            return Ok(None);
+        let Some(slot) = self.slot_of.remove(&id) else { return Ok(false) };
+        let request = state_mut(&mut self.slots, slot)?;
+        if request.id != id {
+            request.choices.retain(|&choice| choice != id);
+            return Ok(true);
         }
-        let requests: Vec<&Request> = scheduled.iter().filter_map(|id| self.requests.get(id)).collect();
-        let plan = StepPlan::build(&requests, self.config.block_size);
-        let sampled_ids = requests.iter().filter(|request| request.samples_in_step()).map(|r| r.id).collect();
-        self.in_flight = Some(InFlight { request_ids: scheduled, sampled_ids });
-        self.stats.num_steps += 1;
-        self.stats.tokens_scheduled += plan.token_ids.len();
-        Ok(Some(plan))
-    }
-
-    /// Oldest first; out of blocks, the newest running request gives way.
-    fn schedule_running(&mut self, budget: &mut usize, scheduled: &mut Vec<u64>) -> Result<()> {
-        let mut place = 0;
-        while place < self.running.len() && *budget > 0 {
-            let id = self.running[place];
-            while !self.allocate_known(id)? {
-                self.preempt_newest()?;
-                if place == self.running.len() {
-                    return Ok(());
-                }
-            }
-            scheduled.push(id);
-            self.take_budget(id, budget)?;
-            place += 1;
+        if !request.choices.is_empty() {
+            // The prompt is still wanted: the next choice takes the removed one's place.
+            request.id = request.choices.remove(0);
+            return Ok(true);
         }
-        Ok(())
-    }
-
-    /// First come first served: where the first doesn't fit, nobody overtakes it.
-    ///
-    /// So a step that preempts admits nobody: the first in the queue is then who was preempted last, when no block
-    /// was free, and an older request has taken at least one of those it gave up.
-    fn schedule_waiting(&mut self, budget: &mut usize, scheduled: &mut Vec<u64>) -> Result<()> {
-        while let Some(&id) = self.waiting.front() {
-            if *budget == 0 || self.running.len() >= self.config.max_running_requests || !self.allocate_known(id)? {
-                break;
-            }
-            self.waiting.pop_front();
-            self.running.push(id);
-            scheduled.push(id);
-            self.take_budget(id, budget)?;
-        }
-        Ok(())
-    }
-
-    /// Gives a request the blocks of all its known tokens, or none if they aren't all free.
-    ///
-    /// Not only of the next chunk: a long prompt admitted by halves would lose its first chunks to preemption.
-    fn allocate_known(&mut self, id: u64) -> Result<bool> {
-        let block_size = self.config.block_size;
-        let request = get_mut(&mut self.requests, id)?;
-        let num_missing = request.tokens.len().div_ceil(block_size).saturating_sub(request.blocks.len());
-        if !self.pool.can_allocate(num_missing) {
-            return Ok(false);
-        }
-        request.blocks.extend((0..num_missing).filter_map(|_| self.pool.allocate()));
-        Ok(true)
-    }
-
-    fn take_budget(&mut self, id: u64, budget: &mut usize) -> Result<()> {
-        let request = get_mut(&mut self.requests, id)?;
-        request.num_scheduled_tokens = request.num_pending_tokens().min(*budget);
-        *budget -= request.num_scheduled_tokens;
-        Ok(())
-    }
-
-    /// Sends the newest running request back to the front of the queue, without blocks.
-    fn preempt_newest(&mut self) -> Result<()> {
-        let id = self.running.pop().ok_or_else(|| Error::Internal("nobody to preempt".to_owned()))?;
-        if self.running.is_empty() {
-            return Err(Error::Internal(format!("request {id} was admitted but does not fit the cache alone")));
-        }
-        let request = get_mut(&mut self.requests, id)?;
-        request.num_computed_tokens = 0;
+        let rank = request.rank;
         release_blocks(&mut self.pool, request)?;
-        self.waiting.push_front(id);
-        self.stats.num_preemptions += 1;
-        Ok(())
+        if request.is_running {
+            remove_sorted(&mut self.running, rank);
+        } else {
+            self.waiting_tokens -= request.tokens.len();
+            self.waiting.remove(&rank);
+        }
+        self.slots[slot as usize] = None;
+        self.free_slots.push(slot);
+        Ok(true)
     }
 
-    fn drop_step(&mut self) {
-        for id in self.in_flight.take().into_iter().flat_map(|step| step.request_ids) {
-            if let Some(request) = self.requests.get_mut(&id) {
-                request.num_scheduled_tokens = 0;
-            }
-        }
+    /// The plan in flight.
+    pub fn plan(&self) -> Option<&StepPlan> {
+        self.in_flight.then_some(&self.plan)
     }
 
     /// Rows of logits the plan in flight asks for; `None` without one.
     pub fn num_sampled_rows(&self) -> Option<usize> {
-        self.in_flight.as_ref().map(|step| step.sampled_ids.len())
+        self.in_flight.then_some(self.rows.len())
+    }
+
+    /// Everyone with tokens in the plan in flight, choices that wait for their prompt among them.
+    pub fn ids_in_flight(&self) -> Vec<u64> {
+        let requests = self.scheduled.iter().filter_map(|rank| self.state(*rank));
+        requests.flat_map(|request| std::iter::once(request.id).chain(request.choices.iter().copied())).collect()
     }
 
     /// Records that the plan in flight was computed. Returns whose each row of logits is; `None`: it was removed since.
@@ -291,38 +231,96 @@ impl Scheduler {
     ///
     /// [`Error::InvalidArgument`] without a plan in flight.
     pub fn complete_step(&mut self) -> Result<Vec<Option<u64>>> {
-        let Some(step) = self.in_flight.take() else {
+        if !std::mem::take(&mut self.in_flight) {
             return Err(Error::InvalidArgument("no plan is in flight; call `schedule` first".to_owned()));
-        };
-        // A new request may have taken a removed one's id meanwhile: only those scheduled in the plan count.
-        let is_scheduled = |id: &u64| self.requests.get(id).is_some_and(|request| request.num_scheduled_tokens > 0);
-        let rows = step.sampled_ids.iter().map(|id| is_scheduled(id).then_some(*id)).collect();
-        for id in &step.request_ids {
-            if let Some(request) = self.requests.get_mut(id) {
-                request.num_computed_tokens += std::mem::take(&mut request.num_scheduled_tokens);
-            }
         }
-        Ok(rows)
+        // A new request may have taken a removed one's id meanwhile, but never its rank.
+        let owner = |row: &Row| self.state(row.rank).is_some_and(|request| request.answers_to(row.id));
+        let owners = self.rows.iter().map(|row| owner(row).then_some(row.id)).collect();
+        let mut scheduled = std::mem::take(&mut self.scheduled);
+        for rank in scheduled.drain(..) {
+            self.complete_request(rank)?;
+        }
+        self.scheduled = scheduled;
+        self.rows.clear();
+        Ok(owners)
+    }
+
+    fn complete_request(&mut self, rank: Rank) -> Result<()> {
+        let Some(request) = self.slots[rank.slot as usize].as_mut().filter(|request| request.rank == rank) else {
+            return Ok(());
+        };
+        request.num_computed_tokens += std::mem::take(&mut request.num_scheduled_tokens);
+        if let Some(BlockCopy { source, .. }) = request.copy.take() {
+            self.pool.release(source)?;
+            self.stats.blocks_copied += 1;
+        }
+        let block_size = self.config.block_size;
+        while self.config.prefix_caching
+            && request.num_computed_tokens >= (request.num_findable_blocks + 1) * block_size
+        {
+            let index = request.num_findable_blocks;
+            let hash = request.block_hash(index, &self.hasher, block_size);
+            self.pool.register(request.blocks[index], hash)?;
+            request.num_findable_blocks += 1;
+        }
+        if !request.choices.is_empty() && request.num_pending_tokens() == 0 {
+            return self.fork(rank);
+        }
+        Ok(())
+    }
+
+    /// Makes each choice of a request whose prompt is computed a request of its own, on the same blocks.
+    ///
+    /// Those that may not run yet wait in the queue, as if preempted: the prefix cache has most of their prompt.
+    fn fork(&mut self, rank: Rank) -> Result<()> {
+        let mut parent = self.slots[rank.slot as usize].take().ok_or_else(|| missing(rank.slot))?;
+        for (index, id) in std::mem::take(&mut parent.choices).into_iter().enumerate() {
+            let slot = self.new_slot();
+            self.slot_of.insert(id, slot);
+            let mut choice = parent.clone();
+            choice.rank = Rank { arrival: rank.arrival + 1 + index as u64, slot, ..rank };
+            choice.id = id;
+            if self.running.len() < self.config.max_running_requests {
+                choice.blocks.iter().try_for_each(|&block| self.pool.acquire(block))?;
+                choice.shares_last_block = true;
+                parent.shares_last_block = true;
+                insert_sorted(&mut self.running, choice.rank);
+                self.slots[slot as usize] = Some(choice);
+                continue;
+            }
+            choice.blocks.clear();
+            (choice.is_running, choice.num_computed_tokens, choice.num_findable_blocks) = (false, 0, 0);
+            self.enqueue(choice);
+        }
+        self.slots[rank.slot as usize] = Some(parent);
+        Ok(())
     }
 
     /// Adds a generated token to a request.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownRequest`] if it was never added or is removed.
+    /// [`Error::UnknownRequest`] if it was never added or is removed, or is a choice that has not started.
     pub fn append_token(&mut self, id: u64, token: u32) -> Result<()> {
-        self.requests.get_mut(&id).ok_or(Error::UnknownRequest(id))?.tokens.push(token);
+        let slot = *self.slot_of.get(&id).ok_or(Error::UnknownRequest(id))?;
+        let request = state_mut(&mut self.slots, slot)?;
+        if request.id != id {
+            return Err(Error::UnknownRequest(id));
+        }
+        request.tokens.push(token);
+        self.waiting_tokens += usize::from(!request.is_running);
         Ok(())
     }
 
-    /// What is known of a request.
+    /// What is known of a request; of a choice that has not started, what is known of the one that computes its prompt.
     pub fn request(&self, id: u64) -> Option<&Request> {
-        self.requests.get(&id)
+        self.slots[*self.slot_of.get(&id)? as usize].as_ref()
     }
 
     /// Whether any request is left.
     pub fn has_unfinished(&self) -> bool {
-        !self.requests.is_empty()
+        !self.slot_of.is_empty()
     }
 
     /// Counters as of now.
@@ -330,58 +328,44 @@ impl Scheduler {
         SchedulerStats {
             num_running: self.running.len(),
             num_waiting: self.waiting.len(),
+            waiting_tokens: self.waiting_tokens,
             blocks_total: self.pool.num_blocks(),
             blocks_free: self.pool.num_free(),
+            blocks_cached: self.pool.num_findable(),
             ..self.stats
         }
     }
 
-    /// Checks every invariant of the queues, the requests and the pool; costs O(requests + blocks).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Internal`] naming what disagrees.
-    pub fn check_integrity(&self) -> Result<()> {
-        let queued = self.running.iter().chain(&self.waiting);
-        let mut arrivals = Vec::with_capacity(self.requests.len());
-        for &id in queued {
-            let request =
-                self.requests.get(&id).ok_or_else(|| Error::Internal(format!("request {id} has no state")))?;
-            arrivals.push(request.arrival);
-        }
-        if arrivals.len() != self.requests.len() || !arrivals.is_sorted_by(|a, b| a < b) {
-            return Err(Error::Internal("the queues don't hold each request once, in order of arrival".to_owned()));
-        }
-        for &id in &self.waiting {
-            let request = &self.requests[&id];
-            if !request.blocks.is_empty() || request.num_computed_tokens > 0 || request.num_scheduled_tokens > 0 {
-                return Err(Error::Internal(format!("request {id} waits but holds blocks or computed tokens")));
-            }
-        }
-        for request in self.requests.values() {
-            self.check_request(request)?;
-        }
-        self.pool.check_integrity(self.requests.values().flat_map(|request| request.blocks.iter().copied()))
-    }
-
-    fn check_request(&self, request: &Request) -> Result<()> {
-        let num_known = request.tokens.len();
-        let num_seen = request.num_computed_tokens + request.num_scheduled_tokens;
-        let num_slots = request.blocks.len() * self.config.block_size;
-        if num_seen > num_known || num_seen > num_slots {
-            return Err(Error::Internal(format!(
-                "request {} computes {num_seen} of {num_known} tokens in {num_slots} slots",
-                request.id
-            )));
-        }
-        Ok(())
+    /// The request of this rank, if it is still there.
+    pub(super) fn state(&self, rank: Rank) -> Option<&Request> {
+        self.slots[rank.slot as usize].as_ref().filter(|request| request.rank == rank)
     }
 }
 
-fn get_mut(requests: &mut FxHashMap<u64, Request>, id: u64) -> Result<&mut Request> {
-    requests.get_mut(&id).ok_or_else(|| Error::Internal(format!("queued request {id} has no state")))
+pub(super) fn state_mut(slots: &mut [Option<Request>], slot: u32) -> Result<&mut Request> {
+    slots.get_mut(slot as usize).and_then(Option::as_mut).ok_or_else(|| missing(slot))
 }
 
-fn release_blocks(pool: &mut BlockPool, request: &mut Request) -> Result<()> {
-    request.blocks.drain(..).try_for_each(|block| pool.release(block))
+fn missing(slot: u32) -> Error {
+    Error::Internal(format!("slot {slot} holds no request"))
+}
+
+pub(super) fn insert_sorted(ranks: &mut Vec<Rank>, rank: Rank) -> usize {
+    let place = ranks.partition_point(|other| *other < rank);
+    ranks.insert(place, rank);
+    place
+}
+
+fn remove_sorted(ranks: &mut Vec<Rank>, rank: Rank) {
+    if let Ok(place) = ranks.binary_search(&rank) {
+        ranks.remove(place);
+    }
+}
+
+/// Gives a request's blocks back, the last first: they are the least likely to be another's, and reused first.
+pub(super) fn release_blocks(pool: &mut BlockPool, request: &mut Request) -> Result<()> {
+    if let Some(BlockCopy { source, .. }) = request.copy.take() {
+        pool.release(source)?;
+    }
+    request.blocks.drain(..).rev().try_for_each(|block| pool.release(block))
 }

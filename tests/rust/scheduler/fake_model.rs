@@ -1,11 +1,12 @@
 //! A model whose next token is a pure function of the tokens it finds in its cache.
 //!
-//! It stores token ids by `slot_mapping` and reads sequences back by `block_tables`, so a wrong slot, a shared block
-//! or a stale length changes what it says.
+//! It stores token ids by `slot_mapping` and reads sequences back by `block_tables`, so a wrong slot, a block shared by
+//! mistake, a copy left out or a stale length changes what it says.
 
 use llm_core::scheduler::StepPlan;
 
 const EMPTY: i64 = -1;
+const GARBAGE: i64 = -2;
 
 pub struct FakeModel {
     cache: Vec<i64>,
@@ -17,29 +18,42 @@ impl FakeModel {
         Self { cache: vec![EMPTY; num_blocks * block_size], block_size }
     }
 
-    /// The tokens each sampled row has seen, in the plan's order.
+    /// The tokens each row of logits has seen, in the plan's order.
     pub fn run(&mut self, plan: &StepPlan) -> Vec<Vec<u32>> {
         check_shapes(plan);
+        self.copy_blocks(plan);
         for (&slot, &token) in plan.slot_mapping.iter().zip(&plan.token_ids) {
             self.cache[slot as usize] = token;
         }
-        let mut rows = Vec::new();
-        for request in 0..plan.request_ids.len() {
-            let end = i64::from(plan.query_start[request + 1]);
-            if plan.logits_indices.contains(&(end - 1)) {
-                rows.push(self.read(plan, request));
-            }
-        }
-        rows
+        plan.logits_indices.iter().map(|&index| self.read(plan, index)).collect()
     }
 
-    fn read(&self, plan: &StepPlan, request: usize) -> Vec<u32> {
+    /// A pass that breaks off: whatever it was to write is garbage.
+    pub fn fail(&mut self, plan: &StepPlan) {
+        self.copy_blocks(plan);
+        for &slot in &plan.slot_mapping {
+            self.cache[slot as usize] = GARBAGE;
+        }
+    }
+
+    fn copy_blocks(&mut self, plan: &StepPlan) {
+        let targets: Vec<i64> = plan.block_copies.iter().map(|copy| copy[1]).collect();
+        for &[source, target] in &plan.block_copies {
+            assert!(!targets.contains(&source), "block {source} is copied and overwritten in one step");
+            let start = source as usize * self.block_size;
+            self.cache.copy_within(start..start + self.block_size, target as usize * self.block_size);
+        }
+    }
+
+    /// What lies in the cache up to the token at `index` of the plan.
+    fn read(&self, plan: &StepPlan, index: i64) -> Vec<u32> {
+        let request = plan.query_start.partition_point(|&start| i64::from(start) <= index) - 1;
         let table = &plan.block_tables[request * plan.max_blocks..][..plan.max_blocks];
         let token = |position: usize| {
             let block = table[position / self.block_size] as usize;
             self.cache[block * self.block_size + position % self.block_size]
         };
-        (0..plan.seq_lens[request] as usize).map(|position| u32::try_from(token(position)).unwrap()).collect()
+        (0..=plan.positions[index as usize] as usize).map(|position| u32::try_from(token(position)).unwrap()).collect()
     }
 }
 
@@ -50,6 +64,10 @@ fn check_shapes(plan: &StepPlan) {
     assert_eq!(plan.query_start.len(), num_requests + 1);
     assert_eq!(plan.seq_lens.len(), num_requests);
     assert_eq!(plan.block_tables.len(), num_requests * plan.max_blocks);
+    let mut slots = plan.slot_mapping.clone();
+    slots.sort_unstable();
+    slots.dedup();
+    assert_eq!(slots.len(), plan.slot_mapping.len(), "two tokens go to one slot");
     for request in 0..num_requests {
         let (start, end) = (plan.query_start[request] as usize, plan.query_start[request + 1] as usize);
         assert!(start < end, "a request without tokens is in the plan");

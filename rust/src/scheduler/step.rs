@@ -1,0 +1,261 @@
+//! The token budget's rule: who runs, who waits, who gives way.
+
+use super::request::{BlockCopy, Rank};
+use super::scheduler::{Row, insert_sorted, release_blocks, state_mut};
+use super::{BlockId, Request, Scheduler, StepPlan};
+use crate::{Error, Result};
+
+impl Scheduler {
+    /// Plans the next step; `None` if there is nothing to run.
+    ///
+    /// Progress counts only once [`Self::complete_step`] records it, so planning again drops the last plan and plans
+    /// the same work anew: a step that failed can be retried, or its requests removed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`] if an invariant is broken.
+    pub fn schedule(&mut self) -> Result<Option<&StepPlan>> {
+        self.drop_step();
+        let mut budget = self.config.max_batch_tokens;
+        self.schedule_decodes(&mut budget)?;
+        self.schedule_prefills(&mut budget)?;
+        if self.scheduled.is_empty() {
+            return Ok(None);
+        }
+        self.fill_plan()?;
+        self.in_flight = true;
+        self.stats.num_steps += 1;
+        self.stats.tokens_scheduled += self.plan.token_ids.len();
+        Ok(Some(&self.plan))
+    }
+
+    fn drop_step(&mut self) {
+        self.in_flight = false;
+        self.rows.clear();
+        for rank in self.scheduled.drain(..) {
+            if let Some(request) = self.slots[rank.slot as usize].as_mut().filter(|request| request.rank == rank) {
+                request.num_scheduled_tokens = 0;
+            }
+        }
+    }
+
+    /// Requests with one token to compute come first, so that no prompt holds up those who are being answered. Out of
+    /// blocks, the last of the order gives way.
+    ///
+    /// Only the very first request may not be held up either: if it is still in its prompt, a token is kept for it.
+    fn schedule_decodes(&mut self, budget: &mut usize) -> Result<()> {
+        self.prefills.clear();
+        let mut place = 0;
+        let mut num_kept = 0;
+        while place < self.running.len() && *budget > num_kept {
+            let rank = self.running[place];
+            if state_mut(&mut self.slots, rank.slot)?.num_pending_tokens() > 1 {
+                num_kept += usize::from(place == 0);
+                self.prefills.push(rank);
+                place += 1;
+                continue;
+            }
+            while !self.grow(rank)? {
+                self.preempt_last(budget)?;
+                if place == self.running.len() {
+                    return Ok(());
+                }
+            }
+            self.take_budget(rank, budget)?;
+            place += 1;
+        }
+        Ok(())
+    }
+
+    /// Prompts share what is left, in the order of all: those that run and those that wait.
+    ///
+    /// Where the first in the queue doesn't fit, nobody overtakes it there.
+    fn schedule_prefills(&mut self, budget: &mut usize) -> Result<()> {
+        let mut place = 0;
+        let mut is_open = true;
+        while *budget > 0 {
+            let running = self.prefills.get(place).copied();
+            let waiting = self.waiting.first().copied().filter(|_| is_open);
+            match (running, waiting) {
+                (None, None) => break,
+                (Some(rank), None) => {
+                    self.take_budget(rank, budget)?;
+                    place += 1;
+                }
+                (Some(rank), Some(first)) if rank < first => {
+                    self.take_budget(rank, budget)?;
+                    place += 1;
+                }
+                (_, Some(first)) => {
+                    is_open = self.admit(first, budget)?;
+                    if is_open {
+                        self.take_budget(first, budget)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the first of the queue to the running ones, if it fits; requests of a worse priority give way if that
+    /// makes it fit.
+    fn admit(&mut self, rank: Rank, budget: &mut usize) -> Result<bool> {
+        let request = state_mut(&mut self.slots, rank.slot)?;
+        // Whoever just gave way would only take back what it gave up.
+        if request.preempted_in_step == self.stats.num_steps + 1 {
+            return Ok(false);
+        }
+        loop {
+            let has_place = self.running.len() < self.config.max_running_requests;
+            if has_place && self.allocate_known(rank)? {
+                break;
+            }
+            if !self.could_displace(rank)? {
+                return Ok(false);
+            }
+            self.preempt_last(budget)?;
+        }
+        self.waiting.remove(&rank);
+        insert_sorted(&mut self.running, rank);
+        let request = state_mut(&mut self.slots, rank.slot)?;
+        request.is_running = true;
+        self.waiting_tokens -= request.tokens.len();
+        Ok(true)
+    }
+
+    /// Whether a waiting request would fit if those of a worse priority gave way.
+    fn could_displace(&self, rank: Rank) -> Result<bool> {
+        let is_worse = |other: &&Rank| other.priority > rank.priority;
+        if !self.running.last().as_ref().is_some_and(is_worse) {
+            return Ok(false);
+        }
+        let blocks_of = |other: &Rank| self.state(*other).map_or(0, |request| request.blocks.len());
+        let num_theirs: usize = self.running.iter().rev().take_while(is_worse).map(blocks_of).sum();
+        let num_tokens = self.state(rank).map_or(0, |request| request.tokens.len());
+        Ok(num_tokens.div_ceil(self.config.block_size) <= self.pool.num_free() + num_theirs)
+    }
+
+    /// Gives a waiting request the blocks of all its known tokens, or none if they aren't all free: those the prefix
+    /// cache has, and free ones for the rest. At least one token is left to compute, for there must be logits.
+    ///
+    /// Not only of the next chunk: a long prompt admitted by halves would lose its first chunks to preemption.
+    fn allocate_known(&mut self, rank: Rank) -> Result<bool> {
+        let block_size = self.config.block_size;
+        let request = state_mut(&mut self.slots, rank.slot)?;
+        let num_needed = request.tokens.len().div_ceil(block_size);
+        if self.config.prefix_caching {
+            find_prefix(request, &self.hasher, &self.pool, block_size);
+        }
+        let num_found = request.blocks.len();
+        let num_free_found = request.blocks.iter().filter(|&&block| self.pool.ref_count(block) == 0).count();
+        if !self.pool.can_allocate(num_needed - num_found + num_free_found) {
+            request.blocks.clear();
+            return Ok(false);
+        }
+        // Found blocks are taken first, or they might be handed out as free ones.
+        request.blocks.iter().try_for_each(|&block| self.pool.acquire(block))?;
+        request.blocks.extend((num_found..num_needed).map_while(|_| self.pool.allocate()));
+        request.num_computed_tokens = num_found * block_size;
+        request.num_findable_blocks = num_found;
+        if self.config.prefix_caching && request.preempted_in_step == 0 {
+            self.stats.prefix_query_tokens += request.tokens.len();
+            self.stats.prefix_hit_tokens += request.num_computed_tokens;
+        }
+        Ok(true)
+    }
+
+    /// Gives a running request the block its next token needs, and a copy of its own of one it shares; `false` if
+    /// there are too few.
+    fn grow(&mut self, rank: Rank) -> Result<bool> {
+        let block_size = self.config.block_size;
+        let request = state_mut(&mut self.slots, rank.slot)?;
+        let has_room = request.tokens.len() <= request.blocks.len() * block_size;
+        if has_room && !request.shares_last_block {
+            return Ok(true);
+        }
+        if !has_room {
+            let Some(block) = self.pool.allocate() else { return Ok(false) };
+            request.blocks.push(block);
+        }
+        if request.shares_last_block && request.copy.is_none() {
+            return own_last_block(request, &mut self.pool, block_size);
+        }
+        Ok(true)
+    }
+
+    fn take_budget(&mut self, rank: Rank, budget: &mut usize) -> Result<()> {
+        let longest = self.config.max_prefill_chunk.unwrap_or(usize::MAX).min(*budget);
+        let request = state_mut(&mut self.slots, rank.slot)?;
+        request.num_scheduled_tokens = request.num_pending_tokens().min(longest);
+        *budget -= request.num_scheduled_tokens;
+        self.scheduled.push(rank);
+        Ok(())
+    }
+
+    /// Sends the last of the running requests back to the queue, without blocks.
+    ///
+    /// If it has tokens in this step they go back to the budget: only a request of a better priority finds it so.
+    fn preempt_last(&mut self, budget: &mut usize) -> Result<()> {
+        let rank = self.running.pop().ok_or_else(|| Error::Internal("nobody to preempt".to_owned()))?;
+        if self.running.is_empty() && self.waiting.first().is_none_or(|first| *first > rank) {
+            return Err(Error::Internal("a request was admitted but does not fit the cache alone".to_owned()));
+        }
+        if self.prefills.last() == Some(&rank) {
+            self.prefills.pop();
+        }
+        let request = state_mut(&mut self.slots, rank.slot)?;
+        let num_scheduled = std::mem::take(&mut request.num_scheduled_tokens);
+        if num_scheduled > 0 {
+            self.scheduled.retain(|other| *other != rank);
+            *budget += num_scheduled;
+        }
+        release_blocks(&mut self.pool, request)?;
+        (request.is_running, request.shares_last_block) = (false, false);
+        (request.num_computed_tokens, request.num_findable_blocks) = (0, 0);
+        request.preempted_in_step = self.stats.num_steps + 1;
+        self.waiting_tokens += request.tokens.len();
+        self.waiting.insert(rank);
+        self.stats.num_preemptions += 1;
+        Ok(())
+    }
+
+    fn fill_plan(&mut self) -> Result<()> {
+        let Self { plan, rows, slots, scheduled, config, .. } = self;
+        plan.clear();
+        for &rank in scheduled.iter() {
+            let request = state_mut(slots, rank.slot)?;
+            plan.push(request, config.block_size);
+            if request.samples_in_step() {
+                rows.push(Row { rank, id: request.id });
+                rows.extend(request.choices.iter().map(|&id| Row { rank, id }));
+            }
+        }
+        for &rank in scheduled.iter() {
+            plan.push_table_row(state_mut(slots, rank.slot)?, config.block_size);
+        }
+        Ok(())
+    }
+}
+
+/// Lists the blocks of a request's beginning that the cache has, without taking them.
+fn find_prefix(request: &mut Request, hasher: &super::BlockHasher, pool: &super::BlockPool, block_size: usize) {
+    for index in 0..(request.tokens.len() - 1) / block_size {
+        let hash = request.block_hash(index, hasher, block_size);
+        let Some(block) = pool.find(hash) else { return };
+        request.blocks.push(block);
+    }
+}
+
+/// Before a request writes into a block that other choices hold, it gets a copy; the last holder needs none.
+fn own_last_block(request: &mut Request, pool: &mut super::BlockPool, block_size: usize) -> Result<bool> {
+    let index = request.num_computed_tokens / block_size;
+    let source: BlockId = request.blocks[index];
+    let is_shared = !request.num_computed_tokens.is_multiple_of(block_size) && pool.ref_count(source) > 1;
+    if is_shared {
+        let Some(target) = pool.allocate() else { return Ok(false) };
+        request.blocks[index] = target;
+        request.copy = Some(BlockCopy { source, target });
+    }
+    request.shares_last_block = false;
+    Ok(true)
+}
