@@ -98,7 +98,12 @@ impl SamplingParams {
 
     /// Whether earlier tokens change the logits.
     pub fn has_penalties(&self) -> bool {
-        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+        self.repetition_penalty != 1.0 || self.counts_output()
+    }
+
+    /// Whether the output's tokens weigh more than the prompt's.
+    pub(super) fn counts_output(&self) -> bool {
+        self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
 

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::sync::{Mutex, OnceLock};
 
 use super::draw::DrawScratch;
-use super::penalties::TokenCounts;
+use super::penalties::{Seen, TokenCounts};
 use super::scan::{CHUNK, chunk_max, scan_maxima, widen};
 use crate::{Error, Result};
 
@@ -45,6 +45,7 @@ impl Logit for u16 {
 pub(super) struct Scratch {
     pub maxima: Maxima,
     pub counts: TokenCounts,
+    pub seen: Seen,
     pub draw: DrawScratch,
     pub sums: Vec<f64>,
     pub raw: RawRow,

@@ -3,7 +3,7 @@
 use super::draw::draw;
 use super::logprobs::{RawLogprobs, TokenLogprob};
 use super::mask::{TokenMask, VocabMask};
-use super::penalties::{History, TokenCounts, apply_bias, apply_penalties};
+use super::penalties::{History, Seen, TokenCounts, apply_bias, apply_penalties, apply_repetition};
 use super::row::{Logit, Row, Scratch, map_rows};
 use super::scan::CHUNK;
 use super::{SamplingParams, stream_key, uniform};
@@ -78,7 +78,7 @@ fn sample_row(logits: &mut [f32], mask: VocabMask, spec: &RowSpec<'_>, scratch: 
         if raw_logprobs.is_some() {
             scratch.raw.copy(&row);
         }
-        adjust(&mut row, spec, &mut scratch.counts);
+        adjust(&mut row, spec, (&mut scratch.counts, &mut scratch.seen));
         max = row.finite_max(spec.description())?;
     }
     let id = match spec.params.is_greedy() {
@@ -96,20 +96,21 @@ fn sample_row(logits: &mut [f32], mask: VocabMask, spec: &RowSpec<'_>, scratch: 
 }
 
 /// Everything that changes single logits, in the order that [`super`] tells.
-fn adjust(row: &mut Row<'_>, spec: &RowSpec<'_>, counts: &mut TokenCounts) {
+fn adjust(row: &mut Row<'_>, spec: &RowSpec<'_>, (counts, seen): (&mut TokenCounts, &mut Seen)) {
     if let Some(allowed) = spec.allowed {
         row.change_all(|logits| allowed.apply(logits));
     }
     apply_bias(row, &spec.params.logit_bias);
-    if spec.params.has_penalties() {
-        let counts = match spec.history {
-            History::Counted(counts) => counts,
-            History::Ids { prompt, output } => {
-                counts.recount(prompt, output);
-                &*counts
-            }
-        };
-        apply_penalties(row, spec.params, counts);
+    match spec.history {
+        _ if !spec.params.has_penalties() => {}
+        History::Counted(counts) => apply_penalties(row, spec.params, counts),
+        History::Ids { prompt, output } if !spec.params.counts_output() => {
+            apply_repetition(row, spec.params.repetition_penalty, [prompt, output], seen);
+        }
+        History::Ids { prompt, output } => {
+            counts.recount(prompt, output);
+            apply_penalties(row, spec.params, counts);
+        }
     }
     for &id in spec.banned_ids {
         row.change(id, |_| f32::NEG_INFINITY);
