@@ -212,6 +212,15 @@ def test_a_row_has_the_same_bits_in_every_batch(isa: str, dtype: torch.dtype, da
     assert np.array_equal(np.concatenate(found), together[start : start + lengths[row]])
 
 
+def test_choices_of_one_prompt_get_the_same_logits() -> None:
+    model, tables = build(BASE), shuffled_tables(2, 16)
+    step = Step.of(SPANS[0], tables, tokens(14, 61))
+    whole = run(decoder_of(model, caches(BASE, torch.float32, 8)), step, 61)
+    step.logits_indices = np.array([3, 8, 8, 8, 13], dtype=np.int64)
+    found = run(decoder_of(model, caches(BASE, torch.float32, 8)), step, 61)
+    assert np.array_equal(found, whole[step.logits_indices])
+
+
 def test_what_the_kernels_cannot_run_is_named() -> None:
     assert obstacle(MIXES["latent, rope, swiglu, pre"], torch.float32, CPU) == "attention 'mla'"
     assert obstacle(MIXES["mha, rope, swiglu, post"], torch.float32, CPU) == "norms after the residual sum"

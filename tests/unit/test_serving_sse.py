@@ -5,12 +5,15 @@ from hypothesis import strategies as st
 from llm.serving import sse
 from llm.serving.answers import ChatAnswer, TextAnswer
 from llm.serving.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest, Usage
+from llm.tokenization import SimpleCharacterTokenizer
 
+TOKENIZER = SimpleCharacterTokenizer.train("abc é")
 USAGE = Usage(prompt_tokens=2, completion_tokens=3, total_tokens=5)
 
 
 def chat(**fields):
-    return ChatAnswer(ChatCompletionRequest(model="m", messages=[ChatMessage(role="user", content="x")], **fields))
+    request = ChatCompletionRequest(model="m", messages=[ChatMessage(role="user", content="x")], **fields)
+    return ChatAnswer(request, TOKENIZER)
 
 
 def payload(event):
@@ -22,7 +25,8 @@ def payload(event):
 
 @given(st.text())
 def test_event_carries_any_text_on_one_line(text):
-    assert payload(sse.event(TextAnswer(CompletionRequest(model="m", prompt="x")).chunk(0, text)))["choices"] == [
+    answer = TextAnswer(CompletionRequest(model="m", prompt="x"), TOKENIZER)
+    assert payload(sse.event(answer.chunk(0, text)))["choices"] == [
         {"index": 0, "text": text, "finish_reason": None, "logprobs": None}
     ]
 
@@ -50,7 +54,7 @@ def test_usage_is_null_until_the_last_chunk_once_it_is_asked_for():
     request = msgspec.convert(
         {"model": "m", "prompt": "x", "stream": True, "stream_options": {"include_usage": True}}, CompletionRequest
     )
-    answer = TextAnswer(request)
+    answer = TextAnswer(request, TOKENIZER)
     assert payload(sse.event(answer.chunk(0, "x")))["usage"] is None
     last = payload(sse.event(answer.usage_chunk(USAGE)))
     assert last["choices"] == []

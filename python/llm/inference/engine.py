@@ -174,21 +174,27 @@ def _deltas(outputs: StepOutputs) -> list[tuple[int, Delta | LLMError]]:
     """The step's arrays as one delta a request."""
     found: list[tuple[int, Delta | LLMError]] = []
     errors = dict(outputs.errors)
+    prompts = {
+        request_id: tuple(TokenLogprob(token_id, logprob, tuple(top), rank) for token_id, logprob, rank, top in tokens)
+        for request_id, tokens in outputs.prompt_logprobs
+    }
     columns = zip(
         outputs.request_ids.tolist(),
         outputs.token_ids.tolist(),
         outputs.texts,
         outputs.finish_reasons.tolist(),
         outputs.logprobs.tolist(),
+        outputs.ranks.tolist(),
         outputs.top_logprobs,
         strict=True,
     )
-    for request_id, token_id, text, finish, logprob, top in columns:
+    for request_id, token_id, text, finish, logprob, rank, top in columns:
         if finish == _FAILED:
             found.append((request_id, EngineError(errors[request_id])))
             continue
         logprobs = None
         if not math.isnan(logprob):
-            logprobs = (TokenLogprob(token_id, logprob, () if top is None else tuple(zip(*top, strict=True))),)
-        found.append((request_id, Delta(text, (token_id,), _FINISH[finish], logprobs)))
+            logprobs = (TokenLogprob(token_id, logprob, () if top is None else tuple(zip(*top, strict=True)), rank),)
+        delta = Delta(text, (token_id,), _FINISH[finish], logprobs, prompts.get(request_id))
+        found.append((request_id, delta))
     return found

@@ -45,7 +45,6 @@ class KVCache:
         )
         return cls(keys, values)
 
-
     def copy_blocks(self, copies: NDArray[np.int64]) -> None:
         """Copies blocks, `(from, to)` a row: choices of one prompt get their own before they write to them."""
         sources, targets = (torch.as_tensor(ids, device=self.keys[0].device) for ids in copies.T.copy())

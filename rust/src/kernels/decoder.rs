@@ -227,7 +227,8 @@ impl Decoder {
         for (group, rows) in rows.chunks_mut(MAX_ROWS).enumerate() {
             let start = group * MAX_ROWS;
             while let Some((output, row)) = wanted.next_if(|(_, row)| (**row as usize) < start + rows.len()) {
-                rows[*row as usize - start].output = Some(output);
+                let (first, end) = &mut rows[*row as usize - start].outputs;
+                (*first, *end) = (if first == end { output } else { *first }, output + 1);
             }
             self.run_group(step, rows, logits);
         }

@@ -20,8 +20,8 @@ pub(super) struct RowTask {
     request: usize,
     /// Where its attention's stretches begin.
     pub first_stretch: usize,
-    /// Its row of logits.
-    pub output: Option<usize>,
+    /// Its rows of logits: several where choices of one prompt begin.
+    pub outputs: (usize, usize),
 }
 
 impl RowTask {
@@ -32,7 +32,7 @@ impl RowTask {
             slot: step.slot_mapping[row] as usize,
             request,
             first_stretch: 0,
-            output: None,
+            outputs: (0, 0),
         }
     }
 
@@ -343,13 +343,13 @@ impl<'a> Pass<'a> {
 
     fn logits(&self, member: &Member<'_>) {
         let head = &self.spec.head;
-        let wanted: Vec<(usize, usize)> =
-            self.rows.iter().enumerate().filter_map(|(row, task)| Some((row, task.output?))).collect();
+        let is_wanted = |row: &usize| self.rows[*row].outputs.0 < self.rows[*row].outputs.1;
+        let wanted: Vec<usize> = (0..self.rows.len()).filter(is_wanted).collect();
         if wanted.is_empty() {
             return;
         }
         for place in (member.index..wanted.len()).step_by(member.num_members()) {
-            self.normalize(wanted[place].0, &self.spec.norm, head.weight.dtype, place);
+            self.normalize(wanted[place], &self.spec.norm, head.weight.dtype, place);
         }
         member.barrier();
         let vocab_size = head.weight.rows;
@@ -358,11 +358,14 @@ impl<'a> Pass<'a> {
             head,
             &self.prepared(self.input, self.sizes.input, wanted.len()),
             |place, first, values| {
-                // SAFETY: each column is one member's until the end.
-                let to = unsafe { self.logits.slice(wanted[place].1 * vocab_size + first, values.len()) };
-                to.copy_from_slice(values);
-                if let Some(cap) = self.spec.logit_softcap {
-                    to.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+                let (start, end) = self.rows[wanted[place]].outputs;
+                for output in start..end {
+                    // SAFETY: each column is one member's until the end.
+                    let to = unsafe { self.logits.slice(output * vocab_size + first, values.len()) };
+                    to.copy_from_slice(values);
+                    if let Some(cap) = self.spec.logit_softcap {
+                        to.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+                    }
                 }
             },
         );
