@@ -11,7 +11,13 @@ from llm.models import DecoderModel, ForwardContext, PagedCache
 
 
 class ModelRunner(Protocol):
-    """Computes the logits a plan asks for; kernels and CUDA graphs are other implementations."""
+    """Computes the logits a plan asks for; kernels and CUDA graphs are other implementations.
+
+    Attributes:
+        model: Whose logits they are.
+    """
+
+    model: DecoderModel
 
     def run(self, plan: StepPlan) -> Tensor:
         """Writes the plan's tokens into the cache and returns logits, fp32 `[S, V]` on the CPU, contiguous."""
