@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -14,9 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llm._rust import Decoder, instruction_sets
-from llm.errors import InvalidArgumentError
+from llm.errors import ConfigError, InvalidArgumentError
+from llm.inference import EngineConfig, load_engine
+from llm.inference.engine import Backend
 from llm.inference.kernel_weights import kernel_weights, obstacle
 from llm.inference.kv_cache import KVCache
+from llm.info import describe
 from llm.model_config import ExpertsConfig, ModelConfig
 from llm.models import DecoderModel, ForwardContext, PagedCache
 from tests.mixes import BASE, MIXES, build
@@ -292,3 +296,16 @@ def test_settings_out_of_range_are_refused() -> None:
         decoder_of(model, cache, threads=0)
     with pytest.raises(InvalidArgumentError, match="must be one of this machine's"):
         decoder_of(model, cache, isa="AVX9")
+
+
+def test_the_backend_can_be_chosen(tiny_checkpoint: Path) -> None:
+    engines = {name: load_engine(tiny_checkpoint, config=EngineConfig(backend=name)) for name in get_args(Backend)}
+    runners = {name: type(engine.runner).__name__ for name, engine in engines.items()}
+    assert runners == {"auto": "KernelModelRunner", "kernels": "KernelModelRunner", "torch": "TorchModelRunner"}
+    with pytest.raises(ConfigError, match=r"`backend` 'kernels' can't run this model: weights of float16"):
+        load_engine(tiny_checkpoint, dtype="float16", config=EngineConfig(backend="kernels"))
+    assert type(load_engine(tiny_checkpoint, dtype="float16").runner).__name__ == "TorchModelRunner"
+
+
+def test_info_says_what_runs_the_model(tiny_checkpoint: Path) -> None:
+    assert describe(tiny_checkpoint)["decoding on a CPU"] == f"kernels of llm-oxide ({instruction_sets()[-1]})"

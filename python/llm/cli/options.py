@@ -1,5 +1,6 @@
 """Options that several verbs share."""
 
+import re
 from typing import Annotated
 
 import typer
@@ -15,3 +16,14 @@ RepetitionPenalty = Annotated[float | None, typer.Option(help="Over 1: repeat le
 PresencePenalty = Annotated[float | None, typer.Option(min=-2.0, max=2.0, help="Once per token seen.")]
 FrequencyPenalty = Annotated[float | None, typer.Option(min=-2.0, max=2.0, help="Per time a token was seen.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Makes the answer repeatable.")]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+def size_in_bytes(text: str) -> int:
+    """`2GiB`, `500 MB` or plain bytes as a number of bytes."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or float(found[1]) == 0:
+        raise typer.BadParameter(f"must be a size such as 2GiB, 500MB or a number of bytes, got {text!r}")
+    number, letter, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** ("KMGT".find(letter.upper()) + 1 if letter else 0))

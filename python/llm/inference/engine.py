@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -17,6 +17,8 @@ from llm.inference.outputs import Delta, FinishReason, TokenLogprob
 from llm.sampling_params import SamplingParams
 from llm.tokenization import BaseTokenizer
 
+Backend: TypeAlias = Literal["auto", "kernels", "torch"]
+
 _FINISH: tuple[FinishReason | None, ...] = (None, "stop", "length")
 _FAILED = 3
 
@@ -26,7 +28,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     max_model_len: Annotated[int, msgspec.Meta(ge=1, description="Longest context; null: the model's.")] | None = None
     block_size: Annotated[int, msgspec.Meta(ge=1, description="Tokens a cache block.")] = 16
-    max_batch_tokens: Annotated[int, msgspec.Meta(ge=1, description="Token budget of a step.")] = 2048
+    max_batch_tokens: (
+        Annotated[int, msgspec.Meta(ge=1, description="Token budget of a step; null: 2048, on a CPU 256.")] | None
+    ) = None
     max_prefill_chunk: (
         Annotated[int, msgspec.Meta(ge=1, description="Tokens of one prompt a step; null: the budget's rest.")] | None
     ) = None
@@ -38,9 +42,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_cache_memory_bytes: (
         Annotated[int, msgspec.Meta(ge=1, description="Cache size; null: a share of free memory.")] | None
     ) = None
-    backend: Annotated[
-        Literal["auto", "kernels", "torch"], msgspec.Meta(description="What runs the model; auto: kernels if they can.")
-    ] = "auto"
+    backend: Annotated[Backend, msgspec.Meta(description="What runs the model; auto: CPU kernels if they can.")] = (
+        "auto"
+    )
     num_threads: (
         Annotated[int, msgspec.Meta(ge=1, le=1024, description="Threads of the CPU kernels; null: one a core.")] | None
     ) = None

@@ -19,6 +19,9 @@ from llm.models.costs import kv_bytes_per_token
 from llm.models.device import resolve_device
 from llm.tokenization import load_tokenizer
 
+# On a CPU a prompt's tokens cost as much together as apart: a small step answers the others sooner.
+_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
+
 
 def load_engine(
     path: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto", config: EngineConfig | None = None
@@ -62,7 +65,7 @@ def load_engine(
         pad_id=tokenizer.pad_id,
         num_blocks=num_blocks,
         block_size=config.block_size,
-        max_batch_tokens=config.max_batch_tokens,
+        max_batch_tokens=config.max_batch_tokens or _BATCH_TOKENS[place.type],
         max_running_requests=config.max_running_requests,
         max_waiting_requests=config.max_waiting_requests,
         max_model_len=max_model_len,
