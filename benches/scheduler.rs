@@ -30,7 +30,10 @@ fn step(scheduler: &mut Scheduler) {
     }
 }
 
+/// A prompt of its own each time, so that nothing is found in the prefix cache, but all is kept there.
 fn add(scheduler: &mut Scheduler, id: u64) {
+    let start = (scheduler.stats().tokens_scheduled as u32).wrapping_mul(0x9E37_79B9) ^ id as u32;
+    let prompt_ids: Vec<u32> = (0..PROMPT_TOKENS as u32).map(|position| start.wrapping_add(position)).collect();
     scheduler
         .add(id, vec![1; PROMPT_TOKENS], RequestOptions { max_tokens: 200, ..RequestOptions::default() })
         .expect("the request fits");

@@ -13,6 +13,7 @@ __all__ = [
     "EngineCore",
     "RequestParams",
     "SampledTokens",
+    "SimulatedLoad",
     "StepOutputs",
     "StepPlan",
     "TokenStream",
@@ -21,6 +22,7 @@ __all__ = [
     "__version__",
     "philox_uniform",
     "sample",
+    "simulate_scheduler",
 ]
 __version__: str
 
@@ -217,6 +219,67 @@ class EngineCore:
         Raises:
             InternalError: Naming what disagrees.
         """
+
+@final
+class SimulatedLoad:
+    """Requests for `simulate_scheduler`, as sizes; `len` is how many."""
+
+    @staticmethod
+    def synthetic(
+        *,
+        num_requests: int,
+        mean_prompt_tokens: float,
+        mean_output_tokens: float,
+        max_tokens: int,
+        rate_per_s: float | None = None,
+        num_prefixes: int = 0,
+        prefix_tokens: int = 0,
+        seed: int = 0,
+    ) -> SimulatedLoad:
+        """Made-up requests: geometric lengths up to `max_tokens`, arrivals as a Poisson process.
+
+        Without a rate there is always one more waiting. With prefixes, each prompt begins with one of them.
+        """
+
+    @staticmethod
+    def trace(
+        arrival_s: NDArray[np.float64],
+        prompt_tokens: NDArray[np.uint32],
+        output_tokens: NDArray[np.uint32],
+        prefix_ids: NDArray[np.uint64],
+        prefix_tokens: NDArray[np.uint32],
+    ) -> SimulatedLoad:
+        """Requests in order of arrival (N,); 0 `prefix_tokens` share nothing.
+
+        Raises:
+            InvalidArgumentError: Columns of several lengths.
+        """
+
+    def __len__(self) -> int: ...
+
+def simulate_scheduler(
+    load: SimulatedLoad,
+    *,
+    num_blocks: int,
+    block_size: int,
+    max_batch_tokens: int,
+    max_running_requests: int,
+    max_waiting_requests: int,
+    max_model_len: int,
+    max_prefill_chunk: int | None = None,
+    prefix_caching: bool = True,
+    step_s: float = 0.0,
+    token_s: float = 0.0,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, float]:
+    """Runs a load through a scheduler without a model, GIL released, and says what it cost.
+
+    A step takes `step_s` and `token_s` a token on the simulated clock. `progress(finished)` is called ten times a
+    second; what it raises ends the simulation, as Ctrl-C does.
+
+    Raises:
+        InvalidArgumentError: A limit, time or size outside its range.
+    """
 
 # ---- tokenizer ----
 

@@ -17,7 +17,7 @@ FLOORS = [
     {"checkpoint", "quantization"},
     {"data", "inference"},
     {"training", "evaluation", "serving"},
-    {"api", "info", "export"},
+    {"api", "info", "export", "simulation"},
     {"demo"},
     {"cli"},
 ]

@@ -3,6 +3,7 @@
 mod engine;
 mod error;
 mod sampling;
+mod simulation;
 mod tokenizer;
 mod tokenizer_batch;
 mod tokenizer_stream;
@@ -17,5 +18,6 @@ fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     tokenizer_stream::register(module)?;
     sampling::register(module)?;
     engine::register(module)?;
+    simulation::register(module)?;
     Ok(())
 }

@@ -75,6 +75,9 @@ impl Scheduler {
         if !request.is_running && (!request.blocks.is_empty() || num_seen > 0 || request.copy.is_some()) {
             return broken(format!("request {} waits but holds blocks or computed tokens", request.id));
         }
+        if request.has_choices == request.choices.is_empty() {
+            return broken(format!("request {} doesn't know whether it has choices", request.id));
+        }
         if request.num_findable_blocks * block_size > request.num_computed_tokens {
             return broken(format!("request {} has a findable block that is not computed", request.id));
         }

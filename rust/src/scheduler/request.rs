@@ -37,27 +37,35 @@ pub(super) struct BlockCopy {
 
 /// A request's tokens, how many of them are computed, and the blocks that hold their keys and values.
 ///
-/// Running requests hold blocks; waiting ones hold none and have computed nothing.
+/// Running requests hold blocks; waiting ones hold none and have computed nothing. What every step looks at comes
+/// first: two lines of the processor's cache a request, so that hundreds of them stay in its first level.
 #[derive(Debug, Clone)]
+#[repr(C, align(128))]
 pub struct Request {
     pub(super) id: u64,
     pub(super) rank: Rank,
-    pub(super) is_running: bool,
-    /// Prompt, then output.
-    pub(super) tokens: Vec<u32>,
-    pub(super) num_prompt_tokens: usize,
     pub(super) num_computed_tokens: usize,
     /// Tokens of the step in flight; 0 outside a step.
     pub(super) num_scheduled_tokens: usize,
-    pub(super) blocks: Vec<BlockId>,
-    /// Hashes of its first full blocks, as far as they were needed.
-    pub(super) hashes: Vec<BlockHash>,
     /// Its first blocks that have been made findable, or found.
     pub(super) num_findable_blocks: usize,
-    /// The copy its next step begins with. Until that is done the source is held too, so a failed step can be retried.
-    pub(super) copy: Option<BlockCopy>,
+    /// Its row of the last plan's block table.
+    pub(super) table_row: u32,
+    /// Counts changes of `blocks` other than blocks added at the end.
+    pub(super) table_version: u32,
+    pub(super) is_running: bool,
     /// Whether the block it writes to next may be another choice's too.
     pub(super) shares_last_block: bool,
+    /// Whether `choices` is not empty.
+    pub(super) has_choices: bool,
+    /// Prompt, then output.
+    pub(super) tokens: Vec<u32>,
+    pub(super) blocks: Vec<BlockId>,
+    /// The copy its next step begins with. Until that is done the source is held too, so a failed step can be retried.
+    pub(super) copy: Option<BlockCopy>,
+    pub(super) num_prompt_tokens: usize,
+    /// Hashes of its first full blocks, as far as they were needed.
+    pub(super) hashes: Vec<BlockHash>,
     /// The other choices, which start once the prompt is computed.
     pub(super) choices: Vec<u64>,
     /// The step that took its blocks; 0 if none did.
@@ -80,7 +88,10 @@ impl Request {
             copy: None,
             shares_last_block: false,
             choices: Vec::new(),
+            has_choices: false,
             preempted_in_step: 0,
+            table_row: u32::MAX,
+            table_version: 0,
         }
     }
 
@@ -107,6 +118,14 @@ impl Request {
     /// Whether the step in flight reaches the last known token, whose logits give the next one.
     pub(super) fn samples_in_step(&self) -> bool {
         self.num_scheduled_tokens > 0 && self.num_computed_tokens + self.num_scheduled_tokens == self.tokens.len()
+    }
+
+    /// Blocks up to the last token of the step in flight.
+    pub(super) fn num_blocks_in_step(&self, block_size: usize) -> usize {
+        let num_blocks = self.blocks.len();
+        let num_seen = self.num_computed_tokens + self.num_scheduled_tokens;
+        // A decoder's last token lies in its last block, and dividing costs more than the rest of its row.
+        if num_seen + block_size > num_blocks * block_size { num_blocks } else { num_seen.div_ceil(block_size) }
     }
 
     /// The hash of its full block `index`, and of all before.

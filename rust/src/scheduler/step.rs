@@ -1,7 +1,8 @@
 //! The token budget's rule: who runs, who waits, who gives way.
 
+use super::plan::Scheduled;
 use super::request::{BlockCopy, Rank};
-use super::scheduler::{Row, insert_sorted, release_blocks, state_mut};
+use super::scheduler::{insert_sorted, release_blocks, state_mut};
 use super::{BlockId, Request, Scheduler, StepPlan};
 use crate::{Error, Result};
 
@@ -18,21 +19,22 @@ impl Scheduler {
         self.drop_step();
         let mut budget = self.config.max_batch_tokens;
         self.schedule_decodes(&mut budget)?;
+        self.num_decodes = self.scheduled.len();
         self.schedule_prefills(&mut budget)?;
         if self.scheduled.is_empty() {
             return Ok(None);
         }
-        self.fill_plan()?;
+        let Self { buffers, slots, scheduled, num_decodes, config, .. } = self;
+        buffers.fill(scheduled, *num_decodes, slots, config.block_size)?;
         self.in_flight = true;
         self.stats.num_steps += 1;
-        self.stats.tokens_scheduled += self.plan.token_ids.len();
-        Ok(Some(&self.plan))
+        self.stats.tokens_scheduled += self.buffers.plan.token_ids.len();
+        Ok(Some(&self.buffers.plan))
     }
 
     fn drop_step(&mut self) {
         self.in_flight = false;
-        self.rows.clear();
-        for rank in self.scheduled.drain(..) {
+        for Scheduled { rank, .. } in self.scheduled.drain(..) {
             if let Some(request) = self.slots[rank.slot as usize].as_mut().filter(|request| request.rank == rank) {
                 request.num_scheduled_tokens = 0;
             }
@@ -188,7 +190,8 @@ impl Scheduler {
         let request = state_mut(&mut self.slots, rank.slot)?;
         request.num_scheduled_tokens = request.num_pending_tokens().min(longest);
         *budget -= request.num_scheduled_tokens;
-        self.scheduled.push(rank);
+        let num_blocks = request.num_blocks_in_step(self.config.block_size) as u32;
+        self.scheduled.push(Scheduled { rank, table_row: request.table_row, num_blocks });
         Ok(())
     }
 
@@ -206,7 +209,9 @@ impl Scheduler {
         let request = state_mut(&mut self.slots, rank.slot)?;
         let num_scheduled = std::mem::take(&mut request.num_scheduled_tokens);
         if num_scheduled > 0 {
-            self.scheduled.retain(|other| *other != rank);
+            let place = self.scheduled.iter().position(|other| other.rank == rank).ok_or_else(|| lost(rank))?;
+            self.scheduled.remove(place);
+            self.num_decodes -= usize::from(place < self.num_decodes);
             *budget += num_scheduled;
         }
         release_blocks(&mut self.pool, request)?;
@@ -218,23 +223,10 @@ impl Scheduler {
         self.stats.num_preemptions += 1;
         Ok(())
     }
+}
 
-    fn fill_plan(&mut self) -> Result<()> {
-        let Self { plan, rows, slots, scheduled, config, .. } = self;
-        plan.clear();
-        for &rank in scheduled.iter() {
-            let request = state_mut(slots, rank.slot)?;
-            plan.push(request, config.block_size);
-            if request.samples_in_step() {
-                rows.push(Row { rank, id: request.id });
-                rows.extend(request.choices.iter().map(|&id| Row { rank, id }));
-            }
-        }
-        for &rank in scheduled.iter() {
-            plan.push_table_row(state_mut(slots, rank.slot)?, config.block_size);
-        }
-        Ok(())
-    }
+fn lost(rank: Rank) -> Error {
+    Error::Internal(format!("slot {} is scheduled but not in the step", rank.slot))
 }
 
 /// Lists the blocks of a request's beginning that the cache has, without taking them.
@@ -254,6 +246,7 @@ fn own_last_block(request: &mut Request, pool: &mut super::BlockPool, block_size
     if is_shared {
         let Some(target) = pool.allocate() else { return Ok(false) };
         request.blocks[index] = target;
+        request.table_version += 1;
         request.copy = Some(BlockCopy { source, target });
     }
     request.shares_last_block = false;
