@@ -116,7 +116,7 @@ class StepPlan:
 
 @final
 class StepOutputs:
-    """What a step gave each of the N requests that got a token or failed."""
+    """What a step gave each request that got a token or failed: N entries, several for guesses that came true."""
 
     @property
     def request_ids(self) -> NDArray[np.uint64]: ...  # (N,)
@@ -159,7 +159,10 @@ class EngineCore:
         max_prefill_chunk: int | None = None,
         max_waiting_tokens: int | None = None,
         prefix_caching: bool = True,
-    ) -> Self: ...
+        ngram: tuple[int, int, int] | None = None,
+    ) -> Self:
+        """`ngram`: guess up to so many tokens from what followed the last (most, fewest) tokens before."""
+
     def add_request(
         self,
         request_id: int,
@@ -210,7 +213,8 @@ class EngineCore:
         """Counts as of now, and since the start.
 
         Now: num_running, num_waiting, waiting_tokens, blocks_total, blocks_free, blocks_cached. Since the start:
-        num_preemptions, num_steps, tokens_scheduled, prefix_query_tokens, prefix_hit_tokens, blocks_copied.
+        num_preemptions, num_steps, tokens_scheduled, prefix_query_tokens, prefix_hit_tokens, blocks_copied,
+        drafts_computed, drafts_accepted.
         """
 
     def check_integrity(self) -> None:

@@ -3,4 +3,5 @@
 mod engine;
 mod sampling;
 mod scheduler;
+mod speculation;
 mod tokenizer;

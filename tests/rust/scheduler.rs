@@ -5,6 +5,7 @@
 pub mod fake_model;
 mod prefix_cache;
 mod random;
+mod rows;
 mod sharing;
 mod simulate;
 mod simulation;

@@ -65,7 +65,7 @@ impl Scheduler {
         let block_size = self.config.block_size;
         let num_seen = request.num_computed_tokens + request.num_scheduled_tokens;
         let num_slots = request.blocks.len() * block_size;
-        if num_seen > request.tokens.len() || num_seen > num_slots {
+        if request.num_known_in_step() > request.tokens.len() || num_seen > num_slots {
             return broken(format!(
                 "request {} computes {num_seen} of {} tokens in {num_slots} slots",
                 request.id,

@@ -20,7 +20,7 @@ pub use block_pool::{BlockId, BlockPool};
 pub use config::{SchedulerConfig, SchedulerStats};
 pub use hash::{BlockHash, BlockHasher};
 pub use load::{SimulatedRequest, SyntheticLoad};
-pub use plan::StepPlan;
+pub use plan::{LogitsRow, RowKind, StepPlan};
 pub use request::{Request, RequestOptions};
 pub use scheduler::Scheduler;
 pub use simulate::{SimulationConfig, SimulationReport, simulate};

@@ -26,8 +26,8 @@ pub struct StepPlan {
     pub block_tables: Vec<i32>,
     /// Row length of `block_tables`, which may be more than any request needs.
     pub max_blocks: usize,
-    /// Flattened positions whose logits are sampled (S). A position comes several times where several choices of a
-    /// request draw their first token from it.
+    /// Flattened positions whose logits are wanted (S). A position comes several times where several choices of a
+    /// request draw their first token from it. What each is for, [`Scheduler::complete_step`](super::Scheduler) says.
     pub logits_indices: Vec<i64>,
     /// Whose tokens these are (R).
     pub request_ids: Vec<u64>,
@@ -45,11 +45,31 @@ pub(super) struct Scheduled {
     pub num_blocks: u32,
 }
 
-/// Whose token a row of logits gives: a request's, or that of one of its choices.
+/// What a row of logits is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowKind {
+    /// A request's next token.
+    Next,
+    /// The token after a guess; the row before must have given this guess, else this one means nothing.
+    AfterDraft(u32),
+    /// How likely this prompt token was.
+    Prompt(u32),
+}
+
+/// A row of logits: whose it is, and what for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogitsRow {
+    /// A request, or a choice of one.
+    pub id: u64,
+    /// What for.
+    pub kind: RowKind,
+}
+
+/// A row of the plan in flight.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
     pub rank: Rank,
-    pub id: u64,
+    pub row: LogitsRow,
 }
 
 /// A step's plan, who is in it, and what its table of blocks held in the step before.
@@ -100,12 +120,7 @@ impl PlanBuffers {
             request.table_row = row as u32;
             self.plan.push(request, entry.num_blocks as usize, block_size);
             self.write_row(row, request, entry.num_blocks as usize);
-            if request.samples_in_step() {
-                self.rows.push(Row { rank: entry.rank, id: request.id });
-                if request.has_choices {
-                    self.rows.extend(request.choices.iter().map(|&id| Row { rank: entry.rank, id }));
-                }
-            }
+            push_rows(&mut self.rows, request);
         }
         Ok(())
     }
@@ -197,9 +212,14 @@ impl StepPlan {
         if let Some(copy) = request.copy {
             self.block_copies.push([i64::from(copy.source), i64::from(copy.target)]);
         }
+        let first_row = self.token_ids.len() as i64 - request.num_scheduled_tokens as i64;
+        if request.wants_prompt_rows {
+            let rows = request.prompt_rows_in_step();
+            self.logits_indices.extend(rows.map(|position| first_row + (position - start) as i64));
+        }
         if request.samples_in_step() {
             let last = self.token_ids.len() as i64 - 1;
-            self.logits_indices.push(last);
+            self.logits_indices.extend(last - i64::from(request.num_scheduled_drafts)..=last);
             if request.has_choices {
                 self.logits_indices.extend(request.choices.iter().map(|_| last));
             }
@@ -207,7 +227,9 @@ impl StepPlan {
     }
 
     fn push_many(&mut self, request: &Request, positions: Range<usize>, block_size: usize) {
-        self.token_ids.extend(request.tokens[positions.clone()].iter().map(|&token| i64::from(token)));
+        let known = positions.start..request.num_known_in_step();
+        let drafts = &request.drafts[..request.num_scheduled_drafts as usize];
+        self.token_ids.extend(request.tokens[known].iter().chain(drafts).map(|&token| i64::from(token)));
         self.positions.extend(positions.start as i64..positions.end as i64);
         let (mut block_idx, mut offset) = (positions.start / block_size, positions.start % block_size);
         let mut left = positions.len();
@@ -217,5 +239,24 @@ impl StepPlan {
             self.slot_mapping.extend(first..first + count as i64);
             (left, block_idx, offset) = (left - count, block_idx + 1, 0);
         }
+    }
+}
+
+/// Says of each row of a request whose it is, in the order of `logits_indices`.
+fn push_rows(rows: &mut Vec<Row>, request: &Request) {
+    let rank = request.rank;
+    let mut push = |id: u64, kind: RowKind| rows.push(Row { rank, row: LogitsRow { id, kind } });
+    if request.wants_prompt_rows {
+        let positions = request.prompt_rows_in_step();
+        positions.for_each(|position| push(request.id, RowKind::Prompt(request.tokens[position + 1])));
+    }
+    if !request.samples_in_step() {
+        return;
+    }
+    push(request.id, RowKind::Next);
+    let drafts = &request.drafts[..request.num_scheduled_drafts as usize];
+    drafts.iter().for_each(|&draft| push(request.id, RowKind::AfterDraft(draft)));
+    if request.has_choices {
+        request.choices.iter().for_each(|&id| push(id, RowKind::Next));
     }
 }

@@ -11,11 +11,13 @@ pub struct RequestOptions {
     pub priority: i32,
     /// Answers to the one prompt, at least 1; their ids follow the request's.
     pub num_choices: usize,
+    /// Whether the logits of the prompt's own positions are wanted; such a request reads nothing from the prefix cache.
+    pub prompt_rows: bool,
 }
 
 impl Default for RequestOptions {
     fn default() -> Self {
-        Self { max_tokens: 1, priority: 0, num_choices: 1 }
+        Self { max_tokens: 1, priority: 0, num_choices: 1, prompt_rows: false }
     }
 }
 
@@ -58,12 +60,22 @@ pub struct Request {
     pub(super) shares_last_block: bool,
     /// Whether `choices` is not empty.
     pub(super) has_choices: bool,
+    /// Whether logits of prompt positions are still wanted.
+    pub(super) wants_prompt_rows: bool,
+    /// Guesses among the tokens of the step in flight; they are its last.
+    pub(super) num_scheduled_drafts: u32,
     /// Prompt, then output.
     pub(super) tokens: Vec<u32>,
     pub(super) blocks: Vec<BlockId>,
     /// The copy its next step begins with. Until that is done the source is held too, so a failed step can be retried.
     pub(super) copy: Option<BlockCopy>,
     pub(super) num_prompt_tokens: usize,
+    /// Guesses of the tokens after those known, for the next step; after one, those whose keys and values it wrote.
+    pub(super) drafts: Vec<u32>,
+    /// Whether `drafts` were computed, and the next token appended is held against the first of them.
+    pub(super) drafts_are_computed: bool,
+    /// Prompt positions whose logits were delivered.
+    pub(super) num_prompt_rows: usize,
     /// Hashes of its first full blocks, as far as they were needed.
     pub(super) hashes: Vec<BlockHash>,
     /// The other choices, which start once the prompt is computed.
@@ -89,6 +101,11 @@ impl Request {
             shares_last_block: false,
             choices: Vec::new(),
             has_choices: false,
+            wants_prompt_rows: false,
+            num_scheduled_drafts: 0,
+            drafts: Vec::new(),
+            drafts_are_computed: false,
+            num_prompt_rows: 0,
             preempted_in_step: 0,
             table_row: u32::MAX,
             table_version: 0,
@@ -105,6 +122,11 @@ impl Request {
         &self.tokens[self.num_prompt_tokens..]
     }
 
+    /// Prompt, then the tokens generated so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
     /// Tokens whose keys and values are in the cache.
     pub fn num_computed_tokens(&self) -> usize {
         self.num_computed_tokens
@@ -115,9 +137,48 @@ impl Request {
         self.tokens.len() - self.num_computed_tokens
     }
 
+    /// Whether its blocks hold all its known tokens.
+    pub(super) fn has_room(&self, block_size: usize) -> bool {
+        self.tokens.len() <= self.blocks.len() * block_size
+    }
+
     /// Whether the step in flight reaches the last known token, whose logits give the next one.
     pub(super) fn samples_in_step(&self) -> bool {
-        self.num_scheduled_tokens > 0 && self.num_computed_tokens + self.num_scheduled_tokens == self.tokens.len()
+        self.num_scheduled_tokens > 0 && self.num_known_in_step() == self.tokens.len()
+    }
+
+    /// Known tokens that are computed once the step in flight is.
+    pub(super) fn num_known_in_step(&self) -> usize {
+        self.num_computed_tokens + self.num_scheduled_tokens - self.num_scheduled_drafts as usize
+    }
+
+    /// Prompt positions of the step in flight whose logits say something of the next prompt token, and are wanted.
+    pub(super) fn prompt_rows_in_step(&self) -> std::ops::Range<usize> {
+        if !self.wants_prompt_rows {
+            return 0..0;
+        }
+        let start = self.num_computed_tokens.max(self.num_prompt_rows);
+        start..self.num_known_in_step().min(self.num_prompt_tokens - 1).max(start)
+    }
+
+    /// Adds a generated token; one that was guessed and computed needs no computing any more.
+    pub(super) fn append(&mut self, token: u32) -> bool {
+        self.tokens.push(token);
+        if self.drafts.is_empty() {
+            return false;
+        }
+        if self.drafts_are_computed && self.drafts[0] == token {
+            self.drafts.remove(0);
+            self.num_computed_tokens += 1;
+            return true;
+        }
+        self.forget_drafts();
+        false
+    }
+
+    pub(super) fn forget_drafts(&mut self) {
+        self.drafts.clear();
+        self.drafts_are_computed = false;
     }
 
     /// Blocks up to the last token of the step in flight.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
-use super::plan::{PlanBuffers, Row, Scheduled};
+use super::plan::{LogitsRow, PlanBuffers, Row, Scheduled};
 use super::request::{BlockCopy, Rank};
 use super::{BlockHasher, BlockPool, Request, RequestOptions, SchedulerConfig, SchedulerStats, StepPlan};
 use crate::{Error, Result};
@@ -87,6 +87,7 @@ impl Scheduler {
         self.slot_of.extend(choices.clone().map(|choice| (choice, slot)));
         request.choices.extend(choices);
         request.has_choices = options.num_choices > 1;
+        request.wants_prompt_rows = options.prompt_rows && request.num_prompt_tokens > 1;
         self.enqueue(request);
         Ok(())
     }
@@ -222,31 +223,44 @@ impl Scheduler {
         requests.flat_map(|request| std::iter::once(request.id).chain(request.choices.iter().copied())).collect()
     }
 
-    /// Records that the plan in flight was computed. Returns whose each row of logits is; `None`: it was removed since.
+    /// Records that the plan in flight was computed. Returns whose each row of logits is and what for; `None`: it was
+    /// removed since.
+    ///
+    /// Guesses don't count as computed, until [`Self::append_token`] brings the same tokens.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] without a plan in flight.
-    pub fn complete_step(&mut self) -> Result<Vec<Option<u64>>> {
+    pub fn complete_step(&mut self) -> Result<Vec<Option<LogitsRow>>> {
         if !std::mem::take(&mut self.in_flight) {
             return Err(Error::InvalidArgument("no plan is in flight; call `schedule` first".to_owned()));
         }
         // A new request may have taken a removed one's id meanwhile, but never its rank.
-        let owner = |row: &Row| self.state(row.rank).is_some_and(|request| request.answers_to(row.id));
-        let owners = self.buffers.rows.iter().map(|row| owner(row).then_some(row.id)).collect();
+        let is_there = |row: &Row| self.state(row.rank).is_some_and(|request| request.answers_to(row.row.id));
+        let rows = self.buffers.rows.iter().map(|row| is_there(row).then_some(row.row)).collect();
         let mut scheduled = std::mem::take(&mut self.scheduled);
         for entry in scheduled.drain(..) {
             self.complete_request(entry.rank)?;
         }
         self.scheduled = scheduled;
-        Ok(owners)
+        Ok(rows)
     }
 
     fn complete_request(&mut self, rank: Rank) -> Result<()> {
         let Some(request) = self.slots[rank.slot as usize].as_mut().filter(|request| request.rank == rank) else {
             return Ok(());
         };
-        request.num_computed_tokens += std::mem::take(&mut request.num_scheduled_tokens);
+        if request.wants_prompt_rows {
+            request.num_prompt_rows = request.num_prompt_rows.max(request.prompt_rows_in_step().end);
+            request.wants_prompt_rows = request.num_prompt_rows + 1 < request.num_prompt_tokens;
+        }
+        request.num_computed_tokens = request.num_known_in_step();
+        request.num_scheduled_tokens = 0;
+        if !request.drafts.is_empty() {
+            request.drafts.truncate(std::mem::take(&mut request.num_scheduled_drafts) as usize);
+            request.drafts_are_computed = true;
+            self.stats.drafts_computed += request.drafts.len();
+        }
         if let Some(BlockCopy { source, .. }) = request.copy.take() {
             self.pool.release(source)?;
             self.stats.blocks_copied += 1;
@@ -295,19 +309,38 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Guesses what a decoder's next tokens are; as many as there is room for join its next step. Earlier guesses are
+    /// forgotten, and these are with the next token appended.
+    ///
+    /// With `max_tokens` still to come, more than `max_tokens - 1` guesses are of no use, and may exceed the cache.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownRequest`] if it was never added or is removed, or is a choice that has not started.
+    pub fn set_drafts(&mut self, id: u64, drafts: &[u32]) -> Result<()> {
+        let request = self.started(id)?;
+        request.forget_drafts();
+        request.drafts.extend_from_slice(drafts);
+        Ok(())
+    }
+
+    fn started(&mut self, id: u64) -> Result<&mut Request> {
+        let slot = *self.slot_of.get(&id).ok_or(Error::UnknownRequest(id))?;
+        let request = state_mut(&mut self.slots, slot)?;
+        if request.id == id { Ok(request) } else { Err(Error::UnknownRequest(id)) }
+    }
+
     /// Adds a generated token to a request.
     ///
     /// # Errors
     ///
     /// [`Error::UnknownRequest`] if it was never added or is removed, or is a choice that has not started.
     pub fn append_token(&mut self, id: u64, token: u32) -> Result<()> {
-        let slot = *self.slot_of.get(&id).ok_or(Error::UnknownRequest(id))?;
-        let request = state_mut(&mut self.slots, slot)?;
-        if request.id != id {
-            return Err(Error::UnknownRequest(id));
-        }
-        request.tokens.push(token);
-        self.waiting_tokens += usize::from(!request.is_running);
+        let request = self.started(id)?;
+        let was_guessed = request.append(token);
+        let is_waiting = !request.is_running;
+        self.waiting_tokens += usize::from(is_waiting);
+        self.stats.drafts_accepted += usize::from(was_guessed);
         Ok(())
     }
 

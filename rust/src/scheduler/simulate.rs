@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::load::SplitMix64;
-use super::{RequestOptions, Scheduler, SchedulerConfig, SchedulerStats, SimulatedRequest};
+use super::{LogitsRow, RequestOptions, Scheduler, SchedulerConfig, SchedulerStats, SimulatedRequest};
 use crate::{Error, Result};
 
 /// How often a simulation says how far it is.
@@ -147,7 +147,7 @@ impl Simulation {
         let plan =
             self.scheduler.schedule()?.ok_or_else(|| Error::Internal("requests are left, none runs".to_owned()))?;
         let (num_tokens, num_requests) = (plan.token_ids.len(), plan.request_ids.len());
-        for id in self.scheduler.complete_step()?.into_iter().flatten() {
+        for LogitsRow { id, .. } in self.scheduler.complete_step()?.into_iter().flatten() {
             let left = &mut self.left[id as usize];
             *left -= 1;
             if *left == 0 {

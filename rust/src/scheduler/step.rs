@@ -36,7 +36,7 @@ impl Scheduler {
         self.in_flight = false;
         for Scheduled { rank, .. } in self.scheduled.drain(..) {
             if let Some(request) = self.slots[rank.slot as usize].as_mut().filter(|request| request.rank == rank) {
-                request.num_scheduled_tokens = 0;
+                (request.num_scheduled_tokens, request.num_scheduled_drafts) = (0, 0);
             }
         }
     }
@@ -51,7 +51,8 @@ impl Scheduler {
         let mut num_kept = 0;
         while place < self.running.len() && *budget > num_kept {
             let rank = self.running[place];
-            if state_mut(&mut self.slots, rank.slot)?.num_pending_tokens() > 1 {
+            let request = state_mut(&mut self.slots, rank.slot)?;
+            if request.num_pending_tokens() > 1 && request.has_room(self.config.block_size) {
                 num_kept += usize::from(place == 0);
                 self.prefills.push(rank);
                 place += 1;
@@ -63,8 +64,33 @@ impl Scheduler {
                     return Ok(());
                 }
             }
+            // Everyone after it must get a token before anyone gets guesses.
+            let num_others = num_kept + self.running.len() - place - 1;
             self.take_budget(rank, budget)?;
+            self.take_drafts(rank, budget, num_others)?;
             place += 1;
+        }
+        Ok(())
+    }
+
+    /// Adds as many of a decoder's guesses as budget and blocks have room for; nobody gives way for a guess.
+    fn take_drafts(&mut self, rank: Rank, budget: &mut usize, num_others: usize) -> Result<()> {
+        let block_size = self.config.block_size;
+        let request = state_mut(&mut self.slots, rank.slot)?;
+        if request.drafts.is_empty() {
+            return Ok(());
+        }
+        let wanted = request.drafts.len().min(budget.saturating_sub(num_others));
+        let needed = (request.tokens.len() + wanted).div_ceil(block_size);
+        while request.blocks.len() < needed && self.pool.can_allocate(1 + self.running.len()) {
+            request.blocks.extend(self.pool.allocate());
+        }
+        let num_drafts = wanted.min(request.blocks.len() * block_size - request.tokens.len());
+        request.num_scheduled_drafts = num_drafts as u32;
+        request.num_scheduled_tokens += num_drafts;
+        *budget -= num_drafts;
+        if let Some(entry) = self.scheduled.last_mut() {
+            entry.num_blocks = request.num_blocks_in_step(block_size) as u32;
         }
         Ok(())
     }
@@ -145,7 +171,7 @@ impl Scheduler {
         let block_size = self.config.block_size;
         let request = state_mut(&mut self.slots, rank.slot)?;
         let num_needed = request.tokens.len().div_ceil(block_size);
-        if self.config.prefix_caching {
+        if self.config.prefix_caching && !request.wants_prompt_rows {
             find_prefix(request, &self.hasher, &self.pool, block_size);
         }
         let num_found = request.blocks.len();
@@ -171,11 +197,7 @@ impl Scheduler {
     fn grow(&mut self, rank: Rank) -> Result<bool> {
         let block_size = self.config.block_size;
         let request = state_mut(&mut self.slots, rank.slot)?;
-        let has_room = request.tokens.len() <= request.blocks.len() * block_size;
-        if has_room && !request.shares_last_block {
-            return Ok(true);
-        }
-        if !has_room {
+        while !request.has_room(block_size) {
             let Some(block) = self.pool.allocate() else { return Ok(false) };
             request.blocks.push(block);
         }
@@ -214,6 +236,8 @@ impl Scheduler {
             self.num_decodes -= usize::from(place < self.num_decodes);
             *budget += num_scheduled;
         }
+        request.num_scheduled_drafts = 0;
+        request.forget_drafts();
         release_blocks(&mut self.pool, request)?;
         (request.is_running, request.shares_last_block) = (false, false);
         (request.num_computed_tokens, request.num_findable_blocks) = (0, 0);
