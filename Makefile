@@ -70,6 +70,7 @@ test-python: $(STAMPS)/built test-data ## Tests of the package
 	$(BIN)/python -m pytest -q
 
 test-slow: $(STAMPS)/built test-data ## The tests that take minutes
+	LLM_PROPTEST_OPS=1_000_000 cargo test --quiet --release --test core scheduler::random
 	$(BIN)/python -m pytest -q -m slow
 
 test-exact: $(STAMPS)/built test-data ## The tokenizer beside tiktoken: whole corpora, 200,000 texts a vocabulary (an hour)

@@ -28,14 +28,16 @@ class SteadyLoad:
 
     def __init__(self, num_requests, blocks_each):
         self.engine = make_engine(num_requests, blocks_each)
-        self.prompt_ids = np.ones(PROMPT_TOKENS, np.uint32)
+        self.random = np.random.default_rng(1)
         self.params = _rust.RequestParams(max_tokens=OUTPUT_TOKENS, seed=0, temperature=0.0)
         self.logits = np.random.default_rng(0).normal(size=(num_requests, VOCAB)).astype(np.float32)
         for request_id in range(num_requests):
             self.add(request_id)
 
     def add(self, request_id):
-        self.engine.add_request(request_id, self.prompt_ids, self.params)
+        # A prompt of its own each time: nothing is found in the prefix cache, but all is kept there.
+        prompt_ids = self.random.integers(0, VOCAB, PROMPT_TOKENS, np.uint32)
+        self.engine.add_request(request_id, prompt_ids, self.params)
 
     def step(self):
         plan = self.engine.schedule()

@@ -1,7 +1,7 @@
 //! A step's cost besides the model: plan, record, append, by number of running requests.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use llm_core::scheduler::{RequestOptions, Scheduler, SchedulerConfig};
+use llm_core::scheduler::{LogitsRow, RequestOptions, Scheduler, SchedulerConfig};
 
 const PROMPT_TOKENS: usize = 500;
 
@@ -20,7 +20,7 @@ fn scheduler(num_requests: usize, num_blocks: usize) -> Scheduler {
 
 fn step(scheduler: &mut Scheduler) {
     std::hint::black_box(scheduler.schedule().expect("no invariant is broken"));
-    for id in scheduler.complete_step().expect("a plan is in flight").into_iter().flatten() {
+    for LogitsRow { id, .. } in scheduler.complete_step().expect("a plan is in flight").into_iter().flatten() {
         scheduler.append_token(id, 1).expect("the request runs");
         // A request that has its tokens makes room for the next, so the load stays the same for ever.
         if scheduler.request(id).is_some_and(|request| request.output_ids().len() == 200) {
@@ -30,9 +30,12 @@ fn step(scheduler: &mut Scheduler) {
     }
 }
 
+/// A prompt of its own each time, so that nothing is found in the prefix cache, but all is kept there.
 fn add(scheduler: &mut Scheduler, id: u64) {
+    let start = (scheduler.stats().tokens_scheduled as u32).wrapping_mul(0x9E37_79B9) ^ id as u32;
+    let prompt_ids: Vec<u32> = (0..PROMPT_TOKENS as u32).map(|position| start.wrapping_add(position)).collect();
     scheduler
-        .add(id, vec![1; PROMPT_TOKENS], RequestOptions { max_tokens: 200, ..RequestOptions::default() })
+        .add(id, prompt_ids, RequestOptions { max_tokens: 200, ..RequestOptions::default() })
         .expect("the request fits");
 }
 

@@ -14,6 +14,7 @@ __all__ = [
     "EngineCore",
     "RequestParams",
     "SampledTokens",
+    "SimulatedLoad",
     "StepOutputs",
     "StepPlan",
     "TokenStream",
@@ -23,6 +24,7 @@ __all__ = [
     "instruction_sets",
     "philox_uniform",
     "sample",
+    "simulate_scheduler",
     "token_logprobs",
 ]
 __version__: str
@@ -143,7 +145,7 @@ class StepPlan:
 
 @final
 class StepOutputs:
-    """What a step gave each of the N requests that got a token or failed."""
+    """What a step gave each request that got a token or failed: N entries, several for guesses that came true."""
 
     @property
     def request_ids(self) -> NDArray[np.uint64]: ...  # (N,)
@@ -191,7 +193,10 @@ class EngineCore:
         max_prefill_chunk: int | None = None,
         max_waiting_tokens: int | None = None,
         prefix_caching: bool = True,
-    ) -> Self: ...
+        ngram: tuple[int, int, int] | None = None,
+    ) -> Self:
+        """`ngram`: guess up to so many tokens from what followed the last (most, fewest) tokens before."""
+
     def add_request(
         self,
         request_id: int,
@@ -242,7 +247,8 @@ class EngineCore:
         """Counts as of now, and since the start.
 
         Now: num_running, num_waiting, waiting_tokens, blocks_total, blocks_free, blocks_cached. Since the start:
-        num_preemptions, num_steps, tokens_scheduled, prefix_query_tokens, prefix_hit_tokens, blocks_copied.
+        num_preemptions, num_steps, tokens_scheduled, prefix_query_tokens, prefix_hit_tokens, blocks_copied,
+        drafts_computed, drafts_accepted.
         """
 
     def check_integrity(self) -> None:
@@ -251,6 +257,67 @@ class EngineCore:
         Raises:
             InternalError: Naming what disagrees.
         """
+
+@final
+class SimulatedLoad:
+    """Requests for `simulate_scheduler`, as sizes; `len` is how many."""
+
+    @staticmethod
+    def synthetic(
+        *,
+        num_requests: int,
+        mean_prompt_tokens: float,
+        mean_output_tokens: float,
+        max_tokens: int,
+        rate_per_s: float | None = None,
+        num_prefixes: int = 0,
+        prefix_tokens: int = 0,
+        seed: int = 0,
+    ) -> SimulatedLoad:
+        """Made-up requests: geometric lengths up to `max_tokens`, arrivals as a Poisson process.
+
+        Without a rate there is always one more waiting. With prefixes, each prompt begins with one of them.
+        """
+
+    @staticmethod
+    def trace(
+        arrival_s: NDArray[np.float64],
+        prompt_tokens: NDArray[np.uint32],
+        output_tokens: NDArray[np.uint32],
+        prefix_ids: NDArray[np.uint64],
+        prefix_tokens: NDArray[np.uint32],
+    ) -> SimulatedLoad:
+        """Requests in order of arrival (N,); 0 `prefix_tokens` share nothing.
+
+        Raises:
+            InvalidArgumentError: Columns of several lengths.
+        """
+
+    def __len__(self) -> int: ...
+
+def simulate_scheduler(
+    load: SimulatedLoad,
+    *,
+    num_blocks: int,
+    block_size: int,
+    max_batch_tokens: int,
+    max_running_requests: int,
+    max_waiting_requests: int,
+    max_model_len: int,
+    max_prefill_chunk: int | None = None,
+    prefix_caching: bool = True,
+    step_s: float = 0.0,
+    token_s: float = 0.0,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, float]:
+    """Runs a load through a scheduler without a model, GIL released, and says what it cost.
+
+    A step takes `step_s` and `token_s` a token on the simulated clock. `progress(finished)` is called ten times a
+    second; what it raises ends the simulation, as Ctrl-C does.
+
+    Raises:
+        InvalidArgumentError: A limit, time or size outside its range.
+    """
 
 # ---- tokenizer ----
 

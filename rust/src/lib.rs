@@ -1,6 +1,6 @@
 //! `llm_core`: the work of every token, in pure Rust.
 //!
-//! The modules `tokenizer`, `sampling`, `scheduler` and `kernels` never import each other; `engine` joins
+//! The modules `tokenizer`, `sampling`, `scheduler`, `speculation` and `kernels` never import each other; `engine` joins
 //! them into one step; `python` (feature `python`) only converts and releases the GIL.
 
 pub mod engine;
@@ -8,6 +8,7 @@ pub mod error;
 pub mod kernels;
 pub mod sampling;
 pub mod scheduler;
+pub mod speculation;
 pub mod tokenizer;
 
 #[cfg(feature = "python")]

@@ -8,6 +8,7 @@ use llm_core::Error;
 use llm_core::engine::{EngineConfig, EngineCore, FinishReason, RequestParams, StepOutputs};
 use llm_core::sampling::SamplingParams;
 use llm_core::scheduler::{SchedulerConfig, StepPlan};
+use llm_core::speculation::NgramConfig;
 use llm_core::tokenizer::stream::TokenTable;
 use proptest::prelude::*;
 
@@ -35,10 +36,14 @@ fn limits(num_blocks: usize, max_batch_tokens: usize) -> SchedulerConfig {
 }
 
 fn engine(scheduler: SchedulerConfig) -> EngineCore {
+    guessing_engine(scheduler, None)
+}
+
+fn guessing_engine(scheduler: SchedulerConfig, speculation: Option<NgramConfig>) -> EngineCore {
     let mut token_bytes: Vec<Option<Vec<u8>>> = (b'a'..=b'z').map(|byte| Some(vec![byte])).collect();
     token_bytes.extend([Some(vec![0xC3]), Some(vec![0xA9]), None, None]);
     let table = TokenTable::new(token_bytes, &[EOS, PAD]).unwrap();
-    EngineCore::new(EngineConfig { table, eos_ids: vec![EOS], pad_id: Some(PAD), scheduler }).unwrap()
+    EngineCore::new(EngineConfig { table, eos_ids: vec![EOS], pad_id: Some(PAD), scheduler, speculation }).unwrap()
 }
 
 fn greedy(max_tokens: usize) -> RequestParams {
@@ -129,7 +134,7 @@ fn padding_is_masked_unless_it_ends_generation() {
     assert_eq!(step_preferring(&mut engine, &[PAD, 30, 31, 4]).token_ids, [4]);
     let table = TokenTable::new(vec![Some(b"a".to_vec()), None], &[1]).unwrap();
     let scheduler = limits(16, 64);
-    let shared = EngineConfig { table, eos_ids: vec![1], pad_id: Some(1), scheduler };
+    let shared = EngineConfig { table, eos_ids: vec![1], pad_id: Some(1), scheduler, speculation: None };
     let mut engine = EngineCore::new(shared).unwrap();
     engine.add_request(1, vec![0], greedy(5)).unwrap();
     engine.schedule().unwrap();
@@ -168,6 +173,30 @@ fn update_wants_the_last_plans_rows() {
     }
     assert_eq!(engine.update(&mut [], (0, COLUMNS)).unwrap(), StepOutputs::default());
     assert_eq!(step_preferring(&mut engine, &[2]).texts, ["c"]);
+}
+
+#[test]
+fn an_answer_that_repeats_itself_takes_fewer_steps() {
+    let ngram = NgramConfig { num_draft_tokens: 4, max_ngram: 2, min_ngram: 1 };
+    let mut engine = guessing_engine(limits(16, 64), Some(ngram));
+    engine.add_request(1, vec![3, 3], RequestParams { stop: vec!["ddddddddddd".to_owned()], ..greedy(20) }).unwrap();
+    let (mut text, mut num_steps) = (String::new(), 0);
+    while engine.has_unfinished() {
+        let outputs = step_preferring(&mut engine, &[3]);
+        assert!(outputs.request_ids.iter().all(|&id| id == 1));
+        text.extend(outputs.texts);
+        num_steps += 1;
+    }
+    // Eleven tokens that are the stop string; nothing comes after it, though more was guessed and right. What follows
+    // the last match is one token here, so each step gives two.
+    assert_eq!((text, num_steps), (String::new(), 6));
+    let stats = engine.stats();
+    assert_eq!((stats.drafts_computed, stats.drafts_accepted), (5, 5));
+    assert_eq!(stats.blocks_free, 16);
+    let bad = NgramConfig { num_draft_tokens: 0, ..ngram };
+    let table = TokenTable::new(vec![Some(b"a".to_vec())], &[]).unwrap();
+    let config = EngineConfig { table, eos_ids: vec![], pad_id: None, scheduler: limits(1, 1), speculation: Some(bad) };
+    assert!(EngineCore::new(config).unwrap_err().to_string().contains("`num_draft_tokens`"));
 }
 
 #[test]
@@ -223,7 +252,14 @@ type Answer = (Vec<u32>, String, u8);
 
 /// Runs all requests to their end in an engine of these limits.
 fn answers(scheduler: SchedulerConfig, requests: &BTreeMap<u64, (Vec<u32>, RequestParams)>) -> BTreeMap<u64, Answer> {
-    let mut engine = engine(scheduler);
+    answers_of(engine(scheduler), scheduler, requests)
+}
+
+fn answers_of(
+    mut engine: EngineCore,
+    scheduler: SchedulerConfig,
+    requests: &BTreeMap<u64, (Vec<u32>, RequestParams)>,
+) -> BTreeMap<u64, Answer> {
     let mut model = FakeModel::new(scheduler.num_blocks, scheduler.block_size);
     let mut answers: BTreeMap<u64, Answer> = BTreeMap::new();
     for (&id, (prompt, params)) in requests {
@@ -276,5 +312,19 @@ proptest! {
             let alone = answers(limits(16, 64), &BTreeMap::from([(7, request)]));
             prop_assert_eq!(&together[&id], &alone[&7]);
         }
+    }
+
+    #[test]
+    fn guesses_change_no_answer(
+        num_blocks in 6..14usize,
+        max_batch_tokens in 1..20usize,
+        num_draft_tokens in 1..6usize,
+        requests in prop::collection::vec(any_request(), 1..10),
+    ) {
+        let requests: BTreeMap<u64, _> = (100..).zip(requests).collect();
+        let scheduler = limits(num_blocks, max_batch_tokens);
+        let ngram = NgramConfig { num_draft_tokens, max_ngram: 2, min_ngram: 1 };
+        let guessed = answers_of(guessing_engine(scheduler, Some(ngram)), scheduler, &requests);
+        prop_assert_eq!(guessed, answers(scheduler, &requests));
     }
 }

@@ -4,4 +4,5 @@ mod engine;
 mod kernels;
 mod sampling;
 mod scheduler;
+mod speculation;
 mod tokenizer;

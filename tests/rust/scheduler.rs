@@ -5,7 +5,9 @@
 pub mod fake_model;
 mod prefix_cache;
 mod random;
+mod rows;
 mod sharing;
+mod simulate;
 mod simulation;
 mod twin;
 
@@ -44,7 +46,9 @@ fn schedule_fills_the_arrays_of_prefill_and_decode() {
     assert_eq!(plan.positions, [3, 0, 1, 2, 3, 4, 5, 6]);
     assert_eq!(plan.slot_mapping, [3, 4, 5, 6, 7, 8, 9, 10]);
     assert_eq!((plan.query_start, plan.seq_lens), (vec![0, 1, 8], vec![4, 7]));
-    assert_eq!((plan.block_tables, plan.max_blocks), (vec![0, 0, 1, 2], 2));
+    // Rows are as long as the longest needs, and somewhat longer.
+    assert_eq!(plan.max_blocks, 8);
+    assert_eq!(plan.block_tables, [[0; 8], [1, 2, 0, 0, 0, 0, 0, 0]].concat());
     assert_eq!(plan.logits_indices, [0]);
     let plan = simulation.step().unwrap();
     assert_eq!((plan.request_ids, plan.positions, plan.logits_indices), (vec![11], vec![7, 8], vec![1]));

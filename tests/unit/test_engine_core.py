@@ -291,6 +291,24 @@ def test_prompts_that_begin_the_same_are_computed_once():
     assert make_engine(prefix_caching=False).stats()["blocks_cached"] == 0
 
 
+def test_guesses_that_come_true_give_several_tokens_a_step():
+    engine, model = make_engine(ngram=(4, 2, 1)), CacheModel(16, 4)
+    engine.add_request(1, ids(3, 4, 3, 4, 3), greedy(max_tokens=6, ignore_eos=True))
+    plan = engine.schedule()
+    model.run(plan)
+    assert engine.update(prefer(4)).token_ids.tolist() == [4]
+    plan = engine.schedule()
+    assert plan.token_ids.tolist() == [4, 3, 4]
+    assert plan.logits_indices.tolist() == [0, 1, 2]
+    model.run(plan)
+    outputs = engine.update(np.concatenate([prefer(3), prefer(7), prefer(8)]))
+    assert (outputs.request_ids.tolist(), outputs.token_ids.tolist()) == ([1, 1], [3, 7])
+    assert (engine.stats()["drafts_computed"], engine.stats()["drafts_accepted"]) == (2, 1)
+    assert engine.schedule().positions.tolist()[0] == 7
+    with pytest.raises(InvalidArgumentError, match="`num_draft_tokens` must be at least 1"):
+        make_engine(ngram=(0, 2, 1))
+
+
 def test_a_lower_priority_number_runs_first():
     engine = make_engine(max_running_requests=1)
     for request_id, priority in ((1, 0), (2, -1), (3, 0)):

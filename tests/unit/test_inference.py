@@ -21,7 +21,15 @@ from llm.errors import (
     InvalidArgumentError,
     QueueFullError,
 )
-from llm.inference import AsyncEngine, Delta, Engine, EngineConfig, load_async_engine, load_engine
+from llm.inference import (
+    AsyncEngine,
+    Delta,
+    Engine,
+    EngineConfig,
+    NgramSpeculation,
+    load_async_engine,
+    load_engine,
+)
 from llm.models import ForwardContext, positions_of
 from llm.tokenization import BPETokenizer
 
@@ -139,6 +147,30 @@ def test_a_prefix_cache_changes_no_token(tiny_checkpoint: Path, max_batch_tokens
         hits = model.engine.stats()["prefix_hit_tokens"]
         assert hits >= 3 * (len(model.tokenizer.encode(turns[0])) - 4) if enabled else hits == 0
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("max_batch_tokens", [5, 2048])
+def test_guesses_change_no_answer(tiny_checkpoint: Path, max_batch_tokens: int) -> None:
+    speculative = NgramSpeculation(num_draft_tokens=4, max_ngram=3, min_ngram=1)
+    prompts = ["O, O, O, O, O, O, O, O", *PROMPTS]
+    answers, stats = [], []
+    for config in (
+        EngineConfig(max_batch_tokens=max_batch_tokens),
+        EngineConfig(max_batch_tokens=max_batch_tokens, speculative=speculative, block_size=4),
+    ):
+        model = LLM(tiny_checkpoint, config=config)
+        drawn = SamplingParams(seed=5, max_tokens=24, temperature=0.7, repetition_penalty=1.1, logprobs=2, n=2)
+        greedy = SamplingParams(temperature=0.0, max_tokens=40, stop=("zz",))
+        found = [*model.generate(prompts, greedy), *model.generate(prompts, drawn)]
+        answers.append([(choice.token_ids, choice.text) for output in found for choice in output.choices])
+        stats.append(model.engine.stats())
+        assert all(len(choice.logprobs or ()) == len(choice.token_ids) for choice in found[-1].choices)
+    assert answers[0] == answers[1]
+    assert stats[0]["drafts_computed"] == 0
+    assert 0 < stats[1]["drafts_accepted"] <= stats[1]["drafts_computed"]
+    assert stats[1]["blocks_free"] == stats[1]["blocks_total"]
+    with pytest.raises(ConfigError, match="`max_ngram` must be at least `min_ngram` 3, got 2"):
+        NgramSpeculation(max_ngram=2, min_ngram=3)
 
 
 def test_a_better_priority_overtakes(tiny_checkpoint: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from llm.cli import chat, demo, export, generate, info, serve, tokenizer, train
+from llm.cli import bench, chat, demo, export, generate, info, serve, tokenizer, train
 from llm.errors import LLMError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(bench.app, name="bench")
 for verb in (train, generate, chat, serve, export, info, demo):
     app.command(verb.command.__name__, epilog=verb.EXAMPLE)(verb.command)
 

@@ -1,7 +1,7 @@
 """Generation: engine, cache and model runner."""
 
 from llm.inference.async_engine import AsyncEngine
-from llm.inference.engine import Engine, EngineConfig
+from llm.inference.engine import Engine, EngineConfig, NgramSpeculation
 from llm.inference.load import load_async_engine, load_engine
 from llm.inference.outputs import Delta, GenerationOutput, OutputBuilder, TokenLogprob, Usage
 from llm.inference.scoring import Pooling, Score
@@ -12,6 +12,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "GenerationOutput",
+    "NgramSpeculation",
     "OutputBuilder",
     "Pooling",
     "Score",

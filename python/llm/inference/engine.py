@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llm._rust import EngineCore, RequestParams, StepOutputs
 from llm.config import validated
-from llm.errors import ContextLengthError, EngineError, InvalidArgumentError, LLMError
+from llm.errors import ConfigError, ContextLengthError, EngineError, InvalidArgumentError, LLMError
 from llm.inference.model_runner import ModelRunner
 from llm.inference.outputs import Delta, FinishReason, TokenLogprob
 from llm.sampling_params import SamplingParams
@@ -21,6 +21,24 @@ Backend: TypeAlias = Literal["auto", "kernels", "torch"]
 
 _FINISH: tuple[FinishReason | None, ...] = (None, "stop", "length")
 _FAILED = 3
+
+
+class NgramSpeculation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Guesses the next tokens from what followed the last few the last time; no answer changes.
+
+    Raises:
+        ConfigError: `max_ngram` below `min_ngram`.
+    """
+
+    method: Literal["ngram"] = "ngram"
+    num_draft_tokens: Annotated[int, msgspec.Meta(ge=1, le=64, description="Tokens guessed at most.")] = 4
+    max_ngram: Annotated[int, msgspec.Meta(ge=1, description="Most last tokens that are looked for.")] = 4
+    min_ngram: Annotated[int, msgspec.Meta(ge=1, description="Fewest; below it nothing is guessed.")] = 2
+
+    def __post_init__(self) -> None:
+        """Checks the rule across fields."""
+        if self.max_ngram < self.min_ngram:
+            raise ConfigError(f"`max_ngram` must be at least `min_ngram` {self.min_ngram}, got {self.max_ngram}")
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,6 +69,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enable_prefix_caching: Annotated[
         bool, msgspec.Meta(description="Keep computed blocks for prompts that begin the same.")
     ] = True
+    speculative: Annotated[
+        NgramSpeculation | None, msgspec.Meta(description="Where guesses of tokens come from; null: none are made.")
+    ] = None
 
 
 class Engine:

@@ -9,7 +9,7 @@ from llm.checkpoint import generation_defaults, load_model, resolve
 from llm.config import validated
 from llm.errors import CheckpointError, ConfigError
 from llm.inference.async_engine import AsyncEngine
-from llm.inference.engine import Engine, EngineConfig
+from llm.inference.engine import Engine, EngineConfig, NgramSpeculation
 from llm.inference.kernel_runner import KernelModelRunner
 from llm.inference.kernel_weights import obstacle
 from llm.inference.kv_cache import KVCache, blocks_within
@@ -72,6 +72,7 @@ def load_engine(
         max_prefill_chunk=config.max_prefill_chunk,
         max_waiting_tokens=config.max_waiting_tokens,
         prefix_caching=config.enable_prefix_caching,
+        ngram=_ngram(config.speculative),
     )
     cache = KVCache.allocate(model.config, num_blocks, config.block_size, weights_dtype, place)
     return Engine(core, model_runner(model, cache, config), tokenizer, max_model_len)
@@ -98,6 +99,12 @@ def load_async_engine(
     """Like `load_engine`, for asyncio; `start` it before use."""
     engine = load_engine(path, dtype=dtype, device=device, config=config)
     return AsyncEngine(engine, generation_defaults(path))
+
+
+def _ngram(speculation: NgramSpeculation | None) -> tuple[int, int, int] | None:
+    if speculation is None:
+        return None
+    return (speculation.num_draft_tokens, speculation.max_ngram, speculation.min_ngram)
 
 
 def _max_model_len(config: EngineConfig, model: DecoderModel) -> int:

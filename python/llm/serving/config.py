@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from llm.inference import NgramSpeculation
+
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a server listens, who may ask, and how much it takes."""
@@ -45,6 +47,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_threads: (
         Annotated[int, Meta(ge=1, le=1024, description="Threads of the CPU kernels; null: one a core.")] | None
     ) = None
+    speculative: Annotated[
+        NgramSpeculation | None, Meta(description="Where guesses of tokens come from; null: none are made.")
+    ] = None
     max_body_bytes: Annotated[int, Meta(ge=1, description="Largest request body taken.")] = 10 * 2**20
     allowed_origins: Annotated[
         tuple[str, ...], Meta(description="Web pages that may call from a browser (CORS); `*` for all.")

@@ -27,6 +27,8 @@ _ENGINE_COUNTERS = {
     "llm_scheduled_tokens": ("tokens_scheduled", "Tokens the model computed, recomputed ones among them."),
     "llm_prefix_cache_query_tokens": ("prefix_query_tokens", "Tokens of prompts looked up in the prefix cache."),
     "llm_prefix_cache_hit_tokens": ("prefix_hit_tokens", "Tokens of prompts found there, and not computed again."),
+    "llm_draft_tokens": ("drafts_computed", "Tokens guessed and computed."),
+    "llm_accepted_draft_tokens": ("drafts_accepted", "Guesses that came true."),
     "llm_blocks_copied": ("blocks_copied", "Blocks copied for choices of one prompt that part."),
 }
 

@@ -5,7 +5,8 @@ use rustc_hash::FxHashMap;
 use super::sequence::Sequence;
 use super::{FinishReason, RequestParams, StepOutputs};
 use crate::sampling::{Sampled, VocabMask, sample_rows};
-use crate::scheduler::{RequestOptions, Scheduler, SchedulerConfig, SchedulerStats, StepPlan};
+use crate::scheduler::{LogitsRow, RequestOptions, RowKind, Scheduler, SchedulerConfig, SchedulerStats, StepPlan};
+use crate::speculation::NgramConfig;
 use crate::tokenizer::stream::TokenTable;
 use crate::{Error, Result};
 
@@ -20,6 +21,8 @@ pub struct EngineConfig {
     pub pad_id: Option<u32>,
     /// Limits.
     pub scheduler: SchedulerConfig,
+    /// Where guesses of the next tokens come from; `None`: nothing is guessed.
+    pub speculation: Option<NgramConfig>,
 }
 
 /// How a request is queued.
@@ -45,7 +48,7 @@ impl Default for Submission {
 ///
 /// let table = TokenTable::new(vec![Some(b"a".to_vec()), Some(b"b".to_vec())], &[])?;
 /// let scheduler = SchedulerConfig { num_blocks: 4, block_size: 4, ..SchedulerConfig::default() };
-/// let mut engine = EngineCore::new(EngineConfig { table, eos_ids: vec![], pad_id: None, scheduler })?;
+/// let mut engine = EngineCore::new(EngineConfig { table, eos_ids: vec![], pad_id: None, scheduler, speculation: None })?;
 /// engine.add_request(7, vec![0, 1], RequestParams { max_tokens: 1, ..RequestParams::default() })?;
 /// let plan = engine.schedule()?.expect("one request waits");
 /// assert_eq!((&plan.token_ids[..], &plan.logits_indices[..]), (&[0, 1][..], &[1][..]));
@@ -59,6 +62,7 @@ pub struct EngineCore {
     eos_ids: Vec<u32>,
     mask: VocabMask,
     scheduler: Scheduler,
+    speculation: Option<NgramConfig>,
     sequences: FxHashMap<u64, Sequence>,
 }
 
@@ -73,6 +77,7 @@ impl EngineCore {
         if vocab_size == 0 {
             return Err(Error::InvalidArgument("`token_bytes` must hold at least one id, got none".to_owned()));
         }
+        config.speculation.map_or(Ok(()), |speculation| speculation.validate())?;
         check_ids("end and padding ids", config.eos_ids.iter().chain(&config.pad_id), vocab_size)?;
         let pad_id = config.pad_id.filter(|id| !config.eos_ids.contains(id));
         Ok(Self {
@@ -80,6 +85,7 @@ impl EngineCore {
             eos_ids: config.eos_ids,
             mask: VocabMask { vocab_size, pad_id },
             scheduler: Scheduler::new(config.scheduler)?,
+            speculation: config.speculation,
             sequences: FxHashMap::default(),
         })
     }
@@ -124,7 +130,8 @@ impl EngineCore {
             Sequence::new(&prompt_ids, params, &self.eos_ids)
         });
         let sequences = choices.collect::<Result<Vec<_>>>()?;
-        let options = RequestOptions { max_tokens, priority, num_choices: num_choices as usize };
+        let options =
+            RequestOptions { max_tokens, priority, num_choices: num_choices as usize, ..RequestOptions::default() };
         self.scheduler.add(id, prompt_ids, options)?;
         self.sequences.extend((id..).zip(sequences));
         Ok(())
@@ -177,19 +184,56 @@ impl EngineCore {
     pub fn update(&mut self, logits: &mut [f32], shape: (usize, usize)) -> Result<StepOutputs> {
         self.check_shape(logits.len(), shape)?;
         let rows = self.scheduler.complete_step()?;
-        let sequence_of = |id: &Option<u64>| self.sequences.get(&(*id)?).map(Sequence::row_spec);
-        let specs: Vec<_> = rows.iter().map(sequence_of).collect();
-        let sampled = sample_rows(logits, shape.1, self.mask, &specs);
         let mut outputs = StepOutputs::default();
-        for (id, sampled) in rows.into_iter().zip(sampled) {
-            match (id, sampled) {
-                (Some(id), Some(Ok(sampled))) => self.push_token(id, sampled, &mut outputs)?,
-                (Some(id), Some(Err(error))) => self.push_failure(id, &error, &mut outputs)?,
-                _ => {}
-            }
+        let is_next = |row: &Option<LogitsRow>| row.is_some_and(|row| row.kind == RowKind::Next);
+        let mut wave: Vec<usize> = (0..rows.len()).filter(|&index| is_next(&rows[index])).collect();
+        while !wave.is_empty() {
+            wave = self.update_rows(&wave, &rows, (&mut *logits, shape.1), &mut outputs)?;
         }
         self.check_in_debug()?;
         Ok(outputs)
+    }
+
+    /// Samples some of the rows, at most one a request. Returns the rows after guesses that came true.
+    ///
+    /// One wave after another, because penalties, stops and the random stream of a row depend on the token before it.
+    /// So each token is what it would have been in a step of its own.
+    fn update_rows(
+        &mut self,
+        wave: &[usize],
+        rows: &[Option<LogitsRow>],
+        (logits, vocab_len): (&mut [f32], usize),
+        outputs: &mut StepOutputs,
+    ) -> Result<Vec<usize>> {
+        let mut specs = vec![None; rows.len()];
+        for &index in wave {
+            specs[index] = rows[index].and_then(|row| self.sequences.get(&row.id)).map(Sequence::row_spec);
+        }
+        let sampled = sample_rows(logits, vocab_len, self.mask, &specs);
+        let mut next_wave = Vec::new();
+        for (index, sampled) in sampled.into_iter().enumerate() {
+            let (Some(LogitsRow { id, .. }), Some(sampled)) = (rows[index], sampled) else { continue };
+            let token = sampled.as_ref().map(|sampled| sampled.id).ok();
+            let goes_on = match sampled {
+                Ok(sampled) => self.push_token(id, sampled, outputs)? == FinishReason::Running,
+                Err(error) => self.push_failure(id, &error, outputs).map(|()| false)?,
+            };
+            match rows.get(index + 1).copied().flatten().map(|row| row.kind) {
+                Some(RowKind::AfterDraft(draft)) if goes_on && Some(draft) == token => next_wave.push(index + 1),
+                _ if goes_on => self.guess(id)?,
+                _ => {}
+            }
+        }
+        Ok(next_wave)
+    }
+
+    /// Guesses a request's next tokens; the last it may have is always drawn without.
+    fn guess(&mut self, id: u64) -> Result<()> {
+        let Some(config) = self.speculation else { return Ok(()) };
+        let num_left = self.sequences.get(&id).map_or(0, Sequence::num_tokens_left);
+        let tokens = self.scheduler.request(id).map_or(&[][..], |request| request.tokens());
+        let drafts = config.propose(tokens, num_left.saturating_sub(1)).to_vec();
+        self.scheduler.set_drafts(id, &drafts)
     }
 
     fn check_shape(&self, num_logits: usize, shape: (usize, usize)) -> Result<()> {
@@ -207,7 +251,7 @@ impl EngineCore {
         Ok(())
     }
 
-    fn push_token(&mut self, id: u64, sampled: Sampled, outputs: &mut StepOutputs) -> Result<()> {
+    fn push_token(&mut self, id: u64, sampled: Sampled, outputs: &mut StepOutputs) -> Result<FinishReason> {
         let sequence = self.sequences.get_mut(&id).ok_or(Error::UnknownRequest(id))?;
         let (text, finish_reason) = sequence.push(&self.table, sampled.id);
         outputs.request_ids.push(id);
@@ -216,9 +260,11 @@ impl EngineCore {
         outputs.finish_reasons.push(finish_reason as u8);
         outputs.push_logprobs(sampled.logprobs, sequence.asks_top_logprobs());
         if finish_reason == FinishReason::Running {
-            return self.scheduler.append_token(id, sampled.id);
+            self.scheduler.append_token(id, sampled.id)?;
+        } else {
+            self.abort(id)?;
         }
-        self.abort(id).map(drop)
+        Ok(finish_reason)
     }
 
     fn push_failure(&mut self, id: u64, error: &Error, outputs: &mut StepOutputs) -> Result<()> {

@@ -40,6 +40,11 @@ impl Sequence {
         }
     }
 
+    /// Tokens it may still generate.
+    pub fn num_tokens_left(&self) -> usize {
+        self.params.max_tokens.saturating_sub(self.num_output_tokens)
+    }
+
     pub fn asks_top_logprobs(&self) -> bool {
         self.params.sampling.logprobs.is_some_and(|n| n > 0)
     }

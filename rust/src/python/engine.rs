@@ -13,6 +13,7 @@ use super::sampling::{PyRequestParams, top_logprobs_list, writable_logits};
 use crate::engine::{EngineConfig, EngineCore, StepOutputs, Submission};
 use crate::sampling::TokenLogprob;
 use crate::scheduler::{SchedulerConfig, StepPlan};
+use crate::speculation::NgramConfig;
 use crate::tokenizer::stream::TokenTable;
 use crate::{Error, Result};
 
@@ -36,7 +37,7 @@ impl PyEngineCore {
     #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments are the config's fields")]
     #[pyo3(signature = (*, token_bytes, special_ids, eos_ids, pad_id, num_blocks, block_size, max_batch_tokens,
         max_running_requests, max_waiting_requests, max_model_len, max_prefill_chunk=None, max_waiting_tokens=None,
-        prefix_caching=true))]
+        prefix_caching=true, ngram=None))]
     fn new(
         py: Python<'_>,
         token_bytes: Vec<Option<PyBackedBytes>>,
@@ -52,6 +53,7 @@ impl PyEngineCore {
         max_prefill_chunk: Option<usize>,
         max_waiting_tokens: Option<usize>,
         prefix_caching: bool,
+        ngram: Option<(usize, usize, usize)>,
     ) -> Result<Self> {
         let scheduler = SchedulerConfig {
             num_blocks,
@@ -67,7 +69,12 @@ impl PyEngineCore {
         py.detach(|| {
             let token_bytes = token_bytes.into_iter().map(|bytes| bytes.map(|bytes| bytes.to_vec())).collect();
             let table = TokenTable::new(token_bytes, &special_ids)?;
-            let core = EngineCore::new(EngineConfig { table, eos_ids, pad_id, scheduler })?;
+            let speculation = ngram.map(|(num_draft_tokens, max_ngram, min_ngram)| NgramConfig {
+                num_draft_tokens,
+                max_ngram,
+                min_ngram,
+            });
+            let core = EngineCore::new(EngineConfig { table, eos_ids, pad_id, scheduler, speculation })?;
             Ok(Self(Mutex::new(core)))
         })
     }
@@ -131,6 +138,8 @@ impl PyEngineCore {
             ("prefix_query_tokens", stats.prefix_query_tokens),
             ("prefix_hit_tokens", stats.prefix_hit_tokens),
             ("blocks_copied", stats.blocks_copied),
+            ("drafts_computed", stats.drafts_computed),
+            ("drafts_accepted", stats.drafts_accepted),
         ]))
     }
 

@@ -4,6 +4,7 @@ mod engine;
 mod error;
 mod kernels;
 mod sampling;
+mod simulation;
 mod tokenizer;
 mod tokenizer_batch;
 mod tokenizer_stream;
@@ -19,5 +20,6 @@ fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     sampling::register(module)?;
     engine::register(module)?;
     kernels::register(module)?;
+    simulation::register(module)?;
     Ok(())
 }

@@ -93,4 +93,8 @@ pub struct SchedulerStats {
     pub prefix_hit_tokens: usize,
     /// Blocks copied for choices of one prompt that go different ways.
     pub blocks_copied: usize,
+    /// Guessed tokens that were computed.
+    pub drafts_computed: usize,
+    /// Those of them that came.
+    pub drafts_accepted: usize,
 }

@@ -65,7 +65,7 @@ impl Scheduler {
         let block_size = self.config.block_size;
         let num_seen = request.num_computed_tokens + request.num_scheduled_tokens;
         let num_slots = request.blocks.len() * block_size;
-        if num_seen > request.tokens.len() || num_seen > num_slots {
+        if request.num_known_in_step() > request.tokens.len() || num_seen > num_slots {
             return broken(format!(
                 "request {} computes {num_seen} of {} tokens in {num_slots} slots",
                 request.id,
@@ -74,6 +74,9 @@ impl Scheduler {
         }
         if !request.is_running && (!request.blocks.is_empty() || num_seen > 0 || request.copy.is_some()) {
             return broken(format!("request {} waits but holds blocks or computed tokens", request.id));
+        }
+        if request.has_choices == request.choices.is_empty() {
+            return broken(format!("request {} doesn't know whether it has choices", request.id));
         }
         if request.num_findable_blocks * block_size > request.num_computed_tokens {
             return broken(format!("request {} has a findable block that is not computed", request.id));

@@ -8,15 +8,19 @@ mod block_pool;
 mod config;
 mod hash;
 mod integrity;
+mod load;
 mod plan;
 mod request;
 #[expect(clippy::module_inception, reason = "the scheduler proper is the noun of this folder")]
 mod scheduler;
+mod simulate;
 mod step;
 
 pub use block_pool::{BlockId, BlockPool};
 pub use config::{SchedulerConfig, SchedulerStats};
 pub use hash::{BlockHash, BlockHasher};
-pub use plan::StepPlan;
+pub use load::{SimulatedRequest, SyntheticLoad};
+pub use plan::{LogitsRow, RowKind, StepPlan};
 pub use request::{Request, RequestOptions};
 pub use scheduler::Scheduler;
+pub use simulate::{SimulationConfig, SimulationReport, simulate};

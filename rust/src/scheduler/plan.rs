@@ -1,6 +1,11 @@
 //! A step's arrays, as the model takes them: a flattened batch without padding.
 
+use std::ops::Range;
+
 use super::Request;
+use super::request::Rank;
+use super::scheduler::state_mut;
+use crate::Result;
 
 /// What one forward pass computes. T tokens, R requests, S rows of logits, C copies.
 ///
@@ -19,10 +24,10 @@ pub struct StepPlan {
     pub seq_lens: Vec<i32>,
     /// Each request's blocks up to its length, padded with 0 (R × `max_blocks`).
     pub block_tables: Vec<i32>,
-    /// Row length of `block_tables`.
+    /// Row length of `block_tables`, which may be more than any request needs.
     pub max_blocks: usize,
-    /// Flattened positions whose logits are sampled (S). A position comes several times where several choices of a
-    /// request draw their first token from it.
+    /// Flattened positions whose logits are wanted (S). A position comes several times where several choices of a
+    /// request draw their first token from it. What each is for, [`Scheduler::complete_step`](super::Scheduler) says.
     pub logits_indices: Vec<i64>,
     /// Whose tokens these are (R).
     pub request_ids: Vec<u64>,
@@ -30,54 +35,228 @@ pub struct StepPlan {
     pub block_copies: Vec<[i64; 2]>,
 }
 
+/// A request with tokens in a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scheduled {
+    pub rank: Rank,
+    /// Its row of the last plan's table.
+    pub table_row: u32,
+    /// Blocks up to the last of its tokens in this step.
+    pub num_blocks: u32,
+}
+
+/// What a row of logits is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowKind {
+    /// A request's next token.
+    Next,
+    /// The token after a guess; the row before must have given this guess, else this one means nothing.
+    AfterDraft(u32),
+    /// How likely this prompt token was.
+    Prompt(u32),
+}
+
+/// A row of logits: whose it is, and what for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogitsRow {
+    /// A request, or a choice of one.
+    pub id: u64,
+    /// What for.
+    pub kind: RowKind,
+}
+
+/// A row of the plan in flight.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    pub rank: Rank,
+    pub row: LogitsRow,
+}
+
+/// A step's plan, who is in it, and what its table of blocks held in the step before.
+#[derive(Debug, Default)]
+pub(super) struct PlanBuffers {
+    pub plan: StepPlan,
+    /// Who draws from each row of logits.
+    pub rows: Vec<Row>,
+    table_rows: Vec<TableRow>,
+    /// Kept between steps for their memory.
+    places: Vec<Option<Scheduled>>,
+    homeless: Vec<Scheduled>,
+}
+
+/// What a row of the table holds: the first blocks of a request, as they were at a version of its list.
+#[derive(Debug, Clone, Copy)]
+struct TableRow {
+    rank: Rank,
+    version: u32,
+    num_written: usize,
+}
+
+/// Rows are as long as the longest needs, in steps of this many blocks: else each new block would move them all.
+const ROW_STEP: usize = 8;
+
+impl PlanBuffers {
+    /// Fills the plan with all scheduled requests, decoders first.
+    ///
+    /// A decoder keeps its row of the table from step to step, and only its new blocks are written. Each request is
+    /// looked at once: at 256 of them their states don't fit the first cache, and every look is a miss.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`](crate::Error::Internal) if a scheduled request is gone.
+    pub fn fill(
+        &mut self,
+        scheduled: &mut [Scheduled],
+        num_decodes: usize,
+        slots: &mut [Option<Request>],
+        block_size: usize,
+    ) -> Result<()> {
+        self.arrange(&mut scheduled[..num_decodes]);
+        self.plan.clear();
+        self.rows.clear();
+        self.resize_table(scheduled.len(), scheduled.iter().map(|entry| entry.num_blocks as usize).max().unwrap_or(0));
+        for (row, entry) in scheduled.iter().enumerate() {
+            let request = state_mut(slots, entry.rank.slot)?;
+            request.table_row = row as u32;
+            self.plan.push(request, entry.num_blocks as usize, block_size);
+            self.write_row(row, request, entry.num_blocks as usize);
+            push_rows(&mut self.rows, request);
+        }
+        Ok(())
+    }
+
+    /// Puts decoders where they were, as far as they fit, and the others into the gaps.
+    fn arrange(&mut self, decodes: &mut [Scheduled]) {
+        let Self { places, homeless, table_rows, .. } = self;
+        places.clear();
+        places.resize(decodes.len(), None);
+        homeless.clear();
+        for entry in decodes.iter() {
+            let row = entry.table_row as usize;
+            match places.get_mut(row) {
+                Some(place) if table_rows.get(row).is_some_and(|held| held.rank == entry.rank) => *place = Some(*entry),
+                _ => homeless.push(*entry),
+            }
+        }
+        let mut homeless = homeless.iter();
+        for (decode, place) in decodes.iter_mut().zip(places) {
+            if let Some(entry) = place.as_ref().or_else(|| homeless.next()) {
+                *decode = *entry;
+            }
+        }
+    }
+
+    fn resize_table(&mut self, num_rows: usize, max_blocks: usize) {
+        let row_len = self.plan.max_blocks;
+        if max_blocks > row_len || 2 * max_blocks + ROW_STEP < row_len {
+            self.plan.max_blocks = max_blocks.next_multiple_of(ROW_STEP);
+            self.plan.block_tables.clear();
+            self.table_rows.clear();
+        }
+        self.plan.block_tables.resize(num_rows * self.plan.max_blocks, 0);
+        self.table_rows.truncate(num_rows);
+    }
+
+    fn write_row(&mut self, row: usize, request: &Request, num_blocks: usize) {
+        let version = request.table_version;
+        let row_len = self.plan.max_blocks;
+        let cells = &mut self.plan.block_tables[row * row_len..][..row_len];
+        let mut num_kept = 0;
+        match self.table_rows.get_mut(row) {
+            Some(held) if held.rank == request.rank && held.version == version && held.num_written <= num_blocks => {
+                num_kept = std::mem::replace(&mut held.num_written, num_blocks);
+            }
+            Some(held) => {
+                cells[..held.num_written].fill(0);
+                *held = TableRow { rank: request.rank, version, num_written: num_blocks };
+            }
+            // Rows past the last one known hold zeros.
+            None => self.table_rows.push(TableRow { rank: request.rank, version, num_written: num_blocks }),
+        }
+        for (cell, &block) in cells[num_kept..num_blocks].iter_mut().zip(&request.blocks[num_kept..num_blocks]) {
+            *cell = block as i32;
+        }
+    }
+}
+
 impl StepPlan {
-    /// Forgets the last step, but keeps its memory.
-    pub(super) fn clear(&mut self) {
+    /// Forgets the last step, but keeps its memory, and its table of blocks for the next.
+    fn clear(&mut self) {
         self.token_ids.clear();
         self.positions.clear();
         self.slot_mapping.clear();
         self.query_start.clear();
         self.query_start.push(0);
         self.seq_lens.clear();
-        self.block_tables.clear();
-        self.max_blocks = 0;
         self.logits_indices.clear();
         self.request_ids.clear();
         self.block_copies.clear();
     }
 
-    /// Adds a request's scheduled tokens. All requests pushed, their rows of `block_tables` follow.
-    pub(super) fn push(&mut self, request: &Request, block_size: usize) {
+    /// Adds a request's scheduled tokens, the last of which lies in its block number `num_blocks`.
+    fn push(&mut self, request: &Request, num_blocks: usize, block_size: usize) {
         let start = request.num_computed_tokens;
         let end = start + request.num_scheduled_tokens;
-        let (mut block_idx, mut offset) = (start / block_size, start % block_size);
-        self.token_ids.extend(request.tokens[start..end].iter().map(|&token| i64::from(token)));
-        self.positions.extend(start as i64..end as i64);
-        let mut position = start;
-        while position < end {
-            let count = (block_size - offset).min(end - position);
-            let first = (request.blocks[block_idx] as usize * block_size + offset) as i64;
-            self.slot_mapping.extend(first..first + count as i64);
-            (position, block_idx, offset) = (position + count, block_idx + 1, 0);
+        if request.num_scheduled_tokens == 1 {
+            // Most requests most of the time: without the general case's divisions and ranges.
+            let offset = start - (num_blocks - 1) * block_size;
+            self.token_ids.push(i64::from(request.tokens[start]));
+            self.positions.push(start as i64);
+            self.slot_mapping.push((request.blocks[num_blocks - 1] as usize * block_size + offset) as i64);
+        } else {
+            self.push_many(request, start..end, block_size);
         }
         self.query_start.push(self.token_ids.len() as i32);
         self.seq_lens.push(end as i32);
         self.request_ids.push(request.id);
-        self.max_blocks = self.max_blocks.max(end.div_ceil(block_size));
         if let Some(copy) = request.copy {
             self.block_copies.push([i64::from(copy.source), i64::from(copy.target)]);
         }
+        let first_row = self.token_ids.len() as i64 - request.num_scheduled_tokens as i64;
+        if request.wants_prompt_rows {
+            let rows = request.prompt_rows_in_step();
+            self.logits_indices.extend(rows.map(|position| first_row + (position - start) as i64));
+        }
         if request.samples_in_step() {
             let last = self.token_ids.len() as i64 - 1;
-            self.logits_indices.extend(std::iter::repeat_n(last, 1 + request.choices.len()));
+            self.logits_indices.extend(last - i64::from(request.num_scheduled_drafts)..=last);
+            if request.has_choices {
+                self.logits_indices.extend(request.choices.iter().map(|_| last));
+            }
         }
     }
 
-    /// Adds a request's row of `block_tables`, in the order of the pushes.
-    pub(super) fn push_table_row(&mut self, request: &Request, block_size: usize) {
-        let num_blocks = (request.num_computed_tokens + request.num_scheduled_tokens).div_ceil(block_size);
-        let row_end = self.block_tables.len() + self.max_blocks;
-        self.block_tables.extend(request.blocks[..num_blocks].iter().map(|&block| block as i32));
-        self.block_tables.resize(row_end, 0);
+    fn push_many(&mut self, request: &Request, positions: Range<usize>, block_size: usize) {
+        let known = positions.start..request.num_known_in_step();
+        let drafts = &request.drafts[..request.num_scheduled_drafts as usize];
+        self.token_ids.extend(request.tokens[known].iter().chain(drafts).map(|&token| i64::from(token)));
+        self.positions.extend(positions.start as i64..positions.end as i64);
+        let (mut block_idx, mut offset) = (positions.start / block_size, positions.start % block_size);
+        let mut left = positions.len();
+        while left > 0 {
+            let count = (block_size - offset).min(left);
+            let first = (request.blocks[block_idx] as usize * block_size + offset) as i64;
+            self.slot_mapping.extend(first..first + count as i64);
+            (left, block_idx, offset) = (left - count, block_idx + 1, 0);
+        }
+    }
+}
+
+/// Says of each row of a request whose it is, in the order of `logits_indices`.
+fn push_rows(rows: &mut Vec<Row>, request: &Request) {
+    let rank = request.rank;
+    let mut push = |id: u64, kind: RowKind| rows.push(Row { rank, row: LogitsRow { id, kind } });
+    if request.wants_prompt_rows {
+        let positions = request.prompt_rows_in_step();
+        positions.for_each(|position| push(request.id, RowKind::Prompt(request.tokens[position + 1])));
+    }
+    if !request.samples_in_step() {
+        return;
+    }
+    push(request.id, RowKind::Next);
+    let drafts = &request.drafts[..request.num_scheduled_drafts as usize];
+    drafts.iter().for_each(|&draft| push(request.id, RowKind::AfterDraft(draft)));
+    if request.has_choices {
+        request.choices.iter().for_each(|&id| push(id, RowKind::Next));
     }
 }

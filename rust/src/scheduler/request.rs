@@ -11,11 +11,13 @@ pub struct RequestOptions {
     pub priority: i32,
     /// Answers to the one prompt, at least 1; their ids follow the request's.
     pub num_choices: usize,
+    /// Whether the logits of the prompt's own positions are wanted; such a request reads nothing from the prefix cache.
+    pub prompt_rows: bool,
 }
 
 impl Default for RequestOptions {
     fn default() -> Self {
-        Self { max_tokens: 1, priority: 0, num_choices: 1 }
+        Self { max_tokens: 1, priority: 0, num_choices: 1, prompt_rows: false }
     }
 }
 
@@ -37,27 +39,45 @@ pub(super) struct BlockCopy {
 
 /// A request's tokens, how many of them are computed, and the blocks that hold their keys and values.
 ///
-/// Running requests hold blocks; waiting ones hold none and have computed nothing.
+/// Running requests hold blocks; waiting ones hold none and have computed nothing. What every step looks at comes
+/// first: two lines of the processor's cache a request, so that hundreds of them stay in its first level.
 #[derive(Debug, Clone)]
+#[repr(C, align(128))]
 pub struct Request {
     pub(super) id: u64,
     pub(super) rank: Rank,
-    pub(super) is_running: bool,
-    /// Prompt, then output.
-    pub(super) tokens: Vec<u32>,
-    pub(super) num_prompt_tokens: usize,
     pub(super) num_computed_tokens: usize,
     /// Tokens of the step in flight; 0 outside a step.
     pub(super) num_scheduled_tokens: usize,
-    pub(super) blocks: Vec<BlockId>,
-    /// Hashes of its first full blocks, as far as they were needed.
-    pub(super) hashes: Vec<BlockHash>,
     /// Its first blocks that have been made findable, or found.
     pub(super) num_findable_blocks: usize,
-    /// The copy its next step begins with. Until that is done the source is held too, so a failed step can be retried.
-    pub(super) copy: Option<BlockCopy>,
+    /// Its row of the last plan's block table.
+    pub(super) table_row: u32,
+    /// Counts changes of `blocks` other than blocks added at the end.
+    pub(super) table_version: u32,
+    pub(super) is_running: bool,
     /// Whether the block it writes to next may be another choice's too.
     pub(super) shares_last_block: bool,
+    /// Whether `choices` is not empty.
+    pub(super) has_choices: bool,
+    /// Whether logits of prompt positions are still wanted.
+    pub(super) wants_prompt_rows: bool,
+    /// Guesses among the tokens of the step in flight; they are its last.
+    pub(super) num_scheduled_drafts: u32,
+    /// Prompt, then output.
+    pub(super) tokens: Vec<u32>,
+    pub(super) blocks: Vec<BlockId>,
+    /// The copy its next step begins with. Until that is done the source is held too, so a failed step can be retried.
+    pub(super) copy: Option<BlockCopy>,
+    pub(super) num_prompt_tokens: usize,
+    /// Guesses of the tokens after those known, for the next step; after one, those whose keys and values it wrote.
+    pub(super) drafts: Vec<u32>,
+    /// Whether `drafts` were computed, and the next token appended is held against the first of them.
+    pub(super) drafts_are_computed: bool,
+    /// Prompt positions whose logits were delivered.
+    pub(super) num_prompt_rows: usize,
+    /// Hashes of its first full blocks, as far as they were needed.
+    pub(super) hashes: Vec<BlockHash>,
     /// The other choices, which start once the prompt is computed.
     pub(super) choices: Vec<u64>,
     /// The step that took its blocks; 0 if none did.
@@ -80,7 +100,15 @@ impl Request {
             copy: None,
             shares_last_block: false,
             choices: Vec::new(),
+            has_choices: false,
+            wants_prompt_rows: false,
+            num_scheduled_drafts: 0,
+            drafts: Vec::new(),
+            drafts_are_computed: false,
+            num_prompt_rows: 0,
             preempted_in_step: 0,
+            table_row: u32::MAX,
+            table_version: 0,
         }
     }
 
@@ -94,6 +122,11 @@ impl Request {
         &self.tokens[self.num_prompt_tokens..]
     }
 
+    /// Prompt, then the tokens generated so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
     /// Tokens whose keys and values are in the cache.
     pub fn num_computed_tokens(&self) -> usize {
         self.num_computed_tokens
@@ -104,9 +137,56 @@ impl Request {
         self.tokens.len() - self.num_computed_tokens
     }
 
+    /// Whether its blocks hold all its known tokens.
+    pub(super) fn has_room(&self, block_size: usize) -> bool {
+        self.tokens.len() <= self.blocks.len() * block_size
+    }
+
     /// Whether the step in flight reaches the last known token, whose logits give the next one.
     pub(super) fn samples_in_step(&self) -> bool {
-        self.num_scheduled_tokens > 0 && self.num_computed_tokens + self.num_scheduled_tokens == self.tokens.len()
+        self.num_scheduled_tokens > 0 && self.num_known_in_step() == self.tokens.len()
+    }
+
+    /// Known tokens that are computed once the step in flight is.
+    pub(super) fn num_known_in_step(&self) -> usize {
+        self.num_computed_tokens + self.num_scheduled_tokens - self.num_scheduled_drafts as usize
+    }
+
+    /// Prompt positions of the step in flight whose logits say something of the next prompt token, and are wanted.
+    pub(super) fn prompt_rows_in_step(&self) -> std::ops::Range<usize> {
+        if !self.wants_prompt_rows {
+            return 0..0;
+        }
+        let start = self.num_computed_tokens.max(self.num_prompt_rows);
+        start..self.num_known_in_step().min(self.num_prompt_tokens - 1).max(start)
+    }
+
+    /// Adds a generated token; one that was guessed and computed needs no computing any more.
+    pub(super) fn append(&mut self, token: u32) -> bool {
+        self.tokens.push(token);
+        if self.drafts.is_empty() {
+            return false;
+        }
+        if self.drafts_are_computed && self.drafts[0] == token {
+            self.drafts.remove(0);
+            self.num_computed_tokens += 1;
+            return true;
+        }
+        self.forget_drafts();
+        false
+    }
+
+    pub(super) fn forget_drafts(&mut self) {
+        self.drafts.clear();
+        self.drafts_are_computed = false;
+    }
+
+    /// Blocks up to the last token of the step in flight.
+    pub(super) fn num_blocks_in_step(&self, block_size: usize) -> usize {
+        let num_blocks = self.blocks.len();
+        let num_seen = self.num_computed_tokens + self.num_scheduled_tokens;
+        // A decoder's last token lies in its last block, and dividing costs more than the rest of its row.
+        if num_seen + block_size > num_blocks * block_size { num_blocks } else { num_seen.div_ceil(block_size) }
     }
 
     /// The hash of its full block `index`, and of all before.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
+use super::plan::{LogitsRow, PlanBuffers, Row, Scheduled};
 use super::request::{BlockCopy, Rank};
 use super::{BlockHasher, BlockPool, Request, RequestOptions, SchedulerConfig, SchedulerStats, StepPlan};
 use crate::{Error, Result};
@@ -25,23 +26,16 @@ pub struct Scheduler {
     pub(super) running: Vec<Rank>,
     pub(super) waiting: BTreeSet<Rank>,
     pub(super) waiting_tokens: usize,
-    pub(super) plan: StepPlan,
+    pub(super) buffers: PlanBuffers,
     pub(super) in_flight: bool,
-    /// Who has tokens in the plan in flight.
-    pub(super) scheduled: Vec<Rank>,
-    /// Who draws from each of its rows of logits.
-    pub(super) rows: Vec<Row>,
+    /// Who has tokens in the plan in flight: decoders, then prompts.
+    pub(super) scheduled: Vec<Scheduled>,
+    /// How many of them are decoders.
+    pub(super) num_decodes: usize,
     /// Kept between steps for its memory: running requests that have more than one token to compute.
     pub(super) prefills: Vec<Rank>,
     num_arrivals: u64,
     pub(super) stats: SchedulerStats,
-}
-
-/// Whose token a row of logits gives: a request's, or that of one of its choices.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Row {
-    pub rank: Rank,
-    pub id: u64,
 }
 
 impl Scheduler {
@@ -62,10 +56,10 @@ impl Scheduler {
             running: Vec::new(),
             waiting: BTreeSet::new(),
             waiting_tokens: 0,
-            plan: StepPlan::default(),
+            buffers: PlanBuffers::default(),
             in_flight: false,
             scheduled: Vec::new(),
-            rows: Vec::new(),
+            num_decodes: 0,
             prefills: Vec::new(),
             num_arrivals: 0,
             stats: SchedulerStats::default(),
@@ -92,6 +86,8 @@ impl Scheduler {
         self.slot_of.insert(id, slot);
         self.slot_of.extend(choices.clone().map(|choice| (choice, slot)));
         request.choices.extend(choices);
+        request.has_choices = options.num_choices > 1;
+        request.wants_prompt_rows = options.prompt_rows && request.num_prompt_tokens > 1;
         self.enqueue(request);
         Ok(())
     }
@@ -189,11 +185,13 @@ impl Scheduler {
         let request = state_mut(&mut self.slots, slot)?;
         if request.id != id {
             request.choices.retain(|&choice| choice != id);
+            request.has_choices = !request.choices.is_empty();
             return Ok(true);
         }
         if !request.choices.is_empty() {
             // The prompt is still wanted: the next choice takes the removed one's place.
             request.id = request.choices.remove(0);
+            request.has_choices = !request.choices.is_empty();
             return Ok(true);
         }
         let rank = request.rank;
@@ -211,46 +209,58 @@ impl Scheduler {
 
     /// The plan in flight.
     pub fn plan(&self) -> Option<&StepPlan> {
-        self.in_flight.then_some(&self.plan)
+        self.in_flight.then_some(&self.buffers.plan)
     }
 
     /// Rows of logits the plan in flight asks for; `None` without one.
     pub fn num_sampled_rows(&self) -> Option<usize> {
-        self.in_flight.then_some(self.rows.len())
+        self.in_flight.then_some(self.buffers.rows.len())
     }
 
     /// Everyone with tokens in the plan in flight, choices that wait for their prompt among them.
     pub fn ids_in_flight(&self) -> Vec<u64> {
-        let requests = self.scheduled.iter().filter_map(|rank| self.state(*rank));
+        let requests = self.scheduled.iter().filter_map(|entry| self.state(entry.rank));
         requests.flat_map(|request| std::iter::once(request.id).chain(request.choices.iter().copied())).collect()
     }
 
-    /// Records that the plan in flight was computed. Returns whose each row of logits is; `None`: it was removed since.
+    /// Records that the plan in flight was computed. Returns whose each row of logits is and what for; `None`: it was
+    /// removed since.
+    ///
+    /// Guesses don't count as computed, until [`Self::append_token`] brings the same tokens.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] without a plan in flight.
-    pub fn complete_step(&mut self) -> Result<Vec<Option<u64>>> {
+    pub fn complete_step(&mut self) -> Result<Vec<Option<LogitsRow>>> {
         if !std::mem::take(&mut self.in_flight) {
             return Err(Error::InvalidArgument("no plan is in flight; call `schedule` first".to_owned()));
         }
         // A new request may have taken a removed one's id meanwhile, but never its rank.
-        let owner = |row: &Row| self.state(row.rank).is_some_and(|request| request.answers_to(row.id));
-        let owners = self.rows.iter().map(|row| owner(row).then_some(row.id)).collect();
+        let is_there = |row: &Row| self.state(row.rank).is_some_and(|request| request.answers_to(row.row.id));
+        let rows = self.buffers.rows.iter().map(|row| is_there(row).then_some(row.row)).collect();
         let mut scheduled = std::mem::take(&mut self.scheduled);
-        for rank in scheduled.drain(..) {
-            self.complete_request(rank)?;
+        for entry in scheduled.drain(..) {
+            self.complete_request(entry.rank)?;
         }
         self.scheduled = scheduled;
-        self.rows.clear();
-        Ok(owners)
+        Ok(rows)
     }
 
     fn complete_request(&mut self, rank: Rank) -> Result<()> {
         let Some(request) = self.slots[rank.slot as usize].as_mut().filter(|request| request.rank == rank) else {
             return Ok(());
         };
-        request.num_computed_tokens += std::mem::take(&mut request.num_scheduled_tokens);
+        if request.wants_prompt_rows {
+            request.num_prompt_rows = request.num_prompt_rows.max(request.prompt_rows_in_step().end);
+            request.wants_prompt_rows = request.num_prompt_rows + 1 < request.num_prompt_tokens;
+        }
+        request.num_computed_tokens = request.num_known_in_step();
+        request.num_scheduled_tokens = 0;
+        if !request.drafts.is_empty() {
+            request.drafts.truncate(std::mem::take(&mut request.num_scheduled_drafts) as usize);
+            request.drafts_are_computed = true;
+            self.stats.drafts_computed += request.drafts.len();
+        }
         if let Some(BlockCopy { source, .. }) = request.copy.take() {
             self.pool.release(source)?;
             self.stats.blocks_copied += 1;
@@ -264,7 +274,7 @@ impl Scheduler {
             self.pool.register(request.blocks[index], hash)?;
             request.num_findable_blocks += 1;
         }
-        if !request.choices.is_empty() && request.num_pending_tokens() == 0 {
+        if request.has_choices && request.num_pending_tokens() == 0 {
             return self.fork(rank);
         }
         Ok(())
@@ -275,6 +285,7 @@ impl Scheduler {
     /// Those that may not run yet wait in the queue, as if preempted: the prefix cache has most of their prompt.
     fn fork(&mut self, rank: Rank) -> Result<()> {
         let mut parent = self.slots[rank.slot as usize].take().ok_or_else(|| missing(rank.slot))?;
+        parent.has_choices = false;
         for (index, id) in std::mem::take(&mut parent.choices).into_iter().enumerate() {
             let slot = self.new_slot();
             self.slot_of.insert(id, slot);
@@ -290,11 +301,33 @@ impl Scheduler {
                 continue;
             }
             choice.blocks.clear();
-            (choice.is_running, choice.num_computed_tokens, choice.num_findable_blocks) = (false, 0, 0);
+            (choice.is_running, choice.shares_last_block) = (false, false);
+            (choice.num_computed_tokens, choice.num_findable_blocks) = (0, 0);
             self.enqueue(choice);
         }
         self.slots[rank.slot as usize] = Some(parent);
         Ok(())
+    }
+
+    /// Guesses what a decoder's next tokens are; as many as there is room for join its next step. Earlier guesses are
+    /// forgotten, and these are with the next token appended.
+    ///
+    /// With `max_tokens` still to come, more than `max_tokens - 1` guesses are of no use, and may exceed the cache.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownRequest`] if it was never added or is removed, or is a choice that has not started.
+    pub fn set_drafts(&mut self, id: u64, drafts: &[u32]) -> Result<()> {
+        let request = self.started(id)?;
+        request.forget_drafts();
+        request.drafts.extend_from_slice(drafts);
+        Ok(())
+    }
+
+    fn started(&mut self, id: u64) -> Result<&mut Request> {
+        let slot = *self.slot_of.get(&id).ok_or(Error::UnknownRequest(id))?;
+        let request = state_mut(&mut self.slots, slot)?;
+        if request.id == id { Ok(request) } else { Err(Error::UnknownRequest(id)) }
     }
 
     /// Adds a generated token to a request.
@@ -303,13 +336,11 @@ impl Scheduler {
     ///
     /// [`Error::UnknownRequest`] if it was never added or is removed, or is a choice that has not started.
     pub fn append_token(&mut self, id: u64, token: u32) -> Result<()> {
-        let slot = *self.slot_of.get(&id).ok_or(Error::UnknownRequest(id))?;
-        let request = state_mut(&mut self.slots, slot)?;
-        if request.id != id {
-            return Err(Error::UnknownRequest(id));
-        }
-        request.tokens.push(token);
-        self.waiting_tokens += usize::from(!request.is_running);
+        let request = self.started(id)?;
+        let was_guessed = request.append(token);
+        let is_waiting = !request.is_running;
+        self.waiting_tokens += usize::from(is_waiting);
+        self.stats.drafts_accepted += usize::from(was_guessed);
         Ok(())
     }
 
@@ -367,5 +398,6 @@ pub(super) fn release_blocks(pool: &mut BlockPool, request: &mut Request) -> Res
     if let Some(BlockCopy { source, .. }) = request.copy.take() {
         pool.release(source)?;
     }
+    request.table_version += 1;
     request.blocks.drain(..).rev().try_for_each(|block| pool.release(block))
 }

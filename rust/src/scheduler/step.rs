@@ -1,7 +1,8 @@
 //! The token budget's rule: who runs, who waits, who gives way.
 
+use super::plan::Scheduled;
 use super::request::{BlockCopy, Rank};
-use super::scheduler::{Row, insert_sorted, release_blocks, state_mut};
+use super::scheduler::{insert_sorted, release_blocks, state_mut};
 use super::{BlockId, Request, Scheduler, StepPlan};
 use crate::{Error, Result};
 
@@ -18,23 +19,24 @@ impl Scheduler {
         self.drop_step();
         let mut budget = self.config.max_batch_tokens;
         self.schedule_decodes(&mut budget)?;
+        self.num_decodes = self.scheduled.len();
         self.schedule_prefills(&mut budget)?;
         if self.scheduled.is_empty() {
             return Ok(None);
         }
-        self.fill_plan()?;
+        let Self { buffers, slots, scheduled, num_decodes, config, .. } = self;
+        buffers.fill(scheduled, *num_decodes, slots, config.block_size)?;
         self.in_flight = true;
         self.stats.num_steps += 1;
-        self.stats.tokens_scheduled += self.plan.token_ids.len();
-        Ok(Some(&self.plan))
+        self.stats.tokens_scheduled += self.buffers.plan.token_ids.len();
+        Ok(Some(&self.buffers.plan))
     }
 
     fn drop_step(&mut self) {
         self.in_flight = false;
-        self.rows.clear();
-        for rank in self.scheduled.drain(..) {
+        for Scheduled { rank, .. } in self.scheduled.drain(..) {
             if let Some(request) = self.slots[rank.slot as usize].as_mut().filter(|request| request.rank == rank) {
-                request.num_scheduled_tokens = 0;
+                (request.num_scheduled_tokens, request.num_scheduled_drafts) = (0, 0);
             }
         }
     }
@@ -49,7 +51,8 @@ impl Scheduler {
         let mut num_kept = 0;
         while place < self.running.len() && *budget > num_kept {
             let rank = self.running[place];
-            if state_mut(&mut self.slots, rank.slot)?.num_pending_tokens() > 1 {
+            let request = state_mut(&mut self.slots, rank.slot)?;
+            if request.num_pending_tokens() > 1 && request.has_room(self.config.block_size) {
                 num_kept += usize::from(place == 0);
                 self.prefills.push(rank);
                 place += 1;
@@ -61,8 +64,33 @@ impl Scheduler {
                     return Ok(());
                 }
             }
+            // Everyone after it must get a token before anyone gets guesses.
+            let num_others = num_kept + self.running.len() - place - 1;
             self.take_budget(rank, budget)?;
+            self.take_drafts(rank, budget, num_others)?;
             place += 1;
+        }
+        Ok(())
+    }
+
+    /// Adds as many of a decoder's guesses as budget and blocks have room for; nobody gives way for a guess.
+    fn take_drafts(&mut self, rank: Rank, budget: &mut usize, num_others: usize) -> Result<()> {
+        let block_size = self.config.block_size;
+        let request = state_mut(&mut self.slots, rank.slot)?;
+        if request.drafts.is_empty() {
+            return Ok(());
+        }
+        let wanted = request.drafts.len().min(budget.saturating_sub(num_others));
+        let needed = (request.tokens.len() + wanted).div_ceil(block_size);
+        while request.blocks.len() < needed && self.pool.can_allocate(1 + self.running.len()) {
+            request.blocks.extend(self.pool.allocate());
+        }
+        let num_drafts = wanted.min(request.blocks.len() * block_size - request.tokens.len());
+        request.num_scheduled_drafts = num_drafts as u32;
+        request.num_scheduled_tokens += num_drafts;
+        *budget -= num_drafts;
+        if let Some(entry) = self.scheduled.last_mut() {
+            entry.num_blocks = request.num_blocks_in_step(block_size) as u32;
         }
         Ok(())
     }
@@ -143,7 +171,7 @@ impl Scheduler {
         let block_size = self.config.block_size;
         let request = state_mut(&mut self.slots, rank.slot)?;
         let num_needed = request.tokens.len().div_ceil(block_size);
-        if self.config.prefix_caching {
+        if self.config.prefix_caching && !request.wants_prompt_rows {
             find_prefix(request, &self.hasher, &self.pool, block_size);
         }
         let num_found = request.blocks.len();
@@ -169,11 +197,7 @@ impl Scheduler {
     fn grow(&mut self, rank: Rank) -> Result<bool> {
         let block_size = self.config.block_size;
         let request = state_mut(&mut self.slots, rank.slot)?;
-        let has_room = request.tokens.len() <= request.blocks.len() * block_size;
-        if has_room && !request.shares_last_block {
-            return Ok(true);
-        }
-        if !has_room {
+        while !request.has_room(block_size) {
             let Some(block) = self.pool.allocate() else { return Ok(false) };
             request.blocks.push(block);
         }
@@ -188,7 +212,8 @@ impl Scheduler {
         let request = state_mut(&mut self.slots, rank.slot)?;
         request.num_scheduled_tokens = request.num_pending_tokens().min(longest);
         *budget -= request.num_scheduled_tokens;
-        self.scheduled.push(rank);
+        let num_blocks = request.num_blocks_in_step(self.config.block_size) as u32;
+        self.scheduled.push(Scheduled { rank, table_row: request.table_row, num_blocks });
         Ok(())
     }
 
@@ -206,9 +231,13 @@ impl Scheduler {
         let request = state_mut(&mut self.slots, rank.slot)?;
         let num_scheduled = std::mem::take(&mut request.num_scheduled_tokens);
         if num_scheduled > 0 {
-            self.scheduled.retain(|other| *other != rank);
+            let place = self.scheduled.iter().position(|other| other.rank == rank).ok_or_else(|| lost(rank))?;
+            self.scheduled.remove(place);
+            self.num_decodes -= usize::from(place < self.num_decodes);
             *budget += num_scheduled;
         }
+        request.num_scheduled_drafts = 0;
+        request.forget_drafts();
         release_blocks(&mut self.pool, request)?;
         (request.is_running, request.shares_last_block) = (false, false);
         (request.num_computed_tokens, request.num_findable_blocks) = (0, 0);
@@ -218,23 +247,10 @@ impl Scheduler {
         self.stats.num_preemptions += 1;
         Ok(())
     }
+}
 
-    fn fill_plan(&mut self) -> Result<()> {
-        let Self { plan, rows, slots, scheduled, config, .. } = self;
-        plan.clear();
-        for &rank in scheduled.iter() {
-            let request = state_mut(slots, rank.slot)?;
-            plan.push(request, config.block_size);
-            if request.samples_in_step() {
-                rows.push(Row { rank, id: request.id });
-                rows.extend(request.choices.iter().map(|&id| Row { rank, id }));
-            }
-        }
-        for &rank in scheduled.iter() {
-            plan.push_table_row(state_mut(slots, rank.slot)?, config.block_size);
-        }
-        Ok(())
-    }
+fn lost(rank: Rank) -> Error {
+    Error::Internal(format!("slot {} is scheduled but not in the step", rank.slot))
 }
 
 /// Lists the blocks of a request's beginning that the cache has, without taking them.
@@ -254,6 +270,7 @@ fn own_last_block(request: &mut Request, pool: &mut super::BlockPool, block_size
     if is_shared {
         let Some(target) = pool.allocate() else { return Ok(false) };
         request.blocks[index] = target;
+        request.table_version += 1;
         request.copy = Some(BlockCopy { source, target });
     }
     request.shares_last_block = false;

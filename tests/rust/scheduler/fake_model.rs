@@ -20,7 +20,7 @@ impl FakeModel {
 
     /// The tokens each row of logits has seen, in the plan's order.
     pub fn run(&mut self, plan: &StepPlan) -> Vec<Vec<u32>> {
-        check_shapes(plan);
+        check_shapes(plan, self.block_size);
         self.copy_blocks(plan);
         for (&slot, &token) in plan.slot_mapping.iter().zip(&plan.token_ids) {
             self.cache[slot as usize] = token;
@@ -57,7 +57,7 @@ impl FakeModel {
     }
 }
 
-fn check_shapes(plan: &StepPlan) {
+fn check_shapes(plan: &StepPlan, block_size: usize) {
     let num_requests = plan.request_ids.len();
     assert_eq!(plan.positions.len(), plan.token_ids.len());
     assert_eq!(plan.slot_mapping.len(), plan.token_ids.len());
@@ -72,6 +72,9 @@ fn check_shapes(plan: &StepPlan) {
         let (start, end) = (plan.query_start[request] as usize, plan.query_start[request + 1] as usize);
         assert!(start < end, "a request without tokens is in the plan");
         let seq_len = i64::from(plan.seq_lens[request]);
+        let row = &plan.block_tables[request * plan.max_blocks..][..plan.max_blocks];
+        let num_blocks = (seq_len as usize).div_ceil(block_size);
+        assert!(row[num_blocks..].iter().all(|&block| block == 0), "a row of the table has remains of another");
         let expected: Vec<i64> = (seq_len - (end - start) as i64..seq_len).collect();
         assert_eq!(&plan.positions[start..end], expected);
     }

@@ -30,11 +30,11 @@ enum Action {
 fn any_add() -> impl Strategy<Value = Action> {
     let priority = prop_oneof![4 => Just(0), 1 => -1..2];
     let num_choices = prop_oneof![4 => Just(1usize), 1 => 2..5usize];
-    (0..4u64, 1..24usize, 1..16usize, priority, num_choices).prop_map(
-        |(family, prompt_len, max_tokens, priority, num_choices)| Action::Add {
+    (0..4u64, 1..24usize, 1..16usize, priority, num_choices, prop::bool::weighted(0.2)).prop_map(
+        |(family, prompt_len, max_tokens, priority, num_choices, prompt_rows)| Action::Add {
             family,
             prompt_len,
-            options: RequestOptions { max_tokens, priority, num_choices },
+            options: RequestOptions { max_tokens, priority, num_choices, prompt_rows },
         },
     )
 }
@@ -116,9 +116,11 @@ proptest! {
     #[test]
     fn every_request_gets_the_tokens_it_gets_alone(
         config in any_config(),
+        max_drafts in 0..5usize,
         actions in prop::collection::vec(any_action(), 1..2 * OPERATIONS_A_CASE as usize),
     ) {
         let mut simulation = Simulation::new(config);
+        simulation.max_drafts = max_drafts;
         let mut next_id = 1;
         for action in actions {
             apply(&mut simulation, action, &mut next_id);

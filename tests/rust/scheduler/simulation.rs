@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use llm_core::scheduler::{RequestOptions, Scheduler, SchedulerConfig, StepPlan};
+use llm_core::scheduler::{LogitsRow, RequestOptions, RowKind, Scheduler, SchedulerConfig, StepPlan};
 
 use super::fake_model::{FakeModel, next_token};
 
@@ -18,6 +18,9 @@ pub struct Answer {
     pub rank: (i32, u64),
     /// Whether any step had tokens of its prompt.
     pub has_begun: bool,
+    /// Prompt tokens whose likelihood some row of logits gave.
+    pub prompt_rows: Vec<u32>,
+    pub wants_prompt_rows: bool,
 }
 
 /// Runs each request until it has its tokens.
@@ -27,6 +30,8 @@ pub struct Simulation {
     pub answers: BTreeMap<u64, Answer>,
     pub finished: BTreeMap<u64, Vec<u32>>,
     num_added: u64,
+    /// Guesses a request makes at most.
+    pub max_drafts: usize,
 }
 
 impl Simulation {
@@ -37,6 +42,7 @@ impl Simulation {
             answers: BTreeMap::new(),
             finished: BTreeMap::new(),
             num_added: 0,
+            max_drafts: 0,
         }
     }
 
@@ -55,6 +61,8 @@ impl Simulation {
                 max_tokens: options.max_tokens,
                 rank,
                 has_begun: false,
+                prompt_rows: Vec::new(),
+                wants_prompt_rows: options.prompt_rows && options.num_choices == 1,
             };
             self.answers.insert(id + choice, answer);
         }
@@ -94,24 +102,64 @@ impl Simulation {
         let rows = self.scheduler.complete_step().unwrap();
         assert_eq!(rows.len(), plan.logits_indices.len());
         self.scheduler.check_integrity().unwrap();
-        for (id, tokens) in rows.into_iter().zip(seen) {
-            let Some(id) = id else { continue };
-            let answer = &self.answers[&id];
-            let request = self.scheduler.request(id).unwrap();
-            assert_eq!(tokens, [&answer.prompt, request.output_ids()].concat());
-            let token = token_after(&tokens, answer.choice);
-            self.scheduler.append_token(id, token).unwrap();
-            self.finish_if_done(id);
+        let mut last = None;
+        for (index, tokens) in seen.into_iter().enumerate() {
+            let Some(LogitsRow { id, kind }) = rows[index] else { continue };
+            match kind {
+                RowKind::Prompt(next) => self.take_prompt_row(id, next, &tokens),
+                RowKind::AfterDraft(draft) if last != Some(draft) => last = None,
+                _ => {
+                    last = self.take_token(id, &tokens);
+                    let next = rows.get(index + 1).copied().flatten().map(|row| row.kind);
+                    if last.is_some() && next != last.map(RowKind::AfterDraft) {
+                        self.guess(id);
+                    }
+                }
+            }
         }
         self.scheduler.check_integrity().unwrap();
     }
 
-    fn finish_if_done(&mut self, id: u64) {
+    fn take_prompt_row(&mut self, id: u64, next: u32, seen: &[u32]) {
+        let answer = self.answers.get_mut(&id).unwrap();
+        assert_eq!(answer.prompt[seen.len()], next);
+        if !answer.wants_prompt_rows {
+            return; // one of several choices: the first may have been removed midway
+        }
+        answer.prompt_rows.push(next);
+        let num_rows = answer.prompt_rows.len();
+        assert_eq!((seen, answer.prompt_rows.as_slice()), (&answer.prompt[..num_rows], &answer.prompt[1..=num_rows]));
+    }
+
+    /// The next token of a request that has seen these; `None` if that was its last.
+    fn take_token(&mut self, id: u64, seen: &[u32]) -> Option<u32> {
+        let answer = &self.answers[&id];
+        let request = self.scheduler.request(id).unwrap();
+        assert_eq!(seen, [&answer.prompt, request.output_ids()].concat());
+        assert_eq!(seen, request.tokens());
+        let token = token_after(seen, answer.choice);
+        self.scheduler.append_token(id, token).unwrap();
         let output = self.scheduler.request(id).unwrap().output_ids().to_vec();
-        if output.len() == self.answers[&id].max_tokens {
+        if output.len() == answer.max_tokens {
             self.finished.insert(id, output);
             self.scheduler.remove(id).unwrap();
+            return None;
         }
+        Some(token)
+    }
+
+    /// Guesses, of which some are right: how many depends on the tokens.
+    fn guess(&mut self, id: u64) {
+        let request = self.scheduler.request(id).unwrap();
+        let max_drafts = self.answers[&id].max_tokens - request.output_ids().len() - 1;
+        let mut tokens = request.tokens().to_vec();
+        let num_known = tokens.len();
+        let (num_drafts, num_right) = (num_known * 7 % 5, num_known % 4);
+        for index in 0..num_drafts.min(max_drafts).min(self.max_drafts) {
+            let right = token_after(&tokens, self.answers[&id].choice);
+            tokens.push(if index < num_right { right } else { (right + 1) % VOCAB });
+        }
+        self.scheduler.set_drafts(id, &tokens[num_known..]).unwrap();
     }
 
     pub fn step(&mut self) -> Option<StepPlan> {
@@ -140,6 +188,7 @@ impl Simulation {
     pub fn check_answers(&self) {
         for (id, answer) in &self.answers {
             assert_eq!(self.finished[id], alone(&answer.prompt, answer.max_tokens, answer.choice), "request {id}");
+            assert!(!answer.wants_prompt_rows || answer.prompt_rows == answer.prompt[1..], "request {id}");
         }
     }
 }

@@ -1,0 +1,184 @@
+"""The request scheduler without a model: replays a trace or a made-up load, and says what it costs."""
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from llm._rust import SimulatedLoad, simulate_scheduler
+from llm.config import validated
+from llm.errors import DataError
+
+_COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
+# What a request may hold without a limit given: far more than its mean, so that hardly any is cut.
+_LONGEST = 16
+
+
+class Simulation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A load, the scheduler's limits, and the simulated clock."""
+
+    requests: Annotated[int, msgspec.Meta(ge=1, description="Requests to make up.")] = 100_000
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=1, description="Tokens of a prompt, on average.")] = 500
+    output_tokens: Annotated[int, msgspec.Meta(ge=1, description="Tokens of an answer, on average.")] = 200
+    rate: Annotated[float, msgspec.Meta(gt=0.0, description="Arrivals a second; null: one always waits.")] | None = None
+    prefixes: Annotated[int, msgspec.Meta(ge=0, description="Beginnings that prompts share.")] = 0
+    prefix_tokens: Annotated[int, msgspec.Meta(ge=0, description="Tokens of such a beginning.")] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, description="Of the made-up load.")] = 0
+    running: Annotated[int, msgspec.Meta(ge=1, description="Requests decoded together.")] = 256
+    block_size: Annotated[int, msgspec.Meta(ge=1, description="Tokens a block.")] = 16
+    blocks: Annotated[int, msgspec.Meta(ge=1, description="Blocks; null: twice what runs on average.")] | None = None
+    max_batch_tokens: Annotated[int, msgspec.Meta(ge=1, description="Token budget of a step.")] = 2048
+    prefix_caching: bool = True
+    step_ms: Annotated[float, msgspec.Meta(ge=0.0, description="Simulated time of a step.")] = 20.0
+    token_us: Annotated[float, msgspec.Meta(ge=0.0, description="Simulated time more for each token.")] = 0.0
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the cache."""
+        mean_tokens = self.prefix_tokens * bool(self.prefixes) + self.prompt_tokens + self.output_tokens
+        return self.blocks or 2 * self.running * math.ceil(mean_tokens / self.block_size)
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest request, prompt and answer: one that fills the cache."""
+        return self.num_blocks * self.block_size
+
+    def load(self) -> SimulatedLoad:
+        """The requests made up."""
+        room = (self.max_model_len - self.prefix_tokens) // 2
+        return SimulatedLoad.synthetic(
+            num_requests=self.requests,
+            mean_prompt_tokens=self.prompt_tokens,
+            mean_output_tokens=self.output_tokens,
+            max_tokens=max(1, min(room, _LONGEST * max(self.prompt_tokens, self.output_tokens))),
+            rate_per_s=self.rate,
+            num_prefixes=self.prefixes,
+            prefix_tokens=self.prefix_tokens,
+            seed=self.seed,
+        )
+
+
+def run_simulation(
+    simulation: Simulation, trace: str | Path | None = None, *, progress: bool | None = None
+) -> dict[str, float]:
+    """Runs a load to its end and measures each step.
+
+    Args:
+        simulation: The load and the limits.
+        trace: A CSV or JSONL file to replay instead; see `read_trace`.
+        progress: Show a bar; None shows one on a terminal.
+
+    Returns:
+        Counts, microseconds of a step (`step_us_p50`, `_p99`, `_max`, `_mean`) and of queueing (`add_us_mean`), tokens,
+        preemptions, prefix-cache tokens, most blocks held, and seconds, real and simulated.
+
+    Raises:
+        DataError: The trace can't be read.
+        ConfigError: A value out of range.
+    """
+    simulation = validated(simulation)
+    load = simulation.load() if trace is None else read_trace(trace)
+    with _progress_bar(progress) as bar:
+        task = bar.add_task("Requests", total=len(load))
+        return simulate_scheduler(
+            load,
+            num_blocks=simulation.num_blocks,
+            block_size=simulation.block_size,
+            max_batch_tokens=simulation.max_batch_tokens,
+            max_running_requests=simulation.running,
+            max_waiting_requests=1024,
+            max_model_len=simulation.max_model_len,
+            prefix_caching=simulation.prefix_caching,
+            step_s=simulation.step_ms / 1e3,
+            token_s=simulation.token_us / 1e6,
+            progress=lambda finished: bar.update(task, completed=finished),
+        )
+
+
+def read_trace(path: str | Path) -> SimulatedLoad:
+    """Reads requests from CSV (a name that ends in `.csv`, with a header) or JSON lines (any other), in any order.
+
+    Columns: `arrival_s`, `prompt_tokens`, `output_tokens`, and, for prompts that begin the same, `prefix_id` (an
+    integer) and `prefix_tokens` (how many of the prompt's tokens; all where it is left out).
+
+    Raises:
+        DataError: No such file, or a row that holds something else (with its number).
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            rows = (
+                csv.DictReader(lines) if path.suffix == ".csv" else map(msgspec.json.decode, filter(str.strip, lines))
+            )
+            parsed = [_request(row, number) for number, row in enumerate(rows, start=1)]
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise DataError(f"{path} can't be read as a trace: {error}") from error
+    if not parsed:
+        raise DataError(f"{path} holds no requests")
+    columns = list(zip(*sorted(parsed, key=lambda request: request[0]), strict=True))
+    kinds = (np.float64, np.uint32, np.uint32, np.uint64, np.uint32)
+    return SimulatedLoad.trace(*(np.array(values, kind) for values, kind in zip(columns, kinds, strict=True)))
+
+
+def _request(row: Any, number: int) -> tuple[float, int, int, int, int]:
+    """Arrival, prompt, output, prefix id, prefix length."""
+    try:
+        arrival_s, (prompt, output) = float(row["arrival_s"]), (int(row[name]) for name in _COLUMNS[1:])
+        prefix_id = int(row["prefix_id"]) if row.get("prefix_id") not in {None, ""} else -1
+        shared = int(row["prefix_tokens"]) if row.get("prefix_tokens") not in {None, ""} else prompt
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"request {number} of the trace must hold numbers named {', '.join(_COLUMNS)}, got {row!r}"
+        ) from error
+    if not (arrival_s >= 0.0 and 1 <= prompt < 2**32 and 1 <= output < 2**32 and shared >= 0):
+        raise DataError(f"request {number} of the trace must have at least one token each way, got {row!r}")
+    return (arrival_s, prompt, output, max(prefix_id, 0), min(shared, prompt) if prefix_id >= 0 else 0)
+
+
+def report_table(report: Mapping[str, float]) -> Table:
+    """What a simulation found, as people read it."""
+    queries = report["prefix_query_tokens"]
+    rows = {
+        "requests finished": f"{report['num_finished']:,.0f}",
+        "requests refused (never fit)": f"{report['num_refused']:,.0f}",
+        "steps": f"{report['num_steps']:,.0f}",
+        "requests a step": f"{report['mean_batch']:.1f}",
+        "seconds, simulated": f"{report['simulated_s']:,.1f}",
+        "seconds, real": f"{report['wall_s']:.2f}",
+        "µs a step: half below": f"{report['step_us_p50']:.1f}",
+        "µs a step: 99 % below": f"{report['step_us_p99']:.1f}",
+        "µs a step: mean": f"{report['step_us_mean']:.1f}",
+        "µs a step: max": f"{report['step_us_max']:.1f}",
+        "µs to queue a request": f"{report['add_us_mean']:.2f}",
+        "tokens computed": f"{report['tokens_scheduled']:,.0f}",
+        "tokens generated": f"{report['output_tokens']:,.0f}",
+        "preemptions": f"{report['num_preemptions']:,.0f}",
+        "found in the prefix cache": f"{report['prefix_hit_tokens'] / queries if queries else 0.0:.1%}",
+        "most requests waiting": f"{report['peak_waiting']:,.0f}",
+        "most blocks held": f"{report['peak_blocks']:,.0f}",
+    }
+    table = Table("scheduler", "", title=None)
+    table.columns[1].justify = "right"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _progress_bar(progress: bool | None) -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (console.is_terminal if progress is None else progress),
+    )
