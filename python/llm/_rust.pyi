@@ -67,7 +67,10 @@ class RequestParams:
 
 @final
 class SampledTokens:
-    """One token a row. Where they weren't asked for, `logprobs` is NaN, `ranks` 0 and `top_logprobs` None."""
+    """One token a row. Where they weren't asked for, `logprobs` is NaN, `ranks` 0 and `top_logprobs` None.
+
+    Each access makes its array anew.
+    """
 
     @property
     def token_ids(self) -> NDArray[np.uint32]: ...  # (B,)

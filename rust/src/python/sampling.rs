@@ -86,13 +86,38 @@ impl PyRequestParams {
     }
 }
 
-/// One token a row, drawn or given.
-#[pyclass(frozen, get_all, name = "SampledTokens", module = "llm._rust")]
-struct PySampledTokens {
-    token_ids: Py<PyArray1<u32>>,
-    logprobs: Py<PyArray1<f32>>,
-    ranks: Py<PyArray1<u32>>,
-    top_logprobs: Py<PyList>,
+/// One token a row, drawn or given. Arrays are made where they are asked for: most callers want the ids alone.
+#[pyclass(frozen, name = "SampledTokens", module = "llm._rust")]
+struct PySampledTokens(Vec<Sampled>);
+
+impl PySampledTokens {
+    fn column<'py, T: Element>(&self, py: Python<'py>, read: impl Fn(&Sampled) -> T) -> Bound<'py, PyArray1<T>> {
+        self.0.iter().map(read).collect::<Vec<T>>().into_pyarray(py)
+    }
+}
+
+#[pymethods]
+impl PySampledTokens {
+    #[getter]
+    fn token_ids<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u32>> {
+        self.column(py, |token| token.id)
+    }
+
+    #[getter]
+    fn logprobs<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
+        self.column(py, |token| token.logprobs.as_ref().map_or(f32::NAN, |scored| scored.logprob))
+    }
+
+    #[getter]
+    fn ranks<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u32>> {
+        self.column(py, |token| token.logprobs.as_ref().map_or(0, |scored| scored.rank))
+    }
+
+    #[getter]
+    fn top_logprobs(&self, py: Python<'_>) -> PyResult<Py<PyList>> {
+        let top = |token: &Sampled| token.logprobs.as_ref().map(|scored| scored.top.clone());
+        top_logprobs_list(py, self.0.iter().map(|token| top(token).filter(|top| !top.is_empty())).collect())
+    }
 }
 
 /// Samples one token for each row of logits, without an engine.
@@ -123,7 +148,7 @@ fn sample(
             LogitsMut::Bf16(logits) => sample_rows(logits, vocab_len, mask, &specs),
         }
     })?;
-    sampled_tokens(py, name_rows(sampled.into_iter().flatten())?)
+    Ok(PySampledTokens(name_rows(sampled.into_iter().flatten())?))
 }
 
 /// Log-probability, rank and likeliest alternatives of one given token a row.
@@ -155,7 +180,7 @@ fn py_token_logprobs(
         LogitsMut::Bf16(logits) => token_logprobs(logits, vocab_len, mask, &ids, n),
     })?;
     let scored = ids.into_iter().zip(name_rows(scored)?);
-    sampled_tokens(py, scored.map(|(id, logprobs)| Sampled { id, logprobs: Some(logprobs) }).collect())
+    Ok(PySampledTokens(scored.map(|(id, logprobs)| Sampled { id, logprobs: Some(logprobs) }).collect()))
 }
 
 /// A row's request.
@@ -215,22 +240,6 @@ fn name_rows<T>(rows: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
         result.map_err(|error| Error::InvalidArgument(format!("row {row}: {error}")))
     };
     rows.into_iter().enumerate().map(named).collect()
-}
-
-fn sampled_tokens(py: Python<'_>, tokens: Vec<Sampled>) -> PyResult<PySampledTokens> {
-    let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
-    let (mut logprobs, mut ranks, mut tops) = (Vec::new(), Vec::new(), Vec::new());
-    for token in tokens {
-        logprobs.push(token.logprobs.as_ref().map_or(f32::NAN, |scored| scored.logprob));
-        ranks.push(token.logprobs.as_ref().map_or(0, |scored| scored.rank));
-        tops.push(token.logprobs.map(|scored| scored.top).filter(|top| !top.is_empty()));
-    }
-    Ok(PySampledTokens {
-        top_logprobs: top_logprobs_list(py, tops)?,
-        token_ids: ids.into_pyarray(py).unbind(),
-        logprobs: logprobs.into_pyarray(py).unbind(),
-        ranks: ranks.into_pyarray(py).unbind(),
-    })
 }
 
 /// A list with `(ids, logprobs)` for each row that asked for its likeliest tokens, else `None`.

@@ -278,6 +278,24 @@ mod tests {
     }
 
     #[test]
+    fn sums_have_the_same_bits_as_lane_by_lane_addition() {
+        let row: Vec<f32> = (0..1000).map(|idx| ((idx * 7919) % 1009) as f32 * 0.02).collect();
+        let scale = Scale::new(20.16, 0.7);
+        let (mut maxima, mut sums) = (Vec::new(), Vec::new());
+        scan_maxima(&row, &mut maxima);
+        sum_weights(&row, &maxima, scale, &mut sums);
+        for (chunk, sum) in row.chunks(CHUNK).zip(sums) {
+            let mut lanes = [0.0f32; LANES];
+            for (idx, &logit) in chunk.iter().enumerate() {
+                lanes[idx % LANES] += scale.weight(logit);
+            }
+            let eight: [f32; 8] = std::array::from_fn(|lane| lanes[lane] + lanes[lane + 8]);
+            let four: [f32; 4] = std::array::from_fn(|lane| eight[lane] + eight[lane + 4]);
+            assert_eq!(sum, f64::from((four[0] + four[2]) + (four[1] + four[3])));
+        }
+    }
+
+    #[test]
     fn logit_below_is_on_the_safe_side() {
         for (max, temperature) in [(3.0f32, 0.7f32), (-1e4, 2.0), (1e-3, 1e-3), (80.0, 1e3)] {
             let scale = Scale::new(max, temperature);
