@@ -10,6 +10,8 @@ use super::simd::{Isa, Simd, dispatch, narrow, widen};
 pub(super) const STRIP: usize = 8;
 /// Rows of weights in a tile of several rows of activations.
 const TILE: usize = 4;
+/// Bytes of weights that may stay in the first cache beside a tile's activations; more are read tile after tile.
+const NEAR: usize = 20 * 1024;
 /// From so many rows on, bf16 weights are widened once for all of them.
 const WIDEN_FROM: usize = 6;
 /// How far ahead of a single row's products weights are asked for, in bytes: about the next strip of a small model.
@@ -69,7 +71,7 @@ fn lanes_of(isa: Isa) -> usize {
 
 /// f32 of scratch that [`strip`] needs for rows of `cols` weights.
 pub(super) fn scratch_len(cols: usize) -> usize {
-    TILE * cols
+    STRIP * cols
 }
 
 /// Multiplies all rows of `x` with weight rows `first..first + count`, at most [`STRIP`].
@@ -143,17 +145,14 @@ unsafe fn run_bf16<S: Simd>(task: &Task) {
         // SAFETY: passed on.
         return unsafe { run::<S, Bf16>(task) };
     }
-    for first in (0..task.count).step_by(TILE) {
-        let count = TILE.min(task.count - first);
-        // SAFETY: the scratch holds TILE rows; `out` is shifted within a strip's row.
-        unsafe {
-            for row in 0..count {
-                let from = task.weights.add((first + row) * task.row_bytes);
-                widen_row::<S>(from.cast(), task.scratch.add(row * task.cols), task.cols);
-            }
-            let (row_bytes, weights) = (4 * task.cols, task.scratch.cast_const().cast());
-            run::<S, F32>(&Task { weights, row_bytes, count, out: task.out.add(first), is_far: false, ..*task });
+    // SAFETY: the scratch holds a strip.
+    unsafe {
+        for row in 0..task.count {
+            let from = task.weights.add(row * task.row_bytes);
+            widen_row::<S>(from.cast(), task.scratch.add(row * task.cols), task.cols);
         }
+        let (row_bytes, weights) = (4 * task.cols, task.scratch.cast_const().cast());
+        run::<S, F32>(&Task { weights, row_bytes, is_far: false, ..*task });
     }
 }
 
@@ -230,35 +229,54 @@ unsafe fn run<S: Simd, F: Format<S>>(task: &Task) {
         if task.num_rows == 1 && task.count == STRIP {
             return tile::<S, F, 1, STRIP>(task, 0, 0);
         }
-        let mut first = 0;
-        while first + TILE <= task.count {
-            columns::<S, F, TILE>(task, first);
-            first += TILE;
-        }
-        for first in first..task.count {
-            columns::<S, F, 1>(task, first);
+        let size = F::TILE_ROWS;
+        if task.count * task.row_bytes <= NEAR {
+            for row in (0..task.num_rows).step_by(size) {
+                for first in tile_starts(task.count) {
+                    tiles::<S, F>(task, (row, size.min(task.num_rows - row)), first);
+                }
+            }
+        } else {
+            for first in tile_starts(task.count) {
+                for row in (0..task.num_rows).step_by(size) {
+                    tiles::<S, F>(task, (row, size.min(task.num_rows - row)), first);
+                }
+            }
         }
     }
 }
 
-/// All rows of activations with `N` rows of weights, which stay in the first cache meanwhile.
+/// Where tiles of a strip of `count` rows of weights begin: whole tiles, then single rows.
 #[inline(always)]
-unsafe fn columns<S: Simd, F: Format<S>, const N: usize>(task: &Task, first: usize) {
-    let mut row = 0;
-    while row < task.num_rows {
-        let count = F::TILE_ROWS.min(task.num_rows - row);
-        // SAFETY: passed on.
-        unsafe {
-            match count {
-                1 => tile::<S, F, 1, N>(task, row, first),
-                2 => tile::<S, F, 2, N>(task, row, first),
-                3 => tile::<S, F, 3, N>(task, row, first),
-                4 => tile::<S, F, 4, N>(task, row, first),
-                5 => tile::<S, F, 5, N>(task, row, first),
-                _ => tile::<S, F, 6, N>(task, row, first),
-            }
+fn tile_starts(count: usize) -> impl Iterator<Item = usize> {
+    let whole = count - count % TILE;
+    (0..whole).step_by(TILE).chain(whole..count)
+}
+
+/// The tile of `count` rows of activations from `row` on, with the rows of weights that begin at `first`.
+#[inline(always)]
+unsafe fn tiles<S: Simd, F: Format<S>>(task: &Task, (row, count): (usize, usize), first: usize) {
+    // SAFETY: passed on.
+    unsafe {
+        match first + TILE <= task.count {
+            true => columns::<S, F, TILE>(task, (row, count), first),
+            false => columns::<S, F, 1>(task, (row, count), first),
         }
-        row += count;
+    }
+}
+
+#[inline(always)]
+unsafe fn columns<S: Simd, F: Format<S>, const N: usize>(task: &Task, (row, count): (usize, usize), first: usize) {
+    // SAFETY: passed on.
+    unsafe {
+        match count {
+            1 => tile::<S, F, 1, N>(task, row, first),
+            2 => tile::<S, F, 2, N>(task, row, first),
+            3 => tile::<S, F, 3, N>(task, row, first),
+            4 => tile::<S, F, 4, N>(task, row, first),
+            5 => tile::<S, F, 5, N>(task, row, first),
+            _ => tile::<S, F, 6, N>(task, row, first),
+        }
     }
 }
 
@@ -293,13 +311,20 @@ unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const N: usize>(task: &Tas
                 }
             }
         }
-        for n in 0..N {
-            for m in 0..M {
-                let mut sum = S::sum(sums[n][m]);
+        for m in 0..M {
+            let mut totals = [0.0; N];
+            for n in (0..N - N % TILE).step_by(TILE) {
+                let four = S::sums([sums[n][m], sums[n + 1][m], sums[n + 2][m], sums[n + 3][m]]);
+                totals[n..n + TILE].copy_from_slice(&four);
+            }
+            for n in N - N % TILE..N {
+                totals[n] = S::sum(sums[n][m]);
+            }
+            for n in 0..N {
                 for col in tail..task.cols {
-                    sum += F::one(w[n], col) * *x[m].add(col);
+                    totals[n] += F::one(w[n], col) * *x[m].add(col);
                 }
-                *task.out.add((row + m) * STRIP + first + n) = sum;
+                *task.out.add((row + m) * STRIP + first + n) = totals[n];
             }
         }
     }

@@ -83,8 +83,14 @@ pub(super) trait Simd: Copy {
     unsafe fn pow2(n: Self::V) -> Self::V;
     /// The nearest whole number.
     unsafe fn round(value: Self::V) -> Self::V;
-    /// Sum of the lanes, in an order that never changes.
+    /// Sum of the lanes, neighbours first: an order that never changes.
     unsafe fn sum(value: Self::V) -> f32;
+    /// [`Self::sum`] of each vector, to the bit.
+    #[inline(always)]
+    unsafe fn sums(values: [Self::V; 4]) -> [f32; 4] {
+        // SAFETY: passed on.
+        values.map(|value| unsafe { Self::sum(value) })
+    }
     /// Asks for a cache line that will be read soon; any address will do.
     #[inline(always)]
     fn prefetch(address: *const u8) {
@@ -219,7 +225,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn sum(value: Self::V) -> f32 {
         let [a, b, c, d, e, f, g, h] = value;
-        ((a + e) + (c + g)) + ((b + f) + (d + h))
+        ((a + b) + (c + d)) + ((e + f) + (g + h))
     }
 }
 
@@ -302,9 +308,18 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn sum(value: Self::V) -> f32 {
         unsafe {
-            let four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps::<1>(value));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            let pairs = _mm256_hadd_ps(value, value);
+            let fours = _mm256_hadd_ps(pairs, pairs);
+            _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(fours), _mm256_extractf128_ps::<1>(fours)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sums(values: [Self::V; 4]) -> [f32; 4] {
+        unsafe {
+            let [a, b, c, d] = values;
+            let fours = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let whole = _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps::<1>(fours));
+            std::mem::transmute::<__m128, [f32; 4]>(whole)
         }
     }
 }
@@ -312,6 +327,16 @@ impl Simd for Avx2 {
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub(super) struct Avx512;
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512 {
+    /// The upper half added to the lower.
+    #[inline(always)]
+    unsafe fn folded(value: __m512) -> __m256 {
+        // SAFETY: as for the functions below.
+        unsafe { _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps::<1>(value)) }
+    }
+}
 
 // SAFETY of all its functions: `dispatch` calls them only where AVX-512 F, BW and DQ were found.
 #[cfg(target_arch = "x86_64")]
@@ -387,9 +412,13 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn sum(value: Self::V) -> f32 {
+        unsafe { Avx2::sum(Self::folded(value)) }
+    }
+    #[inline(always)]
+    unsafe fn sums(values: [Self::V; 4]) -> [f32; 4] {
         unsafe {
-            let eight = _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps::<1>(value));
-            Avx2::sum(eight)
+            let [a, b, c, d] = values;
+            Avx2::sums([Self::folded(a), Self::folded(b), Self::folded(c), Self::folded(d)])
         }
     }
 }
