@@ -324,6 +324,7 @@ impl Scheduler {
         Ok(())
     }
 
+    #[inline]
     fn started(&mut self, id: u64) -> Result<&mut Request> {
         let slot = *self.slot_of.get(&id).ok_or(Error::UnknownRequest(id))?;
         let request = state_mut(&mut self.slots, slot)?;
