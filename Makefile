@@ -22,13 +22,15 @@ export OMP_NUM_THREADS
 # PyTorch: `TORCH=torch==2.13.0` and `PIP_FIND_LINKS=dir` override. Without an NVIDIA GPU the CPU build is preferred.
 TORCH ?=
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
-define install_torch
+define torch_words
 	if [ -n "$(TORCH)" ]; then wanted="$(TORCH)"; \
 	elif nvidia-smi -L >/dev/null 2>&1; then wanted=torch; \
 	elif $(1) -c "import urllib.request as r; r.urlopen('$(TORCH_CPU_INDEX)/torch/', timeout=5)" >/dev/null 2>&1; \
 	then wanted="torch --index-url $(TORCH_CPU_INDEX)"; \
-	else echo "PyTorch's CPU index is out of reach: taking the default build"; wanted=torch; fi; \
-	$(1) -m pip --disable-pip-version-check install --quiet $$wanted
+	else echo "PyTorch's CPU index is out of reach: taking the default build"; wanted=torch; fi
+endef
+define install_torch
+	$(call torch_words,$(1)); $(1) -m pip --disable-pip-version-check install --quiet $$wanted
 endef
 
 # The first Python new enough; none: uv fetches one.
@@ -44,7 +46,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install demo test test-peers test-data test-rust test-python test-wheel test-slow test-fuzz test-exact fuzz lint format wheel bench bench-tokenizer clean
+.PHONY: help install demo test test-peers test-data test-rust test-python test-wheel test-slow test-fuzz test-exact fuzz lint format wheel bench bench-tokenizer bench-serving clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -116,6 +118,9 @@ bench: $(STAMPS)/built ## Store criterion and pytest-benchmark results under ben
 
 bench-tokenizer: $(STAMPS)/built ## The tokenizer beside its peers, each in an environment of its own (ARGS="--quick ...")
 	$(BIN)/python benches/peers/run.py $(ARGS)
+
+bench-serving: $(STAMPS)/built test-data ## Our server beside vLLM's CPU build (installs it; an hour; ARGS="--quick ...")
+	$(call torch_words,$(BIN)/python); TORCH="$$wanted" $(BIN)/python benches/bench_serving.py $(ARGS)
 
 clean: ## Remove what make made (not runs/)
 	rm -rf $(VENV) $(VENV)-uv dist target fuzz/target .cache

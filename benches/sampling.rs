@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use llm_core::sampling::{RowSpec, SamplingParams, TokenCounts, VocabMask, sample_rows, uniform};
+use llm_core::sampling::{History, RowSpec, SamplingParams, TokenCounts, VocabMask, sample_rows, uniform};
 
 /// Roughly what a model gives: a few likely tokens over a broad floor.
 fn peaked_logits(num_rows: usize, vocab: usize) -> Vec<f32> {
@@ -19,7 +19,8 @@ fn history() -> TokenCounts {
 
 fn bench(criterion: &mut Criterion, group: &str, rows: usize, logits: &[f32], params: &SamplingParams) {
     let (counts, vocab) = (history(), logits.len() / rows);
-    let spec = Some(RowSpec { params, counts: &counts, banned_ids: &[], output_idx: 3 });
+    let spec =
+        Some(RowSpec { params, history: History::Counted(&counts), banned_ids: &[], allowed: None, output_idx: 3 });
     let specs = vec![spec; rows];
     let mask = VocabMask { vocab_size: vocab, pad_id: None };
     let mut group = criterion.benchmark_group(group);

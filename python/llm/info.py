@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from llm._rust import instruction_sets
 from llm.checkpoint import DTYPES, is_gguf, model_config, read_values, resolve
+from llm.inference.kernel_weights import obstacle
 from llm.model_config import ModelConfig
 from llm.models.costs import flops_per_token, kv_bytes_per_token, num_active_parameters, num_parameters
 from llm.models.families import family_of
@@ -26,19 +28,24 @@ def describe(path: str | os.PathLike[str]) -> dict[str, str]:
     if values.get("architectures") == ["RegressionModel"]:
         return facts | {"architecture": "RegressionModel"}
     config = model_config(checkpoint)
-    return facts | _sizes(config, values) | _shape(config) | _memory(config) | _words(checkpoint)
+    dtype = DTYPES[_dtype_of(values)]
+    return facts | _sizes(config, values) | _shape(config) | _memory(config, dtype) | _words(checkpoint)
 
 
 def _sizes(config: ModelConfig, values: dict[str, Any]) -> dict[str, str]:
     parameters, active = num_parameters(config), num_active_parameters(config)
     some = "" if active == parameters else f", {active:,} of them for each token"
-    dtype = values.get("dtype") or values.get("torch_dtype") or "float32"
+    dtype = _dtype_of(values)
     family = family_of(config)
     return {
         "architecture": f"{family.architecture} (model_type {family.model_type})",
         "parameters": f"{parameters:,}{some}",
         "weights": ", ".join(_size_in(parameters, name, name == dtype) for name in DTYPES),
     }
+
+
+def _dtype_of(values: dict[str, Any]) -> str:
+    return values.get("dtype") or values.get("torch_dtype") or "float32"
 
 
 def _size_in(parameters: int, dtype: str, is_own: bool) -> str:
@@ -66,13 +73,20 @@ def _shape(config: ModelConfig) -> dict[str, str]:
     }
 
 
-def _memory(config: ModelConfig) -> dict[str, str]:
+def _memory(config: ModelConfig, dtype: torch.dtype) -> dict[str, str]:
     in_bytes = {name: kv_bytes_per_token(config, dtype) for name, dtype in DTYPES.items() if name != "float16"}
     return {
         "KV cache": ", ".join(f"{count:,} bytes a token as {name}" for name, count in in_bytes.items()),
         "training": f"{flops_per_token(config) / 1e9:,.3g} GFLOP a token at the longest context",
-        "decoding path": f"PyTorch {torch.__version__}",
+        "decoding on a CPU": _cpu_path(config, dtype),
     }
+
+
+def _cpu_path(config: ModelConfig, dtype: torch.dtype) -> str:
+    reason = obstacle(config, dtype, torch.device("cpu"))
+    if reason is None:
+        return f"kernels of llm-oxide ({instruction_sets()[-1]})"
+    return f"PyTorch {torch.__version__} (the kernels don't take {reason})"
 
 
 def _words(checkpoint: Path) -> dict[str, str]:

@@ -165,6 +165,70 @@ def test_stop_string_ends_the_text_before_itself(client):
     assert streamed == answer.choices[0].text
 
 
+def test_stop_string_may_be_part_of_the_text(client):
+    text = complete(client, max_tokens=60).choices[0].text
+    stop = text[20:22]
+    body = {"ignore_eos": True, "include_stop_str_in_output": True}
+    answer = complete(client, max_tokens=60, stop=stop, extra_body=body)
+    assert answer.choices[0].text == text[: text.index(stop) + len(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_allowed_and_biased_tokens_are_the_only_ones_that_come(client, checkpoint):
+    tokenizer = BPETokenizer.from_pretrained(checkpoint)
+    [be], [question] = tokenizer.encode("b"), tokenizer.encode("q")
+    body = {"ignore_eos": True, "allowed_token_ids": [be, question]}
+    allowed = complete(client, extra_body=body).choices[0].text
+    assert set(allowed) == {"b", "q"}
+    assert set(complete(client, logit_bias={str(be): 100}).choices[0].text) == {"b"}
+    assert set(complete(client, logit_bias={str(be): -100}, extra_body=body).choices[0].text) == {"q"}
+    ended = complete(client, logit_bias={str(be): 100}, extra_body={"stop_token_ids": [be], "min_tokens": 3})
+    assert (ended.choices[0].finish_reason, ended.usage.completion_tokens) == ("stop", 4)
+    assert "b" not in ended.choices[0].text
+
+
+def test_typical_p_keeps_fewer_tokens(client):
+    drawn = {
+        typical_p: {
+            complete(client, seed, max_tokens=1, extra_body={"typical_p": typical_p}).choices[0].text
+            for seed in range(40)
+        }
+        for typical_p in (0.05, 1.0)
+    }
+    assert len(drawn[0.05]) < len(drawn[1.0])
+
+
+def test_chat_tells_log_probabilities(client):
+    whole = chat(client, logprobs=True, top_logprobs=3)
+    entries = whole.choices[0].logprobs.content
+    assert len(entries) in (whole.usage.completion_tokens, whole.usage.completion_tokens - 1)
+    for entry in entries:
+        assert bytes(entry.bytes).decode("utf-8", "replace") == entry.token
+        assert entry.logprob < 0
+        values = [other.logprob for other in entry.top_logprobs]
+        assert values == sorted(values, reverse=True)
+        assert len(values) == 3
+    chunks = list(chat(client, logprobs=True, top_logprobs=3, stream=True))
+    streamed = [entry for chunk in chunks if (found := chunk.choices[0].logprobs) for entry in found.content]
+    assert streamed == entries
+    assert chat(client).choices[0].logprobs is None
+
+
+def test_completion_tells_log_probabilities_in_columns(client):
+    choice = complete(client, logprobs=2, temperature=0, max_tokens=6).choices[0]
+    columns = choice.logprobs
+    assert len(columns.tokens) == len(columns.token_logprobs) == len(columns.text_offset) == 6
+    assert "".join(columns.tokens) == choice.text
+    assert columns.text_offset == [len("".join(columns.tokens[:index])) for index in range(6)]
+    for token, logprob, top in zip(columns.tokens, columns.token_logprobs, columns.top_logprobs, strict=True):
+        assert top[token] == logprob == max(top.values())
+    chunks = list(complete(client, logprobs=2, temperature=0, max_tokens=6, stream=True))
+    found = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+    assert [token for part in found for token in part.tokens] == columns.tokens
+    assert [offset for part in found for offset in part.text_offset] == columns.text_offset
+    assert complete(client, logprobs=0, max_tokens=2).choices[0].logprobs.top_logprobs is None
+
+
 def test_several_prompts_get_a_choice_each_like_alone(client):
     alone = [complete(client, prompt=prompt).choices[0].text for prompt in ("To be", "question")]
     together = complete(client, prompt=["To be", "question"])
@@ -238,7 +302,12 @@ def test_prompt_of_token_ids_equals_its_text(client, checkpoint):
         ({"model": "other"}, 404, "model", "model_not_found"),
         ({"temperature": 3}, 400, "temperature", None),
         ({"n": 129}, 400, "n", None),
-        ({"logit_bias": {"5": 1}}, 400, "logit_bias", "unsupported_parameter"),
+        ({"logit_bias": {"5": 101}}, 400, "logit_bias", None),
+        ({"logit_bias": {"5000": 1}}, 400, "logit_bias", None),
+        ({"logprobs": 21}, 400, "logprobs", None),
+        ({"extra_body": {"allowed_token_ids": [5000]}}, 400, "allowed_token_ids", None),
+        ({"extra_body": {"stop_token_ids": [5000]}}, 400, "stop_token_ids", None),
+        ({"extra_body": {"typical_p": 1.5}}, 400, "typical_p", None),
         ({"stop": list("abcde")}, 400, "stop", None),
         ({"max_tokens": CONTEXT}, 400, "prompt", "context_length_exceeded"),
         ({"prompt": "x " * CONTEXT}, 400, "prompt", "context_length_exceeded"),

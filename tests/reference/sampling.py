@@ -5,7 +5,7 @@ says how near. The uniform number is the same to the last bit.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,9 @@ class Settings:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -122,7 +125,12 @@ def distribution(
     eos_ids: tuple[int, ...] = (),
 ) -> Distribution:
     """The distribution of the token after `prompt_ids` and `output_ids`."""
-    row = penalize(mask_logits(logits, vocab_size, pad_id), settings, prompt_ids, output_ids)
+    row = mask_logits(logits, vocab_size, pad_id)
+    if settings.allowed_token_ids is not None:
+        row[[token for token in range(len(row)) if token not in settings.allowed_token_ids]] = -np.inf
+    for token, bias in settings.logit_bias.items():
+        row[token] += np.float32(bias)
+    row = penalize(row, settings, prompt_ids, output_ids)
     if len(output_ids) < settings.min_tokens:
         row[list({*settings.stop_token_ids, *eos_ids})] = -np.inf
     draw = uniform(settings.seed, len(output_ids), settings.choice_index)
@@ -130,26 +138,71 @@ def distribution(
         probabilities = np.zeros(len(row))
         probabilities[int(np.argmax(row))] = 1.0
         return Distribution(probabilities, draw, near_tie=False)
-    scaled = ((row - row.max()) / np.float32(settings.temperature)).astype(np.float64)
-    return _filtered(scaled, settings, draw)
+    return _filtered(row, settings, draw)
 
 
-def _filtered(scaled: NDArray[np.float64], settings: Settings, draw: float) -> Distribution:
-    ranked = sorted(range(len(scaled)), key=lambda token: (-scaled[token], token))
+def _filtered(row: NDArray[np.float32], settings: Settings, draw: float) -> Distribution:
+    ranked = sorted(
+        (token for token in range(len(row)) if row[token] > -np.inf), key=lambda token: (-row[token], token)
+    )
     if settings.top_k > 0:
         ranked = ranked[: settings.top_k]
+    scaled = (row.astype(np.float64) - float(row.max())) / settings.temperature
     weights = {token: float(np.exp(scaled[token])) for token in ranked}
-    total = sum(weights.values())
-    kept, mass, near_tie = [], 0.0, False
+    kept, near_tie = _smallest_of_mass(ranked, weights, settings.top_p)
+    near_tie |= any(abs(weights[token] - settings.min_p) < 1e-6 for token in kept if settings.min_p > 0)
+    kept = [token for token in kept if weights[token] >= settings.min_p]
+    kept, is_near = _typical(kept, weights, settings.typical_p)
+    probabilities = np.zeros(len(row))
+    for token in kept:
+        probabilities[token] = weights[token]
+    return Distribution(probabilities / probabilities.sum(), draw, near_tie or is_near)
+
+
+def _typical(tokens: list[int], weights: dict[int, float], mass: float) -> tuple[list[int], bool]:
+    """Source: Meister et al. 2022, "Locally typical sampling", equation 6."""
+    if mass == 1.0:
+        return tokens, False
+    total = sum(weights[token] for token in tokens)
+    surprise = {token: -np.log(weights[token] / total) for token in tokens if weights[token] > 0}
+    entropy = sum(weights[token] / total * surprise[token] for token in surprise)
+    distance = {token: abs(surprise[token] - entropy) for token in surprise}
+    ranked = sorted(surprise, key=lambda token: (distance[token], token))
+    kept, near_tie = _smallest_of_mass(ranked, weights, mass)
+    for token in ranked[len(kept) :]:
+        near_tie |= abs(distance[token] - distance[kept[-1]]) < 1e-5 and weights[token] != weights[kept[-1]]
+    return kept, near_tie
+
+
+def _smallest_of_mass(ranked: list[int], weights: dict[int, float], share: float) -> tuple[list[int], bool]:
+    """The first tokens whose mass is at least `share` of all, and whether rounding could have said another."""
+    if share == 1.0:
+        return ranked, False
+    total = sum(weights[token] for token in ranked)
+    kept: list[int] = []
+    mass, near_tie = 0.0, False
     for token in ranked:
-        if settings.top_p < 1.0 and kept and mass >= settings.top_p * total:
+        if kept and mass >= share * total:
             break
         mass += weights[token]
         kept.append(token)
-        near_tie |= settings.top_p < 1.0 and abs(mass - settings.top_p * total) < 1e-5 * total
-    near_tie |= any(abs(weights[token] - settings.min_p) < 1e-6 for token in kept if settings.min_p > 0)
-    kept = [token for token in kept if weights[token] >= settings.min_p]
-    probabilities = np.zeros(len(scaled))
-    for token in kept:
-        probabilities[token] = weights[token]
-    return Distribution(probabilities / probabilities.sum(), draw, near_tie)
+        near_tie |= abs(mass - share * total) < 1e-5 * total
+    return kept, near_tie
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a masked row says of one token."""
+
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
+
+
+def score(logits: NDArray[np.float32], token: int, n: int, *, vocab_size: int, pad_id: int | None = None) -> Score:
+    """Log-probability of `token`, its place among all, and the `n` likeliest."""
+    masked = mask_logits(logits, vocab_size, pad_id)
+    logprobs = log_softmax(masked)
+    ranked = sorted(range(len(masked)), key=lambda other: (-masked[other], other))
+    top = [(other, float(logprobs[other])) for other in ranked[:n] if masked[other] > -np.inf]
+    return Score(float(logprobs[token]), ranked.index(token) + 1, top)

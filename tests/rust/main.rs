@@ -1,6 +1,7 @@
 //! Public behaviour of the core, one module per Rust module.
 
 mod engine;
+mod kernels;
 mod sampling;
 mod scheduler;
 mod speculation;

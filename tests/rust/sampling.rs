@@ -3,7 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use llm_core::sampling::{
-    RowSpec, Sampled, SamplingParams, TokenCounts, VocabMask, philox4x32_10, sample_rows, stream_key, uniform,
+    History, RowSpec, Sampled, SamplingParams, TokenCounts, TokenMask, VocabMask, philox4x32_10, sample_rows,
+    stream_key, uniform,
 };
 use proptest::prelude::*;
 
@@ -14,7 +15,7 @@ fn whole(vocab_size: usize) -> VocabMask {
 }
 
 fn sample_one(row: &[f32], params: &SamplingParams, history: &TokenCounts, output_idx: usize) -> Sampled {
-    let spec = RowSpec { params, counts: history, banned_ids: &[], output_idx };
+    let spec = RowSpec { params, history: History::Counted(history), banned_ids: &[], allowed: None, output_idx };
     let mut row = row.to_vec();
     let vocab_len = row.len();
     let mut sampled = sample_rows(&mut row, vocab_len, whole(vocab_len), &[Some(spec)]);
@@ -136,15 +137,81 @@ fn padding_and_ids_past_the_vocabulary_are_never_drawn() {
     let counts = TokenCounts::default();
     let mask = VocabMask { vocab_size: 3, pad_id: Some(1) };
     for output_idx in 0..200 {
-        let spec = RowSpec { params: &params, counts: &counts, banned_ids: &[2], output_idx };
+        let spec = RowSpec {
+            params: &params,
+            history: History::Counted(&counts),
+            banned_ids: &[2],
+            allowed: None,
+            output_idx,
+        };
         // What no token can come of may be anything, even NaN.
         let mut row = [0.0, INF, 0.0, f32::NAN, 50.0];
         let sampled = sample_rows(&mut row, 5, mask, &[Some(spec)]).remove(0).unwrap().unwrap();
         assert_eq!(sampled.id, 0);
         // Banned ids are no part of the raw distribution's mask.
-        assert_eq!(sampled.logprob, Some(-std::f32::consts::LN_2));
-        assert_eq!(sampled.top_logprobs, [(0, -std::f32::consts::LN_2), (2, -std::f32::consts::LN_2)]);
+        assert_eq!(sampled.logprobs.as_ref().unwrap().logprob, -std::f32::consts::LN_2);
+        assert_eq!(
+            sampled.logprobs.as_ref().unwrap().top,
+            [(0, -std::f32::consts::LN_2), (2, -std::f32::consts::LN_2)]
+        );
     }
+}
+
+#[test]
+fn a_mask_allows_its_ids_alone() {
+    let ids = [0, 63, 64, 130];
+    let mask: TokenMask = ids.into_iter().collect();
+    assert_eq!(mask, TokenMask::from_words(vec![1 | 1 << 63, 1, 4]));
+    assert_eq!((mask.highest(), mask.is_empty()), (Some(130), false));
+    assert!(TokenMask::from_words(vec![0; 3]).is_empty());
+    for vocab_len in [131, 200, 700] {
+        let mut row = vec![1.0f32; vocab_len];
+        mask.apply(&mut row);
+        let left: Vec<usize> = (0..vocab_len).filter(|&id| row[id] == 1.0).collect();
+        assert_eq!(left, ids.map(|id| id as usize));
+    }
+}
+
+#[test]
+fn a_batch_on_several_threads_is_sampled_as_row_by_row() {
+    // Enough logits for the pool to be used.
+    let (num_rows, vocab_len) = (24, 5000);
+    let logits: Vec<f32> = (0..num_rows * vocab_len).map(|idx| (uniform(5, idx as u64, 0) * 9.0) as f32).collect();
+    let params = |row: usize| SamplingParams {
+        seed: row as u64,
+        top_k: [0, 40, 5000][row % 3],
+        top_p: [1.0, 0.7][row % 2],
+        typical_p: [1.0, 1.0, 1.0, 0.8][row % 4],
+        repetition_penalty: 1.2,
+        logprobs: Some(3),
+        ..SamplingParams::default()
+    };
+    let all: Vec<SamplingParams> = (0..num_rows).map(params).collect();
+    let (prompt, output) = ((0..300).collect::<Vec<u32>>(), vec![7, 7, 4000]);
+    let spec = |params| {
+        let history = History::Ids { prompt: &prompt, output: &output };
+        Some(RowSpec { params, history, banned_ids: &[9], allowed: None, output_idx: 3 })
+    };
+    let specs: Vec<_> = all.iter().map(spec).collect();
+    let together = sample_rows(&mut logits.clone(), vocab_len, whole(vocab_len), &specs);
+    let mut counts = TokenCounts::from_prompt(&prompt);
+    output.iter().for_each(|&id| counts.push_output(id));
+    for (row, sampled) in together.into_iter().enumerate() {
+        let counted = RowSpec { history: History::Counted(&counts), ..specs[row].unwrap() };
+        let mut alone = logits[row * vocab_len..(row + 1) * vocab_len].to_vec();
+        let expected = sample_rows(&mut alone, vocab_len, whole(vocab_len), &[Some(counted)]).remove(0);
+        assert_eq!(sampled.unwrap().unwrap(), expected.unwrap().unwrap());
+    }
+}
+
+#[test]
+fn typical_sampling_drops_the_likeliest_where_it_is_no_surprise_enough() {
+    // Probabilities 0.4 and six of 0.1: the entropy, 1.75, is nearer to -ln 0.1 = 2.30 than to -ln 0.4 = 0.92.
+    let row = [4.0f32, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0].map(f32::ln);
+    let of = |typical_p| support(&row, &SamplingParams { typical_p, ..SamplingParams::default() });
+    assert_eq!(of(0.25), [1, 2, 3]);
+    assert_eq!(of(0.59), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(of(0.7), [0, 1, 2, 3, 4, 5, 6]);
 }
 
 #[test]
@@ -153,16 +220,22 @@ fn logprobs_are_of_the_raw_distribution() {
     let row = [1.0f32, 5.0, 4.0].map(f32::ln);
     let sampled = sample_one(&row, &params, &TokenCounts::from_prompt(&[1]), 0);
     assert_eq!(sampled.id, 2);
-    assert!((sampled.logprob.unwrap() - 0.4f32.ln()).abs() < 1e-6);
-    assert_eq!(sampled.top_logprobs.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 2]);
-    assert!((sampled.top_logprobs[0].1 - 0.5f32.ln()).abs() < 1e-6);
+    assert!((sampled.logprobs.as_ref().unwrap().logprob - 0.4f32.ln()).abs() < 1e-6);
+    assert_eq!(sampled.logprobs.as_ref().unwrap().top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 2]);
+    assert!((sampled.logprobs.as_ref().unwrap().top[0].1 - 0.5f32.ln()).abs() < 1e-6);
 }
 
 #[test]
 fn a_row_that_is_not_finite_fails_alone() {
     let params = SamplingParams::default();
     let counts = TokenCounts::default();
-    let spec = Some(RowSpec { params: &params, counts: &counts, banned_ids: &[], output_idx: 0 });
+    let spec = Some(RowSpec {
+        params: &params,
+        history: History::Counted(&counts),
+        banned_ids: &[],
+        allowed: None,
+        output_idx: 0,
+    });
     let mut logits = vec![0.0, 0.0, 0.0, f32::NAN, -INF, -INF, INF, 0.0, 0.0, -INF];
     let sampled = sample_rows(&mut logits, 2, whole(2), &[spec, spec, spec, spec, spec]);
     let errors: Vec<String> =
@@ -245,7 +318,7 @@ proptest! {
         let counts = TokenCounts::from_prompt(&[1, 2, 3]);
         let mut logits: Vec<f32> = rows.iter().flat_map(|(row, ..)| row.clone()).collect();
         let specs: Vec<_> = (rows.iter())
-            .map(|(_, params, idx)| Some(RowSpec { params, counts: &counts, banned_ids: &[], output_idx: *idx }))
+            .map(|(_, params, idx)| Some(RowSpec { params, history: History::Counted(&counts), banned_ids: &[], allowed: None, output_idx: *idx }))
             .collect();
         let together = sample_rows(&mut logits, 40, whole(40), &specs);
         for ((row, params, idx), sampled) in rows.iter().zip(together) {

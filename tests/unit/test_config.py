@@ -2,9 +2,11 @@
 
 import msgspec
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm.cli.options import size_in_bytes
 from llm.config import RunConfig, TrainingConfig, load_run_config, validated
 from llm.errors import ConfigError
 from llm.model_config import ModelConfig
@@ -96,3 +98,16 @@ def test_every_setting_is_described() -> None:
 
 def test_a_head_may_be_wider_than_its_share() -> None:
     assert ModelConfig(hidden_size=100, num_attention_heads=3, num_key_value_heads=1, head_dim=64).head_width == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("2GiB", 2 * 2**30), ("500 MB", 500_000_000), ("1.5k", 1500), ("4096", 4096), ("1B", 1)]
+)
+def test_sizes_are_read_in_the_usual_words(text: str, wanted: int) -> None:
+    assert size_in_bytes(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "0", "2 apples"])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="must be a size such as 2GiB"):
+        size_in_bytes(text)

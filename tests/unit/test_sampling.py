@@ -1,7 +1,7 @@
 """The Rust sampler beside its slow twin, from Python as users call it."""
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ VOCAB = 40
 # A busy machine is no failure.
 no_deadline = hypothesis_settings(deadline=None)
 NO_IDS = np.array([], np.uint32)
+UNIFORM_SEEDS = range(200)
 
 
 def as_ids(values):
@@ -41,6 +42,9 @@ settings_strategy = st.builds(
     top_k=st.integers(0, VOCAB + 5),
     top_p=st.one_of(st.just(1.0), st.floats(0.05, 1.0)),
     min_p=st.one_of(st.just(0.0), st.floats(0.01, 0.9)),
+    typical_p=st.one_of(st.just(1.0), st.floats(0.05, 1.0)),
+    logit_bias=st.dictionaries(st.integers(0, VOCAB - 5), st.floats(-100, 100, width=32), max_size=4),
+    allowed_token_ids=st.none() | st.lists(st.integers(8, VOCAB - 5), min_size=4, unique=True).map(tuple),
     repetition_penalty=st.one_of(st.just(1.0), st.floats(0.5, 2.0)),
     presence_penalty=st.floats(-2.0, 2.0),
     frequency_penalty=st.floats(-2.0, 2.0),
@@ -59,6 +63,84 @@ def test_sample_equals_the_reference(row, settings, prompt_ids, output_ids):
     token = sample_one(row, settings, prompt_ids, output_ids, **mask)
     assert expected.accepts(token), (token, expected.token)
     assert expected.near_tie or expected.probabilities[token] > 0
+
+
+# Many chunks of a row's maxima: broad, peaked, with many equals, all equal.
+SHAPES = {
+    "normal": lambda rng, size: rng.normal(0, 3, size),
+    "exponential": lambda rng, size: rng.exponential(2.0, size),
+    "steps": lambda rng, size: rng.integers(-3, 4, size) * 0.5,
+    "equal": lambda _, size: np.zeros(size),
+    "impossible": lambda rng, size: np.where(rng.random(size) < 0.9, -np.inf, rng.normal(0, 3, size)),
+}
+
+
+def long_row(shape, seed, size):
+    row = SHAPES[shape](np.random.default_rng(seed), size).astype(np.float32)
+    row[-1] = 0.5
+    return row
+
+
+@no_deadline
+@given(
+    shape=st.sampled_from(sorted(SHAPES)),
+    row_seed=st.integers(0, 2**32 - 1),
+    size=st.sampled_from([127, 128, 129, 1000, 1500]),
+    settings=settings_strategy,
+    top_k=st.sampled_from([0, 1, 3, 5, 8, 12, 50, 400]),
+    num_seen=st.integers(0, 300),
+)
+def test_sample_equals_the_reference_over_many_chunks(shape, row_seed, size, settings, top_k, num_seen):
+    settings = replace(settings, top_k=top_k)
+    if settings.allowed_token_ids is not None:
+        settings = replace(settings, allowed_token_ids=(*settings.allowed_token_ids, *range(size // 2, size)))
+    row = long_row(shape, row_seed, size)
+    seen = np.random.default_rng(row_seed + 1).integers(0, size, num_seen).tolist()
+    prompt_ids, output_ids = seen[::2], seen[1::2]
+    expected = reference.distribution(row, settings, prompt_ids, output_ids, vocab_size=size)
+    token = sample_one(row, settings, prompt_ids, output_ids)
+    assert expected.accepts(token), (token, expected.token)
+    assert expected.near_tie or expected.probabilities[token] > 0
+
+
+@no_deadline
+@given(shape=st.sampled_from(sorted(SHAPES)), row_seed=st.integers(0, 2**32 - 1), settings=settings_strategy)
+def test_every_kept_token_is_drawn_and_no_other(shape, row_seed, settings):
+    settings = replace(settings, allowed_token_ids=None)
+    row = long_row(shape, row_seed, 300)
+    expected = reference.distribution(row, settings, [], [], vocab_size=300)
+    if expected.near_tie:
+        return
+    cumulative = np.cumsum(expected.probabilities)
+    # A uniform number in the middle of each token's own share draws it: the nearest of many streams.
+    drawn = np.array([reference.uniform(seed, 0) for seed in UNIFORM_SEEDS])
+    middles = {
+        token: cumulative[token] - expected.probabilities[token] / 2 for token in expected.probabilities.nonzero()[0]
+    }
+    wanted = {token: UNIFORM_SEEDS[int(np.abs(drawn - middle).argmin())] for token, middle in middles.items()}
+    for token, seed in wanted.items():
+        choice = replace(settings, seed=seed, choice_index=0)
+        again = reference.distribution(row, choice, [], [], vocab_size=300)
+        assert again.accepts(sample_one(row, choice)), token
+
+
+@no_deadline
+@given(data=st.data(), shape=st.sampled_from(sorted(SHAPES)), row_seed=st.integers(0, 2**32 - 1))
+def test_bfloat16_rows_are_sampled_as_the_same_numbers_in_float32(data, shape, row_seed):
+    settings = data.draw(settings_strategy)
+    bits = (np.stack([long_row(shape, row_seed + row, 500) for row in range(3)]).view(np.uint32) >> 16).astype(
+        np.uint16
+    )
+    wide = (bits.astype(np.uint32) << 16).view(np.float32)
+    requests = [params(settings, logprobs=5, allowed_token_ids=None, seed=seed) for seed in range(3)]
+    history = [as_ids([1, 2, 3])] * 3, [as_ids([4, 4])] * 3
+    expected = _rust.sample(wide.copy(), requests, *history)
+    for given_bits in (bits.copy(), bits.copy().view(np.int16)):
+        sampled = _rust.sample(given_bits, requests, *history)
+        assert sampled.token_ids.tolist() == expected.token_ids.tolist()
+        assert sampled.logprobs.tolist() == expected.logprobs.tolist()
+        assert sampled.top_logprobs == expected.top_logprobs
+        assert np.array_equal(given_bits.view(np.uint16), bits)
 
 
 @no_deadline
@@ -81,6 +163,9 @@ def test_a_row_is_sampled_as_if_alone(data, num_rows):
         Settings(seed=12, temperature=0.7, top_k=8),
         Settings(seed=13, top_p=0.8),
         Settings(seed=14, min_p=0.2),
+        Settings(seed=16, typical_p=0.6),
+        Settings(seed=17, logit_bias={3: 2.5, 5: -100.0}, typical_p=0.9, top_p=0.95),
+        Settings(seed=18, allowed_token_ids=(0, 4, 9, 30, 31)),
         Settings(seed=15, temperature=1.5, top_k=12, top_p=0.9, min_p=0.05, repetition_penalty=1.3),
     ],
     ids=str,
@@ -133,6 +218,8 @@ def test_logprobs_are_log_softmax_of_the_masked_row():
     assert ids == np.argsort(-expected, kind="stable")[:4].tolist()
     np.testing.assert_allclose(values, expected[ids], rtol=1e-6)
     np.testing.assert_allclose(sampled.logprobs[0], expected[sampled.token_ids[0]], rtol=1e-6)
+    expected_rank = 1 + int((expected > expected[sampled.token_ids[0]]).sum())
+    assert sampled.ranks.tolist() == [expected_rank, 0]
     assert np.isnan(sampled.logprobs[1])
     assert sampled.top_logprobs[1] is None
 
@@ -141,6 +228,51 @@ def test_top_logprobs_leave_out_what_is_impossible():
     row = np.array([[0.0, -np.inf, 1.0]], np.float32)
     sampled = _rust.sample(row, [params(Settings(), logprobs=3)], [NO_IDS], [NO_IDS])
     assert sampled.top_logprobs[0][0] == [2, 0]
+
+
+@no_deadline
+@given(
+    shape=st.sampled_from(sorted(SHAPES)),
+    row_seed=st.integers(0, 2**32 - 1),
+    token=st.integers(0, 499),
+    n=st.integers(0, 7),
+)
+def test_token_logprobs_equal_the_reference(shape, row_seed, token, n):
+    mask = {"vocab_size": 480, "pad_id": 7}
+    rows = np.stack([long_row(shape, row_seed + row, 500) for row in range(2)])
+    rows[:, 1] = 0.25
+    expected = [reference.score(row, token, n, **mask) for row in rows]
+    scored = _rust.token_logprobs(rows, as_ids([token, token]), n, **mask)
+    assert scored.token_ids.tolist() == [token, token]
+    np.testing.assert_allclose(scored.logprobs, [score.logprob for score in expected], rtol=1e-5, atol=1e-6)
+    assert scored.ranks.tolist() == [score.rank for score in expected]
+    if n == 0:
+        assert scored.top_logprobs == [None, None]
+        return
+    for (ids, values), score in zip(scored.top_logprobs, expected, strict=True):
+        assert ids == [token for token, _ in score.top]
+        np.testing.assert_allclose(values, [value for _, value in score.top], rtol=1e-5, atol=1e-6)
+
+
+def test_rank_and_logprobs_are_of_the_row_before_it_is_changed():
+    row = np.zeros((1, 300), np.float32)
+    row[0, [10, 200, 280]] = [3.0, 2.0, 1.0]
+    request = params(Settings(temperature=0.0), logit_bias={10: -100, 200: -100}, logprobs=2)
+    sampled = _rust.sample(row, [request], [NO_IDS], [NO_IDS])
+    assert (sampled.token_ids[0], sampled.ranks[0]) == (280, 3)
+    assert sampled.top_logprobs[0][0] == [10, 200]
+
+
+def test_token_logprobs_want_one_id_a_row():
+    message = r"`token_ids` must be 2 ids below 4, one for each row of `logits`, got 1 of which the highest is 9"
+    with pytest.raises(InvalidArgumentError, match=message):
+        _rust.token_logprobs(np.zeros((2, 4), np.float32), as_ids([9]))
+
+
+def test_an_allowed_id_that_is_banned_leaves_nothing():
+    request = params(Settings(min_tokens=1, stop_token_ids=(3,)), allowed_token_ids=[3])
+    with pytest.raises(InvalidArgumentError, match=r"after `allowed_token_ids`.*got -inf everywhere"):
+        _rust.sample(np.zeros((1, 8), np.float32), [request], [NO_IDS], [NO_IDS])
 
 
 @pytest.mark.parametrize(
@@ -174,5 +306,11 @@ def test_sample_refuses_read_only_logits():
 def test_request_params_name_the_field_and_its_range():
     with pytest.raises(InvalidArgumentError, match=r"`top_p` must be in \(0, 1\], got 1.5"):
         _rust.RequestParams(max_tokens=1, seed=0, top_p=1.5)
+    with pytest.raises(InvalidArgumentError, match=r"`typical_p` must be in \(0, 1\], got 0"):
+        _rust.RequestParams(max_tokens=1, seed=0, typical_p=0.0)
+    with pytest.raises(InvalidArgumentError, match=r"`logit_bias\[7\]` must be in \[-100, 100\], got 101"):
+        _rust.RequestParams(max_tokens=1, seed=0, logit_bias={7: 101.0})
+    with pytest.raises(InvalidArgumentError, match="`allowed_token_ids` must name at least one id, got none"):
+        _rust.RequestParams(max_tokens=1, seed=0, allowed_token_ids=[])
     with pytest.raises(InvalidArgumentError, match=r"`min_tokens` must be at most `max_tokens` \(1\), got 2"):
         _rust.RequestParams(max_tokens=1, seed=0, min_tokens=2)

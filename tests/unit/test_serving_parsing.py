@@ -57,8 +57,18 @@ def test_chat_request_honours_every_field():
             "repetition_penalty": 1.1,
             "ignore_eos": True,
             "min_tokens": 2,
+            "typical_p": 0.9,
+            "logit_bias": {"5": -100, "6": 2.5},
+            "allowed_token_ids": [5, 6, 7],
+            "stop_token_ids": [9],
+            "skip_special_tokens": False,
+            "include_stop_str_in_output": True,
+            "logprobs": True,
+            "top_logprobs": 3,
         }
     )
+    assert (request.typical_p, request.logit_bias, request.stop_token_ids) == (0.9, {"5": -100.0, "6": 2.5}, [9])
+    assert request.num_logprobs == 3
     assert request.include_usage
     assert request.stop_strings == ("\n", "END")
     assert (request.max_completion_tokens, request.temperature, request.top_k) == (7, 0.0, 3)
@@ -95,6 +105,15 @@ def test_single_stop_string_is_taken_as_one():
         (CHAT | {"messages": []}, "messages", "expected `array` of length >= 1, got []"),
         (CHAT | {"stream_options": {}}, "stream_options", "only allowed when `stream` is true"),
         (CHAT | {"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "contradict"),
+        (CHAT | {"typical_p": 0}, "typical_p", "`typical_p` is invalid: expected `float` > 0.0, got 0"),
+        (CHAT | {"logit_bias": {"5": 101}}, "logit_bias", "from -100 to 100, got 101 for token id 5"),
+        (CHAT | {"logit_bias": {"five": 1}}, "logit_bias", 'must map token ids to numbers, got the key "five"'),
+        (CHAT | {"allowed_token_ids": []}, "allowed_token_ids", "expected `array` of length >= 1, got []"),
+        (CHAT | {"stop_token_ids": [-1]}, "stop_token_ids[0]", "expected `int` >= 0, got -1"),
+        (CHAT | {"logprobs": 2}, "logprobs", "expected `bool | null`, got `int`"),
+        (CHAT | {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "expected `int` <= 20, got 21"),
+        (CHAT | {"top_logprobs": 2}, "top_logprobs", "only allowed when `logprobs` is true"),
+        (CHAT | {"stream": True, "prompt_logprobs": 1}, "prompt_logprobs", "not allowed when `stream` is true"),
     ],
 )
 def test_wrong_values_say_what_and_what_is_allowed(raw, param, message):
@@ -120,9 +139,6 @@ def test_parts_other_than_text_are_refused(kind):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("logit_bias", {"5": 1}),
-        ("logprobs", True),
-        ("top_logprobs", 2),
         ("response_format", {"type": "json_object"}),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
@@ -140,7 +156,7 @@ def test_known_parameter_that_is_not_honoured_is_refused(name, value):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("best_of", 2), ("echo", True), ("suffix", "x"), ("logprobs", 0), ("logit_bias", {"1": 1})],
+    [("best_of", 2), ("echo", True), ("suffix", "x")],
 )
 def test_known_completion_parameter_that_is_not_honoured_is_refused(name, value):
     body = refusal(TEXT | {name: value}, CompletionRequest)

@@ -2,15 +2,21 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm import SamplingParams
+from llm.inference import Delta, TokenLogprob
 from llm.serving import sse
 from llm.serving.answers import ChatAnswer, TextAnswer
+from llm.serving.generation import Prompt, Tally
 from llm.serving.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest, Usage
+from llm.tokenization import SimpleCharacterTokenizer
 
+TOKENIZER = SimpleCharacterTokenizer.train("abc é")
 USAGE = Usage(prompt_tokens=2, completion_tokens=3, total_tokens=5)
 
 
 def chat(**fields):
-    return ChatAnswer(ChatCompletionRequest(model="m", messages=[ChatMessage(role="user", content="x")], **fields))
+    request = ChatCompletionRequest(model="m", messages=[ChatMessage(role="user", content="x")], **fields)
+    return ChatAnswer(request, TOKENIZER)
 
 
 def payload(event):
@@ -22,7 +28,8 @@ def payload(event):
 
 @given(st.text())
 def test_event_carries_any_text_on_one_line(text):
-    assert payload(sse.event(TextAnswer(CompletionRequest(model="m", prompt="x")).chunk(0, text)))["choices"] == [
+    answer = TextAnswer(CompletionRequest(model="m", prompt="x"), TOKENIZER)
+    assert payload(sse.event(answer.chunk(0, text)))["choices"] == [
         {"index": 0, "text": text, "finish_reason": None, "logprobs": None}
     ]
 
@@ -50,8 +57,32 @@ def test_usage_is_null_until_the_last_chunk_once_it_is_asked_for():
     request = msgspec.convert(
         {"model": "m", "prompt": "x", "stream": True, "stream_options": {"include_usage": True}}, CompletionRequest
     )
-    answer = TextAnswer(request)
+    answer = TextAnswer(request, TOKENIZER)
     assert payload(sse.event(answer.chunk(0, "x")))["usage"] is None
     last = payload(sse.event(answer.usage_chunk(USAGE)))
     assert last["choices"] == []
     assert last["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+
+
+def test_prompt_logprobs_have_the_prompts_token_and_the_likeliest_at_each_position():
+    a, b, c = TOKENIZER.encode("abc")
+    prompt = Prompt(token_ids=[a, b, c], params=SamplingParams())
+    tally = Tally([prompt])
+    scored = (TokenLogprob(b, -0.5, ((b, -0.5),), 1), TokenLogprob(c, -3.0, ((a, -0.1),), 3))
+    tally.add(0, Delta("x", (a,), None, None, scored))
+    tally.add(0, Delta("y", (b,), "stop"))
+    expected = [
+        None,
+        {str(b): {"logprob": -0.5, "rank": 1, "decoded_token": "b"}},
+        {
+            str(a): {"logprob": -0.1, "rank": 1, "decoded_token": "a"},
+            str(c): {"logprob": -3.0, "rank": 3, "decoded_token": "c"},
+        },
+    ]
+    request = CompletionRequest(model="m", prompt="abc", prompt_logprobs=1)
+    whole = msgspec.to_builtins(TextAnswer(request, TOKENIZER).whole(tally))
+    assert whole["choices"][0]["prompt_logprobs"] == expected
+    assert msgspec.to_builtins(chat(prompt_logprobs=1).whole(tally))["prompt_logprobs"] == expected
+    silent = Tally([prompt])
+    silent.add(0, Delta("x", (a,), "stop"))
+    assert "prompt_logprobs" not in msgspec.to_builtins(chat().whole(silent))

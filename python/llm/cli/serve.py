@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from llm.cli.options import Dtype
+from llm.cli.options import Dtype, size_in_bytes
 
 EXAMPLE = "Example:  llm serve runs/demo --port 8000 --api-key secret"
 
@@ -18,6 +18,15 @@ def serve(
     ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="Name clients use; default: the directory's.")] = None,
     dtype: Dtype = "auto",
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Longest context; default: the model's.")] = None,
+    max_running_requests: Annotated[int | None, typer.Option(min=1, help="Requests generated at once.")] = None,
+    max_batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens computed in a step.")] = None,
+    kv_cache_memory: Annotated[
+        int | None, typer.Option(parser=size_in_bytes, metavar="SIZE", help="Of the key-value cache, such as 2GiB.")
+    ] = None,
+    prefix_caching: Annotated[bool, typer.Option(help="Keep what prompts that begin the same share.")] = True,
+    backend: Annotated[str, typer.Option(help="What runs the model: auto, kernels or torch.")] = "auto",
+    num_threads: Annotated[int | None, typer.Option(min=1, help="Threads of the CPU kernels; default: all.")] = None,
 ) -> None:
     """Serve a model behind OpenAI-compatible endpoints until Ctrl-C."""
     from llm.api import serve as serve_path
@@ -30,6 +39,13 @@ def serve(
         api_keys=tuple(api_key or ()),
         served_model_name=served_model_name,
         dtype=dtype,
+        max_model_len=max_model_len,
+        max_running_requests=max_running_requests,
+        max_batch_tokens=max_batch_tokens,
+        kv_cache_memory_bytes=kv_cache_memory,
+        enable_prefix_caching=prefix_caching,
+        backend=backend,
+        num_threads=num_threads,
     )
     end_process(0)
 

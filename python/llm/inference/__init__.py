@@ -4,6 +4,7 @@ from llm.inference.async_engine import AsyncEngine
 from llm.inference.engine import Engine, EngineConfig, NgramSpeculation
 from llm.inference.load import load_async_engine, load_engine
 from llm.inference.outputs import Delta, GenerationOutput, OutputBuilder, TokenLogprob, Usage
+from llm.inference.scoring import Pooling, Score
 
 __all__ = [
     "AsyncEngine",
@@ -13,6 +14,8 @@ __all__ = [
     "GenerationOutput",
     "NgramSpeculation",
     "OutputBuilder",
+    "Pooling",
+    "Score",
     "TokenLogprob",
     "Usage",
     "load_async_engine",

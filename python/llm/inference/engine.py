@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -16,6 +16,8 @@ from llm.inference.model_runner import ModelRunner
 from llm.inference.outputs import Delta, FinishReason, TokenLogprob
 from llm.sampling_params import SamplingParams
 from llm.tokenization import BaseTokenizer
+
+Backend: TypeAlias = Literal["auto", "kernels", "torch"]
 
 _FINISH: tuple[FinishReason | None, ...] = (None, "stop", "length")
 _FAILED = 3
@@ -44,7 +46,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     max_model_len: Annotated[int, msgspec.Meta(ge=1, description="Longest context; null: the model's.")] | None = None
     block_size: Annotated[int, msgspec.Meta(ge=1, description="Tokens a cache block.")] = 16
-    max_batch_tokens: Annotated[int, msgspec.Meta(ge=1, description="Token budget of a step.")] = 2048
+    max_batch_tokens: (
+        Annotated[int, msgspec.Meta(ge=1, description="Token budget of a step; null: 2048, on a CPU 256.")] | None
+    ) = None
     max_prefill_chunk: (
         Annotated[int, msgspec.Meta(ge=1, description="Tokens of one prompt a step; null: the budget's rest.")] | None
     ) = None
@@ -55,6 +59,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ) = None
     kv_cache_memory_bytes: (
         Annotated[int, msgspec.Meta(ge=1, description="Cache size; null: a share of free memory.")] | None
+    ) = None
+    backend: Annotated[Backend, msgspec.Meta(description="What runs the model; auto: CPU kernels if they can.")] = (
+        "auto"
+    )
+    num_threads: (
+        Annotated[int, msgspec.Meta(ge=1, le=1024, description="Threads of the CPU kernels; null: one a core.")] | None
     ) = None
     enable_prefix_caching: Annotated[
         bool, msgspec.Meta(description="Keep computed blocks for prompts that begin the same.")
@@ -189,21 +199,27 @@ def _deltas(outputs: StepOutputs) -> list[tuple[int, Delta | LLMError]]:
     """The step's arrays as one delta a request."""
     found: list[tuple[int, Delta | LLMError]] = []
     errors = dict(outputs.errors)
+    prompts = {
+        request_id: tuple(TokenLogprob(token_id, logprob, tuple(top), rank) for token_id, logprob, rank, top in tokens)
+        for request_id, tokens in outputs.prompt_logprobs
+    }
     columns = zip(
         outputs.request_ids.tolist(),
         outputs.token_ids.tolist(),
         outputs.texts,
         outputs.finish_reasons.tolist(),
         outputs.logprobs.tolist(),
+        outputs.ranks.tolist(),
         outputs.top_logprobs,
         strict=True,
     )
-    for request_id, token_id, text, finish, logprob, top in columns:
+    for request_id, token_id, text, finish, logprob, rank, top in columns:
         if finish == _FAILED:
             found.append((request_id, EngineError(errors[request_id])))
             continue
         logprobs = None
         if not math.isnan(logprob):
-            logprobs = (TokenLogprob(token_id, logprob, () if top is None else tuple(zip(*top, strict=True))),)
-        found.append((request_id, Delta(text, (token_id,), _FINISH[finish], logprobs)))
+            logprobs = (TokenLogprob(token_id, logprob, () if top is None else tuple(zip(*top, strict=True)), rank),)
+        delta = Delta(text, (token_id,), _FINISH[finish], logprobs, prompts.get(request_id))
+        found.append((request_id, delta))
     return found

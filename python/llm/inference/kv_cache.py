@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llm.errors import CapacityError
@@ -43,6 +44,12 @@ class KVCache:
             for width in widths
         )
         return cls(keys, values)
+
+    def copy_blocks(self, copies: NDArray[np.int64]) -> None:
+        """Copies blocks, `(from, to)` a row: choices of one prompt get their own before they write to them."""
+        sources, targets = (torch.as_tensor(ids, device=self.keys[0].device) for ids in copies.T.copy())
+        for blocks in (*self.keys, *self.values):
+            blocks[targets] = blocks[sources]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -2,18 +2,25 @@
 
 import os
 
+import torch
+
 from llm._rust import EngineCore
 from llm.checkpoint import generation_defaults, load_model, resolve
 from llm.config import validated
 from llm.errors import CheckpointError, ConfigError
 from llm.inference.async_engine import AsyncEngine
 from llm.inference.engine import Engine, EngineConfig, NgramSpeculation
+from llm.inference.kernel_runner import KernelModelRunner
+from llm.inference.kernel_weights import obstacle
 from llm.inference.kv_cache import KVCache, blocks_within
-from llm.inference.model_runner import TorchModelRunner
+from llm.inference.model_runner import ModelRunner, TorchModelRunner
 from llm.models import DecoderModel
 from llm.models.costs import kv_bytes_per_token
 from llm.models.device import resolve_device
 from llm.tokenization import load_tokenizer
+
+# On a CPU a prompt's tokens cost as much together as apart: a small step answers the others sooner.
+_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
 
 
 def load_engine(
@@ -58,7 +65,7 @@ def load_engine(
         pad_id=tokenizer.pad_id,
         num_blocks=num_blocks,
         block_size=config.block_size,
-        max_batch_tokens=config.max_batch_tokens,
+        max_batch_tokens=config.max_batch_tokens or _BATCH_TOKENS[place.type],
         max_running_requests=config.max_running_requests,
         max_waiting_requests=config.max_waiting_requests,
         max_model_len=max_model_len,
@@ -68,7 +75,22 @@ def load_engine(
         ngram=_ngram(config.speculative),
     )
     cache = KVCache.allocate(model.config, num_blocks, config.block_size, weights_dtype, place)
-    return Engine(core, TorchModelRunner(model, cache), tokenizer, max_model_len)
+    return Engine(core, model_runner(model, cache, config), tokenizer, max_model_len)
+
+
+def model_runner(model: DecoderModel, cache: KVCache, config: EngineConfig) -> ModelRunner:
+    """The kernels where they can run the model and are wanted, else PyTorch.
+
+    Raises:
+        ConfigError: They are asked for by name, but can't.
+    """
+    weight = model.embed_tokens.weight
+    reason = obstacle(model.config, weight.dtype, weight.device)
+    if reason is not None and config.backend == "kernels":
+        raise ConfigError(f"`backend` 'kernels' can't run this model: {reason}\nhint: `backend` 'auto' or 'torch'")
+    if reason is not None or config.backend == "torch":
+        return TorchModelRunner(model, cache)
+    return KernelModelRunner(model, cache, config.num_threads or torch.get_num_threads())
 
 
 def load_async_engine(

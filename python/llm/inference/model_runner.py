@@ -2,9 +2,7 @@
 
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from llm._rust import StepPlan
@@ -13,7 +11,13 @@ from llm.models import DecoderModel, ForwardContext, PagedCache
 
 
 class ModelRunner(Protocol):
-    """Computes the logits a plan asks for; kernels and CUDA graphs are other implementations."""
+    """Computes the logits a plan asks for; kernels and CUDA graphs are other implementations.
+
+    Attributes:
+        model: Whose logits they are.
+    """
+
+    model: DecoderModel
 
     def run(self, plan: StepPlan) -> Tensor:
         """Writes the plan's tokens into the cache and returns logits, fp32 `[S, V]` on the CPU, contiguous."""
@@ -36,7 +40,7 @@ class TorchModelRunner:
     def run(self, plan: StepPlan) -> Tensor:
         """Runs the plan's tokens; see `ModelRunner.run`."""
         if len(plan.block_copies):
-            self._copy_blocks(plan.block_copies)
+            self.cache.copy_blocks(plan.block_copies)
         query_start = plan.query_start
         context = ForwardContext(
             query_lens=tuple((query_start[1:] - query_start[:-1]).tolist()),
@@ -51,12 +55,6 @@ class TorchModelRunner:
         )
         logits: Tensor = self.model(self._tensor(plan.token_ids), self._tensor(plan.positions), context)
         return logits.float().cpu().contiguous()
-
-    def _copy_blocks(self, copies: NDArray[np.int64]) -> None:
-        """Gives choices of one prompt blocks of their own before they write to them."""
-        sources, targets = self._tensor(copies[:, 0].copy()), self._tensor(copies[:, 1].copy())
-        for blocks in (*self.cache.keys, *self.cache.values):
-            blocks[targets] = blocks[sources]
 
     def _tensor(self, array: object) -> Tensor:
         return torch.as_tensor(array, device=self.device)

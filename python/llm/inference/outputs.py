@@ -8,17 +8,19 @@ FinishReason = Literal["stop", "length"]
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """Log-probability of one chosen token, and of the likeliest ones in its place.
+    """Log-probability of one token, and of the likeliest ones in its place.
 
     Attributes:
-        token_id: The token chosen.
-        logprob: Its natural logarithm, before temperature and filters.
+        token_id: The token chosen, or the prompt's.
+        logprob: Its natural logarithm, before bias, penalties, temperature and filters.
         top: `(token id, logprob)` of the likeliest tokens, best first.
+        rank: Its place among all tokens, 1 for the likeliest.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -29,12 +31,14 @@ class Delta(msgspec.Struct, frozen=True):
         token_ids: The step's tokens.
         finish_reason: `None` while the request runs on.
         logprobs: One a token, where they were asked for.
+        prompt_logprobs: In a request's first delta, one for each prompt token but the first, where asked for.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -53,12 +57,13 @@ class GenerationOutput(msgspec.Struct, frozen=True):
     """A whole answer.
 
     Attributes:
-        text: Without special tokens and without the stop string.
+        text: Without special tokens and without the stop string, unless the parameters say so.
         token_ids: Of the answer, the end token included.
         finish_reason: `stop` (end token or stop string) or `length`.
         logprobs: One a token, where they were asked for.
         usage: Token counts of this answer and its prompt.
         others: With `n` above 1, the answers after the first.
+        prompt_logprobs: One for each prompt token but the first, where they were asked for.
     """
 
     text: str
@@ -67,6 +72,7 @@ class GenerationOutput(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprob, ...] | None
     usage: Usage
     others: tuple["GenerationOutput", ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
     @property
     def choices(self) -> tuple["GenerationOutput", ...]:
@@ -97,4 +103,5 @@ class OutputBuilder:
             finish_reason=finish_reason,
             logprobs=logprobs or None,
             usage=Usage(self._num_prompt_tokens, len(token_ids)),
+            prompt_logprobs=self._deltas[0].prompt_logprobs,
         )

@@ -102,6 +102,10 @@ class DecoderModel(nn.Module):
         hidden_states = self.hidden_states(token_ids, positions, context)
         if context.logits_indices is not None:
             hidden_states = hidden_states[context.logits_indices]
+        return self.logits(hidden_states)
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Next-token logits `[S, V]` of rows `[S, C]` of the residual stream after the last block."""
         logits: Tensor = self.lm_head(self.norm(hidden_states))
         cap = self.config.final_logit_softcapping
         return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -34,6 +34,19 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enable_prefix_caching: Annotated[
         bool, Meta(description="Keep what is computed for prompts that begin the same.")
     ] = True
+    max_model_len: Annotated[int, Meta(ge=1, description="Longest context; null: the model's.")] | None = None
+    max_batch_tokens: (
+        Annotated[int, Meta(ge=1, description="Tokens computed in a step; null: the engine's.")] | None
+    ) = None
+    kv_cache_memory_bytes: (
+        Annotated[int, Meta(ge=1, description="Memory of the key-value cache; null: a share of what is free.")] | None
+    ) = None
+    backend: Annotated[
+        Literal["auto", "kernels", "torch"], Meta(description="What runs the model; auto: CPU kernels if they can.")
+    ] = "auto"
+    num_threads: (
+        Annotated[int, Meta(ge=1, le=1024, description="Threads of the CPU kernels; null: one a core.")] | None
+    ) = None
     speculative: Annotated[
         NgramSpeculation | None, Meta(description="Where guesses of tokens come from; null: none are made.")
     ] = None

@@ -41,7 +41,7 @@ async def generate(
         LLMError: The engine refused the request, or failed on the way.
     """
     prompts = await asyncio.to_thread(endpoint.prompts, request, engine)  # a long prompt must not hold up the others
-    answer = endpoint.answer(request)
+    answer = endpoint.answer(request, engine.tokenizer)
     tally = Tally(prompts)
     try:
         async with aclosing(merged_deltas(prompts, engine)) as deltas:
@@ -84,8 +84,8 @@ async def _stream(
         opened.add(index)
         if opening is not None:
             await exchange.send_event(opening)
-        if delta.text:
-            await exchange.send_event(answer.chunk(index, delta.text))
+        if delta.text or delta.logprobs:
+            await exchange.send_event(answer.chunk(index, delta.text, logprobs=delta.logprobs))
         if delta.finish_reason is not None:
             await exchange.send_event(answer.chunk(index, "", delta.finish_reason))
     if request.include_usage:

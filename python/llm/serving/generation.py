@@ -2,14 +2,14 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import msgspec
 
 from llm.errors import InternalError, InvalidArgumentError
-from llm.inference import AsyncEngine, Delta
+from llm.inference import AsyncEngine, Delta, TokenLogprob
 from llm.sampling_params import SamplingParams
 from llm.serving.errors import bad_request, context_overflow
 from llm.serving.protocol import (
@@ -32,12 +32,18 @@ _SAMPLING_FIELDS = (
     "top_k",
     "top_p",
     "min_p",
+    "typical_p",
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
     "seed",
+    "allowed_token_ids",
+    "stop_token_ids",
     "ignore_eos",
     "min_tokens",
+    "prompt_logprobs",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
 )
 
 
@@ -138,10 +144,24 @@ def _sampling_params(
     given = {name: value for name, value in asked.items() if value is not None}
     params: dict[str, Any] = {**engine.default_params, **given, "max_tokens": max_tokens}
     params["stop"] = (*params.get("stop", ()), *stop)
+    params["logprobs"] = request.num_logprobs
+    params["logit_bias"] = {int(token_id): bias for token_id, bias in (request.logit_bias or {}).items()}
+    for name in ("allowed_token_ids", "stop_token_ids", "logit_bias"):
+        _check_ids(name, params.get(name) or (), engine.tokenizer)
+    for name in ("allowed_token_ids", "stop_token_ids"):
+        if params.get(name) is not None:
+            params[name] = tuple(params[name])
     try:
         return SamplingParams(**params)
     except InvalidArgumentError as error:
         raise bad_request(str(error), param="min_tokens") from error
+
+
+def _check_ids(name: str, token_ids: Iterable[int], tokenizer: BaseTokenizer) -> None:
+    for token_id in token_ids:
+        if token_id >= tokenizer.vocab_size:
+            message = f"`{name}` holds token id {token_id}, but this model's ids end at {tokenizer.vocab_size - 1}"
+            raise bad_request(message, param=name)
 
 
 async def merged_deltas(prompts: list[Prompt], engine: AsyncEngine) -> AsyncGenerator[tuple[int, Delta], None]:
@@ -184,6 +204,8 @@ class Tally:
         num_choices = sum(prompt.params.n for prompt in prompts)
         self._texts: list[list[str]] = [[] for _ in range(num_choices)]
         self._finish_reasons: list[FinishReason | None] = [None] * num_choices
+        self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(num_choices)]
+        self._prompt_logprobs: list[tuple[TokenLogprob, ...] | None] = [None] * num_choices
         self._prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         self._completion_tokens = 0
         self._started = False
@@ -193,6 +215,8 @@ class Tally:
         self._started = True
         self._completion_tokens += len(delta.token_ids)
         self._texts[index].append(delta.text)
+        self._logprobs[index].extend(delta.logprobs or ())
+        self._prompt_logprobs[index] = delta.prompt_logprobs or self._prompt_logprobs[index]
         if delta.finish_reason is not None:
             self._finish_reasons[index] = delta.finish_reason
 
@@ -202,6 +226,14 @@ class Tally:
             if finish_reason is None:
                 raise InternalError(f"choice {index} came to its end without a finish reason; please report it")
             yield index, "".join(texts), finish_reason
+
+    def logprobs(self, index: int) -> list[TokenLogprob]:
+        """Of a choice's tokens so far, where they were asked for."""
+        return self._logprobs[index]
+
+    def prompt_logprobs(self, index: int) -> tuple[TokenLogprob, ...] | None:
+        """Of a choice's prompt, where they were asked for."""
+        return self._prompt_logprobs[index]
 
     @property
     def usage(self) -> Usage:

@@ -14,7 +14,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from llm.serving.errors import APIError, bad_request, unsupported
-from llm.serving.protocol import MAX_PROMPTS, ChatCompletionRequest, CompletionRequest, GenerationRequest
+from llm.serving.protocol import (
+    MAX_BIAS,
+    MAX_PROMPTS,
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationRequest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +29,6 @@ RequestT = TypeVar("RequestT", bound=GenerationRequest)
 _TEXT_FORMAT = {"type": "text"}
 
 _NEUTRAL_ALWAYS: dict[str, tuple[object, ...]] = {
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
     "store": (None, False),
 }
 
@@ -39,7 +43,6 @@ NEUTRAL: dict[type[GenerationRequest], dict[str, tuple[object, ...]]] = {
         "response_format": (None, _TEXT_FORMAT),
         "tool_choice": (None, "none", "auto"),
         "tools": (None, []),
-        "top_logprobs": (None, 0),
         "verbosity": (None, "medium"),
         "web_search_options": (None,),
     },
@@ -76,6 +79,7 @@ UNSUPPORTED_ROLES = ("tool", "function")
 
 _SHOWN_CHARS = 80
 _LOCATION = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
+_TOKEN_ID = re.compile(r"[0-9]{1,10}\Z")
 _PATH_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
@@ -198,7 +202,12 @@ def _shown(value: object) -> str:
 def _check_combinations(request: GenerationRequest) -> None:
     if request.stream_options is not None and not request.stream:
         raise bad_request("`stream_options` is only allowed when `stream` is true", param="stream_options")
+    _check_bias(request.logit_bias or {})
+    if request.stream and request.prompt_logprobs is not None:
+        raise bad_request("`prompt_logprobs` is not allowed when `stream` is true", param="prompt_logprobs")
     match request:
+        case ChatCompletionRequest(top_logprobs=int(number), logprobs=None | False) if number > 0:
+            raise bad_request("`top_logprobs` is only allowed when `logprobs` is true", param="top_logprobs")
         case ChatCompletionRequest(max_tokens=int(old), max_completion_tokens=int(new)) if old != new:
             message = (
                 f"`max_tokens` ({old}) and `max_completion_tokens` ({new}) contradict each other: give one of them"
@@ -208,6 +217,16 @@ def _check_combinations(request: GenerationRequest) -> None:
             _check_prompts(prompts)
         case _:
             return
+
+
+def _check_bias(logit_bias: dict[str, float]) -> None:
+    for token_id, bias in logit_bias.items():
+        if not _TOKEN_ID.match(token_id):
+            message = f"`logit_bias` must map token ids to numbers, got the key {_shown(token_id)}"
+            raise bad_request(message, param="logit_bias")
+        if not -MAX_BIAS <= bias <= MAX_BIAS:
+            message = f"`logit_bias` must be from {-MAX_BIAS:g} to {MAX_BIAS:g}, got {bias:g} for token id {token_id}"
+            raise bad_request(message, param="logit_bias")
 
 
 def _check_prompts(prompts: list[Any]) -> None:

@@ -12,6 +12,9 @@ FinishReason = Literal["stop", "length"]
 
 MAX_STOP_STRINGS = 4
 MAX_PROMPTS = 256
+MAX_STOP_TOKEN_IDS = 64
+MAX_LOGPROBS = 20
+MAX_BIAS = 100.0
 
 StopString = Annotated[str, Meta(min_length=1)]
 StopStrings = Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)]
@@ -27,8 +30,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What both endpoints take; null always means the default.
 
-    `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `min_tokens` and `priority` are extensions that other servers
-    share.
+    From `top_k` on they are extensions that other servers share.
     """
 
     model: Annotated[str, Meta(min_length=1)]
@@ -43,11 +45,23 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] | None = None
+    logit_bias: dict[str, float] | None = None  # by token id, as JSON's keys are strings
     top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    typical_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=2**20)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Meta(ge=0)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to show; None shows no log-probabilities."""
+        raise NotImplementedError
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -88,12 +102,25 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True):
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to show; None shows no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     """`POST /v1/completions`; each prompt gets `n` choices."""
 
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1, max_length=2**20)]
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to show; None shows no log-probabilities."""
+        return self.logprobs
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +133,48 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 # Absent unless asked for; null in every chunk but the last once it is.
 UsageField = Usage | UnsetType | None
+
+
+class TopLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that could have come, as text and bytes: a token need not be whole characters."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ContentLogprob(TopLogprob, frozen=True, kw_only=True):
+    """The token that came, and the likeliest in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Log-probabilities of a chat's answer or of a chunk of it."""
+
+    content: list[ContentLogprob]
+    refusal: None = None
+
+
+class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Log-probabilities of a completion or of a chunk of it, in columns."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class PromptLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model said of a prompt's token, or of another in its place."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+# By token id; the first token has none. Absent unless asked for.
+PromptLogprobs = list[dict[str, PromptLogprob] | None] | UnsetType
 
 
 class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +191,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     message: AssistantMessage
     finish_reason: FinishReason
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +203,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: Usage
     object: Literal["chat.completion"] = "chat.completion"
+    prompt_logprobs: PromptLogprobs = UNSET
 
 
 class ChatDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -149,7 +219,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     delta: ChatDelta
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +239,8 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     text: str
     finish_reason: FinishReason | None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
+    prompt_logprobs: PromptLogprobs = UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

@@ -123,13 +123,7 @@ def _let_native_threads_end() -> None:
 
 
 def _load(path: str | Path, config: ServerConfig) -> AsyncEngine:
-    names = (
-        "max_running_requests",
-        "max_waiting_requests",
-        "max_waiting_tokens",
-        "enable_prefix_caching",
-        "speculative",
-    )
+    names = sorted(set(ServerConfig.__struct_fields__) & set(EngineConfig.__struct_fields__))
     limits = {name: getattr(config, name) for name in names}
     given = {name: value for name, value in limits.items() if value is not None}
     return load_async_engine(path, dtype=config.dtype, config=EngineConfig(**given))

@@ -295,6 +295,13 @@ class BaseTokenizer(abc.ABC):
         """
         return self.decode_bytes([token_id])
 
+    def id_to_piece(self, token_id: int) -> bytes:
+        """The bytes a token adds within a text: also the space that some tokenizers leave out at its start.
+
+        An id that adds nothing, or isn't there, has none.
+        """
+        return self._table.bytes(token_id) or b""
+
     def save(self, directory: StrPath) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `transformers` opens with equal ids.
 

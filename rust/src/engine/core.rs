@@ -116,7 +116,7 @@ impl EngineCore {
         let Submission { priority, num_choices } = submission;
         params.validate()?;
         check_ids("prompt ids", &prompt_ids, self.table.len())?;
-        check_ids("`stop_token_ids`", &params.stop_token_ids, self.table.len())?;
+        params.validate_ids(self.table.len())?;
         let first = params.sampling.choice_index;
         if first.checked_add(num_choices).is_none() {
             return Err(Error::InvalidArgument(format!(
@@ -258,8 +258,7 @@ impl EngineCore {
         outputs.token_ids.push(sampled.id);
         outputs.texts.push(text);
         outputs.finish_reasons.push(finish_reason as u8);
-        outputs.logprobs.push(sampled.logprob.unwrap_or(f32::NAN));
-        outputs.top_logprobs.push(sequence.asks_top_logprobs().then_some(sampled.top_logprobs));
+        outputs.push_logprobs(sampled.logprobs, sequence.asks_top_logprobs());
         if finish_reason == FinishReason::Running {
             self.scheduler.append_token(id, sampled.id)?;
         } else {
@@ -273,8 +272,7 @@ impl EngineCore {
         outputs.token_ids.push(u32::MAX);
         outputs.texts.push(String::new());
         outputs.finish_reasons.push(FinishReason::Error as u8);
-        outputs.logprobs.push(f32::NAN);
-        outputs.top_logprobs.push(None);
+        outputs.push_logprobs(None, false);
         outputs.errors.push((id, format!("request {id}: {error}")));
         self.abort(id).map(drop)
     }

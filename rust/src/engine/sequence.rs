@@ -2,7 +2,7 @@
 
 use super::{FinishReason, RequestParams};
 use crate::Result;
-use crate::sampling::{RowSpec, TokenCounts};
+use crate::sampling::{History, RowSpec, TokenCounts};
 use crate::tokenizer::stream::{Detokenizer, TokenTable};
 
 /// What a request needs after the model: its parameters, token counts and text so far.
@@ -23,7 +23,8 @@ impl Sequence {
             true => TokenCounts::from_prompt(prompt_ids),
             false => TokenCounts::default(),
         };
-        let detokenizer = Detokenizer::new(std::mem::take(&mut params.stop), params.skip_special_tokens)?;
+        let detokenizer = Detokenizer::new(std::mem::take(&mut params.stop), params.skip_special_tokens)?
+            .including_stop(params.include_stop);
         Ok(Self { params, stop_ids, counts, detokenizer, num_output_tokens: 0 })
     }
 
@@ -32,8 +33,9 @@ impl Sequence {
         let may_stop = self.num_output_tokens >= self.params.min_tokens;
         RowSpec {
             params: &self.params.sampling,
-            counts: &self.counts,
+            history: History::Counted(&self.counts),
             banned_ids: if may_stop { &[] } else { &self.stop_ids },
+            allowed: self.params.sampling.allowed.as_deref(),
             output_idx: self.num_output_tokens,
         }
     }
@@ -53,13 +55,14 @@ impl Sequence {
         if self.params.sampling.has_penalties() {
             self.counts.push_output(id);
         }
-        if self.stop_ids.contains(&id) {
+        let is_stop = self.stop_ids.contains(&id);
+        if is_stop && !self.params.include_stop {
             return (self.detokenizer.finish(), FinishReason::Stop);
         }
         let check_stop = self.num_output_tokens > self.params.min_tokens;
         let delta = self.detokenizer.push(table, id, check_stop);
-        if delta.stopped.is_some() {
-            return (delta.text, FinishReason::Stop);
+        if is_stop || delta.stopped.is_some() {
+            return (delta.text + &self.detokenizer.finish(), FinishReason::Stop);
         }
         if self.num_output_tokens == self.params.max_tokens {
             return (delta.text + &self.detokenizer.finish(), FinishReason::Length);

@@ -11,6 +11,7 @@ use pyo3::types::PyList;
 
 use super::sampling::{PyRequestParams, top_logprobs_list, writable_logits};
 use crate::engine::{EngineConfig, EngineCore, StepOutputs, Submission};
+use crate::sampling::TokenLogprob;
 use crate::scheduler::{SchedulerConfig, StepPlan};
 use crate::speculation::NgramConfig;
 use crate::tokenizer::stream::TokenTable;
@@ -189,19 +190,27 @@ struct PyStepOutputs {
     texts: Py<PyList>,
     finish_reasons: Py<PyArray1<u8>>,
     logprobs: Py<PyArray1<f32>>,
+    ranks: Py<PyArray1<u32>>,
     top_logprobs: Py<PyList>,
+    prompt_logprobs: Py<PyList>,
     errors: Py<PyList>,
 }
 
 impl PyStepOutputs {
     fn new(py: Python<'_>, outputs: StepOutputs) -> PyResult<Self> {
+        let of_prompt = |(request_id, tokens): (u64, Vec<(u32, TokenLogprob)>)| {
+            let rows = tokens.into_iter().map(|(id, of)| (id, of.logprob, of.rank, of.top));
+            (request_id, rows.collect::<Vec<_>>())
+        };
         Ok(Self {
             request_ids: outputs.request_ids.into_pyarray(py).unbind(),
             token_ids: outputs.token_ids.into_pyarray(py).unbind(),
             texts: PyList::new(py, outputs.texts)?.unbind(),
             finish_reasons: outputs.finish_reasons.into_pyarray(py).unbind(),
             logprobs: outputs.logprobs.into_pyarray(py).unbind(),
+            ranks: outputs.ranks.into_pyarray(py).unbind(),
             top_logprobs: top_logprobs_list(py, outputs.top_logprobs)?,
+            prompt_logprobs: PyList::new(py, outputs.prompt_logprobs.into_iter().map(of_prompt))?.unbind(),
             errors: PyList::new(py, outputs.errors)?.unbind(),
         })
     }

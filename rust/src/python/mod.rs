@@ -2,6 +2,7 @@
 
 mod engine;
 mod error;
+mod kernels;
 mod sampling;
 mod simulation;
 mod tokenizer;
@@ -18,6 +19,7 @@ fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     tokenizer_stream::register(module)?;
     sampling::register(module)?;
     engine::register(module)?;
+    kernels::register(module)?;
     simulation::register(module)?;
     Ok(())
 }

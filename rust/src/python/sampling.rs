@@ -1,12 +1,18 @@
 //! Binding of the `sampling` module, and of the parameters it shares with the engine.
 
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadwriteArray2};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadwriteArray2};
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::engine::RequestParams;
-use crate::sampling::{RowSpec, Sampled, SamplingParams, TokenCounts, VocabMask, sample_rows, stream_key, uniform};
+use crate::sampling::{
+    History, RowSpec, Sampled, SamplingParams, VocabMask, sample_rows, stream_key, token_logprobs, uniform,
+};
 use crate::{Error, Result};
 
 /// How one request is sampled and when it ends.
@@ -17,9 +23,11 @@ pub(super) struct PyRequestParams(pub(super) RequestParams);
 impl PyRequestParams {
     #[new]
     #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments are this struct's fields")]
-    #[pyo3(signature = (*, max_tokens, seed, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
-        presence_penalty=0.0, frequency_penalty=0.0, choice_index=0, stop=Vec::new(), stop_token_ids=Vec::new(),
-        ignore_eos=false, min_tokens=0, logprobs=None, skip_special_tokens=true))]
+    #[pyo3(signature = (*, max_tokens, seed, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0,
+        repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, logit_bias=BTreeMap::new(),
+        allowed_token_ids=None, choice_index=0, stop=Vec::new(), stop_token_ids=Vec::new(), ignore_eos=false,
+        min_tokens=0, logprobs=None, prompt_logprobs=None, skip_special_tokens=true,
+        include_stop_str_in_output=false))]
     fn new(
         max_tokens: usize,
         seed: u64,
@@ -27,31 +35,48 @@ impl PyRequestParams {
         top_k: usize,
         top_p: f64,
         min_p: f64,
+        typical_p: f64,
         repetition_penalty: f64,
         presence_penalty: f64,
         frequency_penalty: f64,
+        logit_bias: BTreeMap<u32, f32>,
+        allowed_token_ids: Option<Vec<u32>>,
         choice_index: u32,
         stop: Vec<String>,
         stop_token_ids: Vec<u32>,
         ignore_eos: bool,
         min_tokens: usize,
         logprobs: Option<usize>,
+        prompt_logprobs: Option<usize>,
         skip_special_tokens: bool,
+        include_stop_str_in_output: bool,
     ) -> Result<Self> {
         let sampling = SamplingParams {
             temperature,
             top_k,
             top_p,
             min_p,
+            typical_p,
+            logit_bias: logit_bias.into_iter().collect(),
+            allowed: allowed_token_ids.map(|ids| Arc::new(ids.into_iter().collect())),
             repetition_penalty,
             presence_penalty,
             frequency_penalty,
             seed,
             choice_index,
             logprobs,
+            prompt_logprobs,
         };
-        let params =
-            RequestParams { sampling, max_tokens, min_tokens, stop, stop_token_ids, ignore_eos, skip_special_tokens };
+        let params = RequestParams {
+            sampling,
+            max_tokens,
+            min_tokens,
+            stop,
+            stop_token_ids,
+            ignore_eos,
+            skip_special_tokens,
+            include_stop: include_stop_str_in_output,
+        };
         params.validate()?;
         Ok(Self(params))
     }
@@ -61,12 +86,38 @@ impl PyRequestParams {
     }
 }
 
-/// What `sample` returns: one token a row.
-#[pyclass(frozen, get_all, name = "SampledTokens", module = "llm._rust")]
-struct PySampledTokens {
-    token_ids: Py<PyArray1<u32>>,
-    logprobs: Py<PyArray1<f32>>,
-    top_logprobs: Py<PyList>,
+/// One token a row, drawn or given. Arrays are made where they are asked for: most callers want the ids alone.
+#[pyclass(frozen, name = "SampledTokens", module = "llm._rust")]
+struct PySampledTokens(Vec<Sampled>);
+
+impl PySampledTokens {
+    fn column<'py, T: Element>(&self, py: Python<'py>, read: impl Fn(&Sampled) -> T) -> Bound<'py, PyArray1<T>> {
+        self.0.iter().map(read).collect::<Vec<T>>().into_pyarray(py)
+    }
+}
+
+#[pymethods]
+impl PySampledTokens {
+    #[getter]
+    fn token_ids<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u32>> {
+        self.column(py, |token| token.id)
+    }
+
+    #[getter]
+    fn logprobs<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
+        self.column(py, |token| token.logprobs.as_ref().map_or(f32::NAN, |scored| scored.logprob))
+    }
+
+    #[getter]
+    fn ranks<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u32>> {
+        self.column(py, |token| token.logprobs.as_ref().map_or(0, |scored| scored.rank))
+    }
+
+    #[getter]
+    fn top_logprobs(&self, py: Python<'_>) -> PyResult<Py<PyList>> {
+        let top = |token: &Sampled| token.logprobs.as_ref().map(|scored| scored.top.clone());
+        top_logprobs_list(py, self.0.iter().map(|token| top(token).filter(|top| !top.is_empty())).collect())
+    }
 }
 
 /// Samples one token for each row of logits, without an engine.
@@ -83,60 +134,92 @@ fn sample(
     pad_id: Option<u32>,
     eos_ids: Vec<u32>,
 ) -> PyResult<PySampledTokens> {
-    let mut array = writable_logits(logits)?;
-    let [num_rows, vocab_len] = [array.shape()[0], array.shape()[1]];
-    if vocab_len == 0 {
-        return Err(Error::InvalidArgument("`logits` must have at least one column, got none".to_owned()).into());
-    }
+    let mut array = Logits::new(logits)?;
+    let [num_rows, vocab_len] = array.shape()?;
     check_lengths(num_rows, [params.len(), prompt_ids.len(), output_ids.len()])?;
     let mask = VocabMask { vocab_size: vocab_size.unwrap_or(vocab_len), pad_id };
-    let rows: Vec<Row> = (params.iter().zip(&prompt_ids).zip(&output_ids))
+    let rows: Vec<Row<'_>> = (params.iter().zip(&prompt_ids).zip(&output_ids))
         .map(|((params, prompt), output)| Row::new(&params.get().0, prompt, output, &eos_ids))
         .collect();
-    let logits = array.as_slice_mut()?;
-    let sampled = py.detach(|| {
+    let sampled = array.work(py, |logits| {
         let specs: Vec<_> = rows.iter().map(|row| Some(row.spec())).collect();
-        sample_rows(logits, vocab_len, mask, &specs)
-    });
-    let mut tokens = Vec::with_capacity(num_rows);
-    for (row, result) in sampled.into_iter().flatten().enumerate() {
-        tokens.push(result.map_err(|error| Error::InvalidArgument(format!("row {row}: {error}")))?);
-    }
-    sampled_tokens(py, tokens)
+        match logits {
+            LogitsMut::F32(logits) => sample_rows(logits, vocab_len, mask, &specs),
+            LogitsMut::Bf16(logits) => sample_rows(logits, vocab_len, mask, &specs),
+        }
+    })?;
+    Ok(PySampledTokens(name_rows(sampled.into_iter().flatten())?))
 }
 
-/// A row's request, with its history counted.
+/// Log-probability, rank and likeliest alternatives of one given token a row.
+#[pyfunction]
+#[pyo3(name = "token_logprobs", signature = (logits, token_ids, n=0, *, vocab_size=None, pad_id=None))]
+fn py_token_logprobs(
+    py: Python<'_>,
+    logits: &Bound<'_, PyAny>,
+    token_ids: PyReadonlyArray1<'_, u32>,
+    n: usize,
+    vocab_size: Option<usize>,
+    pad_id: Option<u32>,
+) -> PyResult<PySampledTokens> {
+    let mut array = Logits::new(logits)?;
+    let [num_rows, vocab_len] = array.shape()?;
+    let ids = token_ids.as_array().to_vec();
+    if ids.len() != num_rows || ids.iter().any(|&id| id as usize >= vocab_len) {
+        let highest = ids.iter().max().map_or_else(|| "none".to_owned(), u32::to_string);
+        return Err(Error::InvalidArgument(format!(
+            "`token_ids` must be {num_rows} ids below {vocab_len}, one for each row of `logits`, got {} of which the \
+             highest is {highest}",
+            ids.len()
+        ))
+        .into());
+    }
+    let mask = VocabMask { vocab_size: vocab_size.unwrap_or(vocab_len), pad_id };
+    let scored = array.work(py, |logits| match logits {
+        LogitsMut::F32(logits) => token_logprobs(logits, vocab_len, mask, &ids, n),
+        LogitsMut::Bf16(logits) => token_logprobs(logits, vocab_len, mask, &ids, n),
+    })?;
+    let scored = ids.into_iter().zip(name_rows(scored)?);
+    Ok(PySampledTokens(scored.map(|(id, logprobs)| Sampled { id, logprobs: Some(logprobs) }).collect()))
+}
+
+/// A row's request.
 struct Row<'a> {
     params: &'a RequestParams,
-    counts: TokenCounts,
+    prompt: Cow<'a, [u32]>,
+    output: Cow<'a, [u32]>,
     banned_ids: Vec<u32>,
-    output_idx: usize,
 }
 
 impl<'a> Row<'a> {
     fn new(
         params: &'a RequestParams,
-        prompt: &PyReadonlyArray1<'_, u32>,
-        output: &PyReadonlyArray1<'_, u32>,
+        prompt: &'a PyReadonlyArray1<'_, u32>,
+        output: &'a PyReadonlyArray1<'_, u32>,
         eos_ids: &[u32],
     ) -> Self {
-        let mut counts = TokenCounts::default();
-        if params.sampling.has_penalties() {
-            counts = TokenCounts::from_prompt(&prompt.as_array().to_vec());
-            output.as_array().iter().for_each(|&id| counts.push_output(id));
-        }
-        let output_idx = output.len();
-        let banned_ids = if output_idx < params.min_tokens { params.stop_ids(eos_ids) } else { Vec::new() };
-        Self { params, counts, banned_ids, output_idx }
+        let may_stop = output.len() >= params.min_tokens;
+        let banned_ids = if may_stop { Vec::new() } else { params.stop_ids(eos_ids) };
+        Self { params, prompt: ids_of(prompt), output: ids_of(output), banned_ids }
     }
 
     fn spec(&self) -> RowSpec<'_> {
+        let sampling = &self.params.sampling;
         RowSpec {
-            params: &self.params.sampling,
-            counts: &self.counts,
+            params: sampling,
+            history: History::Ids { prompt: &self.prompt, output: &self.output },
             banned_ids: &self.banned_ids,
-            output_idx: self.output_idx,
+            allowed: sampling.allowed.as_deref(),
+            output_idx: self.output.len(),
         }
+    }
+}
+
+/// An array's ids without a copy, unless they lie apart.
+fn ids_of<'a>(array: &'a PyReadonlyArray1<'_, u32>) -> Cow<'a, [u32]> {
+    match array.as_slice() {
+        Ok(ids) => Cow::Borrowed(ids),
+        Err(_) => Cow::Owned(array.as_array().to_vec()),
     }
 }
 
@@ -151,21 +234,87 @@ fn check_lengths(num_rows: usize, lengths: [usize; 3]) -> Result<()> {
     )))
 }
 
-fn sampled_tokens(py: Python<'_>, tokens: Vec<Sampled>) -> PyResult<PySampledTokens> {
-    let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
-    let logprobs: Vec<f32> = tokens.iter().map(|token| token.logprob.unwrap_or(f32::NAN)).collect();
-    let top_logprobs = tokens.into_iter().map(|token| Some(token.top_logprobs).filter(|top| !top.is_empty()));
-    Ok(PySampledTokens {
-        top_logprobs: top_logprobs_list(py, top_logprobs.collect())?,
-        token_ids: ids.into_pyarray(py).unbind(),
-        logprobs: logprobs.into_pyarray(py).unbind(),
-    })
+/// All rows' results, or the first error with its row's number.
+fn name_rows<T>(rows: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
+    let named = |(row, result): (usize, Result<T>)| {
+        result.map_err(|error| Error::InvalidArgument(format!("row {row}: {error}")))
+    };
+    rows.into_iter().enumerate().map(named).collect()
 }
 
 /// A list with `(ids, logprobs)` for each row that asked for its likeliest tokens, else `None`.
 pub(super) fn top_logprobs_list(py: Python<'_>, rows: Vec<Option<Vec<(u32, f32)>>>) -> PyResult<Py<PyList>> {
     let split = |row: Option<Vec<(u32, f32)>>| row.map(|top| top.into_iter().unzip::<_, _, Vec<_>, Vec<_>>());
     Ok(PyList::new(py, rows.into_iter().map(split))?.unbind())
+}
+
+/// Logits as a caller gives them: float32, or bfloat16 as the 16-bit integers of its bits.
+pub(super) enum Logits<'py> {
+    F32(PyReadwriteArray2<'py, f32>),
+    Bits(PyReadwriteArray2<'py, u16>),
+    SignedBits(PyReadwriteArray2<'py, i16>),
+}
+
+/// The same while the GIL is released.
+pub(super) enum LogitsMut<'a> {
+    F32(&'a mut [f32]),
+    Bf16(&'a mut [u16]),
+}
+
+impl<'py> Logits<'py> {
+    /// A view that may be written, or an error that says what was given.
+    pub fn new(array: &Bound<'py, PyAny>) -> Result<Self> {
+        let logits = (writable(array).map(Self::F32))
+            .or_else(|| writable(array).map(Self::Bits))
+            .or_else(|| writable(array).map(Self::SignedBits));
+        logits.ok_or_else(|| {
+            let given = match array.cast::<PyUntypedArray>() {
+                Ok(array) => format!("{} of shape {:?}", array.dtype(), array.shape()),
+                Err(_) => array.get_type().to_string(),
+            };
+            Error::InvalidArgument(format!(
+                "`logits` must be a writable C-contiguous float32 array of 2 dimensions, or int16 or uint16 with the \
+                 bits of bfloat16, got {given}\n\
+                 hint: `numpy.ascontiguousarray(logits, numpy.float32)`; `tensor.view(torch.int16).numpy()`"
+            ))
+        })
+    }
+
+    /// Rows and columns; there must be a column.
+    pub fn shape(&self) -> Result<[usize; 2]> {
+        let shape = match self {
+            Self::F32(array) => array.shape(),
+            Self::Bits(array) => array.shape(),
+            Self::SignedBits(array) => array.shape(),
+        };
+        match *shape {
+            [num_rows, vocab_len] if vocab_len > 0 => Ok([num_rows, vocab_len]),
+            _ => Err(Error::InvalidArgument("`logits` must have at least one column, got none".to_owned())),
+        }
+    }
+
+    /// Works on them with the GIL released.
+    pub fn work<R: Send>(&mut self, py: Python<'_>, work: impl FnOnce(LogitsMut<'_>) -> R + Send) -> PyResult<R> {
+        Ok(match self {
+            Self::F32(array) => {
+                let logits = array.as_slice_mut()?;
+                py.detach(|| work(LogitsMut::F32(logits)))
+            }
+            Self::Bits(array) => {
+                let logits = array.as_slice_mut()?;
+                py.detach(|| work(LogitsMut::Bf16(logits)))
+            }
+            Self::SignedBits(array) => {
+                let logits = bytemuck::cast_slice_mut(array.as_slice_mut()?);
+                py.detach(|| work(LogitsMut::Bf16(logits)))
+            }
+        })
+    }
+}
+
+fn writable<'py, T: Element>(array: &Bound<'py, PyAny>) -> Option<PyReadwriteArray2<'py, T>> {
+    let array = array.cast::<PyArray2<T>>().ok().filter(|array| array.is_c_contiguous())?;
+    array.try_readwrite().ok()
 }
 
 /// A view of logits that may be written, or an error that says what was given.
@@ -199,5 +348,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyRequestParams>()?;
     module.add_class::<PySampledTokens>()?;
     module.add_function(wrap_pyfunction!(sample, module)?)?;
+    module.add_function(wrap_pyfunction!(py_token_logprobs, module)?)?;
     module.add_function(wrap_pyfunction!(philox_uniform, module)?)
 }

@@ -47,6 +47,10 @@ impl PyTokenTable {
         self.inner.len()
     }
 
+    fn bytes(&self, token_id: u32) -> Option<&[u8]> {
+        self.inner.bytes(token_id)
+    }
+
     #[pyo3(signature = (*, skip_special_tokens=false))]
     fn stream(&self, skip_special_tokens: bool) -> PyResult<PyTokenStream> {
         let text = TokenStream::new(self.decoder, skip_special_tokens)?;

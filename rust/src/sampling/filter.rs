@@ -1,106 +1,150 @@
-//! Top-k, top-p and min-p over candidates in ascending id order, without sorting the vocabulary.
+//! Top-k, top-p, min-p and typical-p over candidates in ascending id order, without sorting the vocabulary.
 //!
 //! Each filter finds the last candidate it keeps and drops all that rank behind it, so the id order survives.
 
 use std::cmp::Ordering;
 
-/// A token that may still be drawn. `value` is its scaled logit, and after [`to_weights`] its unnormalised probability.
+use super::scan::Scale;
+
+/// A token that may still be drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Candidate {
     pub id: u32,
-    pub value: f32,
+    /// What it ranks by, highest first: its logit, for typical-p its nearness to the entropy.
+    pub key: f32,
+    /// Its probability relative to the likeliest, which is exactly 1.
+    pub weight: f32,
 }
 
-/// Likeliest first, lower id first among equals. Values hold neither NaN nor -0.0.
+/// Highest key first, lower id first among equals. Keys hold neither NaN nor -0.0.
 fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
-    b.value.total_cmp(&a.value).then(a.id.cmp(&b.id))
+    b.key.total_cmp(&a.key).then(a.id.cmp(&b.id))
 }
 
-/// `(logit - max) / temperature` of every possible token, in ascending id order.
-///
-/// The maximum goes first, so that no temperature, however small, overflows to +inf.
-pub(super) fn collect_scaled(row: &[f32], max: f32, temperature: f32, candidates: &mut Vec<Candidate>) {
-    candidates.clear();
-    candidates.extend(row.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY).map(|(id, logit)| {
-        // Adding 0.0 turns an underflowed -0.0 into 0.0, which `total_cmp` would rank apart.
-        Candidate { id: id as u32, value: (logit - max) / temperature + 0.0 }
-    }));
+/// The candidates of one row and room to rank them.
+#[derive(Debug, Default)]
+pub(super) struct Candidates {
+    /// In ascending id order.
+    pub kept: Vec<Candidate>,
+    ranked: Vec<Candidate>,
 }
 
-/// Turns scaled logits into probabilities relative to the likeliest, which is exactly 1.
-pub(super) fn to_weights(candidates: &mut [Candidate]) {
-    for candidate in candidates {
-        candidate.value = candidate.value.exp();
-    }
-}
-
-/// Keeps the `k` likeliest; 0 keeps all. Of equals at the border the lower ids stay.
-///
-/// Source: Fan, Lewis and Dauphin 2018, "Hierarchical neural story generation", section 5.4.
-pub(super) fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize, scratch: &mut Vec<Candidate>) {
-    if k == 0 || k >= candidates.len() {
-        return;
-    }
-    scratch.clone_from(candidates);
-    let (_, &mut border, _) = scratch.select_nth_unstable_by(k - 1, by_rank);
-    keep_to(candidates, &border);
-}
-
-/// Keeps the smallest set of likeliest tokens whose mass is at least `p` of all, at least one.
-///
-/// Source: Holtzman et al. 2020, "The curious case of neural text degeneration", section 3.1.
-pub(super) fn keep_top_p(candidates: &mut Vec<Candidate>, p: f64, scratch: &mut Vec<Candidate>) {
-    if p >= 1.0 {
-        return;
-    }
-    let target = p * total_weight(candidates);
-    scratch.clone_from(candidates);
-    if let Some(border) = find_mass_border(scratch, target) {
-        keep_to(candidates, &border);
-    }
-}
-
-/// The candidate at which the ranked mass reaches `target`; `None` if rounding keeps the whole below it.
-///
-/// Ranks a short head first and a longer one only if the mass isn't reached: a peaked row costs one selection.
-fn find_mass_border(candidates: &mut [Candidate], target: f64) -> Option<Candidate> {
-    const FIRST_HEAD: usize = 128;
-    const GROWTH: usize = 8;
-    let (mut ranked, mut mass, mut head) = (0, 0.0, FIRST_HEAD);
-    while ranked < candidates.len() {
-        let rest = &mut candidates[ranked..];
-        let head_len = head.min(rest.len());
-        if head_len < rest.len() {
-            rest.select_nth_unstable_by(head_len - 1, by_rank);
+impl Candidates {
+    /// Weighs all candidates.
+    pub fn weigh(&mut self, scale: Scale) {
+        for candidate in &mut self.kept {
+            candidate.weight = scale.weight(candidate.key);
         }
-        rest[..head_len].sort_unstable_by(by_rank);
-        for candidate in &rest[..head_len] {
-            mass += f64::from(candidate.value);
-            if mass >= target {
-                return Some(*candidate);
+    }
+
+    /// Sum of all weights, in f64 and ascending id order.
+    pub fn total_weight(&self) -> f64 {
+        self.kept.iter().map(|candidate| f64::from(candidate.weight)).sum()
+    }
+
+    /// Keeps the `k` likeliest; 0 keeps all. Of equals at the border the lower ids stay.
+    ///
+    /// Source: Fan, Lewis and Dauphin 2018, "Hierarchical neural story generation", section 5.4.
+    pub fn keep_top_k(&mut self, k: usize) {
+        if k == 0 || k >= self.kept.len() {
+            return;
+        }
+        self.ranked.clone_from(&self.kept);
+        let (_, &mut border, _) = self.ranked.select_nth_unstable_by(k - 1, by_rank);
+        self.keep_to(&border);
+    }
+
+    /// Keeps the smallest set of likeliest tokens whose mass is at least `p` of `total`, at least one.
+    ///
+    /// Source: Holtzman et al. 2020, "The curious case of neural text degeneration", section 3.1.
+    pub fn keep_top_p(&mut self, p: f64, total: f64) {
+        if p < 1.0 {
+            self.keep_mass(p * total);
+        }
+    }
+
+    /// Keeps tokens at least `min_p` times as likely as the likeliest.
+    ///
+    /// Source: Nguyen et al. 2024, "Turning up the heat: min-p sampling", section 3.
+    pub fn keep_min_p(&mut self, min_p: f64) {
+        if min_p > 0.0 {
+            // The likeliest weighs exactly 1 and every filter before keeps it.
+            self.kept.retain(|candidate| f64::from(candidate.weight) >= min_p);
+        }
+    }
+
+    /// Keeps the smallest set of mass `p` whose surprise `-ln(probability)` is nearest to its mean, the entropy.
+    ///
+    /// Source: Meister et al. 2022, "Locally typical sampling", section 3, equation 6.
+    pub fn keep_typical(&mut self, p: f64) {
+        if p >= 1.0 {
+            return;
+        }
+        let total = self.total_weight();
+        let ln = |weight: f32| f64::from(weight).ln();
+        // Entropy less the logarithm of `total`, which every surprise lacks too.
+        let weighted = |candidate: &Candidate| f64::from(candidate.weight) * ln(candidate.weight);
+        let is_possible = |candidate: &&Candidate| candidate.weight > 0.0;
+        let entropy = -self.kept.iter().filter(is_possible).map(weighted).sum::<f64>() / total;
+        self.kept.retain(|candidate| candidate.weight > 0.0);
+        for candidate in &mut self.kept {
+            candidate.key = -((-ln(candidate.weight) - entropy).abs() as f32) + 0.0;
+        }
+        self.keep_mass(p * total);
+    }
+
+    fn keep_mass(&mut self, target: f64) {
+        self.ranked.clone_from(&self.kept);
+        if let Some(border) = find_mass_border(&mut self.ranked, target) {
+            self.keep_to(&border);
+        }
+    }
+
+    fn keep_to(&mut self, border: &Candidate) {
+        self.kept.retain(|candidate| by_rank(candidate, border) != Ordering::Greater);
+    }
+
+    /// Inverse of the cumulative distribution in ascending id order.
+    pub fn pick(&self, uniform: f64) -> u32 {
+        let target = uniform * self.total_weight();
+        let mut mass = 0.0;
+        for candidate in &self.kept {
+            mass += f64::from(candidate.weight);
+            // Strict, so that a weight of 0 is never drawn, not even by a uniform of 0.
+            if mass > target {
+                return candidate.id;
             }
         }
-        ranked += head_len;
-        head *= GROWTH;
+        // `total_weight` adds in this same order and uniform < 1, so only the product's rounding leads here.
+        self.kept.iter().rfind(|candidate| candidate.weight > 0.0).map_or(0, |candidate| candidate.id)
     }
-    None
 }
 
-/// Keeps tokens at least `min_p` times as likely as the likeliest.
+/// The candidate at which the ranked mass reaches `target`, the last if rounding keeps the whole below it.
 ///
-/// Source: Nguyen et al. 2024, "Turning up the heat: min-p sampling", section 3.
-pub(super) fn keep_min_p(candidates: &mut Vec<Candidate>, min_p: f64) {
-    if min_p > 0.0 {
-        // The likeliest weighs exactly 1 and every filter before keeps it.
-        candidates.retain(|candidate| f64::from(candidate.value) >= min_p);
+/// Ranks a short head first: a peaked row costs one selection. If the mass lies behind it, halves the rest by rank
+/// until the border's half is short, which costs two selections more, however flat the row.
+fn find_mass_border(mut rest: &mut [Candidate], target: f64) -> Option<Candidate> {
+    const SHORT: usize = 128;
+    let mut mass = 0.0;
+    let mut head_len = SHORT;
+    while rest.len() > SHORT {
+        rest.select_nth_unstable_by(head_len - 1, by_rank);
+        let (head, tail) = rest.split_at_mut(head_len);
+        let head_mass: f64 = head.iter().map(|candidate| f64::from(candidate.weight)).sum();
+        if mass + head_mass >= target {
+            rest = head;
+        } else {
+            mass += head_mass;
+            rest = tail;
+        }
+        head_len = rest.len().div_ceil(2);
     }
-}
-
-fn keep_to(candidates: &mut Vec<Candidate>, border: &Candidate) {
-    candidates.retain(|candidate| by_rank(candidate, border) != Ordering::Greater);
-}
-
-/// Sum of all weights, in f64 and ascending id order.
-pub(super) fn total_weight(candidates: &[Candidate]) -> f64 {
-    candidates.iter().map(|candidate| f64::from(candidate.value)).sum()
+    rest.sort_unstable_by(by_rank);
+    let reaches = |candidate: &Candidate| {
+        mass += f64::from(candidate.weight);
+        mass >= target
+    };
+    // Another order of adding may round to just below the target: then the last one left is the border.
+    rest.iter().copied().find(reaches).or_else(|| rest.last().copied())
 }

@@ -1,47 +1,123 @@
-//! Log-probabilities of the model's own distribution, before penalties and filters.
+//! Log-probabilities of the model's own distribution, before bias, penalties and filters.
 
-/// What a row was before sampling changed it.
+use super::mask::VocabMask;
+use super::row::{Logit, Row, map_rows};
+use super::scan::{CHUNK, Scale, sum_weights};
+use crate::Result;
+
+/// What the model's own distribution says of one token, and of the likeliest in its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// The token's log-probability; -inf if it is masked.
+    pub logprob: f32,
+    /// 1 for the likeliest token, 2 for the next; of equals the lower id comes first.
+    pub rank: u32,
+    /// The likeliest tokens with their log-probabilities, likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Log-probability, rank and the `n` likeliest alternatives of one given token a row (S, V), rows in parallel.
+///
+/// Row `i` is what the model said at a position, `ids[i]` the token that follows there: so it gives a prompt's own
+/// log-probabilities. Padding and ids past the vocabulary are masked in place.
+///
+/// # Errors
+///
+/// In a row's place: [`crate::Error::InvalidArgument`] where it has a NaN, +inf or nothing but -inf.
+///
+/// # Panics
+///
+/// If `logits` is not `ids.len() × vocab_len` long; callers check the shape, and that ids are below `vocab_len`.
+///
+/// ```
+/// use llm_core::sampling::{VocabMask, token_logprobs};
+///
+/// let mut logits = [1.0f32, 3.0, 4.0].map(f32::ln);
+/// let mask = VocabMask { vocab_size: 3, pad_id: None };
+/// let scored = token_logprobs(&mut logits, 3, mask, &[1], 1).remove(0)?;
+/// assert_eq!((scored.rank, scored.top[0].0), (2, 2));
+/// assert!((scored.logprob - 0.375f32.ln()).abs() < 1e-6);
+/// # Ok::<(), llm_core::Error>(())
+/// ```
+pub fn token_logprobs<L: Logit>(
+    logits: &mut [L],
+    vocab_len: usize,
+    mask: VocabMask,
+    ids: &[u32],
+    n: usize,
+) -> Vec<Result<TokenLogprob>> {
+    map_rows(logits, vocab_len, ids, |logits, &id, scratch| {
+        mask.apply(logits);
+        let mut row = Row::new(logits, &mut scratch.maxima);
+        let max = row.finite_max("the model's logits")?;
+        Ok(RawLogprobs::new(&row, max, n, &mut scratch.sums).of(row.logits(), row.maxima(), id))
+    })
+}
+
+/// What has to be known of a row before sampling changes it.
 pub(super) struct RawLogprobs {
-    logits: Vec<f32>,
     log_normalizer: f64,
     top: Vec<(u32, f32)>,
 }
 
 impl RawLogprobs {
-    /// Copies the masked row and ranks its `n` likeliest tokens. `max` is the row's finite maximum.
-    pub fn new(row: &[f32], max: f32, n: usize) -> Self {
-        let sum: f64 = row.iter().map(|logit| f64::from(logit - max).exp()).sum();
-        Self { logits: row.to_vec(), log_normalizer: f64::from(max) + sum.ln(), top: top_logits(row, n) }
+    /// Adds up the masked row and ranks its `n` likeliest tokens. `max` is the row's finite maximum.
+    pub fn new(row: &Row<'_>, max: f32, n: usize, sums: &mut Vec<f64>) -> Self {
+        sum_weights(row.logits(), row.maxima(), Scale::new(max, 1.0), sums);
+        let log_normalizer = f64::from(max) + sums.iter().sum::<f64>().ln();
+        let top = top_logits(row.logits(), row.maxima(), n);
+        let top = top.into_iter().map(|(id, logit)| (id, (f64::from(logit) - log_normalizer) as f32)).collect();
+        Self { log_normalizer, top }
     }
 
-    /// The token's log-probability.
-    pub fn of(&self, id: u32) -> f32 {
-        self.normalize(self.logits[id as usize])
-    }
-
-    /// The likeliest possible tokens with their log-probabilities, likeliest first, lower id first among equals.
-    pub fn top(&self) -> Vec<(u32, f32)> {
-        self.top.iter().map(|&(id, logit)| (id, self.normalize(logit))).collect()
-    }
-
-    fn normalize(&self, logit: f32) -> f32 {
-        (f64::from(logit) - self.log_normalizer) as f32
+    /// What the row, given as it was with its maxima, says of `id`.
+    pub fn of(self, row: &[f32], maxima: &[f32], id: u32) -> TokenLogprob {
+        let logit = row[id as usize];
+        TokenLogprob {
+            logprob: (f64::from(logit) - self.log_normalizer) as f32,
+            rank: rank_of(row, maxima, id),
+            top: self.top,
+        }
     }
 }
 
-/// The `n` highest logits above -inf by insertion: `n` is small and most logits fail the first comparison.
-fn top_logits(row: &[f32], n: usize) -> Vec<(u32, f32)> {
-    let mut top: Vec<(u32, f32)> = Vec::with_capacity(n.min(row.len()) + 1);
-    let mut worst = f32::NEG_INFINITY;
-    for (id, &logit) in row.iter().enumerate() {
-        if logit <= worst || n == 0 {
+/// 1 and the number of tokens likelier than `id`, or as likely with a lower id.
+fn rank_of(row: &[f32], maxima: &[f32], id: u32) -> u32 {
+    let logit = row[id as usize];
+    let mut rank = 1;
+    for (chunk_idx, chunk) in row.chunks(CHUNK).enumerate() {
+        if maxima[chunk_idx] < logit {
             continue;
         }
-        let place = top.partition_point(|&(_, other)| other >= logit);
-        top.insert(place, (id as u32, logit));
-        top.truncate(n);
-        if top.len() == n {
-            worst = top[n - 1].1;
+        let start = chunk_idx * CHUNK;
+        let num_before = (id as usize).saturating_sub(start).min(chunk.len());
+        rank += chunk.iter().map(|&other| u32::from(other > logit)).sum::<u32>();
+        rank += chunk[..num_before].iter().map(|&other| u32::from(other == logit)).sum::<u32>();
+    }
+    rank
+}
+
+/// The `n` highest logits above -inf by insertion: `n` is small and most chunks hold none.
+fn top_logits(row: &[f32], maxima: &[f32], n: usize) -> Vec<(u32, f32)> {
+    let mut top: Vec<(u32, f32)> = Vec::with_capacity(n.min(row.len()) + 1);
+    let mut worst = f32::NEG_INFINITY;
+    if n == 0 {
+        return top;
+    }
+    for (chunk_idx, chunk) in row.chunks(CHUNK).enumerate() {
+        if maxima[chunk_idx] <= worst {
+            continue;
+        }
+        for (offset, &logit) in chunk.iter().enumerate() {
+            if logit <= worst {
+                continue;
+            }
+            let place = top.partition_point(|&(_, other)| other >= logit);
+            top.insert(place, ((chunk_idx * CHUNK + offset) as u32, logit));
+            top.truncate(n);
+            if top.len() == n {
+                worst = top[n - 1].1;
+            }
         }
     }
     top

@@ -1,17 +1,26 @@
 //! From a row of logits to a token.
 //!
-//! One row goes through `mask → penalties → banned ids → temperature → top-k → top-p → min-p → draw`, in place.
-//! A draw depends on the row, the request's own history and its seed alone: never on the batch, the request's id or
-//! the step. `tests/reference/sampling.py` is the slow twin of this module.
+//! One row goes through `mask → allowed ids → bias → penalties → banned ids → temperature → top-k → top-p → min-p →
+//! typical-p → draw`. A draw depends on the row, the request's own history and its seed alone: never on the batch, the
+//! threads, the machine's vectors, the request's id or the step. `tests/reference/sampling.py` is the slow twin of this
+//! module.
 
+mod draw;
+mod exp;
 mod filter;
 mod logprobs;
+mod mask;
 mod params;
 mod penalties;
 mod rng;
+mod row;
 mod sample;
+mod scan;
 
+pub use logprobs::{TokenLogprob, token_logprobs};
+pub use mask::{TokenMask, VocabMask};
 pub use params::SamplingParams;
-pub use penalties::{TokenCounts, VocabMask};
+pub use penalties::{History, TokenCounts};
 pub use rng::{philox4x32_10, stream_key, uniform};
+pub use row::Logit;
 pub use sample::{RowSpec, Sampled, sample_rows};

@@ -1,5 +1,8 @@
 //! How one request is sampled.
 
+use std::sync::Arc;
+
+use super::mask::TokenMask;
 use crate::{Error, Result};
 
 /// What decides the next token, once the logits are there.
@@ -13,6 +16,12 @@ pub struct SamplingParams {
     pub top_p: f64,
     /// Drop tokens less likely than this share of the likeliest one, in [0, 1].
     pub min_p: f64,
+    /// Keep the most typical tokens with this mass, in (0, 1]; 1 keeps all.
+    pub typical_p: f64,
+    /// Added to the logit of each id named, in [-100, 100].
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The only ids that may be drawn; `None` allows all.
+    pub allowed: Option<Arc<TokenMask>>,
     /// Divides positive and multiplies negative logits of tokens seen in prompt or output.
     pub repetition_penalty: f64,
     /// Subtracted once from each token seen in the output.
@@ -23,8 +32,10 @@ pub struct SamplingParams {
     pub seed: u64,
     /// Which of a prompt's several answers this is; each has a stream of its own.
     pub choice_index: u32,
-    /// `Some(n)`: report the chosen token's log-probability and those of the n likeliest tokens.
+    /// `Some(n)`: report the chosen token's log-probability and rank, and the n likeliest tokens.
     pub logprobs: Option<usize>,
+    /// `Some(n)`: report the same of each prompt token but the first.
+    pub prompt_logprobs: Option<usize>,
 }
 
 impl Default for SamplingParams {
@@ -34,12 +45,16 @@ impl Default for SamplingParams {
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
+            typical_p: 1.0,
+            logit_bias: Vec::new(),
+            allowed: None,
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             seed: 0,
             choice_index: 0,
             logprobs: None,
+            prompt_logprobs: None,
         }
     }
 }
@@ -61,9 +76,19 @@ impl SamplingParams {
         require("temperature", self.temperature, "finite and at least 0", |t| finite(t) && t >= 0.0)?;
         require("top_p", self.top_p, "in (0, 1]", |p| p > 0.0 && p <= 1.0)?;
         require("min_p", self.min_p, "in [0, 1]", |p| (0.0..=1.0).contains(&p))?;
+        require("typical_p", self.typical_p, "in (0, 1]", |p| p > 0.0 && p <= 1.0)?;
         require("repetition_penalty", self.repetition_penalty, "finite and above 0", |p| finite(p) && p > 0.0)?;
         require("presence_penalty", self.presence_penalty, "finite", finite)?;
-        require("frequency_penalty", self.frequency_penalty, "finite", finite)
+        require("frequency_penalty", self.frequency_penalty, "finite", finite)?;
+        for &(id, bias) in &self.logit_bias {
+            let is_allowed = |bias: f64| (-100.0..=100.0).contains(&bias);
+            require(&format!("logit_bias[{id}]"), f64::from(bias), "in [-100, 100]", is_allowed)?;
+        }
+        if self.allowed.as_ref().is_some_and(|allowed| allowed.is_empty()) {
+            let message = "`allowed_token_ids` must name at least one id, got none\nhint: leave it out to allow all";
+            return Err(Error::InvalidArgument(message.to_owned()));
+        }
+        Ok(())
     }
 
     /// Whether the likeliest token is always taken. A temperature that is 0 in fp32 counts: dividing by it can't.
@@ -73,7 +98,19 @@ impl SamplingParams {
 
     /// Whether earlier tokens change the logits.
     pub fn has_penalties(&self) -> bool {
-        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+        self.repetition_penalty != 1.0 || self.counts_output()
+    }
+
+    /// Whether the output's tokens weigh more than the prompt's.
+    pub(super) fn counts_output(&self) -> bool {
+        self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+}
+
+impl SamplingParams {
+    /// Whether top-p, min-p or typical-p drop any token.
+    pub(super) fn has_mass_filters(&self) -> bool {
+        self.top_p < 1.0 || self.min_p > 0.0 || self.typical_p < 1.0
     }
 }
 

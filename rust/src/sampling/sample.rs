@@ -1,12 +1,13 @@
 //! One token for each row of logits.
 
-use rayon::prelude::*;
-
-use super::filter::{Candidate, collect_scaled, keep_min_p, keep_top_k, keep_top_p, to_weights, total_weight};
-use super::logprobs::RawLogprobs;
-use super::penalties::{apply_penalties, mask_ids};
-use super::{SamplingParams, TokenCounts, VocabMask, stream_key, uniform};
-use crate::{Error, Result};
+use super::draw::draw;
+use super::logprobs::{RawLogprobs, TokenLogprob};
+use super::mask::{TokenMask, VocabMask};
+use super::penalties::{History, Seen, TokenCounts, apply_bias, apply_penalties, apply_repetition};
+use super::row::{Logit, Row, Scratch, map_rows};
+use super::scan::CHUNK;
+use super::{SamplingParams, stream_key, uniform};
+use crate::Result;
 
 /// What a row's request adds to its logits.
 #[derive(Debug, Clone, Copy)]
@@ -14,11 +15,29 @@ pub struct RowSpec<'a> {
     /// How to sample.
     pub params: &'a SamplingParams,
     /// Tokens seen so far.
-    pub counts: &'a TokenCounts,
+    pub history: History<'a>,
     /// Ids that must not come now (end and stop ids before `min_tokens`).
     pub banned_ids: &'a [u32],
+    /// The only ids that may come now; `None` allows all.
+    pub allowed: Option<&'a TokenMask>,
     /// How many tokens the request generated before this one: the counter of its random stream.
     pub output_idx: usize,
+}
+
+impl RowSpec<'_> {
+    fn changes_logits(&self) -> bool {
+        let params = self.params;
+        let changes_some = !params.logit_bias.is_empty() || !self.banned_ids.is_empty();
+        self.allowed.is_some() || changes_some || params.has_penalties()
+    }
+
+    /// What the logits are called once they are changed.
+    fn description(&self) -> &'static str {
+        match self.allowed.is_some() || !self.params.logit_bias.is_empty() {
+            true => "the logits after `allowed_token_ids`, `logit_bias`, penalties and `min_tokens`",
+            false => "the logits after penalties and `min_tokens`",
+        }
+    }
 }
 
 /// A row's token.
@@ -26,123 +45,82 @@ pub struct RowSpec<'a> {
 pub struct Sampled {
     /// The token.
     pub id: u32,
-    /// Its log-probability under the raw masked logits, if asked for.
-    pub logprob: Option<f32>,
-    /// The likeliest tokens with their log-probabilities, if asked for.
-    pub top_logprobs: Vec<(u32, f32)>,
+    /// What the raw masked logits say of it and of the likeliest, if asked for.
+    pub logprobs: Option<TokenLogprob>,
 }
 
 /// Samples row after row of `logits` (S, V), in parallel and in place; a `None` row is skipped.
 ///
-/// Rows are independent: one that fails (see [`Error::InvalidArgument`] in its place) leaves the others alone.
+/// Rows are independent: one that fails (see [`crate::Error::InvalidArgument`] in its place) leaves the others alone.
+/// What `logits` hold afterwards is of no use. A row costs one pass; a second one for log-probabilities, and for draws
+/// without top-k.
 ///
 /// # Panics
 ///
 /// If `logits` is not `rows.len() × vocab_len` long; callers check the shape.
-pub fn sample_rows(
-    logits: &mut [f32],
+pub fn sample_rows<L: Logit>(
+    logits: &mut [L],
     vocab_len: usize,
     mask: VocabMask,
     rows: &[Option<RowSpec<'_>>],
 ) -> Vec<Option<Result<Sampled>>> {
-    assert_eq!(logits.len(), rows.len() * vocab_len, "logits and rows disagree");
-    let sample = |scratch: &mut Scratch, (row, spec): (&mut [f32], &Option<RowSpec<'_>>)| {
-        spec.as_ref().map(|spec| sample_row(row, mask, spec, scratch))
-    };
-    if rows.len() <= 1 {
-        // Handing a single row to the pool costs more than sampling a small one.
-        let mut scratch = Scratch::default();
-        return rows.iter().map(|spec| sample(&mut scratch, (&mut *logits, spec))).collect();
-    }
-    logits.par_chunks_exact_mut(vocab_len).zip(rows).map_init(Scratch::default, sample).collect()
-}
-
-#[derive(Default)]
-struct Scratch {
-    candidates: Vec<Candidate>,
-    ranked: Vec<Candidate>,
-}
-
-fn sample_row(row: &mut [f32], mask: VocabMask, spec: &RowSpec<'_>, scratch: &mut Scratch) -> Result<Sampled> {
-    mask.apply(row);
-    let raw_max = finite_max(row, "the model's logits")?;
-    let raw = spec.params.logprobs.map(|n| RawLogprobs::new(row, raw_max, n));
-    apply_penalties(row, spec.params, spec.counts);
-    mask_ids(row, spec.banned_ids);
-    let max = finite_max(row, "the logits after penalties and `min_tokens`")?;
-    let id = if spec.params.is_greedy() { first_at(row, max) } else { draw(row, max, spec, scratch) };
-    Ok(Sampled {
-        id,
-        logprob: raw.as_ref().map(|raw| raw.of(id)),
-        top_logprobs: raw.as_ref().map(RawLogprobs::top).unwrap_or_default(),
+    map_rows(logits, vocab_len, rows, |logits, spec, scratch| {
+        spec.as_ref().map(|spec| sample_row(logits, mask, spec, scratch))
     })
 }
 
-/// The row's maximum.
-///
-/// # Errors
-///
-/// A NaN or +inf anywhere, or nothing but -inf: softmax would hand out nonsense in silence.
-fn finite_max(row: &[f32], what: &str) -> Result<f32> {
-    let (max, has_nan) = max_and_nan(row);
-    if max.is_finite() && !has_nan {
-        return Ok(max);
+fn sample_row(logits: &mut [f32], mask: VocabMask, spec: &RowSpec<'_>, scratch: &mut Scratch) -> Result<Sampled> {
+    mask.apply(logits);
+    let mut row = Row::new(logits, &mut scratch.maxima);
+    let mut max = row.finite_max("the model's logits")?;
+    let raw_logprobs = spec.params.logprobs.map(|n| RawLogprobs::new(&row, max, n, &mut scratch.sums));
+    if spec.changes_logits() {
+        if raw_logprobs.is_some() {
+            scratch.raw.copy(&row);
+        }
+        adjust(&mut row, spec, (&mut scratch.counts, &mut scratch.seen));
+        max = row.finite_max(spec.description())?;
     }
-    let found = match row.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY) {
-        Some(id) => format!("{} at token id {id}", row[id]),
-        None => "-inf everywhere".to_owned(),
+    let id = match spec.params.is_greedy() {
+        true => first_at(&row, max),
+        false => {
+            let key = stream_key(spec.params.seed, spec.params.choice_index);
+            draw(&row, max, spec.params, uniform(key, spec.output_idx as u64, 0), &mut scratch.draw)
+        }
     };
-    Err(Error::InvalidArgument(format!(
-        "{what} must hold no NaN or +inf and at least one finite value, got {found}\n\
-         hint: check the checkpoint's weights, or run the model in float32"
-    )))
+    let logprobs = raw_logprobs.map(|logprobs| match spec.changes_logits() {
+        true => logprobs.of(&scratch.raw.logits, &scratch.raw.maxima, id),
+        false => logprobs.of(row.logits(), row.maxima(), id),
+    });
+    Ok(Sampled { id, logprobs })
 }
 
-/// The largest value, NaN left aside, and whether there is a NaN.
-///
-/// In lanes, because a single running maximum can't be vectorized: 4 times faster at 131,072 columns.
-fn max_and_nan(row: &[f32]) -> (f32, bool) {
-    const LANES: usize = 16;
-    let (mut max, mut has_nan) = ([f32::NEG_INFINITY; LANES], [false; LANES]);
-    let (chunks, rest) = row.as_chunks::<LANES>();
-    let mut visit = |lane: usize, logit: f32| {
-        max[lane] = if logit > max[lane] { logit } else { max[lane] };
-        has_nan[lane] |= logit.is_nan();
-    };
-    for chunk in chunks {
-        chunk.iter().enumerate().for_each(|(lane, &logit)| visit(lane, logit));
+/// Everything that changes single logits, in the order that [`super`] tells.
+fn adjust(row: &mut Row<'_>, spec: &RowSpec<'_>, (counts, seen): (&mut TokenCounts, &mut Seen)) {
+    if let Some(allowed) = spec.allowed {
+        row.change_all(|logits| allowed.apply(logits));
     }
-    rest.iter().for_each(|&logit| visit(0, logit));
-    (max.into_iter().fold(f32::NEG_INFINITY, f32::max), has_nan.contains(&true))
-}
-
-fn first_at(row: &[f32], max: f32) -> u32 {
-    row.iter().position(|&logit| logit == max).unwrap_or_default() as u32
-}
-
-fn draw(row: &[f32], max: f32, spec: &RowSpec<'_>, scratch: &mut Scratch) -> u32 {
-    let Scratch { candidates, ranked } = scratch;
-    let params = spec.params;
-    collect_scaled(row, max, params.temperature as f32, candidates);
-    keep_top_k(candidates, params.top_k, ranked);
-    to_weights(candidates);
-    keep_top_p(candidates, params.top_p, ranked);
-    keep_min_p(candidates, params.min_p);
-    let key = stream_key(params.seed, params.choice_index);
-    pick(candidates, uniform(key, spec.output_idx as u64, 0))
-}
-
-/// Inverse of the cumulative distribution in ascending id order.
-fn pick(candidates: &[Candidate], uniform: f64) -> u32 {
-    let target = uniform * total_weight(candidates);
-    let mut mass = 0.0;
-    for candidate in candidates {
-        mass += f64::from(candidate.value);
-        // Strict, so that a weight of 0 is never drawn, not even by a uniform of 0.
-        if mass > target {
-            return candidate.id;
+    apply_bias(row, &spec.params.logit_bias);
+    match spec.history {
+        _ if !spec.params.has_penalties() => {}
+        History::Counted(counts) => apply_penalties(row, spec.params, counts),
+        History::Ids { prompt, output } if !spec.params.counts_output() => {
+            apply_repetition(row, spec.params.repetition_penalty, [prompt, output], seen);
+        }
+        History::Ids { prompt, output } => {
+            counts.recount(prompt, output);
+            apply_penalties(row, spec.params, counts);
         }
     }
-    // `total_weight` adds in this same order and uniform < 1, so only the product's rounding leads here.
-    candidates.iter().rfind(|candidate| candidate.value > 0.0).map_or(0, |candidate| candidate.id)
+    for &id in spec.banned_ids {
+        row.change(id, |_| f32::NEG_INFINITY);
+    }
+}
+
+/// The lowest id that has the row's maximum.
+fn first_at(row: &Row<'_>, max: f32) -> u32 {
+    let Some(chunk) = row.maxima().iter().position(|&highest| highest == max) else { return 0 };
+    let start = chunk * CHUNK;
+    let offset = row.logits()[start..].iter().position(|&logit| logit == max);
+    (start + offset.unwrap_or_default()) as u32
 }

@@ -121,7 +121,7 @@ pub struct Delta {
 /// One request's text so far.
 ///
 /// All deltas and [`Detokenizer::finish`] together are `String::from_utf8_lossy` of all tokens' bytes, cut before the
-/// first stop string. *First* is the one that is complete first; of several complete at the same byte the longest.
+/// first stop string, or behind it where [`Detokenizer::including_stop`] says so. *First* is the one that is complete first; of several complete at the same byte the longest.
 /// Neither depends on where tokens end.
 ///
 /// ```
@@ -143,6 +143,7 @@ pub struct Detokenizer {
     /// Decoded text that may be the beginning of a stop string.
     held: String,
     checks_stop: bool,
+    includes_stop: bool,
     stopped: Option<usize>,
 }
 
@@ -157,7 +158,22 @@ impl Detokenizer {
             return Err(Error::InvalidArgument(format!("`stop` strings must not be empty, got {stop:?}")));
         }
         let stop = stop.into_iter().map(StopMatcher::new).collect();
-        Ok(Self { stop, skip_special, partial: Vec::new(), held: String::new(), checks_stop: true, stopped: None })
+        Ok(Self {
+            stop,
+            skip_special,
+            partial: Vec::new(),
+            held: String::new(),
+            checks_stop: true,
+            includes_stop: false,
+            stopped: None,
+        })
+    }
+
+    /// Whether the stop string that ends the text is part of it. Then its beginning needn't be held back.
+    #[must_use]
+    pub fn including_stop(mut self, includes_stop: bool) -> Self {
+        self.includes_stop = includes_stop;
+        self
     }
 
     /// Takes one token and returns the text that is now certain, and whether a stop string was hit.
@@ -229,10 +245,14 @@ impl Detokenizer {
         }
         for (offset, &byte) in decoded.as_bytes().iter().enumerate() {
             if let Some(index) = self.match_byte(byte) {
-                self.held.truncate(fresh_start + offset + 1 - self.stop[index].len());
+                let end = fresh_start + offset + 1;
+                self.held.truncate(if self.includes_stop { end } else { end - self.stop[index].len() });
                 self.stopped = Some(index);
                 return Delta { text: std::mem::take(&mut self.held), stopped: self.stopped };
             }
+        }
+        if self.includes_stop {
+            return Delta { text: std::mem::take(&mut self.held), stopped: None };
         }
         let num_held = self.stop.iter().map(|stop| stop.matched).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - num_held);

@@ -62,6 +62,32 @@ proptest! {
     }
 
     #[test]
+    fn a_stop_string_is_part_of_the_text_when_asked(
+        tokens in proptest::collection::vec(token(), 0..24), stop in stop_strings(),
+    ) {
+        let table = table_of(&tokens);
+        let mut detokenizer = Detokenizer::new(stop.clone(), true).unwrap().including_stop(true);
+        let mut text = String::new();
+        let mut stopped = None;
+        for index in 0..tokens.len() {
+            let delta = detokenizer.push(&table, index as u32, true);
+            text.push_str(&delta.text);
+            stopped = delta.stopped;
+            if stopped.is_none() {
+                // Nothing is held back but a character's first bytes.
+                let known = String::from_utf8_lossy(&tokens[..=index].concat()).into_owned();
+                prop_assert!(known.chars().count() - text.chars().count() <= 1);
+            }
+        }
+        text.push_str(&detokenizer.finish());
+        let (before, expected_stop) = oracle(&tokens, &stop);
+        prop_assert_eq!(text, before + expected_stop.map_or("", |index| &stop[index]));
+        if stopped.is_some() || !stop.iter().any(|text| text.contains('\u{fffd}')) {
+            prop_assert_eq!(stopped, expected_stop);
+        }
+    }
+
+    #[test]
     fn deltas_hold_back_only_what_could_be_a_stop(tokens in proptest::collection::vec(token(), 0..24)) {
         let stop = vec!["ab\n".to_owned()];
         let (texts, _, _) = stream(&tokens, &stop, 0);

@@ -1,0 +1,443 @@
+//! The phases of a step, run by all members of a team together, with a barrier after each.
+
+use super::attention::{CachePart, CacheShape, STRETCH, Stretch, join};
+use super::decoder::{Buffers, DecoderSpec, FeedForward, Layer, Linear, MAX_ROWS, Sizes, Step};
+use super::linear::{Prepared, STRIP, block_of, prepare, strip};
+use super::memory::{Dtype, Matrix, SharedMut};
+use super::rows::{Norm, rotate};
+use super::simd::Isa;
+use super::team::Member;
+
+/// Columns of a row that one member activates at a time.
+const ACTIVATED: usize = 512;
+
+/// One token of a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowTask {
+    token: usize,
+    position: usize,
+    slot: usize,
+    request: usize,
+    /// Where its attention's stretches begin.
+    pub first_stretch: usize,
+    /// Its rows of logits: several where choices of one prompt begin.
+    pub outputs: (usize, usize),
+}
+
+impl RowTask {
+    pub fn new(step: &Step<'_>, row: usize, request: usize) -> Self {
+        Self {
+            token: step.token_ids[row] as usize,
+            position: step.positions[row] as usize,
+            slot: step.slot_mapping[row] as usize,
+            request,
+            first_stretch: 0,
+            outputs: (0, 0),
+        }
+    }
+
+    /// Tokens it sees, itself included.
+    pub fn num_tokens(&self) -> usize {
+        self.position + 1
+    }
+}
+
+/// A group of rows on its way through the model.
+pub(super) struct Pass<'a> {
+    pub spec: &'a DecoderSpec,
+    pub isa: Isa,
+    shape: &'a CacheShape,
+    caches: &'a [(CachePart, CachePart)],
+    step: &'a Step<'a>,
+    pub rows: &'a [RowTask],
+    /// (row, stretch) of every piece of attention.
+    stretches: Vec<(usize, usize)>,
+    pub sizes: Sizes,
+    hidden: SharedMut,
+    pub input: SharedMut,
+    pub wide: SharedMut,
+    pub mixed: SharedMut,
+    turns: SharedMut,
+    joined: SharedMut,
+    pub routes: SharedMut,
+    pub expert_wide: SharedMut,
+    pub expert_input: SharedMut,
+    own: Vec<SharedMut>,
+    logits: SharedMut,
+}
+
+impl<'a> Pass<'a> {
+    pub fn new(
+        spec: &'a DecoderSpec,
+        isa: Isa,
+        (shape, caches): (&'a CacheShape, &'a [(CachePart, CachePart)]),
+        (step, rows): (&'a Step<'a>, &'a [RowTask]),
+        buffers: &mut Buffers,
+        logits: &mut [f32],
+    ) -> Self {
+        let of_row = |(idx, row): (usize, &RowTask)| (0..row.num_tokens().div_ceil(STRETCH)).map(move |s| (idx, s));
+        Self {
+            spec,
+            isa,
+            shape,
+            caches,
+            step,
+            rows,
+            stretches: rows.iter().enumerate().flat_map(of_row).collect(),
+            sizes: buffers.sizes,
+            hidden: buffers.hidden.shared(),
+            input: buffers.input.shared(),
+            wide: buffers.wide.shared(),
+            mixed: buffers.mixed.shared(),
+            turns: buffers.turns.shared(),
+            joined: buffers.stretches.shared(),
+            routes: buffers.routes.shared(),
+            expert_wide: buffers.expert_wide.shared(),
+            expert_input: buffers.expert_input.shared(),
+            own: buffers.own.iter_mut().map(|own| own.shared()).collect(),
+            logits: SharedMut::of(logits),
+        }
+    }
+
+    /// One member's part of the whole step.
+    pub fn run(&self, member: &Member<'_>) {
+        self.each_row(member, |row| self.embed(row));
+        for (layer, cache) in self.spec.layers.iter().zip(self.caches) {
+            self.attention(member, layer, *cache);
+            self.feed_forward(member, layer);
+        }
+        self.logits(member);
+    }
+
+    /// Rows in turn, one member each, then a barrier.
+    pub fn each_row(&self, member: &Member<'_>, work: impl Fn(usize)) {
+        (member.index..self.rows.len()).step_by(member.num_members()).for_each(work);
+        member.barrier();
+    }
+
+    fn embed(&self, row: usize) {
+        let task = &self.rows[row];
+        // SAFETY: each row is one member's until the barrier.
+        let (hidden, turns) =
+            unsafe { (self.hidden_row(row), self.turns.slice(row * self.shape.head_dim, self.shape.head_dim)) };
+        self.spec.embedding.read_row(task.token, hidden);
+        hidden.iter_mut().for_each(|value| *value *= self.spec.embedding_scale);
+        if let Some(positions) = &self.spec.positions {
+            let mut vector = vec![0.0; hidden.len()];
+            positions.read_row(task.position, &mut vector);
+            hidden.iter_mut().zip(vector).for_each(|(value, place)| *value += place);
+        }
+        if let Some(rope) = &self.spec.rope {
+            rope.fill(task.position as i64, turns);
+        }
+    }
+
+    fn attention(&self, member: &Member<'_>, layer: &Layer, cache: (CachePart, CachePart)) {
+        let dtype = layer.qkv.weight.dtype;
+        self.each_row(member, |row| self.normalize(row, &layer.norm1, dtype, row));
+        let width = layer.qkv.weight.rows;
+        self.multiply(
+            member,
+            &layer.qkv,
+            &self.prepared(self.input, self.sizes.input, self.rows.len()),
+            |row, first, values| {
+                // SAFETY: each column is one member's until the barrier.
+                unsafe { self.wide.slice(row * width + first, values.len()) }.copy_from_slice(values);
+            },
+        );
+        self.each_row(member, |row| self.rotate_and_store(row, layer, cache));
+        self.attend(member, layer, cache);
+        self.each_row(member, |row| self.join_heads(row, layer));
+        self.add(member, &layer.out, layer.post_norms.as_ref().map(|norms| &norms.0));
+    }
+
+    /// Norms the residual stream of `row` into row `to` of the prepared input.
+    fn normalize(&self, row: usize, norm: &Norm, dtype: Dtype, to: usize) {
+        // SAFETY: each row is one member's until the barrier, and so is its own scratch of the hidden row's copy.
+        let (hidden, input) =
+            unsafe { (self.hidden_row(row), self.input.slice(to * self.sizes.input, self.sizes.input)) };
+        let mut normed = hidden.to_vec();
+        norm.apply(self.isa, &mut normed);
+        prepare(self.isa, dtype, &normed, input);
+    }
+
+    fn rotate_and_store(&self, row: usize, layer: &Layer, (keys, values): (CachePart, CachePart)) {
+        let (width, num_kv) = (self.shape.head_dim, self.shape.num_kv_heads);
+        let num_turned = self.spec.num_heads + num_kv;
+        let length = layer.qkv.weight.rows;
+        // SAFETY: each row, and its slot in the cache, is one member's until the barrier.
+        let (heads, turns) = unsafe { (self.wide.slice(row * length, length), self.turns.slice(row * width, width)) };
+        for (idx, head) in heads.chunks_exact_mut(width).enumerate() {
+            let is_query = idx < self.spec.num_heads;
+            if idx < num_turned {
+                if let Some((query_norm, key_norm)) = &layer.qk_norms {
+                    if is_query { query_norm } else { key_norm }.apply(self.isa, head);
+                }
+                if self.spec.rope.is_some() {
+                    rotate(head, turns);
+                }
+            }
+            if is_query {
+                head.iter_mut().for_each(|value| *value *= self.spec.attention_scale);
+                continue;
+            }
+            let (part, head_idx) =
+                if idx < num_turned { (keys, idx - self.spec.num_heads) } else { (values, idx - num_turned) };
+            // SAFETY: as above; slots are checked by the step.
+            unsafe { self.shape.store(part, self.rows[row].slot, head_idx, head) };
+        }
+    }
+
+    fn attend(&self, member: &Member<'_>, layer: &Layer, (keys, values): (CachePart, CachePart)) {
+        let (width, num_kv) = (self.shape.head_dim, self.shape.num_kv_heads);
+        let groups = self.spec.num_heads / num_kv;
+        let piece = groups * (width + 2);
+        // SAFETY: the member's own scratch.
+        let own = self.own(member);
+        let scratch = unsafe { own.slice(0, groups * STRETCH) };
+        // One member takes all heads of a stretch, whose tokens lie together, unless there are too few stretches.
+        let size = if self.stretches.len() >= 2 * member.num_members() { num_kv } else { 1 };
+        while let Some(units) = member.claim(self.stretches.len() * num_kv, size) {
+            for unit in units {
+                let ((row, stretch), head) = (self.stretches[unit / num_kv], unit % num_kv);
+                let task = &self.rows[row];
+                let place = ((task.first_stretch + stretch) * num_kv + head) * piece;
+                // SAFETY: each piece is one member's until the barrier; queries are only read.
+                let (out, queries) = unsafe {
+                    let start = row * layer.qkv.weight.rows + head * groups * width;
+                    (self.joined.slice(place, piece), self.wide.slice(start, groups * width))
+                };
+                let Some(tokens) = seen(task.num_tokens(), stretch, layer.window) else {
+                    silence(out, width);
+                    continue;
+                };
+                let blocks = &self.step.block_tables[task.request * self.step.max_blocks..][..self.step.max_blocks];
+                let softcap = self.spec.attention_softcap;
+                Stretch { shape: self.shape, keys, values, head, blocks, tokens, queries, softcap }
+                    .attend(self.isa, out, scratch);
+            }
+        }
+        member.barrier();
+    }
+
+    fn join_heads(&self, row: usize, layer: &Layer) {
+        let (width, num_kv, num_heads) = (self.shape.head_dim, self.shape.num_kv_heads, self.spec.num_heads);
+        let groups = num_heads / num_kv;
+        let task = &self.rows[row];
+        let num_stretches = task.num_tokens().div_ceil(STRETCH);
+        let mut mixed = vec![0.0; num_heads * width];
+        for (head, out) in mixed.chunks_exact_mut(width).enumerate() {
+            let parts = (0..num_stretches).map(|stretch| {
+                let piece = (task.first_stretch + stretch) * num_kv + head / groups;
+                let place = (piece * groups + head % groups) * (width + 2);
+                // SAFETY: written before the last barrier, only read here.
+                &*unsafe { self.joined.slice(place, width + 2) }
+            });
+            join(parts, out);
+        }
+        // SAFETY: each row is one member's until the barrier.
+        let input = unsafe { self.input.slice(row * self.sizes.input, self.sizes.input) };
+        prepare(self.isa, layer.out.weight.dtype, &mixed, input);
+    }
+
+    /// Adds a product of the prepared input to the residual stream, through a norm if there is one.
+    fn add(&self, member: &Member<'_>, linear: &Linear, norm: Option<&Norm>) {
+        let target = if norm.is_some() { self.mixed } else { self.hidden };
+        self.multiply(
+            member,
+            linear,
+            &self.prepared(self.input, self.sizes.input, self.rows.len()),
+            |row, first, values| {
+                // SAFETY: each column is one member's until the barrier.
+                let to = unsafe { target.slice(row * self.sizes.hidden + first, values.len()) };
+                match norm {
+                    Some(_) => to.copy_from_slice(values),
+                    None => to.iter_mut().zip(values).for_each(|(to, value)| *to += value),
+                }
+            },
+        );
+        if norm.is_some() {
+            self.each_row(member, |row| self.add_mixed(row, norm));
+        }
+    }
+
+    /// Adds row `row` of what a part has mixed to the residual stream.
+    pub fn add_mixed(&self, row: usize, norm: Option<&Norm>) {
+        // SAFETY: each row is one member's until the barrier.
+        let (mixed, hidden) =
+            unsafe { (self.mixed.slice(row * self.sizes.hidden, self.sizes.hidden), self.hidden_row(row)) };
+        if let Some(norm) = norm {
+            norm.apply(self.isa, mixed);
+        }
+        hidden.iter_mut().zip(mixed).for_each(|(hidden, value)| *hidden += *value);
+    }
+
+    fn feed_forward(&self, member: &Member<'_>, layer: &Layer) {
+        let post_norm = layer.post_norms.as_ref().map(|norms| &norms.1);
+        match &layer.feed_forward {
+            FeedForward::Gated { gate_up, down } => {
+                self.each_row(member, |row| self.normalize(row, &layer.norm2, gate_up.weight.dtype, row));
+                self.widen_and_activate(member, gate_up, down, true);
+                self.add(member, down, post_norm);
+            }
+            FeedForward::Plain { up, down } => {
+                self.each_row(member, |row| self.normalize(row, &layer.norm2, up.weight.dtype, row));
+                self.widen_and_activate(member, up, down, false);
+                self.add(member, down, post_norm);
+            }
+            FeedForward::Experts(experts) => {
+                self.each_row(member, |row| self.normalize(row, &layer.norm2, experts.router.weight.dtype, row));
+                self.experts(member, experts);
+                self.each_row(member, |row| self.add_mixed(row, post_norm));
+            }
+        }
+    }
+
+    /// From the prepared input through `up` and the activation to the prepared input of `down`.
+    pub fn widen_and_activate(&self, member: &Member<'_>, up: &Linear, down: &Linear, is_gated: bool) {
+        let width = up.weight.rows;
+        self.multiply(
+            member,
+            up,
+            &self.prepared(self.input, self.sizes.input, self.rows.len()),
+            |row, first, values| {
+                // SAFETY: each column is one member's until the barrier.
+                unsafe { self.wide.slice(row * width + first, values.len()) }.copy_from_slice(values);
+            },
+        );
+        let source = (self.wide, width);
+        self.activate(member, self.rows.len(), source, (self.input, self.sizes.input), &down.weight, is_gated);
+    }
+
+    /// Activates `num_rows` rows and prepares them for `next`, a piece of a row at a time.
+    pub fn activate(
+        &self,
+        member: &Member<'_>,
+        num_rows: usize,
+        (from, from_stride): (SharedMut, usize),
+        (to, to_stride): (SharedMut, usize),
+        next: &Matrix,
+        is_gated: bool,
+    ) {
+        let width = next.cols;
+        // A piece ends where a block of prepared activations does.
+        let size = ACTIVATED.next_multiple_of(block_of(self.isa));
+        let pieces = width.div_ceil(size);
+        // Rounded to bf16 activations take half the room: a piece begins at half its place.
+        let shrink = if next.dtype == Dtype::Bf16 && self.isa == Isa::Avx512Bf16 { 2 } else { 1 };
+        while let Some(units) = member.claim(num_rows * pieces, 1) {
+            for unit in units {
+                let (row, start) = (unit / pieces, unit % pieces * size);
+                let length = size.min(width - start);
+                // SAFETY: each piece is one member's until the barrier.
+                unsafe {
+                    let gate = from.slice(row * from_stride + start, length);
+                    let up = is_gated.then(|| &*from.slice(row * from_stride + width + start, length));
+                    self.spec.activation.apply(self.isa, gate, up);
+                    prepare(self.isa, next.dtype, gate, to.slice(row * to_stride + start / shrink, length));
+                }
+            }
+        }
+        member.barrier();
+    }
+
+    fn logits(&self, member: &Member<'_>) {
+        let head = &self.spec.head;
+        let is_wanted = |row: &usize| self.rows[*row].outputs.0 < self.rows[*row].outputs.1;
+        let wanted: Vec<usize> = (0..self.rows.len()).filter(is_wanted).collect();
+        if wanted.is_empty() {
+            return;
+        }
+        for place in (member.index..wanted.len()).step_by(member.num_members()) {
+            self.normalize(wanted[place], &self.spec.norm, head.weight.dtype, place);
+        }
+        member.barrier();
+        let vocab_size = head.weight.rows;
+        self.multiply(
+            member,
+            head,
+            &self.prepared(self.input, self.sizes.input, wanted.len()),
+            |place, first, values| {
+                let (start, end) = self.rows[wanted[place]].outputs;
+                for output in start..end {
+                    // SAFETY: each column is one member's until the end.
+                    let to = unsafe { self.logits.slice(output * vocab_size + first, values.len()) };
+                    to.copy_from_slice(values);
+                    if let Some(cap) = self.spec.logit_softcap {
+                        to.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+                    }
+                }
+            },
+        );
+    }
+
+    /// Multiplies `x` with a linear layer; `put(row, first column, values)` takes what comes, then there is a barrier.
+    pub fn multiply(&self, member: &Member<'_>, linear: &Linear, x: &Prepared, put: impl Fn(usize, usize, &[f32])) {
+        let num_strips = linear.weight.rows.div_ceil(STRIP);
+        // Few enough that counting costs nothing, enough that a member held up by the system delays no one.
+        let size = (num_strips / (member.num_members() * 8)).max(1);
+        while let Some(strips) = member.claim(num_strips, size) {
+            for strip in strips {
+                let first = strip * STRIP;
+                self.multiply_strip(member, (&linear.weight, first), x, |row, values| {
+                    if let Some(bias) = &linear.bias {
+                        values.iter_mut().zip(&bias[first..]).for_each(|(value, bias)| *value += bias);
+                    }
+                    put(row, first, values);
+                });
+            }
+        }
+        member.barrier();
+    }
+
+    /// The strip from weight row `first` on; `put(row, values)` takes each row of it.
+    pub fn multiply_strip(
+        &self,
+        member: &Member<'_>,
+        (weights, first): (&Matrix, usize),
+        x: &Prepared,
+        put: impl Fn(usize, &mut [f32]),
+    ) {
+        let count = STRIP.min(weights.rows - first);
+        let own = self.own(member);
+        // SAFETY: the member's own scratch.
+        let (out, scratch) =
+            unsafe { (own.slice(0, MAX_ROWS * STRIP), own.slice(MAX_ROWS * STRIP, self.sizes.weights)) };
+        // SAFETY: the input was prepared for these weights before the last barrier.
+        unsafe { strip(self.isa, weights, (first, count), x, out, scratch) };
+        for (row, values) in out.chunks_exact_mut(STRIP).take(x.num_rows).enumerate() {
+            put(row, &mut values[..count]);
+        }
+    }
+
+    pub fn prepared(&self, data: SharedMut, stride: usize, num_rows: usize) -> Prepared {
+        Prepared { data, stride, num_rows }
+    }
+
+    /// The member's own scratch: a strip, weights, then gathered rows; or scores.
+    pub fn own(&self, member: &Member<'_>) -> SharedMut {
+        self.own[member.index]
+    }
+
+    #[expect(clippy::mut_from_ref, reason = "see `SharedMut::slice`")]
+    unsafe fn hidden_row(&self, row: usize) -> &mut [f32] {
+        // SAFETY: passed on.
+        unsafe { self.hidden.slice(row * self.sizes.hidden, self.sizes.hidden) }
+    }
+}
+
+/// The part of a stretch that a token sees: first token and one past the last; `None` if its window begins later.
+fn seen(num_tokens: usize, stretch: usize, window: Option<usize>) -> Option<(usize, usize)> {
+    let first = window.map_or(0, |window| num_tokens.saturating_sub(window));
+    let start = (stretch * STRETCH).max(first);
+    let end = ((stretch + 1) * STRETCH).min(num_tokens);
+    (start < end).then_some((start, end))
+}
+
+/// A stretch that nobody sees.
+fn silence(out: &mut [f32], width: usize) {
+    for head in out.chunks_exact_mut(width + 2) {
+        head.fill(0.0);
+        head[width + 1] = f32::NEG_INFINITY;
+    }
+}

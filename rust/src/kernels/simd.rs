@@ -1,0 +1,427 @@
+//! Vectors of f32 by instruction set, and the one place that says which set a kernel runs with.
+//!
+//! A kernel is written once over [`Simd`]; [`dispatch`] compiles it for every set and picks at run time. Results may
+//! differ between sets in the last bits (another number of partial sums), never between calls on one machine.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+/// Instruction sets that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// What every machine of this architecture has: SSE2 on x86-64, NEON on AArch64.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW and DQ.
+    Avx512,
+    /// AVX-512 with products of bf16 pairs: activations are rounded to bf16 where weights are bf16.
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// The best set of this machine.
+    pub fn detect() -> Self {
+        Self::supported().pop().unwrap_or(Self::Portable)
+    }
+
+    /// All sets of this machine, best last.
+    pub fn supported() -> Vec<Self> {
+        let mut found = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            let avx512 = avx512 && is_x86_feature_detected!("avx512dq");
+            let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
+            let sets = [(avx2, Self::Avx2), (avx512, Self::Avx512), (bf16, Self::Avx512Bf16)];
+            found.extend(sets.into_iter().filter(|(has, _)| *has).map(|(_, isa)| isa));
+        }
+        found
+    }
+
+    /// Its usual name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable if cfg!(target_arch = "aarch64") => "NEON",
+            Self::Portable => "portable",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+            Self::Avx512Bf16 => "AVX-512-BF16",
+        }
+    }
+}
+
+/// A vector of `LANES` f32 and what kernels do with it.
+///
+/// # Safety
+///
+/// Every function needs the implementation's instruction set, and pointers good for all the elements it names.
+pub(super) trait Simd: Copy {
+    type V: Copy;
+    const LANES: usize;
+    /// Rows of activations that a tile of four weight rows can hold in registers.
+    const TILE_ROWS: usize;
+
+    unsafe fn splat(value: f32) -> Self::V;
+    unsafe fn load(from: *const f32) -> Self::V;
+    unsafe fn store(to: *mut f32, value: Self::V);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `LANES` bf16 in their order.
+    unsafe fn load_bf16(from: *const u16) -> Self::V;
+    /// Those of `2 * LANES` bf16 with an even index.
+    unsafe fn even_bf16(from: *const u16) -> Self::V;
+    /// Those of `2 * LANES` bf16 with an odd index.
+    unsafe fn odd_bf16(from: *const u16) -> Self::V;
+    /// `2^n` for whole `n` in [-126, 127].
+    unsafe fn pow2(n: Self::V) -> Self::V;
+    /// The nearest whole number.
+    unsafe fn round(value: Self::V) -> Self::V;
+    /// Sum of the lanes, in an order that never changes.
+    unsafe fn sum(value: Self::V) -> f32;
+    /// Asks for a cache line that will be read soon; any address will do.
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint that never faults.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(address.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = address;
+    }
+}
+
+/// `e^x` to about 2 units in the last place, for x in [-87, 88]; outside, the value at the border.
+///
+/// Source: Cody and Waite 1980, «Software Manual for the Elementary Functions», chapter 6 (reduction by ln 2 in two
+/// parts); the polynomial is the Taylor series to degree 7, whose error on ±ln 2 / 2 is below fp32's.
+#[inline(always)]
+pub(super) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    const SERIES: [f32; 7] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let x = S::min(S::max(x, S::splat(-87.0)), S::splat(88.0));
+        let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
+        let r = S::fma(n, S::splat(-LN_2_LOW), S::fma(n, S::splat(-LN_2_HIGH), x));
+        let mut sum = S::splat(1.0 / 5040.0);
+        for coefficient in SERIES {
+            sum = S::fma(sum, r, S::splat(coefficient));
+        }
+        S::mul(sum, S::pow2(n))
+    }
+}
+
+/// A bf16 as f32.
+#[inline(always)]
+pub(super) fn widen(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// The nearest bf16, ties to even; NaN stays NaN.
+#[inline(always)]
+pub(super) fn narrow(value: f32) -> u16 {
+    let bits = value.to_bits();
+    if value.is_nan() {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+/// Eight lanes that the compiler turns into whatever the architecture always has.
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+impl Portable {
+    #[inline(always)]
+    fn each(a: [f32; 8], b: [f32; 8], with: impl Fn(f32, f32) -> f32) -> [f32; 8] {
+        std::array::from_fn(|lane| with(a[lane], b[lane]))
+    }
+}
+
+// SAFETY of all its functions: plain reads and writes of the elements named.
+impl Simd for Portable {
+    type V = [f32; 8];
+    const LANES: usize = 8;
+    const TILE_ROWS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::V {
+        [value; 8]
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::V {
+        unsafe { from.cast::<[f32; 8]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, value: Self::V) {
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(value) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        Self::each(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        Self::each(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        Self::each(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        Self::each(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
+        Self::each(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // Without the instruction `mul_add` is a slow call, so only AArch64, which always has it, fuses.
+        std::array::from_fn(|lane| match cfg!(target_arch = "aarch64") {
+            true => a[lane].mul_add(b[lane], c[lane]),
+            false => a[lane] * b[lane] + c[lane],
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self::V {
+        unsafe { from.cast::<[u16; 8]>().read_unaligned() }.map(widen)
+    }
+    #[inline(always)]
+    unsafe fn even_bf16(from: *const u16) -> Self::V {
+        let pairs = unsafe { from.cast::<[[u16; 2]; 8]>().read_unaligned() };
+        pairs.map(|pair| widen(pair[0]))
+    }
+    #[inline(always)]
+    unsafe fn odd_bf16(from: *const u16) -> Self::V {
+        let pairs = unsafe { from.cast::<[[u16; 2]; 8]>().read_unaligned() };
+        pairs.map(|pair| widen(pair[1]))
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: Self::V) -> Self::V {
+        n.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    unsafe fn round(value: Self::V) -> Self::V {
+        // Adding and taking away 1.5 · 2^23 rounds to whole numbers; `exp` never asks for larger ones.
+        value.map(|value| (value + 12_582_912.0) - 12_582_912.0)
+    }
+    #[inline(always)]
+    unsafe fn sum(value: Self::V) -> f32 {
+        let [a, b, c, d, e, f, g, h] = value;
+        ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Avx2;
+
+// SAFETY of all its functions: `dispatch` calls them only where AVX2 and FMA were found.
+#[cfg(target_arch = "x86_64")]
+impl Simd for Avx2 {
+    type V = __m256;
+    const LANES: usize = 8;
+    const TILE_ROWS: usize = 3;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::V {
+        unsafe { _mm256_set1_ps(value) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::V {
+        unsafe { _mm256_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, value: Self::V) {
+        unsafe { _mm256_storeu_ps(to, value) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { _mm256_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { _mm256_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { _mm256_min_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self::V {
+        unsafe {
+            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+        }
+    }
+    #[inline(always)]
+    unsafe fn even_bf16(from: *const u16) -> Self::V {
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn odd_bf16(from: *const u16) -> Self::V {
+        unsafe {
+            let high = _mm256_set1_epi32(0xFFFF_0000_u32 as i32);
+            _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(from.cast()), high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: Self::V) -> Self::V {
+        unsafe {
+            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+        }
+    }
+    #[inline(always)]
+    unsafe fn round(value: Self::V) -> Self::V {
+        unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value) }
+    }
+    #[inline(always)]
+    unsafe fn sum(value: Self::V) -> f32 {
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps::<1>(value));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Avx512;
+
+// SAFETY of all its functions: `dispatch` calls them only where AVX-512 F, BW and DQ were found.
+#[cfg(target_arch = "x86_64")]
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const TILE_ROWS: usize = 6;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::V {
+        unsafe { _mm512_set1_ps(value) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::V {
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, value: Self::V) {
+        unsafe { _mm512_storeu_ps(to, value) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self::V {
+        unsafe {
+            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }
+    }
+    #[inline(always)]
+    unsafe fn even_bf16(from: *const u16) -> Self::V {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn odd_bf16(from: *const u16) -> Self::V {
+        unsafe {
+            let high = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(from.cast()), high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: Self::V) -> Self::V {
+        unsafe {
+            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+        }
+    }
+    #[inline(always)]
+    unsafe fn round(value: Self::V) -> Self::V {
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value) }
+    }
+    #[inline(always)]
+    unsafe fn sum(value: Self::V) -> f32 {
+        unsafe {
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps::<1>(value));
+            Avx2::sum(eight)
+        }
+    }
+}
+
+/// Compiles a kernel over [`Simd`] for every instruction set, behind a function that takes the set first.
+macro_rules! dispatch {
+    ($(#[$doc:meta])* $vis:vis unsafe fn $name:ident = $kernel:ident($($arg:ident: $type:ty),* $(,)?)) => {
+        $(#[$doc])*
+        #[inline]
+        $vis unsafe fn $name(isa: $crate::kernels::simd::Isa, $($arg: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::kernels::simd::{Avx2, Avx512, Isa};
+                #[target_feature(enable = "avx2,fma")]
+                unsafe fn avx2($($arg: $type),*) {
+                    unsafe { $kernel::<Avx2>($($arg),*) }
+                }
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx2,fma")]
+                unsafe fn avx512($($arg: $type),*) {
+                    unsafe { $kernel::<Avx512>($($arg),*) }
+                }
+                // SAFETY: the set was found at run time; pointers are the caller's duty.
+                match isa {
+                    Isa::Avx512 | Isa::Avx512Bf16 => return unsafe { avx512($($arg),*) },
+                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    Isa::Portable => {}
+                }
+            }
+            let _ = isa;
+            // SAFETY: as above.
+            unsafe { $kernel::<$crate::kernels::simd::Portable>($($arg),*) }
+        }
+    };
+}
+pub(super) use dispatch;

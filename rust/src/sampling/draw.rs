@@ -1,0 +1,95 @@
+//! From a row's final logits to the token drawn: which logits have to be looked at, the filters, one draw.
+
+use super::SamplingParams;
+use super::filter::Candidates;
+use super::row::Row;
+use super::scan::{CHUNK, Scale, collect_from, sum_weights};
+
+/// Memory that draws share.
+#[derive(Debug, Default)]
+pub(super) struct DrawScratch {
+    candidates: Candidates,
+    sums: Vec<f64>,
+    highest: Vec<f32>,
+}
+
+/// The token at `uniform` of the filtered distribution. `max` is the row's finite maximum.
+pub(super) fn draw(
+    row: &Row<'_>,
+    max: f32,
+    params: &SamplingParams,
+    uniform: f64,
+    DrawScratch { candidates, sums, highest }: &mut DrawScratch,
+) -> u32 {
+    let scale = Scale::new(max, params.temperature as f32);
+    let has_top_k = params.top_k > 0 && params.top_k < row.logits().len();
+    if !has_top_k && !params.has_mass_filters() {
+        return pick_from_all(row, scale, uniform, sums);
+    }
+    let mut total = None;
+    let lowest = if has_top_k {
+        kth_highest(row.maxima(), params.top_k, highest)
+    } else {
+        if params.top_p < 1.0 {
+            sum_weights(row.logits(), row.maxima(), scale, sums);
+            total = Some(sums.iter().sum());
+        }
+        scale.logit_below(least_weight(params, total, row.logits().len()))
+    };
+    collect_from(row.logits(), row.maxima(), lowest.max(f32::MIN), &mut candidates.kept);
+    if has_top_k {
+        candidates.keep_top_k(params.top_k);
+    }
+    candidates.weigh(scale);
+    candidates.keep_top_p(params.top_p, total.unwrap_or_else(|| candidates.total_weight()));
+    candidates.keep_min_p(params.min_p);
+    candidates.keep_typical(params.typical_p);
+    candidates.pick(uniform)
+}
+
+/// A logit that at least `k` others reach: the k-th highest of the chunks' maxima, -inf if there are fewer chunks.
+fn kth_highest(maxima: &[f32], k: usize, highest: &mut Vec<f32>) -> f32 {
+    if k > maxima.len() {
+        return f32::NEG_INFINITY;
+    }
+    highest.clear();
+    highest.extend_from_slice(maxima);
+    *highest.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+}
+
+/// A weight below which no token can be kept by top-p or min-p.
+///
+/// All tokens under `(1 - p) · total / V` together weigh less than `(1 - p) · total`, so top-p is full without them.
+fn least_weight(params: &SamplingParams, total: Option<f64>, vocab_len: usize) -> f64 {
+    // Half of it, for the rounding of the total.
+    let by_top_p = total.map_or(0.0, |total: f64| 0.5 * (1.0 - params.top_p) * total / vocab_len as f64);
+    by_top_p.max(params.min_p * (1.0 - 1e-6))
+}
+
+/// A draw from all tokens: finds its chunk by the chunks' sums, then its token in there.
+fn pick_from_all(row: &Row<'_>, scale: Scale, uniform: f64, sums: &mut Vec<f64>) -> u32 {
+    sum_weights(row.logits(), row.maxima(), scale, sums);
+    let target = uniform * sums.iter().sum::<f64>();
+    let mut mass = 0.0;
+    let mut last_possible = 0;
+    for (chunk_idx, (chunk, sum)) in row.logits().chunks(CHUNK).zip(sums.iter()).enumerate() {
+        if mass + sum <= target {
+            mass += sum;
+            continue;
+        }
+        // One by one the weights may round to less than their sum: then the draw is the chunk's last.
+        for (offset, &logit) in chunk.iter().enumerate() {
+            let weight = f64::from(scale.weight(logit));
+            if weight > 0.0 {
+                last_possible = (chunk_idx * CHUNK + offset) as u32;
+                mass += weight;
+                if mass > target {
+                    return last_possible;
+                }
+            }
+        }
+        return last_possible;
+    }
+    // Only the product's rounding leads here: uniform < 1.
+    row.logits().iter().rposition(|&logit| scale.weight(logit) > 0.0).unwrap_or_default() as u32
+}

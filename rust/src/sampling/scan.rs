@@ -1,0 +1,309 @@
+//! Passes over a whole row, in chunks: each chunk's maximum first, so that later passes skip most chunks.
+//!
+//! A pass gives the same bits whatever the machine: lanes are fixed and join in a fixed order.
+
+use super::exp::{SMALLEST, exp};
+use super::filter::Candidate;
+
+/// Logits a chunk: at 131,072 columns 1,024 maxima, of which the 50 highest are found in 2 µs and visited in 3.
+pub(super) const CHUNK: usize = 128;
+const LANES: usize = 16;
+
+/// How logits become weights: `exp((logit - max) * inverse_temperature)`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scale {
+    pub max: f32,
+    pub inverse_temperature: f32,
+}
+
+impl Scale {
+    /// The maximum goes first, so that no temperature, however small, overflows to +inf.
+    pub fn new(max: f32, temperature: f32) -> Self {
+        Self { max, inverse_temperature: (1.0 / temperature).min(f32::MAX) }
+    }
+
+    #[inline(always)]
+    fn scaled(self, logit: f32) -> f32 {
+        (logit - self.max) * self.inverse_temperature
+    }
+
+    /// The weight of a logit: 1 for the likeliest.
+    #[inline(always)]
+    pub fn weight(self, logit: f32) -> f32 {
+        exp(self.scaled(logit))
+    }
+
+    /// A logit below which every weight is under `weight`, rounding included; the lowest finite one for 0.
+    pub fn logit_below(self, weight: f64) -> f32 {
+        if weight <= 0.0 {
+            return f32::MIN;
+        }
+        let distance = (weight.ln() - 1e-4) / f64::from(self.inverse_temperature);
+        let logit = f64::from(self.max) + distance;
+        let slack = 1e-6 * (f64::from(self.max).abs() + logit.abs());
+        ((logit - slack) as f32).max(f32::MIN)
+    }
+}
+
+/// Makes a pass's best version for this machine from one body of safe code, compiled twice.
+macro_rules! vectorized {
+    ($(#[$doc:meta])* fn $name:ident($($argument:ident: $kind:ty),*) $body:block) => {
+        $(#[$doc])*
+        #[cfg_attr(
+            target_arch = "x86_64",
+            expect(unsafe_code, reason = "256-bit vectors: the sum of weights takes half the time of 128-bit ones")
+        )]
+        pub(super) fn $name($($argument: $kind),*) {
+            #[inline(always)]
+            fn body($($argument: $kind),*) $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2")]
+                fn with_avx2($($argument: $kind),*) {
+                    body($($argument),*);
+                }
+                if std::arch::is_x86_feature_detected!("avx2") {
+                    // SAFETY: the processor has AVX2, which is all that the function asks for.
+                    return unsafe { with_avx2($($argument),*) };
+                }
+            }
+            body($($argument),*);
+        }
+    };
+}
+
+/// Fills `maxima` with each chunk's highest logit, NaN left aside, and says whether there is a NaN.
+pub(super) fn scan_maxima(row: &[f32], maxima: &mut Vec<f32>) -> bool {
+    let (chunks, rest) = row.as_chunks::<CHUNK>();
+    maxima.clear();
+    maxima.resize(row.len().div_ceil(CHUNK), f32::NEG_INFINITY);
+    let has_nan = whole_maxima(chunks, maxima);
+    if let Some(last) = maxima.last_mut().filter(|_| !rest.is_empty()) {
+        *last = chunk_max(rest);
+    }
+    has_nan || rest.iter().any(|logit| logit.is_nan())
+}
+
+/// The highest of a few logits.
+pub(super) fn chunk_max(chunk: &[f32]) -> f32 {
+    chunk.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "22 µs for 131,072 logits by what the compiler makes of safe code, 8 by this")
+)]
+fn whole_maxima(chunks: &[[f32; CHUNK]], maxima: &mut [f32]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2, which is all that the function asks for.
+        return unsafe { avx2::whole_maxima(chunks, maxima) };
+    }
+    portable_maxima(chunks, maxima)
+}
+
+fn portable_maxima(chunks: &[[f32; CHUNK]], maxima: &mut [f32]) -> bool {
+    let mut has_nan = [false; LANES];
+    for (highest, chunk) in maxima.iter_mut().zip(chunks) {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for part in chunk.as_chunks::<LANES>().0 {
+            for (lane, &logit) in part.iter().enumerate() {
+                lanes[lane] = if logit > lanes[lane] { logit } else { lanes[lane] };
+                has_nan[lane] |= logit.is_nan();
+            }
+        }
+        *highest = chunk_max(&lanes);
+    }
+    has_nan.contains(&true)
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::CHUNK;
+
+    /// Places of a row that are read in turn: memory gives 131,072 logits in 18 µs instead of 24 to a single one.
+    const STREAMS: usize = 8;
+
+    /// [`super::portable_maxima`], 16 logits a step.
+    #[target_feature(enable = "avx2")]
+    pub fn whole_maxima(chunks: &[[f32; CHUNK]], maxima: &mut [f32]) -> bool {
+        let stream_len = chunks.len() / STREAMS;
+        let mut unordered = _mm256_setzero_ps();
+        for index in 0..stream_len {
+            step::<STREAMS>(chunks, maxima, index, stream_len, &mut unordered);
+        }
+        for index in STREAMS * stream_len..chunks.len() {
+            step::<1>(chunks, maxima, index, 0, &mut unordered);
+        }
+        _mm256_movemask_ps(unordered) != 0
+    }
+
+    /// One chunk of each of `S` streams: those at `first`, `first + stride` and so on.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn step<const S: usize>(
+        chunks: &[[f32; CHUNK]],
+        maxima: &mut [f32],
+        first: usize,
+        stride: usize,
+        unordered: &mut __m256,
+    ) {
+        let mut lanes = [[_mm256_set1_ps(f32::NEG_INFINITY); 2]; S];
+        for part in 0..CHUNK / 16 {
+            for (stream, highest) in lanes.iter_mut().enumerate() {
+                let [left, right] = &chunks[first + stream * stride].as_chunks::<8>().0.as_chunks::<2>().0[part];
+                let (left, right) = (load(left), load(right));
+                // Of a NaN and a number the instruction gives its second operand.
+                *highest = [_mm256_max_ps(left, highest[0]), _mm256_max_ps(right, highest[1])];
+                *unordered = _mm256_or_ps(*unordered, _mm256_cmp_ps::<_CMP_UNORD_Q>(left, right));
+            }
+        }
+        for (stream, [left, right]) in lanes.into_iter().enumerate() {
+            maxima[first + stream * stride] = join(_mm256_max_ps(left, right));
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[expect(unsafe_code, reason = "vectors are loaded from pointers")]
+    fn load(logits: &[f32; 8]) -> __m256 {
+        // SAFETY: the array is 32 readable bytes, and this load asks for no alignment.
+        unsafe { _mm256_loadu_ps(logits.as_ptr()) }
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn join(lanes: __m256) -> f32 {
+        let four = _mm_max_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps::<1>(lanes));
+        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+    }
+}
+
+vectorized! {
+    /// Fills `sums` with each chunk's sum of weights. A chunk that weighs nothing isn't read.
+    fn sum_weights(row: &[f32], maxima: &[f32], scale: Scale, sums: &mut Vec<f64>) {
+        sums.clear();
+        sums.resize(maxima.len(), 0.0);
+        for ((sum, chunk), max) in sums.iter_mut().zip(row.chunks(CHUNK)).zip(maxima) {
+            if scale.scaled(*max) < SMALLEST {
+                continue;
+            }
+            let (parts, rest) = chunk.as_chunks::<LANES>();
+            let mut lanes = [0.0f32; LANES];
+            for part in parts {
+                for (lane, &logit) in part.iter().enumerate() {
+                    lanes[lane] += scale.weight(logit);
+                }
+            }
+            for (lane, &logit) in rest.iter().enumerate() {
+                lanes[lane] += scale.weight(logit);
+            }
+            for width in [8, 4, 2, 1] {
+                for lane in 0..width {
+                    lanes[lane] += lanes[lane + width];
+                }
+            }
+            *sum = f64::from(lanes[0]);
+        }
+    }
+}
+
+vectorized! {
+    /// Fills `candidates` with every logit of at least `lowest`, in ascending id order; weights are left at 0.
+    fn collect_from(row: &[f32], maxima: &[f32], lowest: f32, candidates: &mut Vec<Candidate>) {
+        candidates.clear();
+        for (chunk_idx, chunk) in row.chunks(CHUNK).enumerate() {
+            if maxima[chunk_idx] < lowest {
+                continue;
+            }
+            for (part_idx, part) in chunk.chunks(LANES).enumerate() {
+                // Whole parts at once: most hold nothing.
+                if !part.iter().fold(false, |any, &logit| any | (logit >= lowest)) {
+                    continue;
+                }
+                let start = chunk_idx * CHUNK + part_idx * LANES;
+                for (offset, &logit) in part.iter().enumerate() {
+                    if logit >= lowest {
+                        // Adding 0.0 turns -0.0 into 0.0, which `total_cmp` would rank apart.
+                        candidates.push(Candidate { id: (start + offset) as u32, key: logit + 0.0, weight: 0.0 });
+                    }
+                }
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Appends bfloat16 numbers, given as their bits, as the same numbers in float32.
+    fn widen(row: &[u16], wide: &mut Vec<f32>) {
+        wide.extend(row.iter().map(|&bits| f32::from_bits(u32::from(bits) << 16)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maxima_are_the_same_with_and_without_vectors() {
+        let mut row: Vec<f32> = (0..2200).map(|idx| ((idx * 7919) % 1009) as f32 - 500.0).collect();
+        row[300] = f32::NEG_INFINITY;
+        row[777] = f32::INFINITY;
+        for nan_at in [None, Some(3), Some(200), Some(2100), Some(2199)] {
+            let mut row = row.clone();
+            if let Some(id) = nan_at {
+                row[id] = f32::NAN;
+            }
+            let mut maxima = Vec::new();
+            assert_eq!(scan_maxima(&row, &mut maxima), nan_at.is_some());
+            assert_eq!(maxima, row.chunks(CHUNK).map(chunk_max).collect::<Vec<_>>());
+            let mut portable = vec![0.0; 17];
+            let has_nan = portable_maxima(row.as_chunks().0, &mut portable);
+            assert_eq!(portable, maxima[..17]);
+            assert_eq!(has_nan, nan_at.is_some_and(|id| id < 17 * CHUNK));
+        }
+    }
+
+    #[test]
+    fn sums_skip_chunks_without_weight_and_add_the_rest() {
+        let mut row = vec![-1000.0f32; 300];
+        row[140] = 2.0;
+        row[299] = 1.0;
+        let (mut maxima, mut sums) = (Vec::new(), Vec::new());
+        scan_maxima(&row, &mut maxima);
+        sum_weights(&row, &maxima, Scale::new(2.0, 0.5), &mut sums);
+        assert_eq!(sums[..2], [0.0, 1.0]);
+        assert!((sums[2] - (-2.0f64).exp()).abs() < 1e-7);
+    }
+
+    #[test]
+    fn sums_have_the_same_bits_as_lane_by_lane_addition() {
+        let row: Vec<f32> = (0..1000).map(|idx| ((idx * 7919) % 1009) as f32 * 0.02).collect();
+        let scale = Scale::new(20.16, 0.7);
+        let (mut maxima, mut sums) = (Vec::new(), Vec::new());
+        scan_maxima(&row, &mut maxima);
+        sum_weights(&row, &maxima, scale, &mut sums);
+        for (chunk, sum) in row.chunks(CHUNK).zip(sums) {
+            let mut lanes = [0.0f32; LANES];
+            for (idx, &logit) in chunk.iter().enumerate() {
+                lanes[idx % LANES] += scale.weight(logit);
+            }
+            let eight: [f32; 8] = std::array::from_fn(|lane| lanes[lane] + lanes[lane + 8]);
+            let four: [f32; 4] = std::array::from_fn(|lane| eight[lane] + eight[lane + 4]);
+            assert_eq!(sum, f64::from((four[0] + four[2]) + (four[1] + four[3])));
+        }
+    }
+
+    #[test]
+    fn logit_below_is_on_the_safe_side() {
+        for (max, temperature) in [(3.0f32, 0.7f32), (-1e4, 2.0), (1e-3, 1e-3), (80.0, 1e3)] {
+            let scale = Scale::new(max, temperature);
+            for weight in [0.9f64, 1e-3, 1e-9, 1e-30] {
+                let logit = scale.logit_below(weight);
+                assert!(f64::from(scale.weight(logit)) < weight, "{max} {temperature} {weight}");
+            }
+        }
+        assert_eq!(Scale::new(0.0, 1.0).logit_below(0.0), f32::MIN);
+    }
+}

@@ -1,0 +1,311 @@
+"""The CPU kernels beside PyTorch's forward pass: every mix of components, both formats, every instruction set."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llm._rust import Decoder, instruction_sets
+from llm.errors import ConfigError, InvalidArgumentError
+from llm.inference import EngineConfig, load_engine
+from llm.inference.engine import Backend
+from llm.inference.kernel_weights import kernel_weights, obstacle
+from llm.inference.kv_cache import KVCache
+from llm.info import describe
+from llm.model_config import ExpertsConfig, ModelConfig
+from llm.models import DecoderModel, ForwardContext, PagedCache
+from tests.mixes import BASE, MIXES, build
+
+CPU = torch.device("cpu")
+BLOCK_SIZE = 4
+COVERED = {name: config for name, config in MIXES.items() if obstacle(config, torch.float32, CPU) is None}
+
+
+@dataclass
+class Step:
+    """A step's arrays: some requests, each with cached tokens and new ones."""
+
+    token_ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    slot_mapping: NDArray[np.int64]
+    query_start: NDArray[np.int32]
+    block_tables: NDArray[np.int32]
+    logits_indices: NDArray[np.int64]
+    seq_lens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, spans: Sequence[tuple[int, int]], tables: NDArray[np.int32], token_ids: NDArray[np.int64]) -> "Step":
+        """One request a span of positions; logits of every token."""
+        positions = np.concatenate([np.arange(start, stop) for start, stop in spans])
+        rows = np.concatenate([np.full(stop - start, row) for row, (start, stop) in enumerate(spans)])
+        slots = tables[rows, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
+        starts = np.cumsum([0, *(stop - start for start, stop in spans)]).astype(np.int32)
+        every = np.arange(len(positions))
+        return cls(token_ids, positions, slots, starts, tables, every, tuple(stop for _, stop in spans))
+
+
+def caches(config: ModelConfig, dtype: torch.dtype, num_blocks: int) -> KVCache:
+    return KVCache.allocate(config, num_blocks, BLOCK_SIZE, dtype, CPU)
+
+
+def decoder_of(model: DecoderModel, cache: KVCache, *, threads: int = 2, isa: str | None = None) -> Decoder:
+    weights = kernel_weights(model)
+    return Decoder(weights, list(cache.keys), list(cache.values), num_threads=threads, instruction_set=isa)
+
+
+def run(decoder: Decoder, step: Step, vocab_size: int) -> NDArray[np.float32]:
+    logits = np.full((len(step.logits_indices), vocab_size), np.nan, dtype=np.float32)
+    decoder.run(
+        step.token_ids,
+        step.positions,
+        step.slot_mapping,
+        step.query_start,
+        step.block_tables,
+        step.logits_indices,
+        logits,
+    )
+    return logits
+
+
+@torch.inference_mode()
+def run_torch(model: DecoderModel, cache: KVCache, step: Step) -> Tensor:
+    paged = PagedCache(
+        cache.keys, cache.values, torch.from_numpy(step.slot_mapping), torch.from_numpy(step.block_tables)
+    )
+    lengths = tuple(np.diff(step.query_start).tolist())
+    context = ForwardContext(lengths, step.seq_lens, torch.from_numpy(step.logits_indices), paged)
+    logits: Tensor = model(torch.from_numpy(step.token_ids), torch.from_numpy(step.positions), context)
+    return logits.float()
+
+
+def shuffled_tables(num_requests: int, length: int, seed: int = 5) -> NDArray[np.int32]:
+    per_request = -(-length // BLOCK_SIZE)
+    blocks = np.random.default_rng(seed).permutation(num_requests * per_request)
+    return blocks.reshape(num_requests, per_request).astype(np.int32)
+
+
+def tokens(count: int, vocab_size: int, seed: int = 7) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, vocab_size, count)
+
+
+# A prompt beside a prompt, then one beside a decoding request, then two that decode.
+SPANS = ([(0, 9), (0, 5)], [(9, 10), (5, 13)], [(10, 11), (13, 14)])
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_every_mix_of_components_equals_pytorch(name: str) -> None:
+    config = COVERED[name]
+    model = build(config)
+    tables = shuffled_tables(2, 16)
+    ours, theirs = caches(config, torch.float32, 8), caches(config, torch.float32, 8)
+    decoder = decoder_of(model, ours)
+    for number, spans in enumerate(SPANS):
+        count = sum(stop - start for start, stop in spans)
+        step = Step.of(spans, tables, tokens(count, config.vocab_size, number))
+        wanted = run_torch(model, theirs, step).numpy()
+        np.testing.assert_allclose(run(decoder, step, config.vocab_size), wanted, atol=2e-5, rtol=2e-5)
+    for mine, other in zip((*ours.keys, *ours.values), (*theirs.keys, *theirs.values), strict=True):
+        torch.testing.assert_close(mine, other, atol=2e-5, rtol=2e-5)
+
+
+LARGER: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 3, "num_attention_heads": 9, "head_dim": 64},
+    "odd sizes": {"hidden_size": 200, "intermediate_size": 331, "head_dim": 22, "vocab_size": 1003},
+    "wide experts": {
+        "mlp": "moe",
+        "experts": ExpertsConfig(
+            num_experts=6,
+            num_experts_per_tok=3,
+            moe_intermediate_size=80,
+            shared_expert_intermediate_size=72,
+            shared_expert_gate=True,
+            norm_topk_prob=False,
+            routed_scaling_factor=1.5,
+        ),
+    },
+    "tanh gelu, layer norms": {
+        "mlp": "gelu",
+        "hidden_act": "gelu_pytorch_tanh",
+        "norm": "layer_norm",
+        "position_encoding": "learned",
+        "mlp_bias": True,
+    },
+    "window past a stretch": {"sliding_window": 300},
+}
+
+
+def larger(name: str) -> ModelConfig:
+    wide = {"hidden_size": 192, "intermediate_size": 320, "vocab_size": 1000, "max_position_embeddings": 1024}
+    return msgspec.structs.replace(BASE, **{**wide, **LARGER[name]})
+
+
+def bf16_model(config: ModelConfig) -> DecoderModel:
+    return build(config).to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("name", LARGER)
+def test_long_contexts_and_many_rows_equal_pytorch(name: str, isa: str) -> None:
+    """Past a stretch of attention, past a group of rows, with every instruction set of this machine."""
+    config = larger(name)
+    model = build(config)
+    tables = shuffled_tables(2, 640)
+    ours, theirs = caches(config, torch.float32, 320), caches(config, torch.float32, 320)
+    decoder = decoder_of(model, ours, isa=isa)
+    for number, spans in enumerate(([(0, 601), (0, 70)], [(601, 602), (70, 71)])):
+        count = sum(stop - start for start, stop in spans)
+        step = Step.of(spans, tables, tokens(count, config.vocab_size, number))
+        wanted = run_torch(model, theirs, step).numpy()
+        np.testing.assert_allclose(run(decoder, step, config.vocab_size), wanted, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("name", LARGER)
+def test_bf16_is_no_further_from_fp32_than_pytorch(name: str, isa: str) -> None:
+    """Log-probabilities of both bf16 passes beside fp32 with the same rounded weights."""
+    config = larger(name)
+    model = bf16_model(config)
+    exact = build(config)
+    exact.load_state_dict({key: value.float() for key, value in model.state_dict().items()})
+    tables = shuffled_tables(3, 80)
+    step = Step.of([(0, 40), (0, 71), (0, 3)], tables, tokens(114, config.vocab_size))
+    wanted = run_torch(exact, caches(config, torch.float32, 60), step).log_softmax(-1)
+    cache = caches(config, torch.bfloat16, 60)
+    ours = torch.from_numpy(run(decoder_of(model, cache, isa=isa), step, config.vocab_size)).log_softmax(-1)
+    theirs = run_torch(model, caches(config, torch.bfloat16, 60), step).log_softmax(-1)
+    our_error, their_error = (ours - wanted).abs(), (theirs - wanted).abs()
+    assert our_error.median() <= 1.2 * their_error.median()
+    assert our_error.max() <= 1.2 * their_error.max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("isa", instruction_sets())
+@given(data=st.data())
+@settings(max_examples=8, deadline=None)
+def test_a_row_has_the_same_bits_in_every_batch(isa: str, dtype: torch.dtype, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(["llama", "odd sizes", "wide experts"]))
+    config = larger(name)
+    model = build(config).to(dtype)
+    lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=66))
+    tables = shuffled_tables(len(lengths), max(lengths))
+    num_blocks = tables.size
+    spans = [(0, length) for length in lengths]
+    ids = tokens(sum(lengths), config.vocab_size)
+    together = run(
+        decoder_of(model, caches(config, dtype, num_blocks), threads=data.draw(st.integers(1, 3)), isa=isa),
+        Step.of(spans, tables, ids),
+        config.vocab_size,
+    )
+    row = data.draw(st.integers(0, len(lengths) - 1))
+    start = sum(lengths[:row])
+    alone = decoder_of(model, caches(config, dtype, num_blocks), threads=1, isa=isa)
+    found = []
+    for position in range(lengths[row]):  # chunked to single tokens as well
+        span = [(position, position + 1)]
+        step = Step.of(span, tables[row : row + 1], ids[start + position : start + position + 1])
+        found.append(run(alone, step, config.vocab_size))
+    assert np.array_equal(np.concatenate(found), together[start : start + lengths[row]])
+
+
+def test_choices_of_one_prompt_get_the_same_logits() -> None:
+    model, tables = build(BASE), shuffled_tables(2, 16)
+    step = Step.of(SPANS[0], tables, tokens(14, 61))
+    whole = run(decoder_of(model, caches(BASE, torch.float32, 8)), step, 61)
+    step.logits_indices = np.array([3, 8, 8, 8, 13], dtype=np.int64)
+    found = run(decoder_of(model, caches(BASE, torch.float32, 8)), step, 61)
+    assert np.array_equal(found, whole[step.logits_indices])
+
+
+def test_what_the_kernels_cannot_run_is_named() -> None:
+    assert obstacle(MIXES["latent, rope, swiglu, pre"], torch.float32, CPU) == "attention 'mla'"
+    assert obstacle(MIXES["mha, rope, swiglu, post"], torch.float32, CPU) == "norms after the residual sum"
+    assert obstacle(BASE, torch.float16, CPU) == "weights of float16"
+    assert obstacle(BASE, torch.float32, torch.device("cuda")) == "weights on cuda"
+
+
+def broken(step: Step, field: str, place: int, value: int) -> Step:
+    array = getattr(step, field).copy()
+    array.flat[place] = value
+    setattr(step, field, array)
+    return step
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("token_ids", 61, r"`token_ids` must be in \[0, 61\), got 61"),
+        ("token_ids", -1, r"`token_ids` must be in \[0, 61\), got -1"),
+        ("positions", 16, r"`positions` must be in \[0, 16\), got 16"),
+        ("slot_mapping", 32, r"`slot_mapping` must be in \[0, 32\), got 32"),
+        ("block_tables", 8, r"`block_tables` must be in \[0, 8\), got 8"),
+        ("logits_indices", 14, r"`logits_indices` must be in \[0, 14\), got 14"),
+        ("logits_indices", 13, "`logits_indices` must ascend"),
+        ("query_start", 1, "differ in length"),
+    ],
+)
+def test_arrays_that_point_outside_are_refused(field: str, value: int, message: str) -> None:
+    step = broken(Step.of(SPANS[0], shuffled_tables(2, 16), tokens(14, 61)), field, 0, value)
+    cache = caches(BASE, torch.float32, 8)
+    with pytest.raises(InvalidArgumentError, match=message):
+        run(decoder_of(build(BASE), cache), step, 61)
+    assert not any(tensor.any() for tensor in (*cache.keys, *cache.values))
+
+
+def half_model() -> tuple[DecoderModel, KVCache]:
+    return build(BASE).to(torch.float16), caches(BASE, torch.float32, 8)
+
+
+def misshaped_model() -> tuple[DecoderModel, KVCache]:
+    model = build(BASE)
+    model.layers[0].attention.qkv_proj.weight = torch.nn.Parameter(torch.zeros(8, 32))
+    return model, caches(BASE, torch.float32, 8)
+
+
+def mixed_cache() -> tuple[DecoderModel, KVCache]:
+    return build(BASE), KVCache(caches(BASE, torch.float32, 8).keys, caches(BASE, torch.bfloat16, 8).values)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (half_model, r"float32 or bfloat16 tensors on the CPU, got torch\.float16"),
+        (misshaped_model, "layer 0 contradict"),
+        (mixed_cache, "of one shape and dtype"),
+    ],
+)
+def test_weights_that_cannot_be_read_are_refused(
+    make: Callable[[], tuple[DecoderModel, KVCache]], message: str
+) -> None:
+    model, cache = make()
+    with pytest.raises(InvalidArgumentError, match=message):
+        decoder_of(model, cache)
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    model, cache = build(BASE), caches(BASE, torch.float32, 8)
+    with pytest.raises(InvalidArgumentError, match=r"`num_threads` must be in \[1, 1024\], got 0"):
+        decoder_of(model, cache, threads=0)
+    with pytest.raises(InvalidArgumentError, match="must be one of this machine's"):
+        decoder_of(model, cache, isa="AVX9")
+
+
+def test_the_backend_can_be_chosen(tiny_checkpoint: Path) -> None:
+    engines = {name: load_engine(tiny_checkpoint, config=EngineConfig(backend=name)) for name in get_args(Backend)}
+    runners = {name: type(engine.runner).__name__ for name, engine in engines.items()}
+    assert runners == {"auto": "KernelModelRunner", "kernels": "KernelModelRunner", "torch": "TorchModelRunner"}
+    with pytest.raises(ConfigError, match=r"`backend` 'kernels' can't run this model: weights of float16"):
+        load_engine(tiny_checkpoint, dtype="float16", config=EngineConfig(backend="kernels"))
+    assert type(load_engine(tiny_checkpoint, dtype="float16").runner).__name__ == "TorchModelRunner"
+
+
+def test_info_says_what_runs_the_model(tiny_checkpoint: Path) -> None:
+    assert describe(tiny_checkpoint)["decoding on a CPU"] == f"kernels of llm-oxide ({instruction_sets()[-1]})"
