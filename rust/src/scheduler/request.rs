@@ -118,6 +118,7 @@ impl Request {
     }
 
     /// Tokens generated so far.
+    #[inline]
     pub fn output_ids(&self) -> &[u32] {
         &self.tokens[self.num_prompt_tokens..]
     }
@@ -133,6 +134,7 @@ impl Request {
     }
 
     /// Known tokens not computed yet: the rest of a prefill, or the one token of a decoder.
+    #[inline]
     pub(super) fn num_pending_tokens(&self) -> usize {
         self.tokens.len() - self.num_computed_tokens
     }
@@ -153,6 +155,7 @@ impl Request {
     }
 
     /// Whether the step in flight reaches the last known token, whose logits give the next one.
+    #[inline]
     pub(super) fn samples_in_step(&self) -> bool {
         self.num_scheduled_tokens > 0 && self.num_known_in_step() == self.tokens.len()
     }
@@ -164,6 +167,7 @@ impl Request {
     }
 
     /// Known tokens that are computed once the step in flight is.
+    #[inline]
     pub(super) fn num_known_in_step(&self) -> usize {
         self.num_computed_tokens + self.num_scheduled_tokens - self.num_scheduled_drafts as usize
     }
@@ -178,6 +182,7 @@ impl Request {
     }
 
     /// Adds a generated token; one that was guessed and computed needs no computing any more.
+    #[inline]
     pub(super) fn append(&mut self, token: u32) -> bool {
         self.tokens.push(token);
         if self.drafts.is_empty() {
@@ -217,6 +222,7 @@ impl Request {
     }
 
     /// Whether it is the request, or one of its choices that have not started.
+    #[inline]
     pub(super) fn answers_to(&self, id: u64) -> bool {
         self.id == id || self.choices.contains(&id)
     }
