@@ -128,8 +128,8 @@ fn sample(
     py: Python<'_>,
     logits: &Bound<'_, PyAny>,
     params: Vec<Bound<'_, PyRequestParams>>,
-    prompt_ids: Vec<PyReadonlyArray1<'_, u32>>,
-    output_ids: Vec<PyReadonlyArray1<'_, u32>>,
+    prompt_ids: Vec<Bound<'_, PyArray1<u32>>>,
+    output_ids: Vec<Bound<'_, PyArray1<u32>>>,
     vocab_size: Option<usize>,
     pad_id: Option<u32>,
     eos_ids: Vec<u32>,
@@ -138,8 +138,16 @@ fn sample(
     let [num_rows, vocab_len] = array.shape()?;
     check_lengths(num_rows, [params.len(), prompt_ids.len(), output_ids.len()])?;
     let mask = VocabMask { vocab_size: vocab_size.unwrap_or(vocab_len), pad_id };
-    let rows: Vec<Row<'_>> = (params.iter().zip(&prompt_ids).zip(&output_ids))
-        .map(|((params, prompt), output)| Row::new(&params.get().0, prompt, output, &eos_ids))
+    let params: Vec<&RequestParams> = params.iter().map(|params| &params.get().0).collect();
+    let (prompts, outputs) = (histories(&prompt_ids, &params)?, histories(&output_ids, &params)?);
+    let rows: Vec<Row<'_>> = (0..num_rows)
+        .map(|row| Row {
+            params: params[row],
+            prompt: ids_of(&prompts[row]),
+            output: ids_of(&outputs[row]),
+            output_len: output_ids[row].len(),
+            banned_ids: banned_ids(params[row], output_ids[row].len(), &eos_ids),
+        })
         .collect();
     let sampled = array.work(py, |logits| {
         let specs: Vec<_> = rows.iter().map(|row| Some(row.spec())).collect();
@@ -188,21 +196,11 @@ struct Row<'a> {
     params: &'a RequestParams,
     prompt: Cow<'a, [u32]>,
     output: Cow<'a, [u32]>,
+    output_len: usize,
     banned_ids: Vec<u32>,
 }
 
-impl<'a> Row<'a> {
-    fn new(
-        params: &'a RequestParams,
-        prompt: &'a PyReadonlyArray1<'_, u32>,
-        output: &'a PyReadonlyArray1<'_, u32>,
-        eos_ids: &[u32],
-    ) -> Self {
-        let may_stop = output.len() >= params.min_tokens;
-        let banned_ids = if may_stop { Vec::new() } else { params.stop_ids(eos_ids) };
-        Self { params, prompt: ids_of(prompt), output: ids_of(output), banned_ids }
-    }
-
+impl Row<'_> {
     fn spec(&self) -> RowSpec<'_> {
         let sampling = &self.params.sampling;
         RowSpec {
@@ -210,16 +208,33 @@ impl<'a> Row<'a> {
             history: History::Ids { prompt: &self.prompt, output: &self.output },
             banned_ids: &self.banned_ids,
             allowed: sampling.allowed.as_deref(),
-            output_idx: self.output.len(),
+            output_idx: self.output_len,
         }
     }
 }
 
+fn banned_ids(params: &RequestParams, output_len: usize, eos_ids: &[u32]) -> Vec<u32> {
+    if output_len >= params.min_tokens { Vec::new() } else { params.stop_ids(eos_ids) }
+}
+
+/// A history that is read, held for reading; none where no penalty asks for it.
+type HeldIds<'py> = Option<PyReadonlyArray1<'py, u32>>;
+
+/// The histories of rows that read them; borrowing an array takes longer than sampling a short row.
+fn histories<'py>(arrays: &[Bound<'py, PyArray1<u32>>], params: &[&RequestParams]) -> PyResult<Vec<HeldIds<'py>>> {
+    let borrowed = |(array, params): (&Bound<'py, PyArray1<u32>>, &&RequestParams)| {
+        let is_read = params.sampling.has_penalties() && !array.is_empty();
+        Ok(is_read.then(|| array.try_readonly()).transpose()?)
+    };
+    arrays.iter().zip(params).map(borrowed).collect()
+}
+
 /// An array's ids without a copy, unless they lie apart.
-fn ids_of<'a>(array: &'a PyReadonlyArray1<'_, u32>) -> Cow<'a, [u32]> {
-    match array.as_slice() {
-        Ok(ids) => Cow::Borrowed(ids),
-        Err(_) => Cow::Owned(array.as_array().to_vec()),
+fn ids_of<'a>(history: &'a HeldIds<'_>) -> Cow<'a, [u32]> {
+    match history.as_ref().map(|array| (array, array.as_slice())) {
+        None => Cow::Borrowed(&[]),
+        Some((_, Ok(ids))) => Cow::Borrowed(ids),
+        Some((array, Err(_))) => Cow::Owned(array.as_array().to_vec()),
     }
 }
 
