@@ -291,6 +291,17 @@ def test_a_second_turn_is_found_in_the_prefix_cache(server, client):
     assert metric(server, "llm_queued_tokens") == 0
 
 
+def test_prompt_logprobs_come_with_the_answer(client, checkpoint):
+    prompt = BPETokenizer.from_pretrained(checkpoint).encode("To be, or not to be")
+    for _ in range(2):  # the second time the prefix cache has the prompt, and must not be read
+        answer = complete(client, prompt=prompt, extra_body={"prompt_logprobs": 1, "ignore_eos": True})
+        positions = answer.choices[0].model_extra["prompt_logprobs"]
+        assert len(positions) == len(prompt)
+        assert positions[0] is None
+        assert all(str(token) in position for token, position in zip(prompt[1:], positions[1:], strict=True))
+    assert answer.choices[0].text == complete(client, prompt=prompt).choices[0].text
+
+
 def test_prompt_of_token_ids_equals_its_text(client, checkpoint):
     token_ids = BPETokenizer.from_pretrained(checkpoint).encode("To be")
     assert complete(client, prompt=token_ids).choices == complete(client).choices

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use llm_core::Error;
 use llm_core::engine::{EngineConfig, EngineCore, FinishReason, RequestParams, StepOutputs};
-use llm_core::sampling::SamplingParams;
+use llm_core::sampling::{SamplingParams, VocabMask, token_logprobs};
 use llm_core::scheduler::{SchedulerConfig, StepPlan};
 use llm_core::speculation::NgramConfig;
 use llm_core::tokenizer::stream::TokenTable;
@@ -197,6 +197,54 @@ fn an_answer_that_repeats_itself_takes_fewer_steps() {
     let table = TokenTable::new(vec![Some(b"a".to_vec())], &[]).unwrap();
     let config = EngineConfig { table, eos_ids: vec![], pad_id: None, scheduler: limits(1, 1), speculation: Some(bad) };
     assert!(EngineCore::new(config).unwrap_err().to_string().contains("`num_draft_tokens`"));
+}
+
+#[test]
+fn prompt_logprobs_come_with_the_first_token_whatever_the_chunks() {
+    let prompt = vec![3, 1, 4, 1, 5, 9, 2, 6, 5];
+    let wanted: Vec<(u32, f32)> = (1..prompt.len())
+        .map(|len| {
+            let mut row = logits_of(&prompt[..len]);
+            let mask = VocabMask { vocab_size: VOCAB, pad_id: Some(PAD) };
+            let scored = token_logprobs(&mut row, COLUMNS, mask, &prompt[len..=len], 2).remove(0).unwrap();
+            (prompt[len], scored.logprob)
+        })
+        .collect();
+    for max_batch_tokens in [2, 64] {
+        let mut engine = engine(limits(16, max_batch_tokens));
+        let mut model = FakeModel::new(16, 4);
+        for id in 1..=2 {
+            let mut params = greedy(2);
+            params.sampling.prompt_logprobs = Some(2);
+            engine.add_request(id, prompt.clone(), params).unwrap();
+            let mut found = Vec::new();
+            while let Some(plan) = engine.schedule().unwrap().cloned() {
+                let mut logits = run_model(&mut model, &plan);
+                let outputs = engine.update(&mut logits, (plan.logits_indices.len(), COLUMNS)).unwrap();
+                assert!(outputs.prompt_logprobs.is_empty() || outputs.request_ids == [id]);
+                found.extend(outputs.prompt_logprobs);
+            }
+            assert_eq!(found.len(), 1);
+            assert!(found[0].1.iter().all(|(_, logprob)| logprob.top.len() == 2));
+            let tokens: Vec<(u32, f32)> = found[0].1.iter().map(|(token, of)| (*token, of.logprob)).collect();
+            assert_eq!((found[0].0, tokens), (id, wanted.clone()));
+        }
+    }
+}
+
+#[test]
+fn a_prompt_row_that_is_not_finite_ends_its_request() {
+    let mut engine = engine(limits(16, 64));
+    let mut params = greedy(2);
+    params.sampling.prompt_logprobs = Some(0);
+    engine.add_request(1, vec![3, 4, 5], params).unwrap();
+    engine.add_request(2, vec![3, 4, 5], greedy(2)).unwrap();
+    engine.schedule().unwrap();
+    let mut logits = row_preferring(&[3]).repeat(4);
+    logits[COLUMNS + 2] = f32::NAN;
+    let outputs = engine.update(&mut logits, (4, COLUMNS)).unwrap();
+    assert_eq!((outputs.request_ids, outputs.finish_reasons), (vec![1, 2], vec![FAILED, 0]));
+    assert!(outputs.prompt_logprobs.is_empty());
 }
 
 #[test]

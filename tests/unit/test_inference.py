@@ -173,6 +173,24 @@ def test_guesses_change_no_answer(tiny_checkpoint: Path, max_batch_tokens: int) 
         NgramSpeculation(max_ngram=2, min_ngram=3)
 
 
+@pytest.mark.parametrize("max_batch_tokens", [5, 2048])
+def test_prompt_logprobs_equal_a_full_forwards(tiny_checkpoint: Path, max_batch_tokens: int) -> None:
+    model = LLM(tiny_checkpoint, config=EngineConfig(max_batch_tokens=max_batch_tokens, block_size=4))
+    model.generate(PROMPTS[1], GREEDY)  # fills the prefix cache, which such a request must not read
+    output = model.generate(PROMPTS[1], SamplingParams(max_tokens=3, prompt_logprobs=2, n=2, seed=1))
+    ids = torch.tensor(model.tokenizer.encode(PROMPTS[1]))
+    with torch.no_grad():
+        logits = load_model(tiny_checkpoint)(ids, positions_of((len(ids),)), ForwardContext.for_sequences((len(ids),)))
+    wanted = logits.log_softmax(-1)[:-1]
+    assert output.prompt_logprobs is not None
+    assert [entry.token_id for entry in output.prompt_logprobs] == ids[1:].tolist()
+    for row, entry in zip(wanted, output.prompt_logprobs, strict=True):
+        assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-4)
+        assert [token for token, _ in entry.top] == row.topk(2).indices.tolist()
+    assert output.choices[1].prompt_logprobs is None
+    assert model.generate(PROMPTS[1], GREEDY).prompt_logprobs is None
+
+
 def test_a_better_priority_overtakes(tiny_checkpoint: Path) -> None:
     engine = load_engine(tiny_checkpoint, config=EngineConfig(max_running_requests=1))
     late = engine.add_request([1, 2], GREEDY, priority=1)

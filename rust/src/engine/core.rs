@@ -4,7 +4,7 @@ use rustc_hash::FxHashMap;
 
 use super::sequence::Sequence;
 use super::{FinishReason, RequestParams, StepOutputs};
-use crate::sampling::{Sampled, VocabMask, sample_rows};
+use crate::sampling::{Sampled, VocabMask, sample_rows, token_logprobs};
 use crate::scheduler::{LogitsRow, RequestOptions, RowKind, Scheduler, SchedulerConfig, SchedulerStats, StepPlan};
 use crate::speculation::NgramConfig;
 use crate::tokenizer::stream::TokenTable;
@@ -124,14 +124,14 @@ impl EngineCore {
             )));
         }
         let max_tokens = params.max_tokens;
+        let prompt_rows = params.sampling.prompt_logprobs.is_some();
         let choices = (first..first + num_choices).map(|choice_index| {
             let mut params = params.clone();
             params.sampling.choice_index = choice_index;
             Sequence::new(&prompt_ids, params, &self.eos_ids)
         });
         let sequences = choices.collect::<Result<Vec<_>>>()?;
-        let options =
-            RequestOptions { max_tokens, priority, num_choices: num_choices as usize, ..RequestOptions::default() };
+        let options = RequestOptions { max_tokens, priority, num_choices: num_choices as usize, prompt_rows };
         self.scheduler.add(id, prompt_ids, options)?;
         self.sequences.extend((id..).zip(sequences));
         Ok(())
@@ -185,6 +185,7 @@ impl EngineCore {
         self.check_shape(logits.len(), shape)?;
         let rows = self.scheduler.complete_step()?;
         let mut outputs = StepOutputs::default();
+        self.update_prompts(&rows, (&mut *logits, shape.1), &mut outputs)?;
         let is_next = |row: &Option<LogitsRow>| row.is_some_and(|row| row.kind == RowKind::Next);
         let mut wave: Vec<usize> = (0..rows.len()).filter(|&index| is_next(&rows[index])).collect();
         while !wave.is_empty() {
@@ -192,6 +193,34 @@ impl EngineCore {
         }
         self.check_in_debug()?;
         Ok(outputs)
+    }
+
+    /// Takes the rows that say how likely the prompts' own tokens were; a request's are next to each other.
+    fn update_prompts(
+        &mut self,
+        rows: &[Option<LogitsRow>],
+        (logits, vocab_len): (&mut [f32], usize),
+        outputs: &mut StepOutputs,
+    ) -> Result<()> {
+        let token_of = |row: &Option<LogitsRow>| match row {
+            Some(LogitsRow { id, kind: RowKind::Prompt(token) }) => Some((*id, *token)),
+            _ => None,
+        };
+        let mut start = 0;
+        for run in rows.chunk_by(|one, other| token_of(one).map(|row| row.0) == token_of(other).map(|row| row.0)) {
+            let range = start * vocab_len..(start + run.len()) * vocab_len;
+            start += run.len();
+            let Some((id, _)) = token_of(&run[0]) else { continue };
+            let Some(sequence) = self.sequences.get_mut(&id) else { continue };
+            let tokens: Vec<u32> = run.iter().filter_map(token_of).map(|(_, token)| token).collect();
+            let num_top = sequence.num_prompt_logprobs().unwrap_or(0);
+            let scored = token_logprobs(&mut logits[range], vocab_len, self.mask, &tokens, num_top);
+            match scored.into_iter().collect::<Result<Vec<_>>>() {
+                Ok(scored) => sequence.push_prompt_logprobs(tokens.into_iter().zip(scored)),
+                Err(error) => self.push_failure(id, &error, outputs)?,
+            }
+        }
+        Ok(())
     }
 
     /// Samples some of the rows, at most one a request. Returns the rows after guesses that came true.
@@ -259,6 +288,7 @@ impl EngineCore {
         outputs.texts.push(text);
         outputs.finish_reasons.push(finish_reason as u8);
         outputs.push_logprobs(sampled.logprobs, sequence.asks_top_logprobs());
+        outputs.prompt_logprobs.extend(sequence.take_prompt_logprobs().map(|logprobs| (id, logprobs)));
         if finish_reason == FinishReason::Running {
             self.scheduler.append_token(id, sampled.id)?;
         } else {

@@ -2,7 +2,7 @@
 
 use super::{FinishReason, RequestParams};
 use crate::Result;
-use crate::sampling::{History, RowSpec, TokenCounts};
+use crate::sampling::{History, RowSpec, TokenCounts, TokenLogprob};
 use crate::tokenizer::stream::{Detokenizer, TokenTable};
 
 /// What a request needs after the model: its parameters, token counts and text so far.
@@ -14,6 +14,8 @@ pub(super) struct Sequence {
     counts: TokenCounts,
     detokenizer: Detokenizer,
     num_output_tokens: usize,
+    /// How likely the prompt's tokens were, from its second on, as far as it is computed.
+    prompt_logprobs: Vec<(u32, TokenLogprob)>,
 }
 
 impl Sequence {
@@ -25,7 +27,7 @@ impl Sequence {
         };
         let detokenizer = Detokenizer::new(std::mem::take(&mut params.stop), params.skip_special_tokens)?
             .including_stop(params.include_stop);
-        Ok(Self { params, stop_ids, counts, detokenizer, num_output_tokens: 0 })
+        Ok(Self { params, stop_ids, counts, detokenizer, num_output_tokens: 0, prompt_logprobs: Vec::new() })
     }
 
     /// What sampling its next token needs.
@@ -38,6 +40,22 @@ impl Sequence {
             allowed: self.params.sampling.allowed.as_deref(),
             output_idx: self.num_output_tokens,
         }
+    }
+
+    /// Likeliest tokens wanted beside each of the prompt's; `None`: nothing is wanted of the prompt.
+    pub fn num_prompt_logprobs(&self) -> Option<usize> {
+        self.params.sampling.prompt_logprobs
+    }
+
+    /// Takes how likely the prompt's next tokens were.
+    pub fn push_prompt_logprobs(&mut self, logprobs: impl IntoIterator<Item = (u32, TokenLogprob)>) {
+        self.prompt_logprobs.extend(logprobs);
+    }
+
+    /// What was taken of the prompt, once: with the first token. Of several choices the first has it.
+    pub fn take_prompt_logprobs(&mut self) -> Option<Vec<(u32, TokenLogprob)>> {
+        let is_there = self.num_output_tokens == 1 && !self.prompt_logprobs.is_empty();
+        is_there.then(|| std::mem::take(&mut self.prompt_logprobs))
     }
 
     /// Tokens it may still generate.

@@ -71,12 +71,14 @@ impl BlockPool {
     }
 
     /// Whether `count` blocks are free.
+    #[inline]
     pub fn can_allocate(&self, count: usize) -> bool {
         count <= self.num_free
     }
 
     /// Takes the front of the free list, with one reference; what it held can't be found any more. `None`: none is
     /// free.
+    #[inline]
     pub fn allocate(&mut self) -> Option<BlockId> {
         let id = self.front;
         if id == NONE {
@@ -92,6 +94,7 @@ impl BlockPool {
     }
 
     /// The block with this content.
+    #[inline]
     pub fn find(&self, hash: BlockHash) -> Option<BlockId> {
         self.by_hash.get(&hash).copied()
     }
@@ -116,6 +119,7 @@ impl BlockPool {
     /// # Errors
     ///
     /// [`Error::Internal`] if the block is free or already has a hash.
+    #[inline]
     pub fn register(&mut self, id: BlockId, hash: BlockHash) -> Result<bool> {
         let block = self.held(id)?;
         if block.hash.is_some() {
@@ -132,6 +136,7 @@ impl BlockPool {
     /// # Errors
     ///
     /// [`Error::Internal`] if the block is free or unknown.
+    #[inline]
     pub fn release(&mut self, id: BlockId) -> Result<()> {
         let block = self.held(id)?;
         block.ref_count -= 1;
@@ -146,6 +151,7 @@ impl BlockPool {
     }
 
     /// Number of references to a block; 0 if it is free or unknown.
+    #[inline]
     pub fn ref_count(&self, id: BlockId) -> u32 {
         self.blocks.get(id as usize).map_or(0, |block| block.ref_count)
     }
@@ -157,6 +163,7 @@ impl BlockPool {
         std::iter::successors(first, next).take(self.num_blocks() + 1).collect()
     }
 
+    #[inline]
     fn held(&mut self, id: BlockId) -> Result<&mut Block> {
         match self.blocks.get_mut(id as usize) {
             Some(block) if block.ref_count > 0 => Ok(block),
@@ -174,6 +181,7 @@ impl BlockPool {
         self.link(id, NONE, next);
     }
 
+    #[inline]
     fn link(&mut self, id: BlockId, previous: BlockId, next: BlockId) {
         let block = &mut self.blocks[id as usize];
         (block.previous, block.next) = (previous, next);
@@ -182,6 +190,7 @@ impl BlockPool {
         self.num_free += 1;
     }
 
+    #[inline]
     fn unlink(&mut self, id: BlockId) {
         let Block { previous, next, .. } = self.blocks[id as usize];
         *self.next_of(previous) = next;
@@ -190,10 +199,12 @@ impl BlockPool {
     }
 
     /// Where the link after a block is kept; before the first it is the list's front.
+    #[inline]
     fn next_of(&mut self, id: BlockId) -> &mut BlockId {
         if id == NONE { &mut self.front } else { &mut self.blocks[id as usize].next }
     }
 
+    #[inline]
     fn previous_of(&mut self, id: BlockId) -> &mut BlockId {
         if id == NONE { &mut self.back } else { &mut self.blocks[id as usize].previous }
     }

@@ -45,6 +45,15 @@ pub(super) struct Scheduled {
     pub num_blocks: u32,
 }
 
+impl Scheduled {
+    /// Of a request whose tokens are settled.
+    #[inline]
+    pub fn new(request: &Request, block_size: usize) -> Self {
+        let num_blocks = request.num_blocks_in_step(block_size) as u32;
+        Self { rank: request.rank, table_row: request.table_row, num_blocks }
+    }
+}
+
 /// What a row of logits is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowKind {
@@ -212,17 +221,22 @@ impl StepPlan {
         if let Some(copy) = request.copy {
             self.block_copies.push([i64::from(copy.source), i64::from(copy.target)]);
         }
-        let first_row = self.token_ids.len() as i64 - request.num_scheduled_tokens as i64;
-        if request.wants_prompt_rows {
-            let rows = request.prompt_rows_in_step();
-            self.logits_indices.extend(rows.map(|position| first_row + (position - start) as i64));
+        if request.has_other_rows() {
+            self.push_other_rows(request);
+        } else if request.samples_in_step() {
+            self.logits_indices.push(self.token_ids.len() as i64 - 1);
         }
+    }
+
+    /// The rows of a request that may want more than one.
+    fn push_other_rows(&mut self, request: &Request) {
+        let num_tokens = self.token_ids.len() as i64;
+        let first = num_tokens - request.num_scheduled_tokens as i64;
+        let rows = request.prompt_rows_in_step();
+        self.logits_indices.extend(rows.map(|position| first + (position - request.num_computed_tokens) as i64));
         if request.samples_in_step() {
-            let last = self.token_ids.len() as i64 - 1;
-            self.logits_indices.extend(last - i64::from(request.num_scheduled_drafts)..=last);
-            if request.has_choices {
-                self.logits_indices.extend(request.choices.iter().map(|_| last));
-            }
+            self.logits_indices.extend(num_tokens - 1 - i64::from(request.num_scheduled_drafts)..num_tokens);
+            self.logits_indices.extend(request.choices.iter().map(|_| num_tokens - 1));
         }
     }
 
@@ -246,17 +260,18 @@ impl StepPlan {
 fn push_rows(rows: &mut Vec<Row>, request: &Request) {
     let rank = request.rank;
     let mut push = |id: u64, kind: RowKind| rows.push(Row { rank, row: LogitsRow { id, kind } });
-    if request.wants_prompt_rows {
-        let positions = request.prompt_rows_in_step();
-        positions.for_each(|position| push(request.id, RowKind::Prompt(request.tokens[position + 1])));
-    }
-    if !request.samples_in_step() {
+    if !request.has_other_rows() {
+        if request.samples_in_step() {
+            push(request.id, RowKind::Next);
+        }
         return;
     }
-    push(request.id, RowKind::Next);
-    let drafts = &request.drafts[..request.num_scheduled_drafts as usize];
-    drafts.iter().for_each(|&draft| push(request.id, RowKind::AfterDraft(draft)));
-    if request.has_choices {
+    let positions = request.prompt_rows_in_step();
+    positions.for_each(|position| push(request.id, RowKind::Prompt(request.tokens[position + 1])));
+    if request.samples_in_step() {
+        push(request.id, RowKind::Next);
+        let drafts = &request.drafts[..request.num_scheduled_drafts as usize];
+        drafts.iter().for_each(|&draft| push(request.id, RowKind::AfterDraft(draft)));
         request.choices.iter().for_each(|&id| push(id, RowKind::Next));
     }
 }

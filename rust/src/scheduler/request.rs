@@ -40,7 +40,7 @@ pub(super) struct BlockCopy {
 /// A request's tokens, how many of them are computed, and the blocks that hold their keys and values.
 ///
 /// Running requests hold blocks; waiting ones hold none and have computed nothing. What every step looks at comes
-/// first: two lines of the processor's cache a request, so that hundreds of them stay in its first level.
+/// first: two or three lines of the processor's cache a request.
 #[derive(Debug, Clone)]
 #[repr(C, align(128))]
 pub struct Request {
@@ -67,11 +67,11 @@ pub struct Request {
     /// Prompt, then output.
     pub(super) tokens: Vec<u32>,
     pub(super) blocks: Vec<BlockId>,
+    /// Guesses of the tokens after those known, for the next step; after one, those whose keys and values it wrote.
+    pub(super) drafts: Vec<u32>,
     /// The copy its next step begins with. Until that is done the source is held too, so a failed step can be retried.
     pub(super) copy: Option<BlockCopy>,
     pub(super) num_prompt_tokens: usize,
-    /// Guesses of the tokens after those known, for the next step; after one, those whose keys and values it wrote.
-    pub(super) drafts: Vec<u32>,
     /// Whether `drafts` were computed, and the next token appended is held against the first of them.
     pub(super) drafts_are_computed: bool,
     /// Prompt positions whose logits were delivered.
@@ -118,6 +118,7 @@ impl Request {
     }
 
     /// Tokens generated so far.
+    #[inline]
     pub fn output_ids(&self) -> &[u32] {
         &self.tokens[self.num_prompt_tokens..]
     }
@@ -133,21 +134,40 @@ impl Request {
     }
 
     /// Known tokens not computed yet: the rest of a prefill, or the one token of a decoder.
+    #[inline]
     pub(super) fn num_pending_tokens(&self) -> usize {
         self.tokens.len() - self.num_computed_tokens
     }
 
+    /// Whether it has one token to compute, a block of its own for it, and no guesses.
+    #[inline]
+    pub(super) fn is_plain_decoder(&self, block_size: usize) -> bool {
+        self.tokens.len() == self.num_computed_tokens + 1
+            && !self.shares_last_block
+            && self.has_room(block_size)
+            && self.drafts.is_empty()
+    }
+
     /// Whether its blocks hold all its known tokens.
+    #[inline]
     pub(super) fn has_room(&self, block_size: usize) -> bool {
         self.tokens.len() <= self.blocks.len() * block_size
     }
 
     /// Whether the step in flight reaches the last known token, whose logits give the next one.
+    #[inline]
     pub(super) fn samples_in_step(&self) -> bool {
         self.num_scheduled_tokens > 0 && self.num_known_in_step() == self.tokens.len()
     }
 
+    /// Whether its step may ask for more rows of logits than the next token's.
+    #[inline]
+    pub(super) fn has_other_rows(&self) -> bool {
+        self.has_choices || self.wants_prompt_rows || self.num_scheduled_drafts > 0
+    }
+
     /// Known tokens that are computed once the step in flight is.
+    #[inline]
     pub(super) fn num_known_in_step(&self) -> usize {
         self.num_computed_tokens + self.num_scheduled_tokens - self.num_scheduled_drafts as usize
     }
@@ -162,6 +182,7 @@ impl Request {
     }
 
     /// Adds a generated token; one that was guessed and computed needs no computing any more.
+    #[inline]
     pub(super) fn append(&mut self, token: u32) -> bool {
         self.tokens.push(token);
         if self.drafts.is_empty() {
@@ -182,6 +203,7 @@ impl Request {
     }
 
     /// Blocks up to the last token of the step in flight.
+    #[inline]
     pub(super) fn num_blocks_in_step(&self, block_size: usize) -> usize {
         let num_blocks = self.blocks.len();
         let num_seen = self.num_computed_tokens + self.num_scheduled_tokens;
@@ -200,6 +222,7 @@ impl Request {
     }
 
     /// Whether it is the request, or one of its choices that have not started.
+    #[inline]
     pub(super) fn answers_to(&self, id: u64) -> bool {
         self.id == id || self.choices.contains(&id)
     }

@@ -324,6 +324,7 @@ impl Scheduler {
         Ok(())
     }
 
+    #[inline]
     fn started(&mut self, id: u64) -> Result<&mut Request> {
         let slot = *self.slot_of.get(&id).ok_or(Error::UnknownRequest(id))?;
         let request = state_mut(&mut self.slots, slot)?;
@@ -335,6 +336,7 @@ impl Scheduler {
     /// # Errors
     ///
     /// [`Error::UnknownRequest`] if it was never added or is removed, or is a choice that has not started.
+    #[inline]
     pub fn append_token(&mut self, id: u64, token: u32) -> Result<()> {
         let request = self.started(id)?;
         let was_guessed = request.append(token);
@@ -368,11 +370,13 @@ impl Scheduler {
     }
 
     /// The request of this rank, if it is still there.
+    #[inline]
     pub(super) fn state(&self, rank: Rank) -> Option<&Request> {
         self.slots[rank.slot as usize].as_ref().filter(|request| request.rank == rank)
     }
 }
 
+#[inline]
 pub(super) fn state_mut(slots: &mut [Option<Request>], slot: u32) -> Result<&mut Request> {
     slots.get_mut(slot as usize).and_then(Option::as_mut).ok_or_else(|| missing(slot))
 }

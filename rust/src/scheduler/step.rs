@@ -52,6 +52,14 @@ impl Scheduler {
         while place < self.running.len() && *budget > num_kept {
             let rank = self.running[place];
             let request = state_mut(&mut self.slots, rank.slot)?;
+            if request.is_plain_decoder(self.config.block_size) {
+                // Nearly everyone, nearly always: one look at its state.
+                request.num_scheduled_tokens = 1;
+                self.scheduled.push(Scheduled::new(request, self.config.block_size));
+                *budget -= 1;
+                place += 1;
+                continue;
+            }
             if request.num_pending_tokens() > 1 && request.has_room(self.config.block_size) {
                 num_kept += usize::from(place == 0);
                 self.prefills.push(rank);
@@ -212,8 +220,7 @@ impl Scheduler {
         let request = state_mut(&mut self.slots, rank.slot)?;
         request.num_scheduled_tokens = request.num_pending_tokens().min(longest);
         *budget -= request.num_scheduled_tokens;
-        let num_blocks = request.num_blocks_in_step(self.config.block_size) as u32;
-        self.scheduled.push(Scheduled { rank, table_row: request.table_row, num_blocks });
+        self.scheduled.push(Scheduled::new(request, self.config.block_size));
         Ok(())
     }
 
