@@ -46,7 +46,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install demo test test-peers test-data test-rust test-python test-wheel test-slow test-fuzz test-exact fuzz lint format wheel bench bench-tokenizer bench-serving clean
+.PHONY: help install demo test test-peers test-data test-rust test-python test-wheel test-slow test-fuzz test-exact test-engine fuzz lint format wheel bench bench-tokenizer bench-serving clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -75,6 +75,9 @@ test-slow: $(STAMPS)/built test-data ## The tests that take minutes
 
 test-exact: $(STAMPS)/built test-data ## The tokenizer beside tiktoken: whole corpora, 200,000 texts a vocabulary (an hour)
 	$(BIN)/python -m pytest -q -m slow --timeout=7200 tests/unit/test_tokenization_vocabularies.py
+
+test-engine: $(STAMPS)/built test-data ## The engine's tokens beside a naive loop on SmolLM2 (ten minutes)
+	$(BIN)/python -m pytest -q -m slow --timeout=3600 tests/integration/test_engine_equality.py
 
 test-peers: $(STAMPS)/built test-data ## What is written here, opened by llama.cpp (compiles it for five minutes)
 	$(BIN)/python benches/peers/environments.py llama-cpp
