@@ -2,7 +2,7 @@
 
 use super::attention::STRETCH;
 use super::attention::{CachePart, CacheShape};
-use super::linear::{STRIP, scratch_len};
+use super::linear::STRIP;
 use super::memory::{Matrix, Scratch};
 use super::pass::{Pass, RowTask};
 use super::rows::{Activation, Norm, Rope};
@@ -181,8 +181,6 @@ pub(super) struct Sizes {
     pub expert_wide: usize,
     pub expert_input: usize,
     pub num_chosen: usize,
-    /// A member's strip, its scratch for weights, and its gathered rows of activations.
-    pub weights: usize,
 }
 
 impl Decoder {
@@ -403,7 +401,6 @@ impl Sizes {
             expert_wide: 0,
             expert_input: 0,
             num_chosen: 0,
-            weights: 0,
         };
         for layer in &spec.layers {
             let (wide, input) = layer.feed_forward.widths();
@@ -416,7 +413,6 @@ impl Sizes {
             }
         }
         sizes.routes = 2 * sizes.num_chosen;
-        sizes.weights = scratch_len(sizes.input.max(sizes.expert_input));
         sizes
     }
 }
@@ -425,8 +421,8 @@ impl Buffers {
     fn new(sizes: Sizes, shape: &CacheShape, num_threads: usize) -> Self {
         let choices = MAX_ROWS * sizes.num_chosen;
         let gathered = if choices > 0 { MAX_ROWS * sizes.hidden } else { 0 };
-        // A strip, weights, attention's scores of all heads that share a key head, gathered rows.
-        let own = MAX_ROWS * STRIP + sizes.weights + gathered;
+        // A strip and gathered rows, or attention's scores of all heads that share a key head.
+        let own = MAX_ROWS * STRIP + gathered;
         let heads = sizes.wide / shape.head_dim.max(1) * STRETCH;
         Self {
             hidden: Scratch::new(MAX_ROWS * sizes.hidden),

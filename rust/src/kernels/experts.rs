@@ -75,7 +75,7 @@ impl Pass<'_> {
                 if start == end {
                     continue;
                 }
-                let rows = self.own(member).from(MAX_ROWS * STRIP + self.sizes.weights);
+                let rows = self.own(member).from(MAX_ROWS * STRIP);
                 if gathered.replace(expert) != Some(expert) {
                     for (place, (row, _)) in choices.pairs[start..end].iter().enumerate() {
                         // SAFETY: the member's own scratch; the input was written before the last barrier.

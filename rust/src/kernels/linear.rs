@@ -8,14 +8,11 @@ use super::simd::{Isa, Simd, dispatch, narrow, widen};
 
 /// Outputs that are computed together; rows of weights a member reads side by side.
 pub(super) const STRIP: usize = 8;
-/// Rows of weights in a tile of several rows of activations.
-const TILE: usize = 4;
-/// Bytes of weights that may stay in the first cache beside a tile's activations; more are read tile after tile.
-const NEAR: usize = 20 * 1024;
-/// From so many rows on, bf16 weights are widened once for all of them.
-const WIDEN_FROM: usize = 6;
-/// How far ahead of a single row's products weights are asked for, in bytes: about the next strip of a small model.
-/// The machine's own prefetcher loses eight short rows at a time; this gave a third to a half more bytes a second.
+/// Columns that a strip's tiles go through before the next: so many of six rows of activations and of a strip's weights
+/// stay in the first cache. A multiple of every set's block.
+const CHUNK: usize = 640;
+/// How far ahead of their first use weights are asked for, in bytes: about the next strip of a small model. The machine's
+/// own prefetcher loses eight short rows at a time; this gave a third to a half more bytes a second.
 const AHEAD: usize = 10_240;
 
 /// Rows of activations, laid out for weights of one format: see [`prepare`].
@@ -69,28 +66,16 @@ fn lanes_of(isa: Isa) -> usize {
     }
 }
 
-/// f32 of scratch that [`strip`] needs for rows of `cols` weights.
-pub(super) fn scratch_len(cols: usize) -> usize {
-    STRIP * cols
-}
-
 /// Multiplies all rows of `x` with weight rows `first..first + count`, at most [`STRIP`].
 ///
-/// `out` gets `[x.num_rows, STRIP]`; `scratch` holds [`scratch_len`] numbers that nobody else uses.
+/// `out` gets `[x.num_rows, STRIP]`.
 ///
 /// # Safety
 ///
 /// `x` is prepared for these weights and isn't written meanwhile.
-pub(super) unsafe fn strip(
-    isa: Isa,
-    weights: &Matrix,
-    (first, count): (usize, usize),
-    x: &Prepared,
-    out: &mut [f32],
-    scratch: &mut [f32],
-) {
+pub(super) unsafe fn strip(isa: Isa, weights: &Matrix, (first, count): (usize, usize), x: &Prepared, out: &mut [f32]) {
     assert!(count <= STRIP && first + count <= weights.rows && out.len() >= x.num_rows * STRIP);
-    assert!(x.stride >= weights.cols && scratch.len() >= scratch_len(weights.cols));
+    assert!(x.stride >= weights.cols, "rows of {} for weights of {}", x.stride, weights.cols);
     let task = Task {
         weights: weights.row(first),
         row_bytes: weights.cols * weights.dtype.size(),
@@ -100,8 +85,6 @@ pub(super) unsafe fn strip(
         num_rows: x.num_rows,
         cols: weights.cols,
         out: out.as_mut_ptr(),
-        scratch: scratch.as_mut_ptr(),
-        is_far: true,
     };
     // SAFETY: sizes are checked above; the rest is the caller's promise.
     unsafe {
@@ -125,9 +108,6 @@ struct Task {
     num_rows: usize,
     cols: usize,
     out: *mut f32,
-    scratch: *mut f32,
-    /// Whether the weights come from memory.
-    is_far: bool,
 }
 
 dispatch! { unsafe fn strip_f32 = run_f32(task: &Task) }
@@ -141,46 +121,13 @@ unsafe fn run_f32<S: Simd>(task: &Task) {
 
 #[inline(always)]
 unsafe fn run_bf16<S: Simd>(task: &Task) {
-    if task.num_rows < WIDEN_FROM {
-        // SAFETY: passed on.
-        return unsafe { run::<S, Bf16>(task) };
-    }
-    // SAFETY: the scratch holds a strip.
-    unsafe {
-        for row in 0..task.count {
-            let from = task.weights.add(row * task.row_bytes);
-            widen_row::<S>(from.cast(), task.scratch.add(row * task.cols), task.cols);
-        }
-        let (row_bytes, weights) = (4 * task.cols, task.scratch.cast_const().cast());
-        run::<S, F32>(&Task { weights, row_bytes, is_far: false, ..*task });
-    }
-}
-
-/// bf16 weights as f32, in the order of prepared activations.
-#[inline(always)]
-unsafe fn widen_row<S: Simd>(from: *const u16, to: *mut f32, cols: usize) {
-    let block = 2 * S::LANES;
-    let tail = cols - cols % block;
-    // SAFETY: `cols` numbers each.
-    unsafe {
-        for start in (0..tail).step_by(block) {
-            if start.is_multiple_of(32) {
-                S::prefetch(from.wrapping_add(start + AHEAD / 2).cast());
-            }
-            S::store(to.add(start), S::even_bf16(from.add(start)));
-            S::store(to.add(start + S::LANES), S::odd_bf16(from.add(start)));
-        }
-        for col in tail..cols {
-            *to.add(col) = widen(*from.add(col));
-        }
-    }
+    // SAFETY: passed on.
+    unsafe { run::<S, Bf16>(task) }
 }
 
 /// How a format's weights become f32.
 trait Format<S: Simd> {
     const SIZE: usize;
-    /// Rows of activations in a tile: widening needs registers too.
-    const TILE_ROWS: usize;
     /// The first or second vector of block `start..start + 2 * LANES`, in the order of prepared activations.
     unsafe fn half<const SECOND: bool>(row: *const u8, start: usize) -> S::V;
     unsafe fn one(row: *const u8, col: usize) -> f32;
@@ -191,7 +138,6 @@ struct Bf16;
 
 impl<S: Simd> Format<S> for F32 {
     const SIZE: usize = 4;
-    const TILE_ROWS: usize = S::TILE_ROWS;
     #[inline(always)]
     unsafe fn half<const SECOND: bool>(row: *const u8, start: usize) -> S::V {
         // SAFETY: the block is within the row.
@@ -206,7 +152,6 @@ impl<S: Simd> Format<S> for F32 {
 
 impl<S: Simd> Format<S> for Bf16 {
     const SIZE: usize = 2;
-    const TILE_ROWS: usize = if S::TILE_ROWS > 1 { S::TILE_ROWS - 1 } else { 1 };
     #[inline(always)]
     unsafe fn half<const SECOND: bool>(row: *const u8, start: usize) -> S::V {
         // SAFETY: the block is within the row.
@@ -227,104 +172,125 @@ unsafe fn run<S: Simd, F: Format<S>>(task: &Task) {
     // SAFETY: passed on; every tile lies within the task.
     unsafe {
         if task.num_rows == 1 && task.count == STRIP {
-            return tile::<S, F, 1, STRIP>(task, 0, 0);
+            return single::<S, F>(task);
         }
-        let size = F::TILE_ROWS;
-        if task.count * task.row_bytes <= NEAR {
-            for row in (0..task.num_rows).step_by(size) {
-                for first in tile_starts(task.count) {
-                    tiles::<S, F>(task, (row, size.min(task.num_rows - row)), first);
-                }
-            }
-        } else {
-            for first in tile_starts(task.count) {
-                for row in (0..task.num_rows).step_by(size) {
-                    tiles::<S, F>(task, (row, size.min(task.num_rows - row)), first);
-                }
+        for row in (0..task.num_rows).step_by(S::TILE_ROWS) {
+            match S::TILE_ROWS.min(task.num_rows - row) {
+                1 => rows::<S, F, 1>(task, row),
+                2 => rows::<S, F, 2>(task, row),
+                3 => rows::<S, F, 3>(task, row),
+                4 => rows::<S, F, 4>(task, row),
+                5 => rows::<S, F, 5>(task, row),
+                _ => rows::<S, F, 6>(task, row),
             }
         }
     }
 }
 
-/// Where tiles of a strip of `count` rows of weights begin: whole tiles, then single rows.
+/// One row of activations with a whole strip: bound by memory, so all rows of weights are read side by side.
 #[inline(always)]
-fn tile_starts(count: usize) -> impl Iterator<Item = usize> {
-    let whole = count - count % TILE;
-    (0..whole).step_by(TILE).chain(whole..count)
-}
-
-/// The tile of `count` rows of activations from `row` on, with the rows of weights that begin at `first`.
-#[inline(always)]
-unsafe fn tiles<S: Simd, F: Format<S>>(task: &Task, (row, count): (usize, usize), first: usize) {
+unsafe fn single<S: Simd, F: Format<S>>(task: &Task) {
+    let tail = task.cols - task.cols % (2 * S::LANES);
     // SAFETY: passed on.
     unsafe {
-        match first + TILE <= task.count {
-            true => columns::<S, F, TILE>(task, (row, count), first),
-            false => columns::<S, F, 1>(task, (row, count), first),
-        }
+        let mut sums = [[S::splat(0.0)]; STRIP];
+        accumulate::<S, F, 1, STRIP>(task, (0, 0), (0, tail), &mut sums);
+        finish::<S, F, 1>(task, 0, &sums);
     }
 }
 
+/// `M` rows of activations with a whole strip, a chunk of columns at a time.
 #[inline(always)]
-unsafe fn columns<S: Simd, F: Format<S>, const N: usize>(task: &Task, (row, count): (usize, usize), first: usize) {
+unsafe fn rows<S: Simd, F: Format<S>, const M: usize>(task: &Task, row: usize) {
+    let tail = task.cols - task.cols % (2 * S::LANES);
     // SAFETY: passed on.
     unsafe {
-        match count {
-            1 => tile::<S, F, 1, N>(task, row, first),
-            2 => tile::<S, F, 2, N>(task, row, first),
-            3 => tile::<S, F, 3, N>(task, row, first),
-            4 => tile::<S, F, 4, N>(task, row, first),
-            5 => tile::<S, F, 5, N>(task, row, first),
-            _ => tile::<S, F, 6, N>(task, row, first),
+        let mut sums = [[S::splat(0.0); M]; STRIP];
+        for start in (0..tail).step_by(CHUNK) {
+            let columns = (start, tail.min(start + CHUNK));
+            let mut first = 0;
+            // As many rows of weights as keep the multipliers busy and their sums in registers.
+            if S::TILE_COLS == 4 || M <= 2 {
+                while first + 4 <= task.count {
+                    accumulate::<S, F, M, 4>(task, (row, first), columns, &mut sums[first..]);
+                    first += 4;
+                }
+            }
+            while first + 2 <= task.count {
+                accumulate::<S, F, M, 2>(task, (row, first), columns, &mut sums[first..]);
+                first += 2;
+            }
+            if first < task.count {
+                accumulate::<S, F, M, 1>(task, (row, first), columns, &mut sums[first..]);
+            }
         }
+        finish::<S, F, M>(task, row, &sums);
     }
 }
 
-/// `M` rows of activations with `N` rows of weights: one vector of partial sums each, all in registers.
+/// Adds the products of some columns to the sums of `M` rows of activations with `N` of weights: a vector of partial sums
+/// each, all in registers meanwhile.
 #[inline(always)]
-unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const N: usize>(task: &Task, row: usize, first: usize) {
-    let block = 2 * S::LANES;
-    let tail = task.cols - task.cols % block;
-    // SAFETY: `row + M` rows of activations, `first + N` of weights, `cols` numbers each.
+unsafe fn accumulate<S: Simd, F: Format<S>, const M: usize, const N: usize>(
+    task: &Task,
+    (row, first): (usize, usize),
+    (start, end): (usize, usize),
+    sums: &mut [[S::V; M]],
+) {
+    // SAFETY: `row + M` rows of activations, `first + N` of weights, `end` numbers each.
     unsafe {
         let x: [*const f32; M] = std::array::from_fn(|m| task.x.add((row + m) * task.x_stride));
         let w: [*const u8; N] = std::array::from_fn(|n| task.weights.add((first + n) * task.row_bytes));
-        // The first rows bring the weights from memory, the others find them in the first cache.
-        let is_first = row == 0 && task.is_far;
-        let mut sums = [[S::splat(0.0); M]; N];
-        for start in (0..tail).step_by(block) {
-            let even: [S::V; M] = std::array::from_fn(|m| S::load(x[m].add(start)));
-            for n in 0..N {
-                if is_first && (start * F::SIZE).is_multiple_of(64) {
+        let mut held: [[S::V; M]; N] = std::array::from_fn(|n| sums[n]);
+        for start in (start..end).step_by(2 * S::LANES) {
+            // The first rows bring the weights from memory, the others find them in the first cache.
+            if row == 0 && (start * F::SIZE).is_multiple_of(64) {
+                for n in 0..N {
                     S::prefetch(w[n].wrapping_add(start * F::SIZE + AHEAD));
                 }
-                let weights = F::half::<false>(w[n], start);
-                for m in 0..M {
-                    sums[n][m] = S::fma(weights, even[m], sums[n][m]);
+            }
+            let mut weights = [S::splat(0.0); N];
+            for n in 0..N {
+                weights[n] = F::half::<false>(w[n], start);
+            }
+            for m in 0..M {
+                let value = S::load(x[m].add(start));
+                for n in 0..N {
+                    held[n][m] = S::fma(weights[n], value, held[n][m]);
                 }
             }
-            let odd: [S::V; M] = std::array::from_fn(|m| S::load(x[m].add(start + S::LANES)));
             for n in 0..N {
-                let weights = F::half::<true>(w[n], start);
-                for m in 0..M {
-                    sums[n][m] = S::fma(weights, odd[m], sums[n][m]);
+                weights[n] = F::half::<true>(w[n], start);
+            }
+            for m in 0..M {
+                let value = S::load(x[m].add(start + S::LANES));
+                for n in 0..N {
+                    held[n][m] = S::fma(weights[n], value, held[n][m]);
                 }
             }
         }
+        sums[..N].copy_from_slice(&held);
+    }
+}
+
+/// Adds up the vectors of partial sums, and what is left at the rows' end.
+#[inline(always)]
+unsafe fn finish<S: Simd, F: Format<S>, const M: usize>(task: &Task, row: usize, sums: &[[S::V; M]; STRIP]) {
+    let tail = task.cols - task.cols % (2 * S::LANES);
+    // SAFETY: within the task; `out` holds a strip for each row.
+    unsafe {
         for m in 0..M {
-            let mut totals = [0.0; N];
-            for n in (0..N - N % TILE).step_by(TILE) {
-                let four = S::sums([sums[n][m], sums[n + 1][m], sums[n + 2][m], sums[n + 3][m]]);
-                totals[n..n + TILE].copy_from_slice(&four);
-            }
-            for n in N - N % TILE..N {
-                totals[n] = S::sum(sums[n][m]);
-            }
-            for n in 0..N {
+            let [a, b, c, d, e, f, g, h] = std::array::from_fn(|n| sums[n][m]);
+            let (low, high) = (S::sums([a, b, c, d]), S::sums([e, f, g, h]));
+            let out = task.out.add((row + m) * STRIP);
+            out.cast::<[f32; 4]>().write_unaligned(low);
+            out.cast::<[f32; 4]>().add(1).write_unaligned(high);
+            for n in 0..task.count {
+                let weights = task.weights.add(n * task.row_bytes);
+                let x = task.x.add((row + m) * task.x_stride);
                 for col in tail..task.cols {
-                    totals[n] += F::one(w[n], col) * *x[m].add(col);
+                    *out.add(n) += F::one(weights, col) * *x.add(col);
                 }
-                *task.out.add((row + m) * STRIP + first + n) = totals[n];
             }
         }
     }
@@ -335,9 +301,11 @@ unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const N: usize>(task: &Tas
 mod pairs {
     use std::arch::x86_64::*;
 
-    use super::{STRIP, TILE, Task, widen};
+    use super::{STRIP, Task, widen};
 
     const BLOCK: usize = 32;
+    /// Rows of weights in a tile.
+    const TILE: usize = 4;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16,avx2,fma")]
     pub(super) unsafe fn strip(task: &Task) {

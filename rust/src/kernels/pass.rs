@@ -400,11 +400,12 @@ impl<'a> Pass<'a> {
     ) {
         let count = STRIP.min(weights.rows - first);
         let own = self.own(member);
-        // SAFETY: the member's own scratch.
-        let (out, scratch) =
-            unsafe { (own.slice(0, MAX_ROWS * STRIP), own.slice(MAX_ROWS * STRIP, self.sizes.weights)) };
-        // SAFETY: the input was prepared for these weights before the last barrier.
-        unsafe { strip(self.isa, weights, (first, count), x, out, scratch) };
+        // SAFETY: the member's own scratch; the input was prepared for these weights before the last barrier.
+        let out = unsafe {
+            let out = own.slice(0, MAX_ROWS * STRIP);
+            strip(self.isa, weights, (first, count), x, out);
+            out
+        };
         for (row, values) in out.chunks_exact_mut(STRIP).take(x.num_rows).enumerate() {
             put(row, &mut values[..count]);
         }
@@ -414,7 +415,7 @@ impl<'a> Pass<'a> {
         Prepared { data, stride, num_rows }
     }
 
-    /// The member's own scratch: a strip, weights, then gathered rows; or scores.
+    /// The member's own scratch: a strip, then gathered rows; or scores.
     pub fn own(&self, member: &Member<'_>) -> SharedMut {
         self.own[member.index]
     }

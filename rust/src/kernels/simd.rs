@@ -60,8 +60,9 @@ impl Isa {
 pub(super) trait Simd: Copy {
     type V: Copy;
     const LANES: usize;
-    /// Rows of activations that a tile of four weight rows can hold in registers.
+    /// Rows of activations and of weights whose sums fit in registers together.
     const TILE_ROWS: usize;
+    const TILE_COLS: usize;
 
     unsafe fn splat(value: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
@@ -157,7 +158,8 @@ impl Portable {
 impl Simd for Portable {
     type V = [f32; 8];
     const LANES: usize = 8;
-    const TILE_ROWS: usize = 1;
+    const TILE_ROWS: usize = 2;
+    const TILE_COLS: usize = 2;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::V {
@@ -238,7 +240,8 @@ pub(super) struct Avx2;
 impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
-    const TILE_ROWS: usize = 3;
+    const TILE_ROWS: usize = 6;
+    const TILE_COLS: usize = 2;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::V {
@@ -344,6 +347,7 @@ impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
     const TILE_ROWS: usize = 6;
+    const TILE_COLS: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::V {
