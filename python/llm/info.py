@@ -78,7 +78,7 @@ def _memory(config: ModelConfig, dtype: torch.dtype) -> dict[str, str]:
     return {
         "KV cache": ", ".join(f"{count:,} bytes a token as {name}" for name, count in in_bytes.items()),
         "training": f"{flops_per_token(config) / 1e9:,.3g} GFLOP a token at the longest context",
-        "decoding on a CPU": _cpu_path(config, dtype),
+        "CPU decoding": _cpu_path(config, dtype),
     }
 
 

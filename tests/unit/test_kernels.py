@@ -308,4 +308,4 @@ def test_the_backend_can_be_chosen(tiny_checkpoint: Path) -> None:
 
 
 def test_info_says_what_runs_the_model(tiny_checkpoint: Path) -> None:
-    assert describe(tiny_checkpoint)["decoding on a CPU"] == f"kernels of llm-oxide ({instruction_sets()[-1]})"
+    assert describe(tiny_checkpoint)["CPU decoding"] == f"kernels of llm-oxide ({instruction_sets()[-1]})"

@@ -18,15 +18,17 @@ def serve(
     ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="Name clients use; default: the directory's.")] = None,
     dtype: Dtype = "auto",
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Longest context; default: the model's.")] = None,
-    max_running_requests: Annotated[int | None, typer.Option(min=1, help="Requests generated at once.")] = None,
-    max_batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens computed in a step.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Longest context; default: the model's.")] = None,
+    max_running_requests: Annotated[int | None, typer.Option(help="Requests generated at once.")] = None,
+    max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens computed in a step.")] = None,
     kv_cache_memory: Annotated[
-        int | None, typer.Option(parser=size_in_bytes, metavar="SIZE", help="Of the key-value cache, such as 2GiB.")
+        int | None, typer.Option(parser=size_in_bytes, metavar="SIZE", help="Such as 2GiB.")
     ] = None,
-    prefix_caching: Annotated[bool, typer.Option(help="Keep what prompts that begin the same share.")] = True,
-    backend: Annotated[str, typer.Option(help="What runs the model: auto, kernels or torch.")] = "auto",
-    num_threads: Annotated[int | None, typer.Option(min=1, help="Threads of the CPU kernels; default: all.")] = None,
+    no_prefix_caching: Annotated[
+        bool, typer.Option("--no-prefix-caching", help="Compute each prompt as a whole.")
+    ] = False,
+    backend: Annotated[str, typer.Option(help="auto, kernels or torch.")] = "auto",
+    num_threads: Annotated[int | None, typer.Option(help="Of the CPU kernels; default: all.")] = None,
 ) -> None:
     """Serve a model behind OpenAI-compatible endpoints until Ctrl-C."""
     from llm.api import serve as serve_path
@@ -43,7 +45,7 @@ def serve(
         max_running_requests=max_running_requests,
         max_batch_tokens=max_batch_tokens,
         kv_cache_memory_bytes=kv_cache_memory,
-        enable_prefix_caching=prefix_caching,
+        enable_prefix_caching=not no_prefix_caching,
         backend=backend,
         num_threads=num_threads,
     )

@@ -1,7 +1,6 @@
 //! A decoder-only transformer's step on the CPU: token ids and a paged cache in, logits out, in one call.
 
-use super::attention::STRETCH;
-use super::attention::{CachePart, CacheShape};
+use super::attention::{CachePart, CacheShape, STRETCH};
 use super::linear::STRIP;
 use super::memory::{Matrix, Scratch};
 use super::pass::{Pass, RowTask};
