@@ -1,8 +1,7 @@
 //! The cache's blocks: who holds how many references, which are free, and which can be found by their content.
 
-use rustc_hash::FxHashMap;
-
 use super::BlockHash;
+use super::block_index::BlockIndex;
 use crate::{Error, Result};
 
 /// Index of a block in the cache.
@@ -31,7 +30,7 @@ pub struct BlockPool {
     front: BlockId,
     back: BlockId,
     num_free: usize,
-    by_hash: FxHashMap<BlockHash, BlockId>,
+    index: BlockIndex,
 }
 
 impl BlockPool {
@@ -49,7 +48,7 @@ impl BlockPool {
             front: NONE,
             back: NONE,
             num_free: 0,
-            by_hash: FxHashMap::default(),
+            index: BlockIndex::new(num_blocks),
         };
         (0..num_blocks as BlockId).for_each(|block| pool.push_back(block));
         Ok(pool)
@@ -67,7 +66,7 @@ impl BlockPool {
 
     /// Number of blocks that can be found by their content, in use or free.
     pub fn num_findable(&self) -> usize {
-        self.by_hash.len()
+        self.index.len()
     }
 
     /// Whether `count` blocks are free.
@@ -88,7 +87,7 @@ impl BlockPool {
         let block = &mut self.blocks[id as usize];
         block.ref_count = 1;
         if let Some(hash) = block.hash.take() {
-            self.by_hash.remove(&hash);
+            self.index.remove(hash, id);
         }
         Some(id)
     }
@@ -96,7 +95,7 @@ impl BlockPool {
     /// The block with this content.
     #[inline]
     pub fn find(&self, hash: BlockHash) -> Option<BlockId> {
-        self.by_hash.get(&hash).copied()
+        self.index.find(hash, |block| self.blocks[block as usize].hash == Some(hash))
     }
 
     /// Adds a reference to a block that is in use or findable, for another request with the same tokens.
@@ -121,14 +120,15 @@ impl BlockPool {
     /// [`Error::Internal`] if the block is free or already has a hash.
     #[inline]
     pub fn register(&mut self, id: BlockId, hash: BlockHash) -> Result<bool> {
-        let block = self.held(id)?;
-        if block.hash.is_some() {
+        if self.held(id)?.hash.is_some() {
             return Err(Error::Internal(format!("block {id} is findable already")));
         }
-        let std::collections::hash_map::Entry::Vacant(entry) = self.by_hash.entry(hash) else { return Ok(false) };
-        entry.insert(id);
-        self.blocks[id as usize].hash = Some(hash);
-        Ok(true)
+        let Self { index, blocks, .. } = self;
+        let is_new = index.insert(hash, id, |block| blocks[block as usize].hash == Some(hash));
+        if is_new {
+            blocks[id as usize].hash = Some(hash);
+        }
+        Ok(is_new)
     }
 
     /// Drops one reference; the last one frees the block.
@@ -237,11 +237,11 @@ impl BlockPool {
             }
         }
         let num_hashed = self.blocks.iter().filter(|block| block.hash.is_some()).count();
-        if num_hashed != self.by_hash.len() || free.len() != self.num_free {
+        if num_hashed != self.index.len() || free.len() != self.num_free {
             return Err(Error::Internal(format!(
                 "{num_hashed} blocks have a hash and {} are free, counted are {} and {}",
                 free.len(),
-                self.by_hash.len(),
+                self.index.len(),
                 self.num_free
             )));
         }

@@ -4,6 +4,7 @@
 //! that are computed. Chunked prefill, hits in the prefix cache, decoding and resuming after preemption are that one
 //! case.
 
+mod block_index;
 mod block_pool;
 mod config;
 mod hash;
@@ -14,6 +15,7 @@ mod request;
 #[expect(clippy::module_inception, reason = "the scheduler proper is the noun of this folder")]
 mod scheduler;
 mod simulate;
+mod slots;
 mod step;
 
 pub use block_pool::{BlockId, BlockPool};

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::Request;
-use super::request::Rank;
-use super::scheduler::state_mut;
+use super::request::{Rank, Traits};
+use super::slots::Slots;
 use crate::Result;
 
 /// What one forward pass computes. T tokens, R requests, S rows of logits, C copies.
@@ -98,14 +98,20 @@ pub(super) struct PlanBuffers {
 struct TableRow {
     rank: Rank,
     version: u32,
-    num_written: usize,
+    num_written: u32,
+}
+
+impl TableRow {
+    /// Nobody's row, all zeros.
+    const EMPTY: Self = Self { rank: Rank::NOBODY, version: 0, num_written: 0 };
 }
 
 /// Rows are as long as the longest needs, in steps of this many blocks: else each new block would move them all.
 const ROW_STEP: usize = 8;
 
 impl PlanBuffers {
-    /// Fills the plan with all scheduled requests, decoders first.
+    /// Fills the plan with all scheduled requests, decoders first; `are_plain`: each of these has one token, and one
+    /// row of logits.
     ///
     /// A decoder keeps its row of the table from step to step, and only its new blocks are written. Each request is
     /// looked at once: at 256 of them their states don't fit the first cache, and every look is a miss.
@@ -117,20 +123,46 @@ impl PlanBuffers {
         &mut self,
         scheduled: &mut [Scheduled],
         num_decodes: usize,
-        slots: &mut [Option<Request>],
+        are_plain: bool,
+        slots: &mut Slots,
         block_size: usize,
     ) -> Result<()> {
         self.arrange(&mut scheduled[..num_decodes]);
         self.plan.clear();
         self.rows.clear();
-        self.resize_table(scheduled.len(), scheduled.iter().map(|entry| entry.num_blocks as usize).max().unwrap_or(0));
-        for (row, entry) in scheduled.iter().enumerate() {
-            let request = state_mut(slots, entry.rank.slot)?;
+        self.resize_table(scheduled.len(), scheduled.iter().map(|entry| entry.num_blocks).max().unwrap_or(0) as usize);
+        let num_plain = if are_plain { num_decodes } else { 0 };
+        self.fill_plain(&scheduled[..num_plain], slots, block_size)?;
+        for (row, entry) in scheduled.iter().enumerate().skip(num_plain) {
+            let request = slots.get_mut(entry.rank.slot)?;
             request.table_row = row as u32;
-            self.plan.push(request, entry.num_blocks as usize, block_size);
-            self.write_row(row, request, entry.num_blocks as usize);
+            self.plan.push(request, block_size);
+            self.write_row(row, request, entry.num_blocks);
             push_rows(&mut self.rows, request);
         }
+        Ok(())
+    }
+
+    /// Fills the first rows with decoders that have one token and one row of logits each.
+    fn fill_plain(&mut self, decodes: &[Scheduled], slots: &mut Slots, block_size: usize) -> Result<()> {
+        let count = decodes.len();
+        self.plan.resize(count);
+        for (row, entry) in decodes.iter().enumerate() {
+            let request = slots.get_mut(entry.rank.slot)?;
+            let position = request.num_computed_tokens();
+            let offset = position - (entry.num_blocks as usize - 1) * block_size;
+            let plan = &mut self.plan;
+            plan.token_ids[row] = i64::from(request.last_token());
+            plan.positions[row] = position as i64;
+            plan.slot_mapping[row] = (request.last_block() as usize * block_size + offset) as i64;
+            plan.seq_lens[row] = position as i32 + 1;
+            plan.request_ids[row] = request.id;
+            request.table_row = row as u32;
+            self.write_row(row, request, entry.num_blocks);
+        }
+        let next = |id: u64| LogitsRow { id, kind: RowKind::Next };
+        let owners = decodes.iter().zip(&self.plan.request_ids);
+        self.rows.extend(owners.map(|(entry, &id)| Row { rank: entry.rank, row: next(id) }));
         Ok(())
     }
 
@@ -143,7 +175,9 @@ impl PlanBuffers {
         for entry in decodes.iter() {
             let row = entry.table_row as usize;
             match places.get_mut(row) {
-                Some(place) if table_rows.get(row).is_some_and(|held| held.rank == entry.rank) => *place = Some(*entry),
+                Some(place) if table_rows.get(row).is_some_and(|held| held.rank.is(entry.rank)) => {
+                    *place = Some(*entry)
+                }
                 _ => homeless.push(*entry),
             }
         }
@@ -163,28 +197,25 @@ impl PlanBuffers {
             self.table_rows.clear();
         }
         self.plan.block_tables.resize(num_rows * self.plan.max_blocks, 0);
-        self.table_rows.truncate(num_rows);
+        self.table_rows.resize(num_rows, TableRow::EMPTY);
     }
 
-    fn write_row(&mut self, row: usize, request: &Request, num_blocks: usize) {
-        let version = request.table_version;
+    #[inline]
+    fn write_row(&mut self, row: usize, request: &Request, num_blocks: u32) {
+        let held = &mut self.table_rows[row];
+        let is_same = held.rank.is(request.rank) && held.version == request.table_version;
+        if is_same && held.num_written == num_blocks {
+            return;
+        }
         let row_len = self.plan.max_blocks;
         let cells = &mut self.plan.block_tables[row * row_len..][..row_len];
-        let mut num_kept = 0;
-        match self.table_rows.get_mut(row) {
-            Some(held) if held.rank == request.rank && held.version == version && held.num_written <= num_blocks => {
-                num_kept = std::mem::replace(&mut held.num_written, num_blocks);
-            }
-            Some(held) => {
-                cells[..held.num_written].fill(0);
-                *held = TableRow { rank: request.rank, version, num_written: num_blocks };
-            }
-            // Rows past the last one known hold zeros.
-            None => self.table_rows.push(TableRow { rank: request.rank, version, num_written: num_blocks }),
+        let num_kept = if is_same && held.num_written <= num_blocks { held.num_written as usize } else { 0 };
+        if num_kept == 0 {
+            cells[..held.num_written as usize].fill(0);
         }
-        for (cell, &block) in cells[num_kept..num_blocks].iter_mut().zip(&request.blocks[num_kept..num_blocks]) {
-            *cell = block as i32;
-        }
+        *held = TableRow { rank: request.rank, version: request.table_version, num_written: num_blocks };
+        let new = num_kept..num_blocks as usize;
+        cells[new.clone()].iter_mut().zip(&request.blocks()[new]).for_each(|(cell, &block)| *cell = block as i32);
     }
 }
 
@@ -202,26 +233,29 @@ impl StepPlan {
         self.block_copies.clear();
     }
 
-    /// Adds a request's scheduled tokens, the last of which lies in its block number `num_blocks`.
-    fn push(&mut self, request: &Request, num_blocks: usize, block_size: usize) {
-        let start = request.num_computed_tokens;
-        let end = start + request.num_scheduled_tokens;
-        if request.num_scheduled_tokens == 1 {
-            // Most requests most of the time: without the general case's divisions and ranges.
-            let offset = start - (num_blocks - 1) * block_size;
-            self.token_ids.push(i64::from(request.tokens[start]));
-            self.positions.push(start as i64);
-            self.slot_mapping.push((request.blocks[num_blocks - 1] as usize * block_size + offset) as i64);
-        } else {
-            self.push_many(request, start..end, block_size);
-        }
+    /// Room for the first rows, one token and one row of logits each; what can be known of them without looking is
+    /// there.
+    fn resize(&mut self, num_rows: usize) {
+        self.token_ids.resize(num_rows, 0);
+        self.positions.resize(num_rows, 0);
+        self.slot_mapping.resize(num_rows, 0);
+        self.seq_lens.resize(num_rows, 0);
+        self.request_ids.resize(num_rows, 0);
+        self.query_start.extend(1..=num_rows as i32);
+        self.logits_indices.extend(0..num_rows as i64);
+    }
+
+    /// Adds a request's scheduled tokens.
+    fn push(&mut self, request: &Request, block_size: usize) {
+        let (start, end) = (request.num_computed_tokens(), request.num_seen_in_step());
+        self.push_tokens(request, start..end, block_size);
         self.query_start.push(self.token_ids.len() as i32);
         self.seq_lens.push(end as i32);
         self.request_ids.push(request.id);
-        if let Some(copy) = request.copy {
+        if let Some(copy) = request.copy() {
             self.block_copies.push([i64::from(copy.source), i64::from(copy.target)]);
         }
-        if request.has_other_rows() {
+        if request.has(Traits::HAS_OTHER_ROWS) {
             self.push_other_rows(request);
         } else if request.samples_in_step() {
             self.logits_indices.push(self.token_ids.len() as i64 - 1);
@@ -231,25 +265,25 @@ impl StepPlan {
     /// The rows of a request that may want more than one.
     fn push_other_rows(&mut self, request: &Request) {
         let num_tokens = self.token_ids.len() as i64;
-        let first = num_tokens - request.num_scheduled_tokens as i64;
+        let first = num_tokens - request.num_scheduled_tokens() as i64;
         let rows = request.prompt_rows_in_step();
-        self.logits_indices.extend(rows.map(|position| first + (position - request.num_computed_tokens) as i64));
+        self.logits_indices.extend(rows.map(|position| first + (position - request.num_computed_tokens()) as i64));
         if request.samples_in_step() {
-            self.logits_indices.extend(num_tokens - 1 - i64::from(request.num_scheduled_drafts)..num_tokens);
-            self.logits_indices.extend(request.choices.iter().map(|_| num_tokens - 1));
+            self.logits_indices.extend(num_tokens - 1 - request.num_scheduled_drafts() as i64..num_tokens);
+            self.logits_indices.extend(request.choices().iter().map(|_| num_tokens - 1));
         }
     }
 
-    fn push_many(&mut self, request: &Request, positions: Range<usize>, block_size: usize) {
+    fn push_tokens(&mut self, request: &Request, positions: Range<usize>, block_size: usize) {
         let known = positions.start..request.num_known_in_step();
-        let drafts = &request.drafts[..request.num_scheduled_drafts as usize];
-        self.token_ids.extend(request.tokens[known].iter().chain(drafts).map(|&token| i64::from(token)));
+        let drafts = request.drafts_in_step();
+        self.token_ids.extend(request.tokens()[known].iter().chain(drafts).map(|&token| i64::from(token)));
         self.positions.extend(positions.start as i64..positions.end as i64);
         let (mut block_idx, mut offset) = (positions.start / block_size, positions.start % block_size);
         let mut left = positions.len();
         while left > 0 {
             let count = (block_size - offset).min(left);
-            let first = (request.blocks[block_idx] as usize * block_size + offset) as i64;
+            let first = (request.blocks()[block_idx] as usize * block_size + offset) as i64;
             self.slot_mapping.extend(first..first + count as i64);
             (left, block_idx, offset) = (left - count, block_idx + 1, 0);
         }
@@ -260,18 +294,17 @@ impl StepPlan {
 fn push_rows(rows: &mut Vec<Row>, request: &Request) {
     let rank = request.rank;
     let mut push = |id: u64, kind: RowKind| rows.push(Row { rank, row: LogitsRow { id, kind } });
-    if !request.has_other_rows() {
+    if !request.has(Traits::HAS_OTHER_ROWS) {
         if request.samples_in_step() {
             push(request.id, RowKind::Next);
         }
         return;
     }
     let positions = request.prompt_rows_in_step();
-    positions.for_each(|position| push(request.id, RowKind::Prompt(request.tokens[position + 1])));
+    positions.for_each(|position| push(request.id, RowKind::Prompt(request.tokens()[position + 1])));
     if request.samples_in_step() {
         push(request.id, RowKind::Next);
-        let drafts = &request.drafts[..request.num_scheduled_drafts as usize];
-        drafts.iter().for_each(|&draft| push(request.id, RowKind::AfterDraft(draft)));
-        request.choices.iter().for_each(|&id| push(id, RowKind::Next));
+        request.drafts_in_step().iter().for_each(|&draft| push(request.id, RowKind::AfterDraft(draft)));
+        request.choices().iter().for_each(|&id| push(id, RowKind::Next));
     }
 }

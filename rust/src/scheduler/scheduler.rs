@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
-use super::plan::{LogitsRow, PlanBuffers, Row, Scheduled};
-use super::request::{BlockCopy, Rank};
+use super::plan::{LogitsRow, PlanBuffers, Scheduled};
+use super::request::{BlockCopy, Rank, Traits};
+use super::slots::Slots;
 use super::{BlockHasher, BlockPool, Request, RequestOptions, SchedulerConfig, SchedulerStats, StepPlan};
 use crate::{Error, Result};
 
@@ -18,8 +19,7 @@ pub struct Scheduler {
     pub(super) config: SchedulerConfig,
     pub(super) pool: BlockPool,
     pub(super) hasher: BlockHasher,
-    pub(super) slots: Vec<Option<Request>>,
-    pub(super) free_slots: Vec<u32>,
+    pub(super) slots: Slots,
     /// Slot of each id; choices that have not started share their request's.
     pub(super) slot_of: FxHashMap<u64, u32>,
     /// Sorted, so that the last is the first to give way.
@@ -32,8 +32,12 @@ pub struct Scheduler {
     pub(super) scheduled: Vec<Scheduled>,
     /// How many of them are decoders.
     pub(super) num_decodes: usize,
+    /// Whether each decoder has one token in it, and asks for one row of logits.
+    pub(super) decodes_are_plain: bool,
     /// Kept between steps for its memory: running requests that have more than one token to compute.
     pub(super) prefills: Vec<Rank>,
+    /// Where the caller is in the rows of the last step; it names the requests in their order.
+    next_row: usize,
     num_arrivals: u64,
     pub(super) stats: SchedulerStats,
 }
@@ -50,8 +54,7 @@ impl Scheduler {
             config,
             pool: BlockPool::new(config.num_blocks)?,
             hasher: BlockHasher::new(),
-            slots: Vec::new(),
-            free_slots: Vec::new(),
+            slots: Slots::default(),
             slot_of: FxHashMap::default(),
             running: Vec::new(),
             waiting: BTreeSet::new(),
@@ -60,7 +63,9 @@ impl Scheduler {
             in_flight: false,
             scheduled: Vec::new(),
             num_decodes: 0,
+            decodes_are_plain: true,
             prefills: Vec::new(),
+            next_row: 0,
             num_arrivals: 0,
             stats: SchedulerStats::default(),
         })
@@ -80,14 +85,13 @@ impl Scheduler {
         let arrival = self.num_arrivals;
         self.num_arrivals += options.num_choices as u64;
         let choices = id + 1..id + options.num_choices as u64;
-        let slot = self.new_slot();
+        let slot = self.slots.reserve();
         let rank = Rank { priority: options.priority, arrival, slot };
         let mut request = Request::new(id, prompt_ids, rank);
         self.slot_of.insert(id, slot);
         self.slot_of.extend(choices.clone().map(|choice| (choice, slot)));
-        request.choices.extend(choices);
-        request.has_choices = options.num_choices > 1;
-        request.wants_prompt_rows = options.prompt_rows && request.num_prompt_tokens > 1;
+        request.set_choices(choices.collect());
+        request.set_wants_prompt_rows(options.prompt_rows && request.num_prompt_tokens > 1);
         self.enqueue(request);
         Ok(())
     }
@@ -157,19 +161,12 @@ impl Scheduler {
         }
     }
 
-    fn new_slot(&mut self) -> u32 {
-        self.free_slots.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            self.slots.len() as u32 - 1
-        })
-    }
-
     /// Puts a request that holds nothing into the queue, in its place.
     pub(super) fn enqueue(&mut self, request: Request) {
         let rank = request.rank;
         self.waiting.insert(rank);
-        self.waiting_tokens += request.tokens.len();
-        self.slots[rank.slot as usize] = Some(request);
+        self.waiting_tokens += request.num_tokens();
+        self.slots.put(request);
     }
 
     /// Forgets a request or one of its choices, finished or aborted; its blocks are free at once. `false`: unknown.
@@ -181,17 +178,18 @@ impl Scheduler {
     ///
     /// [`Error::Internal`] if its blocks were not in use.
     pub fn remove(&mut self, id: u64) -> Result<bool> {
+        self.follow_rows(id);
         let Some(slot) = self.slot_of.remove(&id) else { return Ok(false) };
-        let request = state_mut(&mut self.slots, slot)?;
-        if request.id != id {
-            request.choices.retain(|&choice| choice != id);
-            request.has_choices = !request.choices.is_empty();
-            return Ok(true);
-        }
-        if !request.choices.is_empty() {
-            // The prompt is still wanted: the next choice takes the removed one's place.
-            request.id = request.choices.remove(0);
-            request.has_choices = !request.choices.is_empty();
+        let request = self.slots.get_mut(slot)?;
+        if request.id != id || request.has(Traits::HAS_CHOICES) {
+            let mut choices = request.take_choices();
+            if request.id == id {
+                // The prompt is still wanted: the next choice takes the removed one's place.
+                request.id = choices.remove(0);
+            } else {
+                choices.retain(|&choice| choice != id);
+            }
+            request.set_choices(choices);
             return Ok(true);
         }
         let rank = request.rank;
@@ -199,11 +197,10 @@ impl Scheduler {
         if request.is_running {
             remove_sorted(&mut self.running, rank);
         } else {
-            self.waiting_tokens -= request.tokens.len();
+            self.waiting_tokens -= request.num_tokens();
             self.waiting.remove(&rank);
         }
-        self.slots[slot as usize] = None;
-        self.free_slots.push(slot);
+        self.slots.free(slot);
         Ok(true)
     }
 
@@ -220,7 +217,7 @@ impl Scheduler {
     /// Everyone with tokens in the plan in flight, choices that wait for their prompt among them.
     pub fn ids_in_flight(&self) -> Vec<u64> {
         let requests = self.scheduled.iter().filter_map(|entry| self.state(entry.rank));
-        requests.flat_map(|request| std::iter::once(request.id).chain(request.choices.iter().copied())).collect()
+        requests.flat_map(|request| std::iter::once(request.id).chain(request.choices().iter().copied())).collect()
     }
 
     /// Records that the plan in flight was computed. Returns whose each row of logits is and what for; `None`: it was
@@ -235,46 +232,42 @@ impl Scheduler {
         if !std::mem::take(&mut self.in_flight) {
             return Err(Error::InvalidArgument("no plan is in flight; call `schedule` first".to_owned()));
         }
-        // A new request may have taken a removed one's id meanwhile, but never its rank.
-        let is_there = |row: &Row| self.state(row.rank).is_some_and(|request| request.answers_to(row.row.id));
-        let rows = self.buffers.rows.iter().map(|row| is_there(row).then_some(row.row)).collect();
-        let mut scheduled = std::mem::take(&mut self.scheduled);
-        for entry in scheduled.drain(..) {
+        let (rows, scheduled) = (std::mem::take(&mut self.buffers.rows), std::mem::take(&mut self.scheduled));
+        let mut owners = Vec::with_capacity(rows.len());
+        let mut left = rows.iter().peekable();
+        for entry in &scheduled {
+            // A new request may have taken a removed one's id meanwhile, but never its rank.
+            let request = self.slots.find(entry.rank);
+            while let Some(row) = left.next_if(|row| row.rank.is(entry.rank)) {
+                owners.push(request.filter(|request| request.answers_to(row.row.id)).map(|_| row.row));
+            }
             self.complete_request(entry.rank)?;
         }
-        self.scheduled = scheduled;
-        Ok(rows)
+        (self.buffers.rows, self.scheduled) = (rows, scheduled);
+        self.scheduled.clear();
+        self.next_row = 0;
+        Ok(owners)
     }
 
+    #[inline]
     fn complete_request(&mut self, rank: Rank) -> Result<()> {
-        let Some(request) = self.slots[rank.slot as usize].as_mut().filter(|request| request.rank == rank) else {
-            return Ok(());
-        };
-        if request.wants_prompt_rows {
-            request.num_prompt_rows = request.num_prompt_rows.max(request.prompt_rows_in_step().end);
-            request.wants_prompt_rows = request.num_prompt_rows + 1 < request.num_prompt_tokens;
-        }
-        request.num_computed_tokens = request.num_known_in_step();
-        request.num_scheduled_tokens = 0;
-        if !request.drafts.is_empty() {
-            request.drafts.truncate(std::mem::take(&mut request.num_scheduled_drafts) as usize);
-            request.drafts_are_computed = true;
-            self.stats.drafts_computed += request.drafts.len();
-        }
-        if let Some(BlockCopy { source, .. }) = request.copy.take() {
+        let Some(request) = self.slots.find_mut(rank) else { return Ok(()) };
+        self.stats.drafts_computed += request.complete_step();
+        let block_size = self.config.block_size;
+        if request.has(Traits::HAS_COPY)
+            && let Some(BlockCopy { source, .. }) = request.take_copy()
+        {
             self.pool.release(source)?;
             self.stats.blocks_copied += 1;
         }
-        let block_size = self.config.block_size;
         while self.config.prefix_caching
-            && request.num_computed_tokens >= (request.num_findable_blocks + 1) * block_size
+            && let Some(index) = request.next_findable_block(block_size)
         {
-            let index = request.num_findable_blocks;
             let hash = request.block_hash(index, &self.hasher, block_size);
-            self.pool.register(request.blocks[index], hash)?;
-            request.num_findable_blocks += 1;
+            self.pool.register(request.blocks()[index], hash)?;
+            request.count_findable_block();
         }
-        if request.has_choices && request.num_pending_tokens() == 0 {
+        if request.has(Traits::HAS_CHOICES) && request.num_pending_tokens() == 0 {
             return self.fork(rank);
         }
         Ok(())
@@ -284,28 +277,25 @@ impl Scheduler {
     ///
     /// Those that may not run yet wait in the queue, as if preempted: the prefix cache has most of their prompt.
     fn fork(&mut self, rank: Rank) -> Result<()> {
-        let mut parent = self.slots[rank.slot as usize].take().ok_or_else(|| missing(rank.slot))?;
-        parent.has_choices = false;
-        for (index, id) in std::mem::take(&mut parent.choices).into_iter().enumerate() {
-            let slot = self.new_slot();
+        let mut parent = self.slots.take(rank)?;
+        for (index, id) in parent.take_choices().into_iter().enumerate() {
+            let slot = self.slots.reserve();
             self.slot_of.insert(id, slot);
             let mut choice = parent.clone();
             choice.rank = Rank { arrival: rank.arrival + 1 + index as u64, slot, ..rank };
             choice.id = id;
             if self.running.len() < self.config.max_running_requests {
-                choice.blocks.iter().try_for_each(|&block| self.pool.acquire(block))?;
-                choice.shares_last_block = true;
-                parent.shares_last_block = true;
+                choice.blocks().iter().try_for_each(|&block| self.pool.acquire(block))?;
+                choice.set_shares_last_block(true);
+                parent.set_shares_last_block(true);
                 insert_sorted(&mut self.running, choice.rank);
-                self.slots[slot as usize] = Some(choice);
+                self.slots.put(choice);
                 continue;
             }
-            choice.blocks.clear();
-            (choice.is_running, choice.shares_last_block) = (false, false);
-            (choice.num_computed_tokens, choice.num_findable_blocks) = (0, 0);
+            choice.reset();
             self.enqueue(choice);
         }
-        self.slots[rank.slot as usize] = Some(parent);
+        self.slots.put(parent);
         Ok(())
     }
 
@@ -319,16 +309,29 @@ impl Scheduler {
     /// [`Error::UnknownRequest`] if it was never added or is removed, or is a choice that has not started.
     pub fn set_drafts(&mut self, id: u64, drafts: &[u32]) -> Result<()> {
         let request = self.started(id)?;
-        request.forget_drafts();
-        request.drafts.extend_from_slice(drafts);
+        request.set_drafts(drafts);
         Ok(())
     }
 
     #[inline]
     fn started(&mut self, id: u64) -> Result<&mut Request> {
-        let slot = *self.slot_of.get(&id).ok_or(Error::UnknownRequest(id))?;
-        let request = state_mut(&mut self.slots, slot)?;
-        if request.id == id { Ok(request) } else { Err(Error::UnknownRequest(id)) }
+        let slot = match self.follow_rows(id) {
+            Some(slot) => slot,
+            None => *self.slot_of.get(&id).ok_or_else(|| unknown(id))?,
+        };
+        match self.slots.get_mut(slot)? {
+            request if request.id == id => Ok(request),
+            _ => Err(unknown(id)),
+        }
+    }
+
+    /// The slot of a request, if it is the next one in the order of the last step's rows: then its id need not be
+    /// looked up, which is a third of what a token costs here.
+    #[inline]
+    fn follow_rows(&mut self, id: u64) -> Option<u32> {
+        let rank = self.buffers.rows.get(self.next_row).filter(|row| row.row.id == id)?.rank;
+        self.next_row += 1;
+        self.slots.find(rank).filter(|request| request.id == id).map(|_| rank.slot)
     }
 
     /// Adds a generated token to a request.
@@ -348,7 +351,7 @@ impl Scheduler {
 
     /// What is known of a request; of a choice that has not started, what is known of the one that computes its prompt.
     pub fn request(&self, id: u64) -> Option<&Request> {
-        self.slots[*self.slot_of.get(&id)? as usize].as_ref()
+        self.slots.get(*self.slot_of.get(&id)?)
     }
 
     /// Whether any request is left.
@@ -372,17 +375,13 @@ impl Scheduler {
     /// The request of this rank, if it is still there.
     #[inline]
     pub(super) fn state(&self, rank: Rank) -> Option<&Request> {
-        self.slots[rank.slot as usize].as_ref().filter(|request| request.rank == rank)
+        self.slots.find(rank)
     }
 }
 
-#[inline]
-pub(super) fn state_mut(slots: &mut [Option<Request>], slot: u32) -> Result<&mut Request> {
-    slots.get_mut(slot as usize).and_then(Option::as_mut).ok_or_else(|| missing(slot))
-}
-
-fn missing(slot: u32) -> Error {
-    Error::Internal(format!("slot {slot} holds no request"))
+#[cold]
+fn unknown(id: u64) -> Error {
+    Error::UnknownRequest(id)
 }
 
 pub(super) fn insert_sorted(ranks: &mut Vec<Rank>, rank: Rank) -> usize {
@@ -399,9 +398,10 @@ fn remove_sorted(ranks: &mut Vec<Rank>, rank: Rank) {
 
 /// Gives a request's blocks back, the last first: they are the least likely to be another's, and reused first.
 pub(super) fn release_blocks(pool: &mut BlockPool, request: &mut Request) -> Result<()> {
-    if let Some(BlockCopy { source, .. }) = request.copy.take() {
+    if let Some(BlockCopy { source, .. }) = request.take_copy() {
         pool.release(source)?;
     }
-    request.table_version += 1;
-    request.blocks.drain(..).rev().try_for_each(|block| pool.release(block))
+    request.blocks().iter().rev().try_for_each(|&block| pool.release(block))?;
+    request.clear_blocks();
+    Ok(())
 }

@@ -1,8 +1,8 @@
 //! The token budget's rule: who runs, who waits, who gives way.
 
 use super::plan::Scheduled;
-use super::request::{BlockCopy, Rank};
-use super::scheduler::{insert_sorted, release_blocks, state_mut};
+use super::request::{Rank, Traits};
+use super::scheduler::{insert_sorted, release_blocks};
 use super::{BlockId, Request, Scheduler, StepPlan};
 use crate::{Error, Result};
 
@@ -24,8 +24,8 @@ impl Scheduler {
         if self.scheduled.is_empty() {
             return Ok(None);
         }
-        let Self { buffers, slots, scheduled, num_decodes, config, .. } = self;
-        buffers.fill(scheduled, *num_decodes, slots, config.block_size)?;
+        let Self { buffers, slots, scheduled, num_decodes, decodes_are_plain, config, .. } = self;
+        buffers.fill(scheduled, *num_decodes, *decodes_are_plain, slots, config.block_size)?;
         self.in_flight = true;
         self.stats.num_steps += 1;
         self.stats.tokens_scheduled += self.buffers.plan.token_ids.len();
@@ -35,8 +35,8 @@ impl Scheduler {
     fn drop_step(&mut self) {
         self.in_flight = false;
         for Scheduled { rank, .. } in self.scheduled.drain(..) {
-            if let Some(request) = self.slots[rank.slot as usize].as_mut().filter(|request| request.rank == rank) {
-                (request.num_scheduled_tokens, request.num_scheduled_drafts) = (0, 0);
+            if let Some(request) = self.slots.find_mut(rank) {
+                request.drop_step();
             }
         }
     }
@@ -47,14 +47,16 @@ impl Scheduler {
     /// Only the very first request may not be held up either: if it is still in its prompt, a token is kept for it.
     fn schedule_decodes(&mut self, budget: &mut usize) -> Result<()> {
         self.prefills.clear();
+        self.decodes_are_plain = true;
+        self.scheduled.reserve(self.running.len());
         let mut place = 0;
         let mut num_kept = 0;
         while place < self.running.len() && *budget > num_kept {
             let rank = self.running[place];
-            let request = state_mut(&mut self.slots, rank.slot)?;
+            let request = self.slots.get_mut(rank.slot)?;
             if request.is_plain_decoder(self.config.block_size) {
                 // Nearly everyone, nearly always: one look at its state.
-                request.num_scheduled_tokens = 1;
+                request.take(1);
                 self.scheduled.push(Scheduled::new(request, self.config.block_size));
                 *budget -= 1;
                 place += 1;
@@ -76,6 +78,8 @@ impl Scheduler {
             let num_others = num_kept + self.running.len() - place - 1;
             self.take_budget(rank, budget)?;
             self.take_drafts(rank, budget, num_others)?;
+            let request = self.slots.get_mut(rank.slot)?;
+            self.decodes_are_plain &= request.is_plain_decoder(self.config.block_size);
             place += 1;
         }
         Ok(())
@@ -84,18 +88,17 @@ impl Scheduler {
     /// Adds as many of a decoder's guesses as budget and blocks have room for; nobody gives way for a guess.
     fn take_drafts(&mut self, rank: Rank, budget: &mut usize, num_others: usize) -> Result<()> {
         let block_size = self.config.block_size;
-        let request = state_mut(&mut self.slots, rank.slot)?;
-        if request.drafts.is_empty() {
+        let request = self.slots.get_mut(rank.slot)?;
+        if !request.has(Traits::HAS_DRAFTS) {
             return Ok(());
         }
-        let wanted = request.drafts.len().min(budget.saturating_sub(num_others));
-        let needed = (request.tokens.len() + wanted).div_ceil(block_size);
-        while request.blocks.len() < needed && self.pool.can_allocate(1 + self.running.len()) {
-            request.blocks.extend(self.pool.allocate());
+        let wanted = request.drafts().len().min(budget.saturating_sub(num_others));
+        let needed = (request.num_tokens() + wanted).div_ceil(block_size);
+        while request.num_blocks() < needed && self.pool.can_allocate(1 + self.running.len()) {
+            self.pool.allocate().into_iter().for_each(|block| request.push_block(block));
         }
-        let num_drafts = wanted.min(request.blocks.len() * block_size - request.tokens.len());
-        request.num_scheduled_drafts = num_drafts as u32;
-        request.num_scheduled_tokens += num_drafts;
+        let num_drafts = wanted.min(request.num_blocks() * block_size - request.num_tokens());
+        request.take_drafts(num_drafts);
         *budget -= num_drafts;
         if let Some(entry) = self.scheduled.last_mut() {
             entry.num_blocks = request.num_blocks_in_step(block_size) as u32;
@@ -136,7 +139,7 @@ impl Scheduler {
     /// Moves the first of the queue to the running ones, if it fits; requests of a worse priority give way if that
     /// makes it fit.
     fn admit(&mut self, rank: Rank, budget: &mut usize) -> Result<bool> {
-        let request = state_mut(&mut self.slots, rank.slot)?;
+        let request = self.slots.get_mut(rank.slot)?;
         // Whoever just gave way would only take back what it gave up.
         if request.preempted_in_step == self.stats.num_steps + 1 {
             return Ok(false);
@@ -153,9 +156,9 @@ impl Scheduler {
         }
         self.waiting.remove(&rank);
         insert_sorted(&mut self.running, rank);
-        let request = state_mut(&mut self.slots, rank.slot)?;
+        let request = self.slots.get_mut(rank.slot)?;
         request.is_running = true;
-        self.waiting_tokens -= request.tokens.len();
+        self.waiting_tokens -= request.num_tokens();
         Ok(true)
     }
 
@@ -165,9 +168,9 @@ impl Scheduler {
         if !self.running.last().as_ref().is_some_and(is_worse) {
             return Ok(false);
         }
-        let blocks_of = |other: &Rank| self.state(*other).map_or(0, |request| request.blocks.len());
+        let blocks_of = |other: &Rank| self.state(*other).map_or(0, Request::num_blocks);
         let num_theirs: usize = self.running.iter().rev().take_while(is_worse).map(blocks_of).sum();
-        let num_tokens = self.state(rank).map_or(0, |request| request.tokens.len());
+        let num_tokens = self.state(rank).map_or(0, Request::num_tokens);
         Ok(num_tokens.div_ceil(self.config.block_size) <= self.pool.num_free() + num_theirs)
     }
 
@@ -177,25 +180,25 @@ impl Scheduler {
     /// Not only of the next chunk: a long prompt admitted by halves would lose its first chunks to preemption.
     fn allocate_known(&mut self, rank: Rank) -> Result<bool> {
         let block_size = self.config.block_size;
-        let request = state_mut(&mut self.slots, rank.slot)?;
-        let num_needed = request.tokens.len().div_ceil(block_size);
-        if self.config.prefix_caching && !request.wants_prompt_rows {
+        let request = self.slots.get_mut(rank.slot)?;
+        let num_needed = request.num_tokens().div_ceil(block_size);
+        request.reserve_blocks(num_needed);
+        if self.config.prefix_caching && !request.has(Traits::WANTS_PROMPT_ROWS) {
             find_prefix(request, &self.hasher, &self.pool, block_size);
         }
-        let num_found = request.blocks.len();
-        let num_free_found = request.blocks.iter().filter(|&&block| self.pool.ref_count(block) == 0).count();
+        let num_found = request.num_blocks();
+        let num_free_found = request.blocks().iter().filter(|&&block| self.pool.ref_count(block) == 0).count();
         if !self.pool.can_allocate(num_needed - num_found + num_free_found) {
-            request.blocks.clear();
+            request.clear_blocks();
             return Ok(false);
         }
         // Found blocks are taken first, or they might be handed out as free ones.
-        request.blocks.iter().try_for_each(|&block| self.pool.acquire(block))?;
-        request.blocks.extend((num_found..num_needed).map_while(|_| self.pool.allocate()));
-        request.num_computed_tokens = num_found * block_size;
-        request.num_findable_blocks = num_found;
+        request.blocks().iter().try_for_each(|&block| self.pool.acquire(block))?;
+        (num_found..num_needed).map_while(|_| self.pool.allocate()).for_each(|block| request.push_block(block));
+        request.set_found(num_found, block_size);
         if self.config.prefix_caching && request.preempted_in_step == 0 {
-            self.stats.prefix_query_tokens += request.tokens.len();
-            self.stats.prefix_hit_tokens += request.num_computed_tokens;
+            self.stats.prefix_query_tokens += request.num_tokens();
+            self.stats.prefix_hit_tokens += request.num_computed_tokens();
         }
         Ok(true)
     }
@@ -204,12 +207,12 @@ impl Scheduler {
     /// there are too few.
     fn grow(&mut self, rank: Rank) -> Result<bool> {
         let block_size = self.config.block_size;
-        let request = state_mut(&mut self.slots, rank.slot)?;
+        let request = self.slots.get_mut(rank.slot)?;
         while !request.has_room(block_size) {
             let Some(block) = self.pool.allocate() else { return Ok(false) };
-            request.blocks.push(block);
+            request.push_block(block);
         }
-        if request.shares_last_block && request.copy.is_none() {
+        if request.has(Traits::SHARES_LAST_BLOCK) && !request.has(Traits::HAS_COPY) {
             return own_last_block(request, &mut self.pool, block_size);
         }
         Ok(true)
@@ -217,9 +220,10 @@ impl Scheduler {
 
     fn take_budget(&mut self, rank: Rank, budget: &mut usize) -> Result<()> {
         let longest = self.config.max_prefill_chunk.unwrap_or(usize::MAX).min(*budget);
-        let request = state_mut(&mut self.slots, rank.slot)?;
-        request.num_scheduled_tokens = request.num_pending_tokens().min(longest);
-        *budget -= request.num_scheduled_tokens;
+        let request = self.slots.get_mut(rank.slot)?;
+        let num_tokens = request.num_pending_tokens().min(longest);
+        request.take(num_tokens);
+        *budget -= num_tokens;
         self.scheduled.push(Scheduled::new(request, self.config.block_size));
         Ok(())
     }
@@ -235,21 +239,19 @@ impl Scheduler {
         if self.prefills.last() == Some(&rank) {
             self.prefills.pop();
         }
-        let request = state_mut(&mut self.slots, rank.slot)?;
-        let num_scheduled = std::mem::take(&mut request.num_scheduled_tokens);
+        let request = self.slots.get_mut(rank.slot)?;
+        let num_scheduled = request.drop_step();
         if num_scheduled > 0 {
             let place = self.scheduled.iter().position(|other| other.rank == rank).ok_or_else(|| lost(rank))?;
             self.scheduled.remove(place);
             self.num_decodes -= usize::from(place < self.num_decodes);
             *budget += num_scheduled;
         }
-        request.num_scheduled_drafts = 0;
-        request.forget_drafts();
+        request.set_drafts(&[]);
         release_blocks(&mut self.pool, request)?;
-        (request.is_running, request.shares_last_block) = (false, false);
-        (request.num_computed_tokens, request.num_findable_blocks) = (0, 0);
+        request.reset();
         request.preempted_in_step = self.stats.num_steps + 1;
-        self.waiting_tokens += request.tokens.len();
+        self.waiting_tokens += request.num_tokens();
         self.waiting.insert(rank);
         self.stats.num_preemptions += 1;
         Ok(())
@@ -262,24 +264,22 @@ fn lost(rank: Rank) -> Error {
 
 /// Lists the blocks of a request's beginning that the cache has, without taking them.
 fn find_prefix(request: &mut Request, hasher: &super::BlockHasher, pool: &super::BlockPool, block_size: usize) {
-    for index in 0..(request.tokens.len() - 1) / block_size {
+    for index in 0..(request.num_tokens() - 1) / block_size {
         let hash = request.block_hash(index, hasher, block_size);
         let Some(block) = pool.find(hash) else { return };
-        request.blocks.push(block);
+        request.push_block(block);
     }
 }
 
 /// Before a request writes into a block that other choices hold, it gets a copy; the last holder needs none.
 fn own_last_block(request: &mut Request, pool: &mut super::BlockPool, block_size: usize) -> Result<bool> {
-    let index = request.num_computed_tokens / block_size;
-    let source: BlockId = request.blocks[index];
-    let is_shared = !request.num_computed_tokens.is_multiple_of(block_size) && pool.ref_count(source) > 1;
+    let index = request.num_computed_tokens() / block_size;
+    let source: BlockId = request.blocks()[index];
+    let is_shared = !request.num_computed_tokens().is_multiple_of(block_size) && pool.ref_count(source) > 1;
     if is_shared {
         let Some(target) = pool.allocate() else { return Ok(false) };
-        request.blocks[index] = target;
-        request.table_version += 1;
-        request.copy = Some(BlockCopy { source, target });
+        request.copy_block(index, target);
     }
-    request.shares_last_block = false;
+    request.set_shares_last_block(false);
     Ok(true)
 }

@@ -1,0 +1,110 @@
+//! Finds a block by the hash of its content.
+
+use std::num::NonZeroU32;
+
+use super::{BlockHash, BlockId};
+
+/// A hash table of eight bytes an entry: part of the hash, and the block, which knows the whole hash.
+///
+/// Hashes are as good as random, so part of one is its place: entries lie at or after it, without a gap between, and
+/// one that is removed leaves none, because those after it move up.
+///
+/// Source: Knuth 1998, "The Art of Computer Programming" 3, 6.4, algorithms L and R (linear probing).
+#[derive(Debug)]
+pub(super) struct BlockIndex {
+    entries: Vec<Option<Entry>>,
+    len: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    tag: u32,
+    /// One's complement of the block: a block is never `u32::MAX`.
+    block: NonZeroU32,
+}
+
+impl Entry {
+    fn block(self) -> BlockId {
+        !self.block.get()
+    }
+}
+
+impl BlockIndex {
+    /// An empty index with room for `num_blocks`.
+    pub fn new(num_blocks: usize) -> Self {
+        Self { entries: vec![None; (2 * num_blocks).next_power_of_two()], len: 0 }
+    }
+
+    /// Number of blocks in the index.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The block of this hash; `has_hash` says whether a block has it.
+    #[inline]
+    pub fn find(&self, hash: BlockHash, has_hash: impl Fn(BlockId) -> bool) -> Option<BlockId> {
+        self.search(hash, has_hash).ok().and_then(|place| self.entries[place]).map(Entry::block)
+    }
+
+    /// Adds a block under its hash. `false`: another block has it, and stays.
+    #[inline]
+    pub fn insert(&mut self, hash: BlockHash, block: BlockId, has_hash: impl Fn(BlockId) -> bool) -> bool {
+        let Err(place) = self.search(hash, has_hash) else { return false };
+        self.entries[place] = NonZeroU32::new(!block).map(|block| Entry { tag: tag(hash), block });
+        self.len += 1;
+        true
+    }
+
+    /// Removes a block that was added under this hash.
+    #[inline]
+    pub fn remove(&mut self, hash: BlockHash, block: BlockId) {
+        let Ok(mut gap) = self.search(hash, |other| other == block) else { return };
+        self.len -= 1;
+        let mut place = gap;
+        loop {
+            place = self.after(place);
+            let Some(entry) = self.entries[place] else { break };
+            // It may move up to the gap, if that isn't before its home.
+            let distance = |from: usize| place.wrapping_sub(from) & self.mask();
+            if distance(self.home(entry.tag)) >= distance(gap) {
+                self.entries[gap] = Some(entry);
+                gap = place;
+            }
+        }
+        self.entries[gap] = None;
+    }
+
+    /// The place of this hash's entry, or that of the gap where it would be.
+    #[inline]
+    fn search(&self, hash: BlockHash, has_hash: impl Fn(BlockId) -> bool) -> Result<usize, usize> {
+        let tag = tag(hash);
+        let mut place = self.home(tag);
+        while let Some(entry) = self.entries[place] {
+            if entry.tag == tag && has_hash(entry.block()) {
+                return Ok(place);
+            }
+            place = self.after(place);
+        }
+        Err(place)
+    }
+
+    #[inline]
+    fn mask(&self) -> usize {
+        self.entries.len() - 1
+    }
+
+    #[inline]
+    fn home(&self, tag: u32) -> usize {
+        tag as usize & self.mask()
+    }
+
+    #[inline]
+    fn after(&self, place: usize) -> usize {
+        (place + 1) & self.mask()
+    }
+}
+
+#[inline]
+fn tag(hash: BlockHash) -> u32 {
+    hash.get() as u32
+}

@@ -1,0 +1,94 @@
+//! Where the states of requests are kept.
+
+use super::Request;
+use super::request::Rank;
+use crate::{Error, Result};
+
+/// States of requests, each in a slot that stays its own; a slot that is given back is used again.
+///
+/// An `Option` would keep its mark where a request's vectors are, and cost each look a second line of the cache.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    requests: Vec<Request>,
+    free: Vec<u32>,
+}
+
+impl Slots {
+    /// A slot for [`Self::put`].
+    pub fn reserve(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.requests.push(vacant());
+            self.requests.len() as u32 - 1
+        })
+    }
+
+    /// Keeps a request in the slot that its rank names.
+    pub fn put(&mut self, request: Request) {
+        let slot = request.rank.slot as usize;
+        self.requests[slot] = request;
+    }
+
+    /// Takes a request out of its slot, which stays reserved.
+    pub fn take(&mut self, rank: Rank) -> Result<Request> {
+        Ok(std::mem::replace(self.get_mut(rank.slot)?, vacant()))
+    }
+
+    /// Gives a slot back, and forgets what it held.
+    pub fn free(&mut self, slot: u32) {
+        self.requests[slot as usize] = vacant();
+        self.free.push(slot);
+    }
+
+    /// The request of this rank, if it is still there.
+    #[inline]
+    pub fn find(&self, rank: Rank) -> Option<&Request> {
+        self.requests.get(rank.slot as usize).filter(|request| request.rank.is(rank))
+    }
+
+    /// As [`Self::find`].
+    #[inline]
+    pub fn find_mut(&mut self, rank: Rank) -> Option<&mut Request> {
+        self.requests.get_mut(rank.slot as usize).filter(|request| request.rank.is(rank))
+    }
+
+    /// The request in this slot.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`] if it holds none.
+    #[inline]
+    pub fn get_mut(&mut self, slot: u32) -> Result<&mut Request> {
+        match self.requests.get_mut(slot as usize) {
+            Some(request) if request.rank != Rank::NOBODY => Ok(request),
+            _ => Err(missing(slot)),
+        }
+    }
+
+    /// The request in this slot, if any.
+    #[inline]
+    pub fn get(&self, slot: u32) -> Option<&Request> {
+        self.requests.get(slot as usize).filter(|request| request.rank != Rank::NOBODY)
+    }
+
+    /// All requests.
+    pub fn iter(&self) -> impl Iterator<Item = &Request> {
+        self.requests.iter().filter(|request| request.rank != Rank::NOBODY)
+    }
+
+    /// Whether each slot holds the request that names it, or is free once.
+    pub fn is_consistent(&self) -> bool {
+        let is_home = |(slot, request): (usize, &Request)| {
+            request.rank == Rank::NOBODY || (request.rank.slot as usize == slot && !self.free.contains(&(slot as u32)))
+        };
+        self.requests.iter().enumerate().all(is_home) && self.iter().count() + self.free.len() == self.requests.len()
+    }
+}
+
+fn vacant() -> Request {
+    Request::new(0, Vec::new(), Rank::NOBODY)
+}
+
+#[cold]
+fn missing(slot: u32) -> Error {
+    Error::Internal(format!("slot {slot} holds no request"))
+}
