@@ -214,37 +214,69 @@ fn ask_ahead<S: Simd>(token: *const u8, pitch: usize, num_bytes: usize) {
     }
 }
 
-/// Products of `G` query heads with every key.
+/// Products of `G` query heads with every key, four keys at a time: their sums share the adding up.
 #[inline(always)]
 unsafe fn score<S: Simd, const BF16: bool, const G: usize>(stretch: &Stretch<'_>, first: usize, scratch: &mut [f32]) {
     let shape = stretch.shape;
-    let width = shape.head_dim;
-    let tail = width - width % S::LANES;
-    let pitch = shape.num_kv_heads * width * shape.dtype.size();
-    let queries: [&[f32]; G] = std::array::from_fn(|g| &stretch.queries[(first + g) * width..][..width]);
+    let pitch = shape.num_kv_heads * shape.head_dim * shape.dtype.size();
     for (place, count, slot) in stretch.runs() {
         // SAFETY: `count` tokens from `slot` on lie side by side in a block that exists.
         unsafe {
             let mut key = stretch.keys.data.add(shape.offset(slot, stretch.head)).cast_const();
-            for token in place..place + count {
-                ask_ahead::<S>(key, pitch, width * shape.dtype.size());
-                let mut sums = [S::splat(0.0); G];
-                for start in (0..tail).step_by(S::LANES) {
-                    let channels = load::<S, BF16>(key, start);
-                    for g in 0..G {
-                        sums[g] = S::fma(channels, S::load(queries[g].as_ptr().add(start)), sums[g]);
-                    }
-                }
+            let (mut token, end) = (place, place + count);
+            while token + 4 <= end {
+                let scores = products::<S, BF16, G, 4>(stretch, first, (key, pitch));
                 for g in 0..G {
-                    let mut sum = S::sum(sums[g]);
-                    for channel in tail..width {
-                        sum += one::<BF16>(key, channel) * queries[g][channel];
-                    }
-                    *scratch.get_unchecked_mut((first + g) * STRETCH + token) = sum;
+                    let to = scratch.as_mut_ptr().add((first + g) * STRETCH + token);
+                    to.cast::<[f32; 4]>().write_unaligned(scores[g]);
                 }
-                key = key.wrapping_add(pitch);
+                (token, key) = (token + 4, key.wrapping_add(4 * pitch));
+            }
+            while token < end {
+                let scores = products::<S, BF16, G, 1>(stretch, first, (key, pitch));
+                for g in 0..G {
+                    *scratch.get_unchecked_mut((first + g) * STRETCH + token) = scores[g][0];
+                }
+                (token, key) = (token + 1, key.wrapping_add(pitch));
             }
         }
+    }
+}
+
+/// Products of `G` query heads from `first` on with `T` keys, at most four, that lie `pitch` bytes apart.
+#[inline(always)]
+unsafe fn products<S: Simd, const BF16: bool, const G: usize, const T: usize>(
+    stretch: &Stretch<'_>,
+    first: usize,
+    (keys, pitch): (*const u8, usize),
+) -> [[f32; 4]; G] {
+    let width = stretch.shape.head_dim;
+    let tail = width - width % S::LANES;
+    let queries = stretch.queries[first * width..(first + G) * width].as_ptr();
+    // SAFETY: passed on.
+    unsafe {
+        let mut sums = [[S::splat(0.0); 4]; G];
+        for t in 0..T {
+            ask_ahead::<S>(keys.add(t * pitch), pitch, width * stretch.shape.dtype.size());
+        }
+        for start in (0..tail).step_by(S::LANES) {
+            let parts: [S::V; G] = std::array::from_fn(|g| S::load(queries.add(g * width + start)));
+            for t in 0..T {
+                let channels = load::<S, BF16>(keys.add(t * pitch), start);
+                for g in 0..G {
+                    sums[g][t] = S::fma(channels, parts[g], sums[g][t]);
+                }
+            }
+        }
+        let mut products: [[f32; 4]; G] = std::array::from_fn(|g| S::sums(sums[g]));
+        for channel in tail..width {
+            for g in 0..G {
+                for t in 0..T {
+                    products[g][t] += one::<BF16>(keys.add(t * pitch), channel) * *queries.add(g * width + channel);
+                }
+            }
+        }
+        products
     }
 }
 

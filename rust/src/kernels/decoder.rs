@@ -9,8 +9,11 @@ use super::simd::Isa;
 use super::team::Team;
 use crate::{Error, Result};
 
-/// Rows that run through all layers together; more are split, so that scratch stays in the second cache.
-pub(super) const MAX_ROWS: usize = 64;
+/// Rows that run through all layers together; more are split, so that scratch stays in the second cache. A multiple of
+/// every set's tile.
+pub(super) const MAX_ROWS: usize = 66;
+/// Rows of the largest tile.
+const TILE_ROWS: usize = 6;
 
 /// A linear layer.
 #[derive(Debug, Clone)]
@@ -221,8 +224,9 @@ impl Decoder {
             rows.extend((bounds[0] as usize..bounds[1] as usize).map(|row| RowTask::new(step, row, request)));
         }
         let mut wanted = step.logits_indices.iter().enumerate().peekable();
-        for (group, rows) in rows.chunks_mut(MAX_ROWS).enumerate() {
-            let start = group * MAX_ROWS;
+        let size = group_size(rows.len());
+        for (group, rows) in rows.chunks_mut(size).enumerate() {
+            let start = group * size;
             while let Some((output, row)) = wanted.next_if(|(_, row)| (**row as usize) < start + rows.len()) {
                 let (first, end) = &mut rows[*row as usize - start].outputs;
                 (*first, *end) = (if first == end { output } else { *first }, output + 1);
@@ -435,6 +439,29 @@ impl Buffers {
             expert_input: Scratch::new(choices * sizes.expert_input),
             own: (0..num_threads).map(|_| Scratch::new(own.max(heads))).collect(),
             sizes,
+        }
+    }
+}
+
+/// Rows of each group but the last: about the same in all, since a small group reads the weights for a few rows, and a
+/// whole number of tiles.
+fn group_size(num_rows: usize) -> usize {
+    let num_groups = num_rows.div_ceil(MAX_ROWS).max(1);
+    num_rows.div_ceil(num_groups).next_multiple_of(TILE_ROWS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_even_and_hold_all_rows() {
+        for num_rows in 1..1_000 {
+            let size = group_size(num_rows);
+            let (num_groups, last) = (num_rows.div_ceil(size), (num_rows - 1) % size + 1);
+            assert!(size <= MAX_ROWS && size.is_multiple_of(TILE_ROWS), "{num_rows}: {size}");
+            assert_eq!(num_groups, num_rows.div_ceil(MAX_ROWS), "{num_rows}");
+            assert!(num_rows <= MAX_ROWS || last + TILE_ROWS * num_groups > size, "{num_rows}: {last} of {size}");
         }
     }
 }

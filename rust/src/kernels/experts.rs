@@ -86,7 +86,7 @@ impl Pass<'_> {
                     }
                 }
                 let x = self.prepared(rows, width, end - start);
-                self.multiply_strip(member, (&experts.gate_up[expert], first), &x, |row, values| {
+                self.multiply_strip(member, (&experts.gate_up[expert], first, first + STRIP), &x, |row, values| {
                     let to = (start + row) * self.sizes.expert_wide + first;
                     // SAFETY: each column of a choice is one member's until the barrier.
                     unsafe { self.expert_wide.slice(to, values.len()) }.copy_from_slice(values);
@@ -109,7 +109,7 @@ impl Pass<'_> {
                     }
                     let data = self.expert_input.from(start * stride);
                     let x = Prepared { data, stride, num_rows: end - start };
-                    self.multiply_strip(member, (down, first), &x, |row, values| {
+                    self.multiply_strip(member, (down, first, first), &x, |row, values| {
                         let (row, weight) = choices.pairs[start + row];
                         // SAFETY: each column is one member's until the barrier.
                         let to = unsafe { self.mixed.slice(row * self.sizes.hidden + first, values.len()) };

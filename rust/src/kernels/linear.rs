@@ -66,19 +66,27 @@ fn lanes_of(isa: Isa) -> usize {
     }
 }
 
-/// Multiplies all rows of `x` with weight rows `first..first + count`, at most [`STRIP`].
+/// Multiplies all rows of `x` with weight rows `first..first + count`, at most [`STRIP`]; those from `next` on, which are
+/// wanted after them, are asked for meanwhile.
 ///
 /// `out` gets `[x.num_rows, STRIP]`.
 ///
 /// # Safety
 ///
 /// `x` is prepared for these weights and isn't written meanwhile.
-pub(super) unsafe fn strip(isa: Isa, weights: &Matrix, (first, count): (usize, usize), x: &Prepared, out: &mut [f32]) {
+pub(super) unsafe fn strip(
+    isa: Isa,
+    weights: &Matrix,
+    (first, count, next): (usize, usize, usize),
+    x: &Prepared,
+    out: &mut [f32],
+) {
     assert!(count <= STRIP && first + count <= weights.rows && out.len() >= x.num_rows * STRIP);
     assert!(x.stride >= weights.cols, "rows of {} for weights of {}", x.stride, weights.cols);
     let task = Task {
         weights: weights.row(first),
         row_bytes: weights.cols * weights.dtype.size(),
+        next: weights.row(0).wrapping_add(next * weights.cols * weights.dtype.size()),
         count,
         x: x.data.slice_start(x.num_rows * x.stride),
         x_stride: x.stride,
@@ -102,6 +110,7 @@ pub(super) unsafe fn strip(isa: Isa, weights: &Matrix, (first, count): (usize, u
 struct Task {
     weights: *const u8,
     row_bytes: usize,
+    next: *const u8,
     count: usize,
     x: *const f32,
     x_stride: usize,
@@ -206,17 +215,20 @@ unsafe fn rows<S: Simd, F: Format<S>, const M: usize>(task: &Task, row: usize) {
     // SAFETY: passed on.
     unsafe {
         let mut sums = [[S::splat(0.0); M]; STRIP];
+        let mut ahead = Ahead::of::<S>(task, row);
         for start in (0..tail).step_by(CHUNK) {
             let columns = (start, tail.min(start + CHUNK));
             let mut first = 0;
             // As many rows of weights as keep the multipliers busy and their sums in registers.
             if S::TILE_COLS == 4 || M <= 2 {
                 while first + 4 <= task.count {
+                    ahead.ask::<S>(4);
                     accumulate::<S, F, M, 4>(task, (row, first), columns, &mut sums[first..]);
                     first += 4;
                 }
             }
             while first + 2 <= task.count {
+                ahead.ask::<S>(2);
                 accumulate::<S, F, M, 2>(task, (row, first), columns, &mut sums[first..]);
                 first += 2;
             }
@@ -225,6 +237,37 @@ unsafe fn rows<S: Simd, F: Format<S>, const M: usize>(task: &Task, row: usize) {
             }
         }
         finish::<S, F, M>(task, row, &sums);
+    }
+}
+
+/// The weights of the next strip, of which each tile asks for its share: so they come while the multipliers are busy.
+struct Ahead {
+    next: *const u8,
+    end: *const u8,
+    /// Bytes to ask for with each row of weights of each chunk.
+    size: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn of<S: Simd>(task: &Task, row: usize) -> Self {
+        let tiles = task.num_rows.div_ceil(S::TILE_ROWS);
+        let strip = task.count * task.row_bytes;
+        let share = strip.div_ceil(tiles).next_multiple_of(64);
+        let (start, end) = (share * (row / S::TILE_ROWS), (share * (row / S::TILE_ROWS + 1)).min(strip));
+        let size = share.div_ceil(task.cols.div_ceil(CHUNK) * task.count);
+        // Few rows ask for their weights themselves, line by line.
+        let end = if tiles > 1 { end } else { start };
+        Self { next: task.next.wrapping_add(start), end: task.next.wrapping_add(end), size }
+    }
+
+    #[inline(always)]
+    fn ask<S: Simd>(&mut self, num_rows: usize) {
+        let until = self.next.wrapping_add(self.size * num_rows).min(self.end);
+        while self.next < until {
+            S::prefetch_far(self.next);
+            self.next = self.next.wrapping_add(64);
+        }
     }
 }
 
@@ -244,7 +287,7 @@ unsafe fn accumulate<S: Simd, F: Format<S>, const M: usize, const N: usize>(
         let mut held: [[S::V; M]; N] = std::array::from_fn(|n| sums[n]);
         for start in (start..end).step_by(2 * S::LANES) {
             // The first rows bring the weights from memory, the others find them in the first cache.
-            if row == 0 && (start * F::SIZE).is_multiple_of(64) {
+            if task.num_rows <= S::TILE_ROWS && (start * F::SIZE).is_multiple_of(64) {
                 for n in 0..N {
                     S::prefetch(w[n].wrapping_add(start * F::SIZE + AHEAD));
                 }

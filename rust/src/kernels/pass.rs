@@ -42,6 +42,14 @@ impl RowTask {
     }
 }
 
+/// A row's look at a stretch of tokens through the query heads of one key head.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    row: usize,
+    stretch: usize,
+    head: usize,
+}
+
 /// A group of rows on its way through the model.
 pub(super) struct Pass<'a> {
     pub spec: &'a DecoderSpec,
@@ -50,8 +58,7 @@ pub(super) struct Pass<'a> {
     caches: &'a [(CachePart, CachePart)],
     step: &'a Step<'a>,
     pub rows: &'a [RowTask],
-    /// (row, stretch) of every piece of attention.
-    stretches: Vec<(usize, usize)>,
+    pieces: Vec<Piece>,
     pub sizes: Sizes,
     hidden: SharedMut,
     pub input: SharedMut,
@@ -75,7 +82,6 @@ impl<'a> Pass<'a> {
         buffers: &mut Buffers,
         logits: &mut [f32],
     ) -> Self {
-        let of_row = |(idx, row): (usize, &RowTask)| (0..row.num_tokens().div_ceil(STRETCH)).map(move |s| (idx, s));
         Self {
             spec,
             isa,
@@ -83,7 +89,7 @@ impl<'a> Pass<'a> {
             caches,
             step,
             rows,
-            stretches: rows.iter().enumerate().flat_map(of_row).collect(),
+            pieces: pieces_of(rows, shape.num_kv_heads),
             sizes: buffers.sizes,
             hidden: buffers.hidden.shared(),
             input: buffers.input.shared(),
@@ -196,10 +202,9 @@ impl<'a> Pass<'a> {
         let own = self.own(member);
         let scratch = unsafe { own.slice(0, groups * STRETCH) };
         // One member takes all heads of a stretch, whose tokens lie together, unless there are too few stretches.
-        let size = if self.stretches.len() >= 2 * member.num_members() { num_kv } else { 1 };
-        while let Some(units) = member.claim(self.stretches.len() * num_kv, size) {
-            for unit in units {
-                let ((row, stretch), head) = (self.stretches[unit / num_kv], unit % num_kv);
+        let size = if self.pieces.len() >= 2 * num_kv * member.num_members() { num_kv } else { 1 };
+        while let Some(pieces) = member.claim(self.pieces.len(), size) {
+            for &Piece { row, stretch, head } in &self.pieces[pieces] {
                 let task = &self.rows[row];
                 let place = ((task.first_stretch + stretch) * num_kv + head) * piece;
                 // SAFETY: each piece is one member's until the barrier; queries are only read.
@@ -376,25 +381,26 @@ impl<'a> Pass<'a> {
         let num_strips = linear.weight.rows.div_ceil(STRIP);
         // Few enough that counting costs nothing, enough that a member held up by the system delays no one.
         let size = (num_strips / (member.num_members() * 8)).max(1);
-        while let Some(strips) = member.claim(num_strips, size) {
-            for strip in strips {
-                let first = strip * STRIP;
-                self.multiply_strip(member, (&linear.weight, first), x, |row, values| {
-                    if let Some(bias) = &linear.bias {
-                        values.iter_mut().zip(&bias[first..]).for_each(|(value, bias)| *value += bias);
-                    }
-                    put(row, first, values);
-                });
-            }
+        let claims = std::iter::from_fn(|| member.claim(num_strips, size));
+        let mut strips = claims.flatten().map(|strip| strip * STRIP).peekable();
+        while let Some(first) = strips.next() {
+            let next = strips.peek().copied().unwrap_or(first);
+            self.multiply_strip(member, (&linear.weight, first, next), x, |row, values| {
+                if let Some(bias) = &linear.bias {
+                    values.iter_mut().zip(&bias[first..]).for_each(|(value, bias)| *value += bias);
+                }
+                put(row, first, values);
+            });
         }
         member.barrier();
     }
 
-    /// The strip from weight row `first` on; `put(row, values)` takes each row of it.
+    /// The strip from weight row `first` on; `put(row, values)` takes each row of it. The strip from row `next` on is
+    /// asked for meanwhile.
     pub fn multiply_strip(
         &self,
         member: &Member<'_>,
-        (weights, first): (&Matrix, usize),
+        (weights, first, next): (&Matrix, usize, usize),
         x: &Prepared,
         put: impl Fn(usize, &mut [f32]),
     ) {
@@ -403,11 +409,12 @@ impl<'a> Pass<'a> {
         // SAFETY: the member's own scratch; the input was prepared for these weights before the last barrier.
         let out = unsafe {
             let out = own.slice(0, MAX_ROWS * STRIP);
-            strip(self.isa, weights, (first, count), x, out);
+            strip(self.isa, weights, (first, count, next), x, out);
             out
         };
-        for (row, values) in out.chunks_exact_mut(STRIP).take(x.num_rows).enumerate() {
-            put(row, &mut values[..count]);
+        for (row, values) in out.as_chunks_mut::<STRIP>().0.iter_mut().take(x.num_rows).enumerate() {
+            // Of a known length they are copied without a call.
+            if count == STRIP { put(row, values) } else { put(row, &mut values[..count]) }
         }
     }
 
@@ -425,6 +432,24 @@ impl<'a> Pass<'a> {
         // SAFETY: passed on.
         unsafe { self.hidden.slice(row * self.sizes.hidden, self.sizes.hidden) }
     }
+}
+
+/// Every piece of attention. A prompt's rows follow each other where they look at the same keys, which then are in the
+/// second cache; else each row would bring all of a long prompt's keys there again.
+fn pieces_of(rows: &[RowTask], num_kv_heads: usize) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut first = 0;
+    for prompt in rows.chunk_by(|a, b| a.request == b.request) {
+        let num_stretches = |row: &RowTask| row.num_tokens().div_ceil(STRETCH);
+        for stretch in 0..prompt.iter().map(num_stretches).max().unwrap_or(0) {
+            for head in 0..num_kv_heads {
+                let seeing = prompt.iter().enumerate().filter(|(_, row)| stretch < num_stretches(row));
+                pieces.extend(seeing.map(|(idx, _)| Piece { row: first + idx, stretch, head }));
+            }
+        }
+        first += prompt.len();
+    }
+    pieces
 }
 
 /// The part of a stretch that a token sees: first token and one past the last; `None` if its window begins later.
