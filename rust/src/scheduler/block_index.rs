@@ -108,3 +108,27 @@ impl BlockIndex {
 fn tag(hash: BlockHash) -> u32 {
     hash.get() as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Four blocks share eight places: tags that are equal, that follow each other, and that begin at the last place.
+    #[test]
+    fn finds_what_was_added_whatever_was_removed() {
+        let hashes = [7, 7 | 1 << 32, 15, 8].map(|hash| BlockHash::new(hash).unwrap_or(BlockHash::MIN));
+        for removed in 0..4_usize {
+            let mut index = BlockIndex::new(4);
+            let has = |hash| move |block: BlockId| hashes[block as usize] == hash;
+            for (block, &hash) in (0..).zip(&hashes) {
+                assert!(index.insert(hash, block, has(hash)));
+                assert!(!index.insert(hash, block, has(hash)));
+            }
+            index.remove(hashes[removed], removed as BlockId);
+            for (block, &hash) in (0..).zip(&hashes) {
+                assert_eq!(index.find(hash, has(hash)), (block != removed as BlockId).then_some(block));
+            }
+            assert_eq!(index.len(), 3);
+        }
+    }
+}

@@ -115,6 +115,8 @@ pub struct Request {
     pub(super) preempted_in_step: usize,
 }
 
+const _: () = assert!(std::mem::offset_of!(Request, tokens) == 64);
+
 impl Request {
     /// A request that waits and holds nothing.
     pub(super) fn new(id: u64, prompt_ids: Vec<u32>, rank: Rank) -> Self {
