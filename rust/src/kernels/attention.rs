@@ -283,12 +283,18 @@ unsafe fn products<S: Simd, const BF16: bool, const G: usize, const T: usize>(
 /// Turns scores into weights relative to the highest; returns their sum, and the highest score.
 #[inline(always)]
 unsafe fn weigh<S: Simd>(scores: &mut [f32]) -> (f32, f32) {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let tail = scores.len() - scores.len() % S::LANES;
     let mut padded = [f32::NEG_INFINITY; 16];
     let rest = scores.len() - tail;
     // SAFETY: whole vectors within the scores, or the padding.
     unsafe {
+        let mut maxima = S::splat(f32::NEG_INFINITY);
+        for place in (0..tail).step_by(S::LANES) {
+            maxima = S::max(maxima, S::load(scores.as_ptr().add(place)));
+        }
+        S::store(padded.as_mut_ptr(), maxima);
+        let max = padded.iter().chain(&scores[tail..]).copied().fold(f32::NEG_INFINITY, f32::max);
+        padded = [f32::NEG_INFINITY; 16];
         let mut sums = S::splat(0.0);
         let shift = S::splat(-max);
         for place in (0..tail).step_by(S::LANES) {

@@ -3,14 +3,18 @@
 //! Weights stay where PyTorch has them, row after row. Each output is one dot product, summed along its row in an order
 //! that depends on nothing else: a row of activations gives the same bits whatever rows run beside it.
 
+use std::mem::MaybeUninit;
+
 use super::memory::{Dtype, Matrix, SharedMut};
 use super::simd::{Isa, Simd, dispatch, narrow, widen};
 
 /// Outputs that are computed together; rows of weights a member reads side by side.
 pub(super) const STRIP: usize = 8;
-/// Columns that a strip's tiles go through before the next: so many of six rows of activations and of a strip's weights
-/// stay in the first cache. A multiple of every set's block.
-const CHUNK: usize = 640;
+/// Bytes of a row of activations that a strip's tiles go through before the next: so many of six rows and of a strip's
+/// weights stay in the first cache. A multiple of every set's block.
+const CHUNK_BYTES: usize = 2560;
+/// Sums of the largest tile.
+const MAX_TILE: usize = 24;
 /// How far ahead of their first use weights are asked for, in bytes: about the next strip of a small model. The machine's
 /// own prefetcher loses eight short rows at a time; this gave a third to a half more bytes a second.
 const AHEAD: usize = 10_240;
@@ -119,6 +123,15 @@ struct Task {
     out: *mut f32,
 }
 
+impl Task {
+    /// A row of activations.
+    #[inline(always)]
+    unsafe fn x_row(&self, row: usize) -> *const u8 {
+        // SAFETY: `row` is one of the task's.
+        unsafe { self.x.add(row * self.x_stride).cast() }
+    }
+}
+
 dispatch! { unsafe fn strip_f32 = run_f32(task: &Task) }
 dispatch! { unsafe fn strip_bf16 = run_bf16(task: &Task) }
 
@@ -134,45 +147,162 @@ unsafe fn run_bf16<S: Simd>(task: &Task) {
     unsafe { run::<S, Bf16>(task) }
 }
 
-/// How a format's weights become f32.
+/// How numbers of a format are multiplied with prepared activations.
 trait Format<S: Simd> {
+    /// Bytes of a weight.
+    const SIZE: usize;
+    /// Bytes of an activation.
+    const X_SIZE: usize;
+    /// Adds the products of columns `start..start + 2 * LANES` to the sums of `M` rows of activations with `N` of weights.
+    unsafe fn block<const M: usize, const N: usize>(
+        w: &[*const u8; N],
+        x: &[*const u8; M],
+        start: usize,
+        sums: &mut [[S::V; N]; M],
+    );
+    /// The product of one column.
+    unsafe fn one(w: *const u8, x: *const u8, col: usize) -> f32;
+}
+
+/// A format whose numbers are widened to f32, half a block at a time.
+trait Widened<S: Simd> {
     const SIZE: usize;
     /// The first or second vector of block `start..start + 2 * LANES`, in the order of prepared activations.
-    unsafe fn half<const SECOND: bool>(row: *const u8, start: usize) -> S::V;
-    unsafe fn one(row: *const u8, col: usize) -> f32;
+    unsafe fn half<const SECOND: bool>(w: *const u8, start: usize) -> S::V;
+    unsafe fn one(w: *const u8, col: usize) -> f32;
 }
 
 struct F32;
 struct Bf16;
 
-impl<S: Simd> Format<S> for F32 {
+impl<S: Simd> Widened<S> for F32 {
     const SIZE: usize = 4;
     #[inline(always)]
-    unsafe fn half<const SECOND: bool>(row: *const u8, start: usize) -> S::V {
+    unsafe fn half<const SECOND: bool>(w: *const u8, start: usize) -> S::V {
         // SAFETY: the block is within the row.
-        unsafe { S::load(row.cast::<f32>().add(start + if SECOND { S::LANES } else { 0 })) }
+        unsafe { S::load(w.cast::<f32>().add(start + if SECOND { S::LANES } else { 0 })) }
     }
     #[inline(always)]
-    unsafe fn one(row: *const u8, col: usize) -> f32 {
+    unsafe fn one(w: *const u8, col: usize) -> f32 {
         // SAFETY: `col` is within the row.
-        unsafe { *row.cast::<f32>().add(col) }
+        unsafe { *w.cast::<f32>().add(col) }
     }
 }
 
-impl<S: Simd> Format<S> for Bf16 {
+impl<S: Simd> Widened<S> for Bf16 {
     const SIZE: usize = 2;
     #[inline(always)]
-    unsafe fn half<const SECOND: bool>(row: *const u8, start: usize) -> S::V {
+    unsafe fn half<const SECOND: bool>(w: *const u8, start: usize) -> S::V {
         // SAFETY: the block is within the row.
         unsafe {
-            let block = row.cast::<u16>().add(start);
+            let block = w.cast::<u16>().add(start);
             if SECOND { S::odd_bf16(block) } else { S::even_bf16(block) }
         }
     }
     #[inline(always)]
-    unsafe fn one(row: *const u8, col: usize) -> f32 {
+    unsafe fn one(w: *const u8, col: usize) -> f32 {
         // SAFETY: `col` is within the row.
-        unsafe { widen(*row.cast::<u16>().add(col)) }
+        unsafe { widen(*w.cast::<u16>().add(col)) }
+    }
+}
+
+impl<S: Simd, F: Widened<S>> Format<S> for F {
+    const SIZE: usize = F::SIZE;
+    const X_SIZE: usize = 4;
+    #[inline(always)]
+    unsafe fn block<const M: usize, const N: usize>(
+        w: &[*const u8; N],
+        x: &[*const u8; M],
+        start: usize,
+        sums: &mut [[S::V; N]; M],
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            half::<S, F, false, M, N>(w, x, start, sums);
+            half::<S, F, true, M, N>(w, x, start, sums);
+        }
+    }
+    #[inline(always)]
+    unsafe fn one(w: *const u8, x: *const u8, col: usize) -> f32 {
+        // SAFETY: `col` is within both rows.
+        unsafe { F::one(w, col) * *x.cast::<f32>().add(col) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod pairs {
+    use std::arch::x86_64::*;
+
+    use super::super::simd::{Avx512, Simd};
+    use super::{Format, Task, run, widen};
+
+    /// Products of bf16 pairs, which only AVX-512-BF16 has.
+    struct Pairs;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16,avx2,fma")]
+    pub(super) unsafe fn strip(task: &Task) {
+        // SAFETY: passed on.
+        unsafe { run::<Avx512, Pairs>(task) }
+    }
+
+    impl Format<Avx512> for Pairs {
+        const SIZE: usize = 2;
+        const X_SIZE: usize = 2;
+        #[inline(always)]
+        unsafe fn block<const M: usize, const N: usize>(
+            w: &[*const u8; N],
+            x: &[*const u8; M],
+            start: usize,
+            sums: &mut [[<Avx512 as Simd>::V; N]; M],
+        ) {
+            // SAFETY: the block is within all rows.
+            unsafe {
+                let mut weights = [load(w[0], start); N];
+                for n in 1..N {
+                    weights[n] = load(w[n], start);
+                }
+                for m in 0..M {
+                    let value = load(x[m], start);
+                    for n in 0..N {
+                        sums[m][n] = _mm512_dpbf16_ps(sums[m][n], weights[n], value);
+                    }
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn one(w: *const u8, x: *const u8, col: usize) -> f32 {
+            // SAFETY: `col` is within both rows.
+            unsafe { widen(*w.cast::<u16>().add(col)) * widen(*x.cast::<u16>().add(col)) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(row: *const u8, start: usize) -> __m512bh {
+        // SAFETY: 32 numbers; both types are 64 bytes without meaning of their own.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(row.cast::<u16>().add(start).cast())) }
+    }
+}
+
+/// The first or second half of a block.
+#[inline(always)]
+unsafe fn half<S: Simd, F: Widened<S>, const SECOND: bool, const M: usize, const N: usize>(
+    w: &[*const u8; N],
+    x: &[*const u8; M],
+    start: usize,
+    sums: &mut [[S::V; N]; M],
+) {
+    // SAFETY: the block is within all rows.
+    unsafe {
+        let mut weights = [S::splat(0.0); N];
+        for n in 0..N {
+            weights[n] = F::half::<SECOND>(w[n], start);
+        }
+        for m in 0..M {
+            let value = S::load(x[m].cast::<f32>().add(start + if SECOND { S::LANES } else { 0 }));
+            for n in 0..N {
+                sums[m][n] = S::fma(weights[n], value, sums[m][n]);
+            }
+        }
     }
 }
 
@@ -199,44 +329,37 @@ unsafe fn run<S: Simd, F: Format<S>>(task: &Task) {
 /// One row of activations with a whole strip: bound by memory, so all rows of weights are read side by side.
 #[inline(always)]
 unsafe fn single<S: Simd, F: Format<S>>(task: &Task) {
-    let tail = task.cols - task.cols % (2 * S::LANES);
-    // SAFETY: passed on.
-    unsafe {
-        let mut sums = [[S::splat(0.0)]; STRIP];
-        accumulate::<S, F, 1, STRIP>(task, (0, 0), (0, tail), &mut sums);
-        finish::<S, F, 1>(task, 0, &sums);
+    for start in (0..task.cols).step_by(CHUNK_BYTES / F::X_SIZE) {
+        // SAFETY: passed on.
+        unsafe { tile::<S, F, 1, STRIP>(task, (0, 0), start) };
     }
 }
 
 /// `M` rows of activations with a whole strip, a chunk of columns at a time.
 #[inline(always)]
 unsafe fn rows<S: Simd, F: Format<S>, const M: usize>(task: &Task, row: usize) {
-    let tail = task.cols - task.cols % (2 * S::LANES);
-    // SAFETY: passed on.
-    unsafe {
-        let mut sums = [[S::splat(0.0); M]; STRIP];
-        let mut ahead = Ahead::of::<S>(task, row);
-        for start in (0..tail).step_by(CHUNK) {
-            let columns = (start, tail.min(start + CHUNK));
-            let mut first = 0;
+    let mut ahead = Ahead::of::<S, F>(task, row);
+    for start in (0..task.cols).step_by(CHUNK_BYTES / F::X_SIZE) {
+        let mut first = 0;
+        // SAFETY: passed on.
+        unsafe {
             // As many rows of weights as keep the multipliers busy and their sums in registers.
             if S::TILE_COLS == 4 || M <= 2 {
                 while first + 4 <= task.count {
                     ahead.ask::<S>(4);
-                    accumulate::<S, F, M, 4>(task, (row, first), columns, &mut sums[first..]);
+                    tile::<S, F, M, 4>(task, (row, first), start);
                     first += 4;
                 }
             }
             while first + 2 <= task.count {
                 ahead.ask::<S>(2);
-                accumulate::<S, F, M, 2>(task, (row, first), columns, &mut sums[first..]);
+                tile::<S, F, M, 2>(task, (row, first), start);
                 first += 2;
             }
             if first < task.count {
-                accumulate::<S, F, M, 1>(task, (row, first), columns, &mut sums[first..]);
+                tile::<S, F, M, 1>(task, (row, first), start);
             }
         }
-        finish::<S, F, M>(task, row, &sums);
     }
 }
 
@@ -250,12 +373,12 @@ struct Ahead {
 
 impl Ahead {
     #[inline(always)]
-    fn of<S: Simd>(task: &Task, row: usize) -> Self {
+    fn of<S: Simd, F: Format<S>>(task: &Task, row: usize) -> Self {
         let tiles = task.num_rows.div_ceil(S::TILE_ROWS);
         let strip = task.count * task.row_bytes;
         let share = strip.div_ceil(tiles).next_multiple_of(64);
         let (start, end) = (share * (row / S::TILE_ROWS), (share * (row / S::TILE_ROWS + 1)).min(strip));
-        let size = share.div_ceil(task.cols.div_ceil(CHUNK) * task.count);
+        let size = share.div_ceil(task.cols.div_ceil(CHUNK_BYTES / F::X_SIZE) * task.count);
         // Few rows ask for their weights themselves, line by line.
         let end = if tiles > 1 { end } else { start };
         Self { next: task.next.wrapping_add(start), end: task.next.wrapping_add(end), size }
@@ -271,158 +394,60 @@ impl Ahead {
     }
 }
 
-/// Adds the products of some columns to the sums of `M` rows of activations with `N` of weights: a vector of partial sums
-/// each, all in registers meanwhile.
+/// Multiplies a chunk of `M` rows of activations with one of `N` rows of weights: a vector of partial sums each, all in
+/// registers. The first chunk's sums go to `out`, the others' are added there.
 #[inline(always)]
-unsafe fn accumulate<S: Simd, F: Format<S>, const M: usize, const N: usize>(
+unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const N: usize>(
     task: &Task,
     (row, first): (usize, usize),
-    (start, end): (usize, usize),
-    sums: &mut [[S::V; M]],
+    start: usize,
 ) {
-    // SAFETY: `row + M` rows of activations, `first + N` of weights, `end` numbers each.
+    let end = task.cols.min(start + CHUNK_BYTES / F::X_SIZE);
+    let tail = end - (end - start) % (2 * S::LANES);
+    // SAFETY: `row + M` rows of activations, `first + N` of weights, `cols` numbers each; `out` holds a strip for each row.
     unsafe {
-        let x: [*const f32; M] = std::array::from_fn(|m| task.x.add((row + m) * task.x_stride));
-        let w: [*const u8; N] = std::array::from_fn(|n| task.weights.add((first + n) * task.row_bytes));
-        let mut held: [[S::V; M]; N] = std::array::from_fn(|n| sums[n]);
-        for start in (start..end).step_by(2 * S::LANES) {
+        let (mut x, mut w) = ([task.x_row(row); M], [task.weights; N]);
+        for m in 0..M {
+            x[m] = task.x_row(row + m);
+        }
+        for n in 0..N {
+            w[n] = task.weights.add((first + n) * task.row_bytes);
+        }
+        let mut sums = [[S::splat(0.0); N]; M];
+        for start in (start..tail).step_by(2 * S::LANES) {
             // The first rows bring the weights from memory, the others find them in the first cache.
             if task.num_rows <= S::TILE_ROWS && (start * F::SIZE).is_multiple_of(64) {
                 for n in 0..N {
                     S::prefetch(w[n].wrapping_add(start * F::SIZE + AHEAD));
                 }
             }
-            let mut weights = [S::splat(0.0); N];
-            for n in 0..N {
-                weights[n] = F::half::<false>(w[n], start);
-            }
-            for m in 0..M {
-                let value = S::load(x[m].add(start));
-                for n in 0..N {
-                    held[n][m] = S::fma(weights[n], value, held[n][m]);
-                }
-            }
-            for n in 0..N {
-                weights[n] = F::half::<true>(w[n], start);
-            }
-            for m in 0..M {
-                let value = S::load(x[m].add(start + S::LANES));
-                for n in 0..N {
-                    held[n][m] = S::fma(weights[n], value, held[n][m]);
-                }
-            }
+            F::block(&w, &x, start, &mut sums);
         }
-        sums[..N].copy_from_slice(&held);
-    }
-}
-
-/// Adds up the vectors of partial sums, and what is left at the rows' end.
-#[inline(always)]
-unsafe fn finish<S: Simd, F: Format<S>, const M: usize>(task: &Task, row: usize, sums: &[[S::V; M]; STRIP]) {
-    let tail = task.cols - task.cols % (2 * S::LANES);
-    // SAFETY: within the task; `out` holds a strip for each row.
-    unsafe {
+        // Through memory, so that the loop above has the registers and this one its indices.
+        let mut vectors: MaybeUninit<[S::V; MAX_TILE]> = MaybeUninit::uninit();
+        let vectors = vectors.as_mut_ptr().cast::<S::V>();
         for m in 0..M {
-            let [a, b, c, d, e, f, g, h] = std::array::from_fn(|n| sums[n][m]);
-            let (low, high) = (S::sums([a, b, c, d]), S::sums([e, f, g, h]));
-            let out = task.out.add((row + m) * STRIP);
-            out.cast::<[f32; 4]>().write_unaligned(low);
-            out.cast::<[f32; 4]>().add(1).write_unaligned(high);
-            for n in 0..task.count {
-                let weights = task.weights.add(n * task.row_bytes);
-                let x = task.x.add((row + m) * task.x_stride);
-                for col in tail..task.cols {
-                    *out.add(n) += F::one(weights, col) * *x.add(col);
-                }
-            }
-        }
-    }
-}
-
-/// Products of bf16 pairs, which only AVX-512-BF16 has.
-#[cfg(target_arch = "x86_64")]
-mod pairs {
-    use std::arch::x86_64::*;
-
-    use super::{STRIP, Task, widen};
-
-    const BLOCK: usize = 32;
-    /// Rows of weights in a tile.
-    const TILE: usize = 4;
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16,avx2,fma")]
-    pub(super) unsafe fn strip(task: &Task) {
-        // SAFETY: passed on; every tile lies within the task.
-        unsafe {
-            if task.num_rows == 1 && task.count == STRIP {
-                return tile::<1, STRIP>(task, 0, 0);
-            }
-            let mut first = 0;
-            while first + TILE <= task.count {
-                columns::<TILE>(task, first);
-                first += TILE;
-            }
-            for first in first..task.count {
-                columns::<1>(task, first);
-            }
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16,avx2,fma")]
-    unsafe fn columns<const N: usize>(task: &Task, first: usize) {
-        let mut row = 0;
-        while row < task.num_rows {
-            let count = 6.min(task.num_rows - row);
-            // SAFETY: passed on.
-            unsafe {
-                match count {
-                    1 => tile::<1, N>(task, row, first),
-                    2 => tile::<2, N>(task, row, first),
-                    3 => tile::<3, N>(task, row, first),
-                    4 => tile::<4, N>(task, row, first),
-                    5 => tile::<5, N>(task, row, first),
-                    _ => tile::<6, N>(task, row, first),
-                }
-            }
-            row += count;
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16,avx2,fma")]
-    unsafe fn tile<const M: usize, const N: usize>(task: &Task, row: usize, first: usize) {
-        let tail = task.cols - task.cols % BLOCK;
-        // SAFETY: `row + M` rows of activations, `first + N` of weights, `cols` numbers each.
-        unsafe {
-            let x: [*const u16; M] = std::array::from_fn(|m| task.x.add((row + m) * task.x_stride).cast());
-            let w: [*const u16; N] = std::array::from_fn(|n| task.weights.add((first + n) * task.row_bytes).cast());
-            let mut sums = [[_mm512_setzero_ps(); M]; N];
-            for start in (0..tail).step_by(BLOCK) {
-                let rows: [__m512bh; M] = std::array::from_fn(|m| load(x[m].add(start)));
-                for n in 0..N {
-                    let weights = load(w[n].add(start));
-                    for m in 0..M {
-                        sums[n][m] = _mm512_dpbf16_ps(sums[n][m], weights, rows[m]);
-                    }
-                }
-            }
             for n in 0..N {
-                for m in 0..M {
-                    let mut sum = _mm512_reduce_add_ps(sums[n][m]);
-                    for col in tail..task.cols {
-                        sum += widen(*w[n].add(col)) * widen(*x[m].add(col));
-                    }
-                    *task.out.add((row + m) * STRIP + first + n) = sum;
+                vectors.add(m * N + n).write(sums[m][n]);
+            }
+        }
+        for idx in M * N..(M * N).next_multiple_of(4) {
+            vectors.add(idx).write(S::splat(0.0));
+        }
+        let vectors = std::hint::black_box(vectors);
+        for four in (0..M * N).step_by(4) {
+            let values = S::sums(*vectors.add(four).cast::<[S::V; 4]>());
+            for idx in four..(four + 4).min(M * N) {
+                let out = task.out.add((row + idx / N) * STRIP + first + idx % N);
+                *out = values[idx - four] + if start == 0 { 0.0 } else { *out };
+            }
+        }
+        if tail < end {
+            for (m, n) in (0..M).flat_map(|m| (0..N).map(move |n| (m, n))) {
+                for col in tail..end {
+                    *task.out.add((row + m) * STRIP + first + n) += F::one(w[n], x[m], col);
                 }
             }
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn load(from: *const u16) -> __m512bh {
-        // SAFETY: 32 numbers; both types are 64 bytes without meaning of their own.
-        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(from.cast())) }
     }
 }
