@@ -118,6 +118,7 @@ def end_process(exit_code: int) -> NoReturn:
 
 def _let_native_threads_end() -> None:
     """For processes that end the usual way: drops what keeps granian's threads alive, and lets them run out."""
+    gc.unfreeze()
     gc.collect()
     time.sleep(_NATIVE_THREADS_END_S)
 
@@ -126,7 +127,11 @@ def _load(path: str | Path, config: ServerConfig) -> AsyncEngine:
     names = sorted(set(ServerConfig.__struct_fields__) & set(EngineConfig.__struct_fields__))
     limits = {name: getattr(config, name) for name in names}
     given = {name: value for name, value in limits.items() if value is not None}
-    return load_async_engine(path, dtype=config.dtype, config=EngineConfig(**given))
+    engine = load_async_engine(path, dtype=config.dtype, config=EngineConfig(**given))
+    # What is here now stays as long as the server: looking through it for garbage again and again would hold up answers.
+    gc.collect()
+    gc.freeze()
+    return engine
 
 
 def bind(host: str, port: int) -> socket.socket:

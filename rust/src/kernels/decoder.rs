@@ -3,7 +3,7 @@
 use super::attention::{CachePart, CacheShape, STRETCH};
 use super::linear::STRIP;
 use super::memory::{Matrix, Scratch};
-use super::pass::{Pass, RowTask};
+use super::pass::{Pass, RowTask, Wanted};
 use super::rows::{Activation, Norm, Rope};
 use super::simd::Isa;
 use super::team::Team;
@@ -245,8 +245,12 @@ impl Decoder {
         let per_stretch = self.spec.num_heads * (self.shape.head_dim + 2);
         self.buffers.stretches.grow(num_stretches * per_stretch);
         let Self { spec, isa, team, shape, caches, buffers } = self;
-        let pass = Pass::new(spec, *isa, (shape, caches), (step, rows), buffers, logits);
-        team.run(&|member| pass.run(member));
+        let (places, wanted): (Vec<usize>, Vec<RowTask>) =
+            rows.iter().enumerate().filter(|(_, row)| row.is_wanted()).map(|(idx, row)| (idx, *row)).unzip();
+        let mut pass = |rows| Pass::new(spec, *isa, (shape, caches), (step, rows), buffers, logits);
+        let whole = pass(&*rows);
+        let rest = (wanted.len() < rows.len()).then(|| Wanted { rows: places, pass: pass(&wanted) });
+        team.run(&|member| whole.run(member, rest.as_ref()));
     }
 
     fn check(&self, step: &Step<'_>, num_logits: usize) -> Result<()> {

@@ -331,14 +331,14 @@ unsafe fn run<S: Simd, F: Format<S>>(task: &Task) {
 unsafe fn single<S: Simd, F: Format<S>>(task: &Task) {
     for start in (0..task.cols).step_by(CHUNK_BYTES / F::X_SIZE) {
         // SAFETY: passed on.
-        unsafe { tile::<S, F, 1, STRIP>(task, (0, 0), start) };
+        unsafe { tile::<S, F, 1, STRIP>(task, (0, 0), start, &mut Ahead::of::<S>(task, 0)) };
     }
 }
 
 /// `M` rows of activations with a whole strip, a chunk of columns at a time.
 #[inline(always)]
 unsafe fn rows<S: Simd, F: Format<S>, const M: usize>(task: &Task, row: usize) {
-    let mut ahead = Ahead::of::<S, F>(task, row);
+    let mut ahead = Ahead::of::<S>(task, row);
     for start in (0..task.cols).step_by(CHUNK_BYTES / F::X_SIZE) {
         let mut first = 0;
         // SAFETY: passed on.
@@ -346,50 +346,50 @@ unsafe fn rows<S: Simd, F: Format<S>, const M: usize>(task: &Task, row: usize) {
             // As many rows of weights as keep the multipliers busy and their sums in registers.
             if S::TILE_COLS == 4 || M <= 2 {
                 while first + 4 <= task.count {
-                    ahead.ask::<S>(4);
-                    tile::<S, F, M, 4>(task, (row, first), start);
+                    tile::<S, F, M, 4>(task, (row, first), start, &mut ahead);
                     first += 4;
                 }
             }
             while first + 2 <= task.count {
-                ahead.ask::<S>(2);
-                tile::<S, F, M, 2>(task, (row, first), start);
+                tile::<S, F, M, 2>(task, (row, first), start, &mut ahead);
                 first += 2;
             }
             if first < task.count {
-                tile::<S, F, M, 1>(task, (row, first), start);
+                tile::<S, F, M, 1>(task, (row, first), start, &mut ahead);
             }
         }
     }
 }
 
-/// The weights of the next strip, of which each tile asks for its share: so they come while the multipliers are busy.
+/// The weights of the next strip, of which each tile asks for its share, a little with each block: so they come while
+/// the multipliers are busy, and never so many at once that these wait.
 struct Ahead {
     next: *const u8,
     end: *const u8,
-    /// Bytes to ask for with each row of weights of each chunk.
-    size: usize,
+    lines_per_block: usize,
 }
 
 impl Ahead {
     #[inline(always)]
-    fn of<S: Simd, F: Format<S>>(task: &Task, row: usize) -> Self {
+    fn of<S: Simd>(task: &Task, row: usize) -> Self {
         let tiles = task.num_rows.div_ceil(S::TILE_ROWS);
         let strip = task.count * task.row_bytes;
         let share = strip.div_ceil(tiles).next_multiple_of(64);
         let (start, end) = (share * (row / S::TILE_ROWS), (share * (row / S::TILE_ROWS + 1)).min(strip));
-        let size = share.div_ceil(task.cols.div_ceil(CHUNK_BYTES / F::X_SIZE) * task.count);
-        // Few rows ask for their weights themselves, line by line.
+        let blocks = task.count.div_ceil(S::TILE_COLS) * (task.cols / (2 * S::LANES)).max(1);
+        // Few rows ask for their weights themselves.
         let end = if tiles > 1 { end } else { start };
-        Self { next: task.next.wrapping_add(start), end: task.next.wrapping_add(end), size }
+        let lines_per_block = (share / 64).div_ceil(blocks);
+        Self { next: task.next.wrapping_add(start), end: task.next.wrapping_add(end), lines_per_block }
     }
 
     #[inline(always)]
-    fn ask<S: Simd>(&mut self, num_rows: usize) {
-        let until = self.next.wrapping_add(self.size * num_rows).min(self.end);
-        while self.next < until {
-            S::prefetch_far(self.next);
-            self.next = self.next.wrapping_add(64);
+    fn ask<S: Simd>(&mut self) {
+        for _ in 0..self.lines_per_block {
+            if self.next < self.end {
+                S::prefetch_far(self.next);
+                self.next = self.next.wrapping_add(64);
+            }
         }
     }
 }
@@ -401,6 +401,7 @@ unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const N: usize>(
     task: &Task,
     (row, first): (usize, usize),
     start: usize,
+    ahead: &mut Ahead,
 ) {
     let end = task.cols.min(start + CHUNK_BYTES / F::X_SIZE);
     let tail = end - (end - start) % (2 * S::LANES);
@@ -415,6 +416,7 @@ unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const N: usize>(
         }
         let mut sums = [[S::splat(0.0); N]; M];
         for start in (start..tail).step_by(2 * S::LANES) {
+            ahead.ask::<S>();
             // The first rows bring the weights from memory, the others find them in the first cache.
             if task.num_rows <= S::TILE_ROWS && (start * F::SIZE).is_multiple_of(64) {
                 for n in 0..N {

@@ -36,6 +36,11 @@ impl RowTask {
         }
     }
 
+    /// Whether its logits are.
+    pub fn is_wanted(&self) -> bool {
+        self.outputs.0 < self.outputs.1
+    }
+
     /// Tokens it sees, itself included.
     pub fn num_tokens(&self) -> usize {
         self.position + 1
@@ -73,6 +78,12 @@ pub(super) struct Pass<'a> {
     logits: SharedMut,
 }
 
+/// The rows of a group whose logits are wanted, and the pass that they end in.
+pub(super) struct Wanted<'a> {
+    pub rows: Vec<usize>,
+    pub pass: Pass<'a>,
+}
+
 impl<'a> Pass<'a> {
     pub fn new(
         spec: &'a DecoderSpec,
@@ -105,14 +116,44 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// One member's part of the whole step.
-    pub fn run(&self, member: &Member<'_>) {
+    /// One member's part of the whole step. Where some rows want no logits, all that the last layer does for them is to
+    /// write their keys and values, and `wanted` goes on with the others.
+    pub fn run(&self, member: &Member<'_>, wanted: Option<&Wanted<'_>>) {
         self.each_row(member, |row| self.embed(row));
-        for (layer, cache) in self.spec.layers.iter().zip(self.caches) {
-            self.attention(member, layer, *cache);
-            self.feed_forward(member, layer);
+        let num_layers = self.spec.layers.len();
+        for (idx, (layer, cache)) in self.spec.layers.iter().zip(self.caches).enumerate() {
+            self.project(member, layer, *cache);
+            if let Some(Wanted { rows, pass }) = wanted.filter(|_| idx + 1 == num_layers) {
+                self.gather(member, rows, layer.qkv.weight.rows);
+                pass.finish(member, layer, *cache);
+                return pass.logits(member);
+            }
+            self.finish(member, layer, *cache);
         }
         self.logits(member);
+    }
+
+    /// What a layer does once its rows' keys and values are in the cache.
+    fn finish(&self, member: &Member<'_>, layer: &Layer, cache: (CachePart, CachePart)) {
+        if self.rows.is_empty() {
+            return;
+        }
+        self.attend(member, layer, cache);
+        self.each_row(member, |row| self.join_heads(row, layer));
+        self.add(member, &layer.out, layer.post_norms.as_ref().map(|norms| &norms.0));
+        self.feed_forward(member, layer);
+    }
+
+    /// Moves what is known of some rows, in ascending order, to the first places.
+    fn gather(&self, member: &Member<'_>, rows: &[usize], width: usize) {
+        for (to, &from) in rows.iter().enumerate().filter(|_| member.index == 0) {
+            for (buffer, width) in [(self.hidden, self.sizes.hidden), (self.wide, width)] {
+                // SAFETY: of all members only the first is here, and the ends of two rows are not yet those of one.
+                let whole = unsafe { buffer.slice(to * width, (from - to + 1) * width) };
+                whole.copy_within((from - to) * width.., 0);
+            }
+        }
+        member.barrier();
     }
 
     /// Rows in turn, one member each, then a barrier.
@@ -138,7 +179,8 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn attention(&self, member: &Member<'_>, layer: &Layer, cache: (CachePart, CachePart)) {
+    /// Queries of all rows, and keys and values into the cache.
+    fn project(&self, member: &Member<'_>, layer: &Layer, cache: (CachePart, CachePart)) {
         let dtype = layer.qkv.weight.dtype;
         self.each_row(member, |row| self.normalize(row, &layer.norm1, dtype, row));
         let width = layer.qkv.weight.rows;
@@ -152,9 +194,6 @@ impl<'a> Pass<'a> {
             },
         );
         self.each_row(member, |row| self.rotate_and_store(row, layer, cache));
-        self.attend(member, layer, cache);
-        self.each_row(member, |row| self.join_heads(row, layer));
-        self.add(member, &layer.out, layer.post_norms.as_ref().map(|norms| &norms.0));
     }
 
     /// Norms the residual stream of `row` into row `to` of the prepared input.
@@ -348,8 +387,7 @@ impl<'a> Pass<'a> {
 
     fn logits(&self, member: &Member<'_>) {
         let head = &self.spec.head;
-        let is_wanted = |row: &usize| self.rows[*row].outputs.0 < self.rows[*row].outputs.1;
-        let wanted: Vec<usize> = (0..self.rows.len()).filter(is_wanted).collect();
+        let wanted: Vec<usize> = (0..self.rows.len()).filter(|row| self.rows[*row].is_wanted()).collect();
         if wanted.is_empty() {
             return;
         }
