@@ -128,7 +128,7 @@ def _load(path: str | Path, config: ServerConfig) -> AsyncEngine:
     limits = {name: getattr(config, name) for name in names}
     given = {name: value for name, value in limits.items() if value is not None}
     engine = load_async_engine(path, dtype=config.dtype, config=EngineConfig(**given))
-    # What is here now stays as long as the server: looking through it for garbage again and again would hold up answers.
+    # What is here now stays as long as the server: looking through it for garbage would hold up answers for nothing.
     gc.collect()
     gc.freeze()
     return engine
