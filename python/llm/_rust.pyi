@@ -243,6 +243,20 @@ class EngineCore:
             InvalidArgumentError: No plan in flight, or another shape or dtype; the plan then stays in flight.
         """
 
+    def request_tokens(self, request_id: int, start: int) -> tuple[NDArray[np.uint32], int] | None:
+        """A request's prompt and output from token `start` on, and how many tokens it may still get.
+
+        None if it is unknown, over, or a choice that waits for its prompt.
+        """
+
+    def set_drafts(self, request_id: int, drafts: list[int]) -> None:
+        """Guesses a request's next tokens, for its next step to check; those past its limit are left out.
+
+        Raises:
+            UnknownRequestError: As where `request_tokens` gives None.
+            InvalidArgumentError: An id outside the vocabulary.
+        """
+
     def has_unfinished(self) -> bool:
         """Whether any request is left."""
 

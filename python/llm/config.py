@@ -239,10 +239,24 @@ def _refuse_unknown_keys(values: Any, kind: type[msgspec.Struct], prefix: str) -
         return
     fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
     for key, value in values.items():
+        if key == kind.__struct_config__.tag_field:
+            continue
         if key not in fields:
             raise ConfigError(f"unknown setting `{prefix}{key}`; {suggest(str(key), fields)}")
-        for nested in _structs_of(fields[key]):
+        for nested in _chosen(_structs_of(fields[key]), value, f"{prefix}{key}"):
             _refuse_unknown_keys(value, nested, f"{prefix}{key}.")
+
+
+def _chosen(kinds: list[type[msgspec.Struct]], values: Any, name: str) -> list[type[msgspec.Struct]]:
+    """Of the structs that a field may hold those that these values are for: where they have tags, the one named."""
+    tags = {kind.__struct_config__.tag: kind for kind in kinds if kind.__struct_config__.tag_field is not None}
+    if not tags or not isinstance(values, Mapping):
+        return kinds
+    tag_field = next(iter(tags.values())).__struct_config__.tag_field
+    if values.get(tag_field) not in tags:
+        allowed = ", ".join(map(str, tags))
+        raise ConfigError(f"`{name}.{tag_field}` must be one of {allowed}, got {values.get(tag_field)!r}")
+    return [tags[values[tag_field]]]
 
 
 def _structs_of(kind: Any) -> list[type[msgspec.Struct]]:

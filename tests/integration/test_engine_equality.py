@@ -22,7 +22,7 @@ from llm import SamplingParams
 from llm.checkpoint import load_model
 from llm.errors import LLMError
 from llm.inference import Delta, Engine, EngineConfig, load_engine
-from llm.inference.engine import NgramSpeculation
+from llm.inference.speculation import NgramSpeculation
 from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.tokenization import load_tokenizer
 from tests.integration.test_smollm2 import FILE, PROMPTS

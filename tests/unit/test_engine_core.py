@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llm import _rust
-from llm.errors import CapacityError, InvalidArgumentError, QueueFullError
+from llm.errors import CapacityError, InvalidArgumentError, QueueFullError, UnknownRequestError
 from tests.reference import sampling as reference
 from tests.reference.block_pool import BlockPool
 from tests.reference.sampling import Settings
@@ -307,6 +307,29 @@ def test_guesses_that_come_true_give_several_tokens_a_step():
     assert engine.schedule().positions.tolist()[0] == 7
     with pytest.raises(InvalidArgumentError, match="`num_draft_tokens` must be at least 1"):
         make_engine(ngram=(0, 2, 1))
+
+
+def test_guesses_from_outside_are_checked_like_any():
+    engine, model = make_engine(), CacheModel(16, 4)
+    assert engine.request_tokens(1, 0) is None
+    with pytest.raises(UnknownRequestError):
+        engine.set_drafts(1, [3])
+    engine.add_request(1, ids(3, 4, 5), greedy(max_tokens=4, ignore_eos=True))
+    model.run(engine.schedule())
+    engine.update(prefer(6))
+    tokens, num_left = engine.request_tokens(1, 2)
+    assert (tokens.tolist(), num_left) == ([5, 6], 3)
+    assert engine.request_tokens(1, 9)[0].tolist() == []
+    with pytest.raises(InvalidArgumentError, match=r"a guess must be in \[0, \d+\), got 99999"):
+        engine.set_drafts(1, [99999])
+    engine.set_drafts(1, [7, 8, 9, 10])  # the last token it may have is drawn without
+    plan = engine.schedule()
+    assert plan.token_ids.tolist() == [6, 7, 8]
+    model.run(plan)
+    outputs = engine.update(np.concatenate([prefer(7), prefer(8), prefer(2)]))
+    assert outputs.token_ids.tolist() == [7, 8, 2]
+    assert not engine.has_unfinished()
+    engine.check_integrity()
 
 
 def test_a_lower_priority_number_runs_first():

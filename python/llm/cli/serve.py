@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from llm.cli.options import Dtype, size_in_bytes
+from llm.errors import ConfigError
 
 EXAMPLE = "Example:  llm serve runs/demo --port 8000 --api-key secret"
 
@@ -29,11 +30,26 @@ def serve(
     ] = False,
     backend: Annotated[str, typer.Option(help="auto, kernels or torch.")] = "auto",
     num_threads: Annotated[int | None, typer.Option(help="Of the CPU kernels; default: all.")] = None,
+    draft_model: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A smaller model of the same vocabulary that guesses tokens.")
+    ] = None,
+    ngram_drafts: Annotated[
+        bool, typer.Option("--ngram-drafts", help="Guess tokens from what came before in the request.")
+    ] = False,
+    num_draft_tokens: Annotated[int, typer.Option(min=1, max=64, help="Tokens guessed at most.")] = 4,
 ) -> None:
     """Serve a model behind OpenAI-compatible endpoints until Ctrl-C."""
     from llm.api import serve as serve_path
+    from llm.inference import DraftSpeculation, NgramSpeculation
     from llm.serving import end_process
 
+    if draft_model is not None and ngram_drafts:
+        raise ConfigError("guesses come from `--draft-model` or `--ngram-drafts`, got both\nhint: leave one out")
+    speculative: DraftSpeculation | NgramSpeculation | None = None
+    if draft_model is not None:
+        speculative = DraftSpeculation(path=draft_model, num_draft_tokens=num_draft_tokens)
+    elif ngram_drafts:
+        speculative = NgramSpeculation(num_draft_tokens=num_draft_tokens)
     serve_path(
         path,
         host=host,
@@ -48,6 +64,7 @@ def serve(
         enable_prefix_caching=not no_prefix_caching,
         backend=backend,
         num_threads=num_threads,
+        speculative=speculative,
     )
     end_process(0)
 

@@ -1,14 +1,16 @@
 """Generation: engine, cache and model runner."""
 
 from llm.inference.async_engine import AsyncEngine
-from llm.inference.engine import Engine, EngineConfig, NgramSpeculation
+from llm.inference.engine import Engine, EngineConfig
 from llm.inference.load import load_async_engine, load_engine
 from llm.inference.outputs import Delta, GenerationOutput, OutputBuilder, TokenLogprob, Usage
 from llm.inference.scoring import Pooling, Score
+from llm.inference.speculation import DraftSpeculation, NgramSpeculation
 
 __all__ = [
     "AsyncEngine",
     "Delta",
+    "DraftSpeculation",
     "Engine",
     "EngineConfig",
     "GenerationOutput",

@@ -1,5 +1,6 @@
 """The engine: one owner of scheduler, cache and model; one step at a time."""
 
+import logging
 import math
 import secrets
 from collections.abc import Sequence
@@ -11,34 +12,20 @@ from numpy.typing import NDArray
 
 from llm._rust import EngineCore, RequestParams, StepOutputs
 from llm.config import validated
-from llm.errors import ConfigError, ContextLengthError, EngineError, InvalidArgumentError, LLMError
+from llm.errors import ContextLengthError, EngineError, InvalidArgumentError, LLMError
+from llm.inference.draft import DraftModel
 from llm.inference.model_runner import ModelRunner
 from llm.inference.outputs import Delta, FinishReason, TokenLogprob
+from llm.inference.speculation import Speculation
 from llm.sampling_params import SamplingParams
 from llm.tokenization import BaseTokenizer
 
 Backend: TypeAlias = Literal["auto", "kernels", "torch"]
 
+logger = logging.getLogger(__name__)
+
 _FINISH: tuple[FinishReason | None, ...] = (None, "stop", "length")
 _FAILED = 3
-
-
-class NgramSpeculation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Guesses the next tokens from what followed the last few the last time; no answer changes.
-
-    Raises:
-        ConfigError: `max_ngram` below `min_ngram`.
-    """
-
-    method: Literal["ngram"] = "ngram"
-    num_draft_tokens: Annotated[int, msgspec.Meta(ge=1, le=64, description="Tokens guessed at most.")] = 4
-    max_ngram: Annotated[int, msgspec.Meta(ge=1, description="Most last tokens that are looked for.")] = 4
-    min_ngram: Annotated[int, msgspec.Meta(ge=1, description="Fewest; below it nothing is guessed.")] = 2
-
-    def __post_init__(self) -> None:
-        """Checks the rule across fields."""
-        if self.max_ngram < self.min_ngram:
-            raise ConfigError(f"`max_ngram` must be at least `min_ngram` {self.min_ngram}, got {self.max_ngram}")
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,7 +57,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bool, msgspec.Meta(description="Keep computed blocks for prompts that begin the same.")
     ] = True
     speculative: Annotated[
-        NgramSpeculation | None, msgspec.Meta(description="Where guesses of tokens come from; null: none are made.")
+        Speculation | None, msgspec.Meta(description="Where guesses of tokens come from; null: none are made.")
     ] = None
 
 
@@ -82,6 +69,7 @@ class Engine:
         runner: Computes logits.
         tokenizer: Of the model.
         max_model_len: Longest context in tokens.
+        draft: A smaller model that guesses tokens.
 
     Example:
         >>> from llm import LLM
@@ -91,11 +79,20 @@ class Engine:
         ...     for request_id, delta in engine.step(): ...
     """
 
-    def __init__(self, core: EngineCore, runner: ModelRunner, tokenizer: BaseTokenizer, max_model_len: int) -> None:
+    def __init__(
+        self,
+        core: EngineCore,
+        runner: ModelRunner,
+        tokenizer: BaseTokenizer,
+        max_model_len: int,
+        *,
+        draft: DraftModel | None = None,
+    ) -> None:
         self.core = core
         self.runner = runner
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
+        self.draft = draft
         self._next_id = 0
 
     def add_request(
@@ -162,7 +159,10 @@ class Engine:
             logits = self.runner.run(plan).numpy()
         except RuntimeError as error:
             return self._fail(error)
-        return _deltas(self.core.update(logits))
+        outputs = self.core.update(logits)
+        if self.draft is not None:
+            self._guess(self.draft, outputs)
+        return _deltas(outputs)
 
     def stats(self) -> dict[str, int]:
         """Counts of requests, blocks and tokens."""
@@ -182,6 +182,15 @@ class Engine:
         if params.seed is None:
             values["seed"] = secrets.randbits(63)
         return RequestParams(**values)
+
+    def _guess(self, draft: DraftModel, outputs: StepOutputs) -> None:
+        """Guesses for whom the step gave a token; where that fails, answers come without from now on."""
+        goes_on = dict(zip(outputs.request_ids.tolist(), (outputs.finish_reasons == 0).tolist(), strict=True))
+        try:
+            draft.guess(self.core, [request_id for request_id, is_running in goes_on.items() if is_running])
+        except RuntimeError:
+            logger.exception("the draft model failed: no more guesses are made")
+            self.draft = None
 
     def _fail(self, error: RuntimeError) -> list[tuple[int, Delta | LLMError]]:
         message = f"the model failed in this request's step: {error}"

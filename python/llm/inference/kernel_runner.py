@@ -7,6 +7,7 @@ from torch import Tensor
 from llm._rust import Decoder, StepPlan
 from llm.inference.kernel_weights import kernel_weights
 from llm.inference.kv_cache import KVCache
+from llm.inference.model_runner import Step
 from llm.models import DecoderModel
 
 
@@ -26,7 +27,7 @@ class KernelModelRunner:
         self._vocab_size = model.lm_head.weight.shape[0]
         self._logits = np.empty((0, self._vocab_size), dtype=np.float32)
 
-    def run(self, plan: StepPlan) -> Tensor:
+    def run(self, plan: StepPlan | Step) -> Tensor:
         """Runs the plan's tokens; see `ModelRunner.run`. The logits are overwritten by the next call."""
         if len(plan.block_copies):
             self.cache.copy_blocks(plan.block_copies)

@@ -9,15 +9,17 @@ from llm.checkpoint import generation_defaults, load_model, resolve
 from llm.config import validated
 from llm.errors import CheckpointError, ConfigError
 from llm.inference.async_engine import AsyncEngine
-from llm.inference.engine import Engine, EngineConfig, NgramSpeculation
+from llm.inference.draft import DraftModel
+from llm.inference.engine import Engine, EngineConfig
 from llm.inference.kernel_runner import KernelModelRunner
 from llm.inference.kernel_weights import obstacle
 from llm.inference.kv_cache import KVCache, blocks_within
 from llm.inference.model_runner import ModelRunner, TorchModelRunner
+from llm.inference.speculation import DraftSpeculation, NgramSpeculation, Speculation
 from llm.models import DecoderModel
 from llm.models.costs import kv_bytes_per_token
 from llm.models.device import resolve_device
-from llm.tokenization import load_tokenizer
+from llm.tokenization import BaseTokenizer, load_tokenizer
 
 # On a CPU a prompt's tokens cost as much together as apart: a small step answers the others sooner.
 _BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
@@ -37,7 +39,7 @@ def load_engine(
     Raises:
         CheckpointError: Missing, torn or contradictory files, or a model that generates no text.
         CapacityError: Not enough memory for one request of the longest context.
-        ConfigError: A limit out of range.
+        ConfigError: A limit out of range, or a draft model with another vocabulary.
     """
     config = validated(config or EngineConfig())
     directory = resolve(path)
@@ -75,7 +77,9 @@ def load_engine(
         ngram=_ngram(config.speculative),
     )
     cache = KVCache.allocate(model.config, num_blocks, config.block_size, weights_dtype, place)
-    return Engine(core, model_runner(model, cache, config), tokenizer, max_model_len)
+    runner = model_runner(model, cache, config)
+    draft = _draft_model(config, max_model_len, tokenizer, dtype, place)
+    return Engine(core, runner, tokenizer, max_model_len, draft=draft)
 
 
 def model_runner(model: DecoderModel, cache: KVCache, config: EngineConfig) -> ModelRunner:
@@ -101,10 +105,46 @@ def load_async_engine(
     return AsyncEngine(engine, generation_defaults(path))
 
 
-def _ngram(speculation: NgramSpeculation | None) -> tuple[int, int, int] | None:
-    if speculation is None:
+def _ngram(speculation: Speculation | None) -> tuple[int, int, int] | None:
+    if not isinstance(speculation, NgramSpeculation):
         return None
     return (speculation.num_draft_tokens, speculation.max_ngram, speculation.min_ngram)
+
+
+def _draft_model(
+    config: EngineConfig, max_model_len: int, tokenizer: BaseTokenizer, dtype: str, place: torch.device
+) -> DraftModel | None:
+    speculation = config.speculative
+    if not isinstance(speculation, DraftSpeculation):
+        return None
+    directory = resolve(speculation.path)
+    model = load_model(directory, dtype, place)
+    if not isinstance(model, DecoderModel):
+        raise CheckpointError(f"{directory} holds a regression model, which guesses no text")
+    found = load_tokenizer(directory).token_bytes()
+    if found != tokenizer.token_bytes():
+        raise ConfigError(
+            f"`speculative.path` must be a model with the same {tokenizer.vocab_size} tokens, got {len(found)} others "
+            f"in {directory}\nhint: a smaller model of the same family, or one trained with this model's tokenizer"
+        )
+    max_len = min(max_model_len, model.config.max_position_embeddings)
+    weights_dtype = next(model.parameters()).dtype
+    num_blocks = blocks_within(
+        speculation.kv_cache_memory_bytes,
+        kv_bytes_per_token(model.config, weights_dtype) * config.block_size,
+        -(-max_len // config.block_size),
+        config.max_running_requests,
+        place,
+    )
+    cache = KVCache.allocate(model.config, num_blocks, config.block_size, weights_dtype, place)
+    return DraftModel(
+        model_runner(model, cache, config),
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        num_draft_tokens=speculation.num_draft_tokens,
+        max_model_len=max_len,
+        vocab_size=min(model.config.vocab_size, tokenizer.vocab_size),
+    )
 
 
 def _max_model_len(config: EngineConfig, model: DecoderModel) -> int:

@@ -1,13 +1,30 @@
 """From a step's plan to logits."""
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llm._rust import StepPlan
 from llm.inference.kv_cache import KVCache
 from llm.models import DecoderModel, ForwardContext, PagedCache
+
+
+@dataclass
+class Step:
+    """A pass that no scheduler planned: the arrays of `StepPlan`."""
+
+    token_ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    slot_mapping: NDArray[np.int64]
+    query_start: NDArray[np.int32]
+    seq_lens: NDArray[np.int32]
+    block_tables: NDArray[np.int32]
+    logits_indices: NDArray[np.int64]
+    block_copies: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
 
 
 class ModelRunner(Protocol):
@@ -19,7 +36,7 @@ class ModelRunner(Protocol):
 
     model: DecoderModel
 
-    def run(self, plan: StepPlan) -> Tensor:
+    def run(self, plan: StepPlan | Step) -> Tensor:
         """Writes the plan's tokens into the cache and returns logits, fp32 `[S, V]` on the CPU, contiguous."""
 
 
@@ -37,7 +54,7 @@ class TorchModelRunner:
         self.device = cache.keys[0].device
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> Tensor:
+    def run(self, plan: StepPlan | Step) -> Tensor:
         """Runs the plan's tokens; see `ModelRunner.run`."""
         if len(plan.block_copies):
             self.cache.copy_blocks(plan.block_copies)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from llm.inference import NgramSpeculation
+from llm.inference.speculation import Speculation
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,7 +48,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Annotated[int, Meta(ge=1, le=1024, description="Threads of the CPU kernels; null: one a core.")] | None
     ) = None
     speculative: Annotated[
-        NgramSpeculation | None, Meta(description="Where guesses of tokens come from; null: none are made.")
+        Speculation | None, Meta(description="Where guesses of tokens come from; null: none are made.")
     ] = None
     max_body_bytes: Annotated[int, Meta(ge=1, description="Largest request body taken.")] = 10 * 2**20
     allowed_origins: Annotated[

@@ -265,6 +265,31 @@ impl EngineCore {
         self.scheduler.set_drafts(id, &drafts)
     }
 
+    /// A request's prompt and output, and how many tokens it may still get; `None` if it is unknown, over, or a choice
+    /// that waits for its prompt.
+    pub fn request_tokens(&self, id: u64) -> Option<(&[u32], usize)> {
+        let request = self.scheduler.request(id)?;
+        Some((request.tokens(), self.sequences.get(&id)?.num_tokens_left()))
+    }
+
+    /// Guesses a request's next tokens from outside, where [`EngineConfig::speculation`] doesn't; those past its limit
+    /// are left out. No answer depends on them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownRequest`] as where [`Self::request_tokens`] is `None`, [`Error::InvalidArgument`] for an id
+    /// outside the vocabulary.
+    pub fn set_drafts(&mut self, id: u64, drafts: &[u32]) -> Result<()> {
+        let num_left = self.request_tokens(id).ok_or(Error::UnknownRequest(id))?.1;
+        if let Some(token) = drafts.iter().find(|token| **token as usize >= self.mask.vocab_size) {
+            return Err(Error::InvalidArgument(format!(
+                "a guess must be in [0, {}), got {token}",
+                self.mask.vocab_size
+            )));
+        }
+        self.scheduler.set_drafts(id, &drafts[..drafts.len().min(num_left.saturating_sub(1))])
+    }
+
     fn check_shape(&self, num_logits: usize, shape: (usize, usize)) -> Result<()> {
         let Some(num_rows) = self.scheduler.num_sampled_rows() else {
             return Err(Error::InvalidArgument("no plan is in flight; call `schedule` first".to_owned()));

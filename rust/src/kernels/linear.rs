@@ -6,7 +6,7 @@
 use std::mem::MaybeUninit;
 
 use super::memory::{Dtype, Matrix, SharedMut};
-use super::simd::{Isa, Simd, dispatch, narrow, widen};
+use super::simd::{Isa, Simd, dispatch, widen};
 
 /// Outputs that are computed together; rows of weights a member reads side by side.
 pub(super) const STRIP: usize = 8;
@@ -36,13 +36,9 @@ pub(super) fn prepare(isa: Isa, dtype: Dtype, from: &[f32], to: &mut [f32]) {
     assert!(from.len() <= to.len(), "a row of {} doesn't fit {}", from.len(), to.len());
     match (dtype, isa) {
         (Dtype::F32, _) => to[..from.len()].copy_from_slice(from),
-        (Dtype::Bf16, Isa::Avx512Bf16) => {
-            let to = to.as_mut_ptr().cast::<u16>();
-            for (place, &value) in from.iter().enumerate() {
-                // SAFETY: `to` has room for twice as many bf16.
-                unsafe { to.add(place).write(narrow(value)) };
-            }
-        }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `to` has room for twice as many bf16, and the machine has the instructions.
+        (Dtype::Bf16, Isa::Avx512Bf16) => unsafe { pairs::round(from, to.as_mut_ptr().cast()) },
         (Dtype::Bf16, _) => {
             let lanes = lanes_of(isa);
             let (blocks, rest) = (from.chunks_exact(2 * lanes), from.len() % (2 * lanes));
@@ -233,7 +229,7 @@ impl<S: Simd, F: Widened<S>> Format<S> for F {
 mod pairs {
     use std::arch::x86_64::*;
 
-    use super::super::simd::{Avx512, Simd};
+    use super::super::simd::{Avx512, Simd, narrow};
     use super::{Format, Task, run, widen};
 
     /// Products of bf16 pairs, which only AVX-512-BF16 has.
@@ -273,6 +269,23 @@ mod pairs {
         unsafe fn one(w: *const u8, x: *const u8, col: usize) -> f32 {
             // SAFETY: `col` is within both rows.
             unsafe { widen(*w.cast::<u16>().add(col)) * widen(*x.cast::<u16>().add(col)) }
+        }
+    }
+
+    /// Rounds numbers to bf16, to the nearest, of two the even one.
+    #[target_feature(enable = "avx512f,avx512bf16,avx2")]
+    pub(super) unsafe fn round(from: &[f32], to: *mut u16) {
+        let (vectors, rest) = from.as_chunks::<16>();
+        for (idx, vector) in vectors.iter().enumerate() {
+            // SAFETY: `to` has room for as many numbers; both types are 32 bytes without meaning of their own.
+            unsafe {
+                let rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(vector.as_ptr()));
+                _mm256_storeu_si256(to.add(16 * idx).cast(), std::mem::transmute::<__m256bh, __m256i>(rounded));
+            }
+        }
+        for (idx, &value) in rest.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { to.add(16 * vectors.len() + idx).write(narrow(value)) };
         }
     }
 

@@ -119,6 +119,23 @@ impl PyEngineCore {
         PyStepOutputs::new(py, outputs)
     }
 
+    fn request_tokens<'py>(
+        &self,
+        py: Python<'py>,
+        request_id: u64,
+        start: usize,
+    ) -> Result<Option<(Bound<'py, PyArray1<u32>>, usize)>> {
+        let found = self.locked(py, |core| {
+            let from_start = |tokens: &[u32]| tokens.get(start..).unwrap_or_default().to_vec();
+            Ok(core.request_tokens(request_id).map(|(tokens, num_left)| (from_start(tokens), num_left)))
+        })?;
+        Ok(found.map(|(tokens, num_left)| (PyArray1::from_vec(py, tokens), num_left)))
+    }
+
+    fn set_drafts(&self, py: Python<'_>, request_id: u64, drafts: Vec<u32>) -> Result<()> {
+        self.locked(py, |core| core.set_drafts(request_id, &drafts))
+    }
+
     fn has_unfinished(&self, py: Python<'_>) -> Result<bool> {
         self.locked(py, |core| Ok(core.has_unfinished()))
     }
