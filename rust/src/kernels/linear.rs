@@ -416,6 +416,7 @@ unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const N: usize>(
     start: usize,
     ahead: &mut Ahead,
 ) {
+    const { assert!(M * N <= MAX_TILE) };
     let end = task.cols.min(start + CHUNK_BYTES / F::X_SIZE);
     let tail = end - (end - start) % (2 * S::LANES);
     // SAFETY: `row + M` rows of activations, `first + N` of weights, `cols` numbers each; `out` holds a strip for each row.
@@ -438,7 +439,7 @@ unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const N: usize>(
             }
             F::block(&w, &x, start, &mut sums);
         }
-        // Through memory, so that the loop above has the registers and this one its indices.
+        // Through memory: 256-bit instructions reach 16 registers, and the compiler would keep the sums in those alone.
         let mut vectors: MaybeUninit<[S::V; MAX_TILE]> = MaybeUninit::uninit();
         let vectors = vectors.as_mut_ptr().cast::<S::V>();
         for m in 0..M {
