@@ -1,7 +1,7 @@
 """The CPU kernels beside PyTorch's forward pass: every mix of components, both formats, every instruction set."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +20,7 @@ from llm.inference import EngineConfig, load_engine
 from llm.inference.engine import Backend
 from llm.inference.kernel_weights import kernel_weights, obstacle
 from llm.inference.kv_cache import KVCache
+from llm.inference.model_runner import Step
 from llm.info import describe
 from llm.model_config import ExpertsConfig, ModelConfig
 from llm.models import DecoderModel, ForwardContext, PagedCache
@@ -30,27 +31,9 @@ BLOCK_SIZE = 4
 COVERED = {name: config for name, config in MIXES.items() if obstacle(config, torch.float32, CPU) is None}
 
 
-@dataclass
-class Step:
-    """A step's arrays: some requests, each with cached tokens and new ones."""
-
-    token_ids: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    slot_mapping: NDArray[np.int64]
-    query_start: NDArray[np.int32]
-    block_tables: NDArray[np.int32]
-    logits_indices: NDArray[np.int64]
-    seq_lens: tuple[int, ...]
-
-    @classmethod
-    def of(cls, spans: Sequence[tuple[int, int]], tables: NDArray[np.int32], token_ids: NDArray[np.int64]) -> "Step":
-        """One request a span of positions; logits of every token."""
-        positions = np.concatenate([np.arange(start, stop) for start, stop in spans])
-        rows = np.concatenate([np.full(stop - start, row) for row, (start, stop) in enumerate(spans)])
-        slots = tables[rows, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
-        starts = np.cumsum([0, *(stop - start for start, stop in spans)]).astype(np.int32)
-        every = np.arange(len(positions))
-        return cls(token_ids, positions, slots, starts, tables, every, tuple(stop for _, stop in spans))
+def step_of(spans: Sequence[tuple[int, int]], tables: NDArray[np.int32], token_ids: NDArray[np.int64]) -> Step:
+    """One request a span of positions; logits of every token."""
+    return replace(Step.of(spans, tables, token_ids, BLOCK_SIZE), logits_indices=np.arange(len(token_ids)))
 
 
 def caches(config: ModelConfig, dtype: torch.dtype, num_blocks: int) -> KVCache:
@@ -82,7 +65,7 @@ def run_torch(model: DecoderModel, cache: KVCache, step: Step) -> Tensor:
         cache.keys, cache.values, torch.from_numpy(step.slot_mapping), torch.from_numpy(step.block_tables)
     )
     lengths = tuple(np.diff(step.query_start).tolist())
-    context = ForwardContext(lengths, step.seq_lens, torch.from_numpy(step.logits_indices), paged)
+    context = ForwardContext(lengths, tuple(step.seq_lens.tolist()), torch.from_numpy(step.logits_indices), paged)
     logits: Tensor = model(torch.from_numpy(step.token_ids), torch.from_numpy(step.positions), context)
     return logits.float()
 
@@ -110,7 +93,7 @@ def test_every_mix_of_components_equals_pytorch(name: str) -> None:
     decoder = decoder_of(model, ours)
     for number, spans in enumerate(SPANS):
         count = sum(stop - start for start, stop in spans)
-        step = Step.of(spans, tables, tokens(count, config.vocab_size, number))
+        step = step_of(spans, tables, tokens(count, config.vocab_size, number))
         wanted = run_torch(model, theirs, step).numpy()
         np.testing.assert_allclose(run(decoder, step, config.vocab_size), wanted, atol=2e-5, rtol=2e-5)
     for mine, other in zip((*ours.keys, *ours.values), (*theirs.keys, *theirs.values), strict=True):
@@ -163,7 +146,7 @@ def test_long_contexts_and_many_rows_equal_pytorch(name: str, isa: str) -> None:
     decoder = decoder_of(model, ours, isa=isa)
     for number, spans in enumerate(([(0, 601), (0, 70)], [(601, 602), (70, 71)])):
         count = sum(stop - start for start, stop in spans)
-        step = Step.of(spans, tables, tokens(count, config.vocab_size, number))
+        step = step_of(spans, tables, tokens(count, config.vocab_size, number))
         wanted = run_torch(model, theirs, step).numpy()
         np.testing.assert_allclose(run(decoder, step, config.vocab_size), wanted, atol=2e-4, rtol=2e-4)
 
@@ -177,7 +160,7 @@ def test_bf16_is_no_further_from_fp32_than_pytorch(name: str, isa: str) -> None:
     exact = build(config)
     exact.load_state_dict({key: value.float() for key, value in model.state_dict().items()})
     tables = shuffled_tables(3, 80)
-    step = Step.of([(0, 40), (0, 71), (0, 3)], tables, tokens(114, config.vocab_size))
+    step = step_of([(0, 40), (0, 71), (0, 3)], tables, tokens(114, config.vocab_size))
     wanted = run_torch(exact, caches(config, torch.float32, 60), step).log_softmax(-1)
     cache = caches(config, torch.bfloat16, 60)
     ours = torch.from_numpy(run(decoder_of(model, cache, isa=isa), step, config.vocab_size)).log_softmax(-1)
@@ -202,7 +185,7 @@ def test_a_row_has_the_same_bits_in_every_batch(isa: str, dtype: torch.dtype, da
     ids = tokens(sum(lengths), config.vocab_size)
     together = run(
         decoder_of(model, caches(config, dtype, num_blocks), threads=data.draw(st.integers(1, 3)), isa=isa),
-        Step.of(spans, tables, ids),
+        step_of(spans, tables, ids),
         config.vocab_size,
     )
     row = data.draw(st.integers(0, len(lengths) - 1))
@@ -211,14 +194,14 @@ def test_a_row_has_the_same_bits_in_every_batch(isa: str, dtype: torch.dtype, da
     found = []
     for position in range(lengths[row]):  # chunked to single tokens as well
         span = [(position, position + 1)]
-        step = Step.of(span, tables[row : row + 1], ids[start + position : start + position + 1])
+        step = step_of(span, tables[row : row + 1], ids[start + position : start + position + 1])
         found.append(run(alone, step, config.vocab_size))
     assert np.array_equal(np.concatenate(found), together[start : start + lengths[row]])
 
 
 def test_choices_of_one_prompt_get_the_same_logits() -> None:
     model, tables = build(BASE), shuffled_tables(2, 16)
-    step = Step.of(SPANS[0], tables, tokens(14, 61))
+    step = step_of(SPANS[0], tables, tokens(14, 61))
     whole = run(decoder_of(model, caches(BASE, torch.float32, 8)), step, 61)
     step.logits_indices = np.array([3, 8, 8, 8, 13], dtype=np.int64)
     found = run(decoder_of(model, caches(BASE, torch.float32, 8)), step, 61)
@@ -253,7 +236,7 @@ def broken(step: Step, field: str, place: int, value: int) -> Step:
     ],
 )
 def test_arrays_that_point_outside_are_refused(field: str, value: int, message: str) -> None:
-    step = broken(Step.of(SPANS[0], shuffled_tables(2, 16), tokens(14, 61)), field, 0, value)
+    step = broken(step_of(SPANS[0], shuffled_tables(2, 16), tokens(14, 61)), field, 0, value)
     cache = caches(BASE, torch.float32, 8)
     with pytest.raises(InvalidArgumentError, match=message):
         run(decoder_of(build(BASE), cache), step, 61)

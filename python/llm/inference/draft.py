@@ -124,31 +124,13 @@ class DraftModel:
 
     def _next_tokens(self, rows: list[_Row]) -> list[int]:
         """Reads the rows' tokens; the likeliest token after each row."""
-        lens = [len(row.tokens) for row in rows]
-        ends = np.cumsum(lens)
-        starts = np.asarray([row.state.num_known for row in rows])
+        spans = [(row.state.num_known, row.state.num_known + len(row.tokens)) for row in rows]
         tables = np.zeros((len(rows), max(len(row.state.blocks) for row in rows)), dtype=np.int32)
         for table, row in zip(tables, rows, strict=True):
             table[: len(row.state.blocks)] = row.state.blocks
-        positions = [np.arange(start, start + length) for start, length in zip(starts, lens, strict=True)]
-        slots = [
-            table[place // self.block_size].astype(np.int64) * self.block_size + place % self.block_size
-            for table, place in zip(tables, positions, strict=True)
-        ]
-        logits = self.runner.run(
-            Step(
-                token_ids=np.concatenate([np.asarray(row.tokens, dtype=np.int64) for row in rows]),
-                positions=np.concatenate(positions).astype(np.int64),
-                slot_mapping=np.concatenate(slots),
-                query_start=np.concatenate([[0], ends]).astype(np.int32),
-                seq_lens=np.asarray(
-                    [start + length for start, length in zip(starts, lens, strict=True)], dtype=np.int32
-                ),
-                block_tables=tables,
-                logits_indices=(ends - 1).astype(np.int64),
-            )
-        )
-        for row, length in zip(rows, lens, strict=True):
-            row.state.num_known += length
+        token_ids = np.array([token for row in rows for token in row.tokens], dtype=np.int64)
+        logits = self.runner.run(Step.of(spans, tables, token_ids, self.block_size))
+        for row in rows:
+            row.state.num_known += len(row.tokens)
         tokens: list[int] = logits[:, : self.vocab_size].argmax(dim=1).tolist()
         return tokens
