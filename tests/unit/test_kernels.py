@@ -103,6 +103,12 @@ def test_every_mix_of_components_equals_pytorch(name: str) -> None:
 LARGER: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 3, "num_attention_heads": 9, "head_dim": 64},
     "odd sizes": {"hidden_size": 200, "intermediate_size": 331, "head_dim": 22, "vocab_size": 1003},
+    "several chunks of columns": {
+        "hidden_size": 650,
+        "intermediate_size": 2631,
+        "head_dim": 16,
+        "num_hidden_layers": 1,
+    },
     "wide experts": {
         "mlp": "moe",
         "experts": ExpertsConfig(
@@ -175,7 +181,7 @@ def test_bf16_is_no_further_from_fp32_than_pytorch(name: str, isa: str) -> None:
 @given(data=st.data())
 @settings(max_examples=8, deadline=None)
 def test_a_row_has_the_same_bits_in_every_batch(isa: str, dtype: torch.dtype, data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(["llama", "odd sizes", "wide experts"]))
+    name = data.draw(st.sampled_from(["llama", "odd sizes", "several chunks of columns", "wide experts"]))
     config = larger(name)
     model = build(config).to(dtype)
     lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=66))

@@ -36,7 +36,9 @@ def serve(
     ngram_drafts: Annotated[
         bool, typer.Option("--ngram-drafts", help="Guess tokens from what came before in the request.")
     ] = False,
-    num_draft_tokens: Annotated[int, typer.Option(min=1, max=64, help="Tokens guessed at most.")] = 4,
+    num_draft_tokens: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Tokens guessed at most; default: 4.")
+    ] = None,
 ) -> None:
     """Serve a model behind OpenAI-compatible endpoints until Ctrl-C."""
     from llm.api import serve as serve_path
@@ -45,11 +47,14 @@ def serve(
 
     if draft_model is not None and ngram_drafts:
         raise ConfigError("guesses come from `--draft-model` or `--ngram-drafts`, got both\nhint: leave one out")
+    count = {} if num_draft_tokens is None else {"num_draft_tokens": num_draft_tokens}
     speculative: DraftSpeculation | NgramSpeculation | None = None
     if draft_model is not None:
-        speculative = DraftSpeculation(path=draft_model, num_draft_tokens=num_draft_tokens)
+        speculative = DraftSpeculation(path=draft_model, **count)
     elif ngram_drafts:
-        speculative = NgramSpeculation(num_draft_tokens=num_draft_tokens)
+        speculative = NgramSpeculation(**count)
+    elif count:
+        raise ConfigError("`--num-draft-tokens` needs `--draft-model` or `--ngram-drafts`, got neither")
     serve_path(
         path,
         host=host,

@@ -70,7 +70,8 @@ class DraftModel:
         Raises:
             RuntimeError: The model's pass failed.
         """
-        for request_id in [known for known in self._followed if core.request_tokens(known, 0) is None]:
+        states = list(self._followed.items())
+        for request_id in [known for known, state in states if core.request_tokens(known, state.num_known) is None]:
             self._forget(request_id)
         rows = [row for request_id in request_ids if (row := self._row(core, request_id, request_ids)) is not None]
         going_on = rows

@@ -148,7 +148,7 @@ impl<'a> Pass<'a> {
     fn gather(&self, member: &Member<'_>, rows: &[usize], width: usize) {
         for (to, &from) in rows.iter().enumerate().filter(|_| member.index == 0) {
             for (buffer, width) in [(self.hidden, self.sizes.hidden), (self.wide, width)] {
-                // SAFETY: of all members only the first is here, and the ends of two rows are not yet those of one.
+                // SAFETY: only the first member does this, the others wait at the barrier.
                 let whole = unsafe { buffer.slice(to * width, (from - to + 1) * width) };
                 whole.copy_within((from - to) * width.., 0);
             }
