@@ -65,19 +65,25 @@ impl CacheShape {
     /// # Safety
     ///
     /// `slot` and `head` are within the shape, and nobody else uses that place until the next barrier.
-    pub(super) unsafe fn store(&self, part: CachePart, slot: usize, head: usize, values: &[f32]) {
+    pub(super) unsafe fn store(&self, isa: Isa, part: CachePart, (slot, head): (usize, usize), values: &[f32]) {
         debug_assert!(slot < self.num_blocks * self.block_size && head < self.num_kv_heads);
         // SAFETY: within the cache by the caller's promise.
         unsafe {
             let to = part.data.add(self.offset(slot, head));
             match self.dtype {
                 Dtype::F32 => to.cast::<f32>().copy_from_nonoverlapping(values.as_ptr(), values.len()),
-                Dtype::Bf16 => {
-                    let to = to.cast::<u16>();
-                    values.iter().enumerate().for_each(|(place, value)| to.add(place).write(narrow(*value)));
-                }
+                Dtype::Bf16 => narrow_all(isa, values, std::slice::from_raw_parts_mut(to.cast(), values.len())),
             }
         }
+    }
+}
+
+dispatch! { unsafe fn narrow_all = run_narrow(from: &[f32], to: &mut [u16]) }
+
+#[inline(always)]
+unsafe fn run_narrow<S: Simd>(from: &[f32], to: &mut [u16]) {
+    for (from, to) in from.iter().zip(to) {
+        *to = narrow(*from);
     }
 }
 

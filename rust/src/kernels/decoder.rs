@@ -4,6 +4,7 @@ use super::attention::{CachePart, CacheShape, STRETCH};
 use super::linear::STRIP;
 use super::memory::{Matrix, Scratch};
 use super::pass::{Pass, RowTask, Wanted};
+use super::prepared::ALIGN;
 use super::rows::{Activation, Norm, Rope};
 use super::simd::Isa;
 use super::team::Team;
@@ -51,9 +52,9 @@ pub struct Experts {
     /// `[experts, hidden]`.
     pub router: Linear,
     /// Each expert's gate and up.
-    pub gate_up: Vec<Matrix>,
+    pub gate_up: Vec<Linear>,
     /// Each expert's way back.
-    pub down: Vec<Matrix>,
+    pub down: Vec<Linear>,
     /// Experts a token goes through.
     pub num_chosen: usize,
     /// Softmax over all experts before the choice, else over the chosen.
@@ -153,9 +154,10 @@ pub struct Decoder {
 pub(super) struct Buffers {
     /// Residual stream.
     pub hidden: Scratch,
-    /// Inputs of the next product, prepared.
+    /// Inputs of the next product, prepared, and of a feed-forward's way back.
     pub input: Scratch,
-    /// Outputs of the widest products.
+    pub inner: Scratch,
+    /// Queries, keys and values; scores of experts.
     pub wide: Scratch,
     /// What a part adds to the residual stream, where that isn't added at once.
     pub mixed: Scratch,
@@ -163,10 +165,9 @@ pub(super) struct Buffers {
     pub turns: Scratch,
     /// Attention's stretches.
     pub stretches: Scratch,
-    /// Experts: choices and weights of each row; outputs and inputs of each choice.
+    /// Experts: choices and weights of each row; inputs of each choice's way back.
     pub routes: Scratch,
-    pub expert_wide: Scratch,
-    pub expert_input: Scratch,
+    pub expert_inner: Scratch,
     /// Of each member.
     pub own: Vec<Scratch>,
     pub sizes: Sizes,
@@ -177,11 +178,11 @@ pub(super) struct Buffers {
 pub(super) struct Sizes {
     pub hidden: usize,
     pub input: usize,
+    pub inner: usize,
     pub wide: usize,
-    /// Numbers of the routes of a row, of a choice's output and of its input.
+    /// Numbers of the routes of a row, and of a choice's way back.
     pub routes: usize,
-    pub expert_wide: usize,
-    pub expert_input: usize,
+    pub expert_inner: usize,
     pub num_chosen: usize,
 }
 
@@ -364,9 +365,9 @@ impl FeedForward {
                     && experts.down.len() == num_experts
                     && (1..=num_experts).contains(&experts.num_chosen)
                     && experts.gate_up.iter().zip(&experts.down).all(|(gate_up, down)| {
-                        let (rows, cols) = (experts.gate_up[0].rows, experts.gate_up[0].cols);
-                        (gate_up.rows, gate_up.cols, gate_up.dtype) == (rows, hidden, experts.gate_up[0].dtype)
-                            && (down.rows, 2 * down.cols) == (cols, rows)
+                        is_gated(gate_up, down)
+                            && down.weight.cols == experts.down[0].weight.cols
+                            && gate_up.weight.dtype == experts.gate_up[0].weight.dtype
                     })
                     && experts.shared.as_ref().is_none_or(|(gate_up, down)| is_gated(gate_up, down))
                     && experts.shared_gate.as_ref().is_none_or(|gate| gate.is_for(1, hidden))
@@ -374,16 +375,11 @@ impl FeedForward {
         }
     }
 
-    /// Its widest output, and its widest input.
-    fn widths(&self) -> (usize, usize) {
+    /// Width of what its activation gives, a shared expert's of a mixture.
+    fn inner(&self) -> usize {
         match self {
-            Self::Gated { gate_up, down } => (gate_up.weight.rows, down.weight.cols),
-            Self::Plain { up, down } => (up.weight.rows, down.weight.cols),
-            Self::Experts(experts) => {
-                let shared = experts.shared.as_ref();
-                let (wide, input) = shared.map_or((1, 1), |(gate_up, down)| (gate_up.weight.rows, down.weight.cols));
-                (wide.max(experts.gate_up.len()), input)
-            }
+            Self::Gated { down, .. } | Self::Plain { down, .. } => down.weight.cols,
+            Self::Experts(experts) => experts.shared.as_ref().map_or(0, |(_, down)| down.weight.cols),
         }
     }
 
@@ -400,26 +396,20 @@ impl Sizes {
         let hidden = spec.embedding.cols;
         let heads = spec.num_heads * shape.head_dim;
         let qkv = heads + 2 * shape.num_kv_heads * shape.head_dim;
-        let mut sizes = Self {
-            hidden,
-            input: hidden.max(heads),
-            wide: qkv,
-            routes: 0,
-            expert_wide: 0,
-            expert_input: 0,
-            num_chosen: 0,
-        };
+        let mut sizes =
+            Self { hidden, input: hidden.max(heads), inner: 0, wide: qkv, routes: 0, expert_inner: 0, num_chosen: 0 };
         for layer in &spec.layers {
-            let (wide, input) = layer.feed_forward.widths();
-            sizes.wide = sizes.wide.max(wide);
-            sizes.input = sizes.input.max(input);
+            sizes.inner = sizes.inner.max(layer.feed_forward.inner());
             if let Some(experts) = layer.feed_forward.experts() {
                 sizes.num_chosen = sizes.num_chosen.max(experts.num_chosen);
-                sizes.expert_wide = sizes.expert_wide.max(experts.gate_up[0].rows);
-                sizes.expert_input = sizes.expert_input.max(experts.down[0].cols);
+                sizes.wide = sizes.wide.max(experts.gate_up.len());
+                sizes.expert_inner = sizes.expert_inner.max(experts.down[0].weight.cols);
             }
         }
         sizes.routes = 2 * sizes.num_chosen;
+        for size in [&mut sizes.input, &mut sizes.inner, &mut sizes.expert_inner] {
+            *size = size.next_multiple_of(ALIGN);
+        }
         sizes
     }
 }
@@ -427,20 +417,20 @@ impl Sizes {
 impl Buffers {
     fn new(sizes: Sizes, shape: &CacheShape, num_threads: usize) -> Self {
         let choices = MAX_ROWS * sizes.num_chosen;
-        let gathered = if choices > 0 { MAX_ROWS * sizes.hidden } else { 0 };
-        // A strip and gathered rows, or attention's scores of all heads that share a key head.
-        let own = MAX_ROWS * STRIP + gathered;
+        let aside = if choices > 0 { MAX_ROWS * sizes.input } else { sizes.input };
+        // Two strips, then a row or gathered rows; or attention's scores of all heads that share a key head.
+        let own = 2 * MAX_ROWS * STRIP + aside;
         let heads = sizes.wide / shape.head_dim.max(1) * STRETCH;
         Self {
             hidden: Scratch::new(MAX_ROWS * sizes.hidden),
             input: Scratch::new(MAX_ROWS * sizes.input),
+            inner: Scratch::new(MAX_ROWS * sizes.inner),
             wide: Scratch::new(MAX_ROWS * sizes.wide),
             mixed: Scratch::new(MAX_ROWS * sizes.hidden),
             turns: Scratch::new(MAX_ROWS * shape.head_dim),
             stretches: Scratch::new(0),
             routes: Scratch::new(MAX_ROWS * sizes.routes),
-            expert_wide: Scratch::new(choices * sizes.expert_wide),
-            expert_input: Scratch::new(choices * sizes.expert_input),
+            expert_inner: Scratch::new(choices * sizes.expert_inner),
             own: (0..num_threads).map(|_| Scratch::new(own.max(heads))).collect(),
             sizes,
         }

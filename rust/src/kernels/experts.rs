@@ -1,8 +1,9 @@
 //! A mixture of experts, a product for each expert over the rows that chose it.
 
-use super::decoder::{Experts, Linear, MAX_ROWS};
-use super::linear::{Prepared, STRIP};
+use super::decoder::{Experts, Linear};
+use super::linear::STRIP;
 use super::pass::Pass;
+use super::prepared::Prepared;
 use super::team::Member;
 
 /// Which rows chose which expert: pairs of row and weight, expert after expert.
@@ -12,15 +13,19 @@ struct Choices {
     starts: Vec<usize>,
 }
 
+impl Choices {
+    /// An expert's pairs.
+    fn of(&self, expert: usize) -> &[(usize, f32)] {
+        &self.pairs[self.starts[expert]..self.starts[expert + 1]]
+    }
+}
+
 impl Pass<'_> {
     /// From the prepared input through the chosen experts, and the shared one, into `mixed`.
     pub(super) fn experts(&self, member: &Member<'_>, experts: &Experts) {
         self.route(member, experts);
         let choices = self.choices(experts);
         self.open_experts(member, experts, &choices);
-        let count = choices.pairs.len();
-        let (from, to) = ((self.expert_wide, self.sizes.expert_wide), (self.expert_input, self.sizes.expert_input));
-        self.activate(member, count, from, to, &experts.down[0], true);
         self.close_experts(member, experts, &choices);
         if let Some((gate_up, down)) = &experts.shared {
             self.shared_expert(member, experts, gate_up, down);
@@ -30,8 +35,7 @@ impl Pass<'_> {
     /// Scores all experts for each row and keeps the best: ids, then weights.
     fn route(&self, member: &Member<'_>, experts: &Experts) {
         let num_experts = experts.gate_up.len();
-        let x = self.prepared(self.input, self.sizes.input, self.rows.len());
-        self.multiply(member, &experts.router, &x, |row, first, values| {
+        self.multiply(member, &experts.router, &self.inputs(), |row, first, values| {
             // SAFETY: each column is one member's until the barrier.
             unsafe { self.wide.slice(row * num_experts + first, values.len()) }.copy_from_slice(values);
         });
@@ -65,32 +69,26 @@ impl Pass<'_> {
     }
 
     fn open_experts(&self, member: &Member<'_>, experts: &Experts, choices: &Choices) {
-        let strips = experts.gate_up[0].rows.div_ceil(STRIP);
-        let width = self.sizes.hidden;
+        let strips = experts.down[0].weight.cols.div_ceil(STRIP);
+        let dtype = experts.gate_up[0].weight.dtype;
         let mut gathered = None;
         while let Some(units) = member.claim(strips * experts.gate_up.len(), 4) {
             for unit in units {
                 let (expert, first) = (unit / strips, unit % strips * STRIP);
-                let (start, end) = (choices.starts[expert], choices.starts[expert + 1]);
-                if start == end {
+                let to = self.expert_inner(experts, choices, expert);
+                if to.num_rows == 0 {
                     continue;
                 }
-                let rows = self.own(member).from(MAX_ROWS * STRIP);
+                let x = Prepared { data: self.aside(member), num_rows: to.num_rows, ..self.inputs() };
                 if gathered.replace(expert) != Some(expert) {
-                    for (place, (row, _)) in choices.pairs[start..end].iter().enumerate() {
+                    for (place, (row, _)) in choices.of(expert).iter().enumerate() {
                         // SAFETY: the member's own scratch; the input was written before the last barrier.
-                        unsafe {
-                            let to = rows.slice(place * width, width);
-                            to.copy_from_slice(self.input.slice(row * self.sizes.input, width));
-                        }
+                        unsafe { x.copy(self.isa, dtype, place, &self.inputs(), *row) };
                     }
                 }
-                let x = self.prepared(rows, width, end - start);
-                self.multiply_strip(member, (&experts.gate_up[expert], first, first + STRIP), &x, |row, values| {
-                    let to = (start + row) * self.sizes.expert_wide + first;
-                    // SAFETY: each column of a choice is one member's until the barrier.
-                    unsafe { self.expert_wide.slice(to, values.len()) }.copy_from_slice(values);
-                });
+                let next = if first + STRIP < to.cols { first + STRIP } else { first };
+                let down_dtype = experts.down[expert].weight.dtype;
+                self.open_strip(member, &experts.gate_up[expert], (first, next), &x, (&to, down_dtype));
             }
         }
         member.barrier();
@@ -98,19 +96,16 @@ impl Pass<'_> {
 
     /// A column belongs to one member, who adds up its experts in their order: the sum doesn't depend on the batch.
     fn close_experts(&self, member: &Member<'_>, experts: &Experts, choices: &Choices) {
-        let stride = self.sizes.expert_input;
         while let Some(units) = member.claim(self.sizes.hidden.div_ceil(STRIP), 1) {
             for unit in units {
                 let first = unit * STRIP;
                 for (expert, down) in experts.down.iter().enumerate() {
-                    let (start, end) = (choices.starts[expert], choices.starts[expert + 1]);
-                    if start == end {
+                    let x = self.expert_inner(experts, choices, expert);
+                    if x.num_rows == 0 {
                         continue;
                     }
-                    let data = self.expert_input.from(start * stride);
-                    let x = Prepared { data, stride, num_rows: end - start };
-                    self.multiply_strip(member, (down, first, first), &x, |row, values| {
-                        let (row, weight) = choices.pairs[start + row];
+                    self.multiply_strip(member, down, (first, first), &x, |row, values| {
+                        let (row, weight) = choices.of(expert)[row];
                         // SAFETY: each column is one member's until the barrier.
                         let to = unsafe { self.mixed.slice(row * self.sizes.hidden + first, values.len()) };
                         to.iter_mut().zip(values).for_each(|(to, value)| *to += weight * *value);
@@ -121,18 +116,23 @@ impl Pass<'_> {
         member.barrier();
     }
 
+    /// What the rows that chose an expert bring to its way back.
+    fn expert_inner(&self, experts: &Experts, choices: &Choices, expert: usize) -> Prepared {
+        let stride = self.sizes.expert_inner;
+        let data = self.expert_inner.from(choices.starts[expert] * stride);
+        Prepared { data, stride, num_rows: choices.of(expert).len(), cols: experts.down[expert].weight.cols }
+    }
+
     fn shared_expert(&self, member: &Member<'_>, experts: &Experts, gate_up: &Linear, down: &Linear) {
         if let Some(gate) = &experts.shared_gate {
-            let x = self.prepared(self.input, self.sizes.input, self.rows.len());
-            self.multiply(member, gate, &x, |row, _, values| {
+            self.multiply(member, gate, &self.inputs(), |row, _, values| {
                 // SAFETY: the routes of a row are no longer needed; each row has one gate.
                 let gate = unsafe { self.routes.slice(row * self.sizes.routes, 1) };
                 gate[0] = 1.0 / (1.0 + (-values[0]).exp());
             });
         }
-        self.widen_and_activate(member, gate_up, down, true);
-        let x = self.prepared(self.input, self.sizes.input, self.rows.len());
-        self.multiply(member, down, &x, |row, first, values| {
+        self.open(member, gate_up, down);
+        self.multiply(member, down, &self.inner(down), |row, first, values| {
             // SAFETY: each column is one member's until the barrier; gates are only read.
             let (to, gate) = unsafe {
                 let gate = experts.shared_gate.is_some().then(|| self.routes.slice(row * self.sizes.routes, 1)[0]);

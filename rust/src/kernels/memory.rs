@@ -143,8 +143,8 @@ impl SharedMut {
         Self { data: unsafe { self.data.add(start) }, len: self.len - start }
     }
 
-    /// Address of the first of `len` numbers, to read.
-    pub fn slice_start(&self, len: usize) -> *const f32 {
+    /// Address of the first of `len` numbers.
+    pub fn address(&self, len: usize) -> *mut f32 {
         assert!(len <= self.len, "scratch of {} has no 0..{len}", self.len);
         self.data
     }

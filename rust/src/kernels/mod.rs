@@ -11,7 +11,10 @@ mod decoder;
 mod experts;
 mod linear;
 mod memory;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod pass;
+mod prepared;
 mod rows;
 mod simd;
 mod team;

@@ -2,14 +2,12 @@
 
 use super::attention::{CachePart, CacheShape, STRETCH, Stretch, join};
 use super::decoder::{Buffers, DecoderSpec, FeedForward, Layer, Linear, MAX_ROWS, Sizes, Step};
-use super::linear::{Prepared, STRIP, block_of, prepare, strip};
-use super::memory::{Dtype, Matrix, SharedMut};
+use super::linear::STRIP;
+use super::memory::{Dtype, SharedMut};
+use super::prepared::Prepared;
 use super::rows::{Norm, rotate};
 use super::simd::Isa;
 use super::team::Member;
-
-/// Columns of a row that one member activates at a time.
-const ACTIVATED: usize = 512;
 
 /// One token of a step.
 #[derive(Debug, Clone, Copy)]
@@ -66,14 +64,14 @@ pub(super) struct Pass<'a> {
     pieces: Vec<Piece>,
     pub sizes: Sizes,
     hidden: SharedMut,
-    pub input: SharedMut,
+    input: SharedMut,
+    inner: SharedMut,
     pub wide: SharedMut,
     pub mixed: SharedMut,
     turns: SharedMut,
     joined: SharedMut,
     pub routes: SharedMut,
-    pub expert_wide: SharedMut,
-    pub expert_input: SharedMut,
+    pub expert_inner: SharedMut,
     own: Vec<SharedMut>,
     logits: SharedMut,
 }
@@ -104,13 +102,13 @@ impl<'a> Pass<'a> {
             sizes: buffers.sizes,
             hidden: buffers.hidden.shared(),
             input: buffers.input.shared(),
+            inner: buffers.inner.shared(),
             wide: buffers.wide.shared(),
             mixed: buffers.mixed.shared(),
             turns: buffers.turns.shared(),
             joined: buffers.stretches.shared(),
             routes: buffers.routes.shared(),
-            expert_wide: buffers.expert_wide.shared(),
-            expert_input: buffers.expert_input.shared(),
+            expert_inner: buffers.expert_inner.shared(),
             own: buffers.own.iter_mut().map(|own| own.shared()).collect(),
             logits: SharedMut::of(logits),
         }
@@ -139,8 +137,9 @@ impl<'a> Pass<'a> {
             return;
         }
         self.attend(member, layer, cache);
-        self.each_row(member, |row| self.join_heads(row, layer));
-        self.add(member, &layer.out, layer.post_norms.as_ref().map(|norms| &norms.0));
+        self.each_row(member, |row| self.join_heads(member, row, layer));
+        let heads = self.inputs_of(layer.out.weight.cols);
+        self.add(member, (&layer.out, &heads), layer.post_norms.as_ref().map(|norms| &norms.0));
         self.feed_forward(member, layer);
     }
 
@@ -182,28 +181,25 @@ impl<'a> Pass<'a> {
     /// Queries of all rows, and keys and values into the cache.
     fn project(&self, member: &Member<'_>, layer: &Layer, cache: (CachePart, CachePart)) {
         let dtype = layer.qkv.weight.dtype;
-        self.each_row(member, |row| self.normalize(row, &layer.norm1, dtype, row));
+        self.each_row(member, |row| self.normalize(member, row, (&layer.norm1, dtype), &self.inputs(), row));
         let width = layer.qkv.weight.rows;
-        self.multiply(
-            member,
-            &layer.qkv,
-            &self.prepared(self.input, self.sizes.input, self.rows.len()),
-            |row, first, values| {
-                // SAFETY: each column is one member's until the barrier.
-                unsafe { self.wide.slice(row * width + first, values.len()) }.copy_from_slice(values);
-            },
-        );
+        self.multiply(member, &layer.qkv, &self.inputs(), |row, first, values| {
+            // SAFETY: each column is one member's until the barrier.
+            unsafe { self.wide.slice(row * width + first, values.len()) }.copy_from_slice(values);
+        });
         self.each_row(member, |row| self.rotate_and_store(row, layer, cache));
     }
 
-    /// Norms the residual stream of `row` into row `to` of the prepared input.
-    fn normalize(&self, row: usize, norm: &Norm, dtype: Dtype, to: usize) {
-        // SAFETY: each row is one member's until the barrier, and so is its own scratch of the hidden row's copy.
-        let (hidden, input) =
-            unsafe { (self.hidden_row(row), self.input.slice(to * self.sizes.input, self.sizes.input)) };
-        let mut normed = hidden.to_vec();
-        norm.apply(self.isa, &mut normed);
-        prepare(self.isa, dtype, &normed, input);
+    /// Norms the residual stream of `row` into row `to_row` of a product's input.
+    fn normalize(&self, member: &Member<'_>, row: usize, (norm, dtype): (&Norm, Dtype), to: &Prepared, to_row: usize) {
+        // SAFETY: each row, and the member's own scratch, is one member's until the barrier.
+        unsafe {
+            let aside = self.aside(member);
+            let normed = aside.slice(0, self.sizes.hidden);
+            normed.copy_from_slice(self.hidden_row(row));
+            norm.apply(self.isa, normed);
+            to.write(self.isa, dtype, to_row, normed);
+        }
     }
 
     fn rotate_and_store(&self, row: usize, layer: &Layer, (keys, values): (CachePart, CachePart)) {
@@ -219,7 +215,7 @@ impl<'a> Pass<'a> {
                     if is_query { query_norm } else { key_norm }.apply(self.isa, head);
                 }
                 if self.spec.rope.is_some() {
-                    rotate(head, turns);
+                    rotate(self.isa, head, turns);
                 }
             }
             if is_query {
@@ -229,7 +225,7 @@ impl<'a> Pass<'a> {
             let (part, head_idx) =
                 if idx < num_turned { (keys, idx - self.spec.num_heads) } else { (values, idx - num_turned) };
             // SAFETY: as above; slots are checked by the step.
-            unsafe { self.shape.store(part, self.rows[row].slot, head_idx, head) };
+            unsafe { self.shape.store(self.isa, part, (self.rows[row].slot, head_idx), head) };
         }
     }
 
@@ -264,12 +260,14 @@ impl<'a> Pass<'a> {
         member.barrier();
     }
 
-    fn join_heads(&self, row: usize, layer: &Layer) {
+    fn join_heads(&self, member: &Member<'_>, row: usize, layer: &Layer) {
         let (width, num_kv, num_heads) = (self.shape.head_dim, self.shape.num_kv_heads, self.spec.num_heads);
         let groups = num_heads / num_kv;
         let task = &self.rows[row];
         let num_stretches = task.num_tokens().div_ceil(STRETCH);
-        let mut mixed = vec![0.0; num_heads * width];
+        // SAFETY: the member's own scratch.
+        let aside = self.aside(member);
+        let mixed = unsafe { aside.slice(0, num_heads * width) };
         for (head, out) in mixed.chunks_exact_mut(width).enumerate() {
             let parts = (0..num_stretches).map(|stretch| {
                 let piece = (task.first_stretch + stretch) * num_kv + head / groups;
@@ -280,26 +278,20 @@ impl<'a> Pass<'a> {
             join(parts, out);
         }
         // SAFETY: each row is one member's until the barrier.
-        let input = unsafe { self.input.slice(row * self.sizes.input, self.sizes.input) };
-        prepare(self.isa, layer.out.weight.dtype, &mixed, input);
+        unsafe { self.inputs_of(mixed.len()).write(self.isa, layer.out.weight.dtype, row, mixed) };
     }
 
-    /// Adds a product of the prepared input to the residual stream, through a norm if there is one.
-    fn add(&self, member: &Member<'_>, linear: &Linear, norm: Option<&Norm>) {
+    /// Adds a product to the residual stream, through a norm if there is one.
+    fn add(&self, member: &Member<'_>, (linear, x): (&Linear, &Prepared), norm: Option<&Norm>) {
         let target = if norm.is_some() { self.mixed } else { self.hidden };
-        self.multiply(
-            member,
-            linear,
-            &self.prepared(self.input, self.sizes.input, self.rows.len()),
-            |row, first, values| {
-                // SAFETY: each column is one member's until the barrier.
-                let to = unsafe { target.slice(row * self.sizes.hidden + first, values.len()) };
-                match norm {
-                    Some(_) => to.copy_from_slice(values),
-                    None => to.iter_mut().zip(values).for_each(|(to, value)| *to += value),
-                }
-            },
-        );
+        self.multiply(member, linear, x, |row, first, values| {
+            // SAFETY: each column is one member's until the barrier.
+            let to = unsafe { target.slice(row * self.sizes.hidden + first, values.len()) };
+            match norm {
+                Some(_) => to.copy_from_slice(values),
+                None => to.iter_mut().zip(values).for_each(|(to, value)| *to += value),
+            }
+        });
         if norm.is_some() {
             self.each_row(member, |row| self.add_mixed(row, norm));
         }
@@ -319,70 +311,58 @@ impl<'a> Pass<'a> {
     fn feed_forward(&self, member: &Member<'_>, layer: &Layer) {
         let post_norm = layer.post_norms.as_ref().map(|norms| &norms.1);
         match &layer.feed_forward {
-            FeedForward::Gated { gate_up, down } => {
-                self.each_row(member, |row| self.normalize(row, &layer.norm2, gate_up.weight.dtype, row));
-                self.widen_and_activate(member, gate_up, down, true);
-                self.add(member, down, post_norm);
-            }
-            FeedForward::Plain { up, down } => {
-                self.each_row(member, |row| self.normalize(row, &layer.norm2, up.weight.dtype, row));
-                self.widen_and_activate(member, up, down, false);
-                self.add(member, down, post_norm);
+            FeedForward::Gated { gate_up: up, down } | FeedForward::Plain { up, down } => {
+                self.each_row(member, |row| {
+                    self.normalize(member, row, (&layer.norm2, up.weight.dtype), &self.inputs(), row)
+                });
+                self.open(member, up, down);
+                self.add(member, (down, &self.inner(down)), post_norm);
             }
             FeedForward::Experts(experts) => {
-                self.each_row(member, |row| self.normalize(row, &layer.norm2, experts.router.weight.dtype, row));
+                self.each_row(member, |row| {
+                    self.normalize(member, row, (&layer.norm2, experts.router.weight.dtype), &self.inputs(), row)
+                });
                 self.experts(member, experts);
                 self.each_row(member, |row| self.add_mixed(row, post_norm));
             }
         }
     }
 
-    /// From the prepared input through `up` and the activation to the prepared input of `down`.
-    pub fn widen_and_activate(&self, member: &Member<'_>, up: &Linear, down: &Linear, is_gated: bool) {
-        let width = up.weight.rows;
-        self.multiply(
-            member,
-            up,
-            &self.prepared(self.input, self.sizes.input, self.rows.len()),
-            |row, first, values| {
-                // SAFETY: each column is one member's until the barrier.
-                unsafe { self.wide.slice(row * width + first, values.len()) }.copy_from_slice(values);
-            },
-        );
-        let source = (self.wide, width);
-        self.activate(member, self.rows.len(), source, (self.input, self.sizes.input), &down.weight, is_gated);
+    /// From the inputs through `up` and the activation to the inputs of `down`, which has half as many if `up` is gated.
+    pub fn open(&self, member: &Member<'_>, up: &Linear, down: &Linear) {
+        let (x, to) = (self.inputs(), self.inner(down));
+        self.each_strip(member, down.weight.cols, |first, next| {
+            self.open_strip(member, up, (first, next), &x, (&to, down.weight.dtype));
+        });
     }
 
-    /// Activates `num_rows` rows and prepares them for `next`, a piece of a row at a time.
-    pub fn activate(
+    /// The activated strip from column `first` on, for a product with weights of a format.
+    pub fn open_strip(
         &self,
         member: &Member<'_>,
-        num_rows: usize,
-        (from, from_stride): (SharedMut, usize),
-        (to, to_stride): (SharedMut, usize),
-        next: &Matrix,
-        is_gated: bool,
+        up: &Linear,
+        (first, next): (usize, usize),
+        x: &Prepared,
+        (to, dtype): (&Prepared, Dtype),
     ) {
-        let width = next.cols;
-        // A piece ends where a block of prepared activations does.
-        let size = ACTIVATED.next_multiple_of(block_of(self.isa));
-        let pieces = width.div_ceil(size);
-        // Rounded to bf16 activations take half the room: a piece begins at half its place.
-        let shrink = if next.dtype == Dtype::Bf16 && self.isa == Isa::Avx512Bf16 { 2 } else { 1 };
-        while let Some(units) = member.claim(num_rows * pieces, 1) {
-            for unit in units {
-                let (row, start) = (unit / pieces, unit % pieces * size);
-                let length = size.min(width - start);
-                // SAFETY: each piece is one member's until the barrier.
-                unsafe {
-                    let gate = from.slice(row * from_stride + start, length);
-                    let up = is_gated.then(|| &*from.slice(row * from_stride + width + start, length));
-                    self.spec.activation.apply(self.isa, gate, up);
-                    prepare(self.isa, next.dtype, gate, to.slice(row * to_stride + start / shrink, length));
-                }
+        let (width, count) = (to.cols, STRIP.min(to.cols - first));
+        let is_gated = up.weight.rows > width;
+        let own = self.own(member);
+        // SAFETY: the member's own scratch; the input was prepared for these weights before the last barrier, and each
+        // column is one member's until the next.
+        unsafe {
+            let gate = own.slice(0, x.num_rows * STRIP);
+            let value = own.slice(MAX_ROWS * STRIP, x.num_rows * STRIP);
+            up.strip(self.isa, (first, count, if is_gated { width + first } else { next }), x, gate);
+            if is_gated {
+                up.strip(self.isa, (width + first, count, next), x, value);
             }
+            self.spec.activation.apply(self.isa, gate, is_gated.then_some(&*value));
+            if count < STRIP {
+                gate.as_chunks_mut::<STRIP>().0.iter_mut().for_each(|values| values[count..].fill(0.0));
+            }
+            to.write_columns(self.isa, dtype, (first, count), gate);
         }
-        member.barrier();
     }
 
     fn logits(&self, member: &Member<'_>) {
@@ -391,46 +371,30 @@ impl<'a> Pass<'a> {
         if wanted.is_empty() {
             return;
         }
+        let inputs = Prepared { num_rows: wanted.len(), ..self.inputs() };
         for place in (member.index..wanted.len()).step_by(member.num_members()) {
-            self.normalize(wanted[place], &self.spec.norm, head.weight.dtype, place);
+            self.normalize(member, wanted[place], (&self.spec.norm, head.weight.dtype), &inputs, place);
         }
         member.barrier();
         let vocab_size = head.weight.rows;
-        self.multiply(
-            member,
-            head,
-            &self.prepared(self.input, self.sizes.input, wanted.len()),
-            |place, first, values| {
-                let (start, end) = self.rows[wanted[place]].outputs;
-                for output in start..end {
-                    // SAFETY: each column is one member's until the end.
-                    let to = unsafe { self.logits.slice(output * vocab_size + first, values.len()) };
-                    to.copy_from_slice(values);
-                    if let Some(cap) = self.spec.logit_softcap {
-                        to.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
-                    }
+        self.multiply(member, head, &inputs, |place, first, values| {
+            let (start, end) = self.rows[wanted[place]].outputs;
+            for output in start..end {
+                // SAFETY: each column is one member's until the end.
+                let to = unsafe { self.logits.slice(output * vocab_size + first, values.len()) };
+                to.copy_from_slice(values);
+                if let Some(cap) = self.spec.logit_softcap {
+                    to.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
                 }
-            },
-        );
+            }
+        });
     }
 
     /// Multiplies `x` with a linear layer; `put(row, first column, values)` takes what comes, then there is a barrier.
     pub fn multiply(&self, member: &Member<'_>, linear: &Linear, x: &Prepared, put: impl Fn(usize, usize, &[f32])) {
-        let num_strips = linear.weight.rows.div_ceil(STRIP);
-        // Few enough that counting costs nothing, enough that a member held up by the system delays no one.
-        let size = (num_strips / (member.num_members() * 8)).max(1);
-        let claims = std::iter::from_fn(|| member.claim(num_strips, size));
-        let mut strips = claims.flatten().map(|strip| strip * STRIP).peekable();
-        while let Some(first) = strips.next() {
-            let next = strips.peek().copied().unwrap_or(first);
-            self.multiply_strip(member, (&linear.weight, first, next), x, |row, values| {
-                if let Some(bias) = &linear.bias {
-                    values.iter_mut().zip(&bias[first..]).for_each(|(value, bias)| *value += bias);
-                }
-                put(row, first, values);
-            });
-        }
-        member.barrier();
+        self.each_strip(member, linear.weight.rows, |first, next| {
+            self.multiply_strip(member, linear, (first, next), x, |row, values| put(row, first, values));
+        });
     }
 
     /// The strip from weight row `first` on; `put(row, values)` takes each row of it. The strip from row `next` on is
@@ -438,31 +402,57 @@ impl<'a> Pass<'a> {
     pub fn multiply_strip(
         &self,
         member: &Member<'_>,
-        (weights, first, next): (&Matrix, usize, usize),
+        linear: &Linear,
+        (first, next): (usize, usize),
         x: &Prepared,
-        put: impl Fn(usize, &mut [f32]),
+        put: impl Fn(usize, &[f32]),
     ) {
-        let count = STRIP.min(weights.rows - first);
+        let count = STRIP.min(linear.weight.rows - first);
         let own = self.own(member);
         // SAFETY: the member's own scratch; the input was prepared for these weights before the last barrier.
-        let out = unsafe {
-            let out = own.slice(0, MAX_ROWS * STRIP);
-            strip(self.isa, weights, (first, count, next), x, out);
-            out
-        };
-        for (row, values) in out.as_chunks_mut::<STRIP>().0.iter_mut().take(x.num_rows).enumerate() {
+        let out = unsafe { own.slice(0, x.num_rows * STRIP) };
+        unsafe { linear.strip(self.isa, (first, count, next), x, out) };
+        for (row, values) in out.as_chunks::<STRIP>().0.iter().enumerate() {
             // Of a known length they are copied without a call.
-            if count == STRIP { put(row, values) } else { put(row, &mut values[..count]) }
+            if count == STRIP { put(row, values) } else { put(row, &values[..count]) }
         }
     }
 
-    pub fn prepared(&self, data: SharedMut, stride: usize, num_rows: usize) -> Prepared {
-        Prepared { data, stride, num_rows }
+    /// Strips of `num_columns` in turn, one member each: `work(first column, that of the member's next)`, then a barrier.
+    fn each_strip(&self, member: &Member<'_>, num_columns: usize, work: impl Fn(usize, usize)) {
+        let num_strips = num_columns.div_ceil(STRIP);
+        // Few enough that counting costs nothing, enough that a member held up by the system delays no one.
+        let size = (num_strips / (member.num_members() * 8)).max(1);
+        let claims = std::iter::from_fn(|| member.claim(num_strips, size));
+        let mut strips = claims.flatten().map(|strip| strip * STRIP).peekable();
+        while let Some(first) = strips.next() {
+            work(first, strips.peek().copied().unwrap_or(first));
+        }
+        member.barrier();
     }
 
-    /// The member's own scratch: a strip, then gathered rows; or scores.
+    /// All rows' inputs of a product with weights of the hidden width.
+    pub fn inputs(&self) -> Prepared {
+        self.inputs_of(self.sizes.hidden)
+    }
+
+    fn inputs_of(&self, cols: usize) -> Prepared {
+        Prepared { data: self.input, stride: self.sizes.input, num_rows: self.rows.len(), cols }
+    }
+
+    /// All rows' inputs of a feed-forward's way back.
+    pub fn inner(&self, down: &Linear) -> Prepared {
+        Prepared { data: self.inner, stride: self.sizes.inner, num_rows: self.rows.len(), cols: down.weight.cols }
+    }
+
+    /// The member's own scratch: two strips, then what [`Self::aside`] gives; or scores.
     pub fn own(&self, member: &Member<'_>) -> SharedMut {
         self.own[member.index]
+    }
+
+    /// The part of the member's own scratch that no strip uses: gathered rows, or one row.
+    pub fn aside(&self, member: &Member<'_>) -> SharedMut {
+        self.own(member).from(2 * MAX_ROWS * STRIP)
     }
 
     #[expect(clippy::mut_from_ref, reason = "see `SharedMut::slice`")]

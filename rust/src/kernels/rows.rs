@@ -87,12 +87,33 @@ impl Rope {
 }
 
 /// Rotates channel `i` and `i + D/2` of one head by the angles of `turns`: cosines, then sines.
-pub(super) fn rotate(head: &mut [f32], turns: &[f32]) {
-    let (first, second) = head.split_at_mut(head.len() / 2);
-    let (cosines, sines) = turns.split_at(first.len());
-    let turns = cosines.iter().zip(sines);
-    for ((a, b), (cosine, sine)) in first.iter_mut().zip(second).zip(turns) {
-        (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
+pub(super) fn rotate(isa: Isa, head: &mut [f32], turns: &[f32]) {
+    assert!(head.len().is_multiple_of(2) && turns.len() == head.len(), "a head of {}", head.len());
+    // SAFETY: both are of one length.
+    unsafe { turn(isa, head, turns) }
+}
+
+dispatch! { unsafe fn turn = run_turn(head: &mut [f32], turns: &[f32]) }
+
+#[inline(always)]
+unsafe fn run_turn<S: Simd>(head: &mut [f32], turns: &[f32]) {
+    let half = head.len() / 2;
+    let tail = half - half % S::LANES;
+    let (first, second) = head.split_at_mut(half);
+    let (cosines, sines) = turns.split_at(half);
+    for place in (0..tail).step_by(S::LANES) {
+        // SAFETY: whole vectors within the halves.
+        unsafe {
+            let (a, b) = (S::load(first.as_ptr().add(place)), S::load(second.as_ptr().add(place)));
+            let (cosine, sine) = (S::load(cosines.as_ptr().add(place)), S::load(sines.as_ptr().add(place)));
+            let minus = S::mul(sine, S::splat(-1.0));
+            S::store(first.as_mut_ptr().add(place), S::fma(a, cosine, S::mul(b, minus)));
+            S::store(second.as_mut_ptr().add(place), S::fma(b, cosine, S::mul(a, sine)));
+        }
+    }
+    for place in tail..half {
+        let (a, b, cosine, sine) = (first[place], second[place], cosines[place], sines[place]);
+        (first[place], second[place]) = (a * cosine - b * sine, b * cosine + a * sine);
     }
 }
 

@@ -15,7 +15,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW and DQ.
     Avx512,
-    /// AVX-512 with products of bf16 pairs: activations are rounded to bf16 where weights are bf16.
+    /// AVX-512 VL with products of bf16 pairs: activations are rounded to bf16 where weights are bf16.
     Avx512Bf16,
 }
 
@@ -33,7 +33,7 @@ impl Isa {
             let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
             let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
             let avx512 = avx512 && is_x86_feature_detected!("avx512dq");
-            let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
+            let bf16 = avx512 && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512bf16");
             let sets = [(avx2, Self::Avx2), (avx512, Self::Avx512), (bf16, Self::Avx512Bf16)];
             found.extend(sets.into_iter().filter(|(has, _)| *has).map(|(_, isa)| isa));
         }

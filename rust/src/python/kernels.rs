@@ -61,15 +61,15 @@ impl Tensor {
         self.part(0, rows, cols)
     }
 
-    /// The matrices along the first of three dimensions.
-    fn matrices(&self) -> Result<Vec<Matrix>> {
+    /// The layers along the first of three dimensions.
+    fn stacked(&self) -> Result<Vec<Linear>> {
         let [num, rows, cols] = self.shape[..] else {
             return Err(Error::InvalidArgument(format!(
                 "stacked weights must have 3 dimensions, got {:?}",
                 self.shape
             )));
         };
-        (0..num).map(|idx| self.part(idx * rows * cols, rows, cols)).collect()
+        (0..num).map(|idx| Ok(Linear { weight: self.part(idx * rows * cols, rows, cols)?, bias: None })).collect()
     }
 
     fn part(&self, start: usize, rows: usize, cols: usize) -> Result<Matrix> {
@@ -129,8 +129,8 @@ impl ExpertWeights<'_> {
         let read = |linear: &Option<LinearWeights<'_>>| linear.as_ref().map(LinearWeights::read).transpose();
         Ok(Experts {
             router: self.router.read()?,
-            gate_up: self.gate_up.matrices()?,
-            down: self.down.matrices()?,
+            gate_up: self.gate_up.stacked()?,
+            down: self.down.stacked()?,
             num_chosen: self.num_chosen,
             softmax_first: self.softmax_first,
             normalized: self.normalized,
