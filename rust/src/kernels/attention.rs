@@ -8,7 +8,7 @@
 //! «Flash-Decoding for long-context inference».
 
 use super::memory::Dtype;
-use super::simd::{Isa, Simd, dispatch, exp, narrow, widen};
+use super::simd::{Isa, Portable, Simd, dispatch, exp, narrow, widen};
 
 /// How many tokens ahead keys and values are asked for.
 const AHEAD: usize = 12;
@@ -103,26 +103,26 @@ pub(super) struct Stretch<'a> {
     pub softcap: Option<f32>,
 }
 
-impl Stretch<'_> {
+impl<'a> Stretch<'a> {
     /// Attends; `out` gets `[groups, head_dim + 2]`: weighted values, then sum and maximum of the weights.
     ///
-    /// `scratch` holds `groups * STRETCH` numbers.
-    pub(super) fn attend(&self, isa: Isa, out: &mut [f32], scratch: &mut [f32]) {
+    /// `scratch` holds `groups * STRETCH` numbers; `coming` is asked for meanwhile.
+    pub(super) fn attend(&self, isa: Isa, out: &mut [f32], scratch: &mut [f32], coming: &mut Coming<'_>) {
         let groups = self.queries.len() / self.shape.head_dim;
         assert!(out.len() == groups * (self.shape.head_dim + 2) && scratch.len() >= groups * STRETCH);
         assert!(self.tokens.1 - self.tokens.0 <= STRETCH && self.tokens.1 <= self.blocks.len() * self.shape.block_size);
         // SAFETY: sizes are checked above, blocks by the step.
         unsafe {
             match self.shape.dtype {
-                Dtype::F32 => attend_f32(isa, self, out, scratch),
-                Dtype::Bf16 => attend_bf16(isa, self, out, scratch),
+                Dtype::F32 => attend_f32(isa, self, out, scratch, coming),
+                Dtype::Bf16 => attend_bf16(isa, self, out, scratch, coming),
             }
         }
     }
 
     /// Runs of tokens that lie side by side in the cache.
     #[inline(always)]
-    fn runs(&self) -> Runs<'_> {
+    fn runs(&self) -> Runs<'a> {
         Runs { blocks: self.blocks, block_size: self.shape.block_size, next: self.tokens.0, of: self.tokens }
     }
 }
@@ -152,19 +152,79 @@ impl Iterator for Runs<'_> {
     }
 }
 
-dispatch! { unsafe fn attend_f32 = run_f32(stretch: &Stretch<'_>, out: &mut [f32], scratch: &mut [f32]) }
-dispatch! { unsafe fn attend_bf16 = run_bf16(stretch: &Stretch<'_>, out: &mut [f32], scratch: &mut [f32]) }
+/// Keys and values of all heads that a member looks at next. With each token that it looks at now it asks for a few lines,
+/// so that they come from memory while it computes.
+pub(super) struct Coming<'a> {
+    keys: *const u8,
+    values: *const u8,
+    /// Bytes of a token, all heads.
+    pitch: usize,
+    runs: Runs<'a>,
+    /// Byte offsets of the run that is asked for.
+    next: usize,
+    end: usize,
+    /// Lines of each part for one token of one head.
+    lines_per_token: usize,
+}
+
+impl<'a> Coming<'a> {
+    pub(super) fn nothing() -> Self {
+        let runs = Runs { blocks: &[], block_size: 1, next: 0, of: (0, 0) };
+        Self { keys: std::ptr::null(), values: std::ptr::null(), pitch: 0, runs, next: 0, end: 0, lines_per_token: 0 }
+    }
+
+    /// What `stretch` will look at.
+    pub(super) fn of(stretch: &Stretch<'a>) -> Self {
+        let shape = stretch.shape;
+        let head = shape.head_dim * shape.dtype.size();
+        // Each token of a head is looked at once for every three queries' scores, and once for their values.
+        let num_looks = 2 * (stretch.queries.len() / shape.head_dim).div_ceil(3);
+        Self {
+            keys: stretch.keys.data,
+            values: stretch.values.data,
+            pitch: shape.num_kv_heads * head,
+            runs: stretch.runs(),
+            next: 0,
+            end: 0,
+            lines_per_token: head.div_ceil(64).div_ceil(num_looks),
+        }
+    }
+
+    /// Asks for its share at `num_tokens` tokens.
+    #[inline(always)]
+    fn ask(&mut self, num_tokens: usize) {
+        for _ in 0..num_tokens * self.lines_per_token {
+            if self.next >= self.end {
+                let Some((_, count, slot)) = self.runs.next() else { return self.lines_per_token = 0 };
+                (self.next, self.end) = (slot * self.pitch, (slot + count) * self.pitch);
+            }
+            Portable::prefetch_far(self.keys.wrapping_add(self.next));
+            Portable::prefetch_far(self.values.wrapping_add(self.next));
+            self.next += 64;
+        }
+    }
+
+    /// Asks for all that is left.
+    pub(super) fn ask_for_rest(&mut self) {
+        while self.lines_per_token > 0 {
+            self.ask(1);
+        }
+    }
+}
+
+dispatch! { unsafe fn attend_f32 = run_f32(stretch: &Stretch<'_>, out: &mut [f32], scratch: &mut [f32], coming: &mut Coming<'_>) }
+dispatch! { unsafe fn attend_bf16 = run_bf16(stretch: &Stretch<'_>, out: &mut [f32], scratch: &mut [f32], coming: &mut Coming<'_>) }
 
 #[inline(always)]
-unsafe fn run_f32<S: Simd>(stretch: &Stretch<'_>, out: &mut [f32], scratch: &mut [f32]) {
+unsafe fn run_f32<S: Simd>(stretch: &Stretch<'_>, out: &mut [f32], scratch: &mut [f32], coming: &mut Coming<'_>) {
     // SAFETY: passed on.
-    unsafe { run::<S, false>(stretch, out, scratch) }
+    unsafe { run::<S, false>(stretch, out, scratch, coming) }
 }
 
 #[inline(always)]
-unsafe fn run_bf16<S: Simd>(stretch: &Stretch<'_>, out: &mut [f32], scratch: &mut [f32]) {
+unsafe fn run_bf16<S: Simd>(stretch: &Stretch<'_>, out: &mut [f32], scratch: &mut [f32], coming: &mut Coming<'_>) {
     // SAFETY: passed on.
-    unsafe { run::<S, true>(stretch, out, scratch) }
+    unsafe { run::<S, true>(stretch, out, scratch, coming) }
 }
 
 #[inline(always)]
@@ -180,7 +240,12 @@ unsafe fn one<const BF16: bool>(base: *const u8, place: usize) -> f32 {
 }
 
 #[inline(always)]
-unsafe fn run<S: Simd, const BF16: bool>(stretch: &Stretch<'_>, out: &mut [f32], scratch: &mut [f32]) {
+unsafe fn run<S: Simd, const BF16: bool>(
+    stretch: &Stretch<'_>,
+    out: &mut [f32],
+    scratch: &mut [f32],
+    coming: &mut Coming<'_>,
+) {
     let width = stretch.shape.head_dim;
     let groups = stretch.queries.len() / width;
     let num_tokens = stretch.tokens.1 - stretch.tokens.0;
@@ -188,9 +253,9 @@ unsafe fn run<S: Simd, const BF16: bool>(stretch: &Stretch<'_>, out: &mut [f32],
     unsafe {
         for first in (0..groups).step_by(3) {
             match groups - first {
-                1 => score::<S, BF16, 1>(stretch, first, scratch),
-                2 => score::<S, BF16, 2>(stretch, first, scratch),
-                _ => score::<S, BF16, 3>(stretch, first, scratch),
+                1 => score::<S, BF16, 1>(stretch, first, scratch, coming),
+                2 => score::<S, BF16, 2>(stretch, first, scratch, coming),
+                _ => score::<S, BF16, 3>(stretch, first, scratch, coming),
             }
         }
         for group in 0..groups {
@@ -204,9 +269,9 @@ unsafe fn run<S: Simd, const BF16: bool>(stretch: &Stretch<'_>, out: &mut [f32],
         }
         for first in (0..groups).step_by(3) {
             match groups - first {
-                1 => mix::<S, BF16, 1>(stretch, first, scratch, out),
-                2 => mix::<S, BF16, 2>(stretch, first, scratch, out),
-                _ => mix::<S, BF16, 3>(stretch, first, scratch, out),
+                1 => mix::<S, BF16, 1>(stretch, (first, scratch), out, coming),
+                2 => mix::<S, BF16, 2>(stretch, (first, scratch), out, coming),
+                _ => mix::<S, BF16, 3>(stretch, (first, scratch), out, coming),
             }
         }
     }
@@ -222,7 +287,12 @@ fn ask_ahead<S: Simd>(token: *const u8, pitch: usize, num_bytes: usize) {
 
 /// Products of `G` query heads with every key, four keys at a time: their sums share the adding up.
 #[inline(always)]
-unsafe fn score<S: Simd, const BF16: bool, const G: usize>(stretch: &Stretch<'_>, first: usize, scratch: &mut [f32]) {
+unsafe fn score<S: Simd, const BF16: bool, const G: usize>(
+    stretch: &Stretch<'_>,
+    first: usize,
+    scratch: &mut [f32],
+    coming: &mut Coming<'_>,
+) {
     let shape = stretch.shape;
     let pitch = shape.num_kv_heads * shape.head_dim * shape.dtype.size();
     for (place, count, slot) in stretch.runs() {
@@ -231,6 +301,7 @@ unsafe fn score<S: Simd, const BF16: bool, const G: usize>(stretch: &Stretch<'_>
             let mut key = stretch.keys.data.add(shape.offset(slot, stretch.head)).cast_const();
             let (mut token, end) = (place, place + count);
             while token + 4 <= end {
+                coming.ask(4);
                 let scores = products::<S, BF16, G, 4>(stretch, first, (key, pitch));
                 for g in 0..G {
                     let to = scratch.as_mut_ptr().add((first + g) * STRETCH + token);
@@ -239,6 +310,7 @@ unsafe fn score<S: Simd, const BF16: bool, const G: usize>(stretch: &Stretch<'_>
                 (token, key) = (token + 4, key.wrapping_add(4 * pitch));
             }
             while token < end {
+                coming.ask(1);
                 let scores = products::<S, BF16, G, 1>(stretch, first, (key, pitch));
                 for g in 0..G {
                     *scratch.get_unchecked_mut((first + g) * STRETCH + token) = scores[g][0];
@@ -322,20 +394,20 @@ unsafe fn weigh<S: Simd>(scores: &mut [f32]) -> (f32, f32) {
 #[inline(always)]
 unsafe fn mix<S: Simd, const BF16: bool, const G: usize>(
     stretch: &Stretch<'_>,
-    first: usize,
-    weights: &[f32],
+    (first, weights): (usize, &[f32]),
     out: &mut [f32],
+    coming: &mut Coming<'_>,
 ) {
     let width = stretch.shape.head_dim;
     let mut channel = 0;
     // SAFETY: channels within a head.
     unsafe {
         while channel + 4 * S::LANES <= width {
-            mix_channels::<S, BF16, G, 4>(stretch, (first, channel), weights, out);
+            mix_channels::<S, BF16, G, 4>(stretch, (first, channel), weights, out, coming);
             channel += 4 * S::LANES;
         }
         while channel + S::LANES <= width {
-            mix_channels::<S, BF16, G, 1>(stretch, (first, channel), weights, out);
+            mix_channels::<S, BF16, G, 1>(stretch, (first, channel), weights, out, coming);
             channel += S::LANES;
         }
     }
@@ -367,6 +439,7 @@ unsafe fn mix_channels<S: Simd, const BF16: bool, const G: usize, const C: usize
     (first, channel): (usize, usize),
     weights: &[f32],
     out: &mut [f32],
+    coming: &mut Coming<'_>,
 ) {
     let shape = stretch.shape;
     let pitch = shape.num_kv_heads * shape.head_dim * shape.dtype.size();
@@ -378,6 +451,7 @@ unsafe fn mix_channels<S: Simd, const BF16: bool, const G: usize, const C: usize
             for token in place..place + count {
                 if channel == 0 {
                     ask_ahead::<S>(value, pitch, shape.head_dim * shape.dtype.size());
+                    coming.ask(1);
                 }
                 let channels: [S::V; C] = std::array::from_fn(|c| load::<S, BF16>(value, channel + c * S::LANES));
                 for g in 0..G {

@@ -1,6 +1,6 @@
 //! The phases of a step, run by all members of a team together, with a barrier after each.
 
-use super::attention::{CachePart, CacheShape, STRETCH, Stretch, join};
+use super::attention::{CachePart, CacheShape, Coming, STRETCH, Stretch, join};
 use super::decoder::{Buffers, DecoderSpec, FeedForward, Layer, Linear, MAX_ROWS, Sizes, Step};
 use super::linear::STRIP;
 use super::memory::{Dtype, SharedMut};
@@ -229,35 +229,55 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn attend(&self, member: &Member<'_>, layer: &Layer, (keys, values): (CachePart, CachePart)) {
+    fn attend(&self, member: &Member<'_>, layer: &Layer, cache: (CachePart, CachePart)) {
         let (width, num_kv) = (self.shape.head_dim, self.shape.num_kv_heads);
         let groups = self.spec.num_heads / num_kv;
-        let piece = groups * (width + 2);
-        // SAFETY: the member's own scratch.
         let own = self.own(member);
+        // SAFETY: the member's own scratch.
         let scratch = unsafe { own.slice(0, groups * STRETCH) };
         // One member takes all heads of a stretch, whose tokens lie together, unless there are too few stretches.
         let size = if self.pieces.len() >= 2 * num_kv * member.num_members() { num_kv } else { 1 };
-        while let Some(pieces) = member.claim(self.pieces.len(), size) {
-            for &Piece { row, stretch, head } in &self.pieces[pieces] {
-                let task = &self.rows[row];
-                let place = ((task.first_stretch + stretch) * num_kv + head) * piece;
-                // SAFETY: each piece is one member's until the barrier; queries are only read.
-                let (out, queries) = unsafe {
-                    let start = row * layer.qkv.weight.rows + head * groups * width;
-                    (self.joined.slice(place, piece), self.wide.slice(start, groups * width))
-                };
-                let Some(tokens) = seen(task.num_tokens(), stretch, layer.window) else {
-                    silence(out, width);
-                    continue;
-                };
-                let blocks = &self.step.block_tables[task.request * self.step.max_blocks..][..self.step.max_blocks];
-                let softcap = self.spec.attention_softcap;
-                Stretch { shape: self.shape, keys, values, head, blocks, tokens, queries, softcap }
-                    .attend(self.isa, out, scratch);
+        let mut claims =
+            std::iter::from_fn(|| member.claim(self.pieces.len(), size)).map(|range| &self.pieces[range]).peekable();
+        let mut coming = claims.peek().map_or_else(Coming::nothing, |pieces| self.coming(&pieces[0], layer, cache));
+        while let Some(pieces) = claims.next() {
+            coming.ask_for_rest();
+            coming = match claims.peek() {
+                Some(next) if !self.looks_alike(&pieces[0], &next[0]) => self.coming(&next[0], layer, cache),
+                _ => Coming::nothing(),
+            };
+            for piece in pieces {
+                let place = (self.rows[piece.row].first_stretch + piece.stretch) * num_kv + piece.head;
+                // SAFETY: each piece is one member's until the barrier.
+                let out = unsafe { self.joined.slice(place * groups * (width + 2), groups * (width + 2)) };
+                match self.stretch(piece, layer, cache) {
+                    Some(stretch) => stretch.attend(self.isa, out, scratch, &mut coming),
+                    None => silence(out, width),
+                }
             }
         }
         member.barrier();
+    }
+
+    /// Whether two pieces look at the same tokens.
+    fn looks_alike(&self, a: &Piece, b: &Piece) -> bool {
+        (self.rows[a.row].request, a.stretch) == (self.rows[b.row].request, b.stretch)
+    }
+
+    fn coming(&self, piece: &Piece, layer: &Layer, cache: (CachePart, CachePart)) -> Coming<'_> {
+        self.stretch(piece, layer, cache).map_or_else(Coming::nothing, |stretch| Coming::of(&stretch))
+    }
+
+    /// What a piece looks at, if anything.
+    fn stretch(&self, piece: &Piece, layer: &Layer, (keys, values): (CachePart, CachePart)) -> Option<Stretch<'_>> {
+        let task = &self.rows[piece.row];
+        let tokens = seen(task.num_tokens(), piece.stretch, layer.window)?;
+        let width = self.spec.num_heads / self.shape.num_kv_heads * self.shape.head_dim;
+        // SAFETY: queries are only read until the next barrier.
+        let queries = unsafe { self.wide.slice(piece.row * layer.qkv.weight.rows + piece.head * width, width) };
+        let blocks = &self.step.block_tables[task.request * self.step.max_blocks..][..self.step.max_blocks];
+        let softcap = self.spec.attention_softcap;
+        Some(Stretch { shape: self.shape, keys, values, head: piece.head, blocks, tokens, queries, softcap })
     }
 
     fn join_heads(&self, member: &Member<'_>, row: usize, layer: &Layer) {
