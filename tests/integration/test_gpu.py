@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from llm import LLM, SamplingParams
+from llm.inference import EngineConfig
+from llm.inference.graph_runner import GraphModelRunner
 from llm.training.launch import launch, resume
 from llm.training.precision import autocast_dtype
 from tests.unit.test_training import config, losses_of
@@ -36,3 +38,21 @@ def test_greedy_answers_equal_the_cpus(tiny_checkpoint: Path) -> None:
     on_cpu, on_gpu = (LLM(tiny_checkpoint, "float32", device=device) for device in ("cpu", "cuda"))
     for one, other in zip(on_cpu.generate(prompts, params), on_gpu.generate(prompts, params), strict=True):
         assert one.token_ids == other.token_ids
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_captured_steps_answer_as_the_others(tiny_checkpoint: Path, dtype: str) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, logprobs=0)
+    prompts = ["To be", "ROMEO:\nWhat news?", "O", "Now", "Speak, "]
+    config = EngineConfig(max_running_requests=6, enable_cuda_graphs=False)
+    plain = LLM(tiny_checkpoint, dtype, device="cuda", config=config)
+    graphs = LLM(tiny_checkpoint, dtype, device="cuda", config=EngineConfig(max_running_requests=6))
+    runner = graphs.engine.runner
+    assert isinstance(runner, GraphModelRunner)
+    for one, other in zip(plain.generate(prompts, params), graphs.generate(prompts, params), strict=True):
+        found = [entry.logprob for answer in (one, other) for entry in (answer.logprobs or ())]
+        half = len(found) // 2
+        assert found[0] == pytest.approx(found[half], abs=1e-3 if dtype == "float32" else 0.1)
+        if dtype == "float32":
+            assert one.token_ids == other.token_ids
+    assert runner.num_replays >= 23

@@ -29,6 +29,9 @@ def serve(
         bool, typer.Option("--no-prefix-caching", help="Compute each prompt as a whole.")
     ] = False,
     backend: Annotated[str, typer.Option(help="auto, kernels or torch.")] = "auto",
+    no_cuda_graphs: Annotated[
+        bool, typer.Option("--no-cuda-graphs", help="On a GPU start sooner and decode slower.")
+    ] = False,
     num_threads: Annotated[int | None, typer.Option(help="Of the CPU kernels; default: all.")] = None,
     draft_model: Annotated[
         str | None, typer.Option(metavar="PATH", help="A smaller model of the same vocabulary that guesses tokens.")
@@ -68,6 +71,7 @@ def serve(
         kv_cache_memory_bytes=kv_cache_memory,
         enable_prefix_caching=not no_prefix_caching,
         backend=backend,
+        enable_cuda_graphs=not no_cuda_graphs,
         num_threads=num_threads,
         speculative=speculative,
     )

@@ -11,6 +11,7 @@ from llm.errors import CheckpointError, ConfigError
 from llm.inference.async_engine import AsyncEngine
 from llm.inference.draft import DraftModel
 from llm.inference.engine import Engine, EngineConfig
+from llm.inference.graph_runner import GraphModelRunner, graph_obstacle
 from llm.inference.kernel_runner import KernelModelRunner
 from llm.inference.kernel_weights import obstacle
 from llm.inference.kv_cache import KVCache, blocks_within
@@ -77,13 +78,13 @@ def load_engine(
         ngram=_ngram(config.speculative),
     )
     cache = KVCache.allocate(model.config, num_blocks, config.block_size, weights_dtype, place)
-    runner = model_runner(model, cache, config)
+    runner = model_runner(model, cache, config, max_model_len)
     draft = _draft_model(config, max_model_len, tokenizer, dtype, place)
     return Engine(core, runner, tokenizer, max_model_len, draft=draft)
 
 
-def model_runner(model: DecoderModel, cache: KVCache, config: EngineConfig) -> ModelRunner:
-    """The kernels where they can run the model and are wanted, else PyTorch.
+def model_runner(model: DecoderModel, cache: KVCache, config: EngineConfig, max_model_len: int) -> ModelRunner:
+    """The kernels where they can run the model and are wanted, else PyTorch, on CUDA with graphs.
 
     Raises:
         ConfigError: They are asked for by name, but can't.
@@ -92,6 +93,8 @@ def model_runner(model: DecoderModel, cache: KVCache, config: EngineConfig) -> M
     reason = obstacle(model.config, weight.dtype, weight.device)
     if reason is not None and config.backend == "kernels":
         raise ConfigError(f"`backend` 'kernels' can't run this model: {reason}\nhint: `backend` 'auto' or 'torch'")
+    if weight.device.type == "cuda" and config.enable_cuda_graphs and graph_obstacle(model.config) is None:
+        return GraphModelRunner(model, cache, max_requests=config.max_running_requests, max_model_len=max_model_len)
     if reason is not None or config.backend == "torch":
         return TorchModelRunner(model, cache)
     return KernelModelRunner(model, cache, config.num_threads or torch.get_num_threads())
@@ -138,7 +141,7 @@ def _draft_model(
     )
     cache = KVCache.allocate(model.config, num_blocks, config.block_size, weights_dtype, place)
     return DraftModel(
-        model_runner(model, cache, config),
+        model_runner(model, cache, config, max_len),
         num_blocks=num_blocks,
         block_size=config.block_size,
         num_draft_tokens=speculation.num_draft_tokens,

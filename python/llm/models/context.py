@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from llm.models.layers.paged import Pages
 
 
 @dataclass(frozen=True)
@@ -16,12 +20,15 @@ class PagedCache:
         values: Like `keys`; of no width where a layer's values are part of its keys.
         slot_mapping: int64 `[T]`: where each token's key and value go, `block * block_size + offset`.
         block_tables: int32 `[R, max_blocks]`: each request's blocks in order, padded with 0.
+        pages: The tables with lengths on the device, where every request adds one token and the host must not wait for
+            the device (CUDA graphs); `seq_lens` of the context are then not looked at.
     """
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
     slot_mapping: Tensor
     block_tables: Tensor
+    pages: "Pages | None" = None
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_threads: (
         Annotated[int, Meta(ge=1, le=1024, description="Threads of the CPU kernels; null: one a core.")] | None
     ) = None
+    enable_cuda_graphs: Annotated[
+        bool, Meta(description="On CUDA decode by captured passes; half a minute more at the start.")
+    ] = True
     speculative: Annotated[
         Speculation | None, Meta(description="Where guesses of tokens come from; null: none are made.")
     ] = None

@@ -24,7 +24,7 @@ const MAX_KEPT: usize = 2 * CHUNK / QUAD;
 
 /// Rows of each tile but the last, about the same in all.
 pub(super) fn tile_rows(num_rows: usize) -> usize {
-    num_rows.div_ceil(num_rows.div_ceil(MAX_TILE_ROWS).max(1))
+    num_rows.div_ceil(num_rows.div_ceil(MAX_TILE_ROWS).max(1)).max(1)
 }
 
 /// Rounds numbers to bf16, to the nearest, of two the even one, and puts eight at a time `step` numbers apart; what is

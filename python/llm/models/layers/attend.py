@@ -63,10 +63,10 @@ def choose_backend(name: str, query: Tensor, rule: AttentionRule) -> str:
     """
     if name == "auto":
         half = query.dtype in (torch.bfloat16, torch.float16)
-        return "flash" if query.device.type == "cuda" and half and _flash_module() else "sdpa"
+        return "flash" if query.device.type == "cuda" and half and flash_module() else "sdpa"
     if name not in BACKENDS:
         raise ConfigError(f"`attention_backend` must be one of auto, {', '.join(BACKENDS)}, got {name!r}")
-    if name == "flash" and _flash_module() is None:
+    if name == "flash" and flash_module() is None:
         raise ConfigError(
             "attention backend `flash` needs the package flash-attn, which is not installed\nhint: `sdpa`"
         )
@@ -188,7 +188,7 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], r
 
     mask = create_block_mask(sees, None, None, num_tokens, num_tokens, device=device)
     parts = (part.transpose(0, 1).unsqueeze(0) for part in (query, key, value))  # (1, H, T, D)
-    run: Any = _compiled_flex() if device.type == "cuda" else flex_attention
+    run: Any = compiled_flex() if device.type == "cuda" else flex_attention
     mixed: Tensor = run(
         *parts, score_mod=capped, block_mask=mask, scale=rule.scale, enable_gqa=query.shape[1] != key.shape[1]
     )
@@ -196,7 +196,8 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], r
 
 
 @lru_cache(maxsize=1)
-def _compiled_flex() -> Callable[..., Any]:
+def compiled_flex() -> Callable[..., Any]:
+    """FlexAttention as a kernel of its own, compiled when it is first called."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True)
@@ -207,7 +208,7 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], 
 
     Source: Dao 2023, «FlashAttention-2», and Shah et al. 2024, «FlashAttention-3».
     """
-    module = _flash_module()
+    module = flash_module()
     bounds = F.pad(torch.tensor(lengths, device=query.device).cumsum(0), (1, 0)).to(torch.int32)
     longest = max(lengths)
     options: dict[str, Any] = {"softmax_scale": rule.scale, "causal": True, "softcap": rule.softcap or 0.0}
@@ -220,7 +221,7 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], 
 
 
 @lru_cache(maxsize=1)
-def _flash_module() -> Any:
+def flash_module() -> Any:
     """FlashAttention 3's module, else 2's, else `None`."""
     names = ("flash_attn_interface", "flash_attn")
     found = next((name for name in names if importlib.util.find_spec(name) is not None), None)

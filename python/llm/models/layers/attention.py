@@ -11,6 +11,7 @@ from llm.model_config import LatentConfig, ModelConfig
 from llm.models.context import ForwardContext, PagedCache
 from llm.models.layers.attend import AttentionRule, attend, attend_causal, attend_masked
 from llm.models.layers.norm import RMSNorm
+from llm.models.layers.paged import attend_pages
 from llm.models.layers.rotary import Rotation, rotate, yarn_scale
 
 # DeepSeek's models leave the norm of compressed keys and queries at this, whatever their config says elsewhere.
@@ -199,6 +200,8 @@ def attend_paged(
     Requests that add one token are gathered into one padded batch; prompts go one by one. Where the cache holds no
     values, keys are the values.
     """
+    if cache.pages is not None:
+        return attend_pages(query, cache.keys[layer_idx], cache.values[layer_idx], cache.pages, rule)
     layer = _Layer(cache, layer_idx)
     decoding = [idx for idx, length in enumerate(context.query_lens) if length == 1]
     if len(decoding) == len(context.query_lens):
