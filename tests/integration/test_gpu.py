@@ -1,5 +1,6 @@
 """The same promises on a CUDA device."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,11 @@ def test_captured_steps_answer_as_the_others(tiny_checkpoint: Path, dtype: str) 
     runner = graphs.engine.runner
     assert isinstance(runner, GraphModelRunner)
     for one, other in zip(plain.generate(prompts, params), graphs.generate(prompts, params), strict=True):
-        found = [entry.logprob for answer in (one, other) for entry in (answer.logprobs or ())]
-        half = len(found) // 2
-        assert found[0] == pytest.approx(found[half], abs=1e-3 if dtype == "float32" else 0.1)
-        if dtype == "float32":
-            assert one.token_ids == other.token_ids
+        pairs = list(zip(one.logprobs or (), other.logprobs or (), strict=True))
+        assert len(pairs) == 24
+        # In bf16 answers may part at a near-tie; until then they say the same of the same tokens.
+        same = list(itertools.takewhile(lambda pair: pair[0].token_id == pair[1].token_id, pairs))
+        assert len(same) == 24 or (dtype == "bfloat16" and same)
+        for mine, theirs in same:
+            assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-3 if dtype == "float32" else 0.1)
     assert runner.num_replays >= 23

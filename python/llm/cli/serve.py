@@ -1,11 +1,14 @@
 """`llm serve`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llm.cli.options import Dtype, size_in_bytes
 from llm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llm.inference import DraftSpeculation, NgramSpeculation
 
 EXAMPLE = "Example:  llm serve runs/demo --port 8000 --api-key secret"
 
@@ -45,19 +48,8 @@ def serve(
 ) -> None:
     """Serve a model behind OpenAI-compatible endpoints until Ctrl-C."""
     from llm.api import serve as serve_path
-    from llm.inference import DraftSpeculation, NgramSpeculation
     from llm.serving import end_process
 
-    if draft_model is not None and ngram_drafts:
-        raise ConfigError("guesses come from `--draft-model` or `--ngram-drafts`, got both\nhint: leave one out")
-    count = {} if num_draft_tokens is None else {"num_draft_tokens": num_draft_tokens}
-    speculative: DraftSpeculation | NgramSpeculation | None = None
-    if draft_model is not None:
-        speculative = DraftSpeculation(path=draft_model, **count)
-    elif ngram_drafts:
-        speculative = NgramSpeculation(**count)
-    elif count:
-        raise ConfigError("`--num-draft-tokens` needs `--draft-model` or `--ngram-drafts`, got neither")
     serve_path(
         path,
         host=host,
@@ -73,9 +65,26 @@ def serve(
         backend=backend,
         enable_cuda_graphs=not no_cuda_graphs,
         num_threads=num_threads,
-        speculative=speculative,
+        speculative=_speculation(draft_model, num_draft_tokens, ngram_drafts=ngram_drafts),
     )
     end_process(0)
+
+
+def _speculation(
+    draft_model: str | None, num_draft_tokens: int | None, *, ngram_drafts: bool
+) -> "DraftSpeculation | NgramSpeculation | None":
+    from llm.inference import DraftSpeculation, NgramSpeculation
+
+    if draft_model is not None and ngram_drafts:
+        raise ConfigError("guesses come from `--draft-model` or `--ngram-drafts`, got both\nhint: leave one out")
+    count = {} if num_draft_tokens is None else {"num_draft_tokens": num_draft_tokens}
+    if draft_model is not None:
+        return DraftSpeculation(path=draft_model, **count)
+    if ngram_drafts:
+        return NgramSpeculation(**count)
+    if count:
+        raise ConfigError("`--num-draft-tokens` needs `--draft-model` or `--ngram-drafts`, got neither")
+    return None
 
 
 command = serve

@@ -57,7 +57,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bool, msgspec.Meta(description="Keep computed blocks for prompts that begin the same.")
     ] = True
     enable_cuda_graphs: Annotated[
-        bool, msgspec.Meta(description="On CUDA decode by captured passes; half a minute more at the start.")
+        bool, msgspec.Meta(description="On CUDA decode by captured passes; the start takes longer.")
     ] = True
     speculative: Annotated[
         Speculation | None, msgspec.Meta(description="Where guesses of tokens come from; null: none are made.")

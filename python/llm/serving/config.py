@@ -48,7 +48,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Annotated[int, Meta(ge=1, le=1024, description="Threads of the CPU kernels; null: one a core.")] | None
     ) = None
     enable_cuda_graphs: Annotated[
-        bool, Meta(description="On CUDA decode by captured passes; half a minute more at the start.")
+        bool, Meta(description="On CUDA decode by captured passes; the start takes longer.")
     ] = True
     speculative: Annotated[
         Speculation | None, Meta(description="Where guesses of tokens come from; null: none are made.")

@@ -35,7 +35,7 @@ class Pages:
     def mask(self, window: int | None) -> Any:
         """FlexAttention's mask over the whole cache, of one window; made once a pass.
 
-        Source: Dong et al. 2024, «Flex Attention», section 4.3 (paged attention by a mask over physical blocks).
+        Source: Dong et al. 2024, «Flex Attention» (paged attention by a mask over physical blocks).
         """
         if window not in self._masks:
             self._masks[window] = self._mask(window)
