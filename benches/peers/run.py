@@ -53,7 +53,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="how often the contenders take turns")
     parser.add_argument("--repetitions", type=int, default=3, help="timed calls a round; training: one")
     parser.add_argument("--quick", action="store_true", help="one round: for development, not for publishing")
-    parser.add_argument("--pin", type=int, metavar="CPU", help="run what has one thread on this CPU")
+    parser.add_argument(
+        "--pin",
+        type=int,
+        metavar="CPU",
+        default=max(os.sched_getaffinity(0)),
+        help="where all runs that has one thread: some peers take every CPU they see (default: the last one)",
+    )
     parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds: for one thread on a busy machine")
     parser.add_argument("--timeout", type=float, default=600, metavar="S", help="most seconds for one process")
     parser.add_argument("--data", type=Path, default=os.environ.get("LLM_BENCH_DATA"), help="corpora and vocabularies")
