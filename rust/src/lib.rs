@@ -6,6 +6,7 @@
 pub mod engine;
 pub mod error;
 pub mod kernels;
+mod prefetch;
 pub mod sampling;
 pub mod scheduler;
 pub mod speculation;

@@ -8,7 +8,8 @@
 //! «Flash-Decoding for long-context inference».
 
 use super::memory::Dtype;
-use super::simd::{Isa, Portable, Simd, dispatch, exp, narrow, widen};
+use super::simd::{Isa, Simd, dispatch, exp, narrow, widen};
+use crate::prefetch;
 
 /// How many tokens ahead keys and values are asked for.
 const AHEAD: usize = 12;
@@ -198,8 +199,8 @@ impl<'a> Coming<'a> {
                 let Some((_, count, slot)) = self.runs.next() else { return self.lines_per_token = 0 };
                 (self.next, self.end) = (slot * self.pitch, (slot + count) * self.pitch);
             }
-            Portable::prefetch_far(self.keys.wrapping_add(self.next));
-            Portable::prefetch_far(self.values.wrapping_add(self.next));
+            prefetch::far(self.keys.wrapping_add(self.next));
+            prefetch::far(self.values.wrapping_add(self.next));
             self.next += 64;
         }
     }
@@ -281,7 +282,7 @@ unsafe fn run<S: Simd, const BF16: bool>(
 #[inline(always)]
 fn ask_ahead<S: Simd>(token: *const u8, pitch: usize, num_bytes: usize) {
     for line in (0..num_bytes).step_by(64) {
-        S::prefetch(token.wrapping_add(AHEAD * pitch + line));
+        prefetch::near(token.wrapping_add(AHEAD * pitch + line));
     }
 }
 

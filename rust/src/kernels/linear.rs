@@ -11,6 +11,7 @@ use super::memory::{Dtype, Matrix};
 use super::pairs;
 use super::prepared::Prepared;
 use super::simd::{Isa, Simd, dispatch, widen};
+use crate::prefetch;
 
 /// Outputs that are computed together; rows of weights a member reads side by side.
 pub(super) const STRIP: usize = 8;
@@ -274,7 +275,7 @@ impl Ahead {
     fn ask<S: Simd>(&mut self) {
         for _ in 0..self.lines_per_block {
             if self.next < self.end {
-                S::prefetch_far(self.next);
+                prefetch::far(self.next);
                 self.next = self.next.wrapping_add(64);
             }
         }
@@ -308,7 +309,7 @@ unsafe fn tile<S: Simd, F: Format<S>, const M: usize, const N: usize>(
             // The first rows bring the weights from memory, the others find them in the first cache.
             if task.num_rows <= S::TILE_ROWS && (start * F::SIZE).is_multiple_of(64) {
                 for n in 0..N {
-                    S::prefetch(w[n].wrapping_add(start * F::SIZE + AHEAD));
+                    prefetch::near(w[n].wrapping_add(start * F::SIZE + AHEAD));
                 }
             }
             half::<S, F, false, M, N>(&w, &x, start, &mut sums);

@@ -11,7 +11,8 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::linear::{STRIP, Task};
-use super::simd::{Avx512, Simd, narrow};
+use super::simd::narrow;
+use crate::prefetch;
 
 /// Rows of activations of the largest tile: with the strip's two vectors their sums take 24 registers.
 const MAX_TILE_ROWS: usize = 12;
@@ -205,7 +206,7 @@ unsafe fn tile<W: Source, const M: usize>(
             // The same columns of the next strip, each tile its share of the rows: so they come while the multipliers are
             // busy, never so many at once that these wait, and all of them a strip ahead of their use.
             for n in share.0..share.1 {
-                Avx512::prefetch_far(task.next.wrapping_add(n * task.row_bytes + 2 * col));
+                prefetch::far(task.next.wrapping_add(n * task.row_bytes + 2 * col));
             }
             quad!(col, 0xFF);
             quad!(col + QUAD, 0xFF);

@@ -92,28 +92,6 @@ pub(super) trait Simd: Copy {
         // SAFETY: passed on.
         values.map(|value| unsafe { Self::sum(value) })
     }
-    /// Asks for a cache line that will be read later, into the second cache; any address will do.
-    #[inline(always)]
-    fn prefetch_far(address: *const u8) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a hint that never faults.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T1>(address.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = address;
-    }
-    /// Asks for a cache line that will be read soon; any address will do.
-    #[inline(always)]
-    fn prefetch(address: *const u8) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a hint that never faults.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(address.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = address;
-    }
 }
 
 /// `e^x` to about 2 units in the last place, for x in [-87, 88]; outside, the value at the border.

@@ -2,7 +2,9 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::hint::select_unpredictable;
 
+use super::bits::places;
 use super::memory::LargeSlice;
 
 /// Up to this many symbols, looking at every pair for the lowest rank beats a heap, and one bit each says which symbols
@@ -184,6 +186,31 @@ impl Merges<'_> {
     #[inline]
     pub fn id(&self, rank: u32) -> u32 {
         self.first_id.map_or_else(|| self.ids[rank as usize], |first| first + rank)
+    }
+
+    /// The id that the merge of this rank makes if it `is_made`, else `other`: without a branch in most vocabularies.
+    #[inline(always)]
+    pub fn id_or(&self, is_made: bool, rank: u32, other: u32) -> u32 {
+        match self.first_id {
+            Some(first) => select_unpredictable(is_made, first.wrapping_add(rank), other),
+            None if is_made => self.ids[rank as usize],
+            None => other,
+        }
+    }
+
+    /// Puts into `ranks` that of the merge of each of `places` with the next. Asks the filter for all of them first, for
+    /// each look-up has to wait for memory.
+    #[inline(always)]
+    pub fn look_up(&self, ids: &[u32; SHORT_PIECE], which: u64, ranks: &mut [u32; SHORT_PIECE]) {
+        let pair = |at: usize| pair(ids[at], ids[(at + 1) % SHORT_PIECE]);
+        let mut may = 0;
+        for at in places(which) {
+            ranks[at] = NO_MERGE;
+            may |= u64::from(self.may_merge(pair(at))) << at;
+        }
+        for at in places(may) {
+            ranks[at] = self.rank_of(pair(at));
+        }
     }
 
     /// Merges at most [`SHORT_PIECE`] symbols into `out`, and returns how many are left; `ranks` has the rank of the merge

@@ -1,343 +1,329 @@
 //! Remembers the tokens of pieces, in bounded memory.
 //!
-//! What counts is how little memory the pieces of a text touch: a look-up in the processor's second cache costs 5 ns, in
-//! the third 20, beyond it over 100. So tables are dense, and grow only as they fill.
+//! What counts is how little memory the pieces of a text touch, and that it is asked for before it is needed: a look-up
+//! in the processor's second cache costs 5 ns, in the third 20, beyond it over 100. So entries are dense, a table grows
+//! only as it fills, and a key is separate from the look-up so that the lines of many can be asked for at once.
 
 use std::hint::{black_box, select_unpredictable};
 
-/// Pieces up to this many bytes with up to three tokens take 16 bytes in a table of their own: most of any text.
-pub const SMALL_BYTES: usize = 8;
+use bytemuck::{cast_slice, cast_slice_mut};
 
-/// Pieces up to this many bytes are their own key; with their length they fill 16 bytes.
-pub const MEDIUM_BYTES: usize = 15;
+use super::key::{Key, MEDIUM_BYTES, is_small, key_hash};
+use super::memory::LargeSlice;
+use crate::prefetch;
 
 /// Pieces longer than this are rarely there twice, and are not kept.
 pub const LONG_BYTES: usize = 256;
 
-/// Sets of a table at first and at most: 512 KB and 8 MB.
-const MIN_SETS: usize = 1 << 13;
-const MAX_SETS: usize = 1 << 17;
+/// Lines of small pieces at first and at most: 4 and 8 MB.
+const SMALL_LINES: [usize; 2] = [1 << 16, 1 << 17];
 
-/// Limit of what entries hold elsewhere; where it is reached all of them are forgotten.
-const MAX_OVERFLOW_IDS: usize = 1 << 20;
-const MAX_OVERFLOW_BYTES: usize = 1 << 21;
+/// Lines of other pieces at first and at most: 8 and 16 MB.
+const LARGER_LINES: [usize; 2] = [1 << 17, 1 << 18];
 
-/// Up to three tokens of 21 bits, from the lowest bits on, and a bit that is always set; [`NO_TOKEN`] where there is none.
+/// Limit of the words that entries hold elsewhere; where it is reached all entries are forgotten.
+const MAX_POOL_WORDS: usize = 1 << 21;
+
+/// Up to three tokens of 20 bits, from the lowest bits on, their number and a bit that is always set; zero is none.
 pub type Triple = u64;
 
-/// Stands for no token; one with this id or a higher one is not kept.
-const NO_TOKEN: u32 = (1 << TOKEN_BITS) - 1;
-const TOKEN_BITS: u32 = 21;
+/// Ids from this one on go to the pool.
+const MAX_TOKENS: u32 = 1 << TOKEN_BITS;
+const TOKEN_BITS: u32 = 20;
+const COUNT_BITS: u32 = 3 * TOKEN_BITS;
 const IS_TRIPLE: Triple = 1 << 63;
 
 /// One to three tokens as a triple; zero if there are more or none, or one with too high an id.
-pub fn triple(ids: &[u32]) -> Triple {
-    let mut tokens = [NO_TOKEN; 3];
-    if !(1..=3).contains(&ids.len()) || ids.iter().any(|&id| id >= NO_TOKEN) {
+fn triple(ids: &[u32]) -> Triple {
+    if !(1..=3).contains(&ids.len()) || ids.iter().any(|&id| id >= MAX_TOKENS) {
         return 0;
     }
-    tokens[..ids.len()].copy_from_slice(ids);
-    let [a, b, c] = tokens.map(u64::from);
-    IS_TRIPLE | a | b << TOKEN_BITS | c << (2 * TOKEN_BITS)
+    let tokens = ids.iter().rev().fold(0, |tokens, &id| tokens << TOKEN_BITS | u64::from(id));
+    IS_TRIPLE | (ids.len() as u64) << COUNT_BITS | tokens
 }
 
 /// The tokens of a triple, and how many there are; the others are without meaning.
 #[inline(always)]
 pub fn tokens_of(triple: Triple) -> ([u32; 3], usize) {
-    let tokens = [0, 1, 2].map(|index| (triple >> (index * TOKEN_BITS)) as u32 & NO_TOKEN);
-    (tokens, 1 + usize::from(tokens[1] != NO_TOKEN) + usize::from(tokens[2] != NO_TOKEN))
+    let tokens = [0, 1, 2].map(|index| (triple >> (index * TOKEN_BITS)) as u32 & (MAX_TOKENS - 1));
+    (tokens, (triple >> COUNT_BITS) as usize & 3)
 }
 
-/// Four entries in a cache line: four keys, then four triples.
-type SmallSet = [u64; 8];
+/// What is known of a piece: a triple and, for a piece that is not small, a second one or zero. Or where its tokens are
+/// in the pool, and how many. Zeros if nothing is known.
+pub type Words = [u64; 2];
 
-/// Tokens of small pieces by [`small_key`]: four-way associative, so of many pieces with one hash four are kept.
-pub struct SmallTable {
-    sets: Vec<SmallSet>,
-    shift: u32,
+const IS_POOLED: u64 = 1 << 62;
+
+/// Whether the tokens are in the words themselves.
+#[inline(always)]
+pub fn is_inline(first: u64) -> bool {
+    first & IS_TRIPLE != 0
+}
+
+/// A cache line of entries: four words of keys, then four words of tokens. Four small pieces, or two others.
+type Line = [u64; 8];
+
+/// Tokens of pieces: a table of small ones and one of the others.
+pub struct PieceCache {
+    /// Of both tables, each as large as it may get: memory is used when it is first written to.
+    lines: LargeSlice<Line>,
+    small: Table,
+    larger: Table,
+    /// The tokens that fit no entry, and before those of a long piece its bytes.
+    pool: Vec<u32>,
+}
+
+/// One of the two tables in the lines. An entry is in the line where it belongs or, if that is full, in the next that is
+/// not; a table is never so full that those are far.
+#[derive(Clone, Copy)]
+struct Table {
+    first: usize,
+    num_lines: usize,
+    max_lines: usize,
+    /// Entries of a line, and of the table.
+    per_line: usize,
     num_entries: usize,
 }
 
-impl SmallTable {
-    /// An empty table.
+impl Table {
+    /// The line where a hash belongs.
+    #[inline(always)]
+    fn home(&self, hash: u64) -> usize {
+        self.first + (hash as usize & (self.num_lines - 1))
+    }
+
+    /// The line after this one.
+    #[inline(always)]
+    fn after(&self, line: usize) -> usize {
+        self.first + ((line - self.first + 1) & (self.num_lines - 1))
+    }
+
+    /// Whether another entry would make ways too long: of fuller lines more are needed.
+    fn is_full(&self) -> bool {
+        let percent = if self.per_line == 4 { 75 } else { 60 };
+        100 * self.num_entries >= percent * self.per_line * self.num_lines
+    }
+}
+
+/// A cache, for look-ups one after the other.
+#[derive(Clone, Copy)]
+pub struct Look<'a> {
+    lines: &'a [Line],
+    small: Table,
+    larger: Table,
+    pool: &'a [u32],
+}
+
+impl Look<'_> {
+    /// The line where the key belongs.
+    #[inline(always)]
+    pub fn home(&self, key: Key) -> usize {
+        let hash = key_hash(key);
+        select_unpredictable(is_small(key), self.small.home(hash), self.larger.home(hash))
+    }
+
+    /// Has a line brought near, without waiting for it.
+    #[inline(always)]
+    pub fn fetch(&self, line: usize) {
+        prefetch::near(&raw const self.lines[line]);
+    }
+
+    /// What is known of the piece with this key, if it is in this line. Without a branch: which entry it is can't be
+    /// foreseen.
+    #[inline(always)]
+    pub fn get(&self, key: Key, line: usize) -> Words {
+        let line = &self.lines[line];
+        let is_small = is_small(key);
+        let keys = [key[0], select_unpredictable(is_small, key[0], key[1])];
+        let equal: u32 = (0..4).map(|at| u32::from(line[at] == keys[at % 2]) << at).sum();
+        // Of a larger piece two neighbours must be equal, from an even place on.
+        let found = equal & select_unpredictable(is_small, 0b1111, equal >> 1 & 0b0101);
+        let at = found.trailing_zeros() as usize;
+        let first = select_unpredictable(found != 0, line[4 + at % 4], 0);
+        let second = select_unpredictable(is_small | (found == 0), 0, line[4 + (at + 1) % 4]);
+        [first, second]
+    }
+
+    /// Has the tokens of words that don't have them brought near.
+    #[inline(always)]
+    pub fn fetch_pooled(&self, [first, _]: Words) {
+        let is_pooled = first & (IS_TRIPLE | IS_POOLED) == IS_POOLED;
+        prefetch::near(self.pool.as_ptr().wrapping_add(select_unpredictable(is_pooled, first as u32 as usize, 0)));
+    }
+
+    /// What is known of the piece with this key.
+    #[inline]
+    pub fn find(&self, key: Key) -> Words {
+        let table = if is_small(key) { &self.small } else { &self.larger };
+        let mut line = self.home(key);
+        loop {
+            let words = self.get(key, line);
+            if words[0] != 0 || !is_full(&self.lines[line]) {
+                return words;
+            }
+            line = table.after(line);
+        }
+    }
+}
+
+/// Whether a line has all its entries: the last has a key.
+#[inline(always)]
+fn is_full(line: &Line) -> bool {
+    line[3] != 0
+}
+
+impl PieceCache {
+    /// An empty cache.
     pub fn new() -> Self {
-        let mut table = Self::with_sets(MIN_SETS);
-        touch(&mut table.sets);
-        table
+        Self::with_lines(SMALL_LINES, LARGER_LINES)
     }
 
-    fn with_sets(num_sets: usize) -> Self {
-        Self { sets: vec![[0; 8]; num_sets], shift: 64 - num_sets.trailing_zeros(), num_entries: 0 }
+    /// An empty cache with so many lines at first and at most: powers of two, not one, which could get full.
+    fn with_lines(small: [usize; 2], larger: [usize; 2]) -> Self {
+        let table = |first, [num_lines, max_lines]: [usize; 2], per_line| Table {
+            first,
+            num_lines,
+            max_lines,
+            per_line,
+            num_entries: 0,
+        };
+        let mut lines = LargeSlice::new(small[1] + larger[1]);
+        let (small, larger) = (table(0, small, 4), table(small[1], larger, 2));
+        for table in [small, larger] {
+            // Has the system give the memory now: the first text would wait for each page.
+            black_box(&mut lines.get_mut()[table.first..][..table.num_lines]).fill([0; 8]);
+        }
+        Self { lines, small, larger, pool: Vec::new() }
     }
 
+    /// Forgets all where the pool has become too large. Words that were found before are without meaning then.
+    pub fn bound(&mut self) {
+        if self.pool.len() > MAX_POOL_WORDS {
+            self.pool.clear();
+            for table in [&mut self.small, &mut self.larger] {
+                self.lines.get_mut()[table.first..][..table.num_lines].fill([0; 8]);
+                table.num_entries = 0;
+            }
+        }
+    }
+
+    /// The cache as it is, to look up from.
     #[inline(always)]
-    fn place(&self, key: u64) -> usize {
-        (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
+    pub fn look(&self) -> Look<'_> {
+        Look { lines: self.lines.get(), small: self.small, larger: self.larger, pool: &self.pool }
     }
 
-    /// The tokens of the piece with this key; zero if they are not in its own set.
-    #[inline(always)]
-    pub fn get(&self, key: u64) -> Triple {
-        find_small(&self.sets[self.place(key)], key)
-    }
-
-    /// The tokens of the piece with this key if its own set had no room for it; else zero.
-    #[inline(always)]
-    pub fn get_next_door(&self, key: u64) -> Triple {
-        let home = self.place(key);
-        if self.sets[home][7] == 0 { 0 } else { find_small(&self.sets[home ^ 1], key) }
+    /// The tokens of a piece whose words are not [`is_inline`].
+    #[inline]
+    pub fn pooled(&self, [first, _]: Words) -> &[u32] {
+        &self.pool[first as u32 as usize..][..(first >> 32) as u16 as usize]
     }
 
     /// Keeps the tokens of the piece with this key, which are not there.
-    pub fn insert(&mut self, key: u64, triple: Triple) {
-        let home = self.place(key);
-        let place = if self.sets[home][7] != 0 && self.sets[home ^ 1][7] == 0 { home ^ 1 } else { home };
-        let [a, b, c, d, first, second, third, fourth] = self.sets[place];
-        // First in, first out: what is evicted and needed again comes back soon.
-        self.sets[place] = [key, a, b, c, triple, first, second, third];
-        self.num_entries += usize::from(fourth == 0);
-        if fourth != 0 && may_grow(self.num_entries, 4 * self.sets.len(), self.sets.len()) {
-            let mut larger = Self::with_sets(2 * self.sets.len());
-            larger.insert(d, fourth);
-            for [keys @ .., a, b, c, d] in std::mem::take(&mut self.sets) {
-                let entries = keys.into_iter().zip([a, b, c, d]);
-                entries.filter(|entry| entry.1 != 0).for_each(|(key, triple)| larger.insert(key, triple));
-            }
-            *self = larger;
+    pub fn insert(&mut self, key: Key, piece: &[u8], ids: &[u32]) {
+        // A key of zeros, of eight bytes of zero, is what a gap has.
+        if key[0] == 0 && is_small(key) {
+            return;
         }
-    }
-}
-
-/// The triple of a key, or zero. Without a branch, for which of the four it is can't be foreseen.
-#[inline(always)]
-fn find_small(&[k0, k1, k2, k3, p0, p1, p2, p3]: &SmallSet, key: u64) -> Triple {
-    let found = select_unpredictable(k3 == key, p3, 0);
-    let found = select_unpredictable(k2 == key, p2, found);
-    let found = select_unpredictable(k1 == key, p1, found);
-    select_unpredictable(k0 == key, p0, found)
-}
-
-/// Has the system give the memory now: the first text would wait for each page.
-fn touch(sets: &mut [[u64; 8]]) {
-    black_box(sets).fill([0; 8]);
-}
-
-/// Whether a table that just lost an entry is full enough for one of twice the size.
-fn may_grow(num_entries: usize, num_places: usize, num_sets: usize) -> bool {
-    2 * num_entries > num_places && num_sets < MAX_SETS
-}
-
-/// A larger piece as it is looked up: bytes and length of a medium one, hash and length of a long one.
-pub type Key = [u64; 2];
-
-/// Two entries in a cache line: two keys of two words, then two words of tokens of each.
-type Set = [u64; 8];
-
-/// The words of a piece's tokens: two triples, the second zero if it is not needed. If neither holds them: where they are
-/// in `ids` and how many there are, and where the piece is in `bytes`.
-type Words = [u64; 2];
-
-/// Tokens of the pieces that a [`SmallTable`] does not take: two-way associative.
-pub struct PieceTable {
-    sets: Vec<Set>,
-    shift: u32,
-    num_entries: usize,
-    ids: Vec<u32>,
-    bytes: Vec<u8>,
-}
-
-/// What is known of a medium piece.
-pub enum Found<'a> {
-    /// Up to six tokens: two triples, the second zero if it is not needed.
-    Triples(Triple, Triple),
-    /// More.
-    Many(&'a [u32]),
-}
-
-impl PieceTable {
-    /// An empty table.
-    pub fn new() -> Self {
-        let (mut sets, shift) = (vec![[0; 8]; MIN_SETS], 64 - MIN_SETS.trailing_zeros());
-        touch(&mut sets);
-        Self { sets, shift, num_entries: 0, ids: Vec::new(), bytes: Vec::new() }
-    }
-
-    #[inline(always)]
-    fn place(&self, key: Key) -> usize {
-        (mix(key[0], key[1]) >> self.shift) as usize
-    }
-
-    /// Has the set of a key brought near, without waiting for it.
-    #[inline(always)]
-    pub fn fetch(&self, key: Key) {
-        black_box(self.sets[self.place(key)][0]);
-    }
-
-    /// The tokens of the medium piece with this key.
-    #[inline(always)]
-    pub fn get(&self, key: Key) -> Option<Found<'_>> {
-        let home = self.place(key);
-        let mut words = find(&self.sets[home], key, |_| true);
-        if words.is_none() && is_full(&self.sets[home]) {
-            words = find(&self.sets[home ^ 1], key, |_| true);
-        }
-        let [low, high] = words?;
-        if low & IS_TRIPLE != 0 {
-            return Some(Found::Triples(low, high));
-        }
-        Some(Found::Many(self.stored(low)))
-    }
-
-    /// The tokens of a long piece.
-    pub fn get_long(&self, piece: &[u8]) -> Option<&[u32]> {
-        let key = long_key(piece);
-        let home = self.place(key);
-        // Two pieces may have one hash, so the bytes decide.
-        let is_piece = |[_, first_byte]: Words| self.bytes[first_byte as usize..].starts_with(piece);
-        let [low, _] = [home, home ^ 1].into_iter().find_map(|place| find(&self.sets[place], key, is_piece))?;
-        Some(self.stored(low))
-    }
-
-    fn stored(&self, word: u64) -> &[u32] {
-        &self.ids[word as u32 as usize..][..(word >> 32) as usize]
-    }
-
-    /// Keeps the tokens of the medium piece with this key, which are not there.
-    pub fn insert(&mut self, key: Key, ids: &[u32]) {
         let (first, rest) = ids.split_at(ids.len().min(3));
-        let [low, high] = [first, rest].map(triple);
-        let words = if low != 0 && (high != 0 || rest.is_empty()) { [low, high] } else { self.store(ids, &[]) };
+        let (low, high) = (triple(first), triple(rest));
+        let is_long = piece.len() > MEDIUM_BYTES;
+        let fits = low != 0 && (rest.is_empty() || high != 0 && !is_small(key)) && !is_long;
+        let words = if fits { [low, high] } else { self.store(if is_long { piece } else { &[] }, ids) };
         self.put(key, words);
     }
 
-    /// Keeps the tokens of a long piece, which are not there.
-    pub fn insert_long(&mut self, piece: &[u8], ids: &[u32]) {
-        let words = self.store(ids, piece);
-        self.put(long_key(piece), words);
-    }
-
-    fn store(&mut self, ids: &[u32], piece: &[u8]) -> Words {
-        if self.ids.len() + ids.len() > MAX_OVERFLOW_IDS || self.bytes.len() + piece.len() > MAX_OVERFLOW_BYTES {
-            *self = Self::new();
-        }
-        let words = [(ids.len() as u64) << 32 | self.ids.len() as u64, self.bytes.len() as u64];
-        self.ids.extend_from_slice(ids);
-        self.bytes.extend_from_slice(piece);
+    fn store(&mut self, piece: &[u8], ids: &[u32]) -> Words {
+        let bytes_start = self.pool.len();
+        self.pool.resize(bytes_start + piece.len().div_ceil(4), 0);
+        cast_slice_mut(&mut self.pool[bytes_start..])[..piece.len()].copy_from_slice(piece);
+        let words = [IS_POOLED | (ids.len() as u64) << 32 | self.pool.len() as u64, 0];
+        self.pool.extend_from_slice(ids);
         words
     }
 
-    /// Puts an entry first into its set, or into the one next door if that has room.
-    fn put(&mut self, [key, rest]: Key, [low, high]: Words) {
-        let home = self.place([key, rest]);
-        let place = if is_full(&self.sets[home]) && !is_full(&self.sets[home ^ 1]) { home ^ 1 } else { home };
-        let [a, b, c, d, e, f, g, h] = self.sets[place];
-        self.sets[place] = [key, rest, a, b, low, high, e, f];
-        self.num_entries += usize::from(d == 0);
-        if d != 0 && may_grow(self.num_entries, 2 * self.sets.len(), self.sets.len()) {
-            let larger = vec![[0; 8]; 2 * self.sets.len()];
-            let sets = std::mem::replace(&mut self.sets, larger);
-            (self.shift, self.num_entries) = (self.shift - 1, 0);
-            self.put([c, d], [g, h]);
-            for [a, b, c, d, e, f, g, h] in sets {
-                let entries = [([c, d], [g, h]), ([a, b], [e, f])];
-                entries.into_iter().filter(|(key, _)| key[1] != 0).for_each(|(key, words)| self.put(key, words));
+    /// Whether the words of a long piece are those of this one: two may have one hash, so the bytes decide.
+    #[inline]
+    pub fn is_of(&self, [first, _]: Words, piece: &[u8]) -> bool {
+        let ids_start = first as u32 as usize;
+        let stored = &self.pool[ids_start - piece.len().div_ceil(4)..ids_start];
+        cast_slice::<u32, u8>(stored)[..piece.len()] == *piece
+    }
+
+    fn table(&mut self, key: Key) -> &mut Table {
+        if is_small(key) { &mut self.small } else { &mut self.larger }
+    }
+
+    /// Puts an entry into the first gap on its way; where there may be no more, in place of another one.
+    fn put(&mut self, key: Key, words: Words) {
+        if self.table(key).is_full() {
+            if self.table(key).num_lines == self.table(key).max_lines {
+                return self.replace(key, words);
+            }
+            self.grow(is_small(key));
+        }
+        self.table(key).num_entries += 1;
+        let table = *self.table(key);
+        let mut line = self.look().home(key);
+        while is_full(&self.lines.get()[line]) {
+            line = table.after(line);
+        }
+        let gap = gap(&self.lines.get()[line], table.per_line);
+        self.write(line, gap, key, words);
+    }
+
+    /// Puts an entry in place of one in the line where it belongs, which one is without system: what is needed again comes
+    /// back soon. An empty line stays empty, for no look-up ends where all lines are full.
+    fn replace(&mut self, key: Key, words: Words) {
+        let (home, per_line) = (self.look().home(key), self.table(key).per_line);
+        let num_there = gap(&self.lines.get()[home], per_line);
+        if num_there > 0 {
+            self.write(home, words[0] as usize % num_there, key, words);
+        }
+    }
+
+    /// Writes an entry.
+    fn write(&mut self, line: usize, entry: usize, key: Key, words: Words) {
+        let line = &mut self.lines.get_mut()[line];
+        if is_small(key) {
+            (line[entry], line[4 + entry]) = (key[0], words[0]);
+        } else {
+            line[2 * entry..][..2].copy_from_slice(&key);
+            line[4 + 2 * entry..][..2].copy_from_slice(&words);
+        }
+    }
+
+    /// Doubles a table in place: an entry stays or moves as many lines on as there were. Begins after a gap, so what
+    /// stays has nothing before it that is still to move.
+    fn grow(&mut self, is_small: bool) {
+        let table = if is_small { &mut self.small } else { &mut self.larger };
+        let old = *table;
+        (table.num_lines, table.num_entries) = (2 * old.num_lines, 0);
+        let mut line = old.first;
+        while is_full(&self.lines.get()[line]) {
+            line = old.after(line);
+        }
+        for _ in 0..old.num_lines {
+            line = old.after(line);
+            let there = std::mem::take(&mut self.lines.get_mut()[line]);
+            for entry in 0..gap(&there, old.per_line) {
+                match is_small {
+                    true => self.put([there[entry], 0], [there[4 + entry], 0]),
+                    false => {
+                        self.put([there[2 * entry], there[2 * entry + 1]], [there[4 + 2 * entry], there[5 + 2 * entry]])
+                    }
+                }
             }
         }
     }
 }
 
-/// Whether a set has both its entries; the second word of a key has its length, so it is never zero.
-#[inline(always)]
-fn is_full(set: &Set) -> bool {
-    set[3] != 0
+/// The number of a line's entries, and so where the next one goes.
+fn gap(line: &Line, per_line: usize) -> usize {
+    let step = 4 / per_line;
+    (0..per_line).find(|entry| line[4 + step * entry] == 0).unwrap_or(per_line)
 }
 
-/// The words of a key whose words are the right ones.
-#[inline(always)]
-fn find(&[a, b, c, d, e, f, g, h]: &Set, key: Key, is_right: impl Fn(Words) -> bool) -> Option<Words> {
-    match key {
-        _ if key == [a, b] && is_right([e, f]) => Some([e, f]),
-        _ if key == [c, d] && is_right([g, h]) => Some([g, h]),
-        _ => None,
-    }
-}
-
-/// The bytes of a word that belong to a piece, by its length.
-const KEPT: [u64; SMALL_BYTES + 1] = {
-    let mut kept = [u64::MAX; SMALL_BYTES + 1];
-    let mut len = 0;
-    while len < SMALL_BYTES {
-        kept[len] = (1 << (8 * len)) - 1;
-        len += 1;
-    }
-    kept
-};
-
-/// What tells the length of a piece of less than eight bytes: no UTF-8 ends in such a byte.
-const LENGTHS: [u64; SMALL_BYTES + 1] = {
-    let mut lengths = [0; SMALL_BYTES + 1];
-    let mut len = 0;
-    while len < SMALL_BYTES {
-        lengths[len] = (0xF8 | len as u64) << 56;
-        len += 1;
-    }
-    lengths
-};
-
-/// The key of the small piece of `len` bytes that starts at `start`; text alone, so that it ends as UTF-8 does.
-#[inline(always)]
-pub fn small_key(text: &[u8], start: usize, len: usize) -> u64 {
-    let word = match text[start..].first_chunk() {
-        Some(bytes) => u64::from_le_bytes(*bytes),
-        None => last_words(&text[start..])[0],
-    };
-    word & KEPT[len] | LENGTHS[len]
-}
-
-/// The key of the medium piece of `len` bytes that starts at `start`.
-#[inline(always)]
-pub fn medium_key(text: &[u8], start: usize, len: usize) -> Key {
-    let [low, high] = match text[start..].first_chunk::<16>() {
-        Some(bytes) => words(bytes),
-        None => last_words(&text[start..]),
-    };
-    let kept = [len.min(SMALL_BYTES), len.saturating_sub(SMALL_BYTES)].map(|len| KEPT[len]);
-    [low & kept[0], high & kept[1] | (len as u64) << 56]
-}
-
-#[inline(always)]
-fn words(bytes: &[u8; 16]) -> [u64; 2] {
-    let [low, high] = [0, 8].map(|at| std::array::from_fn(|index| bytes[at + index]));
-    [u64::from_le_bytes(low), u64::from_le_bytes(high)]
-}
-
-/// The last bytes of a text, and zeros.
-#[cold]
-fn last_words(rest: &[u8]) -> [u64; 2] {
-    let mut bytes = [0; 16];
-    let len = rest.len().min(16);
-    bytes[..len].copy_from_slice(&rest[..len]);
-    words(&bytes)
-}
-
-fn long_key(piece: &[u8]) -> Key {
-    [hash(piece), u64::MAX << 32 | piece.len() as u64]
-}
-
-/// A hash of any bytes.
-pub fn hash(bytes: &[u8]) -> u64 {
-    let (chunks, rest) = bytes.as_chunks::<16>();
-    let state = chunks.iter().fold(bytes.len() as u64, |state, chunk| {
-        let [low, high] = words(chunk);
-        mix(low ^ state, high)
-    });
-    let [low, high] = last_words(rest);
-    mix(low ^ state, high)
-}
-
-/// Both halves of the product of two words: every bit of the result depends on every bit of both.
-#[inline(always)]
-fn mix(one: u64, other: u64) -> u64 {
-    let product = u128::from(one ^ 0x9E37_79B9_7F4A_7C15) * u128::from(other ^ 0xD1B5_4A32_D192_ED03);
-    (product >> 64) as u64 ^ product as u64
-}
+#[cfg(test)]
+mod tests;

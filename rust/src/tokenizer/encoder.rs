@@ -1,19 +1,16 @@
 //! From the pieces of a text to ids, at the speed of a look-up.
 
-use std::hint::select_unpredictable;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::backtrack::Backtracker;
-use super::bpe::{NO_MERGE, SHORT_PIECE};
-use super::cache::{
-    Found, LONG_BYTES, MEDIUM_BYTES, PieceTable, SMALL_BYTES, SmallTable, Triple, hash, medium_key, small_key,
-    tokens_of, triple,
-};
-use super::memory::LargeSlice;
+use super::bpe::SHORT_PIECE;
+use super::byte_merges::ByteMerges;
+use super::cache::{LONG_BYTES, PieceCache, Triple, is_inline, tokens_of};
+use super::key::{Key, MEDIUM_BYTES, piece_key};
 use super::pretokenize::{MAX_PIECES, Visit};
-use super::stream::TokenTable;
-use super::vocab::{NO_ID, Vocab};
+use super::vocab::Vocab;
+use super::whole::WholeTable;
 
 /// Up to this many bytes a piece is merged; a [`Backtracker`] pays for longer ones only.
 const MERGED_BYTES: usize = 512;
@@ -22,7 +19,10 @@ const MERGED_BYTES: usize = 512;
 const MERGED_LONG_BYTES: usize = 1 << 16;
 
 /// Ids that are collected before they go to the caller's vector.
-const BUFFER_IDS: usize = 1024;
+const BUFFER_IDS: usize = 4096;
+
+/// Ids that may come before the buffer is looked at again: those of a kept piece, then six for each of a round.
+const ROOM_IDS: usize = LONG_BYTES + 6 * (MAX_PIECES + 1);
 
 /// Merges pieces by a vocabulary that begins with bytes. Threads share it; each takes tables of its own for as long as it
 /// encodes.
@@ -30,8 +30,8 @@ pub struct PieceEncoder {
     vocab: Arc<Vocab>,
     whole: WholeTable,
     has_all_bytes: bool,
-    /// Rank of the merge of each two bytes: where merging begins.
-    byte_merges: Vec<u32>,
+    /// Where merging begins.
+    byte_merges: ByteMerges,
     /// For long pieces; made when [`MERGED_LONG_BYTES`] of them have come.
     backtracker: OnceLock<Option<Backtracker>>,
     /// Bytes of long pieces so far.
@@ -42,14 +42,30 @@ pub struct PieceEncoder {
 
 /// What a thread needs for itself while it encodes.
 struct Worker {
-    small: SmallTable,
-    pieces: PieceTable,
+    cache: PieceCache,
+    round: Round,
     buffer: [u32; BUFFER_IDS],
+}
+
+/// The pieces that are looked up together.
+struct Round {
+    keys: [Key; MAX_PIECES],
+    /// Where each belongs in the cache.
+    lines: [usize; MAX_PIECES],
+    /// The two words that were found there.
+    firsts: [u64; MAX_PIECES],
+    seconds: [u64; MAX_PIECES],
 }
 
 impl Worker {
     fn new() -> Box<Self> {
-        Box::new(Self { small: SmallTable::new(), pieces: PieceTable::new(), buffer: [0; BUFFER_IDS] })
+        let round = Round {
+            keys: [[0; 2]; MAX_PIECES],
+            lines: [0; MAX_PIECES],
+            firsts: [0; MAX_PIECES],
+            seconds: [0; MAX_PIECES],
+        };
+        Box::new(Self { cache: PieceCache::new(), round, buffer: [0; BUFFER_IDS] })
     }
 }
 
@@ -57,7 +73,7 @@ impl PieceEncoder {
     /// The encoder of a vocabulary; of one that begins with characters it has nothing to encode.
     pub fn new(vocab: Arc<Vocab>) -> Self {
         let whole = WholeTable::new(vocab.size());
-        let (byte_merges, has_all_bytes) = (byte_merges(&vocab), vocab.has_all_bytes());
+        let (byte_merges, has_all_bytes) = (ByteMerges::new(&vocab), vocab.has_all_bytes());
         let mut encoder = Self {
             vocab,
             whole,
@@ -121,20 +137,23 @@ impl PieceEncoder {
         {
             return backtracker.encode(piece, merges, ids);
         }
-        self.vocab.merge_bytes(piece, ids);
+        if !self.has_all_bytes {
+            return self.vocab.merge_bytes(piece, ids);
+        }
+        let start = ids.len();
+        self.byte_merges.begin(piece, self.vocab.byte_ids(), &merges, ids);
+        self.vocab.merge_table().apply(ids, start);
     }
 
     /// Merges a piece of at most [`SHORT_PIECE`] bytes that all are tokens into `ids`, and returns how many those are.
     #[inline(always)]
     fn merge_short(&self, piece: &[u8], ids: &mut [u32]) -> usize {
-        let symbols = piece.iter().map(|&byte| self.vocab.byte_ids()[usize::from(byte)]);
-        let pairs = piece.windows(2).map(|pair| usize::from(pair[0]) << 8 | usize::from(pair[1]));
-        self.vocab.merge_table().merges().apply_short(symbols, pairs.map(|pair| self.byte_merges[pair]), ids)
+        self.byte_merges.merge(piece, self.vocab.byte_ids(), &self.vocab.merge_table().merges(), ids)
     }
 
     /// Adds the ids of a piece to `ids`.
-    fn encode(&self, piece: &[u8], ids: &mut Vec<u32>) {
-        match self.whole.get(piece, self.vocab.tokens()) {
+    fn encode(&self, piece: &[u8], key: Key, ids: &mut Vec<u32>) {
+        match self.whole.get(piece, key, self.vocab.tokens()) {
             Some(id) => ids.push(id),
             None => self.merge(piece, ids),
         }
@@ -155,32 +174,23 @@ impl Visit for TextEncoder<'_, '_, '_> {
         self.session.encode(self.text, start, end);
     }
 
-    /// In rounds: the look-ups of many pieces wait for memory at once, for none depends on another or on a branch.
+    /// All pieces are looked up before the first is encoded, so that memory comes for one while others ask for theirs.
     #[inline(always)]
     fn pieces(&mut self, start: usize, ends: &[usize]) {
-        let mut triples = [0; MAX_PIECES];
-        let Worker { small, pieces, .. } = &*self.session.worker;
-        let mut from = start;
-        for (&end, triple) in ends.iter().zip(&mut triples) {
-            let len = end - from;
-            let found = small.get(small_key(self.text, from, len.min(SMALL_BYTES)));
-            *triple = select_unpredictable(len <= SMALL_BYTES, found, 0);
-            from = end;
-        }
-        from = start;
-        for (&end, &triple) in ends.iter().zip(&triples) {
-            if triple == 0 && end - from <= MEDIUM_BYTES {
-                pieces.fetch(medium_key(self.text, from, end - from));
+        self.session.make_room();
+        self.session.look_for(self.text, start, ends);
+        let (mut next, mut is_fetched) = (0, false);
+        loop {
+            next = self.session.push_known(next, ends.len());
+            let Some(&end) = ends.get(next) else { return };
+            let from = if next == 0 { start } else { ends[next - 1] };
+            if self.session.worker.round.firsts[next] == 0 && !is_fetched {
+                self.session.fetch_new(next, ends.len());
+                is_fetched = true;
             }
-            from = end;
-        }
-        from = start;
-        for (&end, &triple) in ends.iter().zip(&triples) {
-            match triple {
-                0 => self.session.encode_medium(self.text, from, end),
-                triple => self.session.push_triple(triple),
-            }
-            from = end;
+            let Round { keys, firsts, .. } = &self.session.worker.round;
+            self.session.encode_other(&self.text[from..end], keys[next], firsts[next]);
+            next += 1;
         }
     }
 }
@@ -207,57 +217,86 @@ impl Session<'_> {
     }
 
     /// Adds the ids of the piece `text[start..end]`.
-    #[inline(always)]
     pub fn encode(&mut self, text: &[u8], start: usize, end: usize) {
-        let len = end - start;
-        if len <= SMALL_BYTES {
-            let triple = self.worker.small.get(small_key(text, start, len));
-            if triple != 0 {
-                return self.push_triple(triple);
-            }
-        }
-        self.encode_medium(text, start, end);
+        self.worker.cache.bound();
+        self.encode_other(&text[start..end], piece_key(text, start, end), 0);
     }
 
-    /// Takes all three tokens of a triple, and counts those that are there.
+    /// Looks up the pieces of a text from `start` on that end at `ends`, in rounds without a branch.
     #[inline(always)]
-    fn push_triple(&mut self, triple: Triple) {
-        let (tokens, count) = tokens_of(triple);
-        if self.len + tokens.len() > BUFFER_IDS {
+    fn look_for(&mut self, text: &[u8], start: usize, ends: &[usize]) {
+        let Worker { cache, round, .. } = &mut *self.worker;
+        cache.bound();
+        let cache = cache.look();
+        let mut from = start;
+        for ((&end, [low, high]), line) in ends.iter().zip(&mut round.keys).zip(&mut round.lines) {
+            let key = piece_key(text, from, end);
+            (*low, *high, *line) = (key[0], key[1], cache.home(key));
+            cache.fetch(*line);
+            from = end;
+        }
+        let places = round.keys.iter().zip(&round.lines).zip(round.firsts.iter_mut().zip(&mut round.seconds));
+        for ((&key, &line), (first, second)) in places.take(ends.len()) {
+            let words = cache.get(key, line);
+            (*first, *second) = (words[0], words[1]);
+            cache.fetch_pooled(words);
+        }
+    }
+
+    /// Adds the tokens of the pieces from `first` on whose words have them; returns which of the `count` is the first that
+    /// is left.
+    #[inline(always)]
+    fn push_known(&mut self, first: usize, count: usize) -> usize {
+        let Worker { round, buffer, .. } = &mut *self.worker;
+        let mut len = self.len;
+        let mut next = first;
+        for (&first, &second) in round.firsts[first..count].iter().zip(&round.seconds[first..count]) {
+            if !is_inline(first) {
+                break;
+            }
+            len += push(buffer, len, first);
+            if second != 0 {
+                len += push(buffer, len, second);
+            }
+            next += 1;
+        }
+        self.len = len;
+        next
+    }
+
+    /// Has brought near what the pieces from `first` on need that are new, where those are many.
+    #[inline(never)]
+    fn fetch_new(&self, first: usize, count: usize) {
+        let Round { keys, firsts, .. } = &self.worker.round;
+        let new = firsts[first..count].iter().zip(&keys[first..]).filter(|(words, _)| **words == 0);
+        if 8 * new.clone().count() > count {
+            self.encoder.whole.fetch(new.map(|(_, &key)| key), self.encoder.vocab.tokens());
+        }
+    }
+
+    /// For pieces whose tokens are not in the words that were found; `first` is the first of these.
+    #[inline(never)]
+    fn encode_other(&mut self, piece: &[u8], key: Key, first: u64) {
+        self.make_room();
+        let Worker { cache, buffer, .. } = &mut *self.worker;
+        let words = if first != 0 { [first, 0] } else { cache.look().find(key) };
+        if is_inline(words[0]) {
+            self.len += push(buffer, self.len, words[0]);
+            self.len += push(buffer, self.len, words[1]);
+        } else if words[0] != 0 && (piece.len() <= MEDIUM_BYTES || cache.is_of(words, piece)) {
+            let ids = cache.pooled(words);
+            buffer[self.len..][..ids.len()].copy_from_slice(ids);
+            self.len += ids.len();
+        } else {
+            self.encode_new(piece, key);
+        }
+    }
+
+    /// Makes room for [`ROOM_IDS`].
+    fn make_room(&mut self) {
+        if self.len + ROOM_IDS > BUFFER_IDS {
             self.flush();
         }
-        self.worker.buffer[self.len..self.len + tokens.len()].copy_from_slice(&tokens);
-        self.len += count;
-    }
-
-    #[inline(never)]
-    fn encode_medium(&mut self, text: &[u8], start: usize, end: usize) {
-        let len = end - start;
-        if len <= SMALL_BYTES {
-            let triple = self.worker.small.get_next_door(small_key(text, start, len));
-            if triple != 0 {
-                return self.push_triple(triple);
-            }
-        }
-        // A smaller piece has three tokens at most, so it is in no other table.
-        if (4..=MEDIUM_BYTES).contains(&len) {
-            match self.worker.pieces.get(medium_key(text, start, len)) {
-                Some(Found::Triples(first, second)) => {
-                    self.push_triple(first);
-                    if second != 0 {
-                        self.push_triple(second);
-                    }
-                    return;
-                }
-                Some(Found::Many(ids)) => {
-                    self.ids.extend_from_slice(&self.worker.buffer[..self.len]);
-                    self.len = 0;
-                    return self.ids.extend_from_slice(ids);
-                }
-                None => {}
-            }
-        }
-        self.encode_slowly(text, start, end);
     }
 
     #[inline(never)]
@@ -266,108 +305,38 @@ impl Session<'_> {
         self.len = 0;
     }
 
-    /// For pieces that are long or new.
+    /// For pieces that are new, or too long to be kept.
     #[inline(never)]
-    fn encode_slowly(&mut self, text: &[u8], start: usize, end: usize) {
-        let piece = &text[start..end];
-        if piece.len() > MEDIUM_BYTES || !self.encoder.has_all_bytes {
-            return self.encode_long(piece);
-        }
-        if self.len + MEDIUM_BYTES > BUFFER_IDS {
+    fn encode_new(&mut self, piece: &[u8], key: Key) {
+        let encoder = self.encoder;
+        if piece.len() > SHORT_PIECE || !encoder.has_all_bytes {
             self.flush();
+            let first = self.ids.len();
+            encoder.encode(piece, key, self.ids);
+            if piece.len() <= LONG_BYTES {
+                self.worker.cache.insert(key, piece, &self.ids[first..]);
+            }
+            return;
         }
         let room = &mut self.worker.buffer[self.len..];
-        let count = match self.encoder.whole.get(piece, self.encoder.vocab.tokens()) {
+        let count = match encoder.whole.get(piece, key, encoder.vocab.tokens()) {
             Some(id) => {
                 room[0] = id;
                 1
             }
-            None => self.encoder.merge_short(piece, room),
+            None => encoder.merge_short(piece, room),
         };
-        let ids = &self.worker.buffer[self.len..][..count];
+        self.worker.cache.insert(key, piece, &self.worker.buffer[self.len..][..count]);
         self.len += count;
-        let triple = triple(ids);
-        if piece.len() <= SMALL_BYTES && triple != 0 {
-            self.worker.small.insert(small_key(text, start, piece.len()), triple);
-        } else {
-            self.worker.pieces.insert(medium_key(text, start, piece.len()), ids);
-        }
-    }
-
-    #[inline(never)]
-    fn encode_long(&mut self, piece: &[u8]) {
-        self.flush();
-        if piece.len() > LONG_BYTES {
-            return self.encoder.encode(piece, self.ids);
-        }
-        if let Some(ids) = self.worker.pieces.get_long(piece) {
-            return self.ids.extend_from_slice(ids);
-        }
-        let first = self.ids.len();
-        self.encoder.encode(piece, self.ids);
-        self.worker.pieces.insert_long(piece, &self.ids[first..]);
     }
 }
 
-/// The rank of the merge of each two bytes.
-fn byte_merges(vocab: &Vocab) -> Vec<u32> {
-    let (merges, ids) = (vocab.merge_table().merges(), vocab.byte_ids());
-    let pairs = ids.iter().flat_map(|&left| ids.iter().map(move |&right| (left, right)));
-    let rank = |(left, right): (u32, u32)| if left.max(right) == NO_ID { NO_MERGE } else { merges.rank(left, right) };
-    pairs.map(rank).collect()
-}
-
-/// Tokens by their bytes, which stay in the table of tokens; behind a filter, for most new pieces are no token.
-struct WholeTable {
-    /// One more than the id, and half of the hash of its bytes; zero where there is none.
-    slots: LargeSlice<[u32; 2]>,
-    /// Two bits for each hash that a token has.
-    filter: Vec<u64>,
-}
-
-impl WholeTable {
-    /// An empty table for up to `num_tokens` tokens.
-    fn new(num_tokens: usize) -> Self {
-        let num_slots = (2 * num_tokens).next_power_of_two().max(16);
-        Self { slots: LargeSlice::new(num_slots), filter: vec![0; num_slots / 16] }
-    }
-
-    /// Half of the hash of a piece, and the slots to look at.
-    #[inline]
-    fn places(&self, hash: u64) -> (u32, impl Iterator<Item = usize> + use<>) {
-        let len = self.slots.get().len();
-        ((hash >> 32) as u32, (0..len).map(move |step| (hash as usize).wrapping_add(step) & (len - 1)))
-    }
-
-    /// Word and bits of the filter.
-    #[inline]
-    fn filter_place(&self, hash: u64) -> (usize, u64) {
-        ((hash >> 44) as usize & (self.filter.len() - 1), 1 << (hash >> 32 & 63) | 1 << (hash >> 38 & 63))
-    }
-
-    fn insert(&mut self, id: u32, token: &[u8]) {
-        let hash = hash(token);
-        let (word, bits) = self.filter_place(hash);
-        let (half, mut places) = self.places(hash);
-        let slots = self.slots.get_mut();
-        if let Some(place) = places.find(|&place| slots[place][0] == 0) {
-            slots[place] = [id + 1, half];
-            self.filter[word] |= bits;
-        }
-    }
-
-    #[inline]
-    fn get(&self, piece: &[u8], tokens: &TokenTable) -> Option<u32> {
-        let hash = hash(piece);
-        let (word, bits) = self.filter_place(hash);
-        if self.filter[word] & bits != bits {
-            return None;
-        }
-        let (half, places) = self.places(hash);
-        let slots = self.slots.get();
-        let mut slots = places.map(|place| slots[place]).take_while(|slot| slot[0] != 0);
-        slots.find(|slot| slot[1] == half && tokens.bytes(slot[0] - 1) == Some(piece)).map(|slot| slot[0] - 1)
-    }
+/// Puts all three tokens of a triple into `buffer`, and counts those that are there.
+#[inline(always)]
+fn push(buffer: &mut [u32; BUFFER_IDS], len: usize, triple: Triple) -> usize {
+    let (tokens, count) = tokens_of(triple);
+    buffer[len..len + tokens.len()].copy_from_slice(&tokens);
+    count
 }
 
 impl std::fmt::Debug for PieceEncoder {

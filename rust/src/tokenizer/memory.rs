@@ -1,7 +1,15 @@
 //! Tables that look-ups hit at random.
 
+use std::hint::black_box;
+
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use memmap2::MmapMut;
+
+/// Has the allocator join the many small pieces of memory that reading a vocabulary left: else the first text would wait
+/// for it, some ten milliseconds.
+pub fn join_freed() {
+    drop(black_box(Vec::<u8>::with_capacity(1 << 16)));
+}
 
 /// Where the processor's large pages begin.
 const LARGE_PAGE_BYTES: usize = 2 << 20;

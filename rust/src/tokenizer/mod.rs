@@ -2,13 +2,16 @@
 
 mod backtrack;
 pub mod batch;
+mod bits;
 pub mod bpe;
+mod byte_merges;
 mod cache;
 pub mod characters;
 pub mod decoder;
 mod encoder;
 pub mod formats;
-mod memory;
+mod key;
+pub(crate) mod memory;
 pub mod normalizer;
 pub mod offsets;
 pub mod pipeline;
@@ -21,6 +24,7 @@ pub mod threads;
 pub mod token_stream;
 pub mod trainer;
 pub mod vocab;
+mod whole;
 
 use std::sync::Arc;
 

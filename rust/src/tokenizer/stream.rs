@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::{Error, Result};
+use crate::{Error, Result, prefetch};
 
 /// Bytes that are copied for a token, whatever its length; longer ones are copied one by one.
 const COPIED_BYTES: usize = 16;
@@ -81,6 +81,14 @@ impl TokenTable {
         let end = *self.ends.get(index)? as usize;
         let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
         (start < end).then_some(start..end)
+    }
+
+    /// Has where the bytes of an id begin brought near; an id that is not there is left out.
+    #[inline]
+    pub fn fetch(&self, id: u32) {
+        if let Some(end) = self.ends.get(id as usize) {
+            prefetch::near(end);
+        }
     }
 
     /// Adds the bytes of each id to `text`; the index of the first id that has none, if there is one.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use self::components::{PreTokenizer, read_decoder, read_normalizer, read_pre_tokenizer, read_template};
 use self::model::{read_model, written_tokens};
 use super::Tokenizer;
+use super::memory::join_freed;
 use super::normalizer::Normalizer;
 use super::pipeline::Pipeline;
 use super::pretokenize::Pattern;
@@ -132,6 +133,8 @@ impl Tokenizer {
             && vocab.added().iter().all(AddedToken::is_plain);
         let plain = Self::new(vocab, main_pattern(pipeline.stages())?);
         let pipeline = (!is_plain).then_some(pipeline);
+        drop(document);
+        join_freed();
         Ok(Self { pipeline, decoder: token_text.decoder, template, components, ..plain })
     }
 }

@@ -7,8 +7,9 @@
 //! Source: the idea of bit-parallel classification is Langdale, Lemire, "Parsing Gigabytes of JSON per Second", VLDB
 //! Journal 28(6), 2019, §3.1; the rules are those of the published patterns.
 
-use super::masks::{BLOCK_BYTES, Masks, low_bits};
+use super::masks::{BLOCK_BYTES, Masks};
 use super::scanners::contraction_len;
+use crate::tokenizer::bits::{low_bits, places};
 
 /// A block and how many of its first bytes are known: text, and ASCII.
 pub struct Block<'a> {
@@ -69,16 +70,6 @@ impl<'a> Block<'a> {
 #[inline(always)]
 fn starts(mask: u64) -> u64 {
     mask & !(mask << 1)
-}
-
-/// Places of the bits of a mask.
-#[inline(always)]
-fn places(mut mask: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let at = mask.trailing_zeros() as usize;
-        mask &= mask.wrapping_sub(1);
-        (at < 64).then_some(at)
-    })
 }
 
 /// Borders as [`Pattern::Gpt2`](super::Pattern::Gpt2) sets them.

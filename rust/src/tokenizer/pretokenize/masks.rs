@@ -1,5 +1,7 @@
 //! The classes of 64 characters at once, for text that is ASCII.
 
+use crate::tokenizer::bits::low_bits;
+
 /// Bytes of a block; one bit of a mask stands for each.
 pub const BLOCK_BYTES: usize = 64;
 
@@ -52,12 +54,6 @@ impl Masks {
             *mask &= valid;
         }
     }
-}
-
-/// The lowest `count` bits, at most 64.
-#[inline(always)]
-pub fn low_bits(count: usize) -> u64 {
-    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
 }
 
 /// SSE2, which every x86-64 processor has; 240 instructions a block, counted by callgrind.

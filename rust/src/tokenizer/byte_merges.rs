@@ -1,0 +1,166 @@
+//! Where merging a short piece begins: with all pairs of bytes at once that no other merge can take a part of.
+//!
+//! Merging by the lowest rank is a chain of look-ups, each of which waits for the one before. Of two bytes that meet it is
+//! known below which rank no merge of any tokens reaches over the border between them. A pair of bytes whose rank is lower
+//! than that of the borders on both sides will be merged, whatever happens around it, and so it is merged at once.
+
+use super::bits::{low_bits, places};
+use super::bpe::{Merges, NO_MERGE, SHORT_PIECE};
+use super::vocab::{NO_ID, NUM_BYTES, Vocab};
+
+/// What a vocabulary makes of each two bytes that meet, by both.
+pub struct ByteMerges {
+    /// The rank of the merge of the bytes alone.
+    ranks: Vec<u32>,
+    /// The lowest rank of a merge of any tokens that meet there. Zero for all, and so of no use, in a vocabulary with a
+    /// merge that comes before one which makes a token of it.
+    bounds: Vec<u32>,
+}
+
+impl ByteMerges {
+    /// Those of a vocabulary.
+    pub fn new(vocab: &Vocab) -> Self {
+        let (merges, ids) = (vocab.merge_table().merges(), vocab.byte_ids());
+        let pairs = ids.iter().flat_map(|&left| ids.iter().map(move |&right| (left, right)));
+        let rank =
+            |(left, right): (u32, u32)| if left.max(right) == NO_ID { NO_MERGE } else { merges.rank(left, right) };
+        let bounds = bounds(vocab).unwrap_or_else(|| vec![0; NUM_BYTES * NUM_BYTES]);
+        Self { ranks: pairs.map(rank).collect(), bounds }
+    }
+
+    /// Adds to `ids` the tokens to begin with: of a piece of any length whose bytes all are tokens.
+    pub fn begin(&self, piece: &[u8], byte_ids: &[u32; NUM_BYTES], merges: &Merges<'_>, ids: &mut Vec<u32>) {
+        let border_at = |at: usize| piece.get(at + 1).map(|&next| border(piece[at], next));
+        let bound_at = |at: usize| border_at(at).map_or(NO_MERGE, |border| self.bounds[border]);
+        let (mut at, mut before) = (0, NO_MERGE);
+        while at < piece.len() {
+            let rank = border_at(at).map_or(NO_MERGE, |border| self.ranks[border]);
+            // Of two merges of one rank the left one goes first.
+            let is_pair = rank < before && rank <= bound_at(at + 1);
+            ids.push(if is_pair { merges.id(rank) } else { byte_ids[usize::from(piece[at])] });
+            at += usize::from(is_pair);
+            before = bound_at(at);
+            at += 1;
+        }
+    }
+
+    /// Merges a piece of one to [`SHORT_PIECE`] bytes, which all are tokens, into `out`, and returns how many are left.
+    #[inline(always)]
+    pub fn merge(&self, piece: &[u8], byte_ids: &[u32; NUM_BYTES], merges: &Merges<'_>, out: &mut [u32]) -> usize {
+        let mut ranks = [NO_MERGE; SHORT_PIECE];
+        // Before and after the piece is a border that nothing reaches over.
+        let mut bounds = [NO_MERGE; SHORT_PIECE + 1];
+        for (at, pair) in piece.windows(2).enumerate() {
+            let border = border(pair[0], pair[1]);
+            (ranks[at], bounds[at + 1]) = (self.ranks[border], self.bounds[border]);
+        }
+        bounds[piece.len()] = NO_MERGE;
+        let mut sure = 0;
+        for at in 0..piece.len() - 1 {
+            sure |= u64::from((ranks[at] < bounds[at]) & (ranks[at] <= bounds[at + 2])) << at;
+        }
+        let (mut ids, mut count, mut changed) = ([0; SHORT_PIECE], 0, 0);
+        for at in places(low_bits(piece.len()) & !(sure << 1)) {
+            let is_pair = sure >> at & 1;
+            ids[count] = merges.id_or(is_pair != 0, ranks[at], byte_ids[usize::from(piece[at])]);
+            ranks[count] = ranks[at + is_pair as usize];
+            changed |= is_pair << count | is_pair << count >> 1;
+            count += 1;
+        }
+        merges.look_up(&ids, changed & low_bits(count - 1), &mut ranks);
+        merges.apply_short(ids[..count].iter().copied(), ranks[..count - 1].iter().copied(), out)
+    }
+}
+
+#[inline(always)]
+fn border(last: u8, first: u8) -> usize {
+    usize::from(last) << 8 | usize::from(first)
+}
+
+/// The lowest rank of a merge over each border, if every merge comes after those that make its tokens.
+fn bounds(vocab: &Vocab) -> Option<Vec<u32>> {
+    let tokens = vocab.tokens();
+    let mut made = vec![0; vocab.size()];
+    let mut bounds = vec![NO_MERGE; NUM_BYTES * NUM_BYTES];
+    for (merge, rank) in vocab.merges().iter().zip(0..) {
+        if made[merge.left as usize].max(made[merge.right as usize]) > rank {
+            return None;
+        }
+        made[merge.id as usize] = rank + 1;
+        let (last, first) = (tokens.bytes(merge.left)?.last()?, tokens.bytes(merge.right)?.first()?);
+        let bound = &mut bounds[border(*last, *first)];
+        *bound = rank.min(*bound);
+    }
+    Some(bounds)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tokenizer::vocab::{Merge, VocabParts};
+
+    /// A vocabulary of all bytes and of merges of `a` to `d` and what comes of them, each given by two places in the list
+    /// of tokens so far. Every `late`-th merge of a pair comes after all others.
+    fn vocab(pairs: &[(usize, usize)], late: usize) -> Vocab {
+        let mut texts: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();
+        let mut merges = Vec::new();
+        for &(left, right) in pairs {
+            let [left, right] = [left, right].map(|place| (97 + place % (texts.len() - 252)) as u32);
+            let [left, right] = [left, right].map(|id| if id > 100 { id + 155 } else { id });
+            let text = [&texts[left as usize][..], &texts[right as usize]].concat();
+            // A pair merges into one token alone, and two tokens don't have the same text.
+            if !texts.contains(&text) {
+                merges.push(Merge { left, right, id: texts.len() as u32 });
+                texts.push(text);
+            }
+        }
+        let (late, early): (Vec<_>, Vec<_>) =
+            merges.into_iter().enumerate().partition(|(index, _)| index % late == late - 1);
+        Vocab::build(VocabParts {
+            tokens: (0..).zip(texts).collect(),
+            unreached: vec![],
+            byte_ids: std::array::from_fn(|byte| byte as u32),
+            unknown: None,
+            characters: None,
+            merges: early.into_iter().chain(late).map(|(_, merge)| merge).collect(),
+            whole_first: false,
+            added: vec![],
+        })
+        .unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn beginning_with_pairs_changes_nothing(
+            merges in proptest::collection::vec((0usize..40, 0usize..40), 0..40),
+            late in prop_oneof![2usize..9, Just(usize::MAX)],
+            piece in "[a-d]{1,64}",
+        ) {
+            let vocab = vocab(&merges, late);
+            let byte_merges = ByteMerges::new(&vocab);
+            let (table, piece) = (vocab.merge_table(), piece.as_bytes());
+            let mut expected: Vec<u32> = piece.iter().copied().map(u32::from).collect();
+            table.apply(&mut expected, 0);
+
+            let mut merged = [0; SHORT_PIECE];
+            let count = byte_merges.merge(piece, vocab.byte_ids(), &table.merges(), &mut merged);
+            prop_assert_eq!(&merged[..count], &expected);
+
+            let mut begun = Vec::new();
+            byte_merges.begin(piece, vocab.byte_ids(), &table.merges(), &mut begun);
+            table.apply(&mut begun, 0);
+            prop_assert_eq!(begun, expected);
+        }
+    }
+
+    #[test]
+    fn pairs_that_nothing_can_part_are_merged_at_once() {
+        let vocab = vocab(&[(0, 1), (2, 3)], usize::MAX);
+        let mut begun = Vec::new();
+        let merges = vocab.merge_table().merges();
+        ByteMerges::new(&vocab).begin(b"abcdab", vocab.byte_ids(), &merges, &mut begun);
+        assert_eq!(begun, [256, 257, 256]);
+    }
+}
