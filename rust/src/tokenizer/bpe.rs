@@ -198,8 +198,8 @@ impl Merges<'_> {
         }
     }
 
-    /// Puts into `ranks` that of the merge of each of `places` with the next. Asks the filter for all of them first, for
-    /// each look-up has to wait for memory.
+    /// Puts into `ranks` that of the merge of each of some ids, a bit each in `which`, with the next. Asks the filter for all
+    /// of them first, for each look-up has to wait for memory.
     #[inline(always)]
     pub fn look_up(&self, ids: &[u32; SHORT_PIECE], which: u64, ranks: &mut [u32; SHORT_PIECE]) {
         let pair = |at: usize| pair(ids[at], ids[(at + 1) % SHORT_PIECE]);

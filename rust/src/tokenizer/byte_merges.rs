@@ -54,7 +54,6 @@ impl ByteMerges {
             let border = border(pair[0], pair[1]);
             (ranks[at], bounds[at + 1]) = (self.ranks[border], self.bounds[border]);
         }
-        bounds[piece.len()] = NO_MERGE;
         let mut sure = 0;
         for at in 0..piece.len() - 1 {
             sure |= u64::from((ranks[at] < bounds[at]) & (ranks[at] <= bounds[at + 2])) << at;
