@@ -14,12 +14,12 @@ use pyo3::types::{PyBytes, PyDict, PyInt, PyList, PyString};
 
 use super::tokenizer_batch::{self, FlatArrays, PyEncodePlan};
 use super::tokenizer_stream::PyTokenTable;
-use crate::Error;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::memory::join_freed;
 use crate::tokenizer::pretokenize::Pattern;
 use crate::tokenizer::trainer::{Trainer, TrainerOptions};
 use crate::tokenizer::vocab::Vocab;
+use crate::{Error, prefetch};
 
 /// Adds this module's classes and functions to `llm._rust`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -54,13 +54,24 @@ impl PyTokenizer {
         if ints.is_empty() {
             ints.resize_with(size, || None);
         }
-        let shared = |&id: &u32| match ints.get_mut(id as usize) {
-            Some(int) => int.get_or_insert_with(|| PyInt::new(py, id).unbind()).bind(py).clone(),
-            None => PyInt::new(py, id),
+        let shared = |(index, &id): (usize, &u32)| {
+            // Its count is written to: it is asked for some tokens before.
+            if let Some(&ahead) = ids.get(index + LISTED_AHEAD)
+                && let Some(Some(int)) = ints.get(ahead as usize)
+            {
+                prefetch::near(int.as_ptr());
+            }
+            match ints.get_mut(id as usize) {
+                Some(int) => int.get_or_insert_with(|| PyInt::new(py, id).unbind()).bind(py).clone(),
+                None => PyInt::new(py, id),
+            }
         };
-        PyList::new(py, ids.iter().map(shared))
+        PyList::new(py, ids.iter().enumerate().map(shared))
     }
 }
+
+/// How many ids before it is needed a shared integer is asked for.
+const LISTED_AHEAD: usize = 12;
 
 /// Shorter texts are encoded with the GIL held: in some microseconds.
 const DETACHED_BYTES: usize = 2048;
