@@ -21,6 +21,10 @@ const SMALL_LINES: [usize; 2] = [1 << 16, 1 << 17];
 /// Lines of other pieces at first and at most: 8 and 16 MB.
 const LARGER_LINES: [usize; 2] = [1 << 17, 1 << 18];
 
+/// Lines that an entry may be put away from its own. Hardly any is, but for pieces made to share one: those are forgotten
+/// rather than looked for at length.
+const MAX_WAY: usize = 32;
+
 /// Limit of the words that entries hold elsewhere; where it is reached all entries are forgotten.
 const MAX_POOL_WORDS: usize = 1 << 21;
 
@@ -157,13 +161,14 @@ impl Look<'_> {
     pub fn find(&self, key: Key) -> Words {
         let table = if is_small(key) { &self.small } else { &self.larger };
         let mut line = self.home(key);
-        loop {
+        for _ in 0..MAX_WAY {
             let words = self.get(key, line);
             if words[0] != 0 || !is_full(&self.lines[line]) {
                 return words;
             }
             line = table.after(line);
         }
+        [0; 2]
     }
 }
 
@@ -263,14 +268,18 @@ impl PieceCache {
             }
             self.grow(is_small(key));
         }
-        self.table(key).num_entries += 1;
         let table = *self.table(key);
         let mut line = self.look().home(key);
-        while is_full(&self.lines.get()[line]) {
+        for _ in 0..MAX_WAY {
+            if !is_full(&self.lines.get()[line]) {
+                let gap = gap(&self.lines.get()[line], table.per_line);
+                self.write(line, gap, key, words);
+                self.table(key).num_entries += 1;
+                return;
+            }
             line = table.after(line);
         }
-        let gap = gap(&self.lines.get()[line], table.per_line);
-        self.write(line, gap, key, words);
+        self.replace(key, words);
     }
 
     /// Puts an entry in place of one in the line where it belongs, which one is without system: what is needed again comes

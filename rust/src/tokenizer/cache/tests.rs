@@ -96,6 +96,23 @@ fn a_table_grows_without_a_loss_and_when_it_is_full_only_forgets() {
 }
 
 #[test]
+fn pieces_that_share_a_line_are_forgotten_before_they_are_far_away() {
+    let mut cache = PieceCache::with_lines([128, 128], [128, 128]);
+    let home = |cache: &PieceCache, piece: &str| cache.look().home(piece_key(piece.as_bytes(), 0, piece.len()));
+    let there = home(&cache, "000000");
+    let pieces: Vec<String> =
+        (0..).map(|number| format!("{number:06}")).filter(|piece| home(&cache, piece) == there).take(380).collect();
+    for (piece, number) in pieces.iter().zip(0..) {
+        insert(&mut cache, piece, &ids_of(number));
+        assert_eq!(known(&cache, piece), Some(ids_of(number).to_vec()));
+    }
+    let found: Vec<u32> =
+        pieces.iter().zip(0..).filter(|(piece, _)| known(&cache, piece).is_some()).map(|(_, number)| number).collect();
+    assert!(found.iter().all(|&number| known(&cache, &pieces[number as usize]) == Some(ids_of(number).to_vec())));
+    assert_eq!(found.len(), 4 * MAX_WAY);
+}
+
+#[test]
 fn a_full_pool_is_emptied_with_all_that_points_into_it() {
     let mut cache = PieceCache::new();
     let ids: Vec<u32> = (0..250).collect();
