@@ -46,7 +46,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install demo test test-peers test-data test-rust test-python test-wheel test-slow test-fuzz test-exact test-engine fuzz lint format wheel bench bench-tokenizer bench-serving clean
+.PHONY: help install demo test test-peers test-data test-rust test-python test-wheel test-slow test-fuzz test-exact test-engine fuzz lint format wheel bench bench-tokenizer bench-serving bench-gpu clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -121,6 +121,9 @@ bench: $(STAMPS)/built ## Store criterion and pytest-benchmark results under ben
 
 bench-tokenizer: $(STAMPS)/built ## The tokenizer beside its peers, each in an environment of its own (ARGS="--quick ...")
 	$(BIN)/python benches/peers/run.py $(ARGS)
+
+bench-gpu: $(STAMPS)/built ## Decoding on a CUDA device beside transformers (ARGS="--models 8b ...")
+	$(BIN)/python benches/bench_gpu.py $(ARGS)
 
 bench-serving: $(STAMPS)/built test-data ## Our server beside vLLM's CPU build (installs it; an hour; ARGS="--quick ...")
 	$(call torch_words,$(BIN)/python); TORCH="$$wanted" $(BIN)/python benches/bench_serving.py $(ARGS)

@@ -52,20 +52,8 @@ def test_lengths_on_the_device_give_the_same_attention(
     cache = PagedCache([keys], [values], torch.zeros(num_requests, dtype=torch.int64), tables)
     context = ForwardContext((1,) * num_requests, tuple(lengths), cache=cache)
     expected = attend_paged(query, context, cache, 0, rule)
-    pages = Pages(tables, torch.tensor(lengths, dtype=torch.int32), num_blocks, block_size)
+    pages = Pages(tables, torch.tensor(lengths, dtype=torch.int32))
     torch.testing.assert_close(attend_pages(query, keys, values, pages, rule), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_only_blocks_that_are_seen_are_visited() -> None:
-    tables = torch.tensor([[7, 3, 5, 0], [2, 0, 0, 0]], dtype=torch.int32)
-    pages = Pages(tables, torch.tensor([40, 16], dtype=torch.int32), 9, 16)
-    whole, windowed = pages.mask(None), pages.mask(10)
-    assert whole.kv_num_blocks.flatten().tolist() == [3, 1]
-    assert whole.kv_indices[0].flatten().tolist()[:3] == [7, 3, 5]
-    # The last ten of 40 tokens are 30 to 39: in the second and the third block.
-    assert windowed.kv_num_blocks.flatten().tolist() == [2, 1]
-    assert windowed.kv_indices[0].flatten().tolist()[:2] == [3, 5]
-    assert pages.mask(10) is windowed
 
 
 @given(st.integers(1, 2000))

@@ -2,7 +2,7 @@
 
 from llm.inference.async_engine import AsyncEngine
 from llm.inference.engine import Engine, EngineConfig
-from llm.inference.load import load_async_engine, load_engine
+from llm.inference.load import build_engine, load_async_engine, load_engine
 from llm.inference.outputs import Delta, GenerationOutput, OutputBuilder, TokenLogprob, Usage
 from llm.inference.scoring import Pooling, Score
 from llm.inference.speculation import DraftSpeculation, NgramSpeculation
@@ -20,6 +20,7 @@ __all__ = [
     "Score",
     "TokenLogprob",
     "Usage",
+    "build_engine",
     "load_async_engine",
     "load_engine",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llm._rust import StepPlan
@@ -18,8 +19,6 @@ from llm.models.layers.moe import MoE
 from llm.registry import registry
 
 logger = logging.getLogger(__name__)
-
-Forward = Callable[[], Tensor]
 
 
 def graph_obstacle(config: ModelConfig) -> str | None:
@@ -58,17 +57,12 @@ class GraphModelRunner(TorchModelRunner):
         super().__init__(model, cache)
         self.sizes = graph_sizes(max_requests)
         self.num_replays = 0
-        self._num_blocks, self._block_size = cache.keys[0].shape[:2]
-
-        def rows(dtype: torch.dtype, *shape: int) -> Tensor:
-            return torch.zeros((max_requests, *shape), dtype=dtype, device=self.device)
-
-        self._token_ids, self._positions, self._slots = (rows(torch.int64) for _ in range(3))
-        self._lengths = rows(torch.int32) + 1
-        self._block_tables = rows(torch.int32, -(-max_model_len // self._block_size))
+        self._batch = _Batch(max_requests, -(-max_model_len // cache.block_size), self.device)
+        # Read once the device is done: from the memory of an array that it may write to itself.
+        self._logits = _host_array((max_requests, model.config.vocab_size), torch.float32, self.device)
         # Memory that all graphs share: no two run at once.
         self._pool: Any = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
-        self._passes: dict[int, Forward] = {}
+        self._passes: dict[int, Callable[[], None]] = {}
         # The largest first: the others find room in its memory.
         for size in reversed(self.sizes):
             self._passes[size] = self._capture(size)
@@ -82,36 +76,25 @@ class GraphModelRunner(TorchModelRunner):
         if len(plan.block_copies):
             self.cache.copy_blocks(plan.block_copies)
         size = next(size for size in self.sizes if size >= num_requests)
-        self._fill(plan, num_requests, size)
+        self._batch.fill(plan, num_requests, size)
         self.num_replays += 1
-        return self._passes[size]()[:num_requests].cpu()
-
-    def _fill(self, plan: StepPlan | Step, num_requests: int, size: int) -> None:
-        # A plan may have columns to spare, which hold no blocks.
-        width = min(plan.block_tables.shape[1], self._block_tables.shape[1])
-        for target, array in (
-            (self._token_ids, plan.token_ids),
-            (self._positions, plan.positions),
-            (self._slots, plan.slot_mapping),
-            (self._lengths, plan.seq_lens),
-            (self._block_tables[:, :width], plan.block_tables[:, :width]),
-        ):
-            target[:num_requests].copy_(torch.as_tensor(array))
-            target[num_requests:size] = target[0]
+        self._passes[size]()
+        return self._logits[:num_requests]
 
     @torch.inference_mode()
-    def _forward(self, size: int) -> Tensor:
-        lengths, tables = self._lengths[:size], self._block_tables[:size]
-        pages = Pages(tables, lengths, self._num_blocks, self._block_size)
-        cache = PagedCache(self.cache.keys, self.cache.values, self._slots[:size], tables, pages)
+    def _forward(self, size: int) -> None:
+        """Copies the batch to the device, runs the model and copies the logits back, all without waiting."""
+        token_ids, positions, slots, lengths, tables = self._batch.to_device(size)
+        cache = PagedCache(self.cache.keys, self.cache.values, slots, tables, Pages(tables, lengths))
         context = ForwardContext((1,) * size, (), cache=cache)
-        logits: Tensor = self.model(self._token_ids[:size], self._positions[:size], context)
-        return logits.float()
+        logits = self.model(token_ids, positions, context)
+        self._logits[:size].copy_(logits.float(), non_blocking=True)
 
-    def _capture(self, size: int) -> Forward:
-        """A pass over the first `size` rows of the arrays; off CUDA, where nothing can be captured, the pass itself."""
+    def _capture(self, size: int) -> Callable[[], None]:
+        """A pass over the first `size` rows of the batch; off CUDA, where nothing can be captured, the pass itself."""
         if self.device.type != "cuda":
             return lambda: self._forward(size)
+        self._batch.clear()
         # Compilers and libraries set themselves up in a first pass, which must not be captured.
         side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self.device))
@@ -121,11 +104,57 @@ class GraphModelRunner(TorchModelRunner):
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._forward(size)
+            self._forward(size)
         logger.info("captured a decode step of %d requests", size)
 
-        def replay() -> Tensor:
+        def replay() -> None:
             graph.replay()
-            return logits
+            torch.cuda.current_stream(self.device).synchronize()
 
         return replay
+
+
+class _Batch:
+    """The arrays of a step, on the host and on the device, at the same place in memory each time."""
+
+    def __init__(self, max_requests: int, max_blocks: int, device: torch.device) -> None:
+        shapes = (
+            ((max_requests,), torch.int64),  # token ids
+            ((max_requests,), torch.int64),  # positions
+            ((max_requests,), torch.int64),  # slots
+            ((max_requests,), torch.int32),  # lengths
+            ((max_requests, max_blocks), torch.int32),
+        )
+        self._host = tuple(_host_array(shape, dtype, device) for shape, dtype in shapes)
+        self._device = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in shapes)
+        self._arrays = tuple(array.numpy() for array in self._host)
+        self.clear()
+
+    def clear(self) -> None:
+        """Requests of one token each, in the first block."""
+        for array in self._arrays:
+            array[:] = 0
+        self._arrays[3][:] = 1
+
+    def fill(self, plan: StepPlan | Step, num_requests: int, size: int) -> None:
+        """Takes a plan's arrays; the rows from `num_requests` to `size` become copies of its first."""
+        columns: tuple[NDArray[Any], ...] = (plan.token_ids, plan.positions, plan.slot_mapping, plan.seq_lens)
+        for target, array in zip(self._arrays, columns, strict=False):
+            target[:num_requests] = array
+            target[num_requests:size] = array[0]
+        tables, blocks = self._arrays[4], plan.block_tables
+        # A plan may have columns to spare, which hold no blocks.
+        width = min(blocks.shape[1], tables.shape[1])
+        tables[:num_requests, :width] = blocks[:, :width]
+        tables[num_requests:size, :width] = blocks[0, :width]
+
+    def to_device(self, size: int) -> tuple[Tensor, ...]:
+        """Asks for the first `size` rows to be copied, and gives the device's arrays."""
+        for source, target in zip(self._host, self._device, strict=True):
+            target[:size].copy_(source[:size], non_blocking=True)
+        return tuple(array[:size] for array in self._device)
+
+
+def _host_array(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros on the host, where CUDA may copy to and from them beside other work."""
+    return torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")

@@ -28,6 +28,16 @@ class KVCache:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in each layer."""
+        return self.keys[0].shape[0]
+
+    @property
+    def block_size(self) -> int:
+        """Tokens a block."""
+        return self.keys[0].shape[1]
+
     @classmethod
     def allocate(
         cls, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device

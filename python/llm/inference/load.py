@@ -3,6 +3,7 @@
 import os
 
 import torch
+from torch import Tensor
 
 from llm._rust import EngineCore
 from llm.checkpoint import generation_defaults, load_model, resolve
@@ -20,6 +21,7 @@ from llm.inference.speculation import DraftSpeculation, NgramSpeculation, Specul
 from llm.models import DecoderModel
 from llm.models.costs import kv_bytes_per_token
 from llm.models.device import resolve_device
+from llm.models.layers.fused import has_triton
 from llm.tokenization import BaseTokenizer, load_tokenizer
 
 # On a CPU a prompt's tokens cost as much together as apart: a small step answers the others sooner.
@@ -54,21 +56,33 @@ def load_engine(
             f"the tokenizer of {directory} must have at most the model's {model.config.vocab_size} entries, "
             f"got {tokenizer.vocab_size}\nhint: copy the tokenizer that belongs to these weights"
         )
+    return build_engine(model, tokenizer, config)
+
+
+def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineConfig | None = None) -> Engine:
+    """An engine around a model in memory.
+
+    Args:
+        model: In eval mode, on its device.
+        tokenizer: Of at most as many entries as the model's.
+        config: Limits.
+
+    Raises:
+        CapacityError: Not enough memory for one request of the longest context.
+        ConfigError: A limit out of range, or a draft model with another vocabulary.
+    """
+    config = validated(config or EngineConfig())
+    weight = model.embed_tokens.weight
     max_model_len = _max_model_len(config, model)
-    blocks_per_request = -(-max_model_len // config.block_size)
-    weights_dtype = next(model.parameters()).dtype
-    block_bytes = kv_bytes_per_token(model.config, weights_dtype) * config.block_size
-    num_blocks = blocks_within(
-        config.kv_cache_memory_bytes, block_bytes, blocks_per_request, config.max_running_requests, place
-    )
+    cache = _cache(model, config, config.kv_cache_memory_bytes, max_model_len)
     core = EngineCore(
         token_bytes=tokenizer.token_bytes(),
         special_ids=sorted(tokenizer.special_tokens.values()),
         eos_ids=list(tokenizer.eos_ids),
         pad_id=tokenizer.pad_id,
-        num_blocks=num_blocks,
+        num_blocks=cache.num_blocks,
         block_size=config.block_size,
-        max_batch_tokens=config.max_batch_tokens or _BATCH_TOKENS[place.type],
+        max_batch_tokens=config.max_batch_tokens or _BATCH_TOKENS[weight.device.type],
         max_running_requests=config.max_running_requests,
         max_waiting_requests=config.max_waiting_requests,
         max_model_len=max_model_len,
@@ -77,9 +91,8 @@ def load_engine(
         prefix_caching=config.enable_prefix_caching,
         ngram=_ngram(config.speculative),
     )
-    cache = KVCache.allocate(model.config, num_blocks, config.block_size, weights_dtype, place)
     runner = model_runner(model, cache, config, max_model_len)
-    draft = _draft_model(config, max_model_len, tokenizer, dtype, place)
+    draft = _draft_model(config, max_model_len, tokenizer, weight)
     return Engine(core, runner, tokenizer, max_model_len, draft=draft)
 
 
@@ -93,7 +106,8 @@ def model_runner(model: DecoderModel, cache: KVCache, config: EngineConfig, max_
     reason = obstacle(model.config, weight.dtype, weight.device)
     if reason is not None and config.backend == "kernels":
         raise ConfigError(f"`backend` 'kernels' can't run this model: {reason}\nhint: `backend` 'auto' or 'torch'")
-    if weight.device.type == "cuda" and config.enable_cuda_graphs and graph_obstacle(model.config) is None:
+    on_gpu = weight.device.type == "cuda" and has_triton()
+    if on_gpu and config.enable_cuda_graphs and graph_obstacle(model.config) is None:
         return GraphModelRunner(model, cache, max_requests=config.max_running_requests, max_model_len=max_model_len)
     if reason is not None or config.backend == "torch":
         return TorchModelRunner(model, cache)
@@ -115,13 +129,14 @@ def _ngram(speculation: Speculation | None) -> tuple[int, int, int] | None:
 
 
 def _draft_model(
-    config: EngineConfig, max_model_len: int, tokenizer: BaseTokenizer, dtype: str, place: torch.device
+    config: EngineConfig, max_model_len: int, tokenizer: BaseTokenizer, weight: Tensor
 ) -> DraftModel | None:
+    """The model that guesses, in the dtype and on the device of the other's `weight`."""
     speculation = config.speculative
     if not isinstance(speculation, DraftSpeculation):
         return None
     directory = resolve(speculation.path)
-    model = load_model(directory, dtype, place)
+    model = load_model(directory, str(weight.dtype).removeprefix("torch."), weight.device)
     if not isinstance(model, DecoderModel):
         raise CheckpointError(f"{directory} holds a regression model, which guesses no text")
     found = load_tokenizer(directory).token_bytes()
@@ -131,23 +146,27 @@ def _draft_model(
             f"in {directory}\nhint: a smaller model of the same family, or one trained with this model's tokenizer"
         )
     max_len = min(max_model_len, model.config.max_position_embeddings)
-    weights_dtype = next(model.parameters()).dtype
-    num_blocks = blocks_within(
-        speculation.kv_cache_memory_bytes,
-        kv_bytes_per_token(model.config, weights_dtype) * config.block_size,
-        -(-max_len // config.block_size),
-        config.max_running_requests,
-        place,
-    )
-    cache = KVCache.allocate(model.config, num_blocks, config.block_size, weights_dtype, place)
+    cache = _cache(model, config, speculation.kv_cache_memory_bytes, max_len)
     return DraftModel(
         model_runner(model, cache, config, max_len),
-        num_blocks=num_blocks,
+        num_blocks=cache.num_blocks,
         block_size=config.block_size,
         num_draft_tokens=speculation.num_draft_tokens,
         max_model_len=max_len,
         vocab_size=min(model.config.vocab_size, tokenizer.vocab_size),
     )
+
+
+def _cache(model: DecoderModel, config: EngineConfig, memory_bytes: int | None, max_model_len: int) -> KVCache:
+    weight = model.embed_tokens.weight
+    num_blocks = blocks_within(
+        memory_bytes,
+        kv_bytes_per_token(model.config, weight.dtype) * config.block_size,
+        -(-max_model_len // config.block_size),
+        config.max_running_requests,
+        weight.device,
+    )
+    return KVCache.allocate(model.config, num_blocks, config.block_size, weight.dtype, weight.device)
 
 
 def _max_model_len(config: EngineConfig, model: DecoderModel) -> int:

@@ -11,6 +11,7 @@ from llm.model_config import ModelConfig
 from llm.models.context import ForwardContext
 from llm.models.layers.attention import Attention
 from llm.models.layers.moe import MoE
+from llm.models.layers.norm import add_norm
 from llm.models.layers.rotary import PositionEncoding, Rotation
 from llm.registry import registry
 
@@ -44,8 +45,8 @@ class TransformerBlock(nn.Module):
         mixed = self.attention(self.norm1(hidden_states), rotation, context)
         if self.placement == "both":
             mixed = self.post_norm1(mixed)
-        hidden_states = hidden_states + self.dropout(mixed)
-        output = self.mlp(self.norm2(hidden_states))
+        hidden_states, normed = add_norm(hidden_states, self.dropout(mixed), self.norm2)
+        output = self.mlp(normed)
         if self.placement == "both":
             output = self.post_norm2(output)
         return hidden_states + cast(Tensor, self.dropout(output))

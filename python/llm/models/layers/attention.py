@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from llm.errors import ConfigError
 from llm.model_config import LatentConfig, ModelConfig
 from llm.models.context import ForwardContext, PagedCache
+from llm.models.layers import fused
 from llm.models.layers.attend import AttentionRule, attend, attend_causal, attend_masked
 from llm.models.layers.norm import RMSNorm
 from llm.models.layers.paged import attend_pages
@@ -55,24 +56,45 @@ class Attention(nn.Module):
 
     def forward(self, hidden_states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor:
         """Attends within each sequence of `context`; `[T, C]` to `[T, C]`."""
-        query, key, value = self._project(hidden_states, rotation)
+        turned, value = self._project(hidden_states)
         rule = self.rule if self.training else without_dropout(self.rule)
         if context.cache is None:
+            query, key = self._split(rotate(turned, rotation))
             mixed = attend(query, key, value, context.query_lens, rule, backend=context.attention_backend)
         else:
-            store(key, value, context.cache, self.layer_idx)
+            query = self._store(turned, value, rotation, context.cache)
             mixed = attend_paged(query, context, context.cache, self.layer_idx, rule)
         output: Tensor = self.o_proj(mixed.flatten(1))
         return output
 
-    def _project(self, hidden_states: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys, `[T, H + K, D]`, not yet rotated, and values `[T, K, D]`."""
         heads = self.qkv_proj(hidden_states).unflatten(-1, (-1, self.head_dim))  # (T, H + 2K, D)
         turned, value = torch.split(heads, [self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
         if self.has_norms:
-            query, key = torch.split(turned, [self.num_heads, self.num_kv_heads], dim=1)
+            query, key = self._split(turned)
             turned = torch.cat((self.q_norm(query), self.k_norm(key)), dim=1)
-        query, key = torch.split(rotate(turned, rotation), [self.num_heads, self.num_kv_heads], dim=1)
-        return query, key, value
+        return turned, value
+
+    def _split(self, turned: Tensor) -> tuple[Tensor, Tensor]:
+        query, key = torch.split(turned, [self.num_heads, self.num_kv_heads], dim=1)
+        return query, key
+
+    def _store(self, turned: Tensor, value: Tensor, rotation: Rotation | None, cache: PagedCache) -> Tensor:
+        """Writes rotated keys and values into the cache and gives the rotated queries."""
+        if cache.pages is not None and rotation is not None and fused.is_fused(turned):
+            rotated: Tensor = fused.kernels().rotate_into_cache(
+                *self._split(turned),
+                value,
+                rotation,
+                keys=cache.keys[self.layer_idx],
+                values=cache.values[self.layer_idx],
+                slots=cache.slot_mapping,
+            )
+            return rotated
+        query, key = self._split(rotate(turned, rotation))
+        store(key, value, cache, self.layer_idx)
+        return query
 
 
 class LatentAttention(nn.Module):

@@ -1,11 +1,13 @@
 """Feed-forward layers."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.model_config import Activation, ModelConfig
+from llm.models.layers import fused
 
 
 def _gelu_tanh(values: Tensor) -> Tensor:
@@ -34,9 +36,15 @@ class SwiGLU(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Maps `[T, C]` to `[T, C]`."""
-        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
-        output: Tensor = self.down_proj(self.activation(gate) * up)
+        gate_up: Tensor = self.gate_up_proj(hidden_states)
+        output: Tensor = self.down_proj(self._activate(gate_up))
         return output
+
+    def _activate(self, gate_up: Tensor) -> Tensor:
+        if self.activation is F.silu and fused.is_fused(gate_up):
+            return cast(Tensor, fused.kernels().silu_times(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.activation(gate) * up
 
 
 class MLP(nn.Module):

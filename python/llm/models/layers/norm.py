@@ -1,8 +1,12 @@
 """Normalisation of the residual stream."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from llm.models.layers import fused
 
 
 class RMSNorm(nn.Module):
@@ -18,6 +22,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalises the last dimension of `[..., C]`."""
+        if hidden_states.is_contiguous() and fused.is_fused(hidden_states):
+            _, normed = fused.kernels().add_rms_norm(hidden_states, None, self.weight, self.eps)
+            return cast(Tensor, normed)
         return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
 
 
@@ -53,3 +60,12 @@ class LayerNorm(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalises the last dimension of `[..., C]`."""
         return F.layer_norm(hidden_states, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+def add_norm(residual: Tensor, update: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """`residual + update`, and the norm of it; both `[T, C]`."""
+    is_contiguous = residual.is_contiguous() and update.is_contiguous()
+    if isinstance(norm, RMSNorm) and is_contiguous and fused.is_fused(residual):
+        return cast(tuple[Tensor, Tensor], fused.kernels().add_rms_norm(residual, update, norm.weight, norm.eps))
+    total = residual + update
+    return total, norm(total)

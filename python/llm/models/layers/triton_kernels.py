@@ -1,0 +1,353 @@
+"""What inference on CUDA computes between products of matrices, in Triton: each kernel does the work of two to eight.
+
+Imported only where `layers.fused` has found Triton and a device, or by tests in Triton's interpreter. Arguments in
+capitals are compiled in.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, import-not-found"
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Tokens that a program looks at together, and programs to have at least (about three a processor of a large GPU).
+_TILE = 64
+_PROGRAMS = 400
+_MAX_SPLITS = 64
+
+
+def attend_blocks(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attention of one token a request to all cached ones of its own; nothing waits for the device.
+
+    A request's context is cut into parts that run side by side, since one request has far fewer key heads than a GPU
+    has processors; what they find is put together after.
+
+    Args:
+        query: `[R, H, D]`, the last dimension contiguous.
+        keys: `[blocks, block_size, K, D]`.
+        values: `[blocks, block_size, K, D]`.
+        tables: int32 `[R, M]`: each request's blocks in order.
+        lengths: int32 `[R]`: tokens of each request, at least one.
+        scale: Times the products of queries and keys.
+        window: Last tokens that are seen; `None`: all.
+        softcap: Bound of the scores by `c · tanh(s / c)`; `None`: none.
+
+    Returns:
+        `[R, H, D]`.
+
+    Source: Dao et al. 2023, «Flash-Decoding»; Kwon et al. 2023, «PagedAttention», section 4.1.
+    """
+    num_requests, num_heads, width = query.shape
+    num_kv_heads, longest = keys.shape[2], tables.shape[1] * keys.shape[1]
+    wanted = triton.cdiv(_PROGRAMS, num_requests * num_kv_heads)
+    splits = min(triton.next_power_of_2(wanted), triton.next_power_of_2(triton.cdiv(longest, _TILE)), _MAX_SPLITS)
+    padded = triton.next_power_of_2(width)
+    parts = torch.empty((num_requests, num_heads, splits, width), dtype=torch.float32, device=query.device)
+    weights = torch.empty((num_requests, num_heads, splits), dtype=torch.float32, device=query.device)
+    _attend_part[(num_requests * num_kv_heads, splits)](
+        query,
+        keys,
+        values,
+        tables,
+        lengths,
+        parts,
+        weights,
+        scale,
+        longest if window is None else window,
+        softcap or 1.0,
+        *query.stride()[:2],
+        *keys.stride()[:3],
+        *values.stride()[:3],
+        tables.stride(0),
+        num_kv_heads,
+        BLOCK_SIZE=keys.shape[1],
+        GROUP=num_heads // num_kv_heads,
+        GROUP_PADDED=max(16, triton.next_power_of_2(num_heads // num_kv_heads)),
+        WIDTH=width,
+        WIDTH_PADDED=padded,
+        TILE=_TILE,
+        SPLITS=splits,
+        IS_CAPPED=softcap is not None,
+    )
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    _join_parts[(num_requests * num_heads,)](parts, weights, output, WIDTH=width, WIDTH_PADDED=padded, SPLITS=splits)
+    return output
+
+
+@triton.jit
+def _attend_part(
+    query,
+    keys,
+    values,
+    tables,
+    lengths,
+    parts,
+    weights,
+    scale,
+    window,
+    softcap,
+    query_request,
+    query_head,
+    key_block,
+    key_slot,
+    key_head,
+    value_block,
+    value_slot,
+    value_head,
+    table_request,
+    num_kv_heads,
+    BLOCK_SIZE: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_PADDED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WIDTH_PADDED: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    IS_CAPPED: tl.constexpr,
+):
+    """One part of one request's context for the queries of one key head."""
+    request = tl.program_id(0) // num_kv_heads
+    kv_head = tl.program_id(0) % num_kv_heads
+    split = tl.program_id(1)
+    length = tl.load(lengths + request)
+    first = tl.maximum(length - window, 0)
+    part = tl.cdiv(tl.cdiv(length - first, SPLITS), TILE) * TILE
+    start = first + split * part
+    stop = tl.minimum(start + part, length)
+
+    rows = tl.arange(0, GROUP_PADDED)
+    dims = tl.arange(0, WIDTH_PADDED)
+    heads = kv_head * GROUP + rows
+    row_mask = (rows < GROUP)[:, None] & (dims < WIDTH)[None, :]
+    asked = tl.load(
+        query + request.to(tl.int64) * query_request + heads[:, None] * query_head + dims[None, :], row_mask, other=0.0
+    )
+    highest = tl.full([GROUP_PADDED], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP_PADDED], tl.float32)
+    mixed = tl.zeros([GROUP_PADDED, WIDTH_PADDED], tl.float32)
+    for begin in range(start, stop, TILE):
+        places = begin + tl.arange(0, TILE)
+        is_seen = places < stop
+        blocks = tl.load(tables + request * table_request + places // BLOCK_SIZE, is_seen, other=0).to(tl.int64)
+        slots = places % BLOCK_SIZE
+        at = blocks * key_block + slots * key_slot + kv_head * key_head
+        key = tl.load(keys + at[None, :] + dims[:, None], is_seen[None, :] & (dims < WIDTH)[:, None], other=0.0)
+        scores = tl.dot(asked, key, input_precision="ieee") * scale
+        if IS_CAPPED:
+            scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
+        scores = tl.where(is_seen[None, :], scores, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        shrink = tl.exp(highest - higher)
+        weight = tl.exp(scores - higher[:, None])
+        total = total * shrink + tl.sum(weight, 1)
+        at = blocks * value_block + slots * value_slot + kv_head * value_head
+        value = tl.load(values + at[:, None] + dims[None, :], is_seen[:, None] & (dims < WIDTH)[None, :], other=0.0)
+        mixed = mixed * shrink[:, None] + tl.dot(weight.to(value.dtype), value, input_precision="ieee")
+        highest = higher
+    # A part without tokens has weight 0, and must not divide by it.
+    mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]
+    row = (request * num_kv_heads * GROUP + heads).to(tl.int64) * SPLITS + split
+    tl.store(parts + row[:, None] * WIDTH + dims[None, :], mixed, row_mask)
+    tl.store(weights + row, highest + tl.log(total), rows < GROUP)
+
+
+@triton.jit
+def _join_parts(parts, weights, output, WIDTH: tl.constexpr, WIDTH_PADDED: tl.constexpr, SPLITS: tl.constexpr):
+    """The mean of one head's parts, weighed by their sums of exponentials."""
+    row = tl.program_id(0).to(tl.int64)
+    splits = tl.arange(0, SPLITS)
+    dims = tl.arange(0, WIDTH_PADDED)
+    weight = tl.load(weights + row * SPLITS + splits)
+    weight = tl.exp(weight - tl.max(weight, 0))
+    is_used = (weight > 0)[:, None] & (dims < WIDTH)[None, :]
+    part = tl.load(parts + (row * SPLITS + splits)[:, None] * WIDTH + dims[None, :], is_used, other=0.0)
+    mixed = tl.sum(part * weight[:, None], 0) / tl.sum(weight, 0)
+    tl.store(output + row * WIDTH + dims, mixed.to(output.dtype.element_ty), dims < WIDTH)
+
+
+def rotate_into_cache(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+) -> Tensor:
+    """Rotates queries and keys, and writes keys and values into their slots of the cache.
+
+    Args:
+        query: `[T, H, D]`, the last dimension contiguous, as of `key` and `value`.
+        key: `[T, K, D]`.
+        value: `[T, K, D]`.
+        rotation: Cosines and sines, fp32 `[T, 1, D/2]` each.
+        keys: `[blocks, block_size, K, D]`, contiguous, as is `values`.
+        values: `[blocks, block_size, K, D]`.
+        slots: int64 `[T]`.
+
+    Returns:
+        The rotated queries, `[T, H, D]`.
+    """
+    num_tokens, num_heads, width = query.shape
+    num_kv_heads = key.shape[1]
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    _rotate[(num_tokens, num_heads + 2 * num_kv_heads)](
+        query,
+        key,
+        value,
+        *rotation,
+        keys,
+        values,
+        slots,
+        output,
+        *query.stride()[:2],
+        *key.stride()[:2],
+        *value.stride()[:2],
+        num_heads,
+        num_kv_heads,
+        HALF=width // 2,
+        HALF_PADDED=triton.next_power_of_2(width // 2),
+        num_warps=1,
+    )
+    return output
+
+
+@triton.jit
+def _rotate(
+    query,
+    key,
+    value,
+    cosines,
+    sines,
+    keys,
+    values,
+    slots,
+    output,
+    query_token,
+    query_head,
+    key_token,
+    key_head,
+    value_token,
+    value_head,
+    num_heads,
+    num_kv_heads,
+    HALF: tl.constexpr,
+    HALF_PADDED: tl.constexpr,
+):
+    """One head of one token: a query, a key or a value."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    dims = tl.arange(0, HALF_PADDED)
+    is_inside = dims < HALF
+    kv_head = head - num_heads
+    source = query + token * query_token + head * query_head
+    target = output + (token * num_heads + head) * 2 * HALF
+    if head >= num_heads:
+        slot = tl.load(slots + token)
+        if kv_head < num_kv_heads:
+            source = key + token * key_token + kv_head * key_head
+            target = keys + (slot * num_kv_heads + kv_head) * 2 * HALF
+        else:
+            kv_head -= num_kv_heads
+            source = value + token * value_token + kv_head * value_head
+            target = values + (slot * num_kv_heads + kv_head) * 2 * HALF
+    first = tl.load(source + dims, is_inside, other=0.0)
+    second = tl.load(source + HALF + dims, is_inside, other=0.0)
+    if head < num_heads + num_kv_heads:
+        cosine = tl.load(cosines + token * HALF + dims, is_inside, other=0.0)
+        sine = tl.load(sines + token * HALF + dims, is_inside, other=0.0)
+        turned = first * cosine - second * sine
+        second = (second * cosine + first * sine).to(second.dtype)
+        first = turned.to(first.dtype)
+    tl.store(target + dims, first, is_inside)
+    tl.store(target + HALF + dims, second, is_inside)
+
+
+def add_rms_norm(residual: Tensor, update: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum of `residual` and `update` (`None`: the first alone), and its RMS norm.
+
+    Args:
+        residual: `[..., C]`, contiguous, as is `update`.
+        update: `[..., C]`.
+        weight: `[C]`.
+        eps: Added under the root.
+
+    Source: Zhang and Sennrich 2019, «Root Mean Square Layer Normalization», equation 4.
+    """
+    width = residual.shape[-1]
+    total = residual if update is None else torch.empty_like(residual)
+    output = torch.empty_like(residual)
+    padded = triton.next_power_of_2(width)
+    _add_rms_norm[(residual.numel() // width,)](
+        residual,
+        residual if update is None else update,
+        weight,
+        total,
+        output,
+        eps,
+        WIDTH=width,
+        WIDTH_PADDED=padded,
+        HAS_UPDATE=update is not None,
+        num_warps=min(max(padded // 512, 1), 16),
+    )
+    return total, output
+
+
+@triton.jit
+def _add_rms_norm(
+    residual,
+    update,
+    weight,
+    total,
+    output,
+    eps,
+    WIDTH: tl.constexpr,
+    WIDTH_PADDED: tl.constexpr,
+    HAS_UPDATE: tl.constexpr,
+):
+    """One row."""
+    dims = tl.arange(0, WIDTH_PADDED)
+    is_inside = dims < WIDTH
+    at = tl.program_id(0).to(tl.int64) * WIDTH + dims
+    row = tl.load(residual + at, is_inside, other=0.0)
+    if HAS_UPDATE:
+        # Rounded as the sum that is kept.
+        row = (row.to(tl.float32) + tl.load(update + at, is_inside, other=0.0).to(tl.float32)).to(row.dtype)
+        tl.store(total + at, row, is_inside)
+    row = row.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(row * row, 0) / WIDTH + eps)
+    row = row * scale * tl.load(weight + dims, is_inside, other=0.0).to(tl.float32)
+    tl.store(output + at, row.to(output.dtype.element_ty), is_inside)
+
+
+def silu_times(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up` of `[T, 2 C]`, contiguous, gate first: `[T, C]`.
+
+    Source: Shazeer 2020, «GLU Variants Improve Transformer», equation 6.
+    """
+    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+    output = gate_up.new_empty(num_tokens, width)
+    _silu_times[(num_tokens, triton.cdiv(width, 1024))](gate_up, output, width, TILE=1024)
+    return output
+
+
+@triton.jit
+def _silu_times(gate_up, output, width, TILE: tl.constexpr):
+    """A tile of one row."""
+    token = tl.program_id(0).to(tl.int64)
+    dims = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    is_inside = dims < width
+    gate = tl.load(gate_up + token * 2 * width + dims, is_inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + token * 2 * width + width + dims, is_inside, other=0.0).to(tl.float32)
+    tl.store(output + token * width + dims, (gate * tl.sigmoid(gate) * up).to(output.dtype.element_ty), is_inside)
