@@ -35,7 +35,7 @@ pub struct MergeTable {
     /// Each pair and one more than its rank; zero where there is none.
     slots: LargeSlice<u64>,
     /// A bit for each hash that a pair has.
-    filter: Vec<u64>,
+    filter: Vec<u32>,
     /// The id that the merge of each rank makes.
     ids: Vec<u32>,
     /// Whether those count up by one, as in most vocabularies: then none has to be looked up.
@@ -46,7 +46,7 @@ pub struct MergeTable {
 #[derive(Debug, Clone, Copy)]
 pub struct Merges<'a> {
     slots: &'a [u64],
-    filter: &'a [u64],
+    filter: &'a [u32],
     ids: &'a [u32],
     first_id: Option<u32>,
 }
@@ -61,7 +61,7 @@ impl MergeTable {
     /// An empty table with room for `num_merges`.
     pub fn with_capacity(num_merges: usize) -> Self {
         let num_slots = (num_merges + num_merges / 7 + 2).next_power_of_two().max(64);
-        Self { slots: LargeSlice::new(num_slots), filter: vec![0; num_slots / 8], ids: Vec::new(), counts_up: true }
+        Self { slots: LargeSlice::new(num_slots), filter: vec![0; num_slots / 4], ids: Vec::new(), counts_up: true }
     }
 
     /// Number of merges.
@@ -139,24 +139,39 @@ fn pair(left: u32, right: u32) -> u64 {
     u64::from(left) << (ID_BITS + RANK_BITS) | u64::from(right) << RANK_BITS
 }
 
+/// Odd, and so no two pairs have one hash: the binary digits of the golden ratio.
+pub const HASH_FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// In vectors there is no upper half of a product, so the upper bits of the pair come down before.
 #[inline(always)]
 fn hash(pair: u64) -> u64 {
-    let product = u128::from(pair) * u128::from(0x9E37_79B9_7F4A_7C15_u64);
-    (product >> 64) as u64 ^ product as u64
+    (pair ^ pair >> 32).wrapping_mul(HASH_FACTOR)
 }
 
-/// Word and bit of the filter.
 #[inline(always)]
-fn filter_place(hash: u64, num_words: usize) -> (usize, u64) {
-    ((hash >> 32) as usize & (num_words - 1), 1 << (hash >> 26 & 63))
+fn filter_shift(num_words: usize) -> u32 {
+    u32::BITS - u32::BITS.ilog2() - num_words.ilog2()
+}
+
+/// Word and bit of the filter, by the uppermost bits of a hash.
+#[inline(always)]
+fn filter_place(hash: u64, num_words: usize) -> (usize, u32) {
+    let at = (hash >> 32) as u32 >> filter_shift(num_words);
+    ((at >> 5) as usize & (num_words - 1), 1 << (at & 31))
 }
 
 impl Merges<'_> {
+    /// Where looking for a pair begins.
+    #[inline(always)]
+    fn home(&self, pair: u64) -> usize {
+        (hash(pair) >> 20) as usize & (self.slots.len() - 1)
+    }
+
     /// The slot of a pair, or the empty one where it belongs.
     #[inline]
     fn find(&self, pair: u64) -> usize {
         let last = self.slots.len() - 1;
-        let mut at = hash(pair) as usize & last;
+        let mut at = self.home(pair);
         while self.slots[at] != 0 && self.slots[at] & !RANK_MASK != pair {
             at = (at + 1) & last;
         }
@@ -175,6 +190,31 @@ impl Merges<'_> {
     fn may_merge(&self, pair: u64) -> bool {
         let (word, bit) = filter_place(hash(pair), self.filter.len());
         self.filter[word] & bit != 0
+    }
+
+    /// The filter's words, and by how much the upper half of a hash is shifted for the number of its bit.
+    #[inline(always)]
+    pub fn filter(&self) -> (&[u32], u32) {
+        (self.filter, filter_shift(self.filter.len()))
+    }
+
+    /// The first id, if ids count up.
+    #[inline(always)]
+    pub fn first_id(&self) -> Option<u32> {
+        self.first_id
+    }
+
+    /// Rank of the merge of `left` and `right`, and a place: the least is the lowest rank, and of equal ones the leftmost.
+    #[inline(always)]
+    pub fn place_of(&self, left: u32, right: u32, at: usize) -> i32 {
+        place(self.rank_of(pair(left, right)), at)
+    }
+
+    /// The same where the filter lets the pair pass.
+    #[inline(always)]
+    pub fn place_if_any(&self, left: u32, right: u32, at: usize) -> i32 {
+        let pair = pair(left, right);
+        if self.may_merge(pair) { place(self.rank_of(pair), at) } else { i32::MAX }
     }
 
     #[inline(always)]
@@ -310,6 +350,13 @@ impl<const N: usize> ShortPiece<N> {
         }
         count
     }
+}
+
+/// A rank and a place: the least is the lowest rank, and of equal ones the leftmost.
+#[inline(always)]
+fn place(rank: u32, left: usize) -> i32 {
+    // Signed, for SSE2 has no least of unsigned words.
+    if rank == NO_MERGE { i32::MAX } else { (rank << 6) as i32 | left as i32 }
 }
 
 /// A doubly linked list of tokens in arrays, each token at the place of its first symbol.

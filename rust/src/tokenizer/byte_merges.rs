@@ -4,17 +4,68 @@
 //! known below which rank no merge of any tokens reaches over the border between them. A pair of bytes whose rank is lower
 //! than that of the borders on both sides will be merged, whatever happens around it, and so it is merged at once.
 
+use std::hint::select_unpredictable;
+
 use super::bits::{low_bits, places};
 use super::bpe::{Merges, NO_MERGE, SHORT_PIECE};
 use super::vocab::{NO_ID, NUM_BYTES, Vocab};
+#[cfg(target_arch = "x86_64")]
+use super::wide_merges::{self, Tables};
 
-/// What a vocabulary makes of each two bytes that meet, by both.
+/// Borders between two bytes.
+pub const NUM_BORDERS: usize = NUM_BYTES * NUM_BYTES;
+
+/// What a vocabulary makes of two bytes that meet: the rank of the merge of the bytes alone, and a bound, below which no
+/// rank of a merge of any tokens that meet there is.
+///
+/// In four bytes, for the table should stay in the processor's caches. A bound has few bits; less than the lowest rank is
+/// right too, and finds somewhat fewer sure pairs.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+pub struct Border(u32);
+
+impl Border {
+    /// Bits of the rank.
+    pub const RANK_BITS: u32 = 22;
+
+    /// The rank where nothing merges.
+    pub const NO_RANK: u32 = (1 << Self::RANK_BITS) - 1;
+
+    /// Bits of a bound's mantissa, less the first.
+    pub const MANTISSA_BITS: u32 = 5;
+
+    /// A bound and this is a mantissa from this on, shifted by an exponent.
+    pub const LEAST_MANTISSA: u32 = 1 << Self::MANTISSA_BITS;
+
+    fn new(rank: u32, bound: u32) -> Self {
+        let (rank, bound) = (rank.min(Self::NO_RANK), bound.min(Self::NO_RANK) + Self::LEAST_MANTISSA);
+        let exponent = bound.ilog2() - Self::MANTISSA_BITS;
+        let mantissa = bound >> exponent & (Self::LEAST_MANTISSA - 1);
+        Self(rank | (exponent << Self::MANTISSA_BITS | mantissa) << Self::RANK_BITS)
+    }
+
+    /// [`NO_MERGE`] where nothing merges.
+    #[inline(always)]
+    fn rank(self) -> u32 {
+        let rank = self.0 & Self::NO_RANK;
+        select_unpredictable(rank == Self::NO_RANK, NO_MERGE, rank)
+    }
+
+    #[inline(always)]
+    fn bound(self) -> u32 {
+        let coded = self.0 >> Self::RANK_BITS;
+        let mantissa = coded & (Self::LEAST_MANTISSA - 1) | Self::LEAST_MANTISSA;
+        (mantissa << (coded >> Self::MANTISSA_BITS)) - Self::LEAST_MANTISSA
+    }
+}
+
+/// The borders of a vocabulary.
 pub struct ByteMerges {
-    /// The rank of the merge of the bytes alone.
-    ranks: Vec<u32>,
-    /// The lowest rank of a merge of any tokens that meet there. Zero for all, and so of no use, in a vocabulary with a
-    /// merge that comes before one which makes a token of it.
-    bounds: Vec<u32>,
+    /// By both bytes. All bounds are zero, and so of no use, in a vocabulary with a merge that comes before one which makes
+    /// a token of it.
+    borders: Box<[Border; NUM_BORDERS]>,
+    /// Whether the processor has registers for `wide_merges`.
+    is_wide: bool,
 }
 
 impl ByteMerges {
@@ -24,17 +75,25 @@ impl ByteMerges {
         let pairs = ids.iter().flat_map(|&left| ids.iter().map(move |&right| (left, right)));
         let rank =
             |(left, right): (u32, u32)| if left.max(right) == NO_ID { NO_MERGE } else { merges.rank(left, right) };
-        let bounds = bounds(vocab).unwrap_or_else(|| vec![0; NUM_BYTES * NUM_BYTES]);
-        Self { ranks: pairs.map(rank).collect(), bounds }
+        let bounds = bounds(vocab).unwrap_or_else(|| vec![0; NUM_BORDERS]);
+        let mut borders = Box::new([Border::new(NO_MERGE, 0); NUM_BORDERS]);
+        for ((border, pair), bound) in borders.iter_mut().zip(pairs).zip(bounds) {
+            *border = Border::new(rank(pair), bound);
+        }
+        #[cfg(target_arch = "x86_64")]
+        let is_wide = wide_merges::is_supported();
+        #[cfg(not(target_arch = "x86_64"))]
+        let is_wide = false;
+        Self { borders, is_wide }
     }
 
     /// Adds to `ids` the tokens to begin with: of a piece of any length whose bytes all are tokens.
     pub fn begin(&self, piece: &[u8], byte_ids: &[u32; NUM_BYTES], merges: &Merges<'_>, ids: &mut Vec<u32>) {
-        let border_at = |at: usize| piece.get(at + 1).map(|&next| border(piece[at], next));
-        let bound_at = |at: usize| border_at(at).map_or(NO_MERGE, |border| self.bounds[border]);
+        let border_at = |at: usize| piece.get(at + 1).map(|&next| self.borders[place(piece[at], next)]);
+        let bound_at = |at: usize| border_at(at).map_or(NO_MERGE, Border::bound);
         let (mut at, mut before) = (0, NO_MERGE);
         while at < piece.len() {
-            let rank = border_at(at).map_or(NO_MERGE, |border| self.ranks[border]);
+            let rank = border_at(at).map_or(NO_MERGE, Border::rank);
             // Of two merges of one rank the left one goes first.
             let is_pair = rank < before && rank <= bound_at(at + 1);
             ids.push(if is_pair { merges.id(rank) } else { byte_ids[usize::from(piece[at])] });
@@ -47,12 +106,16 @@ impl ByteMerges {
     /// Merges a piece of one to [`SHORT_PIECE`] bytes, which all are tokens, into `out`, and returns how many are left.
     #[inline(always)]
     pub fn merge(&self, piece: &[u8], byte_ids: &[u32; NUM_BYTES], merges: &Merges<'_>, out: &mut [u32]) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(first_id) = merges.first_id().filter(|_| self.is_wide) {
+            return Tables { borders: &self.borders, byte_ids, merges: *merges, first_id }.merge(piece, out);
+        }
         let mut ranks = [NO_MERGE; SHORT_PIECE];
         // Before and after the piece is a border that nothing reaches over.
         let mut bounds = [NO_MERGE; SHORT_PIECE + 1];
         for (at, pair) in piece.windows(2).enumerate() {
-            let border = border(pair[0], pair[1]);
-            (ranks[at], bounds[at + 1]) = (self.ranks[border], self.bounds[border]);
+            let border = self.borders[place(pair[0], pair[1])];
+            (ranks[at], bounds[at + 1]) = (border.rank(), border.bound());
         }
         let mut sure = 0;
         for at in 0..piece.len() - 1 {
@@ -72,7 +135,7 @@ impl ByteMerges {
 }
 
 #[inline(always)]
-fn border(last: u8, first: u8) -> usize {
+fn place(last: u8, first: u8) -> usize {
     usize::from(last) << 8 | usize::from(first)
 }
 
@@ -80,14 +143,14 @@ fn border(last: u8, first: u8) -> usize {
 fn bounds(vocab: &Vocab) -> Option<Vec<u32>> {
     let tokens = vocab.tokens();
     let mut made = vec![0; vocab.size()];
-    let mut bounds = vec![NO_MERGE; NUM_BYTES * NUM_BYTES];
+    let mut bounds = vec![NO_MERGE; NUM_BORDERS];
     for (merge, rank) in vocab.merges().iter().zip(0..) {
         if made[merge.left as usize].max(made[merge.right as usize]) > rank {
             return None;
         }
         made[merge.id as usize] = rank + 1;
         let (last, first) = (tokens.bytes(merge.left)?.last()?, tokens.bytes(merge.right)?.first()?);
-        let bound = &mut bounds[border(*last, *first)];
+        let bound = &mut bounds[place(*last, *first)];
         *bound = rank.min(*bound);
     }
     Some(bounds)
@@ -143,14 +206,29 @@ mod tests {
             let mut expected: Vec<u32> = piece.iter().copied().map(u32::from).collect();
             table.apply(&mut expected, 0);
 
-            let mut merged = [0; SHORT_PIECE];
-            let count = byte_merges.merge(piece, vocab.byte_ids(), &table.merges(), &mut merged);
-            prop_assert_eq!(&merged[..count], &expected);
+            let plain = ByteMerges { borders: byte_merges.borders.clone(), is_wide: false };
+            for byte_merges in [&byte_merges, &plain] {
+                let mut merged = [0; SHORT_PIECE];
+                let count = byte_merges.merge(piece, vocab.byte_ids(), &table.merges(), &mut merged);
+                prop_assert_eq!(&merged[..count], &expected);
+            }
 
             let mut begun = Vec::new();
             byte_merges.begin(piece, vocab.byte_ids(), &table.merges(), &mut begun);
             table.apply(&mut begun, 0);
             prop_assert_eq!(begun, expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_border_has_its_rank_and_no_more_than_its_bound(rank in 0..Border::NO_RANK, bound in 0..Border::NO_RANK) {
+            let border = Border::new(rank, bound);
+            prop_assert_eq!(border.rank(), rank);
+            prop_assert!((bound - bound / 32..=bound).contains(&border.bound()));
+            let open = Border::new(NO_MERGE, NO_MERGE);
+            prop_assert_eq!(open.rank(), NO_MERGE);
+            prop_assert!(open.bound() > 4_000_000);
         }
     }
 

@@ -25,6 +25,8 @@ pub mod token_stream;
 pub mod trainer;
 pub mod vocab;
 mod whole;
+#[cfg(target_arch = "x86_64")]
+mod wide_merges;
 
 use std::sync::Arc;
 
