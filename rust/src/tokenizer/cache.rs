@@ -38,11 +38,18 @@ const COUNT_BITS: u32 = 3 * TOKEN_BITS;
 const IS_TRIPLE: Triple = 1 << 63;
 
 /// One to three tokens as a triple; zero if there are more or none, or one with too high an id.
+#[inline]
 fn triple(ids: &[u32]) -> Triple {
-    if !(1..=3).contains(&ids.len()) || ids.iter().any(|&id| id >= MAX_TOKENS) {
+    let [one, two, three] = match *ids {
+        [one] => [one, 0, 0],
+        [one, two] => [one, two, 0],
+        [one, two, three] => [one, two, three],
+        _ => return 0,
+    };
+    if (one | two | three) >= MAX_TOKENS {
         return 0;
     }
-    let tokens = ids.iter().rev().fold(0, |tokens, &id| tokens << TOKEN_BITS | u64::from(id));
+    let tokens = u64::from(three) << (2 * TOKEN_BITS) | u64::from(two) << TOKEN_BITS | u64::from(one);
     IS_TRIPLE | (ids.len() as u64) << COUNT_BITS | tokens
 }
 
@@ -85,9 +92,11 @@ struct Table {
     first: usize,
     num_lines: usize,
     max_lines: usize,
-    /// Entries of a line, and of the table.
+    /// Entries of a line.
     per_line: usize,
+    /// Entries of the table, and how many make it full: more would make ways too long.
     num_entries: usize,
+    max_entries: usize,
 }
 
 impl Table {
@@ -103,10 +112,15 @@ impl Table {
         self.first + ((line - self.first + 1) & (self.num_lines - 1))
     }
 
-    /// Whether another entry would make ways too long: of fuller lines more are needed.
+    /// A table without entries. Where a line has more of them, more lines may be full.
+    fn of(first: usize, num_lines: usize, max_lines: usize, per_line: usize) -> Self {
+        let percent = if per_line == 4 { 75 } else { 60 };
+        let max_entries = (percent * per_line * num_lines).div_ceil(100);
+        Self { first, num_lines, max_lines, per_line, num_entries: 0, max_entries }
+    }
+
     fn is_full(&self) -> bool {
-        let percent = if self.per_line == 4 { 75 } else { 60 };
-        100 * self.num_entries >= percent * self.per_line * self.num_lines
+        self.num_entries >= self.max_entries
     }
 }
 
@@ -156,19 +170,22 @@ impl Look<'_> {
         prefetch::near(self.pool.as_ptr().wrapping_add(select_unpredictable(is_pooled, first as u32 as usize, 0)));
     }
 
-    /// What is known of the piece with this key.
+    /// What is known of the piece with this key or, if that is nothing, the line where it would be put.
     #[inline]
-    pub fn find(&self, key: Key) -> Words {
+    pub fn find(&self, key: Key) -> (Words, Option<usize>) {
         let table = if is_small(key) { &self.small } else { &self.larger };
         let mut line = self.home(key);
         for _ in 0..MAX_WAY {
             let words = self.get(key, line);
-            if words[0] != 0 || !is_full(&self.lines[line]) {
-                return words;
+            if words[0] != 0 {
+                return (words, None);
+            }
+            if !is_full(&self.lines[line]) {
+                return ([0; 2], Some(line));
             }
             line = table.after(line);
         }
-        [0; 2]
+        ([0; 2], None)
     }
 }
 
@@ -186,15 +203,8 @@ impl PieceCache {
 
     /// An empty cache with so many lines at first and at most: powers of two, not one, which could get full.
     fn with_lines(small: [usize; 2], larger: [usize; 2]) -> Self {
-        let table = |first, [num_lines, max_lines]: [usize; 2], per_line| Table {
-            first,
-            num_lines,
-            max_lines,
-            per_line,
-            num_entries: 0,
-        };
         let mut lines = LargeSlice::new(small[1] + larger[1]);
-        let (small, larger) = (table(0, small, 4), table(small[1], larger, 2));
+        let (small, larger) = (Table::of(0, small[0], small[1], 4), Table::of(small[1], larger[0], larger[1], 2));
         for table in [small, larger] {
             // Has the system give the memory now: the first text would wait for each page.
             black_box(&mut lines.get_mut()[table.first..][..table.num_lines]).fill([0; 8]);
@@ -225,8 +235,9 @@ impl PieceCache {
         &self.pool[first as u32 as usize..][..(first >> 32) as u16 as usize]
     }
 
-    /// Keeps the tokens of the piece with this key, which are not there.
-    pub fn insert(&mut self, key: Key, piece: &[u8], ids: &[u32]) {
+    /// Keeps the tokens of the piece with this key, which are not there; `line` is where [`Look::find`] says it is put.
+    #[inline]
+    pub fn insert(&mut self, key: Key, line: Option<usize>, piece: &[u8], ids: &[u32]) {
         // A key of zeros, of eight bytes of zero, is what a gap has.
         if key[0] == 0 && is_small(key) {
             return;
@@ -236,7 +247,10 @@ impl PieceCache {
         let is_long = piece.len() > MEDIUM_BYTES;
         let fits = low != 0 && (rest.is_empty() || high != 0 && !is_small(key)) && !is_long;
         let words = if fits { [low, high] } else { self.store(if is_long { piece } else { &[] }, ids) };
-        self.put(key, words);
+        match line {
+            Some(line) if !self.table(key).is_full() => self.add(line, key, words),
+            _ => self.put(key, words),
+        }
     }
 
     fn store(&mut self, piece: &[u8], ids: &[u32]) -> Words {
@@ -256,6 +270,7 @@ impl PieceCache {
         cast_slice::<u32, u8>(stored)[..piece.len()] == *piece
     }
 
+    #[inline]
     fn table(&mut self, key: Key) -> &mut Table {
         if is_small(key) { &mut self.small } else { &mut self.larger }
     }
@@ -272,14 +287,20 @@ impl PieceCache {
         let mut line = self.look().home(key);
         for _ in 0..MAX_WAY {
             if !is_full(&self.lines.get()[line]) {
-                let gap = gap(&self.lines.get()[line], table.per_line);
-                self.write(line, gap, key, words);
-                self.table(key).num_entries += 1;
-                return;
+                return self.add(line, key, words);
             }
             line = table.after(line);
         }
         self.replace(key, words);
+    }
+
+    /// Puts an entry into the first gap of a line that is not full.
+    #[inline]
+    fn add(&mut self, line: usize, key: Key, words: Words) {
+        let table = self.table(key);
+        table.num_entries += 1;
+        let per_line = table.per_line;
+        self.write(line, gap(&self.lines.get()[line], per_line), key, words);
     }
 
     /// Puts an entry in place of one in the line where it belongs, which one is without system: what is needed again comes
@@ -293,6 +314,7 @@ impl PieceCache {
     }
 
     /// Writes an entry.
+    #[inline]
     fn write(&mut self, line: usize, entry: usize, key: Key, words: Words) {
         let line = &mut self.lines.get_mut()[line];
         if is_small(key) {
@@ -308,7 +330,7 @@ impl PieceCache {
     fn grow(&mut self, is_small: bool) {
         let table = if is_small { &mut self.small } else { &mut self.larger };
         let old = *table;
-        (table.num_lines, table.num_entries) = (2 * old.num_lines, 0);
+        *table = Table::of(old.first, 2 * old.num_lines, old.max_lines, old.per_line);
         let mut line = old.first;
         while is_full(&self.lines.get()[line]) {
             line = old.after(line);
@@ -329,9 +351,11 @@ impl PieceCache {
 }
 
 /// The number of a line's entries, and so where the next one goes.
+#[inline]
 fn gap(line: &Line, per_line: usize) -> usize {
-    let step = 4 / per_line;
-    (0..per_line).find(|entry| line[4 + step * entry] == 0).unwrap_or(per_line)
+    let is_there = |at: usize| usize::from(line[4 + at] != 0);
+    let of_two = is_there(0) + is_there(2);
+    select_unpredictable(per_line == 4, of_two + is_there(1) + is_there(3), of_two)
 }
 
 #[cfg(test)]

@@ -279,7 +279,7 @@ impl Session<'_> {
     fn encode_other(&mut self, piece: &[u8], key: Key, first: u64) {
         self.make_room();
         let Worker { cache, buffer, .. } = &mut *self.worker;
-        let words = if first != 0 { [first, 0] } else { cache.look().find(key) };
+        let (words, line) = if first != 0 { ([first, 0], None) } else { cache.look().find(key) };
         if is_inline(words[0]) {
             self.len += push(buffer, self.len, words[0]);
             self.len += push(buffer, self.len, words[1]);
@@ -288,7 +288,7 @@ impl Session<'_> {
             buffer[self.len..][..ids.len()].copy_from_slice(ids);
             self.len += ids.len();
         } else {
-            self.encode_new(piece, key);
+            self.encode_new(piece, key, line);
         }
     }
 
@@ -305,16 +305,16 @@ impl Session<'_> {
         self.len = 0;
     }
 
-    /// For pieces that are new, or too long to be kept.
+    /// For pieces that are new, or too long to be kept; `line` is where the cache puts it.
     #[inline(never)]
-    fn encode_new(&mut self, piece: &[u8], key: Key) {
+    fn encode_new(&mut self, piece: &[u8], key: Key, line: Option<usize>) {
         let encoder = self.encoder;
         if piece.len() > SHORT_PIECE || !encoder.has_all_bytes {
             self.flush();
             let first = self.ids.len();
             encoder.encode(piece, key, self.ids);
             if piece.len() <= LONG_BYTES {
-                self.worker.cache.insert(key, piece, &self.ids[first..]);
+                self.worker.cache.insert(key, line, piece, &self.ids[first..]);
             }
             return;
         }
@@ -326,7 +326,7 @@ impl Session<'_> {
             }
             None => encoder.merge_short(piece, room),
         };
-        self.worker.cache.insert(key, piece, &self.worker.buffer[self.len..][..count]);
+        self.worker.cache.insert(key, line, piece, &self.worker.buffer[self.len..][..count]);
         self.len += count;
     }
 }

@@ -75,7 +75,11 @@ impl Classes {
         let mut places = rustc_hash::FxHashMap::default();
         let blocks = (0..=char::MAX as u32 >> BLOCK_BITS)
             .map(|block| {
-                let block = std::array::from_fn(|low| class_of(block << BLOCK_BITS | low as u32));
+                let block = match block >> (16 - BLOCK_BITS) {
+                    // Unicode has no characters in planes 4 to 13, and two planes for private use.
+                    4..=13 | 15.. => [OTHER; BLOCK_LEN],
+                    _ => std::array::from_fn(|low| class_of(block << BLOCK_BITS | low as u32)),
+                };
                 *places.entry(block).or_insert_with(|| {
                     classes.push(block);
                     (classes.len() - 1) as u16
