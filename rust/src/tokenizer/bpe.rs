@@ -273,16 +273,17 @@ impl Merges<'_> {
 
     fn apply_with_heap(&self, ids: &mut Vec<u32>, start: usize) {
         let mut chain = Chain::new(ids.split_off(start));
-        let mut heap: BinaryHeap<Reverse<(u32, u32)>> =
-            (0..chain.end()).filter_map(|at| chain.merge_at(at, self)).collect();
-        while let Some(Reverse((rank, at))) = heap.pop() {
+        let mut heap: BinaryHeap<Reverse<u64>> =
+            (0..chain.end()).filter_map(|at| chain.look_up(at, self).map(Reverse)).collect();
+        while let Some(Reverse(entry)) = heap.pop() {
+            let (rank, at) = ((entry >> 32) as u32, entry as u32);
             // Entries are not removed when a neighbour merges; one that no longer holds is passed over here.
-            if chain.merge_at(at, self) != Some(Reverse((rank, at))) {
+            if chain.ranks[at as usize] != rank {
                 continue;
             }
-            let previous = chain.merge(at, self);
-            heap.extend(chain.merge_at(at, self));
-            heap.extend(previous.and_then(|previous| chain.merge_at(previous, self)));
+            let previous = chain.merge(at, self.id(rank));
+            heap.extend(chain.look_up(at, self).map(Reverse));
+            heap.extend(previous.and_then(|previous| chain.look_up(previous, self)).map(Reverse));
         }
         ids.extend(chain.into_ids());
     }
@@ -363,6 +364,8 @@ fn place(rank: u32, left: usize) -> i32 {
 struct Chain {
     /// `NO_MERGE` where a token was swallowed by the one before.
     ids: Vec<u32>,
+    /// Rank of the merge with the next, or `NO_MERGE`.
+    ranks: Vec<u32>,
     next: Vec<u32>,
     previous: Vec<u32>,
 }
@@ -370,27 +373,28 @@ struct Chain {
 impl Chain {
     fn new(ids: Vec<u32>) -> Self {
         let end = ids.len() as u32;
-        Self { next: (1..=end).collect(), previous: (0..end).map(|at| at.wrapping_sub(1)).collect(), ids }
+        let (next, previous) = ((1..=end).collect(), (0..end).map(|at| at.wrapping_sub(1)).collect());
+        Self { next, previous, ranks: vec![NO_MERGE; ids.len()], ids }
     }
 
     fn end(&self) -> u32 {
         self.ids.len() as u32
     }
 
-    /// The heap entry of the merge of the token at `at` with the next, if there is one.
-    fn merge_at(&self, at: u32, table: &Merges<'_>) -> Option<Reverse<(u32, u32)>> {
-        let left = self.ids[at as usize];
-        let right = *self.ids.get(self.next[at as usize] as usize)?;
-        let rank = if left == NO_MERGE { NO_MERGE } else { table.rank(left, right) };
-        (rank != NO_MERGE).then_some(Reverse((rank, at)))
+    /// Looks up the merge of the token at `at` with the next; gives its rank and place in one, if there is one.
+    fn look_up(&mut self, at: u32, table: &Merges<'_>) -> Option<u64> {
+        let right = self.ids.get(self.next[at as usize] as usize);
+        let rank = right.map_or(NO_MERGE, |&right| table.rank(self.ids[at as usize], right));
+        self.ranks[at as usize] = rank;
+        (rank != NO_MERGE).then_some(u64::from(rank) << 32 | u64::from(at))
     }
 
-    /// Merges the token at `at` with the next; returns the place of the token before.
-    fn merge(&mut self, at: u32, table: &Merges<'_>) -> Option<u32> {
+    /// Merges the token at `at` with the next into `id`; returns the place of the token before.
+    fn merge(&mut self, at: u32, id: u32) -> Option<u32> {
         let swallowed = self.next[at as usize] as usize;
         let after = self.next[swallowed];
-        self.ids[at as usize] = table.id(table.rank(self.ids[at as usize], self.ids[swallowed]));
-        self.ids[swallowed] = NO_MERGE;
+        self.ids[at as usize] = id;
+        (self.ids[swallowed], self.ranks[swallowed]) = (NO_MERGE, NO_MERGE);
         self.next[at as usize] = after;
         if let Some(previous) = self.previous.get_mut(after as usize) {
             *previous = at;
