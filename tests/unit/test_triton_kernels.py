@@ -46,7 +46,7 @@ def tables_of(lengths: list[int], block_size: int, width: int, seed: int) -> Ten
 @given(
     lengths=st.lists(st.integers(1, 300), min_size=1, max_size=4),
     heads=st.sampled_from([(4, 4), (6, 2), (3, 1), (9, 3)]),
-    width=st.sampled_from([16, 24, 64]),
+    width=st.sampled_from([16, 24, 64, 256]),
     block_size=st.sampled_from([1, 16, 48]),
     window=st.one_of(st.none(), st.integers(1, 310)),
     softcap=st.sampled_from([None, 2.0]),

@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Tokens that a program looks at together, and programs to have at least (about three a processor of a large GPU).
-_TILE = 64
+# Bytes of keys that a program looks at together: several such lie in shared memory at once.
+_TILE_BYTES = 1 << 14
+# Programs to have at least: about three a processor of a large GPU.
 _PROGRAMS = 400
 _MAX_SPLITS = 64
 
@@ -50,9 +51,10 @@ def attend_blocks(
     """
     num_requests, num_heads, width = query.shape
     num_kv_heads, longest = keys.shape[2], tables.shape[1] * keys.shape[1]
-    wanted = triton.cdiv(_PROGRAMS, num_requests * num_kv_heads)
-    splits = min(triton.next_power_of_2(wanted), triton.next_power_of_2(triton.cdiv(longest, _TILE)), _MAX_SPLITS)
     padded = triton.next_power_of_2(width)
+    tile = min(max(_TILE_BYTES // (padded * keys.element_size()), 16), 64)
+    wanted = triton.cdiv(_PROGRAMS, num_requests * num_kv_heads)
+    splits = min(triton.next_power_of_2(wanted), triton.next_power_of_2(triton.cdiv(longest, tile)), _MAX_SPLITS)
     parts = torch.empty((num_requests, num_heads, splits, width), dtype=torch.float32, device=query.device)
     weights = torch.empty((num_requests, num_heads, splits), dtype=torch.float32, device=query.device)
     _attend_part[(num_requests * num_kv_heads, splits)](
@@ -76,7 +78,7 @@ def attend_blocks(
         GROUP_PADDED=max(16, triton.next_power_of_2(num_heads // num_kv_heads)),
         WIDTH=width,
         WIDTH_PADDED=padded,
-        TILE=_TILE,
+        TILE=tile,
         SPLITS=splits,
         IS_CAPPED=softcap is not None,
     )
