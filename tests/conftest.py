@@ -8,6 +8,9 @@ import torch
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not torch.cuda.is_available():
+    # Kernels for CUDA run in Triton's interpreter; Triton looks when it is first imported, by whomever.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from llm.checkpoint import atomic_directory, write_model
 from llm.demo import demo_corpus

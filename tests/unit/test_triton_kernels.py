@@ -1,6 +1,5 @@
 """The Triton kernels against PyTorch: on a GPU as compiled, elsewhere in Triton's interpreter."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 from llm import LLM, SamplingParams
