@@ -61,7 +61,10 @@ class ModelRunner(Protocol):
     model: DecoderModel
 
     def run(self, plan: StepPlan | Step) -> Tensor:
-        """Writes the plan's tokens into the cache and returns logits, fp32 `[S, V]` on the CPU, contiguous."""
+        """Writes the plan's tokens into the cache and returns logits, fp32 `[S, V]` on the CPU, contiguous.
+
+        The caller may change them; the next `run` may use their memory again.
+        """
 
 
 class TorchModelRunner:
