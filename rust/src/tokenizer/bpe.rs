@@ -6,6 +6,7 @@ use std::hint::select_unpredictable;
 
 use super::bits::places;
 use super::memory::LargeSlice;
+use crate::prefetch;
 
 /// Up to this many symbols, looking at every pair for the lowest rank beats a heap, and one bit each says which symbols
 /// are left.
@@ -60,8 +61,8 @@ impl Default for MergeTable {
 impl MergeTable {
     /// An empty table with room for `num_merges`.
     pub fn with_capacity(num_merges: usize) -> Self {
-        let num_slots = (num_merges + num_merges / 7 + 2).next_power_of_two().max(64);
-        Self { slots: LargeSlice::new(num_slots), filter: vec![0; num_slots / 4], ids: Vec::new(), counts_up: true }
+        let num_slots = (2 * num_merges).next_power_of_two().max(64);
+        Self { slots: LargeSlice::new(num_slots), filter: vec![0; num_slots / 8], ids: Vec::new(), counts_up: true }
     }
 
     /// Number of merges.
@@ -164,7 +165,7 @@ impl Merges<'_> {
     /// Where looking for a pair begins.
     #[inline(always)]
     fn home(&self, pair: u64) -> usize {
-        (hash(pair) >> 20) as usize & (self.slots.len() - 1)
+        (hash(pair) >> 32) as usize & (self.slots.len() - 1)
     }
 
     /// The slot of a pair, or the empty one where it belongs.
@@ -215,6 +216,32 @@ impl Merges<'_> {
     pub fn place_if_any(&self, left: u32, right: u32, at: usize) -> i32 {
         let pair = pair(left, right);
         if self.may_merge(pair) { place(self.rank_of(pair), at) } else { i32::MAX }
+    }
+
+    /// Number of slots, a power of two: in vectors looking for a pair begins at the lowest bits of the upper half of its
+    /// hash.
+    #[inline(always)]
+    pub fn num_slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Has brought near where looking begins.
+    #[inline(always)]
+    pub fn fetch(&self, home: usize) {
+        prefetch::near(&raw const self.slots[home]);
+    }
+
+    /// As [`Merges::place_of`] the place zero, from where looking begins. Without a branch for the first two slots: which of
+    /// them it is can't be foreseen.
+    #[inline(always)]
+    pub fn place_from(&self, home: usize, left: u32, right: u32) -> i32 {
+        let (pair, last) = (pair(left, right), self.slots.len() - 1);
+        let [first, second] = [home, home + 1].map(|at| self.slots[at & last]);
+        let [is_first, is_second] = [first, second].map(|slot| slot & !RANK_MASK == pair);
+        let slot = select_unpredictable(is_first, first, select_unpredictable(is_second, second, 0));
+        let is_further = slot == 0 && first != 0 && second != 0;
+        let slot = if is_further { self.slots[self.find(pair)] } else { slot };
+        place(((slot & RANK_MASK) as u32).wrapping_sub(1), 0)
     }
 
     #[inline(always)]

@@ -10,7 +10,10 @@ use super::bits::{low_bits, places};
 use super::bpe::{Merges, NO_MERGE, SHORT_PIECE};
 use super::vocab::{NO_ID, NUM_BYTES, Vocab};
 #[cfg(target_arch = "x86_64")]
-use super::wide_merges::{self, Tables};
+use super::{
+    wide_batch,
+    wide_merges::{self, Tables},
+};
 
 /// Borders between two bytes.
 pub const NUM_BORDERS: usize = NUM_BYTES * NUM_BYTES;
@@ -59,6 +62,39 @@ impl Border {
     }
 }
 
+/// Most pieces that are merged together.
+pub const BATCH: usize = 16;
+
+/// Most bytes of such a piece.
+pub const BATCH_BYTES: usize = 32;
+
+/// Fewer pieces than this are merged faster one after the other.
+const MIN_BATCH: usize = 4;
+
+/// The tokens of pieces that were merged together.
+#[repr(C, align(64))]
+pub struct Batch {
+    /// Those of each piece, then nothing of meaning.
+    pub ids: [[u32; BATCH_BYTES]; BATCH],
+    /// How many each piece has.
+    pub counts: [u32; BATCH],
+    /// What merging side by side needs.
+    #[cfg(target_arch = "x86_64")]
+    pub columns: wide_batch::Columns,
+}
+
+impl Batch {
+    /// No tokens.
+    pub fn new() -> Self {
+        Self {
+            ids: [[0; BATCH_BYTES]; BATCH],
+            counts: [0; BATCH],
+            #[cfg(target_arch = "x86_64")]
+            columns: wide_batch::Columns::new(),
+        }
+    }
+}
+
 /// The borders of a vocabulary.
 pub struct ByteMerges {
     /// By both bytes. All bounds are zero, and so of no use, in a vocabulary with a merge that comes before one which makes
@@ -66,6 +102,8 @@ pub struct ByteMerges {
     borders: Box<[Border; NUM_BORDERS]>,
     /// Whether the processor has registers for `wide_merges`.
     is_wide: bool,
+    /// The token of each byte, if they are so small and the processor has what `wide_batch` needs.
+    batch_ids: Option<Box<[u8; NUM_BYTES]>>,
 }
 
 impl ByteMerges {
@@ -81,10 +119,13 @@ impl ByteMerges {
             *border = Border::new(rank(pair), bound);
         }
         #[cfg(target_arch = "x86_64")]
-        let is_wide = wide_merges::is_supported();
+        let (is_wide, is_batched) = (wide_merges::is_supported(), wide_batch::is_supported());
         #[cfg(not(target_arch = "x86_64"))]
-        let is_wide = false;
-        Self { borders, is_wide }
+        let (is_wide, is_batched) = (false, false);
+        let small = ids.map(|id| id as u8);
+        let is_small = small.map(u32::from) == *ids;
+        let batch_ids = (is_wide && is_batched && is_small).then(|| Box::new(small));
+        Self { borders, is_wide, batch_ids }
     }
 
     /// Adds to `ids` the tokens to begin with: of a piece of any length whose bytes all are tokens.
@@ -131,6 +172,20 @@ impl ByteMerges {
         }
         merges.look_up(&ids, changed & low_bits(count - 1), &mut ranks);
         merges.apply_short(ids[..count].iter().copied(), ranks[..count - 1].iter().copied(), out)
+    }
+
+    /// Merges at most [`BATCH`] pieces of one to [`BATCH_BYTES`] bytes, which all are tokens.
+    pub fn merge_batch(&self, pieces: &[&[u8]], byte_ids: &[u32; NUM_BYTES], merges: &Merges<'_>, batch: &mut Batch) {
+        #[cfg(target_arch = "x86_64")]
+        if pieces.len() >= MIN_BATCH
+            && let (Some(small_ids), Some(first_id)) = (&self.batch_ids, merges.first_id())
+        {
+            let tables = Tables { borders: &self.borders, byte_ids, merges: *merges, first_id };
+            return tables.merge_batch(pieces, small_ids, batch);
+        }
+        for ((piece, ids), count) in pieces.iter().zip(&mut batch.ids).zip(&mut batch.counts) {
+            *count = self.merge(piece, byte_ids, merges, ids) as u32;
+        }
     }
 }
 
@@ -206,7 +261,7 @@ mod tests {
             let mut expected: Vec<u32> = piece.iter().copied().map(u32::from).collect();
             table.apply(&mut expected, 0);
 
-            let plain = ByteMerges { borders: byte_merges.borders.clone(), is_wide: false };
+            let plain = ByteMerges { borders: byte_merges.borders.clone(), is_wide: false, batch_ids: None };
             for byte_merges in [&byte_merges, &plain] {
                 let mut merged = [0; SHORT_PIECE];
                 let count = byte_merges.merge(piece, vocab.byte_ids(), &table.merges(), &mut merged);
@@ -217,6 +272,28 @@ mod tests {
             byte_merges.begin(piece, vocab.byte_ids(), &table.merges(), &mut begun);
             table.apply(&mut begun, 0);
             prop_assert_eq!(begun, expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_that_are_merged_together_are_merged_alike(
+            merges in proptest::collection::vec((0usize..40, 0usize..40), 0..40),
+            late in prop_oneof![2usize..9, Just(usize::MAX)],
+            pieces in proptest::collection::vec("[a-d]{1,32}|[a-d]{1,9}", 0..=BATCH),
+        ) {
+            let vocab = vocab(&merges, late);
+            let (byte_merges, table, mut batch) = (ByteMerges::new(&vocab), vocab.merge_table(), Batch::new());
+            let texts: Vec<&[u8]> = pieces.iter().map(|piece| piece.as_bytes()).collect();
+            // What was there before leaves nothing behind.
+            for texts in [&texts[..], &texts[texts.len() / 2..]] {
+                byte_merges.merge_batch(texts, vocab.byte_ids(), &table.merges(), &mut batch);
+                for ((text, ids), &count) in texts.iter().zip(&batch.ids).zip(&batch.counts) {
+                    let mut expected: Vec<u32> = text.iter().copied().map(u32::from).collect();
+                    table.apply(&mut expected, 0);
+                    prop_assert_eq!(&ids[..count as usize], &expected);
+                }
+            }
         }
     }
 

@@ -170,22 +170,19 @@ impl Look<'_> {
         prefetch::near(self.pool.as_ptr().wrapping_add(select_unpredictable(is_pooled, first as u32 as usize, 0)));
     }
 
-    /// What is known of the piece with this key or, if that is nothing, the line where it would be put.
+    /// What is known of the piece with this key.
     #[inline]
-    pub fn find(&self, key: Key) -> (Words, Option<usize>) {
+    pub fn find(&self, key: Key) -> Words {
         let table = if is_small(key) { &self.small } else { &self.larger };
         let mut line = self.home(key);
         for _ in 0..MAX_WAY {
             let words = self.get(key, line);
-            if words[0] != 0 {
-                return (words, None);
-            }
-            if !is_full(&self.lines[line]) {
-                return ([0; 2], Some(line));
+            if words[0] != 0 || !is_full(&self.lines[line]) {
+                return words;
             }
             line = table.after(line);
         }
-        ([0; 2], None)
+        [0; 2]
     }
 }
 
@@ -235,22 +232,26 @@ impl PieceCache {
         &self.pool[first as u32 as usize..][..(first >> 32) as u16 as usize]
     }
 
-    /// Keeps the tokens of the piece with this key, which are not there; `line` is where [`Look::find`] says it is put.
+    /// Keeps the tokens of the piece with this key, which are not there. Returns its words: zeros for one that can't be
+    /// kept.
     #[inline]
-    pub fn insert(&mut self, key: Key, line: Option<usize>, piece: &[u8], ids: &[u32]) {
+    pub fn insert(&mut self, key: Key, piece: &[u8], ids: &[u32]) -> Words {
         // A key of zeros, of eight bytes of zero, is what a gap has.
         if key[0] == 0 && is_small(key) {
-            return;
+            return [0; 2];
         }
         let (first, rest) = ids.split_at(ids.len().min(3));
         let (low, high) = (triple(first), triple(rest));
         let is_long = piece.len() > MEDIUM_BYTES;
         let fits = low != 0 && (rest.is_empty() || high != 0 && !is_small(key)) && !is_long;
         let words = if fits { [low, high] } else { self.store(if is_long { piece } else { &[] }, ids) };
-        match line {
-            Some(line) if !self.table(key).is_full() => self.add(line, key, words),
-            _ => self.put(key, words),
+        let home = self.look().home(key);
+        if self.table(key).is_full() || is_full(&self.lines.get()[home]) {
+            self.put(key, words);
+        } else {
+            self.add(home, key, words);
         }
+        words
     }
 
     fn store(&mut self, piece: &[u8], ids: &[u32]) -> Words {

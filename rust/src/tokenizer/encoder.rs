@@ -5,21 +5,19 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use super::backtrack::Backtracker;
 use super::bpe::SHORT_PIECE;
-use super::byte_merges::ByteMerges;
-use super::cache::{LONG_BYTES, PieceCache, Triple, is_inline, tokens_of};
+use super::byte_merges::{BATCH, BATCH_BYTES, ByteMerges};
+use super::cache::{LONG_BYTES, Triple, is_inline, tokens_of};
 use super::key::{Key, MEDIUM_BYTES, piece_key};
 use super::pretokenize::{MAX_PIECES, Visit};
 use super::vocab::Vocab;
 use super::whole::WholeTable;
+use super::worker::{BUFFER_IDS, Round, Worker};
 
 /// Up to this many bytes a piece is merged; a [`Backtracker`] pays for longer ones only.
 const MERGED_BYTES: usize = 512;
 
 /// Bytes of longer pieces that are merged as well: making a backtracker costs as much as merging some hundred kilobytes.
 const MERGED_LONG_BYTES: usize = 1 << 16;
-
-/// Ids that are collected before they go to the caller's vector.
-const BUFFER_IDS: usize = 4096;
 
 /// Ids that may come before the buffer is looked at again: those of a kept piece, then six for each of a round.
 const ROOM_IDS: usize = LONG_BYTES + 6 * (MAX_PIECES + 1);
@@ -38,35 +36,6 @@ pub struct PieceEncoder {
     long_bytes: AtomicUsize,
     /// What no thread uses right now; as many as threads ever encoded at once.
     workers: Mutex<Vec<Box<Worker>>>,
-}
-
-/// What a thread needs for itself while it encodes.
-struct Worker {
-    cache: PieceCache,
-    round: Round,
-    buffer: [u32; BUFFER_IDS],
-}
-
-/// The pieces that are looked up together.
-struct Round {
-    keys: [Key; MAX_PIECES],
-    /// Where each belongs in the cache.
-    lines: [usize; MAX_PIECES],
-    /// The two words that were found there.
-    firsts: [u64; MAX_PIECES],
-    seconds: [u64; MAX_PIECES],
-}
-
-impl Worker {
-    fn new() -> Box<Self> {
-        let round = Round {
-            keys: [[0; 2]; MAX_PIECES],
-            lines: [0; MAX_PIECES],
-            firsts: [0; MAX_PIECES],
-            seconds: [0; MAX_PIECES],
-        };
-        Box::new(Self { cache: PieceCache::new(), round, buffer: [0; BUFFER_IDS] })
-    }
 }
 
 impl PieceEncoder {
@@ -179,18 +148,20 @@ impl Visit for TextEncoder<'_, '_, '_> {
     fn pieces(&mut self, start: usize, ends: &[usize]) {
         self.session.make_room();
         self.session.look_for(self.text, start, ends);
-        let (mut next, mut is_fetched) = (0, false);
+        let (mut next, mut is_ahead) = (0, false);
         loop {
             next = self.session.push_known(next, ends.len());
             let Some(&end) = ends.get(next) else { return };
-            let from = if next == 0 { start } else { ends[next - 1] };
-            if self.session.worker.round.firsts[next] == 0 && !is_fetched {
-                self.session.fetch_new(next, ends.len());
-                is_fetched = true;
-            }
             let Round { keys, firsts, .. } = &self.session.worker.round;
-            self.session.encode_other(&self.text[from..end], keys[next], firsts[next]);
-            next += 1;
+            let (key, first) = (keys[next], firsts[next]);
+            if first == 0 && !is_ahead {
+                self.session.encode_ahead(self.text, start, ends, next);
+                is_ahead = true;
+            } else {
+                let from = if next == 0 { start } else { ends[next - 1] };
+                self.session.encode_other(&self.text[from..end], key, first);
+                next += 1;
+            }
         }
     }
 }
@@ -264,13 +235,70 @@ impl Session<'_> {
         next
     }
 
-    /// Has brought near what the pieces from `first` on need that are new, where those are many.
+    /// Finds which of the pieces from `first` on are new, and returns how many. Has brought near what they need.
+    fn find_new(&mut self, first: usize, count: usize) -> usize {
+        let Worker { cache, round, .. } = &mut *self.worker;
+        let mut num_new = 0;
+        for index in first..count {
+            round.new[num_new] = index;
+            num_new += usize::from(round.firsts[index] == 0);
+        }
+        let cache = cache.look();
+        let new = &round.new[..num_new];
+        new.iter().for_each(|&index| cache.fetch(round.lines[index]));
+        self.encoder.whole.fetch(new.iter().map(|&index| round.keys[index]), self.encoder.vocab.tokens());
+        num_new
+    }
+
+    /// Encodes the pieces from `first` on that are new, so that their words are known, unless they are long; short ones
+    /// together, for that is faster.
     #[inline(never)]
-    fn fetch_new(&self, first: usize, count: usize) {
-        let Round { keys, firsts, .. } = &self.worker.round;
-        let new = firsts[first..count].iter().zip(&keys[first..]).filter(|(words, _)| **words == 0);
-        if 8 * new.clone().count() > count {
-            self.encoder.whole.fetch(new.map(|(_, &key)| key), self.encoder.vocab.tokens());
+    fn encode_ahead(&mut self, text: &[u8], start: usize, ends: &[usize], first: usize) {
+        let encoder = self.encoder;
+        if !encoder.has_all_bytes {
+            return;
+        }
+        let piece_at = |index: usize| &text[if index == 0 { start } else { ends[index - 1] }..ends[index]];
+        for place in 0..self.find_new(first, ends.len()) {
+            let Worker { cache, round, waiting, .. } = &mut *self.worker;
+            let index = round.new[place];
+            let (piece, key) = (piece_at(index), round.keys[index]);
+            if piece.len() > SHORT_PIECE {
+                continue;
+            }
+            let words = cache.look().find(key);
+            if words[0] != 0 {
+                // Of a long one another may have this key.
+                if piece.len() <= MEDIUM_BYTES || cache.is_of(words, piece) {
+                    round.set(index, words);
+                }
+            } else if let Some(id) = encoder.whole.get(piece, key, encoder.vocab.tokens()) {
+                self.worker.keep(index, piece, &[id]);
+            } else if piece.len() > BATCH_BYTES {
+                let mut left = [0; SHORT_PIECE];
+                let len = encoder.merge_short(piece, &mut left);
+                self.worker.keep(index, piece, &left[..len]);
+            } else {
+                let kind = usize::from(2 * piece.len() > BATCH_BYTES);
+                if waiting[kind].push(index, round.lines[index] as u32) == BATCH {
+                    self.encode_batch(kind, piece_at);
+                }
+            }
+        }
+        (0..2).for_each(|kind| self.encode_batch(kind, piece_at));
+    }
+
+    /// Merges the pieces of one kind that wait.
+    fn encode_batch<'t>(&mut self, kind: usize, piece_at: impl Fn(usize) -> &'t [u8]) {
+        let (vocab, worker) = (&self.encoder.vocab, &mut *self.worker);
+        let (indices, count) = worker.waiting[kind].take();
+        let mut pieces = [&[][..]; BATCH];
+        pieces.iter_mut().zip(&indices[..count]).for_each(|(piece, &index)| *piece = piece_at(index));
+        let (pieces, merges) = (&pieces[..count], vocab.merge_table().merges());
+        self.encoder.byte_merges.merge_batch(pieces, vocab.byte_ids(), &merges, &mut worker.batch);
+        for (place, (&piece, &index)) in pieces.iter().zip(&indices).enumerate() {
+            let (ids, len) = (worker.batch.ids[place], worker.batch.counts[place] as usize);
+            worker.keep(index, piece, &ids[..len]);
         }
     }
 
@@ -279,7 +307,7 @@ impl Session<'_> {
     fn encode_other(&mut self, piece: &[u8], key: Key, first: u64) {
         self.make_room();
         let Worker { cache, buffer, .. } = &mut *self.worker;
-        let (words, line) = if first != 0 { ([first, 0], None) } else { cache.look().find(key) };
+        let words = if first != 0 { [first, 0] } else { cache.look().find(key) };
         if is_inline(words[0]) {
             self.len += push(buffer, self.len, words[0]);
             self.len += push(buffer, self.len, words[1]);
@@ -288,7 +316,7 @@ impl Session<'_> {
             buffer[self.len..][..ids.len()].copy_from_slice(ids);
             self.len += ids.len();
         } else {
-            self.encode_new(piece, key, line);
+            self.encode_new(piece, key);
         }
     }
 
@@ -305,16 +333,16 @@ impl Session<'_> {
         self.len = 0;
     }
 
-    /// For pieces that are new, or too long to be kept; `line` is where the cache puts it.
+    /// For pieces that are new, or too long to be kept.
     #[inline(never)]
-    fn encode_new(&mut self, piece: &[u8], key: Key, line: Option<usize>) {
+    fn encode_new(&mut self, piece: &[u8], key: Key) {
         let encoder = self.encoder;
         if piece.len() > SHORT_PIECE || !encoder.has_all_bytes {
             self.flush();
             let first = self.ids.len();
             encoder.encode(piece, key, self.ids);
             if piece.len() <= LONG_BYTES {
-                self.worker.cache.insert(key, line, piece, &self.ids[first..]);
+                self.worker.cache.insert(key, piece, &self.ids[first..]);
             }
             return;
         }
@@ -326,7 +354,7 @@ impl Session<'_> {
             }
             None => encoder.merge_short(piece, room),
         };
-        self.worker.cache.insert(key, line, piece, &self.worker.buffer[self.len..][..count]);
+        self.worker.cache.insert(key, piece, &self.worker.buffer[self.len..][..count]);
         self.len += count;
     }
 }

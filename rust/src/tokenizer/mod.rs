@@ -26,7 +26,10 @@ pub mod trainer;
 pub mod vocab;
 mod whole;
 #[cfg(target_arch = "x86_64")]
+mod wide_batch;
+#[cfg(target_arch = "x86_64")]
 mod wide_merges;
+mod worker;
 
 use std::sync::Arc;
 

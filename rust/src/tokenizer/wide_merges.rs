@@ -14,7 +14,7 @@ use super::byte_merges::{Border, NUM_BORDERS};
 use super::vocab::NUM_BYTES;
 
 /// Symbols of a vector.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
 
 /// Whether this processor has what is needed here.
 pub fn is_supported() -> bool {
@@ -54,6 +54,15 @@ struct Begun<const V: usize> {
     count: usize,
 }
 
+impl<const V: usize> Begun<V> {
+    /// The first vectors, which have all symbols.
+    #[inline(always)]
+    fn narrowed<const W: usize>(&self) -> Begun<W> {
+        let Self { ids, queue, open, count } = *self;
+        Begun { ids: std::array::from_fn(|v| ids[v]), queue: std::array::from_fn(|v| queue[v]), open, count }
+    }
+}
+
 impl Tables<'_> {
     /// Merges a piece of one to [`SHORT_PIECE`] bytes, which all are tokens, into `out`, and returns how many are left.
     #[inline]
@@ -62,8 +71,8 @@ impl Tables<'_> {
         unsafe {
             match piece.len().div_ceil(LANES) {
                 0 | 1 => self.finish(&mut self.begin::<1>(piece), out),
-                2 => self.finish(&mut self.begin::<2>(piece), out),
-                _ => self.finish(&mut self.begin::<4>(piece), out),
+                2 => self.finish_narrowed(&mut self.begin::<2>(piece), out),
+                _ => self.finish_narrowed(&mut self.begin::<4>(piece), out),
             }
         }
     }
@@ -109,7 +118,7 @@ impl Tables<'_> {
         for v in 0..V {
             let changed = lanes(changed, v);
             if V == 1 || changed != 0 {
-                begun.open |= u64::from(self.may_merge(ids[v], following(&ids, v), changed)) << (LANES * v);
+                begun.open |= u64::from(self.passed(hashes(ids[v], following(&ids, v)), changed)) << (LANES * v);
             }
             let known = _mm512_cmpneq_epi32_mask(ranks[v], none) & !changed;
             let places = _mm512_add_epi32(
@@ -145,20 +154,28 @@ impl Tables<'_> {
         }
     }
 
-    /// Which of the pairs in `wanted` the filter of the merges lets pass.
+    /// Which of the pairs in `wanted`, by the upper halves of their hashes, the filter of the merges lets pass.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
     #[inline]
-    fn may_merge(&self, left: __m512i, right: __m512i, wanted: u16) -> u16 {
+    pub fn passed(&self, hashes: __m512i, wanted: u16) -> u16 {
         let (filter, shift) = self.merges.filter();
-        let low = upper_hashes(_mm512_castsi512_si256(left), _mm512_castsi512_si256(right));
-        let high = upper_hashes(_mm512_extracti64x4_epi64::<1>(left), _mm512_extracti64x4_epi64::<1>(right));
-        let hashes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
         let at = _mm512_srl_epi32(hashes, _mm_cvtsi32_si128(shift as i32));
         let (word, bit) = (_mm512_srli_epi32::<5>(at), _mm512_and_si512(at, _mm512_set1_epi32(31)));
         // SAFETY: lanes that are masked out are not read, and after the shift no more bits are left than words have.
         let words =
             unsafe { _mm512_mask_i32gather_epi32::<4>(_mm512_setzero_si512(), wanted, word, filter.as_ptr().cast()) };
         _mm512_test_epi32_mask(words, _mm512_sllv_epi32(_mm512_set1_epi32(1), bit))
+    }
+
+    /// As `finish`, in as few vectors as the symbols that are left fill.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
+    #[inline]
+    fn finish_narrowed<const V: usize>(&self, begun: &mut Begun<V>, out: &mut [u32]) -> usize {
+        match begun.count.div_ceil(LANES) {
+            1 => self.finish(&mut begun.narrowed::<1>(), out),
+            2 if V > 2 => self.finish(&mut begun.narrowed::<2>(), out),
+            _ => self.finish(begun, out),
+        }
     }
 
     /// Merges what was begun into `out`, always the lowest rank there is and the leftmost of equal ones; returns how many
@@ -248,7 +265,7 @@ fn compressed<const V: usize>(rows: &[__m512i; V], kept: u64) -> [__m512i; V] {
 /// The bounds of borders.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
-fn bounds_of(borders: __m512i) -> __m512i {
+pub fn bounds_of(borders: __m512i) -> __m512i {
     let mantissa = _mm512_srli_epi32::<{ Border::RANK_BITS }>(borders);
     let mantissa = _mm512_and_si512(mantissa, _mm512_set1_epi32(Border::LEAST_MANTISSA as i32 - 1));
     let exponent = _mm512_srli_epi32::<{ Border::RANK_BITS + Border::MANTISSA_BITS }>(borders);
@@ -259,12 +276,17 @@ fn bounds_of(borders: __m512i) -> __m512i {
 /// The upper halves of the hashes of pairs.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
-fn upper_hashes(left: __m256i, right: __m256i) -> __m256i {
-    let (left, right) = (_mm512_cvtepu32_epi64(left), _mm512_cvtepu32_epi64(right));
-    let pair = _mm512_or_si512(_mm512_slli_epi64::<43>(left), _mm512_slli_epi64::<22>(right));
-    let mixed = _mm512_xor_si512(pair, _mm512_srli_epi64::<32>(pair));
-    let hash = _mm512_mullo_epi64(mixed, _mm512_set1_epi64(HASH_FACTOR as i64));
-    _mm512_cvtepi64_epi32(_mm512_srli_epi64::<32>(hash))
+pub fn hashes(left: __m512i, right: __m512i) -> __m512i {
+    let low = [_mm512_castsi512_si256(left), _mm512_castsi512_si256(right)];
+    let high = [_mm512_extracti64x4_epi64::<1>(left), _mm512_extracti64x4_epi64::<1>(right)];
+    let [low, high] = [low, high].map(|[left, right]| {
+        let (left, right) = (_mm512_cvtepu32_epi64(left), _mm512_cvtepu32_epi64(right));
+        let pair = _mm512_or_si512(_mm512_slli_epi64::<43>(left), _mm512_slli_epi64::<22>(right));
+        let mixed = _mm512_xor_si512(pair, _mm512_srli_epi64::<32>(pair));
+        let hash = _mm512_mullo_epi64(mixed, _mm512_set1_epi64(HASH_FACTOR as i64));
+        _mm512_cvtepi64_epi32(_mm512_srli_epi64::<32>(hash))
+    });
+    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
 }
 
 /// Gives the lanes in `bits` a value.

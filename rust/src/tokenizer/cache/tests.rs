@@ -6,7 +6,7 @@ use crate::tokenizer::key::piece_key;
 
 /// The ids that the cache has for a piece, as an encoder reads them.
 fn known(cache: &PieceCache, piece: &str) -> Option<Vec<u32>> {
-    let (words, _) = cache.look().find(piece_key(piece.as_bytes(), 0, piece.len()));
+    let words = cache.look().find(piece_key(piece.as_bytes(), 0, piece.len()));
     if is_inline(words[0]) {
         let tokens = words.into_iter().flat_map(|word| {
             let (tokens, count) = tokens_of(word);
@@ -20,8 +20,7 @@ fn known(cache: &PieceCache, piece: &str) -> Option<Vec<u32>> {
 
 fn insert(cache: &mut PieceCache, piece: &str, ids: &[u32]) {
     let key = piece_key(piece.as_bytes(), 0, piece.len());
-    let (_, line) = cache.look().find(key);
-    cache.insert(key, line, piece.as_bytes(), ids);
+    cache.insert(key, piece.as_bytes(), ids);
 }
 
 /// Pieces of text of every kind of key, and ids of every kind of words.

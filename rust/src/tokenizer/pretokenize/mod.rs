@@ -52,8 +52,8 @@ pub trait Visit {
     }
 }
 
-/// Most pieces that a visitor gets at once: those of two blocks.
-pub const MAX_PIECES: usize = 2 * BLOCK_BYTES;
+/// Most pieces that a visitor gets at once: those of six blocks.
+pub const MAX_PIECES: usize = 6 * BLOCK_BYTES;
 
 impl<F: FnMut(usize, usize)> Visit for F {
     #[inline(always)]
