@@ -4,6 +4,7 @@ mod engine;
 mod error;
 mod kernels;
 mod sampling;
+mod shared_ints;
 mod simulation;
 mod tokenizer;
 mod tokenizer_batch;

@@ -10,16 +10,17 @@ use pyo3::call::PyCallArgs;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyInt, PyList, PyString};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
+use super::shared_ints::SharedInts;
 use super::tokenizer_batch::{self, FlatArrays, PyEncodePlan};
 use super::tokenizer_stream::PyTokenTable;
+use crate::Error;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::memory::join_freed;
 use crate::tokenizer::pretokenize::Pattern;
 use crate::tokenizer::trainer::{Trainer, TrainerOptions};
 use crate::tokenizer::vocab::Vocab;
-use crate::{Error, prefetch};
 
 /// Adds this module's classes and functions to `llm._rust`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -31,8 +32,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 #[pyclass(name = "Tokenizer", module = "llm._rust", frozen)]
 struct PyTokenizer {
     inner: Tokenizer,
-    /// Python's integer for each id that was in a list, shared by all lists: a new one takes 15 ns and 32 bytes.
-    ints: Mutex<Vec<Option<Py<PyInt>>>>,
+    /// The integers in lists.
+    ints: Mutex<Option<SharedInts>>,
     /// Ids in lists so far: room for those integers pays once there are some.
     listed: AtomicUsize,
 }
@@ -51,27 +52,9 @@ impl PyTokenizer {
             Ok(ints) if listed > size / 16 => ints,
             _ => return PyList::new(py, ids),
         };
-        if ints.is_empty() {
-            ints.resize_with(size, || None);
-        }
-        let shared = |(index, &id): (usize, &u32)| {
-            // Its count is written to: it is asked for some tokens before.
-            if let Some(&ahead) = ids.get(index + LISTED_AHEAD)
-                && let Some(Some(int)) = ints.get(ahead as usize)
-            {
-                prefetch::near(int.as_ptr());
-            }
-            match ints.get_mut(id as usize) {
-                Some(int) => int.get_or_insert_with(|| PyInt::new(py, id).unbind()).bind(py).clone(),
-                None => PyInt::new(py, id),
-            }
-        };
-        PyList::new(py, ids.iter().enumerate().map(shared))
+        ints.get_or_insert_with(|| SharedInts::new(py, size)).list(py, ids)
     }
 }
-
-/// How many ids before it is needed a shared integer is asked for.
-const LISTED_AHEAD: usize = 12;
 
 /// Shorter texts are encoded with the GIL held: in some microseconds.
 const DETACHED_BYTES: usize = 2048;

@@ -34,7 +34,9 @@ impl<T: Pod> LargeSlice<T> {
     /// `len` of them, all bits zero.
     pub fn new(len: usize) -> Self {
         let num_bytes = len * size_of::<T>();
-        let map = (num_bytes >= LARGE_PAGE_BYTES / 2).then(|| MmapMut::map_anon(num_bytes + LARGE_PAGE_BYTES));
+        // The last page has to be there wholly, and is used as far as it is written to.
+        let num_mapped = num_bytes.next_multiple_of(LARGE_PAGE_BYTES) + LARGE_PAGE_BYTES;
+        let map = (num_bytes >= LARGE_PAGE_BYTES / 2).then(|| MmapMut::map_anon(num_mapped));
         let memory = match map {
             Some(Ok(map)) => {
                 #[cfg(target_os = "linux")]

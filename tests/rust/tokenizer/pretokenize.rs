@@ -86,13 +86,32 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #[test]
+    fn pieces_of_long_text_in_any_script_equal_the_regex(
+        words in r"(\p{Latin}{1,9}|[А-я]{1,9}|[Ꭰ-Ᏽꭰ-ꮿ]{1,3}|[あ語ʰˈ]{1,5}|[क-ह\u{93e}\u{301}]{1,9}|[𝐀𝐚😀]{1,3}){0,3}",
+        text in r"[aBéÉǅʰ語\u{301}\u{903}' /!“…\r\n7٣ſsSLl\u{a0}\u{3000}😀]{0,90}",
+        mostly_words in r"([a-zé]{1,5}|[A-ZÉ]{1,3}|[ʰ語]|\u{301}|'(s|ſ|LL)|[“.]| ){0,60}",
+    ) {
+        for text in [&text, &mostly_words] {
+            assert_pieces_equal_the_regexes(&[&words, " ", text].concat());
+            assert_pieces_equal_the_regexes(&[text, &*words, "!"].concat());
+        }
+    }
+}
+
 #[test]
 fn every_short_text_of_border_characters_is_cut_as_the_regex_does() {
-    let characters = ["a", "B", "語", "\u{301}", "7", "'", "s", " ", "\n", "/", "!"];
+    let characters = ["a", "B", "語", "\u{301}", "7", "'", "s", " ", "\n", "/", "!", "“"];
     let mut texts = vec![String::new()];
     for _ in 0..3 {
         texts = texts.iter().flat_map(|text| characters.map(|character| format!("{text}{character}"))).collect();
-        texts.iter().for_each(|text| assert_pieces_equal_the_regexes(text));
+        for text in &texts {
+            assert_pieces_equal_the_regexes(text);
+            // Where there is enough of it for a block.
+            assert_pieces_equal_the_regexes(&format!("{text}É ab語Bc!"));
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Borders of pieces in ASCII text, 64 bytes at a time, without a branch for each byte or piece.
+//! Borders of pieces, 64 bytes at a time, without a branch for each byte or piece: a character beyond ASCII is looked up
+//! by itself, and stands for a letter or symbol of several bytes from then on.
 //!
 //! A block starts where a piece starts, so no state is carried from one to the next. Its masks are combined by bit
 //! operations into one mask of borders. What the bytes after the block could change is left out; the piece that is cut
@@ -7,27 +8,75 @@
 //! Source: the idea of bit-parallel classification is Langdale, Lemire, "Parsing Gigabytes of JSON per Second", VLDB
 //! Journal 28(6), 2019, §3.1; the rules are those of the published patterns.
 
+use super::classes::{BLANK, CASELESS, Class, Classes, LOWER, MARK, NUMBER, UPPER};
 use super::masks::{BLOCK_BYTES, Masks};
 use super::scanners::contraction_len;
 use crate::tokenizer::bits::{low_bits, places};
 
-/// A block and how many of its first bytes are known: text, and ASCII.
+/// A block and how many of its first bytes are known: not those from an incomplete character on, nor from a digit or
+/// white space beyond ASCII.
 pub struct Block<'a> {
-    pub bytes: &'a [u8; BLOCK_BYTES],
+    bytes: &'a [u8; BLOCK_BYTES],
     pub len: usize,
-    pub masks: Masks,
+    /// Letters and upper ones are of any script, the others ASCII.
+    masks: Masks,
+    foreign: Foreign,
+}
+
+/// Characters beyond ASCII, by all their bytes.
+#[derive(Default)]
+struct Foreign {
+    /// `[\p{Lm}\p{Lo}]`
+    caseless: u64,
+    /// `\p{M}`
+    marks: u64,
+    /// Bytes of any of them after the first.
+    rests: u64,
 }
 
 impl<'a> Block<'a> {
     /// The block of the text `bytes`, of which `len` bytes are there.
     #[inline(always)]
-    pub fn new(bytes: &'a [u8; BLOCK_BYTES], len: usize) -> Self {
-        let mut masks = Masks::of(bytes);
-        let len = len.min(masks.foreign.trailing_zeros() as usize);
-        if len < BLOCK_BYTES {
-            masks.cut(len);
+    pub fn new(bytes: &'a [u8; BLOCK_BYTES], len: usize, classes: &Classes) -> Self {
+        let mut block = Self { bytes, len, masks: Masks::of(bytes), foreign: Foreign::default() };
+        if block.masks.foreign != 0 {
+            block.add_foreign(classes);
         }
-        Self { bytes, len, masks }
+        if block.len < BLOCK_BYTES {
+            block.cut();
+        }
+        block
+    }
+
+    fn add_foreign(&mut self, classes: &Classes) {
+        let Masks { foreign, rests, .. } = self.masks;
+        let mut found = [0u64; 8];
+        for at in places(foreign & !rests & low_bits(self.len)) {
+            let Some((class, len)) = classes.at(self.bytes, at) else { break };
+            if at + len > self.len {
+                self.len = at;
+                break;
+            }
+            found[class.trailing_zeros() as usize % 8] |= 1 << at;
+        }
+        let of = |class: Class| found[class.trailing_zeros() as usize];
+        self.len = self.len.min((of(NUMBER) | of(BLANK)).trailing_zeros() as usize);
+        // Adding what follows a first byte carries through the others of its character.
+        let whole = |firsts: u64| firsts | ((firsts << 1).wrapping_add(rests) ^ rests) & rests;
+        let [uppers, caseless] = [of(UPPER), of(CASELESS)].map(whole);
+        self.masks.uppers |= uppers;
+        self.masks.letters |= uppers | caseless | whole(of(LOWER));
+        self.foreign = Foreign { caseless, marks: whole(of(MARK)), rests };
+    }
+
+    /// Leaves what is known.
+    fn cut(&mut self) {
+        let (known, Masks { letters, uppers, digits, spaces, tabs, newlines, quotes, .. }) =
+            (low_bits(self.len), &mut self.masks);
+        let Foreign { caseless, marks, rests } = &mut self.foreign;
+        for mask in [letters, uppers, digits, spaces, tabs, newlines, quotes, caseless, marks, rests] {
+            *mask &= known;
+        }
     }
 
     fn white(&self) -> u64 {
@@ -93,7 +142,7 @@ pub fn gpt2(block: &Block) -> u64 {
 /// `NUMBERS`.
 #[inline(always)]
 pub fn gpt4<const NUMBERS: u32>(block: &Block) -> u64 {
-    let symbols = Symbols::of(block);
+    let symbols = Symbols::of(block, block.symbols());
     let letters = starts(block.masks.letters) & !(symbols.leads << 1);
     let mut borders = letters | symbols.starts | white_borders(block, &symbols) | number_borders::<NUMBERS>(block);
     for at in places(block.masks.quotes & symbols.leads & block.masks.letters >> 1) {
@@ -106,11 +155,18 @@ pub fn gpt4<const NUMBERS: u32>(block: &Block) -> u64 {
 /// Borders as [`Pattern::O200k`](super::Pattern::O200k) sets them.
 #[inline(always)]
 pub fn o200k(block: &Block) -> u64 {
-    let Masks { letters, uppers, quotes, .. } = block.masks;
-    let symbols = Symbols::of(block);
-    let words = starts(letters) & !(symbols.leads << 1) | uppers & (letters & !uppers) << 1;
+    let (Masks { letters, uppers, quotes, .. }, Foreign { caseless, marks, .. }) = (block.masks, &block.foreign);
+    let symbols = Symbols::of(block, block.symbols() & !marks);
+    // Caseless letters and marks pass for upper and for lower ones: an upper one starts a word if before those is a lower
+    // one, and if there is none, the scanner tells what it does.
+    let (letters, either) = (letters | marks, caseless | marks);
+    let lowers = letters & !(uppers | either);
+    let after_lower = (lowers << 1).wrapping_add(either) & !either;
+    let words = starts(letters) & !(symbols.leads << 1) | uppers & after_lower;
     let mut borders = words | symbols.starts | white_borders(block, &symbols) | number_borders::<3>(block);
-    let mut known = u64::MAX;
+    // So it does what a mark is that follows a symbol.
+    let open = uppers & !after_lower & either << 1 | marks & symbols.all << 1;
+    let mut known = low_bits(open.trailing_zeros() as usize);
     let mut last_end = 0;
     for at in places(quotes & letters << 1) {
         // A word has one contraction at most; what follows it starts another piece.
@@ -121,13 +177,18 @@ pub fn o200k(block: &Block) -> u64 {
             Some(0) => {}
             Some(len) => {
                 last_end = at + len;
-                borders = borders & !(low_bits(len) << at) | 1u64.checked_shl(last_end as u32).unwrap_or(0);
+                let end = 1u64.checked_shl(last_end as u32).unwrap_or(0);
+                borders = borders & !(low_bits(len) << at) | end;
+                // There a word starts, before which is no lower letter.
+                if end & either != 0 {
+                    known &= low_bits(last_end + 1);
+                }
             }
-            None => known = low_bits(at),
+            None => known &= low_bits(at),
         }
     }
     // Newlines after symbols may go on with a slash; where they do, the piece is left to the scanner.
-    let slash = places(symbols.newlines << 1 & block.symbols()).find(|&at| block.bytes[at] == b'/');
+    let slash = places(symbols.newlines << 1 & symbols.all).find(|&at| block.bytes[at] == b'/');
     block.certain(borders & known & low_bits(slash.unwrap_or(64)))
 }
 
@@ -140,9 +201,10 @@ pub fn whitespace(block: &Block) -> u64 {
 
 /// What patterns since GPT-4's make of symbols.
 struct Symbols {
+    all: u64,
     /// First bytes of their pieces, but for those that a space leads.
     starts: u64,
-    /// What a word may begin with: blanks, and symbols that stand alone.
+    /// The last byte of what a word may begin with: a blank, or a symbol that stands alone.
     leads: u64,
     /// Newlines that belong to the symbols before them.
     newlines: u64,
@@ -150,13 +212,14 @@ struct Symbols {
 
 impl Symbols {
     #[inline(always)]
-    fn of(block: &Block) -> Self {
+    fn of(block: &Block, all: u64) -> Self {
         let Masks { spaces, tabs, newlines, .. } = block.masks;
-        let symbols = block.symbols();
-        let starts = starts(symbols) & !(spaces << 1);
+        let starts = starts(all) & !(spaces << 1);
         // Adding a run's first bit carries through all of it, so what the sum lacks is the run.
-        let taken = newlines & !newlines.wrapping_add(newlines & symbols << 1);
-        Self { starts, leads: spaces | tabs | starts & !(symbols >> 1), newlines: taken }
+        let taken = newlines & !newlines.wrapping_add(newlines & all << 1);
+        // Where the character after the first one is.
+        let second = (starts << 1).wrapping_add(block.foreign.rests) & !block.foreign.rests;
+        Self { all, starts, leads: spaces | tabs | (second & !all) >> 1, newlines: taken }
     }
 }
 

@@ -1,6 +1,4 @@
-//! The classes of 64 characters at once, for text that is ASCII.
-
-use crate::tokenizer::bits::low_bits;
+//! The classes of 64 bytes at once, as far as they are ASCII.
 
 /// Bytes of a block; one bit of a mask stands for each.
 pub const BLOCK_BYTES: usize = 64;
@@ -24,6 +22,8 @@ pub struct Masks {
     pub quotes: u64,
     /// Bytes that are not ASCII.
     pub foreign: u64,
+    /// Those of them that go on with a character.
+    pub rests: u64,
 }
 
 impl Masks {
@@ -31,28 +31,11 @@ impl Masks {
     #[inline(always)]
     pub fn of(block: &[u8; BLOCK_BYTES]) -> Self {
         #[cfg(target_arch = "x86_64")]
-        #[expect(unsafe_code, reason = "classes 16 bytes at once, words 8: criterion `tokenizer/pieces`")]
-        // SAFETY: SSE2 is part of x86-64 itself; the function touches no memory but its argument.
-        return unsafe { x86::masks(block) };
+        #[expect(unsafe_code, reason = "classes 64 or 16 bytes at once, words 8: criterion `tokenizer/pieces`")]
+        // SAFETY: the processor has AVX-512, and SSE2 is part of x86-64 itself; both touch no memory but their argument.
+        return unsafe { if wide::is_supported() { wide::masks(block) } else { x86::masks(block) } };
         #[cfg(not(target_arch = "x86_64"))]
         return portable::masks(block);
-    }
-
-    /// Leaves the first `len` bytes alone in each mask.
-    #[inline(always)]
-    pub fn cut(&mut self, len: usize) {
-        let valid = low_bits(len);
-        for mask in [
-            &mut self.letters,
-            &mut self.uppers,
-            &mut self.digits,
-            &mut self.spaces,
-            &mut self.tabs,
-            &mut self.newlines,
-            &mut self.quotes,
-        ] {
-            *mask &= valid;
-        }
     }
 }
 
@@ -60,8 +43,8 @@ impl Masks {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m128i, _mm_cmpeq_epi8, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set_epi64x, _mm_set1_epi8,
-        _mm_sub_epi8,
+        __m128i, _mm_cmpeq_epi8, _mm_cmplt_epi8, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set_epi64x,
+        _mm_set1_epi8, _mm_sub_epi8,
     };
 
     use super::{BLOCK_BYTES, Masks};
@@ -93,6 +76,7 @@ mod x86 {
         masks.newlines |= newlines;
         masks.quotes |= bits(equal(bytes, b'\''));
         masks.foreign |= bits(bytes);
+        masks.rests |= bits(_mm_cmplt_epi8(bytes, splat(0xC0)));
     }
 
     #[target_feature(enable = "sse2")]
@@ -112,6 +96,44 @@ mod x86 {
     fn in_range(bytes: __m128i, first: u8, last: u8) -> __m128i {
         let offset = _mm_sub_epi8(bytes, splat(first));
         _mm_cmpeq_epi8(_mm_min_epu8(offset, splat(last - first)), offset)
+    }
+}
+
+/// AVX-512: all bytes at once.
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "classes 64 bytes at once: criterion `tokenizer/pieces`")]
+mod wide {
+    use std::arch::x86_64::*;
+
+    use super::{BLOCK_BYTES, Masks};
+
+    #[inline(always)]
+    pub fn is_supported() -> bool {
+        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    pub fn masks(block: &[u8; BLOCK_BYTES]) -> Masks {
+        // SAFETY: a block has as many bytes.
+        let bytes = unsafe { _mm512_loadu_si512(block.as_ptr().cast()) };
+        let splat = |byte: u8| _mm512_set1_epi8(byte as i8);
+        let equal = |byte: u8| _mm512_cmpeq_epi8_mask(bytes, splat(byte));
+        let in_range = |bytes: __m512i, first: u8, last: u8| {
+            _mm512_cmple_epu8_mask(_mm512_sub_epi8(bytes, splat(first)), splat(last - first))
+        };
+        let newlines = equal(b'\n') | equal(b'\r');
+        Masks {
+            letters: in_range(_mm512_or_si512(bytes, splat(0x20)), b'a', b'z'),
+            uppers: in_range(bytes, b'A', b'Z'),
+            digits: in_range(bytes, b'0', b'9'),
+            spaces: equal(b' '),
+            tabs: in_range(bytes, b'\t', b'\r') & !newlines,
+            newlines,
+            quotes: equal(b'\''),
+            foreign: _mm512_movepi8_mask(bytes),
+            rests: _mm512_cmplt_epi8_mask(bytes, splat(0xC0)),
+        }
     }
 }
 
@@ -137,6 +159,7 @@ mod portable {
             masks.newlines |= bits(newlines);
             masks.quotes |= bits(in_range(word, b'\'', b'\''));
             masks.foreign |= bits(word & HIGH);
+            masks.rests |= bits(word & !(word << 1) & HIGH);
         }
         masks
     }
@@ -173,6 +196,7 @@ mod tests {
             newlines: mask(|byte| matches!(byte, b'\r' | b'\n')),
             quotes: mask(|byte| byte == b'\''),
             foreign: mask(|byte| !byte.is_ascii()),
+            rests: mask(|byte| matches!(byte, 0x80..0xC0)),
         }
     }
 

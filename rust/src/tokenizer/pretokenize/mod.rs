@@ -216,7 +216,10 @@ impl Pattern {
     }
 }
 
-/// Calls `visit` with each piece: from the borders of whole blocks where text is ASCII, else one by one.
+/// A shorter text is cut piece by piece.
+const MIN_BLOCK_BYTES: usize = 8;
+
+/// Calls `visit` with each piece: from the borders of whole blocks, and one by one what those can't tell.
 #[inline(always)]
 fn scan(
     text: &[u8],
@@ -233,8 +236,8 @@ fn scan(
             visit.pieces(first, &ends[..num_ends]);
             (first, num_ends) = (start, 0);
         }
-        if starts_with_ascii(rest) {
-            let (mut borders, goes_on) = block_borders(rest, &borders);
+        if rest.len() >= MIN_BLOCK_BYTES {
+            let (mut borders, goes_on) = block_borders(rest, classes, &borders);
             let base = start;
             while borders != 0 {
                 start = base + borders.trailing_zeros() as usize;
@@ -256,21 +259,15 @@ fn scan(
 
 /// Borders in the block that `text` starts with, its start left out, and whether another block may follow.
 #[inline(always)]
-fn block_borders(text: &[u8], borders: impl Fn(&Block) -> u64) -> (u64, bool) {
+fn block_borders(text: &[u8], classes: &Classes, borders: impl Fn(&Block) -> u64) -> (u64, bool) {
     let mut padded = [0; BLOCK_BYTES];
     let block = match text.first_chunk() {
-        Some(bytes) => Block::new(bytes, BLOCK_BYTES),
+        Some(bytes) => Block::new(bytes, BLOCK_BYTES, classes),
         None => {
             padded[..text.len()].copy_from_slice(text);
-            Block::new(&padded, text.len())
+            Block::new(&padded, text.len(), classes)
         }
     };
-    // The first bit is where the block starts.
-    (borders(&block) & !1, block.len == BLOCK_BYTES)
-}
-
-/// Whether a block is worth its instructions: text in another script is cut faster piece by piece.
-#[inline(always)]
-fn starts_with_ascii(text: &[u8]) -> bool {
-    text.first_chunk().is_some_and(|bytes| u64::from_le_bytes(*bytes) & 0x8080_8080_8080_8080 == 0)
+    // The first bit is where the block starts. Of its last character there may be up to three bytes.
+    (borders(&block) & !1, block.len > BLOCK_BYTES - 4)
 }
