@@ -6,7 +6,7 @@ use super::stream::TokenTable;
 use super::vocab::{NO_ID, Vocab};
 
 /// Pairs of neighbours whose check is remembered; a long piece that cannot be cut repeats few.
-const REMEMBERED_PAIRS: usize = 512;
+const REMEMBERED_PAIRS: usize = 4096;
 
 /// Finds the tokens that merging would make of a piece from left to right, without merging.
 ///
@@ -23,6 +23,15 @@ pub struct Backtracker {
     /// The longest token that each begins with, itself left out.
     shorter: Vec<u32>,
     lens: Vec<u32>,
+}
+
+/// What was found from a place on, and how many bytes that depends on: more than there are, if the piece ended before.
+struct Walk {
+    from: usize,
+    len: usize,
+    token: Option<u32>,
+    /// Whether the walk before found the same: most texts are spared a comparison.
+    repeats: bool,
 }
 
 /// The merge that makes a token; of a byte, itself and rank zero.
@@ -70,7 +79,7 @@ impl Backtracker {
         reached.sort_by_key(|&id| tokens.bytes(id).map_or(0, <[u8]>::len));
         for id in reached {
             let Some(token) = tokens.bytes(id) else { continue };
-            self.shorter[id as usize] = self.trie.longest(token).unwrap_or(NO_ID);
+            self.shorter[id as usize] = self.trie.longest(token).0.unwrap_or(NO_ID);
             self.lens[id as usize] = token.len() as u32;
             self.trie.insert(token, id);
         }
@@ -82,7 +91,8 @@ impl Backtracker {
         let mut remembered = [u64::MAX; REMEMBERED_PAIRS];
         let mut given_up = vec![false; piece.len() + 1];
         let mut at = 0;
-        let mut next = self.trie.longest(piece);
+        let mut walk = Walk { from: 0, len: usize::MAX, token: None, repeats: false };
+        let mut next = self.longest(piece, at, &mut walk);
         while let Some(token) = next {
             let end = at + self.lens[token as usize] as usize;
             let stays = !given_up[end]
@@ -90,7 +100,7 @@ impl Backtracker {
             next = if stays {
                 ids.push(token);
                 at = end;
-                self.trie.longest(&piece[at..])
+                self.longest(piece, at, &mut walk)
             } else if self.shorter[token as usize] != NO_ID {
                 Some(self.shorter[token as usize])
             } else {
@@ -106,11 +116,23 @@ impl Backtracker {
         }
     }
 
+    /// The longest token from `at` on. Where it repeats and the bytes are those that the last walk saw, what that found.
+    #[inline]
+    fn longest(&self, piece: &[u8], at: usize, walk: &mut Walk) -> Option<u32> {
+        let bytes = |from: usize| piece.get(from..)?.get(..walk.len);
+        let is_same = walk.repeats && bytes(at).is_some_and(|here| Some(here) == bytes(walk.from));
+        if !is_same {
+            let (token, len) = self.trie.longest(&piece[at..]);
+            *walk = Walk { from: at, len, token, repeats: token == walk.token };
+        }
+        walk.token
+    }
+
     #[inline]
     fn stays(&self, remembered: &mut [u64; REMEMBERED_PAIRS], merges: Merges<'_>, pair: (u32, u32)) -> bool {
         // Ids are below 2^24, so a pair leaves a bit for the answer.
         let key = u64::from(pair.0) << 32 | u64::from(pair.1) << 1;
-        let place = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 55) as usize;
+        let place = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (u64::BITS - REMEMBERED_PAIRS.ilog2())) as usize;
         if remembered[place] & !1 != key {
             remembered[place] = key | u64::from(are_neighbours(&self.parts, merges, pair, NO_MERGE));
         }
@@ -154,17 +176,10 @@ impl Trie {
         Self { next: LargeSlice::new(2), shift: 63, tokens: vec![NO_ID] }
     }
 
-    /// The upper half of the slot of a node and a byte, and the slot or the empty one where it belongs.
+    /// The slot of a node and a byte, or the empty one where it belongs.
     #[inline(always)]
-    fn find(&self, node: u32, byte: u8) -> (u64, usize) {
-        let key = u64::from(node << 8 | u32::from(byte)) + 1;
-        (key << 32, self.find_key(key))
-    }
-
-    #[inline(always)]
-    fn find_key(&self, key: u64) -> usize {
-        let slots = self.next.get();
-        let mut at = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize;
+    fn find(slots: &[u64], shift: u32, key: u64) -> usize {
+        let mut at = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> shift) as usize;
         while slots[at] != 0 && slots[at] >> 32 != key {
             at = (at + 1) & (slots.len() - 1);
         }
@@ -176,7 +191,7 @@ impl Trie {
         let old = std::mem::replace(&mut self.next, larger);
         self.shift -= 1;
         for &slot in old.get().iter().filter(|&&slot| slot != 0) {
-            let at = self.find_key(slot >> 32);
+            let at = Self::find(self.next.get(), self.shift, slot >> 32);
             self.next.get_mut()[at] = slot;
         }
     }
@@ -187,10 +202,11 @@ impl Trie {
             if 2 * self.tokens.len() > self.next.get().len() {
                 self.grow();
             }
-            let (key, at) = self.find(node, byte);
+            let key = key(node, byte);
+            let at = Self::find(self.next.get(), self.shift, key);
             let slot = &mut self.next.get_mut()[at];
             if *slot == 0 {
-                *slot = key | self.tokens.len() as u64;
+                *slot = key << 32 | self.tokens.len() as u64;
                 self.tokens.push(NO_ID);
             }
             node = *slot as u32;
@@ -198,19 +214,26 @@ impl Trie {
         self.tokens[node as usize] = id;
     }
 
+    /// The longest token that `text` begins with, and how many bytes it depends on, one more than all if on the end too.
     #[inline]
-    fn longest(&self, text: &[u8]) -> Option<u32> {
-        let (mut node, mut longest) = (0, None);
-        for &byte in text {
-            let slot = self.next.get()[self.find(node, byte).1];
+    fn longest(&self, text: &[u8]) -> (Option<u32>, usize) {
+        let (slots, mut node, mut longest) = (self.next.get(), 0, None);
+        for (index, &byte) in text.iter().enumerate() {
+            let slot = slots[Self::find(slots, self.shift, key(node, byte))];
             if slot == 0 {
-                break;
+                return (longest, index + 1);
             }
             node = slot as u32;
             longest = Some(self.tokens[node as usize]).filter(|&id| id != NO_ID).or(longest);
         }
-        longest
+        (longest, text.len() + 1)
     }
+}
+
+/// What is looked up for a node and a byte.
+#[inline(always)]
+fn key(node: u32, byte: u8) -> u64 {
+    u64::from(node << 8 | u32::from(byte)) + 1
 }
 
 #[cfg(test)]
@@ -242,7 +265,7 @@ mod tests {
         #[test]
         fn backtracking_gives_what_merging_gives(
             choices in proptest::collection::vec((0usize..60, 0usize..60), 0..60),
-            text in "[abc]{0,200}",
+            text in "[abc]{0,200}|(a{1,40}|[bc]|(ab){1,20}|(abc){1,9}){0,20}",
         ) {
             let vocab = vocab(&choices);
             let merges = vocab.merge_table().merges();

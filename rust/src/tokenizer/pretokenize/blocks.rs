@@ -53,14 +53,13 @@ impl<'a> Block<'a> {
         let mut found = [0u64; 8];
         for at in places(foreign & !rests & low_bits(self.len)) {
             let Some((class, len)) = classes.at(self.bytes, at) else { break };
-            if at + len > self.len {
+            if at + len > self.len || class & (NUMBER | BLANK) != 0 {
                 self.len = at;
                 break;
             }
             found[class.trailing_zeros() as usize % 8] |= 1 << at;
         }
         let of = |class: Class| found[class.trailing_zeros() as usize];
-        self.len = self.len.min((of(NUMBER) | of(BLANK)).trailing_zeros() as usize);
         // Adding what follows a first byte carries through the others of its character.
         let whole = |firsts: u64| firsts | ((firsts << 1).wrapping_add(rests) ^ rests) & rests;
         let [uppers, caseless] = [of(UPPER), of(CASELESS)].map(whole);
