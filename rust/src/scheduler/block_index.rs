@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use super::{BlockHash, BlockId};
+use super::hash::{BlockHash, BlockId};
 
 /// A hash table of eight bytes an entry: part of the hash, and the block, which knows the whole hash.
 ///

@@ -1,11 +1,8 @@
 //! The cache's blocks: who holds how many references, which are free, and which can be found by their content.
 
-use super::BlockHash;
 use super::block_index::BlockIndex;
+use super::hash::{BlockHash, BlockId};
 use crate::{Error, Result};
-
-/// Index of a block in the cache.
-pub type BlockId = u32;
 
 const NONE: BlockId = BlockId::MAX;
 

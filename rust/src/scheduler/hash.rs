@@ -1,8 +1,11 @@
-//! What a cached block is found by.
+//! How a cached block is named: by its place, and by the hash of its content.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::num::NonZeroU128;
+
+/// Index of a block in the cache.
+pub type BlockId = u32;
 
 /// Identity of a block's content: its tokens and, through the hash of the block before, all tokens before them.
 pub type BlockHash = NonZeroU128;

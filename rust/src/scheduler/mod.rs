@@ -18,9 +18,9 @@ mod simulate;
 mod slots;
 mod step;
 
-pub use block_pool::{BlockId, BlockPool};
+pub use block_pool::BlockPool;
 pub use config::{SchedulerConfig, SchedulerStats};
-pub use hash::{BlockHash, BlockHasher};
+pub use hash::{BlockHash, BlockHasher, BlockId};
 pub use load::{SimulatedRequest, SyntheticLoad};
 pub use plan::{LogitsRow, RowKind, StepPlan};
 pub use request::{Request, RequestOptions};
