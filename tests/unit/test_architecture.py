@@ -144,7 +144,6 @@ LONG_FILES = {
     "tests/unit/test_tokenization_files.py",
     "tests/unit/test_training.py",
 }
-LONG_FUNCTIONS = {"python/llm/models/layers/triton_kernels.py"}
 CIRCULAR = {"kernels", "sampling", "tokenizer", "python"}
 
 Node = TypeVar("Node")
@@ -217,7 +216,7 @@ def test_a_circle_is_found_through_nested_imports_and_re_exports(tmp_path: Path)
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_files_and_functions_stay_within_their_limits(file: Path, request: pytest.FixtureRequest) -> None:
     name = str(file.relative_to(ROOT))
-    if name in LONG_FILES | LONG_FUNCTIONS:
+    if name in LONG_FILES:
         request.applymarker(pytest.mark.xfail(strict=True, reason="too long today"))
     assert file.read_text(encoding="utf-8").count("\n") <= MAX_LINES[file.suffix]
     if file.is_relative_to(PACKAGE) or file.is_relative_to(CRATE):  # a test's table may be longer

@@ -1,7 +1,7 @@
-"""What inference on CUDA computes between products of matrices, in Triton: each kernel does the work of two to eight.
+"""Triton kernels for the CUDA work between matrix products; each kernel replaces two to eight PyTorch kernels.
 
-Imported only where `layers.fused` has found Triton and a device, or by tests in Triton's interpreter. Arguments in
-capitals are compiled in.
+`layers.fused` imports this module once it has found Triton and a device; tests import it under Triton's interpreter.
+Triton compiles in the arguments whose names are in capitals.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, import-not-found"
@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Bytes of keys that a program looks at together: several such lie in shared memory at once.
+# Bytes of keys in one tile: shared memory holds several tiles at once.
 _TILE_BYTES = 1 << 14
-# Programs to have at least: about three a processor of a large GPU.
+# Fewest programs to launch: about three per multiprocessor of a large GPU.
 _PROGRAMS = 400
 _MAX_SPLITS = 64
 
@@ -29,10 +29,10 @@ def attend_blocks(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Attention of one token a request to all cached ones of its own; nothing waits for the device.
+    """Attends from one new token per request to the cached tokens of that request, without synchronizing the device.
 
-    A request's context is cut into parts that run side by side, since one request has far fewer key heads than a GPU
-    has processors; what they find is put together after.
+    Each context is split into parts that run in parallel, because one request has far fewer key heads than a GPU has
+    multiprocessors. A second kernel merges the parts.
 
     Args:
         query: `[R, H, D]`, the last dimension contiguous.
@@ -52,26 +52,17 @@ def attend_blocks(
     num_requests, num_heads, width = query.shape
     num_kv_heads, longest = keys.shape[2], tables.shape[1] * keys.shape[1]
     padded = triton.next_power_of_2(width)
-    tile = min(max(_TILE_BYTES // (padded * keys.element_size()), 16), 64)
-    wanted = triton.cdiv(_PROGRAMS, num_requests * num_kv_heads)
-    splits = min(triton.next_power_of_2(wanted), triton.next_power_of_2(triton.cdiv(longest, tile)), _MAX_SPLITS)
+    tile, splits = _tile_and_splits(padded * keys.element_size(), num_requests * num_kv_heads, longest)
     parts = torch.empty((num_requests, num_heads, splits, width), dtype=torch.float32, device=query.device)
     weights = torch.empty((num_requests, num_heads, splits), dtype=torch.float32, device=query.device)
+    tensors = (query, keys, values, tables, lengths, parts, weights)
+    strides = (*query.stride()[:2], *keys.stride()[:3], *values.stride()[:3], tables.stride(0))
     _attend_part[(num_requests * num_kv_heads, splits)](
-        query,
-        keys,
-        values,
-        tables,
-        lengths,
-        parts,
-        weights,
+        *tensors,
         scale,
         longest if window is None else window,
         softcap or 1.0,
-        *query.stride()[:2],
-        *keys.stride()[:3],
-        *values.stride()[:3],
-        tables.stride(0),
+        *strides,
         num_kv_heads,
         BLOCK_SIZE=keys.shape[1],
         GROUP=num_heads // num_kv_heads,
@@ -85,6 +76,19 @@ def attend_blocks(
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     _join_parts[(num_requests * num_heads,)](parts, weights, output, WIDTH=width, WIDTH_PADDED=padded, SPLITS=splits)
     return output
+
+
+def _tile_and_splits(row_bytes: int, num_heads: int, longest: int) -> tuple[int, int]:
+    """Tokens per tile and parts per context, both powers of two.
+
+    Args:
+        row_bytes: Size of one padded key.
+        num_heads: Key heads of all requests together.
+        longest: Tokens of the longest context that the block tables can hold.
+    """
+    tile = min(max(_TILE_BYTES // row_bytes, 16), 64)
+    wanted = triton.next_power_of_2(triton.cdiv(_PROGRAMS, num_heads))
+    return tile, min(wanted, triton.next_power_of_2(triton.cdiv(longest, tile)), _MAX_SPLITS)
 
 
 @triton.jit
@@ -122,46 +126,65 @@ def _attend_part(
     request = tl.program_id(0) // num_kv_heads
     kv_head = tl.program_id(0) % num_kv_heads
     split = tl.program_id(1)
-    length = tl.load(lengths + request)
-    first = tl.maximum(length - window, 0)
-    part = tl.cdiv(tl.cdiv(length - first, SPLITS), TILE) * TILE
-    start = first + split * part
-    stop = tl.minimum(start + part, length)
-
+    start, stop = _part_bounds(tl.load(lengths + request), window, split, TILE, SPLITS)
     rows = tl.arange(0, GROUP_PADDED)
     dims = tl.arange(0, WIDTH_PADDED)
     heads = kv_head * GROUP + rows
     row_mask = (rows < GROUP)[:, None] & (dims < WIDTH)[None, :]
-    asked = tl.load(
-        query + request.to(tl.int64) * query_request + heads[:, None] * query_head + dims[None, :], row_mask, other=0.0
-    )
+    asked_at = request.to(tl.int64) * query_request + heads[:, None] * query_head + dims[None, :]
+    asked = tl.load(query + asked_at, row_mask, other=0.0)
     highest = tl.full([GROUP_PADDED], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PADDED], tl.float32)
     mixed = tl.zeros([GROUP_PADDED, WIDTH_PADDED], tl.float32)
     for begin in range(start, stop, TILE):
-        places = begin + tl.arange(0, TILE)
-        is_seen = places < stop
-        blocks = tl.load(tables + request * table_request + places // BLOCK_SIZE, is_seen, other=0).to(tl.int64)
-        slots = places % BLOCK_SIZE
+        blocks, slots, is_seen = _cached(tables + request * table_request, begin, stop, TILE, BLOCK_SIZE)
         at = blocks * key_block + slots * key_slot + kv_head * key_head
         key = tl.load(keys + at[None, :] + dims[:, None], is_seen[None, :] & (dims < WIDTH)[:, None], other=0.0)
-        scores = tl.dot(asked, key, input_precision="ieee") * scale
-        if IS_CAPPED:
-            scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
+        scores = _capped(tl.dot(asked, key, input_precision="ieee") * scale, softcap, IS_CAPPED)
         scores = tl.where(is_seen[None, :], scores, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        shrink = tl.exp(highest - higher)
-        weight = tl.exp(scores - higher[:, None])
+        weight, shrink, highest = _online_softmax(scores, highest)
         total = total * shrink + tl.sum(weight, 1)
         at = blocks * value_block + slots * value_slot + kv_head * value_head
         value = tl.load(values + at[:, None] + dims[None, :], is_seen[:, None] & (dims < WIDTH)[None, :], other=0.0)
         mixed = mixed * shrink[:, None] + tl.dot(weight.to(value.dtype), value, input_precision="ieee")
-        highest = higher
-    # A part without tokens has weight 0, and must not divide by it.
-    mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]
     row = (request * num_kv_heads * GROUP + heads).to(tl.int64) * SPLITS + split
-    tl.store(parts + row[:, None] * WIDTH + dims[None, :], mixed, row_mask)
+    # A part without tokens has weight 0, which must not be a divisor.
+    mean = mixed / tl.where(total > 0, total, 1.0)[:, None]
+    tl.store(parts + row[:, None] * WIDTH + dims[None, :], mean, row_mask)
     tl.store(weights + row, highest + tl.log(total), rows < GROUP)
+
+
+@triton.jit
+def _part_bounds(length, window, split, TILE: tl.constexpr, SPLITS: tl.constexpr):
+    """First token of a part, and the token after its last one."""
+    first = tl.maximum(length - window, 0)
+    part = tl.cdiv(tl.cdiv(length - first, SPLITS), TILE) * TILE
+    start = first + split * part
+    return start, tl.minimum(start + part, length)
+
+
+@triton.jit
+def _cached(table, begin, stop, TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """Block and slot of each token of a tile, and which of them lie before `stop`."""
+    places = begin + tl.arange(0, TILE)
+    is_seen = places < stop
+    blocks = tl.load(table + places // BLOCK_SIZE, is_seen, other=0).to(tl.int64)
+    return blocks, places % BLOCK_SIZE, is_seen
+
+
+@triton.jit
+def _capped(scores, softcap, IS_CAPPED: tl.constexpr):
+    """Scores bounded by `c · tanh(s / c)`; tanh is written with a sigmoid, which Triton has."""
+    if IS_CAPPED:
+        scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
+    return scores
+
+
+@triton.jit
+def _online_softmax(scores, highest):
+    """Weights of a tile, the factor that rescales earlier sums, and the new maximum of each row."""
+    higher = tl.maximum(highest, tl.max(scores, 1))
+    return tl.exp(scores - higher[:, None]), tl.exp(highest - higher), higher
 
 
 @triton.jit
