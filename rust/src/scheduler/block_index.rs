@@ -1,13 +1,13 @@
-//! Finds a block by the hash of its content.
+//! Index of cached blocks by the hash of their content.
 
 use std::num::NonZeroU32;
 
 use super::hash::{BlockHash, BlockId};
 
-/// A hash table of eight bytes an entry: part of the hash, and the block, which knows the whole hash.
+/// Hash table with eight bytes per entry: part of the hash, and the block, which stores the whole hash.
 ///
-/// Hashes are as good as random, so part of one is its place: entries lie at or after it, without a gap between, and
-/// one that is removed leaves none, because those after it move up.
+/// Hashes are as good as random, so their low bits give an entry's home. Entries lie at or after their home without a
+/// gap in between; removal moves later entries up, so it leaves no tombstone.
 ///
 /// Source: Knuth 1998, "The Art of Computer Programming" 3, 6.4, algorithms L and R (linear probing).
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(super) struct BlockIndex {
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     tag: u32,
-    /// One's complement of the block: a block is never `u32::MAX`.
+    /// One's complement of the block, which is never 0 because no block is `u32::MAX`.
     block: NonZeroU32,
 }
 
@@ -30,7 +30,7 @@ impl Entry {
 }
 
 impl BlockIndex {
-    /// An empty index with room for `num_blocks`.
+    /// Creates an empty index with room for `num_blocks`.
     pub fn new(num_blocks: usize) -> Self {
         Self { entries: vec![None; (2 * num_blocks).next_power_of_two()], len: 0 }
     }
@@ -40,13 +40,13 @@ impl BlockIndex {
         self.len
     }
 
-    /// The block of this hash; `has_hash` says whether a block has it.
+    /// Finds the block with this hash; `has_hash` compares the whole hash of a candidate.
     #[inline]
     pub fn find(&self, hash: BlockHash, has_hash: impl Fn(BlockId) -> bool) -> Option<BlockId> {
         self.search(hash, has_hash).ok().and_then(|place| self.entries[place]).map(Entry::block)
     }
 
-    /// Adds a block under its hash. `false`: another block has it, and stays.
+    /// Adds a block under its hash. Returns `false` if another block already has the hash; that block stays.
     #[inline]
     pub fn insert(&mut self, hash: BlockHash, block: BlockId, has_hash: impl Fn(BlockId) -> bool) -> bool {
         let Err(place) = self.search(hash, has_hash) else { return false };
@@ -55,7 +55,7 @@ impl BlockIndex {
         true
     }
 
-    /// Removes a block that was added under this hash.
+    /// Removes the block that was added under this hash.
     #[inline]
     pub fn remove(&mut self, hash: BlockHash, block: BlockId) {
         let Ok(mut gap) = self.search(hash, |other| other == block) else { return };
@@ -64,7 +64,7 @@ impl BlockIndex {
         loop {
             place = self.after(place);
             let Some(entry) = self.entries[place] else { break };
-            // It may move up to the gap, if that isn't before its home.
+            // The entry may move into the gap unless that lies before its home.
             let distance = |from: usize| place.wrapping_sub(from) & self.mask();
             if distance(self.home(entry.tag)) >= distance(gap) {
                 self.entries[gap] = Some(entry);
@@ -74,7 +74,7 @@ impl BlockIndex {
         self.entries[gap] = None;
     }
 
-    /// The place of this hash's entry, or that of the gap where it would be.
+    /// Index of this hash's entry, or of the gap where the entry would go.
     #[inline]
     fn search(&self, hash: BlockHash, has_hash: impl Fn(BlockId) -> bool) -> Result<usize, usize> {
         let tag = tag(hash);
@@ -113,7 +113,7 @@ fn tag(hash: BlockHash) -> u32 {
 mod tests {
     use super::*;
 
-    /// Four blocks share eight places: tags that are equal, that follow each other, and that begin at the last place.
+    /// Four blocks share eight entries: equal tags, consecutive tags, and tags that wrap around the end.
     #[test]
     fn finds_what_was_added_whatever_was_removed() {
         let hashes = [7, 7 | 1 << 32, 15, 8].map(|hash| BlockHash::new(hash).unwrap_or(BlockHash::MIN));

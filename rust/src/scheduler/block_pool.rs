@@ -1,4 +1,4 @@
-//! The cache's blocks: who holds how many references, which are free, and which can be found by their content.
+//! The pool of cache blocks: reference counts, the free list, and lookup by content.
 
 use super::block_index::BlockIndex;
 use super::hash::{BlockHash, BlockId};
@@ -6,7 +6,7 @@ use crate::{Error, Result};
 
 const NONE: BlockId = BlockId::MAX;
 
-/// One block: in use, or a link of the free list.
+/// A block, either in use or linked into the free list.
 #[derive(Debug, Clone, Copy)]
 struct Block {
     hash: Option<BlockHash>,
@@ -15,12 +15,12 @@ struct Block {
     next: BlockId,
 }
 
-/// Hands out blocks of the paged cache and takes them back; every operation is O(1).
+/// Allocates and frees the blocks of the paged cache; every operation is O(1).
 ///
-/// A block is free or has at least one reference. A free block keeps its content, and stays findable by its hash,
-/// until it is handed out again: invalidation costs nothing. The free list is linked through the blocks themselves,
-/// so that a block found in its middle can be revived. Its front is reused next: blocks that nobody can find, then
-/// those freed longest ago. `tests/reference/block_pool.py` is the obvious twin.
+/// A block is free or has at least one reference. A free block keeps its content and stays findable by its hash until
+/// it is allocated again, so invalidation costs nothing. The free list is linked through the blocks themselves, so a
+/// block in its middle can be revived. Allocation takes the front of the list: blocks without a hash first, then the
+/// blocks freed longest ago. `tests/reference/block_pool.py` is the slow twin.
 #[derive(Debug)]
 pub struct BlockPool {
     blocks: Vec<Block>,
@@ -31,11 +31,11 @@ pub struct BlockPool {
 }
 
 impl BlockPool {
-    /// A pool of `num_blocks` free blocks.
+    /// Creates a pool of `num_blocks` free blocks.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if `num_blocks` is 0 or does not fit the block tables' int32.
+    /// [`Error::InvalidArgument`] if `num_blocks` is 0 or exceeds the int32 range of block tables.
     pub fn new(num_blocks: usize) -> Result<Self> {
         if num_blocks == 0 || num_blocks > i32::MAX as usize {
             return Err(Error::InvalidArgument(format!("`num_blocks` must be in [1, {}], got {num_blocks}", i32::MAX)));
@@ -51,12 +51,12 @@ impl BlockPool {
         Ok(pool)
     }
 
-    /// Number of blocks, free or not.
+    /// Number of blocks, free or in use.
     pub fn num_blocks(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Number of free blocks, findable ones among them.
+    /// Number of free blocks, including those that can still be found by their content.
     pub fn num_free(&self) -> usize {
         self.num_free
     }
@@ -66,14 +66,14 @@ impl BlockPool {
         self.index.len()
     }
 
-    /// Whether `count` blocks are free.
+    /// Whether at least `count` blocks are free.
     #[inline]
     pub fn can_allocate(&self, count: usize) -> bool {
         count <= self.num_free
     }
 
-    /// Takes the front of the free list, with one reference; what it held can't be found any more. `None`: none is
-    /// free.
+    /// Allocates the block at the front of the free list, with one reference. Its old content can no longer be found.
+    /// Returns `None` if no block is free.
     #[inline]
     pub fn allocate(&mut self) -> Option<BlockId> {
         let id = self.front;
@@ -89,13 +89,13 @@ impl BlockPool {
         Some(id)
     }
 
-    /// The block with this content.
+    /// Finds the block with this content.
     #[inline]
     pub fn find(&self, hash: BlockHash) -> Option<BlockId> {
         self.index.find(hash, |block| self.blocks[block as usize].hash == Some(hash))
     }
 
-    /// Adds a reference to a block that is in use or findable, for another request with the same tokens.
+    /// Adds a reference to a block that is in use or findable, for another request with the same prefix.
     ///
     /// # Errors
     ///
@@ -110,7 +110,8 @@ impl BlockPool {
         Ok(())
     }
 
-    /// Makes a block in use findable. `false`: another block already has this content, and stays the one found.
+    /// Registers the content of a block in use. Returns `false` if another block already has this content; lookups keep
+    /// finding that block.
     ///
     /// # Errors
     ///
@@ -128,7 +129,7 @@ impl BlockPool {
         Ok(is_new)
     }
 
-    /// Drops one reference; the last one frees the block.
+    /// Drops one reference; dropping the last one frees the block.
     ///
     /// # Errors
     ///
@@ -147,13 +148,13 @@ impl BlockPool {
         Ok(())
     }
 
-    /// Number of references to a block; 0 if it is free or unknown.
+    /// Number of references to a block; 0 for a free or unknown block.
     #[inline]
     pub fn ref_count(&self, id: BlockId) -> u32 {
         self.blocks.get(id as usize).map_or(0, |block| block.ref_count)
     }
 
-    /// Free blocks in the order they will be reused. Costs O(free).
+    /// Free blocks in the order in which they will be reused. Costs O(free).
     pub fn free_blocks(&self) -> Vec<BlockId> {
         let next = |id: &BlockId| Some(self.blocks[*id as usize].next).filter(|id| *id != NONE);
         let first = Some(self.front).filter(|id| *id != NONE);
@@ -195,7 +196,7 @@ impl BlockPool {
         self.num_free -= 1;
     }
 
-    /// Where the link after a block is kept; before the first it is the list's front.
+    /// The link that follows a block; `NONE` stands for the head of the list.
     #[inline]
     fn next_of(&mut self, id: BlockId) -> &mut BlockId {
         if id == NONE { &mut self.front } else { &mut self.blocks[id as usize].next }
@@ -206,8 +207,8 @@ impl BlockPool {
         if id == NONE { &mut self.back } else { &mut self.blocks[id as usize].previous }
     }
 
-    /// Checks that the references are exactly those of `holders`, that each other block is free once, and that each
-    /// hash leads to the block that has it. Costs O(blocks + holders).
+    /// Checks that the references match `holders`, that every other block is on the free list once, and that each hash
+    /// leads to the block that has it. Costs O(blocks + holders).
     ///
     /// # Errors
     ///

@@ -69,32 +69,32 @@ impl SchedulerConfig {
 /// A scheduler's counters, for metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SchedulerStats {
-    /// Requests that hold blocks.
+    /// Number of running requests, which hold blocks.
     pub num_running: usize,
-    /// Requests in the queue, preempted ones among them.
+    /// Number of waiting requests, including preempted ones.
     pub num_waiting: usize,
-    /// Tokens of the requests in the queue.
+    /// Number of tokens of the waiting requests.
     pub waiting_tokens: usize,
     /// Blocks of the cache.
     pub blocks_total: usize,
-    /// Blocks nobody holds.
+    /// Number of free blocks.
     pub blocks_free: usize,
-    /// Blocks that can be found by their content, held or free.
+    /// Number of blocks that can be found by their content, in use or free.
     pub blocks_cached: usize,
-    /// Times a request lost its blocks to another.
+    /// Number of preemptions.
     pub num_preemptions: usize,
-    /// Plans made.
+    /// Number of planned steps.
     pub num_steps: usize,
-    /// Tokens planned, recomputed ones among them.
+    /// Number of scheduled tokens, including recomputed ones.
     pub tokens_scheduled: usize,
-    /// Tokens of the prompts looked up in the prefix cache, once a request.
+    /// Number of prompt tokens looked up in the prefix cache, once per request.
     pub prefix_query_tokens: usize,
-    /// Those of them found there.
+    /// Number of prompt tokens found in the prefix cache.
     pub prefix_hit_tokens: usize,
-    /// Blocks copied for choices of one prompt that go different ways.
+    /// Number of blocks copied for choices that diverge from a shared prompt.
     pub blocks_copied: usize,
-    /// Guessed tokens that were computed.
+    /// Number of draft tokens that were verified.
     pub drafts_computed: usize,
-    /// Those of them that came.
+    /// Number of draft tokens that were accepted.
     pub drafts_accepted: usize,
 }

@@ -1,4 +1,4 @@
-//! How a cached block is named: by its place, and by the hash of its content.
+//! Names of cached blocks: the index in the cache and the hash of the content.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -7,14 +7,14 @@ use std::num::NonZeroU128;
 /// Index of a block in the cache.
 pub type BlockId = u32;
 
-/// Identity of a block's content: its tokens and, through the hash of the block before, all tokens before them.
+/// Hash of a block's tokens and, through its parent's hash, of all tokens before them.
 pub type BlockHash = NonZeroU128;
 
-/// Hashes chains of blocks: SipHash-1-3 with 128 bits, under a secret key that each scheduler draws for itself.
+/// Hashes chains of blocks with 128-bit SipHash-1-3, under a secret key that each scheduler draws for itself.
 ///
-/// A hit trusts the hash and compares no tokens. Accidents don't happen at 128 bits (a billion blocks: 10⁻²⁰), and
-/// without the key nobody can search for two texts that collide, which would show one user's cache to another.
-/// Comparing tokens instead would have to compare all that came before, or trust the parent's hash anyway.
+/// A hit trusts the hash and compares no tokens. At 128 bits, accidental collisions do not happen (a billion blocks:
+/// probability 10⁻²⁰). Without the key, nobody can search for two texts that collide, which would expose one user's
+/// cache to another. Comparing tokens would mean comparing the whole prefix, or trusting the parent's hash anyway.
 ///
 /// Source: Aumasson and Bernstein 2012, "SipHash: a fast short-input PRF", and its 128-bit variant.
 #[derive(Debug, Clone, Copy)]
@@ -23,13 +23,13 @@ pub struct BlockHasher {
 }
 
 impl BlockHasher {
-    /// A hasher with a key of the system's randomness.
+    /// Creates a hasher with a random key from the system.
     pub fn new() -> Self {
         let random = RandomState::new();
         Self { key: [random.hash_one(0), random.hash_one(1)] }
     }
 
-    /// The hash of a block's tokens after `parent`, the hash of the block before; `None` for a prompt's first.
+    /// Hashes a block's tokens together with `parent`, the hash of the block before; `None` for the first block.
     pub fn hash(&self, parent: Option<BlockHash>, tokens: &[u32]) -> BlockHash {
         let parent = parent.map_or(0, NonZeroU128::get);
         let mut state = SipState::new(self.key);
@@ -39,7 +39,7 @@ impl BlockHasher {
         for [low, high] in pairs {
             state.absorb(u64::from(*low) | (u64::from(*high) << 32));
         }
-        // SipHash ends with what is left of the message below its length in bytes, modulo 256.
+        // The last word of SipHash holds the rest of the message below its length in bytes, modulo 256.
         let num_bytes = (16 + 4 * tokens.len()) as u64;
         state.absorb(rest.first().map_or(0, |&token| u64::from(token)) | (num_bytes << 56));
         NonZeroU128::new(state.finish()).unwrap_or(NonZeroU128::MIN)
@@ -105,7 +105,7 @@ mod tests {
 
     const HASHER: BlockHasher = BlockHasher { key: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908] };
 
-    /// As OpenSSL's `SIPHASH` with `c-rounds:1`, `d-rounds:3` and `size:16` says of the same bytes.
+    /// Expected values from OpenSSL's `SIPHASH` with `c-rounds:1`, `d-rounds:3` and `size:16`.
     #[test]
     fn hashes_equal_openssls() {
         let of = |parent: u128, tokens: &[u32]| HASHER.hash(NonZeroU128::new(parent), tokens).get();

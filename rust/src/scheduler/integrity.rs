@@ -1,4 +1,4 @@
-//! What must hold between any two calls.
+//! Invariants that hold between any two calls.
 
 use super::request::Traits;
 use super::{Request, Scheduler};
@@ -85,7 +85,7 @@ impl Scheduler {
         self.check_last_block(request)
     }
 
-    /// Whoever writes next writes to a block of its own.
+    /// Checks that the request's next write goes to a block of its own.
     fn check_last_block(&self, request: &Request) -> Result<()> {
         let index = request.num_computed_tokens() / self.config.block_size;
         let Some(&block) = request.blocks().get(index) else { return Ok(()) };
@@ -98,7 +98,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Whether another request that holds `block` counts on what this one would overwrite.
+    /// Whether another request that holds `block` relies on the content that this one would overwrite.
     fn is_written_by_others(&self, request: &Request, block: super::BlockId) -> bool {
         let others = self.slots.iter().filter(|other| other.rank != request.rank);
         others.filter(|other| other.copy().is_none()).any(|other| other.blocks().contains(&block))

@@ -1,43 +1,43 @@
-//! Requests that a simulation makes up, or reads from a trace.
+//! The load of a simulation: synthetic requests, or requests read from a trace.
 
 use crate::{Error, Result};
 
-/// A request of a simulation: sizes instead of tokens.
+/// A simulated request, described by its sizes instead of its tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SimulatedRequest {
-    /// When it comes, in seconds since the start.
+    /// Arrival time in seconds since the start.
     pub arrival_s: f64,
-    /// Length of its prompt, at least 1.
+    /// Prompt length in tokens, at least 1.
     pub prompt_tokens: usize,
-    /// Tokens it generates, at least 1.
+    /// Number of tokens to generate, at least 1.
     pub output_tokens: usize,
-    /// A beginning it shares: which one, and how many tokens of it.
+    /// Shared prefix, as its number and its length in tokens; `None` if the prompt shares none.
     pub prefix: Option<(u64, usize)>,
 }
 
-/// What a made-up load is like.
+/// Parameters of a synthetic load.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SyntheticLoad {
-    /// How many requests.
+    /// Number of requests.
     pub num_requests: usize,
-    /// Length of a prompt on average; lengths are geometrically distributed.
+    /// Mean prompt length in tokens; lengths are geometrically distributed.
     pub mean_prompt_tokens: f64,
-    /// Tokens generated on average, distributed alike.
+    /// Mean number of generated tokens, geometrically distributed.
     pub mean_output_tokens: f64,
-    /// Longest prompt and output; longer ones are cut.
+    /// Upper bound on prompt and output lengths; longer draws are truncated.
     pub max_tokens: usize,
-    /// Requests a second, as a Poisson process; `None`: there is always one more waiting.
+    /// Request rate of a Poisson process, per second; `None` keeps the queue filled.
     pub rate_per_s: Option<f64>,
-    /// Number of shared beginnings, each as likely; 0: every prompt differs from the first token.
+    /// Number of shared prefixes, all equally likely; 0 makes every prompt differ from its first token on.
     pub num_prefixes: usize,
-    /// Tokens of a shared beginning; what a prompt has besides is its own.
+    /// Length of a shared prefix in tokens; the rest of a prompt is unique.
     pub prefix_tokens: usize,
-    /// Of the random numbers.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
 impl SyntheticLoad {
-    /// The requests, in order of arrival.
+    /// Generates the requests in order of arrival.
     ///
     /// # Errors
     ///
@@ -82,17 +82,17 @@ impl SplitMix64 {
         mixed ^ (mixed >> 31)
     }
 
-    /// In [0, 1).
+    /// Uniform number in [0, 1).
     fn uniform(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// The logarithm of a uniform number in (0, 1].
+    /// Logarithm of a uniform number in (0, 1].
     fn log_uniform(&mut self) -> f64 {
         (-self.uniform()).ln_1p()
     }
 
-    /// From 1 on, with this mean, cut at `max`.
+    /// Geometric number from 1 on with the given mean, truncated at `max`.
     fn geometric(&mut self, mean: f64, max: usize) -> usize {
         if mean <= 1.0 {
             return 1;

@@ -1,8 +1,7 @@
-//! Which tokens run next, and where their keys and values live.
+//! The scheduler: which tokens run next, and where their keys and values live.
 //!
-//! One rule schedules everything: a step has a token budget, and each request just advances the number of its tokens
-//! that are computed. Chunked prefill, hits in the prefix cache, decoding and resuming after preemption are that one
-//! case.
+//! One rule covers every case: each step has a token budget, and each request advances its number of computed tokens.
+//! Chunked prefill, prefix-cache hits, decoding and resuming after preemption all follow from it.
 
 mod block_index;
 mod block_pool;

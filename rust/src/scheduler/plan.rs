@@ -1,4 +1,4 @@
-//! A step's arrays, as the model takes them: a flattened batch without padding.
+//! The arrays of a step as the model takes them: a flattened batch without padding.
 
 use std::ops::Range;
 
@@ -7,46 +7,46 @@ use super::request::{Rank, Traits};
 use super::slots::Slots;
 use crate::Result;
 
-/// What one forward pass computes. T tokens, R requests, S rows of logits, C copies.
+/// Inputs of one forward pass over T tokens of R requests, with S logits rows and C block copies.
 ///
-/// The scheduler fills the same buffers for each step.
+/// The scheduler reuses the same buffers for every step.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepPlan {
-    /// The tokens, request after request (T).
+    /// Token ids, request after request (T).
     pub token_ids: Vec<i64>,
-    /// Each token's position in its request (T).
+    /// Position of each token in its request (T).
     pub positions: Vec<i64>,
-    /// Where each token's keys and values go: `block * block_size + offset` (T).
+    /// Cache slot for each token's keys and values, `block * block_size + offset` (T).
     pub slot_mapping: Vec<i64>,
-    /// Where each request's tokens begin, and the end (R + 1).
+    /// Index of each request's first token, then the total (R + 1).
     pub query_start: Vec<i32>,
-    /// Tokens of each request in the cache once this step has run (R).
+    /// Number of cached tokens of each request after this step (R).
     pub seq_lens: Vec<i32>,
-    /// Each request's blocks up to its length, padded with 0 (R × `max_blocks`).
+    /// Blocks of each request up to its length, padded with 0 (R × `max_blocks`).
     pub block_tables: Vec<i32>,
-    /// Row length of `block_tables`, which may be more than any request needs.
+    /// Row length of `block_tables`, possibly longer than any request needs.
     pub max_blocks: usize,
-    /// Flattened positions whose logits are wanted (S). A position comes several times where several choices of a
-    /// request draw their first token from it. What each is for, [`Scheduler::complete_step`](super::Scheduler) says.
+    /// Indices of the tokens whose logits are needed (S). An index repeats if several choices of a request draw their
+    /// first token from it. [`Scheduler::complete_step`](super::Scheduler) returns the purpose of each row.
     pub logits_indices: Vec<i64>,
-    /// Whose tokens these are (R).
+    /// Ids of the requests (R).
     pub request_ids: Vec<u64>,
-    /// Blocks to copy before the pass, as source and target (C).
+    /// Blocks to copy before the pass, as (source, target) (C × 2).
     pub block_copies: Vec<[i64; 2]>,
 }
 
-/// A request with tokens in a step.
+/// A request that has tokens in a step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scheduled {
     pub rank: Rank,
-    /// Its row of the last plan's table.
+    /// The request's row in the last plan's block table.
     pub table_row: u32,
-    /// Blocks up to the last of its tokens in this step.
+    /// Number of blocks up to the request's last token in this step.
     pub num_blocks: u32,
 }
 
 impl Scheduled {
-    /// Of a request whose tokens are settled.
+    /// Creates the entry of a request whose tokens in this step are fixed.
     #[inline]
     pub fn new(request: &Request, block_size: usize) -> Self {
         let num_blocks = request.num_blocks_in_step(block_size) as u32;
@@ -54,46 +54,46 @@ impl Scheduled {
     }
 }
 
-/// What a row of logits is for.
+/// Purpose of a logits row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowKind {
-    /// A request's next token.
+    /// Sampling a request's next token.
     Next,
-    /// The token after a guess; the row before must have given this guess, else this one means nothing.
+    /// Sampling the token after a draft token; valid only if the row before sampled this draft.
     AfterDraft(u32),
-    /// How likely this prompt token was.
+    /// Scoring this prompt token.
     Prompt(u32),
 }
 
-/// A row of logits: whose it is, and what for.
+/// Owner and purpose of a logits row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogitsRow {
-    /// A request, or a choice of one.
+    /// Id of the request or choice that owns the row.
     pub id: u64,
-    /// What for.
+    /// Purpose of the row.
     pub kind: RowKind,
 }
 
-/// A row of the plan in flight.
+/// A logits row of the plan in flight.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
     pub rank: Rank,
     pub row: LogitsRow,
 }
 
-/// A step's plan, who is in it, and what its table of blocks held in the step before.
+/// The plan of a step, the owners of its rows, and what its block table held in the step before.
 #[derive(Debug, Default)]
 pub(super) struct PlanBuffers {
     pub plan: StepPlan,
-    /// Who draws from each row of logits.
+    /// Owner of each logits row.
     pub rows: Vec<Row>,
     table_rows: Vec<TableRow>,
-    /// Kept between steps for their memory.
+    /// Buffers of `arrange`, kept between steps to reuse their memory.
     places: Vec<Option<Scheduled>>,
     homeless: Vec<Scheduled>,
 }
 
-/// What a row of the table holds: the first blocks of a request, as they were at a version of its list.
+/// Content of a block-table row: the leading blocks of a request at one version of its block list.
 #[derive(Debug, Clone, Copy)]
 struct TableRow {
     rank: Rank,
@@ -102,19 +102,19 @@ struct TableRow {
 }
 
 impl TableRow {
-    /// Nobody's row, all zeros.
+    /// A row of zeros that belongs to no request.
     const EMPTY: Self = Self { rank: Rank::NOBODY, version: 0, num_written: 0 };
 }
 
-/// Rows are as long as the longest needs, in steps of this many blocks: else each new block would move them all.
+/// Granularity of the row length in blocks: without it, each new block of the longest request would move all rows.
 const ROW_STEP: usize = 8;
 
 impl PlanBuffers {
-    /// Fills the plan with all scheduled requests, decoders first; `are_plain`: each of these has one token, and one
-    /// row of logits.
+    /// Fills the plan with all scheduled requests, decoding requests first. `are_plain` says that each of these has one
+    /// token and one logits row.
     ///
-    /// A decoder keeps its row of the table from step to step, and only its new blocks are written. Each request is
-    /// looked at once: at 256 of them their states don't fit the first cache, and every look is a miss.
+    /// A decoding request keeps its row of the block table from step to step, so only its new blocks are written. Each
+    /// request is accessed once: the states of 256 requests do not fit the first-level cache, so every access is a miss.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl PlanBuffers {
         Ok(())
     }
 
-    /// Fills the first rows with decoders that have one token and one row of logits each.
+    /// Fills the first rows with decoding requests that have one token and one logits row each.
     fn fill_plain(&mut self, decodes: &[Scheduled], slots: &mut Slots, block_size: usize) -> Result<()> {
         let count = decodes.len();
         self.plan.resize(count);
@@ -166,7 +166,7 @@ impl PlanBuffers {
         Ok(())
     }
 
-    /// Puts decoders where they were, as far as they fit, and the others into the gaps.
+    /// Keeps decoding requests in their previous rows where possible and puts the others into the gaps.
     fn arrange(&mut self, decodes: &mut [Scheduled]) {
         let Self { places, homeless, table_rows, .. } = self;
         places.clear();
@@ -220,7 +220,7 @@ impl PlanBuffers {
 }
 
 impl StepPlan {
-    /// Forgets the last step, but keeps its memory, and its table of blocks for the next.
+    /// Clears the last step but keeps its memory, and its block table for the next step.
     fn clear(&mut self) {
         self.token_ids.clear();
         self.positions.clear();
@@ -233,8 +233,7 @@ impl StepPlan {
         self.block_copies.clear();
     }
 
-    /// Room for the first rows, one token and one row of logits each; what can be known of them without looking is
-    /// there.
+    /// Makes room for the first rows, one token and one logits row each, and fills in what needs no request.
     fn resize(&mut self, num_rows: usize) {
         self.token_ids.resize(num_rows, 0);
         self.positions.resize(num_rows, 0);
@@ -245,7 +244,7 @@ impl StepPlan {
         self.logits_indices.extend(0..num_rows as i64);
     }
 
-    /// Adds a request's scheduled tokens.
+    /// Appends a request's scheduled tokens.
     fn push(&mut self, request: &Request, block_size: usize) {
         let (start, end) = (request.num_computed_tokens(), request.num_seen_in_step());
         self.push_tokens(request, start..end, block_size);
@@ -262,7 +261,7 @@ impl StepPlan {
         }
     }
 
-    /// The rows of a request that may want more than one.
+    /// Appends the logits rows of a request that may need more than one.
     fn push_other_rows(&mut self, request: &Request) {
         let num_tokens = self.token_ids.len() as i64;
         let first = num_tokens - request.num_scheduled_tokens() as i64;
@@ -290,7 +289,7 @@ impl StepPlan {
     }
 }
 
-/// Says of each row of a request whose it is, in the order of `logits_indices`.
+/// Appends the owner of each logits row of a request, in the order of `logits_indices`.
 fn push_rows(rows: &mut Vec<Row>, request: &Request) {
     let rank = request.rank;
     let mut push = |id: u64, kind: RowKind| rows.push(Row { rank, row: LogitsRow { id, kind } });

@@ -1,17 +1,17 @@
-//! What the scheduler knows of a request.
+//! The scheduler's record of a request.
 
 use super::{BlockHash, BlockHasher, BlockId};
 
-/// What a request asks of the scheduler besides its prompt.
+/// Scheduling options of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestOptions {
-    /// New tokens at most, at least 1.
+    /// Largest number of new tokens, at least 1.
     pub max_tokens: usize,
-    /// Lower runs first; within one priority, first come first served.
+    /// Priority: lower values run first, equal values in order of arrival.
     pub priority: i32,
-    /// Answers to the one prompt, at least 1; their ids follow the request's.
+    /// Number of answers to the prompt, at least 1. Their ids follow the request's id.
     pub num_choices: usize,
-    /// Whether the logits of the prompt's own positions are wanted; such a request reads nothing from the prefix cache.
+    /// Whether the caller wants logits at the prompt's own positions. Such a request skips the prefix cache.
     pub prompt_rows: bool,
 }
 
@@ -21,57 +21,57 @@ impl Default for RequestOptions {
     }
 }
 
-/// A request's place in the order of all, which is also its identity: no other request ever has it.
+/// A request's place in the scheduling order. No two requests ever share a rank, so the rank also identifies one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     pub priority: i32,
     pub arrival: u64,
-    /// Where its state is kept.
+    /// Slot that holds the request's state.
     pub slot: u32,
 }
 
 impl Rank {
-    /// A rank that no request has.
+    /// Rank that no request ever has.
     pub const NOBODY: Self = Self { priority: i32::MAX, arrival: u64::MAX, slot: u32::MAX };
 
-    /// Whether both are one request's: no two arrive as the same.
+    /// Whether both ranks belong to the same request: arrival numbers are unique.
     #[inline]
     pub fn is(self, other: Self) -> bool {
         self.arrival == other.arrival
     }
 }
 
-/// A block that must be copied before its new holder writes to it.
+/// A shared block to copy before its new holder writes to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BlockCopy {
     pub source: BlockId,
     pub target: BlockId,
 }
 
-/// What makes a request's step other than one token in, one row of logits out; a bit each.
+/// Bit flags for what makes a request's step differ from one token in and one logits row out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Traits(u8);
 
 impl Traits {
-    /// The block it writes to next may be another choice's too.
+    /// Another choice may hold the block that the request writes to next.
     pub const SHARES_LAST_BLOCK: Self = Self(1);
     /// `choices` is not empty.
     pub const HAS_CHOICES: Self = Self(2);
-    /// Logits of prompt positions are still wanted.
+    /// The caller still waits for logits at prompt positions.
     pub const WANTS_PROMPT_ROWS: Self = Self(4);
-    /// `drafts` is not empty, or some are in the step in flight.
+    /// `drafts` is not empty, or the step in flight contains draft tokens.
     pub const HAS_DRAFTS: Self = Self(8);
-    /// Its step begins with a copy.
+    /// The request's next step begins with a block copy.
     pub const HAS_COPY: Self = Self(16);
-    /// Its step asks for more rows of logits than the next token's.
+    /// The request's step needs more logits rows than the one for its next token.
     pub const HAS_OTHER_ROWS: Self = Self(Self::HAS_CHOICES.0 | Self::WANTS_PROMPT_ROWS.0 | Self::HAS_DRAFTS.0);
     const ALL: Self = Self(31);
 }
 
-/// A request's tokens, how many of them are computed, and the blocks that hold their keys and values.
+/// A request's tokens, the number already computed, and the blocks that hold their keys and values.
 ///
-/// Running requests hold blocks; waiting ones hold none and have computed nothing. What every step looks at comes
-/// first and fills one line of the processor's cache: of hundreds of requests no more would stay near.
+/// Running requests hold blocks; waiting requests hold none and have nothing computed. The fields that every step
+/// reads come first and fill one cache line: with hundreds of requests, no more would stay in the fastest cache.
 #[derive(Debug, Clone)]
 #[repr(C, align(64))]
 pub struct Request {
@@ -79,46 +79,46 @@ pub struct Request {
     pub(super) rank: Rank,
     num_tokens: u32,
     num_computed_tokens: u32,
-    /// Tokens of the step in flight; 0 outside a step.
+    /// Number of tokens in the step in flight; 0 outside a step.
     num_scheduled_tokens: u32,
     num_blocks: u32,
     last_token: u32,
     last_block: BlockId,
-    /// Its first blocks that have been made findable, or found.
+    /// Number of leading blocks that are registered in, or came from, the prefix cache.
     num_findable_blocks: u32,
-    /// Its row of the last plan's block table.
+    /// The request's row in the last plan's block table.
     pub(super) table_row: u32,
-    /// Counts changes of `blocks` other than blocks added at the end.
+    /// Version of `blocks`; every change but appending a block increments it.
     pub(super) table_version: u32,
     pub(super) is_running: bool,
     traits: Traits,
-    // Here the second line begins.
-    /// Prompt, then output.
+    // The second cache line begins here.
+    /// Prompt tokens, then output tokens.
     tokens: Vec<u32>,
     blocks: Vec<BlockId>,
-    /// Hashes of its first full blocks, as far as they were needed.
+    /// Hashes of the leading full blocks, computed on demand.
     hashes: Vec<BlockHash>,
-    /// Guesses of the tokens after those known, for the next step; after one, those whose keys and values it wrote.
+    /// Draft tokens for the next step; after a step, the drafts whose keys and values it wrote.
     drafts: Vec<u32>,
-    /// Guesses among the tokens of the step in flight; they are its last.
+    /// Number of draft tokens at the end of the step in flight.
     num_scheduled_drafts: usize,
-    /// Whether `drafts` were computed, and the next token appended is held against the first of them.
+    /// Whether `drafts` were computed, so that the next appended token is compared with the first of them.
     drafts_are_computed: bool,
-    /// The copy its next step begins with. Until that is done the source is held too, so a failed step can be retried.
+    /// Block copy that begins the next step. The source stays referenced until then, so a failed step can be retried.
     copy: Option<BlockCopy>,
     pub(super) num_prompt_tokens: usize,
-    /// Prompt positions whose logits were delivered.
+    /// Number of prompt positions whose logits were delivered.
     num_prompt_rows: usize,
-    /// The other choices, which start once the prompt is computed.
+    /// Ids of the other choices, which start once the prompt is computed.
     choices: Vec<u64>,
-    /// The step that took its blocks; 0 if none did.
+    /// The step that preempted the request; 0 if none did.
     pub(super) preempted_in_step: usize,
 }
 
 const _: () = assert!(std::mem::offset_of!(Request, tokens) == 64);
 
 impl Request {
-    /// A request that waits and holds nothing.
+    /// Creates a waiting request that holds no blocks.
     pub(super) fn new(id: u64, prompt_ids: Vec<u32>, rank: Rank) -> Self {
         Self {
             id,
@@ -148,23 +148,23 @@ impl Request {
         }
     }
 
-    /// The caller's id.
+    /// The id that the caller chose.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Tokens generated so far.
+    /// Number of tokens generated so far.
     #[inline]
     pub fn output_ids(&self) -> &[u32] {
         &self.tokens[self.num_prompt_tokens..]
     }
 
-    /// Prompt, then the tokens generated so far.
+    /// The prompt, then the tokens generated so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// Tokens whose keys and values are in the cache.
+    /// Number of tokens whose keys and values are in the cache.
     #[inline]
     pub fn num_computed_tokens(&self) -> usize {
         self.num_computed_tokens as usize
@@ -199,14 +199,13 @@ impl Request {
         self.num_scheduled_drafts
     }
 
-    /// Known tokens not computed yet: the rest of a prefill, or the one token of a decoder.
+    /// Number of known tokens that are not computed yet: the rest of a prefill, or the one token of a decoding request.
     #[inline]
     pub(super) fn num_pending_tokens(&self) -> usize {
         (self.num_tokens - self.num_computed_tokens) as usize
     }
 
-    /// Whether it has one token to compute, its last block is its own and has room for it, and it has nothing else to
-    /// do.
+    /// Whether the request only has to compute one token, into a last block that is its own and has room.
     #[inline]
     pub(super) fn is_plain_decoder(&self, block_size: usize) -> bool {
         self.num_tokens == self.num_computed_tokens + 1
@@ -215,33 +214,33 @@ impl Request {
             && self.num_tokens() + block_size > self.num_blocks() * block_size
     }
 
-    /// Whether its blocks hold all its known tokens.
+    /// Whether the request's blocks have room for all its known tokens.
     #[inline]
     pub(super) fn has_room(&self, block_size: usize) -> bool {
         self.num_tokens() <= self.num_blocks as usize * block_size
     }
 
-    /// Whether the step in flight reaches the last known token, whose logits give the next one.
+    /// Whether the step in flight computes the last known token, and so yields logits for the next one.
     #[inline]
     pub(super) fn samples_in_step(&self) -> bool {
         self.num_scheduled_tokens > 0 && self.num_known_in_step() == self.num_tokens()
     }
 
-    /// Known tokens that are computed once the step in flight is.
+    /// Number of known tokens that will be computed when the step in flight completes.
     #[inline]
     pub(super) fn num_known_in_step(&self) -> usize {
-        // The number of drafts is in the second line.
+        // The number of drafts lies in the second cache line.
         let num_drafts = if self.has(Traits::HAS_DRAFTS) { self.num_scheduled_drafts } else { 0 };
         self.num_seen_in_step() - num_drafts
     }
 
-    /// Known tokens and guesses that are computed once the step in flight is.
+    /// Number of known and draft tokens that will be computed when the step in flight completes.
     #[inline]
     pub(super) fn num_seen_in_step(&self) -> usize {
         (self.num_computed_tokens + self.num_scheduled_tokens) as usize
     }
 
-    /// Prompt positions of the step in flight whose logits say something of the next prompt token, and are wanted.
+    /// Prompt positions of the step in flight whose logits the caller wants, to score the next prompt token.
     pub(super) fn prompt_rows_in_step(&self) -> std::ops::Range<usize> {
         if !self.has(Traits::WANTS_PROMPT_ROWS) {
             return 0..0;
@@ -250,13 +249,13 @@ impl Request {
         start..self.num_known_in_step().min(self.num_prompt_tokens - 1).max(start)
     }
 
-    /// Gives it tokens of the step being planned.
+    /// Schedules tokens of the request in the step being planned.
     #[inline]
     pub(super) fn take(&mut self, num_tokens: usize) {
         self.num_scheduled_tokens = num_tokens as u32;
     }
 
-    /// Adds its first guesses to its tokens of the step being planned.
+    /// Adds the request's first draft tokens to the step being planned.
     pub(super) fn take_drafts(&mut self, num_drafts: usize) {
         self.num_scheduled_drafts = num_drafts;
         self.num_scheduled_tokens += num_drafts as u32;
@@ -267,7 +266,7 @@ impl Request {
         self.set(Traits::HAS_DRAFTS, !self.drafts.is_empty() || self.num_scheduled_drafts > 0);
     }
 
-    /// Forgets the step in flight. Returns how many tokens it had in it.
+    /// Removes the request from the step in flight. Returns the number of tokens it had there.
     #[inline]
     pub(super) fn drop_step(&mut self) -> usize {
         if self.has(Traits::HAS_DRAFTS) {
@@ -277,7 +276,7 @@ impl Request {
         std::mem::take(&mut self.num_scheduled_tokens) as usize
     }
 
-    /// Counts the tokens of the step in flight as computed, its guesses not yet. Returns how many it tried.
+    /// Marks the known tokens of the step in flight as computed, but not its drafts. Returns the number of drafts.
     #[inline]
     pub(super) fn complete_step(&mut self) -> usize {
         if !self.has(Traits::HAS_OTHER_ROWS) {
@@ -297,7 +296,7 @@ impl Request {
         self.drafts.len()
     }
 
-    /// Adds a generated token; `true`: it was guessed and computed, and needs no computing any more.
+    /// Appends a generated token. Returns `true` if a draft predicted the token, so that it is computed already.
     #[inline]
     pub(super) fn append(&mut self, token: u32) -> bool {
         self.tokens.push(token);
@@ -328,7 +327,7 @@ impl Request {
         self.note_drafts();
     }
 
-    /// The guesses of the step in flight.
+    /// Draft tokens of the step in flight.
     pub(super) fn drafts_in_step(&self) -> &[u32] {
         &self.drafts[..self.num_scheduled_drafts]
     }
@@ -369,7 +368,7 @@ impl Request {
         self.copy
     }
 
-    /// Takes a block of its own in the place of one it shares; its next step begins with the copy.
+    /// Replaces a shared block with one of the request's own; the next step begins with the copy.
     pub(super) fn copy_block(&mut self, index: usize, target: BlockId) {
         let source = std::mem::replace(&mut self.blocks[index], target);
         self.last_block = self.blocks[self.blocks.len() - 1];
@@ -378,7 +377,7 @@ impl Request {
         self.set(Traits::HAS_COPY, true);
     }
 
-    /// The copy is done, or no longer wanted. Returns it.
+    /// Returns and clears the pending copy, once it is done or no longer needed.
     pub(super) fn take_copy(&mut self) -> Option<BlockCopy> {
         self.set(Traits::HAS_COPY, false);
         self.copy.take()
@@ -406,13 +405,13 @@ impl Request {
         std::mem::take(&mut self.choices)
     }
 
-    /// The first `num_blocks` of its blocks came from the prefix cache, and all their tokens are computed.
+    /// Records that the first `num_blocks` blocks came from the prefix cache with all their tokens computed.
     pub(super) fn set_found(&mut self, num_blocks: usize, block_size: usize) {
         self.num_findable_blocks = num_blocks as u32;
         self.num_computed_tokens = (num_blocks * block_size) as u32;
     }
 
-    /// The next of its blocks to be made findable, once it is full of computed tokens.
+    /// Index of the next block to register in the prefix cache, once that block is full of computed tokens.
     #[inline]
     pub(super) fn next_findable_block(&self, block_size: usize) -> Option<usize> {
         let index = self.num_findable_blocks as usize;
@@ -424,12 +423,12 @@ impl Request {
         self.num_findable_blocks as usize
     }
 
-    /// Counts one block more as findable.
+    /// Counts one more block as registered in the prefix cache.
     pub(super) fn count_findable_block(&mut self) {
         self.num_findable_blocks += 1;
     }
 
-    /// Back to a request that waits and has computed nothing; whoever calls it has released its blocks.
+    /// Returns the request to its waiting state with nothing computed. The caller has released its blocks.
     pub(super) fn reset(&mut self) {
         self.clear_blocks();
         self.set_found(0, 1);
@@ -438,16 +437,16 @@ impl Request {
         self.is_running = false;
     }
 
-    /// Blocks up to the last token of the step in flight.
+    /// Number of blocks up to the last token of the step in flight.
     #[inline]
     pub(super) fn num_blocks_in_step(&self, block_size: usize) -> usize {
         let num_blocks = self.num_blocks();
         let num_seen = self.num_seen_in_step();
-        // A decoder's last token lies in its last block, and dividing costs more than the rest of its row.
+        // A decoding request's last token lies in its last block; a division would cost more than the rest of its row.
         if num_seen + block_size > num_blocks * block_size { num_blocks } else { num_seen.div_ceil(block_size) }
     }
 
-    /// The hash of its full block `index`, and of all before.
+    /// Hash of the full block `index`, which covers all blocks before it.
     pub(super) fn block_hash(&mut self, index: usize, hasher: &BlockHasher, block_size: usize) -> BlockHash {
         while self.hashes.len() <= index {
             let start = self.hashes.len() * block_size;
@@ -457,7 +456,7 @@ impl Request {
         self.hashes[index]
     }
 
-    /// Whether what is kept twice agrees.
+    /// Whether redundant fields agree.
     pub(super) fn is_consistent(&self) -> bool {
         self.tokens.len() == self.num_tokens()
             && self.tokens.last() == Some(&self.last_token)
@@ -468,7 +467,7 @@ impl Request {
             && self.has(Traits::HAS_COPY) == self.copy.is_some()
     }
 
-    /// Whether it is the request, or one of its choices that have not started.
+    /// Whether `id` names this request or one of its choices that have not started.
     #[inline]
     pub(super) fn answers_to(&self, id: u64) -> bool {
         self.id == id || self.choices.contains(&id)

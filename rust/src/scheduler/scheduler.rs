@@ -1,4 +1,4 @@
-//! Requests come, are completed step by step, and go; `step` decides who runs.
+//! The life of a request: added, completed step by step, removed. `step` decides which requests run.
 
 use std::collections::BTreeSet;
 
@@ -10,40 +10,40 @@ use super::slots::Slots;
 use super::{BlockHasher, BlockPool, Request, RequestOptions, SchedulerConfig, SchedulerStats, StepPlan};
 use crate::{Error, Result};
 
-/// Plans steps for all requests: the best priority first, and within one first come first served.
+/// Plans steps for all requests, ordered by priority, then by arrival.
 ///
-/// The first of all always advances, nobody overtakes the first in the queue, and a request is only admitted if it
-/// fits alone: so each one of the best priority finishes, whatever comes after it.
+/// The first request always advances, no request overtakes the head of the queue, and a request is admitted only if
+/// it fits the cache alone. Every request of the best priority therefore finishes, whatever arrives after it.
 #[derive(Debug)]
 pub struct Scheduler {
     pub(super) config: SchedulerConfig,
     pub(super) pool: BlockPool,
     pub(super) hasher: BlockHasher,
     pub(super) slots: Slots,
-    /// Slot of each id; choices that have not started share their request's.
+    /// Slot of each request id; choices that have not started share the slot of their request.
     pub(super) slot_of: FxHashMap<u64, u32>,
-    /// Sorted, so that the last is the first to give way.
+    /// Running requests in scheduling order: the last one is preempted first.
     pub(super) running: Vec<Rank>,
     pub(super) waiting: BTreeSet<Rank>,
     pub(super) waiting_tokens: usize,
     pub(super) buffers: PlanBuffers,
     pub(super) in_flight: bool,
-    /// Who has tokens in the plan in flight: decoders, then prompts.
+    /// Requests with tokens in the plan in flight: decoding requests first, then prefills.
     pub(super) scheduled: Vec<Scheduled>,
-    /// How many of them are decoders.
+    /// Number of decoding requests in `scheduled`.
     pub(super) num_decodes: usize,
-    /// Whether each decoder has one token in it, and asks for one row of logits.
+    /// Whether each decoding request of the plan has one token and one logits row.
     pub(super) decodes_are_plain: bool,
-    /// Kept between steps for its memory: running requests that have more than one token to compute.
+    /// Running requests with more than one token to compute; kept between steps to reuse its memory.
     pub(super) prefills: Vec<Rank>,
-    /// Where the caller is in the rows of the last step; it names the requests in their order.
+    /// Index into the last step's rows of the request the caller is expected to name next.
     next_row: usize,
     num_arrivals: u64,
     pub(super) stats: SchedulerStats,
 }
 
 impl Scheduler {
-    /// A scheduler without requests.
+    /// Creates a scheduler without requests.
     ///
     /// # Errors
     ///
@@ -71,13 +71,13 @@ impl Scheduler {
         })
     }
 
-    /// Queues a request. With several choices, they have the ids from `id` on: the prompt is computed once, then each
-    /// of them is a request of its own.
+    /// Queues a request. Several choices get consecutive ids from `id` on: the prompt is computed once, then each choice
+    /// becomes a request of its own.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`]: an empty prompt, `max_tokens` or `num_choices` 0, or an id in use.
-    /// [`Error::Capacity`]: it could never fit the context or the cache. [`Error::QueueFull`]: too many wait.
+    /// [`Error::InvalidArgument`] for an empty prompt, `max_tokens` or `num_choices` of 0, or an id in use.
+    /// [`Error::Capacity`] if the request can never fit the context or the cache. [`Error::QueueFull`] if too many wait.
     pub fn add(&mut self, id: u64, prompt_ids: Vec<u32>, options: RequestOptions) -> Result<()> {
         self.check_request_is_valid(id, &prompt_ids, options)?;
         self.check_capacity(id, prompt_ids.len(), options.max_tokens)?;
@@ -148,7 +148,7 @@ impl Scheduler {
                  hint: try again later"
             )));
         }
-        // A prompt longer than the limit still runs, where nobody waits before it.
+        // A prompt longer than the limit still runs if no other request waits.
         match max_waiting_tokens {
             Some(limit) if num_waiting > 0 && self.waiting_tokens + num_prompt_tokens > limit => {
                 Err(Error::QueueFull(format!(
@@ -161,7 +161,7 @@ impl Scheduler {
         }
     }
 
-    /// Puts a request that holds nothing into the queue, in its place.
+    /// Inserts a request without blocks into the queue, at its rank.
     pub(super) fn enqueue(&mut self, request: Request) {
         let rank = request.rank;
         self.waiting.insert(rank);
@@ -169,14 +169,15 @@ impl Scheduler {
         self.slots.put(request);
     }
 
-    /// Forgets a request or one of its choices, finished or aborted; its blocks are free at once. `false`: unknown.
+    /// Removes a finished or aborted request, or one of its choices, and frees its blocks at once. Returns `false` if
+    /// the id is unknown.
     ///
-    /// Allowed in any state, also while a plan is in flight: its row of logits is then skipped. The blocks it leaves
-    /// are first handed out by the next plan, so the step that runs can't overwrite another request's.
+    /// Callers may remove a request in any state. If a plan is in flight, the request's logits row is skipped. The freed
+    /// blocks are handed out by the next plan at the earliest, so the running step cannot overwrite another request's.
     ///
     /// # Errors
     ///
-    /// [`Error::Internal`] if its blocks were not in use.
+    /// [`Error::Internal`] if the request's blocks were not in use.
     pub fn remove(&mut self, id: u64) -> Result<bool> {
         self.follow_rows(id);
         let Some(slot) = self.slot_of.remove(&id) else { return Ok(false) };
@@ -184,7 +185,7 @@ impl Scheduler {
         if request.id != id || request.has(Traits::HAS_CHOICES) {
             let mut choices = request.take_choices();
             if request.id == id {
-                // The prompt is still wanted: the next choice takes the removed one's place.
+                // Other choices still need the prompt: the next one takes the removed one's place.
                 request.id = choices.remove(0);
             } else {
                 choices.retain(|&choice| choice != id);
@@ -209,21 +210,21 @@ impl Scheduler {
         self.in_flight.then_some(&self.buffers.plan)
     }
 
-    /// Rows of logits the plan in flight asks for; `None` without one.
+    /// Number of logits rows that the plan in flight needs; `None` without a plan.
     pub fn num_sampled_rows(&self) -> Option<usize> {
         self.in_flight.then_some(self.buffers.rows.len())
     }
 
-    /// Everyone with tokens in the plan in flight, choices that wait for their prompt among them.
+    /// Ids of all requests with tokens in the plan in flight, including choices that wait for their prompt.
     pub fn ids_in_flight(&self) -> Vec<u64> {
         let requests = self.scheduled.iter().filter_map(|entry| self.state(entry.rank));
         requests.flat_map(|request| std::iter::once(request.id).chain(request.choices().iter().copied())).collect()
     }
 
-    /// Records that the plan in flight was computed. Returns whose each row of logits is and what for; `None`: it was
-    /// removed since.
+    /// Records that the plan in flight was computed. Returns the owner and purpose of each logits row, or `None` where
+    /// the owner was removed since.
     ///
-    /// Guesses don't count as computed, until [`Self::append_token`] brings the same tokens.
+    /// Draft tokens count as computed only once [`Self::append_token`] appends the same tokens.
     ///
     /// # Errors
     ///
@@ -236,7 +237,7 @@ impl Scheduler {
         let mut owners = Vec::with_capacity(rows.len());
         let mut left = rows.iter().peekable();
         for entry in &scheduled {
-            // A new request may have taken a removed one's id meanwhile, but never its rank.
+            // A new request may reuse the id of a removed one, but never its rank.
             let request = self.slots.find(entry.rank);
             while let Some(row) = left.next_if(|row| row.rank.is(entry.rank)) {
                 owners.push(request.filter(|request| request.answers_to(row.row.id)).map(|_| row.row));
@@ -273,9 +274,10 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Makes each choice of a request whose prompt is computed a request of its own, on the same blocks.
+    /// Turns each choice of a request into a request of its own that shares the blocks of the computed prompt.
     ///
-    /// Those that may not run yet wait in the queue, as if preempted: the prefix cache has most of their prompt.
+    /// Choices that exceed the running limit wait in the queue as if preempted; the prefix cache holds most of the
+    /// prompt.
     fn fork(&mut self, rank: Rank) -> Result<()> {
         let mut parent = self.slots.take(rank)?;
         for (index, id) in parent.take_choices().into_iter().enumerate() {
@@ -299,14 +301,14 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Guesses what a decoder's next tokens are; as many as there is room for join its next step. Earlier guesses are
-    /// forgotten, and these are with the next token appended.
+    /// Sets the draft tokens of a decoding request; as many as fit join its next step. They replace earlier drafts and
+    /// are dropped when the next token is appended.
     ///
-    /// With `max_tokens` still to come, more than `max_tokens - 1` guesses are of no use, and may exceed the cache.
+    /// With `max_tokens` left to generate, more than `max_tokens - 1` drafts are useless and may exceed the cache.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownRequest`] if it was never added or is removed, or is a choice that has not started.
+    /// [`Error::UnknownRequest`] if the request was never added, was removed, or is a choice that has not started.
     pub fn set_drafts(&mut self, id: u64, drafts: &[u32]) -> Result<()> {
         let request = self.started(id)?;
         request.set_drafts(drafts);
@@ -325,8 +327,8 @@ impl Scheduler {
         }
     }
 
-    /// The slot of a request, if it is the next one in the order of the last step's rows: then its id need not be
-    /// looked up, which is a third of what a token costs here.
+    /// Slot of a request if callers name requests in the order of the last step's rows. Skipping the id lookup saves a
+    /// third of the scheduler's cost per token; a request named out of order is looked up by its id.
     #[inline]
     fn follow_rows(&mut self, id: u64) -> Option<u32> {
         let rank = self.buffers.rows.get(self.next_row).filter(|row| row.row.id == id)?.rank;
@@ -334,11 +336,11 @@ impl Scheduler {
         self.slots.find(rank).filter(|request| request.id == id).map(|_| rank.slot)
     }
 
-    /// Adds a generated token to a request.
+    /// Appends a generated token to a request.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownRequest`] if it was never added or is removed, or is a choice that has not started.
+    /// [`Error::UnknownRequest`] if the request was never added, was removed, or is a choice that has not started.
     #[inline]
     pub fn append_token(&mut self, id: u64, token: u32) -> Result<()> {
         let request = self.started(id)?;
@@ -349,17 +351,17 @@ impl Scheduler {
         Ok(())
     }
 
-    /// What is known of a request; of a choice that has not started, what is known of the one that computes its prompt.
+    /// The request with this id; for a choice that has not started, the request that computes its prompt.
     pub fn request(&self, id: u64) -> Option<&Request> {
         self.slots.get(*self.slot_of.get(&id)?)
     }
 
-    /// Whether any request is left.
+    /// Whether any request is unfinished.
     pub fn has_unfinished(&self) -> bool {
         !self.slot_of.is_empty()
     }
 
-    /// Counters as of now.
+    /// Current counters.
     pub fn stats(&self) -> SchedulerStats {
         SchedulerStats {
             num_running: self.running.len(),
@@ -372,7 +374,7 @@ impl Scheduler {
         }
     }
 
-    /// The request of this rank, if it is still there.
+    /// The request with this rank, unless it was removed.
     #[inline]
     pub(super) fn state(&self, rank: Rank) -> Option<&Request> {
         self.slots.find(rank)
@@ -396,7 +398,7 @@ fn remove_sorted(ranks: &mut Vec<Rank>, rank: Rank) {
     }
 }
 
-/// Gives a request's blocks back, the last first: they are the least likely to be another's, and reused first.
+/// Releases a request's blocks, last first: later blocks are the least likely to be shared, so they are reused first.
 pub(super) fn release_blocks(pool: &mut BlockPool, request: &mut Request) -> Result<()> {
     if let Some(BlockCopy { source, .. }) = request.take_copy() {
         pool.release(source)?;

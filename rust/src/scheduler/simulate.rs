@@ -1,4 +1,4 @@
-//! The scheduler without a model: what a load costs it, and what becomes of the load.
+//! Simulation of the scheduler without a model: its cost under a load, and how the load is served.
 
 use std::time::{Duration, Instant};
 
@@ -6,60 +6,60 @@ use super::load::SplitMix64;
 use super::{LogitsRow, RequestOptions, Scheduler, SchedulerConfig, SchedulerStats, SimulatedRequest};
 use crate::{Error, Result};
 
-/// How often a simulation says how far it is.
+/// Interval between progress reports.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
-/// How a simulation runs.
+/// Settings of a simulation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SimulationConfig {
-    /// The scheduler's limits.
+    /// Limits of the scheduler.
     pub scheduler: SchedulerConfig,
-    /// Seconds that a step takes on the simulated clock, whatever it computes.
+    /// Fixed duration of a step on the simulated clock, in seconds.
     pub step_s: f64,
-    /// Seconds more for each of its tokens.
+    /// Additional seconds per token of a step.
     pub token_s: f64,
 }
 
-/// What a simulation found.
+/// Results of a simulation.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SimulationReport {
-    /// Requests that ran to their end.
+    /// Number of requests that finished.
     pub num_finished: usize,
-    /// Requests that could never fit.
+    /// Number of requests that could never fit the cache or the context.
     pub num_refused: usize,
-    /// Tokens generated.
+    /// Number of tokens generated.
     pub output_tokens: usize,
-    /// Real seconds, everything included.
+    /// Elapsed real time in seconds.
     pub wall_s: f64,
-    /// Seconds on the simulated clock.
+    /// Elapsed time on the simulated clock, in seconds.
     pub simulated_s: f64,
-    /// Microseconds of a step (plan, record, append, forget who is done): half of all take less.
+    /// Median cost of a step (plan, record, append, remove finished requests) in microseconds.
     pub step_us_p50: f64,
-    /// 99 of 100 take less.
+    /// 99th percentile of a step's cost in microseconds.
     pub step_us_p99: f64,
-    /// The slowest.
+    /// Cost of the slowest step in microseconds.
     pub step_us_max: f64,
-    /// On average.
+    /// Mean cost of a step in microseconds.
     pub step_us_mean: f64,
-    /// Microseconds to queue a request, on average.
+    /// Mean cost of queueing a request in microseconds.
     pub add_us_mean: f64,
-    /// Requests in a step, on average.
+    /// Mean number of requests in a step.
     pub mean_batch: f64,
-    /// Most requests that waited.
+    /// Largest number of waiting requests.
     pub peak_waiting: usize,
-    /// Most blocks held.
+    /// Largest number of blocks in use.
     pub peak_blocks: usize,
-    /// The scheduler's own counters at the end.
+    /// The scheduler's counters at the end.
     pub stats: SchedulerStats,
 }
 
-/// Runs all requests to their end, in order of arrival; one that finds the queue full tries again after each step.
+/// Runs all requests to completion in order of arrival. A request that finds the queue full retries after each step.
 ///
-/// `progress` is told about ten times a second how many have finished, and says whether to go on.
+/// `progress` receives the number of finished requests about ten times a second and returns whether to continue.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidArgument`] for limits, times or sizes outside their range, or where `progress` says no.
+/// [`Error::InvalidArgument`] for limits, times or sizes outside their range, or if `progress` returns `false`.
 /// [`Error::Internal`] if an invariant is broken.
 pub fn simulate(
     config: SimulationConfig,
@@ -88,11 +88,11 @@ pub fn simulate(
 struct Simulation {
     scheduler: Scheduler,
     config: SimulationConfig,
-    /// Tokens each request has still to generate, by its id.
+    /// Number of tokens left to generate, by request id.
     left: Vec<usize>,
     report: SimulationReport,
     step_ns: Vec<u32>,
-    /// Requests in all steps together.
+    /// Sum over all steps of the requests in a step.
     num_scheduled: usize,
     add_time: Duration,
 }
@@ -154,7 +154,7 @@ impl Simulation {
                 self.scheduler.remove(id)?;
                 self.report.num_finished += 1;
             } else {
-                // Any token will do, if the answers to one prompt differ.
+                // Any token works as long as the answers to one prompt differ.
                 self.scheduler.append_token(id, (id as u32).wrapping_mul(0x9E37_79B9) ^ *left as u32)?;
             }
             self.report.output_tokens += 1;
@@ -185,7 +185,7 @@ impl Simulation {
     }
 }
 
-/// Tokens of a prompt: those of its shared beginning, then its own.
+/// Tokens of a prompt: the shared prefix, then tokens of its own.
 fn prompt_ids(id: u64, request: SimulatedRequest) -> Vec<u32> {
     let (prefix, num_shared) = request.prefix.unwrap_or_default();
     let num_shared = num_shared.min(request.prompt_tokens);
@@ -197,7 +197,7 @@ fn prompt_ids(id: u64, request: SimulatedRequest) -> Vec<u32> {
     tokens
 }
 
-/// The time that this share of steps doesn't exceed.
+/// The duration that this share of the steps does not exceed.
 fn percentile_us(step_ns: &mut [u32], share: f64) -> f64 {
     if step_ns.is_empty() {
         return 0.0;

@@ -1,12 +1,13 @@
-//! Where the states of requests are kept.
+//! Storage for the states of requests.
 
 use super::Request;
 use super::request::Rank;
 use crate::{Error, Result};
 
-/// States of requests, each in a slot that stays its own; a slot that is given back is used again.
+/// Slots for request states. A request keeps its slot for life; freed slots are reused.
 ///
-/// An `Option` would keep its mark where a request's vectors are, and cost each look a second line of the cache.
+/// A vacant slot holds a request of rank `NOBODY`. An `Option` would place its tag beside the request's vectors, so
+/// every check would touch a second cache line.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     requests: Vec<Request>,
@@ -14,7 +15,7 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// A slot for [`Self::put`].
+    /// Reserves a slot for [`Self::put`].
     pub fn reserve(&mut self) -> u32 {
         self.free.pop().unwrap_or_else(|| {
             self.requests.push(vacant());
@@ -22,30 +23,30 @@ impl Slots {
         })
     }
 
-    /// Keeps a request in the slot that its rank names.
+    /// Stores a request in the slot that its rank names.
     pub fn put(&mut self, request: Request) {
         let slot = request.rank.slot as usize;
         self.requests[slot] = request;
     }
 
-    /// Takes a request out of its slot, which stays reserved.
+    /// Removes a request from its slot, which stays reserved.
     pub fn take(&mut self, rank: Rank) -> Result<Request> {
         Ok(std::mem::replace(self.get_mut(rank.slot)?, vacant()))
     }
 
-    /// Gives a slot back, and forgets what it held.
+    /// Frees a slot and drops its content.
     pub fn free(&mut self, slot: u32) {
         self.requests[slot as usize] = vacant();
         self.free.push(slot);
     }
 
-    /// The request of this rank, if it is still there.
+    /// The request with this rank, unless it was removed.
     #[inline]
     pub fn find(&self, rank: Rank) -> Option<&Request> {
         self.requests.get(rank.slot as usize).filter(|request| request.rank.is(rank))
     }
 
-    /// As [`Self::find`].
+    /// The request with this rank, unless it was removed; mutable.
     #[inline]
     pub fn find_mut(&mut self, rank: Rank) -> Option<&mut Request> {
         self.requests.get_mut(rank.slot as usize).filter(|request| request.rank.is(rank))
@@ -55,7 +56,7 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// [`Error::Internal`] if it holds none.
+    /// [`Error::Internal`] if the slot is vacant.
     #[inline]
     pub fn get_mut(&mut self, slot: u32) -> Result<&mut Request> {
         match self.requests.get_mut(slot as usize) {
@@ -64,18 +65,18 @@ impl Slots {
         }
     }
 
-    /// The request in this slot, if any.
+    /// The request in this slot; `None` for a vacant slot.
     #[inline]
     pub fn get(&self, slot: u32) -> Option<&Request> {
         self.requests.get(slot as usize).filter(|request| request.rank != Rank::NOBODY)
     }
 
-    /// All requests.
+    /// Iterates over all requests.
     pub fn iter(&self) -> impl Iterator<Item = &Request> {
         self.requests.iter().filter(|request| request.rank != Rank::NOBODY)
     }
 
-    /// Whether each slot holds the request that names it, or is free once.
+    /// Whether each slot holds the request that names it or is on the free list once.
     pub fn is_consistent(&self) -> bool {
         let is_home = |(slot, request): (usize, &Request)| {
             request.rank == Rank::NOBODY || (request.rank.slot as usize == slot && !self.free.contains(&(slot as u32)))

@@ -1,4 +1,4 @@
-//! The token budget's rule: who runs, who waits, who gives way.
+//! Planning a step under the token budget: which requests run, wait, or are preempted.
 
 use super::plan::Scheduled;
 use super::request::{Rank, Traits};
@@ -7,10 +7,10 @@ use super::{BlockId, Request, Scheduler, StepPlan};
 use crate::{Error, Result};
 
 impl Scheduler {
-    /// Plans the next step; `None` if there is nothing to run.
+    /// Plans the next step; returns `None` if there is nothing to run.
     ///
-    /// Progress counts only once [`Self::complete_step`] records it, so planning again drops the last plan and plans
-    /// the same work anew: a step that failed can be retried, or its requests removed.
+    /// Progress counts only once [`Self::complete_step`] records it. Planning again drops the last plan and plans the
+    /// same work anew, so a failed step can be retried, or its requests removed.
     ///
     /// # Errors
     ///
@@ -41,10 +41,11 @@ impl Scheduler {
         }
     }
 
-    /// Requests with one token to compute come first, so that no prompt holds up those who are being answered. Out of
-    /// blocks, the last of the order gives way.
+    /// Schedules requests with one token to compute first, so that no prompt delays running answers. Out of blocks, the
+    /// last request in scheduling order is preempted.
     ///
-    /// Only the very first request may not be held up either: if it is still in its prompt, a token is kept for it.
+    /// The very first request must not be delayed either: if it is still in its prefill, one token of the budget is kept
+    /// for it.
     fn schedule_decodes(&mut self, budget: &mut usize) -> Result<()> {
         self.prefills.clear();
         self.decodes_are_plain = true;
@@ -55,7 +56,7 @@ impl Scheduler {
             let rank = self.running[place];
             let request = self.slots.get_mut(rank.slot)?;
             if request.is_plain_decoder(self.config.block_size) {
-                // Nearly everyone, nearly always: one look at its state.
+                // The common case: one access to the request's state.
                 request.take(1);
                 self.scheduled.push(Scheduled::new(request, self.config.block_size));
                 *budget -= 1;
@@ -74,7 +75,7 @@ impl Scheduler {
                     return Ok(());
                 }
             }
-            // Everyone after it must get a token before anyone gets guesses.
+            // Every later request gets its token before any request gets draft tokens.
             let num_others = num_kept + self.running.len() - place - 1;
             self.take_budget(rank, budget)?;
             self.take_drafts(rank, budget, num_others)?;
@@ -85,7 +86,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Adds as many of a decoder's guesses as budget and blocks have room for; nobody gives way for a guess.
+    /// Adds as many of a decoding request's draft tokens as budget and blocks allow; no request is preempted for a draft.
     fn take_drafts(&mut self, rank: Rank, budget: &mut usize, num_others: usize) -> Result<()> {
         let block_size = self.config.block_size;
         let request = self.slots.get_mut(rank.slot)?;
@@ -106,9 +107,9 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Prompts share what is left, in the order of all: those that run and those that wait.
+    /// Gives the rest of the budget to prefills, running and waiting, in scheduling order.
     ///
-    /// Where the first in the queue doesn't fit, nobody overtakes it there.
+    /// If the head of the queue does not fit, no waiting request overtakes it.
     fn schedule_prefills(&mut self, budget: &mut usize) -> Result<()> {
         let mut place = 0;
         let mut is_open = true;
@@ -136,11 +137,10 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Moves the first of the queue to the running ones, if it fits; requests of a worse priority give way if that
-    /// makes it fit.
+    /// Admits the head of the queue if it fits, preempting requests of a worse priority if that makes it fit.
     fn admit(&mut self, rank: Rank, budget: &mut usize) -> Result<bool> {
         let request = self.slots.get_mut(rank.slot)?;
-        // Whoever just gave way would only take back what it gave up.
+        // A request preempted in this step would only take back its own blocks.
         if request.preempted_in_step == self.stats.num_steps + 1 {
             return Ok(false);
         }
@@ -162,7 +162,7 @@ impl Scheduler {
         Ok(true)
     }
 
-    /// Whether a waiting request would fit if those of a worse priority gave way.
+    /// Whether a waiting request would fit if all requests of a worse priority were preempted.
     fn could_displace(&self, rank: Rank) -> Result<bool> {
         let is_worse = |other: &&Rank| other.priority > rank.priority;
         if !self.running.last().as_ref().is_some_and(is_worse) {
@@ -174,10 +174,11 @@ impl Scheduler {
         Ok(num_tokens.div_ceil(self.config.block_size) <= self.pool.num_free() + num_theirs)
     }
 
-    /// Gives a waiting request the blocks of all its known tokens, or none if they aren't all free: those the prefix
-    /// cache has, and free ones for the rest. At least one token is left to compute, for there must be logits.
+    /// Gives a waiting request blocks for all its known tokens: those in the prefix cache, and free blocks for the rest.
+    /// Returns `false` and takes none if too few are free. At least one token stays uncomputed, to yield logits.
     ///
-    /// Not only of the next chunk: a long prompt admitted by halves would lose its first chunks to preemption.
+    /// All chunks of a prompt get their blocks at once: a prompt admitted in part would lose its first chunks to
+    /// preemption.
     fn allocate_known(&mut self, rank: Rank) -> Result<bool> {
         let block_size = self.config.block_size;
         let request = self.slots.get_mut(rank.slot)?;
@@ -192,7 +193,7 @@ impl Scheduler {
             request.clear_blocks();
             return Ok(false);
         }
-        // Found blocks are taken first, or they might be handed out as free ones.
+        // Acquire the found blocks first: otherwise they might be allocated as free ones.
         request.blocks().iter().try_for_each(|&block| self.pool.acquire(block))?;
         (num_found..num_needed).map_while(|_| self.pool.allocate()).for_each(|block| request.push_block(block));
         request.set_found(num_found, block_size);
@@ -203,8 +204,8 @@ impl Scheduler {
         Ok(true)
     }
 
-    /// Gives a running request the block its next token needs, and a copy of its own of one it shares; `false` if
-    /// there are too few.
+    /// Gives a running request the block that its next token needs, and a copy of a shared last block. Returns `false` if
+    /// too few blocks are free.
     fn grow(&mut self, rank: Rank) -> Result<bool> {
         let block_size = self.config.block_size;
         let request = self.slots.get_mut(rank.slot)?;
@@ -228,9 +229,9 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Sends the last of the running requests back to the queue, without blocks.
+    /// Preempts the last running request: releases its blocks and returns it to the queue.
     ///
-    /// If it has tokens in this step they go back to the budget: only a request of a better priority finds it so.
+    /// Tokens it already has in this step return to the budget; only a request of a better priority preempts that late.
     fn preempt_last(&mut self, budget: &mut usize) -> Result<()> {
         let rank = self.running.pop().ok_or_else(|| Error::Internal("nobody to preempt".to_owned()))?;
         if self.running.is_empty() && self.waiting.first().is_none_or(|first| *first > rank) {
@@ -262,7 +263,7 @@ fn lost(rank: Rank) -> Error {
     Error::Internal(format!("slot {} is scheduled but not in the step", rank.slot))
 }
 
-/// Lists the blocks of a request's beginning that the cache has, without taking them.
+/// Lists the cached blocks of a request's prefix without acquiring them.
 fn find_prefix(request: &mut Request, hasher: &super::BlockHasher, pool: &super::BlockPool, block_size: usize) {
     for index in 0..(request.num_tokens() - 1) / block_size {
         let hash = request.block_hash(index, hasher, block_size);
@@ -271,7 +272,7 @@ fn find_prefix(request: &mut Request, hasher: &super::BlockHasher, pool: &super:
     }
 }
 
-/// Before a request writes into a block that other choices hold, it gets a copy; the last holder needs none.
+/// Gives a request a copy of a block that other choices hold before it writes there; the last holder needs no copy.
 fn own_last_block(request: &mut Request, pool: &mut super::BlockPool, block_size: usize) -> Result<bool> {
     let index = request.num_computed_tokens() / block_size;
     let source: BlockId = request.blocks()[index];
