@@ -1,27 +1,27 @@
-//! The crate's one error type; every message says what, the value got, what is allowed and the way out.
+//! The error type of the crate. Every message names the subject, the value, the allowed range and a way out.
 
 use thiserror::Error;
 
-/// Result of every fallible function of this crate.
+/// Result type of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong in the core, by the kind of Python exception it becomes.
+/// Errors of the crate, one variant per Python exception.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An argument or setting is outside what is allowed.
+    /// An argument or setting is out of range.
     #[error("{0}")]
     InvalidArgument(String),
-    /// Tokenizer data (file or table) can't be read or represented.
+    /// Tokenizer data (a file or table) cannot be read or represented.
     #[error("{0}")]
     Tokenizer(String),
-    /// A request can never be served with the cache and limits given.
+    /// A request can never be served with the given cache and limits.
     #[error("{0}")]
     Capacity(String),
-    /// Too many requests wait; the same request may work a moment later.
+    /// Too many requests wait; the same request may succeed later.
     #[error("{0}")]
     QueueFull(String),
-    /// No request has this id.
+    /// No unfinished request has this id.
     #[error("unknown request id {0}; it was never added, or it already finished")]
     UnknownRequest(u64),
     /// A file could not be read or written.
@@ -29,13 +29,13 @@ pub enum Error {
     Io {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// Training data is missing or unreadable.
     #[error("{0}")]
     Data(String),
-    /// An invariant of this crate was broken: a bug here, never the caller's fault.
+    /// An invariant of this crate was broken: a bug in the crate, not in the caller's input.
     #[error("internal error: {0}; please report it")]
     Internal(String),
 }

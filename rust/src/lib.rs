@@ -1,7 +1,7 @@
-//! `llm_core`: the work of every token, in pure Rust.
+//! `llm_core`: the per-token work of llm-oxide in pure Rust.
 //!
-//! The modules `tokenizer`, `sampling`, `scheduler`, `speculation` and `kernels` never import each other; `engine` joins
-//! them into one step; `python` (feature `python`) only converts and releases the GIL.
+//! The modules `tokenizer`, `sampling`, `scheduler`, `speculation` and `kernels` never import each other. `engine` joins
+//! them into one step. `python` (behind the feature `python`) only converts arguments and releases the GIL.
 
 pub mod engine;
 pub mod error;

@@ -1,15 +1,14 @@
-//! Asks the processor for memory before it is needed. A hint: any address will do, and what is asked for in vain is only
-//! asked for in vain.
+//! Prefetch hints. Any address is allowed: a prefetch never faults, and a useless one only costs its instruction.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
-/// Asks for the cache line of `address`, which will be read soon.
+/// Prefetches the cache line of `address` into all cache levels, for a read that follows soon.
 #[inline(always)]
 pub fn near<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     #[expect(unsafe_code, reason = "no safe way to ask: criterion `tokenizer/encode`")]
-    // SAFETY: a hint that never faults.
+    // SAFETY: a prefetch reads no memory that the program can see, and never faults, whatever the address.
     unsafe {
         _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
@@ -17,12 +16,12 @@ pub fn near<T>(address: *const T) {
     let _ = address;
 }
 
-/// Asks for the cache line of `address`, which will be read later, into the second cache.
+/// Prefetches the cache line of `address` into the second-level cache, for a later read.
 #[inline(always)]
 pub fn far<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     #[expect(unsafe_code, reason = "no safe way to ask: criterion `tokenizer/encode`")]
-    // SAFETY: a hint that never faults.
+    // SAFETY: a prefetch reads no memory that the program can see, and never faults, whatever the address.
     unsafe {
         _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }

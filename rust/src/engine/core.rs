@@ -1,4 +1,4 @@
-//! The engine without its model.
+//! The engine without its model: scheduling, sampling and detokenization.
 
 use rustc_hash::FxHashMap;
 
@@ -10,27 +10,27 @@ use crate::speculation::NgramConfig;
 use crate::tokenizer::stream::TokenTable;
 use crate::{Error, Result};
 
-/// What an engine is made of: the tokenizer's table and the scheduler's limits.
+/// The parts of an engine: the tokenizer's byte table and the scheduler's limits.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
-    /// Bytes of each id.
+    /// Bytes of each token id.
     pub table: TokenTable,
     /// Ids that end generation.
     pub eos_ids: Vec<u32>,
-    /// The padding id. It is never sampled, unless it is also an end id: then requests must be able to end.
+    /// The padding id, which is never sampled unless it is also an end id.
     pub pad_id: Option<u32>,
-    /// Limits.
+    /// Limits of the scheduler.
     pub scheduler: SchedulerConfig,
-    /// Where guesses of the next tokens come from; `None`: nothing is guessed.
+    /// Source of draft tokens; `None` turns speculation off.
     pub speculation: Option<NgramConfig>,
 }
 
-/// How a request is queued.
+/// Queueing options of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Submission {
-    /// Lower runs first.
+    /// Priority: lower values run first.
     pub priority: i32,
-    /// Answers to the one prompt, at least 1.
+    /// Number of answers to the prompt, at least 1.
     pub num_choices: u32,
 }
 
@@ -40,7 +40,7 @@ impl Default for Submission {
     }
 }
 
-/// Requests from prompt to text, around a model that someone else runs.
+/// Takes requests from prompt to text, around a model that the caller runs.
 ///
 /// ```
 /// use llm_core::engine::{EngineConfig, EngineCore, RequestParams};
@@ -67,11 +67,11 @@ pub struct EngineCore {
 }
 
 impl EngineCore {
-    /// An engine without requests.
+    /// Creates an engine without requests.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`]: an empty table, an end or padding id past it, or a limit outside its range.
+    /// [`Error::InvalidArgument`] for an empty table, an end or padding id outside the table, or a limit out of range.
     pub fn new(config: EngineConfig) -> Result<Self> {
         let vocab_size = config.table.len();
         if vocab_size == 0 {
@@ -90,22 +90,22 @@ impl EngineCore {
         })
     }
 
-    /// Queues a request. The id may be reused once the request has finished.
+    /// Queues a request for one answer. The id may be reused once the request has finished.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`]: an empty prompt, an id past the vocabulary, a request id in use, or parameters
-    /// outside their range. [`Error::Capacity`]: it could never fit. [`Error::QueueFull`]: too many wait.
+    /// [`Error::InvalidArgument`] for an empty prompt, an id outside the vocabulary, a request id in use, or parameters
+    /// out of range. [`Error::Capacity`] if the request can never fit. [`Error::QueueFull`] if too many requests wait.
     pub fn add_request(&mut self, id: u64, prompt_ids: Vec<u32>, params: RequestParams) -> Result<()> {
         self.add_choices(id, prompt_ids, params, Submission::default())
     }
 
-    /// Queues a request for several answers to one prompt, which is computed once; their ids follow `id`, and each is
-    /// drawn as a request of the next `choice_index` would be.
+    /// Queues a request for several answers to one prompt, which is computed once. Their ids count up from `id`, and
+    /// each answer equals that of a separate request with the next `choice_index`.
     ///
     /// # Errors
     ///
-    /// As [`Self::add_request`]; [`Error::InvalidArgument`] also for no choices, or more than the ids have room for.
+    /// As [`Self::add_request`]; also [`Error::InvalidArgument`] for zero choices, or more than `choice_index` allows.
     pub fn add_choices(
         &mut self,
         id: u64,
@@ -137,7 +137,7 @@ impl EngineCore {
         Ok(())
     }
 
-    /// Ends a request in any state and frees its blocks at once; `false` if it is unknown or finished.
+    /// Ends a request in any state and frees its blocks at once; returns `false` if it is unknown or finished.
     ///
     /// # Errors
     ///
@@ -147,9 +147,9 @@ impl EngineCore {
         self.scheduler.remove(id)
     }
 
-    /// Plans the next step; `None` if there is nothing to run.
+    /// Plans the next step; returns `None` if there is nothing to run.
     ///
-    /// Without an [`Self::update`] in between, the last plan is dropped and its work planned anew.
+    /// Planning again without an [`Self::update`] in between drops the last plan and plans its work anew.
     ///
     /// # Errors
     ///
@@ -160,8 +160,8 @@ impl EngineCore {
         Ok(self.scheduler.plan())
     }
 
-    /// Ends every request of the plan in flight, for a step that failed. Returns whom it ended, choices that waited
-    /// for their prompt among them.
+    /// Ends every request of the plan in flight after a failed step. Returns the ids of the ended requests, including
+    /// choices that waited for their prompt.
     ///
     /// # Errors
     ///
@@ -172,15 +172,15 @@ impl EngineCore {
         Ok(ids)
     }
 
-    /// Takes the last plan's logits: samples, detokenizes, ends what is done.
+    /// Takes the last plan's logits: samples, detokenizes, and ends finished requests.
     ///
     /// `logits` is (S, V) of `shape` with the rows of the plan's `logits_indices`, V at least the vocabulary's size;
-    /// it is modified in place. Must also be called where S is 0. Rows of requests aborted meanwhile are skipped.
+    /// it is modified in place. A plan without rows (S = 0) needs the call too. Rows of aborted requests are skipped.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] without a plan in flight or for another shape; the plan then stays in flight.
-    /// A row that is not finite is not an error of the step: its request alone ends with [`FinishReason::Error`].
+    /// A row with non-finite logits ends only its own request, with [`FinishReason::Error`].
     pub fn update(&mut self, logits: &mut [f32], shape: (usize, usize)) -> Result<StepOutputs> {
         self.check_shape(logits.len(), shape)?;
         let rows = self.scheduler.complete_step()?;
@@ -195,7 +195,7 @@ impl EngineCore {
         Ok(outputs)
     }
 
-    /// Takes the rows that say how likely the prompts' own tokens were; a request's are next to each other.
+    /// Takes the rows that score prompt tokens; the rows of a request are adjacent.
     fn update_prompts(
         &mut self,
         rows: &[Option<LogitsRow>],
@@ -223,10 +223,10 @@ impl EngineCore {
         Ok(())
     }
 
-    /// Samples some of the rows, at most one a request. Returns the rows after guesses that came true.
+    /// Samples a wave of rows, at most one per request. Returns the rows that follow accepted draft tokens.
     ///
-    /// One wave after another, because penalties, stops and the random stream of a row depend on the token before it.
-    /// So each token is what it would have been in a step of its own.
+    /// Waves run one after another because a row's penalties, stops and random numbers depend on the token before it.
+    /// Each token therefore equals the one that a step of its own would have sampled.
     fn update_rows(
         &mut self,
         wave: &[usize],
@@ -256,7 +256,7 @@ impl EngineCore {
         Ok(next_wave)
     }
 
-    /// Guesses a request's next tokens; the last it may have is always drawn without.
+    /// Proposes draft tokens for a request; its last allowed token is always sampled without a draft.
     fn guess(&mut self, id: u64) -> Result<()> {
         let Some(config) = self.speculation else { return Ok(()) };
         let num_left = self.sequences.get(&id).map_or(0, Sequence::num_tokens_left);
@@ -265,20 +265,20 @@ impl EngineCore {
         self.scheduler.set_drafts(id, &drafts)
     }
 
-    /// A request's prompt and output, and how many tokens it may still get; `None` if it is unknown, over, or a choice
-    /// that waits for its prompt.
+    /// A request's prompt and output tokens, and the number of tokens it may still generate. Returns `None` if the
+    /// request is unknown, finished, or a choice that waits for its prompt.
     pub fn request_tokens(&self, id: u64) -> Option<(&[u32], usize)> {
         let request = self.scheduler.request(id)?;
         Some((request.tokens(), self.sequences.get(&id)?.num_tokens_left()))
     }
 
-    /// Guesses a request's next tokens from outside, where [`EngineConfig::speculation`] doesn't; those past its limit
-    /// are left out. No answer depends on them.
+    /// Sets draft tokens from outside, for engines without [`EngineConfig::speculation`]. Drafts past the request's limit
+    /// are dropped. Drafts change the speed of an answer, never its tokens.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownRequest`] as where [`Self::request_tokens`] is `None`, [`Error::InvalidArgument`] for an id
-    /// outside the vocabulary.
+    /// [`Error::UnknownRequest`] if [`Self::request_tokens`] returns `None`. [`Error::InvalidArgument`] for an id outside
+    /// the vocabulary.
     pub fn set_drafts(&mut self, id: u64, drafts: &[u32]) -> Result<()> {
         let num_left = self.request_tokens(id).ok_or(Error::UnknownRequest(id))?.1;
         if let Some(token) = drafts.iter().find(|token| **token as usize >= self.mask.vocab_size) {
@@ -332,7 +332,7 @@ impl EngineCore {
         self.abort(id).map(drop)
     }
 
-    /// Whether any request is left.
+    /// Whether any request is unfinished.
     pub fn has_unfinished(&self) -> bool {
         self.scheduler.has_unfinished()
     }
@@ -342,7 +342,7 @@ impl EngineCore {
         self.scheduler.stats()
     }
 
-    /// Checks every invariant; debug builds do so after each step.
+    /// Checks every invariant; debug builds call this after each step.
     ///
     /// # Errors
     ///

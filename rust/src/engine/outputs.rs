@@ -1,46 +1,46 @@
-//! What a step gave each request.
+//! The results of a step.
 
 use crate::sampling::TokenLogprob;
 
-/// Whether a request goes on; the numbers are what Python sees.
+/// Why a request ended, or that it still runs. Python sees the numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FinishReason {
-    /// It goes on.
+    /// The request still runs.
     Running = 0,
-    /// An end id, a stop id or a stop string.
+    /// The request met an end id, a stop id or a stop string.
     Stop = 1,
-    /// `max_tokens` is reached.
+    /// The request reached `max_tokens`.
     Length = 2,
-    /// Its logits could not be sampled; see [`StepOutputs::errors`].
+    /// The request's logits could not be sampled; [`StepOutputs::errors`] says why.
     Error = 3,
 }
 
-/// A step's results, one entry a request that got a token or failed (N).
+/// Results of a step: one entry for each of the N requests that got a token or failed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepOutputs {
-    /// The requests (N).
+    /// Request ids (N).
     pub request_ids: Vec<u64>,
-    /// Their new tokens (N); `u32::MAX` where the request failed.
+    /// New token of each request (N); `u32::MAX` if the request failed.
     pub token_ids: Vec<u32>,
-    /// Text that became certain (N), often none.
+    /// Text that became certain (N), often empty.
     pub texts: Vec<String>,
-    /// Whether each goes on, as [`FinishReason`] numbers (N).
+    /// Finish reason of each request, as numbers of [`FinishReason`] (N).
     pub finish_reasons: Vec<u8>,
-    /// The token's log-probability (N); NaN where it wasn't asked for.
+    /// Log-probability of each token (N); NaN if the request did not ask for it.
     pub logprobs: Vec<f32>,
-    /// The token's rank, 1 for the likeliest (N); 0 where log-probabilities weren't asked for.
+    /// Rank of each token, 1 for the likeliest (N); 0 if the request did not ask for log-probabilities.
     pub ranks: Vec<u32>,
-    /// The likeliest tokens (N); `None` where they weren't asked for.
+    /// Likeliest tokens with their log-probabilities (N); `None` if the request did not ask for them.
     pub top_logprobs: Vec<Option<Vec<(u32, f32)>>>,
-    /// Prompts' own log-probabilities: a request's, once, with its tokens from the second on.
+    /// Log-probabilities of prompts: each request's second and later tokens, delivered once.
     pub prompt_logprobs: Vec<(u64, Vec<(u32, TokenLogprob)>)>,
-    /// The requests that failed, and why.
+    /// Failed requests with their error messages.
     pub errors: Vec<(u64, String)>,
 }
 
 impl StepOutputs {
-    /// Adds what a token's own row says of it, if that was asked for.
+    /// Appends a token's log-probability, rank and alternatives, or placeholders if the request did not ask for them.
     pub(super) fn push_logprobs(&mut self, logprobs: Option<TokenLogprob>, asks_top: bool) {
         let (logprob, rank, top) = match logprobs {
             Some(TokenLogprob { logprob, rank, top }) => (logprob, rank, asks_top.then_some(top)),

@@ -1,20 +1,20 @@
-//! One request on its way from tokens to text.
+//! The state of a request between sampling and text.
 
 use super::{FinishReason, RequestParams};
 use crate::Result;
 use crate::sampling::{History, RowSpec, TokenCounts, TokenLogprob};
 use crate::tokenizer::stream::{Detokenizer, TokenTable};
 
-/// What a request needs after the model: its parameters, token counts and text so far.
+/// A request's parameters, token counts and pending text.
 #[derive(Debug)]
 pub(super) struct Sequence {
     params: RequestParams,
-    /// Ids that end it: the tokenizer's, unless ignored, and its own.
+    /// Ids that end the request: the tokenizer's end ids unless ignored, and the request's own stop ids.
     stop_ids: Vec<u32>,
     counts: TokenCounts,
     detokenizer: Detokenizer,
     num_output_tokens: usize,
-    /// How likely the prompt's tokens were, from its second on, as far as it is computed.
+    /// Log-probabilities of the prompt's tokens from the second on, as far as the prompt is computed.
     prompt_logprobs: Vec<(u32, TokenLogprob)>,
 }
 
@@ -30,7 +30,7 @@ impl Sequence {
         Ok(Self { params, stop_ids, counts, detokenizer, num_output_tokens: 0, prompt_logprobs: Vec::new() })
     }
 
-    /// What sampling its next token needs.
+    /// Inputs for sampling the request's next token.
     pub fn row_spec(&self) -> RowSpec<'_> {
         let may_stop = self.num_output_tokens >= self.params.min_tokens;
         RowSpec {
@@ -42,23 +42,23 @@ impl Sequence {
         }
     }
 
-    /// Likeliest tokens wanted beside each of the prompt's; `None`: nothing is wanted of the prompt.
+    /// Number of likeliest tokens to report per prompt token; `None` if no prompt log-probabilities are wanted.
     pub fn num_prompt_logprobs(&self) -> Option<usize> {
         self.params.sampling.prompt_logprobs
     }
 
-    /// Takes how likely the prompt's next tokens were.
+    /// Appends log-probabilities of the next prompt tokens.
     pub fn push_prompt_logprobs(&mut self, logprobs: impl IntoIterator<Item = (u32, TokenLogprob)>) {
         self.prompt_logprobs.extend(logprobs);
     }
 
-    /// What was taken of the prompt, once: with the first token. Of several choices the first has it.
+    /// Returns the prompt's log-probabilities once, with the first token. Of several choices, the first one has them.
     pub fn take_prompt_logprobs(&mut self) -> Option<Vec<(u32, TokenLogprob)>> {
         let is_there = self.num_output_tokens == 1 && !self.prompt_logprobs.is_empty();
         is_there.then(|| std::mem::take(&mut self.prompt_logprobs))
     }
 
-    /// Tokens it may still generate.
+    /// Number of tokens the request may still generate.
     pub fn num_tokens_left(&self) -> usize {
         self.params.max_tokens.saturating_sub(self.num_output_tokens)
     }
@@ -67,7 +67,7 @@ impl Sequence {
         self.params.sampling.logprobs.is_some_and(|n| n > 0)
     }
 
-    /// Takes its next token. Returns the text that became certain, and whether it goes on.
+    /// Appends the next token. Returns the text that became certain, and whether the request goes on.
     pub fn push(&mut self, table: &TokenTable, id: u32) -> (String, FinishReason) {
         self.num_output_tokens += 1;
         if self.params.sampling.has_penalties() {

@@ -1,7 +1,7 @@
-//! Guesses of the tokens that come next, for the model to check all at once.
+//! Speculative decoding: proposes draft tokens that the model verifies in one pass.
 //!
-//! A guess costs nothing but the rows it adds to a pass, and can't change an answer: each row is sampled as it would
-//! have been without it, and a guess that isn't what was sampled is dropped with all after it.
+//! A draft costs only the rows it adds to a pass and cannot change an answer. Each row is sampled as if there were no
+//! draft; a draft that differs from the sampled token is dropped together with all later ones.
 
 mod ngram;
 

@@ -1,15 +1,15 @@
-//! What followed the last few tokens the last time they were seen.
+//! N-gram drafts: the tokens that followed the last few tokens at their previous occurrence.
 
 use crate::{Error, Result};
 
-/// How guesses are looked up in a request's own prompt and output.
+/// Settings for looking up draft tokens in a request's own prompt and output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NgramConfig {
-    /// Tokens guessed at most.
+    /// Largest number of draft tokens.
     pub num_draft_tokens: usize,
-    /// Longest run of last tokens that is looked for.
+    /// Longest suffix to look for, in tokens.
     pub max_ngram: usize,
-    /// Shortest; below it nothing is guessed.
+    /// Shortest suffix that yields drafts, in tokens.
     pub min_ngram: usize,
 }
 
@@ -32,10 +32,10 @@ impl NgramConfig {
         Err(Error::InvalidArgument(problem))
     }
 
-    /// What followed the longest run of last tokens (of `min_ngram` to `max_ngram`) that came before; of several such
-    /// places the most recent. At most `limit` tokens, and never more than [`Self::num_draft_tokens`].
+    /// Returns the tokens that followed the longest suffix of `min_ngram` to `max_ngram` tokens at its most recent earlier
+    /// occurrence: at most `limit`, and never more than [`Self::num_draft_tokens`].
     ///
-    /// One backward pass, about a nanosecond a token: an index would cost memory for each token of each request.
+    /// The search is one backward pass, about 1 ns per token; an index would cost memory for each token of each request.
     ///
     /// Source: Saxena 2023, "Prompt lookup decoding".
     ///
@@ -64,7 +64,7 @@ impl NgramConfig {
         if matched >= self.min_ngram { &tokens[start..start + num_tokens] } else { &[] }
     }
 
-    /// How many of the last tokens equal those up to and with `end`.
+    /// Number of last tokens that equal the tokens up to and including `end`.
     fn matched_len(&self, tokens: &[u32], end: usize) -> usize {
         let there = tokens[..=end].iter().rev();
         let here = tokens.iter().rev();
