@@ -1,5 +1,6 @@
 """The CPU kernels beside PyTorch's forward pass: every mix of components, both formats, every instruction set."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -298,3 +299,14 @@ def test_the_backend_can_be_chosen(tiny_checkpoint: Path) -> None:
 
 def test_info_says_what_runs_the_model(tiny_checkpoint: Path) -> None:
     assert describe(tiny_checkpoint)["CPU decoding"] == f"kernels of llm-oxide ({instruction_sets()[-1]})"
+
+
+KERNELS = Path(__file__).parents[2] / "rust" / "src" / "kernels"
+
+
+@pytest.mark.xfail(strict=True, reason="every access to a shared buffer is a mutable borrow")
+def test_shared_buffers_are_borrowed_mutably_only_to_be_written() -> None:
+    """Two live `&mut` to one place are undefined behaviour even if nobody writes, so reading needs a way of its own."""
+    source = "".join(file.read_text() for file in sorted(KERNELS.rglob("*.rs")))
+    assert re.findall(r"unsafe fn (\w+)\(&self[^{;]*-> &mut \[f32\]", source) == ["write"]
+    assert re.findall(r"unsafe fn (\w+)\(&self[^{;]*-> &\[f32\]", source) == ["read"]
