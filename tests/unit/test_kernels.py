@@ -304,7 +304,6 @@ def test_info_says_what_runs_the_model(tiny_checkpoint: Path) -> None:
 KERNELS = Path(__file__).parents[2] / "rust" / "src" / "kernels"
 
 
-@pytest.mark.xfail(strict=True, reason="every access to a shared buffer is a mutable borrow")
 def test_shared_buffers_are_borrowed_mutably_only_to_be_written() -> None:
     """Two live `&mut` to one place are undefined behaviour even if nobody writes, so reading needs a way of its own."""
     source = "".join(file.read_text() for file in sorted(KERNELS.rglob("*.rs")))

@@ -37,15 +37,15 @@ impl Pass<'_> {
         let num_experts = experts.gate_up.len();
         self.multiply(member, &experts.router, &self.inputs(), |row, first, values| {
             // SAFETY: each column is one member's until the barrier.
-            unsafe { self.wide.slice(row * num_experts + first, values.len()) }.copy_from_slice(values);
+            unsafe { self.wide.write(row * num_experts + first, values.len()) }.copy_from_slice(values);
         });
         self.each_row(member, |row| {
             // SAFETY: each row is one member's until the barrier.
             let (scores, routes, mixed) = unsafe {
                 (
-                    self.wide.slice(row * num_experts, num_experts),
-                    self.routes.slice(row * self.sizes.routes, 2 * experts.num_chosen),
-                    self.mixed.slice(row * self.sizes.hidden, self.sizes.hidden),
+                    self.wide.write(row * num_experts, num_experts),
+                    self.routes.write(row * self.sizes.routes, 2 * experts.num_chosen),
+                    self.mixed.write(row * self.sizes.hidden, self.sizes.hidden),
                 )
             };
             choose(experts, scores, routes);
@@ -58,7 +58,7 @@ impl Pass<'_> {
         for expert in 0..experts.gate_up.len() {
             for row in 0..self.rows.len() {
                 // SAFETY: written before the last barrier, only read here.
-                let routes = unsafe { self.routes.slice(row * self.sizes.routes, 2 * experts.num_chosen) };
+                let routes = unsafe { self.routes.read(row * self.sizes.routes, 2 * experts.num_chosen) };
                 let (ids, weights) = routes.split_at(experts.num_chosen);
                 let chosen = ids.iter().position(|id| *id as usize == expert);
                 found.pairs.extend(chosen.map(|place| (row, weights[place])));
@@ -107,7 +107,7 @@ impl Pass<'_> {
                     self.multiply_strip(member, down, (first, first), &x, |row, values| {
                         let (row, weight) = choices.of(expert)[row];
                         // SAFETY: each column is one member's until the barrier.
-                        let to = unsafe { self.mixed.slice(row * self.sizes.hidden + first, values.len()) };
+                        let to = unsafe { self.mixed.write(row * self.sizes.hidden + first, values.len()) };
                         to.iter_mut().zip(values).for_each(|(to, value)| *to += weight * *value);
                     });
                 }
@@ -127,7 +127,7 @@ impl Pass<'_> {
         if let Some(gate) = &experts.shared_gate {
             self.multiply(member, gate, &self.inputs(), |row, _, values| {
                 // SAFETY: the routes of a row are no longer needed; each row has one gate.
-                let gate = unsafe { self.routes.slice(row * self.sizes.routes, 1) };
+                let gate = unsafe { self.routes.write(row * self.sizes.routes, 1) };
                 gate[0] = 1.0 / (1.0 + (-values[0]).exp());
             });
         }
@@ -135,8 +135,8 @@ impl Pass<'_> {
         self.multiply(member, down, &self.inner(down), |row, first, values| {
             // SAFETY: each column is one member's until the barrier; gates are only read.
             let (to, gate) = unsafe {
-                let gate = experts.shared_gate.is_some().then(|| self.routes.slice(row * self.sizes.routes, 1)[0]);
-                (self.mixed.slice(row * self.sizes.hidden + first, values.len()), gate.unwrap_or(1.0))
+                let gate = experts.shared_gate.is_some().then(|| self.routes.read(row * self.sizes.routes, 1)[0]);
+                (self.mixed.write(row * self.sizes.hidden + first, values.len()), gate.unwrap_or(1.0))
             };
             to.iter_mut().zip(values).for_each(|(to, value)| *to += gate * value);
         });

@@ -114,7 +114,7 @@ pub(super) struct SharedMut {
     len: usize,
 }
 
-// SAFETY: `slice`'s callers keep their parts apart.
+// SAFETY: callers of `read` and `write` promise that no two threads use one place while either writes to it.
 unsafe impl Send for SharedMut {}
 // SAFETY: as above.
 unsafe impl Sync for SharedMut {}
@@ -124,15 +124,26 @@ impl SharedMut {
         Self { data: slice.as_mut_ptr(), len: slice.len() }
     }
 
-    /// `len` numbers from `start` on, to read and write.
+    /// Borrows `len` numbers from `start` on for reading; any number of threads may read one place at once.
     ///
     /// # Safety
     ///
-    /// Until the next barrier nobody else writes to them, and nobody else reads them if they are written here.
-    #[expect(clippy::mut_from_ref, reason = "that is what the safety section is about")]
-    pub unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
-        assert!(start + len <= self.len, "scratch of {} has no {start}..{}", self.len, start + len);
-        // SAFETY: within the scratch; exclusive by the caller's promise.
+    /// Nobody writes to these numbers while the slice is in use.
+    pub unsafe fn read(&self, start: usize, len: usize) -> &[f32] {
+        assert!(start + len <= self.len, "a buffer of {} numbers has no {start}..{}", self.len, start + len);
+        // SAFETY: the range is within the buffer, and the caller promises that nobody writes to it meanwhile.
+        unsafe { std::slice::from_raw_parts(self.data.add(start), len) }
+    }
+
+    /// Borrows `len` numbers from `start` on for reading and writing.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else reads or writes these numbers while the slice is in use.
+    #[expect(clippy::mut_from_ref, reason = "the buffer is split among threads; the caller promises disjoint parts")]
+    pub unsafe fn write(&self, start: usize, len: usize) -> &mut [f32] {
+        assert!(start + len <= self.len, "a buffer of {} numbers has no {start}..{}", self.len, start + len);
+        // SAFETY: the range is within the buffer, and the caller promises that nobody else uses it meanwhile.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
 

@@ -148,7 +148,7 @@ impl<'a> Pass<'a> {
         for (to, &from) in rows.iter().enumerate().filter(|_| member.index == 0) {
             for (buffer, width) in [(self.hidden, self.sizes.hidden), (self.wide, width)] {
                 // SAFETY: only the first member does this, the others wait at the barrier.
-                let whole = unsafe { buffer.slice(to * width, (from - to + 1) * width) };
+                let whole = unsafe { buffer.write(to * width, (from - to + 1) * width) };
                 whole.copy_within((from - to) * width.., 0);
             }
         }
@@ -164,8 +164,12 @@ impl<'a> Pass<'a> {
     fn embed(&self, row: usize) {
         let task = &self.rows[row];
         // SAFETY: each row is one member's until the barrier.
-        let (hidden, turns) =
-            unsafe { (self.hidden_row(row), self.turns.slice(row * self.shape.head_dim, self.shape.head_dim)) };
+        let (hidden, turns) = unsafe {
+            (
+                self.hidden.write(row * self.sizes.hidden, self.sizes.hidden),
+                self.turns.write(row * self.shape.head_dim, self.shape.head_dim),
+            )
+        };
         self.spec.embedding.read_row(task.token, hidden);
         hidden.iter_mut().for_each(|value| *value *= self.spec.embedding_scale);
         if let Some(positions) = &self.spec.positions {
@@ -185,7 +189,7 @@ impl<'a> Pass<'a> {
         let width = layer.qkv.weight.rows;
         self.multiply(member, &layer.qkv, &self.inputs(), |row, first, values| {
             // SAFETY: each column is one member's until the barrier.
-            unsafe { self.wide.slice(row * width + first, values.len()) }.copy_from_slice(values);
+            unsafe { self.wide.write(row * width + first, values.len()) }.copy_from_slice(values);
         });
         self.each_row(member, |row| self.rotate_and_store(row, layer, cache));
     }
@@ -195,8 +199,8 @@ impl<'a> Pass<'a> {
         // SAFETY: each row, and the member's own scratch, is one member's until the barrier.
         unsafe {
             let aside = self.aside(member);
-            let normed = aside.slice(0, self.sizes.hidden);
-            normed.copy_from_slice(self.hidden_row(row));
+            let normed = aside.write(0, self.sizes.hidden);
+            normed.copy_from_slice(self.hidden.read(row * self.sizes.hidden, self.sizes.hidden));
             norm.apply(self.isa, normed);
             to.write(self.isa, dtype, to_row, normed);
         }
@@ -207,7 +211,7 @@ impl<'a> Pass<'a> {
         let num_turned = self.spec.num_heads + num_kv;
         let length = layer.qkv.weight.rows;
         // SAFETY: each row, and its slot in the cache, is one member's until the barrier.
-        let (heads, turns) = unsafe { (self.wide.slice(row * length, length), self.turns.slice(row * width, width)) };
+        let (heads, turns) = unsafe { (self.wide.write(row * length, length), self.turns.read(row * width, width)) };
         for (idx, head) in heads.chunks_exact_mut(width).enumerate() {
             let is_query = idx < self.spec.num_heads;
             if idx < num_turned {
@@ -234,7 +238,7 @@ impl<'a> Pass<'a> {
         let groups = self.spec.num_heads / num_kv;
         let own = self.own(member);
         // SAFETY: the member's own scratch.
-        let scratch = unsafe { own.slice(0, groups * STRETCH) };
+        let scratch = unsafe { own.write(0, groups * STRETCH) };
         // One member takes all heads of a stretch, whose tokens lie together, unless there are too few stretches.
         let size = if self.pieces.len() >= 2 * num_kv * member.num_members() { num_kv } else { 1 };
         let mut claims =
@@ -249,7 +253,7 @@ impl<'a> Pass<'a> {
             for piece in pieces {
                 let place = (self.rows[piece.row].first_stretch + piece.stretch) * num_kv + piece.head;
                 // SAFETY: each piece is one member's until the barrier.
-                let out = unsafe { self.joined.slice(place * groups * (width + 2), groups * (width + 2)) };
+                let out = unsafe { self.joined.write(place * groups * (width + 2), groups * (width + 2)) };
                 match self.stretch(piece, layer, cache) {
                     Some(stretch) => stretch.attend(self.isa, out, scratch, &mut coming),
                     None => silence(out, width),
@@ -274,7 +278,7 @@ impl<'a> Pass<'a> {
         let tokens = seen(task.num_tokens(), piece.stretch, layer.window)?;
         let width = self.spec.num_heads / self.shape.num_kv_heads * self.shape.head_dim;
         // SAFETY: queries are only read until the next barrier.
-        let queries = unsafe { self.wide.slice(piece.row * layer.qkv.weight.rows + piece.head * width, width) };
+        let queries = unsafe { self.wide.read(piece.row * layer.qkv.weight.rows + piece.head * width, width) };
         let blocks = &self.step.block_tables[task.request * self.step.max_blocks..][..self.step.max_blocks];
         let softcap = self.spec.attention_softcap;
         Some(Stretch { shape: self.shape, keys, values, head: piece.head, blocks, tokens, queries, softcap })
@@ -287,13 +291,13 @@ impl<'a> Pass<'a> {
         let num_stretches = task.num_tokens().div_ceil(STRETCH);
         // SAFETY: the member's own scratch.
         let aside = self.aside(member);
-        let mixed = unsafe { aside.slice(0, num_heads * width) };
+        let mixed = unsafe { aside.write(0, num_heads * width) };
         for (head, out) in mixed.chunks_exact_mut(width).enumerate() {
             let parts = (0..num_stretches).map(|stretch| {
                 let piece = (task.first_stretch + stretch) * num_kv + head / groups;
                 let place = (piece * groups + head % groups) * (width + 2);
                 // SAFETY: written before the last barrier, only read here.
-                &*unsafe { self.joined.slice(place, width + 2) }
+                unsafe { self.joined.read(place, width + 2) }
             });
             join(parts, out);
         }
@@ -306,7 +310,7 @@ impl<'a> Pass<'a> {
         let target = if norm.is_some() { self.mixed } else { self.hidden };
         self.multiply(member, linear, x, |row, first, values| {
             // SAFETY: each column is one member's until the barrier.
-            let to = unsafe { target.slice(row * self.sizes.hidden + first, values.len()) };
+            let to = unsafe { target.write(row * self.sizes.hidden + first, values.len()) };
             match norm {
                 Some(_) => to.copy_from_slice(values),
                 None => to.iter_mut().zip(values).for_each(|(to, value)| *to += value),
@@ -320,8 +324,12 @@ impl<'a> Pass<'a> {
     /// Adds row `row` of what a part has mixed to the residual stream.
     pub fn add_mixed(&self, row: usize, norm: Option<&Norm>) {
         // SAFETY: each row is one member's until the barrier.
-        let (mixed, hidden) =
-            unsafe { (self.mixed.slice(row * self.sizes.hidden, self.sizes.hidden), self.hidden_row(row)) };
+        let (mixed, hidden) = unsafe {
+            (
+                self.mixed.write(row * self.sizes.hidden, self.sizes.hidden),
+                self.hidden.write(row * self.sizes.hidden, self.sizes.hidden),
+            )
+        };
         if let Some(norm) = norm {
             norm.apply(self.isa, mixed);
         }
@@ -371,8 +379,8 @@ impl<'a> Pass<'a> {
         // SAFETY: the member's own scratch; the input was prepared for these weights before the last barrier, and each
         // column is one member's until the next.
         unsafe {
-            let gate = own.slice(0, x.num_rows * STRIP);
-            let value = own.slice(MAX_ROWS * STRIP, x.num_rows * STRIP);
+            let gate = own.write(0, x.num_rows * STRIP);
+            let value = own.write(MAX_ROWS * STRIP, x.num_rows * STRIP);
             up.strip(self.isa, (first, count, if is_gated { width + first } else { next }), x, gate);
             if is_gated {
                 up.strip(self.isa, (width + first, count, next), x, value);
@@ -401,7 +409,7 @@ impl<'a> Pass<'a> {
             let (start, end) = self.rows[wanted[place]].outputs;
             for output in start..end {
                 // SAFETY: each column is one member's until the end.
-                let to = unsafe { self.logits.slice(output * vocab_size + first, values.len()) };
+                let to = unsafe { self.logits.write(output * vocab_size + first, values.len()) };
                 to.copy_from_slice(values);
                 if let Some(cap) = self.spec.logit_softcap {
                     to.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
@@ -430,7 +438,7 @@ impl<'a> Pass<'a> {
         let count = STRIP.min(linear.weight.rows - first);
         let own = self.own(member);
         // SAFETY: the member's own scratch; the input was prepared for these weights before the last barrier.
-        let out = unsafe { own.slice(0, x.num_rows * STRIP) };
+        let out = unsafe { own.write(0, x.num_rows * STRIP) };
         unsafe { linear.strip(self.isa, (first, count, next), x, out) };
         for (row, values) in out.as_chunks::<STRIP>().0.iter().enumerate() {
             // Of a known length they are copied without a call.
@@ -473,12 +481,6 @@ impl<'a> Pass<'a> {
     /// The part of the member's own scratch that no strip uses: gathered rows, or one row.
     pub fn aside(&self, member: &Member<'_>) -> SharedMut {
         self.own(member).from(2 * MAX_ROWS * STRIP)
-    }
-
-    #[expect(clippy::mut_from_ref, reason = "see `SharedMut::slice`")]
-    unsafe fn hidden_row(&self, row: usize) -> &mut [f32] {
-        // SAFETY: passed on.
-        unsafe { self.hidden.slice(row * self.sizes.hidden, self.sizes.hidden) }
     }
 }
 
