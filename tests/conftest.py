@@ -14,8 +14,8 @@ if not torch.cuda.is_available():
 
 from llm.checkpoint import atomic_directory, write_model
 from llm.demo import demo_corpus
-from llm.model_config import ModelConfig
 from llm.models import DecoderModel
+from llm.settings.model import ModelConfig
 from llm.tokenization import BPETokenizer, use_chat_template
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import torch
 
-from llm.model_config import ExpertsConfig, LatentConfig, ModelConfig, RopeScaling
 from llm.models import DecoderModel
+from llm.settings.model import ExpertsConfig, LatentConfig, ModelConfig, RopeScaling
 
 BASE = ModelConfig(
     vocab_size=61,

@@ -7,18 +7,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from llm.registry import registry
-from llm.sampling_params import SamplingParams
+from llm.settings.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from llm.api import LLM, serve, train
-    from llm.config import RunConfig, load_run_config
     from llm.data import BaseDataModule, SyntheticDataModule, TextDataModule
     from llm.inference import GenerationOutput
-    from llm.model_config import ModelConfig
     from llm.models import DecoderModel, RegressionModel, TransformerBlock
     from llm.models.layers.mlp import MLP, SwiGLU
     from llm.models.layers.norm import LayerNorm, RMSNorm
     from llm.registry import ComponentRegistry
+    from llm.settings.merge import load_run_config
+    from llm.settings.model import ModelConfig
+    from llm.settings.run import RunConfig
     from llm.tokenization import BaseTokenizer, BPETokenizer, SimpleCharacterTokenizer, load_tokenizer
     from llm.training import Callback, LanguageModelingTask, RegressionTask, TrainingEngine
 
@@ -26,9 +27,9 @@ _PLACES = {
     "LLM": "llm.api",
     "serve": "llm.api",
     "train": "llm.api",
-    "ModelConfig": "llm.model_config",
-    "RunConfig": "llm.config",
-    "load_run_config": "llm.config",
+    "ModelConfig": "llm.settings.model",
+    "RunConfig": "llm.settings.run",
+    "load_run_config": "llm.settings.merge",
     "BaseDataModule": "llm.data",
     "SyntheticDataModule": "llm.data",
     "TextDataModule": "llm.data",

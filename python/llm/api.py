@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm.checkpoint import generation_defaults
-from llm.config import RunConfig, load_run_config, validated
 from llm.errors import ConfigError, InvalidArgumentError, LLMError, QueueFullError
 from llm.inference import Delta, EngineConfig, GenerationOutput, OutputBuilder, Pooling, Score, load_engine
 from llm.inference.progress import generation_progress
 from llm.inference.scoring import embed, score
-from llm.sampling_params import SamplingParams
+from llm.settings.merge import load_run_config, validated
+from llm.settings.run import RunConfig
+from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer, encode_chat
 from llm.training import Callback, launch, read_run_config
 from llm.training import resume as resume_run

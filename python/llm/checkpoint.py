@@ -20,14 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llm.config import GenerationConfig, from_builtins
 from llm.errors import CheckpointError
-from llm.model_config import ModelConfig
 from llm.models import DecoderModel, RegressionModel
 from llm.models.families import Piece, family_named, family_of
 from llm.models.gguf import GGUFModel, read_config
 from llm.models.hf import check_shapes, empty_model, fill_model, weight_parts
 from llm.models.tensor_files import INDEX, SINGLE, OnDisk, open_tensors
+from llm.settings.merge import from_builtins
+from llm.settings.model import ModelConfig
+from llm.settings.run import GenerationConfig
 from llm.tokenization import BaseTokenizer
 
 COMPLETE = "COMPLETE"

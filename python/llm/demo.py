@@ -10,17 +10,10 @@ from pathlib import Path
 from rich.console import Console
 
 from llm.api import LLM, train
-from llm.config import (
-    DataConfig,
-    GenerationConfig,
-    OptimizerConfig,
-    RunConfig,
-    TokenizerConfig,
-    TrainingConfig,
-)
 from llm.errors import ConfigError, MissingExtraError
-from llm.model_config import ModelConfig
 from llm.serving import ServerHandle
+from llm.settings.model import ModelConfig
+from llm.settings.run import DataConfig, GenerationConfig, OptimizerConfig, RunConfig, TokenizerConfig, TrainingConfig
 from llm.tokenization.speed import sample_text
 from llm.training import RunDirectory
 

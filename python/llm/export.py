@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from llm.checkpoint import atomic_directory, generation_defaults, load_model, resolve, write_model
-from llm.config import GenerationConfig
 from llm.errors import CheckpointError, InvalidArgumentError, MissingExtraError
 from llm.models import DecoderModel, ForwardContext
 from llm.models.families import FAMILIES, family_of
 from llm.models.gguf import QUANTIZATIONS, write_gguf_model
 from llm.models.hf import weights_to_hf
+from llm.settings.run import GenerationConfig
 from llm.tokenization import BaseTokenizer, load_tokenizer
 
 Format: TypeAlias = Literal["hf", "gguf", "onnx"]

@@ -9,9 +9,9 @@ import torch
 from llm._rust import instruction_sets
 from llm.checkpoint import DTYPES, is_gguf, model_config, read_values, resolve
 from llm.inference.kernel_weights import obstacle
-from llm.model_config import ModelConfig
 from llm.models.costs import flops_per_token, kv_bytes_per_token, num_active_parameters, num_parameters
 from llm.models.families import family_of
+from llm.settings.model import ModelConfig
 from llm.tokenization import load_tokenizer
 from llm.tokenization.describe import pattern_fact
 

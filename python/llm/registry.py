@@ -7,8 +7,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from llm.config import suggest
 from llm.errors import RegistryError
+from llm.settings.merge import suggest
 
 C = TypeVar("C", bound=type)
 

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from llm._rust import SimulatedLoad, simulate_scheduler
-from llm.config import validated
 from llm.errors import DataError
+from llm.settings.merge import validated
 
 _COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 # What a request may hold without a limit given: far more than its mean, so that hardly any is cut.

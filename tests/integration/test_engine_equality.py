@@ -22,8 +22,8 @@ from llm import SamplingParams
 from llm.checkpoint import load_model
 from llm.errors import LLMError
 from llm.inference import Delta, Engine, EngineConfig, load_engine
-from llm.inference.speculation import NgramSpeculation
 from llm.models import DecoderModel, ForwardContext, positions_of
+from llm.settings.engine import NgramSpeculation
 from llm.tokenization import load_tokenizer
 from tests.integration.test_smollm2 import FILE, PROMPTS
 from tests.reference.sampling import Settings, distribution

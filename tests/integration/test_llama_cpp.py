@@ -12,8 +12,8 @@ from benches.peers.environments import python_of
 from llm import LLM, SamplingParams
 from llm.checkpoint import atomic_directory, load_model, write_model
 from llm.export import export
-from llm.model_config import ExpertsConfig, ModelConfig
 from llm.models import DecoderModel, ForwardContext, positions_of
+from llm.settings.model import ExpertsConfig, ModelConfig
 from llm.tokenization import BPETokenizer
 from tests.fetch_data import CACHE
 

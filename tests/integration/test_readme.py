@@ -15,10 +15,11 @@ import typer
 from llm import LLM, SamplingParams
 from llm.checkpoint import COMPLETE
 from llm.cli.main import app
-from llm.config import RunConfig, load_run_config
 from llm.inference import EngineConfig
-from llm.model_config import ExpertsConfig, LatentConfig, RopeScaling
 from llm.serving import ServerConfig
+from llm.settings.merge import load_run_config
+from llm.settings.model import ExpertsConfig, LatentConfig, RopeScaling
+from llm.settings.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

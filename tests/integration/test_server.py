@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from llm.checkpoint import atomic_directory, write_model
-from llm.config import GenerationConfig
 from llm.errors import ServerError
 from llm.inference import EngineConfig, load_async_engine
-from llm.model_config import ModelConfig
 from llm.models import DecoderModel
 from llm.serving import ServerConfig, ServerHandle, bind, create_app, run
+from llm.settings.model import ModelConfig
+from llm.settings.run import GenerationConfig
 from llm.tokenization import BPETokenizer, use_chat_template
 
 MESSAGES = [{"role": "user", "content": "What news?"}]

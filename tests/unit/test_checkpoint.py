@@ -21,10 +21,10 @@ from llm.checkpoint import (
     write_atomically,
     write_model,
 )
-from llm.config import GenerationConfig
 from llm.errors import CheckpointError
-from llm.model_config import ModelConfig
 from llm.models import DecoderModel, ForwardContext, positions_of
+from llm.settings.model import ModelConfig
+from llm.settings.run import GenerationConfig
 from llm.tokenization import load_tokenizer
 
 

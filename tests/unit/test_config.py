@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.cli.options import size_in_bytes
-from llm.config import RunConfig, TrainingConfig, load_run_config, validated
 from llm.errors import ConfigError
-from llm.model_config import ModelConfig
-from llm.sampling_params import SamplingParams
+from llm.settings.merge import load_run_config, validated
+from llm.settings.model import ModelConfig
+from llm.settings.run import RunConfig, TrainingConfig
+from llm.settings.sampling import SamplingParams
 
 
 def test_sources_override_in_order(tmp_path) -> None:

@@ -11,8 +11,8 @@ import transformers
 from llm.checkpoint import atomic_directory, load_model, write_model
 from llm.errors import CheckpointError, InvalidArgumentError
 from llm.export import export
-from llm.model_config import ExpertsConfig, ModelConfig
 from llm.models import DecoderModel, ForwardContext, positions_of
+from llm.settings.model import ExpertsConfig, ModelConfig
 from llm.tokenization import BPETokenizer, encode_chat, load_tokenizer
 
 SMALL: dict[str, Any] = {"vocab_size": 384, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from llm import LLM, SamplingParams
 from llm.checkpoint import load_model
-from llm.config import from_builtins
 from llm.errors import (
     CapacityError,
     CheckpointError,
@@ -36,6 +35,7 @@ from llm.inference import (
     load_engine,
 )
 from llm.models import ForwardContext, positions_of
+from llm.settings.merge import from_builtins
 from llm.tokenization import BPETokenizer
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)

@@ -18,13 +18,13 @@ from torch import Tensor
 from llm._rust import Decoder, instruction_sets
 from llm.errors import ConfigError, InvalidArgumentError
 from llm.inference import EngineConfig, load_engine
-from llm.inference.engine import Backend
 from llm.inference.kernel_weights import kernel_weights, obstacle
 from llm.inference.kv_cache import KVCache
 from llm.inference.model_runner import Step
 from llm.info import describe
-from llm.model_config import ExpertsConfig, ModelConfig
 from llm.models import DecoderModel, ForwardContext, PagedCache
+from llm.settings.engine import Backend
+from llm.settings.model import ExpertsConfig, ModelConfig
 from tests.mixes import BASE, MIXES, build
 
 CPU = torch.device("cpu")

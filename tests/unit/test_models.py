@@ -6,10 +6,10 @@ import transformers
 from torch import Tensor
 
 from llm.errors import CheckpointError
-from llm.model_config import ModelConfig
 from llm.models import DecoderModel, ForwardContext, PagedCache, positions_of
 from llm.models.families.base import normalised
 from llm.models.hf import config_from_hf, config_to_hf, weights_from_hf, weights_to_hf
+from llm.settings.model import ModelConfig
 
 CONFIGS = {
     "gqa tied": ModelConfig(vocab_size=97),

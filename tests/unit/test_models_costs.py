@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from llm.model_config import ExpertsConfig, LatentConfig, ModelConfig
 from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.models.costs import (
     estimate_memory,
@@ -17,6 +16,7 @@ from llm.models.costs import (
     num_active_parameters,
     num_parameters,
 )
+from llm.settings.model import ExpertsConfig, LatentConfig, ModelConfig
 
 CONFIG = ModelConfig(
     vocab_size=512,

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from llm.errors import ConfigError
 from llm.inference.kv_cache import KVCache
-from llm.model_config import ExpertsConfig
 from llm.models import ForwardContext, PagedCache, positions_of
 from llm.models.layers import attend as attend_module
 from llm.models.layers.attend import AttentionRule, attend
 from llm.models.layers.moe import MoE, grouped_linear
+from llm.settings.model import ExpertsConfig
 from tests.mixes import BASE, FEED_FORWARD, MIXES, build
 from tests.reference.attention import attention_by_definition
 from tests.reference.moe import moe_by_token

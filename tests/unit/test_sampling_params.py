@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from llm import LLM, SamplingParams
-from llm.config import validated
 from llm.errors import ConfigError, InvalidArgumentError
+from llm.settings.merge import validated
 
 
 @pytest.mark.parametrize(

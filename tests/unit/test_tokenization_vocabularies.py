@@ -17,9 +17,9 @@ from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from llm import _rust
-from llm.config import PatternName
 from llm.data.text import encode_documents
 from llm.errors import InvalidArgumentError, TokenizerError
+from llm.settings.run import PatternName
 from llm.tokenization import BPETokenizer
 from tests.unit.tokenization_samples import SAMPLES, TRAINING_TEXT
 

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llm.checkpoint import load_model, load_tensors
-from llm.config import DataConfig, GenerationConfig, OptimizerConfig, RunConfig, TrainingConfig
 from llm.data import IGNORED_LABEL, SyntheticDataModule, TokenBatch
 from llm.errors import ConfigError, DataError, RegistryError, TrainingError
-from llm.model_config import ExpertsConfig, ModelConfig
 from llm.models import ForwardContext, positions_of
+from llm.settings.model import ExpertsConfig, ModelConfig
+from llm.settings.run import DataConfig, GenerationConfig, OptimizerConfig, RunConfig, TrainingConfig
 from llm.training import Callback, JsonlLogger, LanguageModelingTask, RunDirectory, StepMetrics, TrainingEngine
 from llm.training.launch import launch, resume
 from llm.training.precision import autocast_dtype

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from llm.config import TrainingConfig
 from llm.data.base import Dataset
 from llm.data.batch import Batch
 from llm.errors import DataError
+from llm.settings.run import TrainingConfig
 
 
 class BatchLoader:

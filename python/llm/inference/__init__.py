@@ -1,11 +1,11 @@
 """Generation: engine, cache and model runner."""
 
 from llm.inference.async_engine import AsyncEngine
-from llm.inference.engine import Engine, EngineConfig
+from llm.inference.engine import Engine
 from llm.inference.load import build_engine, load_async_engine, load_engine
 from llm.inference.outputs import Delta, GenerationOutput, OutputBuilder, TokenLogprob, Usage
 from llm.inference.scoring import Pooling, Score
-from llm.inference.speculation import DraftSpeculation, NgramSpeculation
+from llm.settings.engine import DraftSpeculation, EngineConfig, NgramSpeculation
 
 __all__ = [
     "AsyncEngine",

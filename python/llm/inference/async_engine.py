@@ -13,7 +13,7 @@ from functools import partial
 from llm.errors import EngineError, LLMError
 from llm.inference.engine import Engine
 from llm.inference.outputs import Delta
-from llm.sampling_params import SamplingParams
+from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer
 
 _Event = tuple[int, Delta | LLMError]  # choice, and what came for it

@@ -4,64 +4,24 @@ import logging
 import math
 import secrets
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from llm._rust import EngineCore, RequestParams, StepOutputs
-from llm.config import validated
 from llm.errors import ContextLengthError, EngineError, InvalidArgumentError, LLMError
 from llm.inference.draft import DraftModel
 from llm.inference.model_runner import ModelRunner
 from llm.inference.outputs import Delta, FinishReason, TokenLogprob
-from llm.inference.speculation import Speculation
-from llm.sampling_params import SamplingParams
+from llm.settings.merge import validated
+from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer
-
-Backend: TypeAlias = Literal["auto", "kernels", "torch"]
 
 logger = logging.getLogger(__name__)
 
 _FINISH: tuple[FinishReason | None, ...] = (None, "stop", "length")
 _FAILED = 3
-
-
-class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits of an engine."""
-
-    max_model_len: Annotated[int, msgspec.Meta(ge=1, description="Longest context; null: the model's.")] | None = None
-    block_size: Annotated[int, msgspec.Meta(ge=1, description="Tokens a cache block.")] = 16
-    max_batch_tokens: (
-        Annotated[int, msgspec.Meta(ge=1, description="Token budget of a step; null: 2048, on a CPU 256.")] | None
-    ) = None
-    max_prefill_chunk: (
-        Annotated[int, msgspec.Meta(ge=1, description="Tokens of one prompt a step; null: the budget's rest.")] | None
-    ) = None
-    max_running_requests: Annotated[int, msgspec.Meta(ge=1, description="Requests decoded together.")] = 64
-    max_waiting_requests: Annotated[int, msgspec.Meta(ge=1, description="Queue length; more are refused.")] = 1024
-    max_waiting_tokens: (
-        Annotated[int, msgspec.Meta(ge=1, description="Tokens queued; more are refused; null: any number.")] | None
-    ) = None
-    kv_cache_memory_bytes: (
-        Annotated[int, msgspec.Meta(ge=1, description="Cache size; null: a share of free memory.")] | None
-    ) = None
-    backend: Annotated[Backend, msgspec.Meta(description="What runs the model; auto: CPU kernels if they can.")] = (
-        "auto"
-    )
-    num_threads: (
-        Annotated[int, msgspec.Meta(ge=1, le=1024, description="Threads of the CPU kernels; null: one a core.")] | None
-    ) = None
-    enable_prefix_caching: Annotated[
-        bool, msgspec.Meta(description="Keep computed blocks for prompts that begin the same.")
-    ] = True
-    enable_cuda_graphs: Annotated[
-        bool, msgspec.Meta(description="On CUDA decode by captured passes; the start takes longer.")
-    ] = True
-    speculative: Annotated[
-        Speculation | None, msgspec.Meta(description="Where guesses of tokens come from; null: none are made.")
-    ] = None
 
 
 class Engine:

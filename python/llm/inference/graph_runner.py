@@ -12,11 +12,11 @@ from torch import Tensor
 from llm._rust import StepPlan
 from llm.inference.kv_cache import KVCache
 from llm.inference.model_runner import Step, TorchModelRunner
-from llm.model_config import ModelConfig
 from llm.models import DecoderModel, ForwardContext, PagedCache, Pages
 from llm.models.layers.attention import Attention
 from llm.models.layers.moe import MoE
 from llm.registry import registry
+from llm.settings.model import ModelConfig
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llm.model_config import ModelConfig
 from llm.models import DecoderModel, TransformerBlock
 from llm.models.layers.attention import Attention
 from llm.models.layers.mlp import MLP, SwiGLU
@@ -22,6 +21,7 @@ from llm.models.layers.rotary import (
     scaled_frequencies,
 )
 from llm.registry import registry
+from llm.settings.model import ModelConfig
 
 DTYPES = (torch.float32, torch.bfloat16)
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llm.errors import CapacityError
-from llm.model_config import ModelConfig
 from llm.models import cache_widths
+from llm.settings.model import ModelConfig
 
 _SHARE_OF_FREE_MEMORY = 0.4
 

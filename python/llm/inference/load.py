@@ -7,21 +7,21 @@ from torch import Tensor
 
 from llm._rust import EngineCore
 from llm.checkpoint import generation_defaults, load_model, resolve
-from llm.config import validated
 from llm.errors import CheckpointError, ConfigError
 from llm.inference.async_engine import AsyncEngine
 from llm.inference.draft import DraftModel
-from llm.inference.engine import Engine, EngineConfig
+from llm.inference.engine import Engine
 from llm.inference.graph_runner import GraphModelRunner, graph_obstacle
 from llm.inference.kernel_runner import KernelModelRunner
 from llm.inference.kernel_weights import obstacle
 from llm.inference.kv_cache import KVCache, blocks_within
 from llm.inference.model_runner import ModelRunner, TorchModelRunner
-from llm.inference.speculation import DraftSpeculation, NgramSpeculation, Speculation
 from llm.models import DecoderModel
 from llm.models.costs import kv_bytes_per_token
 from llm.models.device import resolve_device
 from llm.models.layers.fused import has_triton
+from llm.settings.engine import DraftSpeculation, EngineConfig, NgramSpeculation, Speculation
+from llm.settings.merge import validated
 from llm.tokenization import BaseTokenizer, load_tokenizer
 
 # On a CPU a prompt's tokens cost as much together as apart: a small step answers the others sooner.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llm import _rust
 from llm.errors import InvalidArgumentError
-from llm.sampling_params import SamplingParams
+from llm.settings.sampling import SamplingParams
 
 # With top-k up to this in every row, only the k likeliest of each are sorted.
 _SMALL_K = 1024

@@ -5,9 +5,9 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from llm.model_config import ModelConfig
 from llm.models.decoder import cache_widths
 from llm.models.hf import empty_model
+from llm.settings.model import ModelConfig
 
 Optimizer: TypeAlias = Literal["adamw", "sgd", "none"]
 # fp32 moments beside each parameter.

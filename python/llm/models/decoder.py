@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llm.model_config import ModelConfig
 from llm.models.context import ForwardContext
 from llm.models.layers.attention import Attention
 from llm.models.layers.moe import MoE
 from llm.models.layers.norm import add_norm
 from llm.models.layers.rotary import PositionEncoding, Rotation
 from llm.registry import registry
+from llm.settings.model import ModelConfig
 
 
 class TransformerBlock(nn.Module):

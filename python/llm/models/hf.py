@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from llm.errors import CheckpointError
-from llm.model_config import ModelConfig
 from llm.models.decoder import DecoderModel
 from llm.models.families import Family, Piece, family_named, family_of
 from llm.models.tensor_files import OnDisk
+from llm.settings.model import ModelConfig
 
 TIED = "lm_head.weight"
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from llm.model_config import ModelConfig
 from llm.models.layers.mlp import MLP
+from llm.settings.model import ModelConfig
 
 
 class RegressionModel(nn.Module):

@@ -5,8 +5,8 @@
 """
 
 from llm.serving.app import App, create_app
-from llm.serving.config import ServerConfig
 from llm.serving.handle import ServerHandle
 from llm.serving.server import bind, end_process, run, serve
+from llm.settings.server import ServerConfig
 
 __all__ = ["App", "ServerConfig", "ServerHandle", "bind", "create_app", "end_process", "run", "serve"]

@@ -7,11 +7,11 @@ import sys
 
 import msgspec
 
-from llm.config import from_builtins
 from llm.errors import LLMError
-from llm.serving.config import ServerConfig
 from llm.serving.handle import CONFIG_VARIABLE
 from llm.serving.server import end_process, serve
+from llm.settings.merge import from_builtins
+from llm.settings.server import ServerConfig
 
 
 def main() -> int:

@@ -14,7 +14,6 @@ from llm.errors import LLMError
 from llm.inference import AsyncEngine
 from llm.serving import metrics as prometheus
 from llm.serving.auth import Authenticator
-from llm.serving.config import ServerConfig
 from llm.serving.endpoints import CHAT, COMPLETIONS, Endpoint, generate
 from llm.serving.errors import (
     APIError,
@@ -38,6 +37,7 @@ from llm.serving.http import (
 from llm.serving.logging import log_access
 from llm.serving.parsing import UnknownKeys, parse_request
 from llm.serving.protocol import Health, Model, ModelList
+from llm.settings.server import ServerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import msgspec
 
 from llm.errors import InternalError, InvalidArgumentError
 from llm.inference import AsyncEngine, Delta, TokenLogprob
-from llm.sampling_params import SamplingParams
 from llm.serving.errors import bad_request, context_overflow
 from llm.serving.protocol import (
     ChatCompletionRequest,
@@ -20,6 +19,7 @@ from llm.serving.protocol import (
     GenerationRequest,
     Usage,
 )
+from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer
 from llm.tokenization.chat import encode_chat
 

@@ -13,10 +13,10 @@ from typing import Self
 
 import msgspec
 
-from llm.config import validated
 from llm.errors import ServerError
-from llm.serving.config import ServerConfig
 from llm.serving.server import bind, url_of
+from llm.settings.merge import validated
+from llm.settings.server import ServerConfig
 
 CONFIG_VARIABLE = "LLM_SERVER_CONFIG"
 

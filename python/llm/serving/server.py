@@ -34,12 +34,12 @@ from granian.log import LogLevels
 from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server as EmbeddedServer
 
-from llm.config import validated
 from llm.errors import ServerError
 from llm.inference import AsyncEngine, EngineConfig, load_async_engine
 from llm.serving.app import App, create_app
-from llm.serving.config import ServerConfig
 from llm.serving.logging import configure_logging, granian_logging
+from llm.settings.merge import validated
+from llm.settings.server import ServerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm import _rust
-from llm.config import PatternName
+from llm.settings.run import PatternName
 from llm.tokenization.base import BaseTokenizer
 from llm.tokenization.corpus import corpus_files
 from llm.tokenization.files import StrPath

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llm.checkpoint import atomic_directory, step_of, write_model
-from llm.config import RunConfig
 from llm.data import BaseDataModule, BatchLoader, in_order
 from llm.errors import TrainingError
+from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer
 from llm.training.callbacks import Callback
 from llm.training.distributed import Distributed

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import torch
 
-from llm.config import RunConfig, TokenizerConfig, validated
 from llm.data import BaseDataModule, BatchLoader, SyntheticDataModule, TextDataModule, read_documents, split_documents
 from llm.errors import ConfigError
+from llm.settings.merge import validated
+from llm.settings.run import RunConfig, TokenizerConfig
 from llm.tokenization import (
     BaseTokenizer,
     BPETokenizer,

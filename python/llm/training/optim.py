@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from llm.config import OptimizerConfig
 from llm.errors import CheckpointError
+from llm.settings.run import OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from llm.checkpoint import CHECKPOINTS, COMPLETE, LATEST, newest_checkpoint, read_json, step_of, write_atomically
-from llm.config import RunConfig, from_builtins
 from llm.errors import CheckpointError, ConfigError
+from llm.settings.merge import from_builtins
+from llm.settings.run import RunConfig
 
 _MAY_CHANGE = {  # of the section `training`
     "epochs",

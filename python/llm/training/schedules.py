@@ -2,7 +2,7 @@
 
 import math
 
-from llm.config import OptimizerConfig
+from llm.settings.run import OptimizerConfig
 
 
 def warmup_cosine(step: int, total_steps: int, config: OptimizerConfig) -> float:

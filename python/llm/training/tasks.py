@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.data import IGNORED_LABEL, RegressionBatch, TokenBatch
-from llm.model_config import ModelConfig
 from llm.models import DecoderModel, ForwardContext, RegressionModel, positions_of
+from llm.settings.model import ModelConfig
 from llm.tokenization import BaseTokenizer
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm.errors import CheckpointError
-from llm.model_config import ModelConfig
 from llm.models.families import (
     deepseek_v2,
     gemma2,
@@ -19,6 +18,7 @@ from llm.models.families import (
     qwen3_moe,
 )
 from llm.models.families.base import Family, Piece
+from llm.settings.model import ModelConfig
 
 # The first that can hold a model is the one it is saved as.
 FAMILIES: dict[str, Family] = {

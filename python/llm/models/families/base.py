@@ -13,9 +13,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from llm.config import from_builtins
 from llm.errors import CheckpointError, ConfigError
-from llm.model_config import ModelConfig, RopeScaling
+from llm.settings.merge import from_builtins
+from llm.settings.model import ModelConfig, RopeScaling
 
 Values: TypeAlias = dict[str, Any]
 

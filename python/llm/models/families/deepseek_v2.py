@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm.model_config import ModelConfig
 from llm.models.families.base import (
     LLAMA_BLOCK,
     LLAMA_TOP,
@@ -20,6 +19,7 @@ from llm.models.families.base import (
     write_sizes,
 )
 from llm.models.layers.attention import latent_of
+from llm.settings.model import ModelConfig
 
 _LATENT = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm.model_config import ModelConfig
 from llm.models.families.base import BlockCut, Family, Values, require, transposed
+from llm.settings.model import ModelConfig
 
 _NAMES = {
     "vocab_size": "vocab_size",

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm.model_config import ModelConfig
 from llm.models.families.base import LLAMA_BLOCK, LLAMA_TOP, Family, Values, read_sizes, require, write_sizes
+from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:

@@ -5,10 +5,10 @@ from typing import Any
 
 import msgspec
 
-from llm.model_config import ModelConfig
 from llm.models.families.base import LLAMA_BLOCK, LLAMA_TOP, QK_NORMS, Family, Values, defaults
 from llm.models.families.deepseek_v2 import BLOCK as LATENT_BLOCK
 from llm.models.families.qwen2_moe import BLOCK as EXPERT_BLOCK
+from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm.model_config import ModelConfig
 from llm.models.families.base import (
     LLAMA_BLOCK,
     LLAMA_TOP,
@@ -15,6 +14,7 @@ from llm.models.families.base import (
     write_sizes,
     write_windows,
 )
+from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:

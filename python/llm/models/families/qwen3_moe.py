@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm.model_config import ModelConfig
 from llm.models.families.base import LLAMA_BLOCK, LLAMA_TOP, QK_NORMS, Family, Values, read_sizes, require, write_sizes
 from llm.models.families.qwen2_moe import EXPERT_BLOCK, read_experts, write_experts
+from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from llm.errors import ConfigError
-from llm.model_config import LatentConfig, ModelConfig
 from llm.models.context import ForwardContext, PagedCache
 from llm.models.layers import fused
 from llm.models.layers.attend import AttentionRule, attend, attend_causal, attend_masked
 from llm.models.layers.norm import RMSNorm
 from llm.models.layers.paged import attend_pages
 from llm.models.layers.rotary import Rotation, rotate, yarn_scale
+from llm.settings.model import LatentConfig, ModelConfig
 
 # DeepSeek's models leave the norm of compressed keys and queries at this, whatever their config says elsewhere.
 LATENT_NORM_EPS = 1e-6

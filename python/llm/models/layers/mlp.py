@@ -6,8 +6,8 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.model_config import Activation, ModelConfig
 from llm.models.layers import fused
+from llm.settings.model import Activation, ModelConfig
 
 
 def _gelu_tanh(values: Tensor) -> Tensor:

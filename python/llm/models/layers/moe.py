@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.errors import ConfigError
-from llm.model_config import ExpertsConfig, ModelConfig
 from llm.models.layers.mlp import ACTIVATIONS, SwiGLU
+from llm.settings.model import ExpertsConfig, ModelConfig
 
 
 @dataclass(frozen=True)

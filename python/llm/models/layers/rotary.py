@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from llm.model_config import ModelConfig, RopeScaling
+from llm.settings.model import ModelConfig, RopeScaling
 
 Rotation = tuple[Tensor, Tensor]
 

@@ -58,7 +58,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = False
 
     def __post_init__(self) -> None:
-        """Checks the rules across fields; `config.validated` checks each field's own range."""
+        """Checks the rules across fields; `merge.validated` checks each field's own range."""
         if any(not text for text in self.stop):
             raise InvalidArgumentError(f"`stop` strings must not be empty, got {list(self.stop)!r}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:

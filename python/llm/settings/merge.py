@@ -1,7 +1,4 @@
-"""Every setting of a run: its type, range and meaning, and how a file, the environment and arguments fill it.
-
-The structs are the one source for validation, command-line help and documentation.
-"""
+"""Checks settings, and fills them from a file, the environment and arguments."""
 
 import difflib
 import os
@@ -9,123 +6,15 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
 from llm.errors import ConfigError
-from llm.model_config import ModelConfig
+from llm.settings.run import RunConfig
 
 T = TypeVar("T", bound=msgspec.Struct)
 ENV_PREFIX = "LLM_"
-# How text is cut into pieces that merges stay within; `llama3` and `gpt4` are the same.
-PatternName: TypeAlias = Literal["gpt2", "gpt4", "cl100k", "o200k", "llama3", "qwen2", "whitespace"]
-
-
-class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which tokenizer a run uses, or how one is trained from its training text."""
-
-    path: Annotated[str, msgspec.Meta(description="An existing tokenizer; null: train one.")] | None = None
-    kind: Annotated[Literal["bpe", "character"], msgspec.Meta(description="What to train.")] = "bpe"
-    vocab_size: Annotated[int, msgspec.Meta(ge=1, description="Entries of a tokenizer trained here.")] = 4096
-    pattern: Annotated[PatternName, msgspec.Meta(description="How text is split before merging.")] = "gpt4"
-    chat_template: Annotated[str, msgspec.Meta(description="A built-in one: `chatml` or `play`.")] | None = None
-
-
-class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a run learns from."""
-
-    kind: Annotated[Literal["text", "synthetic"], msgspec.Meta(description="Text files, or made-up samples.")] = "text"
-    paths: Annotated[tuple[str, ...], msgspec.Meta(description="Files, directories or globs.")] = ()
-    validation_fraction: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0, description="Held out from the end.")] = 0.1
-    context_length: Annotated[int, msgspec.Meta(ge=1, description="Tokens a sample; null: the model's.")] | None = None
-    num_samples: Annotated[int, msgspec.Meta(ge=1, description="Use or make this many samples; null: all.")] | None = (
-        None
-    )
-
-
-class OptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """AdamW with linear warm-up and cosine decay."""
-
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, description="Peak, reached after warm-up.")] = 1e-3
-    min_learning_rate_ratio: Annotated[float, msgspec.Meta(ge=0, le=1, description="Last rate / peak.")] = 0.1
-    warmup_steps: Annotated[int, msgspec.Meta(ge=0, description="Steps from 0 to the peak.")] = 100
-    weight_decay: Annotated[float, msgspec.Meta(ge=0, description="On matrices only, not norms.")] = 0.1
-    beta1: Annotated[float, msgspec.Meta(ge=0, lt=1, description="Decay of the first moment.")] = 0.9
-    beta2: Annotated[float, msgspec.Meta(ge=0, lt=1, description="Decay of the second moment.")] = 0.95
-    eps: Annotated[float, msgspec.Meta(gt=0, description="Added to the root of the second moment.")] = 1e-8
-    max_grad_norm: Annotated[float, msgspec.Meta(gt=0, description="Clip the global norm; null: never.")] | None = 1.0
-
-
-class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long, how wide and on what a run trains."""
-
-    task: Annotated[Literal["lm", "regression"], msgspec.Meta(description="What is learnt.")] = "lm"
-    epochs: Annotated[int, msgspec.Meta(ge=1, description="Passes over the data.")] = 1
-    max_steps: (
-        Annotated[
-            int, msgspec.Meta(ge=1, description="Optimizer steps, instead of whole epochs; null: after the epochs.")
-        ]
-        | None
-    ) = None
-    batch_size: Annotated[int, msgspec.Meta(ge=1, description="Samples per optimizer step, over all devices.")] = 16
-    gradient_accumulation_steps: Annotated[int, msgspec.Meta(ge=1, description="Forward passes per step.")] = 1
-    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, description="Weights, order and dropout.")] = 0
-    device: Annotated[str, msgspec.Meta(description="`auto`, `cpu`, `cuda`, `cuda:1`, …")] = "auto"
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        msgspec.Meta(description="Of the products; weights stay fp32."),
-    ] = "auto"
-    attention_backend: Annotated[
-        Literal["auto", "sdpa", "math", "flex", "flash"], msgspec.Meta(description="What computes attention.")
-    ] = "auto"
-    gradient_checkpointing: Annotated[
-        bool, msgspec.Meta(description="Recompute blocks in the backward pass: less memory, more time.")
-    ] = False
-    log_every: Annotated[int, msgspec.Meta(ge=1, description="Steps between lines of the log.")] = 10
-    validate_every: Annotated[int, msgspec.Meta(ge=1, description="Steps between validations.")] = 250
-    checkpoint_every: Annotated[int, msgspec.Meta(ge=1, description="Steps between checkpoints.")] = 250
-    keep_checkpoints: Annotated[int, msgspec.Meta(ge=1, description="Newest ones kept.")] = 3
-
-
-class GenerationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sampling values saved with every checkpoint, for requests that name none; null: `SamplingParams`' own."""
-
-    temperature: Annotated[float, msgspec.Meta(ge=0.0, description="0 is greedy.")] | None = None
-    top_k: Annotated[int, msgspec.Meta(ge=0, description="Keep the k likeliest tokens; 0: all.")] | None = None
-    top_p: Annotated[float, msgspec.Meta(gt=0.0, le=1.0, description="Keep the smallest set of this mass.")] | None = (
-        None
-    )
-
-
-class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that decides a training run; saved in its `run.json`."""
-
-    model: ModelConfig = ModelConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    data: DataConfig = DataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    training: TrainingConfig = TrainingConfig()
-    generation: GenerationConfig = GenerationConfig()
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of one training sample."""
-        return self.data.context_length or self.model.max_position_embeddings
-
-    def __post_init__(self) -> None:
-        """Checks the rules across sections."""
-        if self.context_length > self.model.max_position_embeddings:
-            raise ConfigError(
-                f"`data.context_length` must be at most `model.max_position_embeddings` "
-                f"({self.model.max_position_embeddings}), got {self.context_length}\n"
-                "hint: shorten the context or raise `model.max_position_embeddings`"
-            )
-        if self.training.batch_size % self.training.gradient_accumulation_steps:
-            raise ConfigError(
-                f"`training.batch_size` must be a multiple of `training.gradient_accumulation_steps` "
-                f"({self.training.gradient_accumulation_steps}), got {self.training.batch_size}"
-            )
 
 
 def validated(config: T) -> T:

@@ -1,0 +1,1 @@
+"""Every setting is declared once, here: its type, range, default and meaning."""
