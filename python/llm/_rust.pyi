@@ -562,8 +562,9 @@ class Decoder:
     ) -> Decoder:
         """Kernels over memory that PyTorch owns; the tensors are kept alive, and none may change in size or place.
 
-        `weights` is a `llm.inference.kernel_weights.ModelWeights`; `keys` and `values` are lists of one tensor a layer,
-        `[blocks, block_size, kv_heads, head_dim]`; `instruction_set` is one of `instruction_sets()`, None for the best.
+        `weights` is a `llm.inference.runners.cpu_weights.ModelWeights`; `keys` and `values` are lists of one tensor a
+        layer, `[blocks, block_size, kv_heads, head_dim]`; `instruction_set` is one of `instruction_sets()`, None for
+        the best.
 
         Raises:
             InvalidArgumentError: A tensor that is not contiguous fp32 or bf16 on the CPU, sizes that contradict each

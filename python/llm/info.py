@@ -8,7 +8,7 @@ import torch
 
 from llm._rust import instruction_sets
 from llm.checkpoint import DTYPES, is_gguf, model_config, read_values, resolve
-from llm.inference.kernel_weights import obstacle
+from llm.inference.runners.cpu_weights import obstacle
 from llm.models.costs import flops_per_token, kv_bytes_per_token, num_active_parameters, num_parameters
 from llm.models.families import family_of
 from llm.settings.model import ModelConfig

@@ -8,7 +8,7 @@ import torch
 
 from llm import LLM, SamplingParams
 from llm.inference import EngineConfig
-from llm.inference.graph_runner import GraphModelRunner
+from llm.inference.runners.cuda_graph import GraphModelRunner
 from llm.training.launch import launch, resume
 from llm.training.precision import autocast_dtype
 from tests.unit.test_training import config, losses_of

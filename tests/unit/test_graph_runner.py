@@ -13,8 +13,8 @@ from torch import Tensor
 from llm import SamplingParams
 from llm.inference import EngineConfig, load_engine
 from llm.inference.engine import Engine
-from llm.inference.graph_runner import GraphModelRunner, graph_obstacle, graph_sizes
-from llm.inference.model_runner import TorchModelRunner
+from llm.inference.runners.cuda_graph import GraphModelRunner, graph_obstacle, graph_sizes
+from llm.inference.runners.torch import TorchModelRunner
 from llm.models import ForwardContext, PagedCache, Pages
 from llm.models.layers.attend import AttentionRule
 from llm.models.layers.attention import attend_paged

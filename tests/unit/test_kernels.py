@@ -18,9 +18,9 @@ from torch import Tensor
 from llm._rust import Decoder, instruction_sets
 from llm.errors import ConfigError, InvalidArgumentError
 from llm.inference import EngineConfig, load_engine
-from llm.inference.kernel_weights import kernel_weights, obstacle
 from llm.inference.kv_cache import KVCache
-from llm.inference.model_runner import Step
+from llm.inference.runners.base import Step
+from llm.inference.runners.cpu_weights import kernel_weights, obstacle
 from llm.info import describe
 from llm.models import DecoderModel, ForwardContext, PagedCache
 from llm.settings.engine import Backend

@@ -14,8 +14,8 @@ pytest.importorskip("triton")
 
 from llm import LLM, SamplingParams
 from llm.inference import EngineConfig
-from llm.inference.graph_runner import GraphModelRunner
-from llm.inference.model_runner import TorchModelRunner
+from llm.inference.runners.cuda_graph import GraphModelRunner
+from llm.inference.runners.torch import TorchModelRunner
 from llm.models.layers import fused, triton_kernels
 from llm.models.layers.attend import AttentionRule
 from llm.models.layers.paged import Pages, _gathered

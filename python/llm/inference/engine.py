@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from llm._rust import EngineCore, RequestParams, StepOutputs
 from llm.errors import ContextLengthError, EngineError, InvalidArgumentError, LLMError
-from llm.inference.draft import DraftModel
-from llm.inference.model_runner import ModelRunner
 from llm.inference.outputs import Delta, FinishReason, TokenLogprob
+from llm.inference.runners.base import ModelRunner
+from llm.inference.speculation.draft import DraftModel
 from llm.settings.merge import validated
 from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer

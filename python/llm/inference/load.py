@@ -8,14 +8,15 @@ from torch import Tensor
 from llm._rust import EngineCore
 from llm.checkpoint import generation_defaults, load_model, resolve
 from llm.errors import CheckpointError, ConfigError
-from llm.inference.async_engine import AsyncEngine
-from llm.inference.draft import DraftModel
 from llm.inference.engine import Engine
-from llm.inference.graph_runner import GraphModelRunner, graph_obstacle
-from llm.inference.kernel_runner import KernelModelRunner
-from llm.inference.kernel_weights import obstacle
 from llm.inference.kv_cache import KVCache, blocks_within
-from llm.inference.model_runner import ModelRunner, TorchModelRunner
+from llm.inference.runners.base import ModelRunner
+from llm.inference.runners.cpu import KernelModelRunner
+from llm.inference.runners.cpu_weights import obstacle
+from llm.inference.runners.cuda_graph import GraphModelRunner, graph_obstacle
+from llm.inference.runners.torch import TorchModelRunner
+from llm.inference.speculation.draft import DraftModel
+from llm.inference.thread import AsyncEngine
 from llm.models import DecoderModel
 from llm.models.costs import kv_bytes_per_token
 from llm.models.device import resolve_device

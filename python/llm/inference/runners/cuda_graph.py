@@ -11,7 +11,8 @@ from torch import Tensor
 
 from llm._rust import StepPlan
 from llm.inference.kv_cache import KVCache
-from llm.inference.model_runner import Step, TorchModelRunner
+from llm.inference.runners.base import Step
+from llm.inference.runners.torch import TorchModelRunner
 from llm.models import DecoderModel, ForwardContext, PagedCache, Pages
 from llm.models.layers.attention import Attention
 from llm.models.layers.moe import MoE

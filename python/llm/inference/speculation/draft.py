@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llm._rust import EngineCore
-from llm.inference.model_runner import ModelRunner, Step
+from llm.inference.runners.base import ModelRunner, Step
 
 
 @dataclass

@@ -1,17 +1,15 @@
-"""From a step's plan to logits."""
+"""The contract of a model runner: from a step's plan to logits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from llm._rust import StepPlan
-from llm.inference.kv_cache import KVCache
-from llm.models import DecoderModel, ForwardContext, PagedCache
+from llm.models import DecoderModel
 
 
 @dataclass
@@ -65,40 +63,3 @@ class ModelRunner(Protocol):
 
         The caller may change them; the next `run` may use their memory again.
         """
-
-
-class TorchModelRunner:
-    """One PyTorch forward pass over the flattened batch.
-
-    Args:
-        model: In eval mode, on its device.
-        cache: Of the same device and dtype.
-    """
-
-    def __init__(self, model: DecoderModel, cache: KVCache) -> None:
-        self.model = model
-        self.cache = cache
-        self.device = cache.keys[0].device
-
-    @torch.inference_mode()
-    def run(self, plan: StepPlan | Step) -> Tensor:
-        """Runs the plan's tokens; see `ModelRunner.run`."""
-        if len(plan.block_copies):
-            self.cache.copy_blocks(plan.block_copies)
-        query_start = plan.query_start
-        context = ForwardContext(
-            query_lens=tuple((query_start[1:] - query_start[:-1]).tolist()),
-            seq_lens=tuple(plan.seq_lens.tolist()),
-            logits_indices=self._tensor(plan.logits_indices),
-            cache=PagedCache(
-                keys=self.cache.keys,
-                values=self.cache.values,
-                slot_mapping=self._tensor(plan.slot_mapping),
-                block_tables=self._tensor(plan.block_tables),
-            ),
-        )
-        logits: Tensor = self.model(self._tensor(plan.token_ids), self._tensor(plan.positions), context)
-        return logits.float().cpu().contiguous()
-
-    def _tensor(self, array: object) -> Tensor:
-        return torch.as_tensor(array, device=self.device)

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from llm._rust import Decoder, StepPlan
-from llm.inference.kernel_weights import kernel_weights
 from llm.inference.kv_cache import KVCache
-from llm.inference.model_runner import Step
+from llm.inference.runners.base import Step
+from llm.inference.runners.cpu_weights import kernel_weights
 from llm.models import DecoderModel
 
 

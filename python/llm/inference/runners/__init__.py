@@ -1,0 +1,1 @@
+"""Model runners: each turns a step's plan into logits on its own kind of hardware."""

@@ -1,0 +1,1 @@
+"""Speculation: a draft model guesses tokens that the model then verifies in one pass."""
