@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from llm import SamplingParams, _rust
 from llm.errors import InvalidArgumentError
-from llm.inference.sampler import Sampler, SamplingRow
 from tests.reference import sampling as reference
 from tests.reference.sampling import Settings
+from tests.reference.tensor_sampler import Sampler, SamplingRow
 
 VOCAB, SIZE, PAD, EOS = 90, 100, 7, 2
 no_deadline = hypothesis_settings(deadline=None)

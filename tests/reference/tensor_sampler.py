@@ -1,7 +1,7 @@
-"""Sampling as tensors on any device: what `llm._rust.sample` does, without moving the logits.
+"""A second sampler, written as tensor operations on any device: an independent twin of `llm._rust.sample`.
 
-Same order, same ties, same random numbers: the host computes each request's uniform number, the device does the rest.
-Weights are the device's own exponentials, so a draw within rounding of a border may differ from Rust's.
+Both apply the same steps in the same order, break ties alike and draw the same random numbers. The twin computes its
+exponentials on the device, so a draw within rounding of a boundary may differ from Rust's.
 """
 
 from collections import Counter
