@@ -1,4 +1,4 @@
-"""`llm demo`: the whole way from text to an endpoint, on a laptop's CPU, in a few minutes."""
+"""`llm demo` goes from a text file to a chat endpoint on a laptop's CPU in a few minutes."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ from llm.settings.run import DataConfig, GenerationConfig, OptimizerConfig, RunC
 from llm.tokenization.speed import sample_text
 from llm.training import RunDirectory
 
-# 0.86 M parameters. What was tried is in docs/development.md, «The demo's settings».
+# 0.86 M parameters. docs/development.md, "The demo's settings", lists the settings that were compared.
 DEMO_CONFIG = RunConfig(
     model=ModelConfig(
         hidden_size=128,
@@ -38,39 +38,39 @@ QUESTION = "What news, my lord, from the king?"
 
 
 def demo_corpus() -> str:
-    """Tiny Shakespeare (public domain), as shipped with the package."""
+    """Returns Tiny Shakespeare (public domain), which ships with the package."""
     return sample_text()
 
 
 def run_demo(out: str | os.PathLike[str] = "runs/demo", max_steps: int | None = None) -> None:
-    """Trains a tokenizer and a model on Shakespeare, shows samples, serves it and streams an answer.
+    """Trains a tokenizer and a model on Shakespeare, prints samples, serves the model and streams an answer.
 
     Args:
-        out: The run's directory; an earlier demo's is replaced.
-        max_steps: Instead of the demo's own number of optimizer steps.
+        out: The run's directory. A run left there by an earlier demo is replaced.
+        max_steps: Number of optimizer steps; None keeps the demo's 800.
 
     Raises:
         MissingExtraError: The `openai` client is not installed.
-        ConfigError: `out` holds something that no demo made.
+        ConfigError: `out` holds files that no demo created.
     """
     if importlib.util.find_spec("openai") is None:
         raise MissingExtraError("the demo talks to its server through `openai`\nhint: pip install 'llm-oxide[demo]'")
     console = Console()
     directory = _fresh_directory(Path(out))
     started = time.perf_counter()
-    console.rule("1 · train a tokenizer and a model on Shakespeare")
+    console.rule("1 · Train a tokenizer and a model on Shakespeare")
     _train(directory, max_steps)
     _show_losses(console, RunDirectory(directory), time.perf_counter() - started)
-    console.rule("2 · samples")
+    console.rule("2 · Sample from the model")
     _show_samples(console, directory)
-    console.rule("3 · serve it, and ask through the openai client")
+    console.rule("3 · Serve the model and query it with the openai client")
     _ask_server(console, directory)
-    console.rule("4 · go on")
+    console.rule("4 · Next steps")
     _say_how_to_go_on(console, directory)
 
 
 def _fresh_directory(directory: Path) -> Path:
-    """Makes room for the run; only what an earlier demo made is ever removed."""
+    """Returns an empty directory for the run. Only a directory that an earlier demo created is ever deleted."""
     if (directory / _MARKER).is_file():
         shutil.rmtree(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -78,7 +78,7 @@ def _fresh_directory(directory: Path) -> Path:
             f"{directory} exists and was not made by an earlier demo\nhint: choose another directory with `--out`"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / _MARKER).write_text("Made by `llm demo`, which replaces this directory when it is run again.\n")
+    (directory / _MARKER).write_text("Created by `llm demo`, which replaces this directory on its next run.\n")
     return directory
 
 
@@ -94,10 +94,10 @@ def _show_losses(console: Console, run: RunDirectory, seconds: float) -> None:
     final = [line for line in log if "bits_per_byte" in line][-1]
     console.print(
         f"training loss {losses[0]:.2f} → {losses[-1]:.2f} in {seconds:.0f} s; "
-        f"{final['bits_per_byte']:.3f} bits per byte on the last tenth, which neither tokenizer nor model has seen",
+        f"{final['bits_per_byte']:.3f} bits per byte on the held-out last tenth of the text",
         highlight=False,
     )
-    console.print(f"log: {run.log_file}" + (f"   picture: {run.plot_file}" if run.plot_file.is_file() else ""))
+    console.print(f"log: {run.log_file}" + (f"   loss curve: {run.plot_file}" if run.plot_file.is_file() else ""))
 
 
 def _show_samples(console: Console, directory: Path) -> None:
@@ -143,9 +143,9 @@ def _ask_server(console: Console, directory: Path) -> None:
 def _say_how_to_go_on(console: Console, directory: Path) -> None:
     llm = "llm" if shutil.which("llm") else os.path.relpath(Path(sys.executable).with_name("llm"))
     steps = {
-        f"{llm} chat {directory}": "talk with it",
-        f'{llm} generate {directory} "JULIET:" --seed 7': "continue a text",
-        f"{llm} serve {directory} --port 8000": "any OpenAI client: base_url http://127.0.0.1:8000/v1",
+        f"{llm} chat {directory}": "chat with the model",
+        f'{llm} generate {directory} "JULIET:" --seed 7': "complete a prompt",
+        f"{llm} serve {directory} --port 8000": "serve any OpenAI client at http://127.0.0.1:8000/v1",
         f"{llm} train --data your.txt --out runs/mine": "train on your own text",
     }
     width = max(map(len, steps))
