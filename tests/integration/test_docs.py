@@ -58,3 +58,9 @@ def test_pages_name_the_rust_version_that_cargo_requires() -> None:
     pattern = re.compile(r"\b(?:rust|toolchain)\b[^.|\n]*?\b(1\.\d\d)\b", re.IGNORECASE)
     named = {(page.name, version) for page in PAGES for version in pattern.findall(page.read_text(encoding="utf-8"))}
     assert {version for _, version in named} == {required}, named
+
+
+def test_files_named_by_the_architecture_page_exist() -> None:
+    named = re.findall(r"`((?:python|rust)/[\w/]+(?:\.\w+)?)`", (DOCS / "architecture.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists()] == []
