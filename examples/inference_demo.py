@@ -1,4 +1,4 @@
-"""Generate text from a checkpoint: one answer, a batch, a stream and a chat.
+"""Generate text from a checkpoint: one prompt, a batch, a stream and a chat.
 
 Usage: python examples/inference_demo.py runs/demo
 """
@@ -9,7 +9,7 @@ from llm import LLM
 
 
 def main(path: str) -> None:
-    """Shows the four ways to ask."""
+    """Generates from one prompt, a batch, a stream and a chat."""
     model = LLM(path)
     params = model.sampling_params(max_tokens=24, seed=1)
 

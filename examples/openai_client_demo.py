@@ -1,4 +1,4 @@
-"""Serve a checkpoint and talk to it through OpenAI's own client, streaming and not.
+"""Serve a checkpoint and query it with OpenAI's client, with and without streaming.
 
 Usage: python examples/openai_client_demo.py runs/demo
 """
@@ -13,14 +13,14 @@ MESSAGES = [{"role": "user", "content": "What news, my lord, from the king?"}]
 
 
 def ask(client: openai.OpenAI, model: str) -> None:
-    """Asks once for a whole answer."""
+    """Requests a complete answer."""
     answer = client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=32, seed=1)
     print(answer.choices[0].message.content)
     print(f"[{answer.choices[0].finish_reason}; {answer.usage.completion_tokens} tokens]\n")
 
 
 def stream(client: openai.OpenAI, model: str) -> None:
-    """Asks for text as it comes; the same seed gives the same words as `ask`."""
+    """Streams the answer; the same seed gives the same text as `ask`."""
     options = {"include_usage": True}
     chunks = client.chat.completions.create(
         model=model, messages=MESSAGES, max_tokens=32, seed=1, stream=True, stream_options=options
@@ -33,12 +33,12 @@ def stream(client: openai.OpenAI, model: str) -> None:
 
 
 def continue_text(client: openai.OpenAI, model: str) -> None:
-    """Plain text completion, for models without a chat template."""
+    """Completes plain text, which also works for models without a chat template."""
     print(client.completions.create(model=model, prompt="ROMEO:\n", max_tokens=32, stop="\n\n").choices[0].text)
 
 
 def main(path: str) -> None:
-    """Starts the server in a process of its own, on a free port, and asks it."""
+    """Starts the server in its own process on a free port and queries it."""
     with ServerHandle(path) as server:
         client = openai.OpenAI(base_url=server.base_url, api_key="not-needed")
         model = client.models.list().data[0].id
