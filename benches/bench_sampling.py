@@ -45,7 +45,7 @@ OPTIONS = set_threads() if __name__ == "__main__" else argparse.Namespace(thread
 
 import torch  # noqa: E402 - after the number of threads is set
 
-from llm import _rust  # noqa: E402
+from llm import SamplingParams, _rust  # noqa: E402
 
 
 class Case:
@@ -68,7 +68,7 @@ class Case:
     def requests(self, **fields: float) -> list[_rust.RequestParams]:
         """A request a row, each with a seed of its own."""
         rows = range(len(self.logits))
-        return [_rust.RequestParams(max_tokens=1, seed=self.seed + row, **fields) for row in rows]
+        return [_rust.RequestParams(SamplingParams(max_tokens=1, seed=self.seed + row, **fields)) for row in rows]
 
     def renew(self) -> None:
         """New logits in the same memory, copied there: what a model's last multiplication leaves behind."""
@@ -126,7 +126,7 @@ def assert_equal_support(case: Case) -> None:
     for seed in range(3000):
         row = case.logits[:1].clone()
         array = row.view(torch.int16).numpy() if row.dtype == torch.bfloat16 else row.numpy()
-        request = _rust.RequestParams(max_tokens=1, seed=seed, **fields)
+        request = _rust.RequestParams(SamplingParams(max_tokens=1, seed=seed, **fields))
         drawn |= set(_rust.sample(array, [request], case.prompts[:1], [NO_IDS]).token_ids.tolist())
     if drawn != expected:
         raise SystemExit(f"supports differ: {sorted(drawn ^ expected)}")

@@ -3,23 +3,26 @@
 import numpy as np
 import pytest
 
-from llm import _rust
+from llm import SamplingParams, _rust
+from llm.settings.engine import EngineConfig
 
 VOCAB, PROMPT_TOKENS, OUTPUT_TOKENS = 2_048, 500, 200
 
 
 def make_engine(num_requests, blocks_each):
-    return _rust.EngineCore(
-        token_bytes=[b"%d " % idx for idx in range(VOCAB)],
-        special_ids=[],
-        eos_ids=[],
-        pad_id=None,
-        num_blocks=num_requests * blocks_each,
-        block_size=16,
+    limits = EngineConfig(
         max_batch_tokens=8_192,
         max_running_requests=num_requests,
         max_waiting_requests=num_requests,
         max_model_len=8_192,
+    )
+    return _rust.EngineCore(
+        limits,
+        num_blocks=num_requests * blocks_each,
+        token_bytes=[b"%d " % idx for idx in range(VOCAB)],
+        special_ids=[],
+        eos_ids=[],
+        pad_id=None,
     )
 
 
@@ -29,7 +32,7 @@ class SteadyLoad:
     def __init__(self, num_requests, blocks_each):
         self.engine = make_engine(num_requests, blocks_each)
         self.random = np.random.default_rng(1)
-        self.params = _rust.RequestParams(max_tokens=OUTPUT_TOKENS, seed=0, temperature=0.0)
+        self.params = _rust.RequestParams(SamplingParams(max_tokens=OUTPUT_TOKENS, seed=0, temperature=0.0))
         self.logits = np.random.default_rng(0).normal(size=(num_requests, VOCAB)).astype(np.float32)
         for request_id in range(num_requests):
             self.add(request_id)
@@ -37,7 +40,7 @@ class SteadyLoad:
     def add(self, request_id):
         # A prompt of its own each time: nothing is found in the prefix cache, but all is kept there.
         prompt_ids = self.random.integers(0, VOCAB, PROMPT_TOKENS, np.uint32)
-        self.engine.add_request(request_id, prompt_ids, self.params)
+        self.engine.add_choices(request_id, prompt_ids, self.params)
 
     def step(self):
         plan = self.engine.schedule()

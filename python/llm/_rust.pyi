@@ -1,13 +1,17 @@
 """The Rust core's binding. The one stub: signatures, errors and cost."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Self, final
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llm.settings.engine import EngineConfig
+from llm.settings.sampling import SamplingParams
+
 __all__ = [
+    "FINISH_REASONS",
     "BPETrainer",
     "Decoder",
     "EncodePlan",
@@ -28,42 +32,21 @@ __all__ = [
     "token_logprobs",
 ]
 __version__: str
+FINISH_REASONS: Final[tuple[None, Literal["stop"], Literal["length"], Literal["error"]]]
 
 # --- sampling and engine -----------------------------------------------------------------------------------------
 
 @final
 class RequestParams:
-    """How one request is sampled and when it ends: `llm.SamplingParams` with seed and `max_tokens` settled.
+    """The settings of one request, read by name from a `llm.SamplingParams` with a seed.
+
+    `choice_index` selects one of several random streams of the same seed.
 
     Raises:
-        InvalidArgumentError: A field outside its range, or `min_tokens` above `max_tokens`.
+        InvalidArgumentError: A field that has another type or is outside its range.
     """
 
-    def __new__(
-        cls,
-        *,
-        max_tokens: int,
-        seed: int,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        typical_p: float = 1.0,
-        repetition_penalty: float = 1.0,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        logit_bias: Mapping[int, float] = ...,
-        allowed_token_ids: Sequence[int] | None = None,
-        choice_index: int = 0,
-        stop: Sequence[str] = ...,
-        stop_token_ids: Sequence[int] = ...,
-        ignore_eos: bool = False,
-        min_tokens: int = 0,
-        logprobs: int | None = None,
-        prompt_logprobs: int | None = None,
-        skip_special_tokens: bool = True,
-        include_stop_str_in_output: bool = False,
-    ) -> Self: ...
+    def __new__(cls, params: SamplingParams, *, choice_index: int = 0) -> Self: ...
 
 @final
 class SampledTokens:
@@ -182,25 +165,17 @@ class EngineCore:
 
     def __new__(
         cls,
+        config: EngineConfig,
         *,
+        num_blocks: int,
         token_bytes: Sequence[bytes | None],
         special_ids: Sequence[int],
         eos_ids: Sequence[int],
         pad_id: int | None,
-        num_blocks: int,
-        block_size: int,
-        max_batch_tokens: int,
-        max_running_requests: int,
-        max_waiting_requests: int,
-        max_model_len: int,
-        max_prefill_chunk: int | None = None,
-        max_waiting_tokens: int | None = None,
-        prefix_caching: bool = True,
-        ngram: tuple[int, int, int] | None = None,
     ) -> Self:
-        """`ngram`: guess up to so many tokens from what followed the last (most, fewest) tokens before."""
+        """Limits are read by name from `config`, in which `max_model_len` and `max_batch_tokens` must be set."""
 
-    def add_request(
+    def add_choices(
         self,
         request_id: int,
         prompt_ids: NDArray[np.uint32],
@@ -216,7 +191,8 @@ class EngineCore:
 
         Raises:
             InvalidArgumentError: An empty prompt, an id past the vocabulary, or a request id in use.
-            CapacityError: It could never fit the context or the cache.
+            ContextLengthError: Prompt and new tokens exceed the context.
+            CapacityError: The request could never fit the cache.
             QueueFullError: Too many wait.
         """
 
@@ -314,15 +290,9 @@ class SimulatedLoad:
 
 def simulate_scheduler(
     load: SimulatedLoad,
+    config: EngineConfig,
     *,
     num_blocks: int,
-    block_size: int,
-    max_batch_tokens: int,
-    max_running_requests: int,
-    max_waiting_requests: int,
-    max_model_len: int,
-    max_prefill_chunk: int | None = None,
-    prefix_caching: bool = True,
     step_s: float = 0.0,
     token_s: float = 0.0,
     progress: Callable[[int], object] | None = None,

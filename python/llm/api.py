@@ -144,7 +144,7 @@ class LLM:
 
     def stream(self, prompt: str, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Continues a prompt and yields text as it comes; closing the iterator frees its slot."""
-        return self._stream(self.tokenizer.encode(prompt), params or self.sampling_params())
+        return self._stream(self.tokenizer.encode(prompt), self._checked(params))
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> GenerationOutput:
         """Answers a conversation.
@@ -162,18 +162,22 @@ class LLM:
         """Like `chat`, yielding text as it comes."""
         return self._stream(encode_chat(self.tokenizer, messages), self._chat_params(params))
 
+    def _checked(self, params: SamplingParams | None) -> SamplingParams:
+        """The caller's parameters, checked, or the checkpoint's defaults."""
+        return self.sampling_params() if params is None else validated(params)
+
     def _chat_params(self, params: SamplingParams | None) -> SamplingParams:
-        params = params or self.sampling_params()
+        params = self._checked(params)
         return msgspec.structs.replace(params, stop=(*params.stop, *self.tokenizer.chat_stop))
 
     def _each_params(
         self, params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
     ) -> Sequence[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
-            return [params or self.sampling_params()] * num_prompts
+            return [self._checked(params)] * num_prompts
         if len(params) != num_prompts:
             raise InvalidArgumentError(f"`params` must be one for each of {num_prompts} prompts, got {len(params)}")
-        return params
+        return [validated(one) for one in params]
 
     def _run(
         self, prompts: list[list[int]], params: Sequence[SamplingParams], progress: bool | None

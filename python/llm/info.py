@@ -1,4 +1,4 @@
-"""Facts about a checkpoint, in words."""
+"""What a checkpoint is, in words."""
 
 import os
 from pathlib import Path
@@ -17,10 +17,10 @@ from llm.tokenization.describe import pattern_fact
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Returns facts about the checkpoint, run or GGUF file at `path` in display order, without reading weights.
+    """Facts about the checkpoint, run or GGUF file at `path`, in the order to show them; weights are not read.
 
     Raises:
-        CheckpointError: Files are missing or contradictory, or the architecture is unknown.
+        CheckpointError: Missing or contradictory files, an unknown architecture.
     """
     checkpoint = resolve(path)
     values = read_values(checkpoint)

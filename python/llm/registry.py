@@ -1,7 +1,6 @@
-"""Registry of pluggable components by kind and name.
+"""Components that users can plug in, by kind and name.
 
-Built-in components are listed by import path (`module:attribute`) and imported on first use, which keeps `import llm`
-light.
+Built-in ones are known by their place (`module:attribute`) and imported on first use, so that `import llm` stays light.
 """
 
 import importlib
@@ -38,7 +37,7 @@ BUILTIN_COMPONENTS: dict[str, dict[str, str]] = {
 
 
 class ComponentRegistry:
-    """Maps a kind and a name to a component class.
+    """Finds a component's class by its kind and name.
 
     Example:
         >>> from llm import registry
@@ -50,22 +49,22 @@ class ComponentRegistry:
         self._components: dict[str, dict[str, Any]] = {kind: dict(named) for kind, named in components.items()}
 
     def kinds(self) -> list[str]:
-        """Returns the kinds of components."""
+        """The kinds of component there are."""
         return sorted(self._components)
 
     def names(self, kind: str) -> list[str]:
-        """Returns the names registered for `kind`.
+        """The names known for `kind`.
 
         Raises:
-            RegistryError: The kind is unknown; the message lists the valid kinds.
+            RegistryError: No such kind; the valid ones are listed.
         """
         return sorted(self._of_kind(kind))
 
     def register(self, kind: str, name: str) -> Callable[[C], C]:
-        """Returns a decorator that registers a class as `name`.
+        """Decorator that makes a class known as `name`.
 
         Raises:
-            RegistryError: The kind is unknown, or another class has this name.
+            RegistryError: No such kind, or the name is taken by another class.
         """
         named = self._of_kind(kind)
 
@@ -79,10 +78,10 @@ class ComponentRegistry:
         return add
 
     def get(self, kind: str, name: str) -> Any:
-        """Returns the class registered as `name`, importing it if necessary.
+        """The class registered as `name`, imported if need be.
 
         Raises:
-            RegistryError: The kind or name is unknown; the message lists the valid ones.
+            RegistryError: No such kind or name; the valid ones are listed.
         """
         named = self._of_kind(kind)
         if name not in named:

@@ -1,4 +1,4 @@
-"""Simulation of the request scheduler without a model: replays a trace or a synthetic load and measures the cost."""
+"""The request scheduler without a model: replays a trace or a made-up load, and says what it costs."""
 
 import csv
 import math
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from llm._rust import SimulatedLoad, simulate_scheduler
 from llm.errors import DataError
+from llm.settings.engine import EngineConfig
 from llm.settings.merge import validated
 
 _COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
@@ -50,6 +51,16 @@ class Simulation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Longest request, prompt and answer: one that fills the cache."""
         return self.num_blocks * self.block_size
 
+    def limits(self) -> EngineConfig:
+        """The scheduler's limits."""
+        return EngineConfig(
+            block_size=self.block_size,
+            max_batch_tokens=self.max_batch_tokens,
+            max_running_requests=self.running,
+            max_model_len=self.max_model_len,
+            enable_prefix_caching=self.prefix_caching,
+        )
+
     def load(self) -> SimulatedLoad:
         """The requests made up."""
         room = (self.max_model_len - self.prefix_tokens) // 2
@@ -68,7 +79,7 @@ class Simulation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 def run_simulation(
     simulation: Simulation, trace: str | Path | None = None, *, progress: bool | None = None
 ) -> dict[str, float]:
-    """Runs a load to completion and measures every step.
+    """Runs a load to its end and measures each step.
 
     Args:
         simulation: The load and the limits.
@@ -80,8 +91,8 @@ def run_simulation(
         preemptions, prefix-cache tokens, most blocks held, and seconds, real and simulated.
 
     Raises:
-        DataError: The trace cannot be read.
-        ConfigError: A value is out of range.
+        DataError: The trace can't be read.
+        ConfigError: A value out of range.
     """
     simulation = validated(simulation)
     load = simulation.load() if trace is None else read_trace(trace)
@@ -89,13 +100,8 @@ def run_simulation(
         task = bar.add_task("Requests", total=len(load))
         return simulate_scheduler(
             load,
+            simulation.limits(),
             num_blocks=simulation.num_blocks,
-            block_size=simulation.block_size,
-            max_batch_tokens=simulation.max_batch_tokens,
-            max_running_requests=simulation.running,
-            max_waiting_requests=1024,
-            max_model_len=simulation.max_model_len,
-            prefix_caching=simulation.prefix_caching,
             step_s=simulation.step_ms / 1e3,
             token_s=simulation.token_us / 1e6,
             progress=lambda finished: bar.update(task, completed=finished),
@@ -143,7 +149,7 @@ def _request(row: Any, number: int) -> tuple[float, int, int, int, int]:
 
 
 def report_table(report: Mapping[str, float]) -> Table:
-    """Formats a simulation's results as a table."""
+    """What a simulation found, as people read it."""
     queries = report["prefix_query_tokens"]
     rows = {
         "requests finished": f"{report['num_finished']:,.0f}",

@@ -18,6 +18,9 @@ pub enum Error {
     /// A request can never be served with the given cache and limits.
     #[error("{0}")]
     Capacity(String),
+    /// A request's prompt and new tokens exceed the context.
+    #[error("{0}")]
+    ContextLength(String),
     /// Too many requests wait; the same request may succeed later.
     #[error("{0}")]
     QueueFull(String),

@@ -5,6 +5,7 @@
 
 pub mod engine;
 pub mod error;
+pub mod fields;
 pub mod kernels;
 mod prefetch;
 pub mod sampling;

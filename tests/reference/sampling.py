@@ -45,7 +45,7 @@ def uniform(seed: int, output_idx: int, choice_index: int = 0, draw_idx: int = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The keyword arguments of `llm._rust.RequestParams` that sampling reads."""
+    """The fields of `llm.SamplingParams`, and the choice index, that sampling reads."""
 
     seed: int = 0
     choice_index: int = 0

@@ -39,16 +39,16 @@ fn engine(scheduler: SchedulerConfig) -> EngineCore {
     guessing_engine(scheduler, None)
 }
 
-fn guessing_engine(scheduler: SchedulerConfig, speculation: Option<NgramConfig>) -> EngineCore {
+fn guessing_engine(scheduler: SchedulerConfig, speculative: Option<NgramConfig>) -> EngineCore {
     let mut token_bytes: Vec<Option<Vec<u8>>> = (b'a'..=b'z').map(|byte| Some(vec![byte])).collect();
     token_bytes.extend([Some(vec![0xC3]), Some(vec![0xA9]), None, None]);
     let table = TokenTable::new(token_bytes, &[EOS, PAD]).unwrap();
-    EngineCore::new(EngineConfig { table, eos_ids: vec![EOS], pad_id: Some(PAD), scheduler, speculation }).unwrap()
+    EngineCore::new(EngineConfig { table, eos_ids: vec![EOS], pad_id: Some(PAD), scheduler, speculative }).unwrap()
 }
 
 fn greedy(max_tokens: usize) -> RequestParams {
     let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    RequestParams { sampling, max_tokens, ..RequestParams::default() }
+    RequestParams { sampling, max_tokens: Some(max_tokens), ..RequestParams::default() }
 }
 
 /// One row of logits that makes greedy sampling take the ids in this order.
@@ -116,7 +116,7 @@ fn min_tokens_holds_off_every_kind_of_stop() {
 fn draws_follow_the_requests_own_stream() {
     let sampling = SamplingParams { seed: 5, choice_index: 2, ..SamplingParams::default() };
     let mut engine = engine(limits(16, 64));
-    let params = RequestParams { sampling, max_tokens: 20, ignore_eos: true, ..RequestParams::default() };
+    let params = RequestParams { sampling, max_tokens: Some(20), ignore_eos: true, ..RequestParams::default() };
     engine.add_request(1, vec![0], params).unwrap();
     let key = llm_core::sampling::stream_key(5, 2);
     for output_idx in 0..20 {
@@ -134,7 +134,7 @@ fn padding_is_masked_unless_it_ends_generation() {
     assert_eq!(step_preferring(&mut engine, &[PAD, 30, 31, 4]).token_ids, [4]);
     let table = TokenTable::new(vec![Some(b"a".to_vec()), None], &[1]).unwrap();
     let scheduler = limits(16, 64);
-    let shared = EngineConfig { table, eos_ids: vec![1], pad_id: Some(1), scheduler, speculation: None };
+    let shared = EngineConfig { table, eos_ids: vec![1], pad_id: Some(1), scheduler, speculative: None };
     let mut engine = EngineCore::new(shared).unwrap();
     engine.add_request(1, vec![0], greedy(5)).unwrap();
     engine.schedule().unwrap();
@@ -195,7 +195,7 @@ fn an_answer_that_repeats_itself_takes_fewer_steps() {
     assert_eq!(stats.blocks_free, 16);
     let bad = NgramConfig { num_draft_tokens: 0, ..ngram };
     let table = TokenTable::new(vec![Some(b"a".to_vec())], &[]).unwrap();
-    let config = EngineConfig { table, eos_ids: vec![], pad_id: None, scheduler: limits(1, 1), speculation: Some(bad) };
+    let config = EngineConfig { table, eos_ids: vec![], pad_id: None, scheduler: limits(1, 1), speculative: Some(bad) };
     assert!(EngineCore::new(config).unwrap_err().to_string().contains("`num_draft_tokens`"));
 }
 
@@ -281,7 +281,7 @@ fn add_request_refuses_bad_input() {
         let error = engine.add_request(1, prompt, params).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains(message), "{error}");
     }
-    assert!(matches!(engine.add_request(1, vec![0; 60], greedy(5)), Err(Error::Capacity(_))));
+    assert!(matches!(engine.add_request(1, vec![0; 60], greedy(5)), Err(Error::ContextLength(_))));
     engine.check_integrity().unwrap();
     engine.add_request(1, vec![0], greedy(1)).unwrap();
 }
@@ -342,7 +342,7 @@ fn any_request() -> impl Strategy<Value = (Vec<u32>, RequestParams)> {
     (prop::collection::vec(0..26u32, 1..12), sampling, 1..10usize, any::<bool>()).prop_map(
         |(prompt, sampling, max_tokens, stops)| {
             let stop = if stops { vec!["ab".to_owned(), "é".to_owned()] } else { vec![] };
-            (prompt, RequestParams { sampling, max_tokens, stop, ..RequestParams::default() })
+            (prompt, RequestParams { sampling, max_tokens: Some(max_tokens), stop, ..RequestParams::default() })
         },
     )
 }

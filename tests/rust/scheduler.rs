@@ -98,8 +98,8 @@ fn add_refuses_what_can_never_run() {
     assert!(message(scheduler.add(1, vec![], options(1))).contains("at least one token"));
     assert!(message(scheduler.add(1, vec![1], options(0))).contains("`max_tokens` must be at least 1"));
     let too_long = scheduler.add(1, vec![1; 60], options(5));
-    assert!(matches!(too_long, Err(Error::Capacity(_))));
-    assert!(message(too_long).contains("needs 65 tokens (60 of prompt and `max_tokens` 5), the context holds 64"));
+    assert!(matches!(too_long, Err(Error::ContextLength(_))));
+    assert!(message(too_long).contains("the context is 64 tokens, got 60 in the prompt and 5 to generate"));
     let too_large = scheduler.add(1, vec![1; 30], options(3));
     assert!(matches!(too_large, Err(Error::Capacity(_))));
     assert!(message(too_large).contains("the cache holds 32 (8 blocks of 4)"));

@@ -9,7 +9,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llm import _rust
-from llm.errors import CapacityError, InvalidArgumentError, QueueFullError, UnknownRequestError
+from llm.errors import CapacityError, ContextLengthError, InvalidArgumentError, QueueFullError, UnknownRequestError
+from llm.settings.engine import EngineConfig, NgramSpeculation
+from llm.settings.sampling import SamplingParams
 from tests.reference import sampling as reference
 from tests.reference.block_pool import BlockPool
 from tests.reference.sampling import Settings
@@ -18,18 +20,20 @@ VOCAB, COLUMNS, EOS, PAD = 30, 32, 28, 29
 TOKEN_BYTES = [bytes([97 + idx]) for idx in range(26)] + ["é".encode()[:1], "é".encode()[1:], None, None]
 
 
-def make_engine(**limits):
-    defaults = {
-        "num_blocks": 16,
-        "block_size": 4,
-        "max_batch_tokens": 64,
-        "max_running_requests": 8,
-        "max_waiting_requests": 64,
-        "max_model_len": 64,
-    }
+def make_engine(num_blocks=16, **limits):
+    defaults = {"block_size": 4, "max_batch_tokens": 64, "max_running_requests": 8, "max_model_len": 64}
     return _rust.EngineCore(
-        token_bytes=TOKEN_BYTES, special_ids=[EOS, PAD], eos_ids=[EOS], pad_id=PAD, **(defaults | limits)
+        EngineConfig(**(defaults | limits)),
+        num_blocks=num_blocks,
+        token_bytes=TOKEN_BYTES,
+        special_ids=[EOS, PAD],
+        eos_ids=[EOS],
+        pad_id=PAD,
     )
+
+
+def request_params(choice_index=0, **fields):
+    return _rust.RequestParams(SamplingParams(**({"seed": 0} | fields)), choice_index=choice_index)
 
 
 def logits_of(tokens):
@@ -135,7 +139,7 @@ def test_engine_gives_each_request_what_the_reference_gives_it_alone(requests, n
     limits = {"num_blocks": num_blocks, "max_batch_tokens": max_batch_tokens}
     one_by_one, batched = make_engine(**limits, max_running_requests=1), make_engine(**limits)
     for request_id, (prompt_ids, settings, max_tokens) in enumerate(requests):
-        params = _rust.RequestParams(
+        params = request_params(
             max_tokens=max_tokens,
             seed=settings.seed,
             temperature=settings.temperature,
@@ -143,7 +147,7 @@ def test_engine_gives_each_request_what_the_reference_gives_it_alone(requests, n
             repetition_penalty=settings.repetition_penalty,
         )
         for engine in (one_by_one, batched):
-            engine.add_request(request_id, np.array(prompt_ids, np.uint32), params)
+            engine.add_choices(request_id, np.array(prompt_ids, np.uint32), params)
     together = drain(batched, CacheModel(num_blocks, 4), range(len(requests)))
     assert together == drain(one_by_one, CacheModel(num_blocks, 4), range(len(requests)))
     for request_id, (prompt_ids, settings, max_tokens) in enumerate(requests):
@@ -155,7 +159,7 @@ def test_engine_gives_each_request_what_the_reference_gives_it_alone(requests, n
 
 
 def greedy(**fields):
-    return _rust.RequestParams(**({"max_tokens": 4, "seed": 0, "temperature": 0.0} | fields))
+    return request_params(**({"max_tokens": 4, "temperature": 0.0} | fields))
 
 
 def prefer(*ids):
@@ -172,7 +176,7 @@ def test_update_reports_shapes_it_wants_and_got():
     engine = make_engine()
     with pytest.raises(InvalidArgumentError, match="no plan is in flight"):
         engine.update(prefer(0))
-    engine.add_request(1, ids(0), greedy())
+    engine.add_choices(1, ids(0), greedy())
     engine.schedule()
     with pytest.raises(InvalidArgumentError, match=r"must be \(1, V\).*at least the vocabulary's 30, got \(2, 32\)"):
         engine.update(np.zeros((2, COLUMNS), np.float32))
@@ -184,16 +188,16 @@ def test_update_reports_shapes_it_wants_and_got():
 def test_capacity_and_bad_prompts_are_told_apart():
     engine = make_engine(num_blocks=4, max_waiting_requests=1)
     with pytest.raises(CapacityError, match="the cache holds 16"):
-        engine.add_request(1, np.zeros(14, np.uint32), greedy())
-    with pytest.raises(CapacityError, match="the context holds 64"):
-        engine.add_request(1, np.zeros(62, np.uint32), greedy())
+        engine.add_choices(1, np.zeros(14, np.uint32), greedy())
+    with pytest.raises(ContextLengthError, match="the context is 64 tokens, got 62 in the prompt and 4"):
+        engine.add_choices(1, np.zeros(62, np.uint32), greedy())
     with pytest.raises(InvalidArgumentError, match="prompt ids must be below"):
-        engine.add_request(1, ids(VOCAB), greedy())
+        engine.add_choices(1, ids(VOCAB), greedy())
     with pytest.raises(InvalidArgumentError, match="at least one token"):
-        engine.add_request(1, ids(), greedy())
-    engine.add_request(1, ids(0), greedy())
+        engine.add_choices(1, ids(), greedy())
+    engine.add_choices(1, ids(0), greedy())
     with pytest.raises(QueueFullError, match="the queue is full"):
-        engine.add_request(2, ids(0), greedy())
+        engine.add_choices(2, ids(0), greedy())
     with pytest.raises(InvalidArgumentError, match="`num_blocks` must be in"):
         make_engine(num_blocks=0)
 
@@ -201,7 +205,7 @@ def test_capacity_and_bad_prompts_are_told_apart():
 def test_abort_between_schedule_and_update_skips_the_row():
     engine = make_engine()
     for request_id in (1, 2):
-        engine.add_request(request_id, ids(0, 1), greedy())
+        engine.add_choices(request_id, ids(0, 1), greedy())
     assert engine.schedule().request_ids.tolist() == [1, 2]
     assert engine.abort(1)
     assert not engine.abort(1)
@@ -215,7 +219,7 @@ def test_abort_between_schedule_and_update_skips_the_row():
 def test_a_row_that_is_not_finite_ends_its_request_alone():
     engine = make_engine()
     for request_id in (1, 2):
-        engine.add_request(request_id, ids(0), greedy(logprobs=1))
+        engine.add_choices(request_id, ids(0), greedy(logprobs=1))
     engine.schedule()
     logits = np.concatenate([prefer(3), prefer(4)])
     logits[0, 9] = np.nan
@@ -231,7 +235,7 @@ def test_a_row_that_is_not_finite_ends_its_request_alone():
 
 def test_deltas_hold_back_half_characters_and_stop_strings():
     engine = make_engine()
-    engine.add_request(1, ids(0), greedy(max_tokens=9, stop=["bcd"]))
+    engine.add_choices(1, ids(0), greedy(max_tokens=9, stop=["bcd"]))
     texts = []
     for token in (26, 27, 1, 2, 0, 1, 2, 3):
         engine.schedule()
@@ -244,7 +248,7 @@ def test_stats_count_what_happened():
     engine = make_engine(num_blocks=4)
     model = CacheModel(4, 4)
     for request_id in (1, 2):
-        engine.add_request(request_id, ids(*range(7)), greedy(max_tokens=9, ignore_eos=True))
+        engine.add_choices(request_id, ids(*range(7)), greedy(max_tokens=9, ignore_eos=True))
     assert engine.stats()["num_waiting"] == 2
     drain(engine, model, (1, 2))
     stats = engine.stats()
@@ -255,24 +259,24 @@ def test_stats_count_what_happened():
 
 def test_choices_share_their_prompt_and_part_by_a_copy():
     engine, model = make_engine(), CacheModel(16, 4)
-    params = _rust.RequestParams(max_tokens=6, seed=3, choice_index=1, ignore_eos=True)
-    engine.add_request(10, ids(*range(6)), params, num_choices=3)
+    params = request_params(max_tokens=6, seed=3, choice_index=1, ignore_eos=True)
+    engine.add_choices(10, ids(*range(6)), params, num_choices=3)
     tokens, _, reasons = drain(engine, model, (10, 11, 12))
     for choice, request_id in enumerate((10, 11, 12)):
         alone = make_engine()
-        own = _rust.RequestParams(max_tokens=6, seed=3, choice_index=1 + choice, ignore_eos=True)
-        alone.add_request(1, ids(*range(6)), own)
+        own = request_params(max_tokens=6, seed=3, choice_index=1 + choice, ignore_eos=True)
+        alone.add_choices(1, ids(*range(6)), own)
         assert tokens[request_id] == drain(alone, CacheModel(16, 4), (1,))[0][1]
     assert reasons == {10: 2, 11: 2, 12: 2}
     stats = engine.stats()
     assert (stats["tokens_scheduled"], stats["blocks_copied"]) == (6 + 3 * 5, 3)
     with pytest.raises(InvalidArgumentError, match="has no room for 2 choices"):
-        engine.add_request(1, ids(0), _rust.RequestParams(max_tokens=1, seed=0, choice_index=2**32 - 2), num_choices=2)
+        engine.add_choices(1, ids(0), request_params(max_tokens=1, seed=0, choice_index=2**32 - 2), num_choices=2)
 
 
 def test_a_failed_step_ends_everyone_in_it_and_leaves_nothing_to_find():
     engine = make_engine(max_batch_tokens=4)
-    engine.add_request(1, ids(*range(6)), greedy(), num_choices=2)
+    engine.add_choices(1, ids(*range(6)), greedy(), num_choices=2)
     engine.schedule()
     assert engine.fail_step() == [1, 2]
     assert not engine.has_unfinished()
@@ -283,17 +287,17 @@ def test_a_failed_step_ends_everyone_in_it_and_leaves_nothing_to_find():
 def test_prompts_that_begin_the_same_are_computed_once():
     engine, model = make_engine(), CacheModel(16, 4)
     for request_id in (1, 2):
-        engine.add_request(request_id, ids(*range(11)), greedy(ignore_eos=True))
+        engine.add_choices(request_id, ids(*range(11)), greedy(ignore_eos=True))
         drain(engine, model, (request_id,))
     stats = engine.stats()
     assert (stats["prefix_query_tokens"], stats["prefix_hit_tokens"]) == (22, 8)
     assert stats["blocks_cached"] == 3
-    assert make_engine(prefix_caching=False).stats()["blocks_cached"] == 0
+    assert make_engine(enable_prefix_caching=False).stats()["blocks_cached"] == 0
 
 
 def test_guesses_that_come_true_give_several_tokens_a_step():
-    engine, model = make_engine(ngram=(4, 2, 1)), CacheModel(16, 4)
-    engine.add_request(1, ids(3, 4, 3, 4, 3), greedy(max_tokens=6, ignore_eos=True))
+    engine, model = make_engine(speculative=NgramSpeculation(max_ngram=2, min_ngram=1)), CacheModel(16, 4)
+    engine.add_choices(1, ids(3, 4, 3, 4, 3), greedy(max_tokens=6, ignore_eos=True))
     plan = engine.schedule()
     model.run(plan)
     assert engine.update(prefer(4)).token_ids.tolist() == [4]
@@ -306,7 +310,7 @@ def test_guesses_that_come_true_give_several_tokens_a_step():
     assert (engine.stats()["drafts_computed"], engine.stats()["drafts_accepted"]) == (2, 1)
     assert engine.schedule().positions.tolist()[0] == 7
     with pytest.raises(InvalidArgumentError, match="`num_draft_tokens` must be at least 1"):
-        make_engine(ngram=(0, 2, 1))
+        make_engine(speculative=NgramSpeculation(num_draft_tokens=0))
 
 
 def test_guesses_from_outside_are_checked_like_any():
@@ -314,7 +318,7 @@ def test_guesses_from_outside_are_checked_like_any():
     assert engine.request_tokens(1, 0) is None
     with pytest.raises(UnknownRequestError):
         engine.set_drafts(1, [3])
-    engine.add_request(1, ids(3, 4, 5), greedy(max_tokens=4, ignore_eos=True))
+    engine.add_choices(1, ids(3, 4, 5), greedy(max_tokens=4, ignore_eos=True))
     model.run(engine.schedule())
     engine.update(prefer(6))
     tokens, num_left = engine.request_tokens(1, 2)
@@ -335,7 +339,7 @@ def test_guesses_from_outside_are_checked_like_any():
 def test_a_lower_priority_number_runs_first():
     engine = make_engine(max_running_requests=1)
     for request_id, priority in ((1, 0), (2, -1), (3, 0)):
-        engine.add_request(request_id, ids(0), greedy(max_tokens=1), priority=priority)
+        engine.add_choices(request_id, ids(0), greedy(max_tokens=1), priority=priority)
     order = []
     while (plan := engine.schedule()) is not None:
         order += plan.request_ids.tolist()
@@ -346,7 +350,7 @@ def test_a_lower_priority_number_runs_first():
 def test_other_threads_may_abort_and_read_stats_while_steps_run():
     engine = make_engine(num_blocks=64)
     for request_id in range(32):
-        engine.add_request(request_id, ids(request_id % 26), greedy(max_tokens=30, ignore_eos=True))
+        engine.add_choices(request_id, ids(request_id % 26), greedy(max_tokens=30, ignore_eos=True))
     aborted = []
 
     def abort_even():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from llm import _rust
 from llm.errors import InvalidArgumentError
+from llm.settings.sampling import SamplingParams
 from tests.reference import sampling as reference
 from tests.reference.sampling import Settings
 
@@ -26,7 +27,9 @@ def as_ids(values):
 
 
 def params(settings, **overrides):
-    return _rust.RequestParams(max_tokens=100, **(asdict(settings) | overrides))
+    fields = asdict(settings) | overrides
+    choice_index = fields.pop("choice_index")
+    return _rust.RequestParams(SamplingParams(max_tokens=100, **fields), choice_index=choice_index)
 
 
 def sample_one(logits, settings, prompt_ids=(), output_ids=(), **options):
@@ -305,12 +308,16 @@ def test_sample_refuses_read_only_logits():
 
 def test_request_params_name_the_field_and_its_range():
     with pytest.raises(InvalidArgumentError, match=r"`top_p` must be in \(0, 1\], got 1.5"):
-        _rust.RequestParams(max_tokens=1, seed=0, top_p=1.5)
+        _rust.RequestParams(SamplingParams(max_tokens=1, seed=0, top_p=1.5))
     with pytest.raises(InvalidArgumentError, match=r"`typical_p` must be in \(0, 1\], got 0"):
-        _rust.RequestParams(max_tokens=1, seed=0, typical_p=0.0)
+        _rust.RequestParams(SamplingParams(max_tokens=1, seed=0, typical_p=0.0))
     with pytest.raises(InvalidArgumentError, match=r"`logit_bias\[7\]` must be in \[-100, 100\], got 101"):
-        _rust.RequestParams(max_tokens=1, seed=0, logit_bias={7: 101.0})
+        _rust.RequestParams(SamplingParams(max_tokens=1, seed=0, logit_bias={7: 101.0}))
+    with pytest.raises(InvalidArgumentError, match=r"`top_k` is invalid: .*'str' object .* got 'many'"):
+        _rust.RequestParams(SamplingParams(seed=0, top_k="many"))
+    with pytest.raises(InvalidArgumentError, match="has no attribute 'temperature'"):
+        _rust.RequestParams(object())
     with pytest.raises(InvalidArgumentError, match="`allowed_token_ids` must name at least one id, got none"):
-        _rust.RequestParams(max_tokens=1, seed=0, allowed_token_ids=[])
+        _rust.RequestParams(SamplingParams(max_tokens=1, seed=0, allowed_token_ids=[]))
     with pytest.raises(InvalidArgumentError, match=r"`min_tokens` must be at most `max_tokens` \(1\), got 2"):
-        _rust.RequestParams(max_tokens=1, seed=0, min_tokens=2)
+        _rust.RequestParams(SamplingParams(max_tokens=1, seed=0, min_tokens=2))

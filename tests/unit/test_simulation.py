@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from llm import _rust
 from llm.cli.main import app
 from llm.errors import ConfigError, DataError, InvalidArgumentError
+from llm.settings.engine import EngineConfig
 from llm.simulation import Simulation, read_trace, report_table, run_simulation
 
 SMALL = Simulation(requests=300, prompt_tokens=40, output_tokens=20, running=16, block_size=4)
@@ -87,14 +88,7 @@ def test_values_out_of_range_are_refused():
         run_simulation(Simulation(running=0))
     with pytest.raises(InvalidArgumentError, match="`step_s` must be at least 0, got -1"):
         _rust.simulate_scheduler(
-            SMALL.load(),
-            num_blocks=4,
-            block_size=4,
-            max_batch_tokens=4,
-            max_running_requests=1,
-            max_waiting_requests=1,
-            max_model_len=16,
-            step_s=-1.0,
+            SMALL.load(), EngineConfig(max_batch_tokens=4, max_model_len=16), num_blocks=4, step_s=-1.0
         )
 
 
@@ -107,14 +101,7 @@ def test_what_progress_raises_ends_the_simulation():
     )
     with pytest.raises(KeyboardInterrupt):
         _rust.simulate_scheduler(
-            endless,
-            num_blocks=1000,
-            block_size=4,
-            max_batch_tokens=256,
-            max_running_requests=16,
-            max_waiting_requests=16,
-            max_model_len=400,
-            progress=stop,
+            endless, EngineConfig(max_batch_tokens=256, max_model_len=400), num_blocks=1000, progress=stop
         )
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -46,14 +47,8 @@ def row_of(settings, prompt_ids=(), output_ids=(), **fields):
 
 
 def rust_tokens(logits, rows, **fields):
-    names = set(Settings.__dataclass_fields__) - {"choice_index"}
     params = [
-        _rust.RequestParams(
-            max_tokens=100,
-            choice_index=row.choice_index,
-            **{name: getattr(row.params, name) for name in names},
-            **fields,
-        )
+        _rust.RequestParams(msgspec.structs.replace(row.params, **fields), choice_index=row.choice_index)
         for row in rows
     ]
     prompts = [np.array(row.prompt_ids, np.uint32) for row in rows]
@@ -117,7 +112,7 @@ def test_wide_rows_take_the_way_without_a_sort_or_with_one(top_k):
     logits = np.round(np.random.default_rng(1).normal(0, 3, (8, 5000)), 2).astype(np.float32)
     rows = [row_of(Settings(seed=seed, top_k=top_k, top_p=0.95)) for seed in range(8)]
     sampled = Sampler(5000)(torch.from_numpy(logits), rows)
-    params = [_rust.RequestParams(max_tokens=1, seed=seed, top_k=top_k, top_p=0.95) for seed in range(8)]
+    params = [_rust.RequestParams(SamplingParams(seed=seed, top_k=top_k, top_p=0.95)) for seed in range(8)]
     none = [np.array([], np.uint32)] * 8
     assert sampled.token_ids.tolist() == _rust.sample(logits.copy(), params, none, none).token_ids.tolist()
 

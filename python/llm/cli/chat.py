@@ -10,9 +10,9 @@ EXAMPLE = 'Example:  llm chat runs/demo --message "What news from Verona?" --see
 
 
 def chat(
-    path: Annotated[str, typer.Argument(metavar="DIR", help="Checkpoint or run with a chat template.")],
-    message: Annotated[str | None, typer.Option(help="Send one message, print the answer and exit.")] = None,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    path: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint or run with a chat template.")],
+    message: Annotated[str | None, typer.Option(help="Ask this, print the answer and leave.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -20,7 +20,7 @@ def chat(
     seed: Seed = None,
     dtype: Dtype = "auto",
 ) -> None:
-    """Chat with a model. An empty line or Ctrl-D ends the conversation."""
+    """Talk with a model; an empty line or Ctrl-D ends it."""
     from llm.api import LLM
     from llm.errors import ContextLengthError
 
@@ -37,7 +37,7 @@ def chat(
         except ContextLengthError:
             if len(messages) == 1 or message is not None:
                 raise
-            print("(the conversation no longer fits the context; starting a new one)")
+            print("(the conversation no longer fits the context; it begins anew)")
             messages = messages[:1] if system else []
             continue
         print()

@@ -1,4 +1,4 @@
-"""Sources of training samples."""
+"""Where training samples come from."""
 
 from llm.data.base import BaseDataModule, Dataset
 from llm.data.batch import IGNORED_LABEL, Batch, RegressionBatch, TokenBatch

@@ -1,4 +1,4 @@
-"""Base classes for sources of training samples."""
+"""What every source of training samples offers."""
 
 import abc
 
@@ -9,27 +9,27 @@ from llm.data.batch import Batch
 
 
 class Dataset(abc.ABC):
-    """A collection of samples with random access."""
+    """Samples that can be taken in any order."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Returns the number of samples."""
+        """Number of samples."""
 
     @abc.abstractmethod
     def batch(self, indices: NDArray[np.int64]) -> Batch:
-        """Returns the samples at `indices`, in that order."""
+        """The samples at `indices`, in this order."""
 
 
 class BaseDataModule(abc.ABC):
-    """A source with a training set and a validation set.
+    """A training and a validation set.
 
-    Subclass it for data of your own and pass the instance to `TrainingEngine`.
+    A user's own source subclasses this and goes straight to `TrainingEngine`.
     """
 
     @abc.abstractmethod
     def train_dataset(self) -> Dataset:
-        """Returns the training samples."""
+        """Samples to learn from."""
 
     @abc.abstractmethod
     def validation_dataset(self) -> Dataset | None:
-        """Returns the validation samples, or None to skip validation."""
+        """Samples to be judged by; `None`: no validation."""

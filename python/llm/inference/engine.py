@@ -9,19 +9,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from llm._rust import EngineCore, RequestParams, StepOutputs
-from llm.errors import ContextLengthError, EngineError, InvalidArgumentError, LLMError
-from llm.inference.outputs import Delta, FinishReason, TokenLogprob
+from llm._rust import FINISH_REASONS, EngineCore, RequestParams, StepOutputs
+from llm.errors import EngineError, InvalidArgumentError, LLMError
+from llm.inference.outputs import Delta, TokenLogprob
 from llm.inference.runners.base import ModelRunner
 from llm.inference.speculation.draft import DraftModel
-from llm.settings.merge import validated
 from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer
 
 logger = logging.getLogger(__name__)
-
-_FINISH: tuple[FinishReason | None, ...] = (None, "stop", "length")
-_FAILED = 3
 
 
 class Engine:
@@ -73,8 +69,8 @@ class Engine:
             ContextLengthError: Prompt and new tokens exceed the context.
             CapacityError: The request can never fit the cache.
             QueueFullError: Too many requests or tokens wait.
-            InvalidArgumentError: An empty prompt, an unknown token id, or `n` of `params` above 1.
-            ConfigError: A value of `params` out of range.
+            InvalidArgumentError: An empty prompt, an unknown token id, a value of `params` out of range, or `n` of
+                `params` above 1.
         """
         if params.n != 1:
             raise InvalidArgumentError(f"`n` must be 1 here, got {params.n}\nhint: `add_choices` takes more")
@@ -93,10 +89,11 @@ class Engine:
         return self._add(prompt_ids, params, 0, priority)
 
     def _add(self, prompt_ids: Sequence[int], params: SamplingParams, choice_index: int, priority: int) -> range:
-        params = validated(params)
+        if params.seed is None:
+            params = msgspec.structs.replace(params, seed=secrets.randbits(63))
         ids = range(self._next_id, self._next_id + params.n)
-        core_params = self._core_params(params, len(prompt_ids), choice_index)
-        self.core.add_request(ids.start, _as_ids(prompt_ids), core_params, priority=priority, num_choices=params.n)
+        core_params = RequestParams(params, choice_index=choice_index)
+        self.core.add_choices(ids.start, _as_ids(prompt_ids), core_params, priority=priority, num_choices=params.n)
         self._next_id = ids.stop
         return ids
 
@@ -130,21 +127,6 @@ class Engine:
     def stats(self) -> dict[str, int]:
         """Counts of requests, blocks and tokens."""
         return self.core.stats()
-
-    def _core_params(self, params: SamplingParams, num_prompt_tokens: int, choice_index: int) -> RequestParams:
-        room = self.max_model_len - num_prompt_tokens
-        max_tokens = room if params.max_tokens is None else params.max_tokens
-        if max_tokens > room or room < 1:
-            raise ContextLengthError(
-                f"the context is {self.max_model_len} tokens, got {num_prompt_tokens} in the prompt and "
-                f"{params.max_tokens or 'at least 1'} to generate\nhint: shorten the prompt or lower `max_tokens`"
-            )
-        values = msgspec.structs.asdict(params)
-        del values["n"]
-        values |= {"max_tokens": max_tokens, "choice_index": choice_index}
-        if params.seed is None:
-            values["seed"] = secrets.randbits(63)
-        return RequestParams(**values)
 
     def _guess(self, draft: DraftModel, outputs: StepOutputs) -> None:
         """Guesses for whom the step gave a token; where that fails, answers come without from now on."""
@@ -186,12 +168,13 @@ def _deltas(outputs: StepOutputs) -> list[tuple[int, Delta | LLMError]]:
         strict=True,
     )
     for request_id, token_id, text, finish, logprob, rank, top in columns:
-        if finish == _FAILED:
+        finish_reason = FINISH_REASONS[finish]
+        if finish_reason == "error":
             found.append((request_id, EngineError(errors[request_id])))
             continue
         logprobs = None
         if not math.isnan(logprob):
             logprobs = (TokenLogprob(token_id, logprob, () if top is None else tuple(zip(*top, strict=True)), rank),)
-        delta = Delta(text, (token_id,), _FINISH[finish], logprobs, prompts.get(request_id))
+        delta = Delta(text, (token_id,), finish_reason, logprobs, prompts.get(request_id))
         found.append((request_id, delta))
     return found

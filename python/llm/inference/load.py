@@ -2,6 +2,7 @@
 
 import os
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from llm.models import DecoderModel
 from llm.models.costs import kv_bytes_per_token
 from llm.models.device import resolve_device
 from llm.models.layers.fused import has_triton
-from llm.settings.engine import DraftSpeculation, EngineConfig, NgramSpeculation, Speculation
+from llm.settings.engine import DraftSpeculation, EngineConfig
 from llm.settings.merge import validated
 from llm.tokenization import BaseTokenizer, load_tokenizer
 
@@ -76,21 +77,18 @@ def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineCo
     weight = model.embed_tokens.weight
     max_model_len = _max_model_len(config, model)
     cache = _cache(model, config, config.kv_cache_memory_bytes, max_model_len)
+    limits = msgspec.structs.replace(
+        config,
+        max_model_len=max_model_len,
+        max_batch_tokens=config.max_batch_tokens or _BATCH_TOKENS[weight.device.type],
+    )
     core = EngineCore(
+        limits,
+        num_blocks=cache.num_blocks,
         token_bytes=tokenizer.token_bytes(),
         special_ids=sorted(tokenizer.special_tokens.values()),
         eos_ids=list(tokenizer.eos_ids),
         pad_id=tokenizer.pad_id,
-        num_blocks=cache.num_blocks,
-        block_size=config.block_size,
-        max_batch_tokens=config.max_batch_tokens or _BATCH_TOKENS[weight.device.type],
-        max_running_requests=config.max_running_requests,
-        max_waiting_requests=config.max_waiting_requests,
-        max_model_len=max_model_len,
-        max_prefill_chunk=config.max_prefill_chunk,
-        max_waiting_tokens=config.max_waiting_tokens,
-        prefix_caching=config.enable_prefix_caching,
-        ngram=_ngram(config.speculative),
     )
     runner = model_runner(model, cache, config, max_model_len)
     draft = _draft_model(config, max_model_len, tokenizer, weight)
@@ -121,12 +119,6 @@ def load_async_engine(
     """Like `load_engine`, for asyncio; `start` it before use."""
     engine = load_engine(path, dtype=dtype, device=device, config=config)
     return AsyncEngine(engine, generation_defaults(path))
-
-
-def _ngram(speculation: Speculation | None) -> tuple[int, int, int] | None:
-    if not isinstance(speculation, NgramSpeculation):
-        return None
-    return (speculation.num_draft_tokens, speculation.max_ngram, speculation.min_ngram)
 
 
 def _draft_model(

@@ -22,7 +22,7 @@ pub struct EngineConfig {
     /// Limits of the scheduler.
     pub scheduler: SchedulerConfig,
     /// Source of draft tokens; `None` turns speculation off.
-    pub speculation: Option<NgramConfig>,
+    pub speculative: Option<NgramConfig>,
 }
 
 /// Queueing options of a request.
@@ -48,8 +48,8 @@ impl Default for Submission {
 ///
 /// let table = TokenTable::new(vec![Some(b"a".to_vec()), Some(b"b".to_vec())], &[])?;
 /// let scheduler = SchedulerConfig { num_blocks: 4, block_size: 4, ..SchedulerConfig::default() };
-/// let mut engine = EngineCore::new(EngineConfig { table, eos_ids: vec![], pad_id: None, scheduler, speculation: None })?;
-/// engine.add_request(7, vec![0, 1], RequestParams { max_tokens: 1, ..RequestParams::default() })?;
+/// let mut engine = EngineCore::new(EngineConfig { table, eos_ids: vec![], pad_id: None, scheduler, speculative: None })?;
+/// engine.add_request(7, vec![0, 1], RequestParams { max_tokens: Some(1), ..RequestParams::default() })?;
 /// let plan = engine.schedule()?.expect("one request waits");
 /// assert_eq!((&plan.token_ids[..], &plan.logits_indices[..]), (&[0, 1][..], &[1][..]));
 /// let outputs = engine.update(&mut [f32::NEG_INFINITY, 1.0], (1, 2))?;
@@ -77,7 +77,7 @@ impl EngineCore {
         if vocab_size == 0 {
             return Err(Error::InvalidArgument("`token_bytes` must hold at least one id, got none".to_owned()));
         }
-        config.speculation.map_or(Ok(()), |speculation| speculation.validate())?;
+        config.speculative.map_or(Ok(()), |speculation| speculation.validate())?;
         check_ids("end and padding ids", config.eos_ids.iter().chain(&config.pad_id), vocab_size)?;
         let pad_id = config.pad_id.filter(|id| !config.eos_ids.contains(id));
         Ok(Self {
@@ -85,7 +85,7 @@ impl EngineCore {
             eos_ids: config.eos_ids,
             mask: VocabMask { vocab_size, pad_id },
             scheduler: Scheduler::new(config.scheduler)?,
-            speculation: config.speculation,
+            speculation: config.speculative,
             sequences: FxHashMap::default(),
         })
     }
@@ -95,7 +95,8 @@ impl EngineCore {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] for an empty prompt, an id outside the vocabulary, a request id in use, or parameters
-    /// out of range. [`Error::Capacity`] if the request can never fit. [`Error::QueueFull`] if too many requests wait.
+    /// out of range. [`Error::ContextLength`] or [`Error::Capacity`] if the request can never fit. [`Error::QueueFull`] if
+    /// too many requests wait.
     pub fn add_request(&mut self, id: u64, prompt_ids: Vec<u32>, params: RequestParams) -> Result<()> {
         self.add_choices(id, prompt_ids, params, Submission::default())
     }
@@ -110,7 +111,7 @@ impl EngineCore {
         &mut self,
         id: u64,
         prompt_ids: Vec<u32>,
-        params: RequestParams,
+        mut params: RequestParams,
         submission: Submission,
     ) -> Result<()> {
         let Submission { priority, num_choices } = submission;
@@ -123,7 +124,8 @@ impl EngineCore {
                 "`choice_index` {first} has no room for {num_choices} choices"
             )));
         }
-        let max_tokens = params.max_tokens;
+        let room = self.scheduler.config().max_model_len.saturating_sub(prompt_ids.len()).max(1);
+        let max_tokens = *params.max_tokens.get_or_insert(room);
         let prompt_rows = params.sampling.prompt_logprobs.is_some();
         let choices = (first..first + num_choices).map(|choice_index| {
             let mut params = params.clone();

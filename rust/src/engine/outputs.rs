@@ -16,6 +16,11 @@ pub enum FinishReason {
     Error = 3,
 }
 
+impl FinishReason {
+    /// The name of each reason, in the order of their numbers; `None` while the request runs.
+    pub const NAMES: [Option<&str>; 4] = [None, Some("stop"), Some("length"), Some("error")];
+}
+
 /// Results of a step: one entry for each of the N requests that got a token or failed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepOutputs {

@@ -1,41 +1,31 @@
 //! Everything a request asks for besides its prompt.
 
+use crate::fields::settings;
 use crate::sampling::SamplingParams;
 use crate::{Error, Result};
 
-/// How a request is sampled, and when it ends.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RequestParams {
-    /// How each token is drawn.
-    pub sampling: SamplingParams,
-    /// New tokens at most, at least 1.
-    pub max_tokens: usize,
-    /// No end before this many new tokens: end and stop ids can't be drawn, stop strings aren't looked for.
-    pub min_tokens: usize,
-    /// Strings that end the text; they are not part of it, unless `include_stop` says so.
-    pub stop: Vec<String>,
-    /// Ids that end it besides the tokenizer's; they count as tokens but have no text.
-    pub stop_token_ids: Vec<u32>,
-    /// Whether the tokenizer's end ids are tokens like others.
-    pub ignore_eos: bool,
-    /// Whether special tokens have no text.
-    pub skip_special_tokens: bool,
-    /// Whether the stop string or token that ends the text is part of it.
-    pub include_stop: bool,
-}
-
-impl Default for RequestParams {
-    fn default() -> Self {
-        Self {
-            sampling: SamplingParams::default(),
-            max_tokens: 256,
-            min_tokens: 0,
-            stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            ignore_eos: false,
-            skip_special_tokens: true,
-            include_stop: false,
-        }
+settings! {
+    /// Settings of a request: how to sample each token, and when to end.
+    #[derive(Debug, Clone, PartialEq)]
+    pub struct RequestParams {
+        /// Largest number of new tokens, at least 1; `None`: as many as the context has room for.
+        pub max_tokens: Option<usize> = None,
+        /// Number of new tokens before which the request can't end: end and stop ids can't be drawn, stop strings
+        /// aren't looked for.
+        pub min_tokens: usize = 0,
+        /// Strings that end the text. The text ends before them, unless `include_stop_str_in_output` is set.
+        pub stop: Vec<String> = Vec::new(),
+        /// Ids that end the request besides the tokenizer's; they count as tokens but have no text.
+        pub stop_token_ids: Vec<u32> = Vec::new(),
+        /// Whether the tokenizer's end ids are tokens like others.
+        pub ignore_eos: bool = false,
+        /// Whether special tokens have no text.
+        pub skip_special_tokens: bool = true,
+        /// Whether the text includes the stop string or stop token that ends it.
+        pub include_stop_str_in_output: bool = false,
+        own:
+        /// How to sample each token.
+        pub sampling: SamplingParams = SamplingParams::default(),
     }
 }
 
@@ -47,16 +37,14 @@ impl RequestParams {
     /// [`Error::InvalidArgument`] naming the first field outside its range.
     pub fn validate(&self) -> Result<()> {
         self.sampling.validate()?;
-        if self.max_tokens == 0 {
-            return Err(Error::InvalidArgument("`max_tokens` must be at least 1, got 0".to_owned()));
+        match self.max_tokens {
+            Some(0) => Err(Error::InvalidArgument("`max_tokens` must be at least 1, got 0".to_owned())),
+            Some(max_tokens) if self.min_tokens > max_tokens => Err(Error::InvalidArgument(format!(
+                "`min_tokens` must be at most `max_tokens` ({max_tokens}), got {}",
+                self.min_tokens
+            ))),
+            _ => Ok(()),
         }
-        if self.min_tokens > self.max_tokens {
-            return Err(Error::InvalidArgument(format!(
-                "`min_tokens` must be at most `max_tokens` ({}), got {}",
-                self.max_tokens, self.min_tokens
-            )));
-        }
-        Ok(())
     }
 
     /// Checks every id the parameters name against the number of ids there are.
@@ -67,7 +55,7 @@ impl RequestParams {
     pub fn validate_ids(&self, vocab_size: usize) -> Result<()> {
         let too_high = |id: &u32| *id as usize >= vocab_size;
         let bias_ids: Vec<u32> = self.sampling.logit_bias.iter().map(|&(id, _)| id).collect();
-        let highest_allowed = self.sampling.allowed.as_ref().and_then(|allowed| allowed.highest());
+        let highest_allowed = self.sampling.allowed_token_ids.as_ref().and_then(|allowed| allowed.highest());
         let named = [
             ("stop_token_ids", self.stop_token_ids.as_slice()),
             ("logit_bias", &bias_ids),

@@ -11,6 +11,7 @@ pub(super) struct Sequence {
     params: RequestParams,
     /// Ids that end the request: the tokenizer's end ids unless ignored, and the request's own stop ids.
     stop_ids: Vec<u32>,
+    max_tokens: usize,
     counts: TokenCounts,
     detokenizer: Detokenizer,
     num_output_tokens: usize,
@@ -21,13 +22,22 @@ pub(super) struct Sequence {
 impl Sequence {
     pub fn new(prompt_ids: &[u32], mut params: RequestParams, eos_ids: &[u32]) -> Result<Self> {
         let stop_ids = params.stop_ids(eos_ids);
+        let max_tokens = params.max_tokens.unwrap_or(usize::MAX);
         let counts = match params.sampling.has_penalties() {
             true => TokenCounts::from_prompt(prompt_ids),
             false => TokenCounts::default(),
         };
         let detokenizer = Detokenizer::new(std::mem::take(&mut params.stop), params.skip_special_tokens)?
-            .including_stop(params.include_stop);
-        Ok(Self { params, stop_ids, counts, detokenizer, num_output_tokens: 0, prompt_logprobs: Vec::new() })
+            .including_stop(params.include_stop_str_in_output);
+        Ok(Self {
+            params,
+            stop_ids,
+            max_tokens,
+            counts,
+            detokenizer,
+            num_output_tokens: 0,
+            prompt_logprobs: Vec::new(),
+        })
     }
 
     /// Inputs for sampling the request's next token.
@@ -37,7 +47,7 @@ impl Sequence {
             params: &self.params.sampling,
             history: History::Counted(&self.counts),
             banned_ids: if may_stop { &[] } else { &self.stop_ids },
-            allowed: self.params.sampling.allowed.as_deref(),
+            allowed: self.params.sampling.allowed_token_ids.as_deref(),
             output_idx: self.num_output_tokens,
         }
     }
@@ -60,7 +70,7 @@ impl Sequence {
 
     /// Number of tokens the request may still generate.
     pub fn num_tokens_left(&self) -> usize {
-        self.params.max_tokens.saturating_sub(self.num_output_tokens)
+        self.max_tokens.saturating_sub(self.num_output_tokens)
     }
 
     pub fn asks_top_logprobs(&self) -> bool {
@@ -74,7 +84,7 @@ impl Sequence {
             self.counts.push_output(id);
         }
         let is_stop = self.stop_ids.contains(&id);
-        if is_stop && !self.params.include_stop {
+        if is_stop && !self.params.include_stop_str_in_output {
             return (self.detokenizer.finish(), FinishReason::Stop);
         }
         let check_stop = self.num_output_tokens > self.params.min_tokens;
@@ -82,7 +92,7 @@ impl Sequence {
         if is_stop || delta.stopped.is_some() {
             return (delta.text + &self.detokenizer.finish(), FinishReason::Stop);
         }
-        if self.num_output_tokens == self.params.max_tokens {
+        if self.num_output_tokens == self.max_tokens {
             return (delta.text + &self.detokenizer.finish(), FinishReason::Length);
         }
         (delta.text, FinishReason::Running)

@@ -7,13 +7,14 @@ use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, P
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::MutexExt;
-use pyo3::types::PyList;
+use pyo3::types::{PyList, PyTuple};
 
+use super::fields::Attributes;
 use super::sampling::{PyRequestParams, top_logprobs_list, writable_logits};
-use crate::engine::{EngineConfig, EngineCore, StepOutputs, Submission};
+use crate::engine::{EngineConfig, EngineCore, FinishReason, StepOutputs, Submission};
+use crate::fields::Fields;
 use crate::sampling::TokenLogprob;
 use crate::scheduler::{SchedulerConfig, StepPlan};
-use crate::speculation::NgramConfig;
 use crate::tokenizer::stream::TokenTable;
 use crate::{Error, Result};
 
@@ -34,53 +35,28 @@ fn poisoned<T>(_: PoisonError<T>) -> Error {
 #[pymethods]
 impl PyEngineCore {
     #[new]
-    #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments are the config's fields")]
-    #[pyo3(signature = (*, token_bytes, special_ids, eos_ids, pad_id, num_blocks, block_size, max_batch_tokens,
-        max_running_requests, max_waiting_requests, max_model_len, max_prefill_chunk=None, max_waiting_tokens=None,
-        prefix_caching=true, ngram=None))]
+    #[pyo3(signature = (config, *, num_blocks, token_bytes, special_ids, eos_ids, pad_id))]
     fn new(
-        py: Python<'_>,
+        config: &Bound<'_, PyAny>,
+        num_blocks: usize,
         token_bytes: Vec<Option<PyBackedBytes>>,
         special_ids: Vec<u32>,
         eos_ids: Vec<u32>,
         pad_id: Option<u32>,
-        num_blocks: usize,
-        block_size: usize,
-        max_batch_tokens: usize,
-        max_running_requests: usize,
-        max_waiting_requests: usize,
-        max_model_len: usize,
-        max_prefill_chunk: Option<usize>,
-        max_waiting_tokens: Option<usize>,
-        prefix_caching: bool,
-        ngram: Option<(usize, usize, usize)>,
     ) -> Result<Self> {
-        let scheduler = SchedulerConfig {
-            num_blocks,
-            block_size,
-            max_batch_tokens,
-            max_prefill_chunk,
-            max_running_requests,
-            max_waiting_requests,
-            max_waiting_tokens,
-            max_model_len,
-            prefix_caching,
-        };
-        py.detach(|| {
+        let limits = Attributes(config);
+        let scheduler = SchedulerConfig { num_blocks, ..SchedulerConfig::read(&limits)? };
+        let speculative = limits.field("speculative")?;
+        config.py().detach(|| {
             let token_bytes = token_bytes.into_iter().map(|bytes| bytes.map(|bytes| bytes.to_vec())).collect();
             let table = TokenTable::new(token_bytes, &special_ids)?;
-            let speculation = ngram.map(|(num_draft_tokens, max_ngram, min_ngram)| NgramConfig {
-                num_draft_tokens,
-                max_ngram,
-                min_ngram,
-            });
-            let core = EngineCore::new(EngineConfig { table, eos_ids, pad_id, scheduler, speculation })?;
+            let core = EngineCore::new(EngineConfig { table, eos_ids, pad_id, scheduler, speculative })?;
             Ok(Self(Mutex::new(core)))
         })
     }
 
     #[pyo3(signature = (request_id, prompt_ids, params, *, priority=0, num_choices=1))]
-    fn add_request(
+    fn add_choices(
         &self,
         py: Python<'_>,
         request_id: u64,
@@ -142,22 +118,7 @@ impl PyEngineCore {
 
     fn stats(&self, py: Python<'_>) -> Result<BTreeMap<&'static str, usize>> {
         let stats = self.locked(py, |core| Ok(core.stats()))?;
-        Ok(BTreeMap::from([
-            ("num_running", stats.num_running),
-            ("num_waiting", stats.num_waiting),
-            ("waiting_tokens", stats.waiting_tokens),
-            ("blocks_total", stats.blocks_total),
-            ("blocks_free", stats.blocks_free),
-            ("blocks_cached", stats.blocks_cached),
-            ("num_preemptions", stats.num_preemptions),
-            ("num_steps", stats.num_steps),
-            ("tokens_scheduled", stats.tokens_scheduled),
-            ("prefix_query_tokens", stats.prefix_query_tokens),
-            ("prefix_hit_tokens", stats.prefix_hit_tokens),
-            ("blocks_copied", stats.blocks_copied),
-            ("drafts_computed", stats.drafts_computed),
-            ("drafts_accepted", stats.drafts_accepted),
-        ]))
+        Ok(stats.named().into_iter().collect())
     }
 
     fn check_integrity(&self, py: Python<'_>) -> Result<()> {
@@ -235,6 +196,7 @@ impl PyStepOutputs {
 
 /// Adds this module's classes and functions to `llm._rust`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("FINISH_REASONS", PyTuple::new(module.py(), FinishReason::NAMES)?)?;
     module.add_class::<PyEngineCore>()?;
     module.add_class::<PyStepPlan>()?;
     module.add_class::<PyStepOutputs>()

@@ -15,6 +15,7 @@ pub fn to_python(error: Error) -> PyErr {
         Error::InvalidArgument(_) => "InvalidArgumentError",
         Error::Tokenizer(_) => "TokenizerError",
         Error::Capacity(_) => "CapacityError",
+        Error::ContextLength(_) => "ContextLengthError",
         Error::QueueFull(_) => "QueueFullError",
         Error::UnknownRequest(_) => "UnknownRequestError",
         Error::Io { .. } => "FileError",

@@ -2,6 +2,7 @@
 
 mod engine;
 mod error;
+mod fields;
 mod kernels;
 mod sampling;
 mod shared_ints;

@@ -1,82 +1,31 @@
 //! Binding of the `sampling` module, and of the parameters it shares with the engine.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadwriteArray2};
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
+use super::fields::Attributes;
 use crate::engine::RequestParams;
 use crate::sampling::{
     History, RowSpec, Sampled, SamplingParams, VocabMask, sample_rows, stream_key, token_logprobs, uniform,
 };
 use crate::{Error, Result};
 
-/// How one request is sampled and when it ends.
+/// The settings of one request, read by name from `llm.SamplingParams`.
 #[pyclass(frozen, name = "RequestParams", module = "llm._rust")]
 pub(super) struct PyRequestParams(pub(super) RequestParams);
 
 #[pymethods]
 impl PyRequestParams {
     #[new]
-    #[expect(clippy::too_many_arguments, reason = "Python's keyword arguments are this struct's fields")]
-    #[pyo3(signature = (*, max_tokens, seed, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0,
-        repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, logit_bias=BTreeMap::new(),
-        allowed_token_ids=None, choice_index=0, stop=Vec::new(), stop_token_ids=Vec::new(), ignore_eos=false,
-        min_tokens=0, logprobs=None, prompt_logprobs=None, skip_special_tokens=true,
-        include_stop_str_in_output=false))]
-    fn new(
-        max_tokens: usize,
-        seed: u64,
-        temperature: f64,
-        top_k: usize,
-        top_p: f64,
-        min_p: f64,
-        typical_p: f64,
-        repetition_penalty: f64,
-        presence_penalty: f64,
-        frequency_penalty: f64,
-        logit_bias: BTreeMap<u32, f32>,
-        allowed_token_ids: Option<Vec<u32>>,
-        choice_index: u32,
-        stop: Vec<String>,
-        stop_token_ids: Vec<u32>,
-        ignore_eos: bool,
-        min_tokens: usize,
-        logprobs: Option<usize>,
-        prompt_logprobs: Option<usize>,
-        skip_special_tokens: bool,
-        include_stop_str_in_output: bool,
-    ) -> Result<Self> {
-        let sampling = SamplingParams {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            typical_p,
-            logit_bias: logit_bias.into_iter().collect(),
-            allowed: allowed_token_ids.map(|ids| Arc::new(ids.into_iter().collect())),
-            repetition_penalty,
-            presence_penalty,
-            frequency_penalty,
-            seed,
-            choice_index,
-            logprobs,
-            prompt_logprobs,
-        };
-        let params = RequestParams {
-            sampling,
-            max_tokens,
-            min_tokens,
-            stop,
-            stop_token_ids,
-            ignore_eos,
-            skip_special_tokens,
-            include_stop: include_stop_str_in_output,
-        };
+    #[pyo3(signature = (params, *, choice_index=0))]
+    fn new(params: &Bound<'_, PyAny>, choice_index: u32) -> Result<Self> {
+        let source = Attributes(params);
+        let sampling = SamplingParams { choice_index, ..SamplingParams::read(&source)? };
+        let params = RequestParams { sampling, ..RequestParams::read(&source)? };
         params.validate()?;
         Ok(Self(params))
     }
@@ -207,7 +156,7 @@ impl Row<'_> {
             params: sampling,
             history: History::Ids { prompt: &self.prompt, output: &self.output },
             banned_ids: &self.banned_ids,
-            allowed: sampling.allowed.as_deref(),
+            allowed: sampling.allowed_token_ids.as_deref(),
             output_idx: self.output_len,
         }
     }

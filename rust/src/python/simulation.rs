@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 
+use super::fields::Attributes;
 use crate::scheduler::{
     SchedulerConfig, SimulatedRequest, SimulationConfig, SimulationReport, SyntheticLoad, simulate,
 };
@@ -80,35 +81,17 @@ impl PySimulatedLoad {
 
 /// Runs a load through a scheduler without a model.
 #[pyfunction]
-#[pyo3(signature = (load, *, num_blocks, block_size, max_batch_tokens, max_running_requests, max_waiting_requests,
-    max_model_len, max_prefill_chunk=None, prefix_caching=true, step_s=0.0, token_s=0.0, progress=None))]
-#[expect(clippy::too_many_arguments, reason = "Python's keyword arguments are the config's fields")]
+#[pyo3(signature = (load, config, *, num_blocks, step_s=0.0, token_s=0.0, progress=None))]
 fn simulate_scheduler(
-    py: Python<'_>,
     load: &Bound<'_, PySimulatedLoad>,
+    config: &Bound<'_, PyAny>,
     num_blocks: usize,
-    block_size: usize,
-    max_batch_tokens: usize,
-    max_running_requests: usize,
-    max_waiting_requests: usize,
-    max_model_len: usize,
-    max_prefill_chunk: Option<usize>,
-    prefix_caching: bool,
     step_s: f64,
     token_s: f64,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<BTreeMap<&'static str, f64>> {
-    let scheduler = SchedulerConfig {
-        num_blocks,
-        block_size,
-        max_batch_tokens,
-        max_prefill_chunk,
-        max_running_requests,
-        max_waiting_requests,
-        max_waiting_tokens: None,
-        max_model_len,
-        prefix_caching,
-    };
+    let py = load.py();
+    let scheduler = SchedulerConfig { num_blocks, ..SchedulerConfig::read(&Attributes(config))? };
     let config = SimulationConfig { scheduler, step_s, token_s };
     let mut raised = None;
     let mut report = |num_finished: usize| {

@@ -3,59 +3,43 @@
 use std::sync::Arc;
 
 use super::mask::TokenMask;
+use crate::fields::settings;
 use crate::{Error, Result};
 
-/// What decides the next token, once the logits are there.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SamplingParams {
-    /// 0 is greedy; 1 the model's own distribution.
-    pub temperature: f64,
-    /// Keep the k likeliest tokens; 0 keeps all.
-    pub top_k: usize,
-    /// Keep the smallest set of likeliest tokens with this mass, in (0, 1].
-    pub top_p: f64,
-    /// Drop tokens less likely than this share of the likeliest one, in [0, 1].
-    pub min_p: f64,
-    /// Keep the most typical tokens with this mass, in (0, 1]; 1 keeps all.
-    pub typical_p: f64,
-    /// Added to the logit of each id named, in [-100, 100].
-    pub logit_bias: Vec<(u32, f32)>,
-    /// The only ids that may be drawn; `None` allows all.
-    pub allowed: Option<Arc<TokenMask>>,
-    /// Divides positive and multiplies negative logits of tokens seen in prompt or output.
-    pub repetition_penalty: f64,
-    /// Subtracted once from each token seen in the output.
-    pub presence_penalty: f64,
-    /// Subtracted for each time a token was seen in the output.
-    pub frequency_penalty: f64,
-    /// Key of the request's random stream.
-    pub seed: u64,
-    /// Which of a prompt's several answers this is; each has a stream of its own.
-    pub choice_index: u32,
-    /// `Some(n)`: report the chosen token's log-probability and rank, and the n likeliest tokens.
-    pub logprobs: Option<usize>,
-    /// `Some(n)`: report the same of each prompt token but the first.
-    pub prompt_logprobs: Option<usize>,
-}
-
-impl Default for SamplingParams {
-    fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            typical_p: 1.0,
-            logit_bias: Vec::new(),
-            allowed: None,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            seed: 0,
-            choice_index: 0,
-            logprobs: None,
-            prompt_logprobs: None,
-        }
+settings! {
+    /// Settings that decide the next token, once the logits are there. The range of each setting is the caller's to
+    /// declare and [`Self::validate`]'s to check.
+    #[derive(Debug, Clone, PartialEq)]
+    pub struct SamplingParams {
+        /// Temperature: 0 is greedy, 1 the model's own distribution.
+        pub temperature: f64 = 1.0,
+        /// Number of likeliest tokens to keep; 0 keeps all.
+        pub top_k: usize = 0,
+        /// Mass of the smallest set of likeliest tokens to keep, in (0, 1].
+        pub top_p: f64 = 1.0,
+        /// Share of the likeliest token's probability below which tokens are dropped, in [0, 1].
+        pub min_p: f64 = 0.0,
+        /// Mass of the set of most typical tokens to keep, in (0, 1]; 1 keeps all.
+        pub typical_p: f64 = 1.0,
+        /// Values added to the logits of these ids, in [-100, 100].
+        pub logit_bias: Vec<(u32, f32)> = Vec::new(),
+        /// The only ids that may be drawn; `None` allows all.
+        pub allowed_token_ids: Option<Arc<TokenMask>> = None,
+        /// Divisor of positive and factor of negative logits of tokens seen in prompt or output.
+        pub repetition_penalty: f64 = 1.0,
+        /// Value subtracted once from each token seen in the output.
+        pub presence_penalty: f64 = 0.0,
+        /// Value subtracted for each time a token was seen in the output.
+        pub frequency_penalty: f64 = 0.0,
+        /// Key of the request's random stream.
+        pub seed: u64 = 0,
+        /// `Some(n)`: report the chosen token's log-probability and rank, and the n likeliest tokens.
+        pub logprobs: Option<usize> = None,
+        /// `Some(n)`: report the same of each prompt token but the first.
+        pub prompt_logprobs: Option<usize> = None,
+        own:
+        /// Index of this answer among the answers to its prompt; each answer has a random stream of its own.
+        pub choice_index: u32 = 0,
     }
 }
 
@@ -84,7 +68,7 @@ impl SamplingParams {
             let is_allowed = |bias: f64| (-100.0..=100.0).contains(&bias);
             require(&format!("logit_bias[{id}]"), f64::from(bias), "in [-100, 100]", is_allowed)?;
         }
-        if self.allowed.as_ref().is_some_and(|allowed| allowed.is_empty()) {
+        if self.allowed_token_ids.as_ref().is_some_and(|allowed| allowed.is_empty()) {
             let message = "`allowed_token_ids` must name at least one id, got none\nhint: leave it out to allow all";
             return Err(Error::InvalidArgument(message.to_owned()));
         }

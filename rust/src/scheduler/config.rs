@@ -1,43 +1,31 @@
 //! A scheduler's limits and counters.
 
+use crate::fields::{counters, settings};
 use crate::{Error, Result};
 
-/// Limits of a scheduler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SchedulerConfig {
-    /// Blocks of the cache.
-    pub num_blocks: usize,
-    /// Tokens a block holds.
-    pub block_size: usize,
-    /// Tokens a step computes at most.
-    pub max_batch_tokens: usize,
-    /// Tokens of one prompt that a step computes at most; `None`: all that the budget has left.
-    pub max_prefill_chunk: Option<usize>,
-    /// Requests that hold blocks at a time.
-    pub max_running_requests: usize,
-    /// Requests that may wait; one more is refused.
-    pub max_waiting_requests: usize,
-    /// Tokens of requests that may wait; a request that would exceed them is refused. `None`: any number.
-    pub max_waiting_tokens: Option<usize>,
-    /// Tokens a request may have, prompt and output.
-    pub max_model_len: usize,
-    /// Whether blocks that are full stay findable, so that a prompt that begins the same needn't be computed.
-    pub prefix_caching: bool,
-}
-
-impl Default for SchedulerConfig {
-    fn default() -> Self {
-        Self {
-            num_blocks: 1024,
-            block_size: 16,
-            max_batch_tokens: 2048,
-            max_prefill_chunk: None,
-            max_running_requests: 64,
-            max_waiting_requests: 1024,
-            max_waiting_tokens: None,
-            max_model_len: 2048,
-            prefix_caching: true,
-        }
+settings! {
+    /// Limits of a scheduler.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct SchedulerConfig {
+        /// Number of tokens in a cache block.
+        pub block_size: usize = 16,
+        /// Largest number of tokens computed in a step.
+        pub max_batch_tokens: usize = 2048,
+        /// Largest number of tokens of one prompt computed in a step; `None`: as many as the step has room for.
+        pub max_prefill_chunk: Option<usize> = None,
+        /// Largest number of requests that hold blocks at a time.
+        pub max_running_requests: usize = 64,
+        /// Largest number of waiting requests; one more is refused.
+        pub max_waiting_requests: usize = 1024,
+        /// Largest number of tokens of waiting requests; a request that would exceed it is refused. `None`: any number.
+        pub max_waiting_tokens: Option<usize> = None,
+        /// Largest number of tokens of a request, prompt and output together.
+        pub max_model_len: usize = 2048,
+        /// Whether full blocks stay findable, so that a prompt with the same beginning reuses them.
+        pub enable_prefix_caching: bool = true,
+        own:
+        /// Number of cache blocks.
+        pub num_blocks: usize = 1024,
     }
 }
 
@@ -66,35 +54,36 @@ impl SchedulerConfig {
     }
 }
 
-/// A scheduler's counters, for metrics.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SchedulerStats {
-    /// Number of running requests, which hold blocks.
-    pub num_running: usize,
-    /// Number of waiting requests, including preempted ones.
-    pub num_waiting: usize,
-    /// Number of tokens of the waiting requests.
-    pub waiting_tokens: usize,
-    /// Blocks of the cache.
-    pub blocks_total: usize,
-    /// Number of free blocks.
-    pub blocks_free: usize,
-    /// Number of blocks that can be found by their content, in use or free.
-    pub blocks_cached: usize,
-    /// Number of preemptions.
-    pub num_preemptions: usize,
-    /// Number of planned steps.
-    pub num_steps: usize,
-    /// Number of scheduled tokens, including recomputed ones.
-    pub tokens_scheduled: usize,
-    /// Number of prompt tokens looked up in the prefix cache, once per request.
-    pub prefix_query_tokens: usize,
-    /// Number of prompt tokens found in the prefix cache.
-    pub prefix_hit_tokens: usize,
-    /// Number of blocks copied for choices that diverge from a shared prompt.
-    pub blocks_copied: usize,
-    /// Number of draft tokens that were verified.
-    pub drafts_computed: usize,
-    /// Number of draft tokens that were accepted.
-    pub drafts_accepted: usize,
+counters! {
+    /// A scheduler's counters, for metrics.
+    pub struct SchedulerStats {
+        /// Requests that hold blocks.
+        pub num_running,
+        /// Requests in the queue, preempted ones included.
+        pub num_waiting,
+        /// Tokens of the requests in the queue.
+        pub waiting_tokens,
+        /// Blocks of the cache.
+        pub blocks_total,
+        /// Blocks without a holder.
+        pub blocks_free,
+        /// Blocks that a lookup by content finds, held or free.
+        pub blocks_cached,
+        /// Times a request lost its blocks to another.
+        pub num_preemptions,
+        /// Plans made.
+        pub num_steps,
+        /// Tokens planned, recomputed ones included.
+        pub tokens_scheduled,
+        /// Prompt tokens looked up in the prefix cache, once a request.
+        pub prefix_query_tokens,
+        /// Prompt tokens found in the prefix cache.
+        pub prefix_hit_tokens,
+        /// Blocks copied because the choices of one prompt diverged.
+        pub blocks_copied,
+        /// Draft tokens computed.
+        pub drafts_computed,
+        /// Draft tokens accepted.
+        pub drafts_accepted,
+    }
 }

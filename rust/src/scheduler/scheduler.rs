@@ -77,7 +77,8 @@ impl Scheduler {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] for an empty prompt, `max_tokens` or `num_choices` of 0, or an id in use.
-    /// [`Error::Capacity`] if the request can never fit the context or the cache. [`Error::QueueFull`] if too many wait.
+    /// [`Error::ContextLength`] or [`Error::Capacity`] if the request can never fit the context or the cache.
+    /// [`Error::QueueFull`] if too many wait.
     pub fn add(&mut self, id: u64, prompt_ids: Vec<u32>, options: RequestOptions) -> Result<()> {
         self.check_request_is_valid(id, &prompt_ids, options)?;
         self.check_capacity(id, prompt_ids.len(), options.max_tokens)?;
@@ -117,22 +118,17 @@ impl Scheduler {
     fn check_capacity(&self, id: u64, num_prompt_tokens: usize, max_tokens: usize) -> Result<()> {
         let SchedulerConfig { num_blocks, block_size, max_model_len, .. } = self.config;
         let num_tokens = num_prompt_tokens.saturating_add(max_tokens);
-        let sizes = || {
-            format!(
-                "request {id} needs {num_tokens} tokens ({num_prompt_tokens} of prompt and `max_tokens` {max_tokens})"
-            )
-        };
         if num_tokens > max_model_len {
-            return Err(Error::Capacity(format!(
-                "{}, the context holds {max_model_len}\nhint: shorten the prompt or lower `max_tokens`",
-                sizes()
+            return Err(Error::ContextLength(format!(
+                "the context is {max_model_len} tokens, got {num_prompt_tokens} in the prompt and {max_tokens} to \
+                 generate\nhint: shorten the prompt or lower `max_tokens`"
             )));
         }
         if num_tokens.div_ceil(block_size) > num_blocks {
             return Err(Error::Capacity(format!(
-                "{}, the cache holds {} ({num_blocks} blocks of {block_size})\n\
+                "request {id} needs {num_tokens} tokens ({num_prompt_tokens} of prompt and `max_tokens` \
+                 {max_tokens}), the cache holds {} ({num_blocks} blocks of {block_size})\n\
                  hint: lower `max_tokens` or give the cache more memory",
-                sizes(),
                 num_blocks * block_size
             )));
         }
@@ -261,7 +257,7 @@ impl Scheduler {
             self.pool.release(source)?;
             self.stats.blocks_copied += 1;
         }
-        while self.config.prefix_caching
+        while self.config.enable_prefix_caching
             && let Some(index) = request.next_findable_block(block_size)
         {
             let hash = request.block_hash(index, &self.hasher, block_size);
@@ -359,6 +355,11 @@ impl Scheduler {
     /// Whether any request is unfinished.
     pub fn has_unfinished(&self) -> bool {
         !self.slot_of.is_empty()
+    }
+
+    /// The limits.
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.config
     }
 
     /// Current counters.

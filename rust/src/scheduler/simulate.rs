@@ -135,7 +135,7 @@ impl Simulation {
         let added = self.scheduler.add(id, prompt_ids, options);
         self.add_time += began.elapsed();
         match added {
-            Err(Error::Capacity(_)) => self.report.num_refused += 1,
+            Err(Error::ContextLength(_) | Error::Capacity(_)) => self.report.num_refused += 1,
             other => other?,
         }
         self.report.peak_waiting = self.report.peak_waiting.max(self.scheduler.stats().num_waiting);

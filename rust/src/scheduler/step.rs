@@ -184,7 +184,7 @@ impl Scheduler {
         let request = self.slots.get_mut(rank.slot)?;
         let num_needed = request.num_tokens().div_ceil(block_size);
         request.reserve_blocks(num_needed);
-        if self.config.prefix_caching && !request.has(Traits::WANTS_PROMPT_ROWS) {
+        if self.config.enable_prefix_caching && !request.has(Traits::WANTS_PROMPT_ROWS) {
             find_prefix(request, &self.hasher, &self.pool, block_size);
         }
         let num_found = request.num_blocks();
@@ -197,7 +197,7 @@ impl Scheduler {
         request.blocks().iter().try_for_each(|&block| self.pool.acquire(block))?;
         (num_found..num_needed).map_while(|_| self.pool.allocate()).for_each(|block| request.push_block(block));
         request.set_found(num_found, block_size);
-        if self.config.prefix_caching && request.preempted_in_step == 0 {
+        if self.config.enable_prefix_caching && request.preempted_in_step == 0 {
             self.stats.prefix_query_tokens += request.num_tokens();
             self.stats.prefix_hit_tokens += request.num_computed_tokens();
         }

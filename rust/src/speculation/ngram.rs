@@ -1,16 +1,19 @@
 //! N-gram drafts: the tokens that followed the last few tokens at their previous occurrence.
 
+use crate::fields::settings;
 use crate::{Error, Result};
 
-/// Settings for looking up draft tokens in a request's own prompt and output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NgramConfig {
-    /// Largest number of draft tokens.
-    pub num_draft_tokens: usize,
-    /// Longest suffix to look for, in tokens.
-    pub max_ngram: usize,
-    /// Shortest suffix that yields drafts, in tokens.
-    pub min_ngram: usize,
+settings! {
+    /// Settings for looking up draft tokens in a request's own prompt and output.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct NgramConfig {
+        /// Largest number of draft tokens.
+        pub num_draft_tokens: usize = 4,
+        /// Longest suffix to look for, in tokens.
+        pub max_ngram: usize = 4,
+        /// Shortest suffix that yields drafts, in tokens.
+        pub min_ngram: usize = 2,
+    }
 }
 
 impl NgramConfig {

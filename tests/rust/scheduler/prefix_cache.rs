@@ -95,7 +95,7 @@ fn the_end_of_a_prompt_is_forgotten_before_its_beginning() {
 
 #[test]
 fn without_it_nothing_is_found() {
-    let mut simulation = Simulation::new(SchedulerConfig { prefix_caching: false, ..config(32, 64) });
+    let mut simulation = Simulation::new(SchedulerConfig { enable_prefix_caching: false, ..config(32, 64) });
     for id in 1..=2 {
         simulation.add(id, prompt(1, 12), 2).unwrap();
         simulation.run_out();

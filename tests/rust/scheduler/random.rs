@@ -53,7 +53,7 @@ fn any_action() -> impl Strategy<Value = Action> {
 
 fn any_config() -> impl Strategy<Value = SchedulerConfig> {
     (6..16usize, 1..6usize, 1..24usize, prop::option::of(1..9usize), 1..6usize, any::<bool>()).prop_map(
-        |(num_blocks, block_size, max_batch_tokens, max_prefill_chunk, max_running_requests, prefix_caching)| {
+        |(num_blocks, block_size, max_batch_tokens, max_prefill_chunk, max_running_requests, enable_prefix_caching)| {
             SchedulerConfig {
                 num_blocks,
                 block_size,
@@ -63,7 +63,7 @@ fn any_config() -> impl Strategy<Value = SchedulerConfig> {
                 max_waiting_requests: 6,
                 max_waiting_tokens: Some(60),
                 max_model_len: 64,
-                prefix_caching,
+                enable_prefix_caching,
             }
         },
     )
@@ -78,7 +78,10 @@ fn apply(simulation: &mut Simulation, action: Action, next_id: &mut u64) {
     match action {
         Action::Add { family, prompt_len, options } => {
             let result = simulation.add_with(*next_id, prompt(family, prompt_len), options);
-            assert!(matches!(result, Ok(()) | Err(Error::Capacity(_) | Error::QueueFull(_))), "{result:?}");
+            assert!(
+                matches!(result, Ok(()) | Err(Error::ContextLength(_) | Error::Capacity(_) | Error::QueueFull(_))),
+                "{result:?}"
+            );
             *next_id += options.num_choices as u64;
         }
         Action::Remove(index) => {
