@@ -151,7 +151,6 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path: Path, precision:
             assert resumed.read_bytes() == (whole / "training_state" / name).read_bytes()
 
 
-@pytest.mark.xfail(strict=True, reason="resume reads model.safetensors only")
 def test_a_run_whose_weights_are_in_several_files_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     settings = config(max_steps=5)
     whole = launch(settings, tmp_path / "whole")

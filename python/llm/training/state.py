@@ -12,6 +12,7 @@ from llm.checkpoint import load_tensors, read_json, save_tensors
 from llm.errors import CheckpointError
 from llm.models import DecoderModel
 from llm.models.hf import weights_from_hf
+from llm.models.tensor_files import open_tensors
 from llm.training.optim import load_optimizer_tensors, optimizer_tensors
 
 FOLDER = "training_state"
@@ -39,7 +40,7 @@ def load_training_state(
     folder = checkpoint / FOLDER
     if not folder.is_dir():
         raise CheckpointError(f"{checkpoint} has no {FOLDER}/\nhint: it was exported for serving; resume needs the run")
-    tensors = load_tensors(checkpoint / "model.safetensors")
+    tensors = {name: tensor.load() for name, tensor in open_tensors(checkpoint).items()}
     model.load_state_dict(weights_from_hf(tensors, model.config) if isinstance(model, DecoderModel) else tensors)
     load_optimizer_tensors(model, optimizer, load_tensors(folder / "optimizer.safetensors"))
     state = read_json(folder / "state.json")
