@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from llm.checkpoint import generation_defaults
 from llm.errors import ConfigError, InvalidArgumentError, LLMError, QueueFullError
 from llm.inference import Delta, EngineConfig, GenerationOutput, OutputBuilder, Pooling, Score, load_engine
 from llm.inference.progress import generation_progress
@@ -55,7 +54,7 @@ class LLM:
         config: EngineConfig | None = None,
     ) -> None:
         self.engine = load_engine(path, dtype=dtype, device=device, config=config)
-        self.default_params = generation_defaults(path)
+        self.default_params = self.engine.generation_defaults
         self._inboxes: dict[int, deque[Delta | LLMError]] = {}
         self._on_delta: Callable[[Delta | LLMError], None] | None = None
 

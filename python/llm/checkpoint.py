@@ -10,9 +10,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -31,11 +31,13 @@ from llm.settings.model import ModelConfig
 from llm.settings.run import GenerationConfig
 from llm.tokenization import BaseTokenizer
 
+T = TypeVar("T")
 COMPLETE = "COMPLETE"
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 MAX_SHARD_BYTES = 5 * 10**9
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MAX_READS = 5
 _GENERATION_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -59,6 +61,32 @@ def resolve(path: str | os.PathLike[str]) -> Path:
             "hint: pass a checkpoint or run directory, as made by `llm train --out DIR`"
         )
     return newest
+
+
+def read_checkpoint(path: str | os.PathLike[str], read: Callable[[Path], T]) -> T:
+    """Calls `read` with the checkpoint that `path` means and returns the result.
+
+    A run that trains meanwhile may remove that checkpoint; `read` is then called anew with the newest one. The marker
+    of a checkpoint is removed first, so a marker that outlives `read` proves that every file was there.
+
+    Raises:
+        CheckpointError: No checkpoint, or the run removes each one before it is read.
+    """
+    for _ in range(_MAX_READS):
+        checkpoint = resolve(path)
+        is_of_run = checkpoint != Path(path)
+        try:
+            result = read(checkpoint)
+        except Exception:
+            if is_of_run and not (checkpoint / COMPLETE).is_file():
+                continue
+            raise
+        if not is_of_run or (checkpoint / COMPLETE).is_file():
+            return result
+    raise CheckpointError(
+        f"the run in {str(path)!r} removed {_MAX_READS} checkpoints while they were read\n"
+        "hint: raise `training.keep_checkpoints` or `training.checkpoint_every`, or pass a copy of a checkpoint"
+    )
 
 
 def is_gguf(path: Path) -> bool:

@@ -41,7 +41,6 @@ def publish(run: RunDirectory, tokenizer: BPETokenizer, step: int, keep: int = 9
     run.publish(path, keep)
 
 
-@pytest.mark.xfail(strict=True, reason="weights and defaults are looked up in the run separately")
 @pytest.mark.parametrize("keep", [9, 1])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_an_engine_takes_weights_and_defaults_from_one_checkpoint(

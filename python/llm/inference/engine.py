@@ -52,6 +52,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self.draft = draft
+        self.generation_defaults: dict[str, float] = {}  # sampling values of the checkpoint, for requests without own
         self._next_id = 0
 
     def add_request(

@@ -1,13 +1,14 @@
 """From a checkpoint on disk to an engine that answers."""
 
 import os
+from pathlib import Path
 
 import msgspec
 import torch
 from torch import Tensor
 
 from llm._rust import EngineCore
-from llm.checkpoint import generation_defaults, load_model, resolve
+from llm.checkpoint import generation_defaults, load_model, read_checkpoint
 from llm.errors import CheckpointError, ConfigError
 from llm.inference.engine import Engine
 from llm.inference.kv_cache import KVCache, blocks_within
@@ -47,9 +48,16 @@ def load_engine(
         ConfigError: A limit out of range, or a draft model with another vocabulary.
     """
     config = validated(config or EngineConfig())
-    directory = resolve(path)
     place = resolve_device(device)
-    model = load_model(directory, dtype, place)
+    model, tokenizer, defaults = read_checkpoint(path, lambda checkpoint: _read(checkpoint, dtype, place))
+    engine = build_engine(model, tokenizer, config)
+    engine.generation_defaults = defaults
+    return engine
+
+
+def _read(directory: Path, dtype: str, device: torch.device) -> tuple[DecoderModel, BaseTokenizer, dict[str, float]]:
+    """Everything an engine takes from a checkpoint."""
+    model = load_model(directory, dtype, device)
     if not isinstance(model, DecoderModel):
         raise CheckpointError(f"{directory} holds a regression model, which generates no text")
     tokenizer = load_tokenizer(directory)
@@ -58,7 +66,7 @@ def load_engine(
             f"the tokenizer of {directory} must have at most the model's {model.config.vocab_size} entries, "
             f"got {tokenizer.vocab_size}\nhint: copy the tokenizer that belongs to these weights"
         )
-    return build_engine(model, tokenizer, config)
+    return model, tokenizer, generation_defaults(directory)
 
 
 def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineConfig | None = None) -> Engine:
@@ -118,7 +126,7 @@ def load_async_engine(
 ) -> AsyncEngine:
     """Like `load_engine`, for asyncio; `start` it before use."""
     engine = load_engine(path, dtype=dtype, device=device, config=config)
-    return AsyncEngine(engine, generation_defaults(path))
+    return AsyncEngine(engine, engine.generation_defaults)
 
 
 def _draft_model(
@@ -128,15 +136,13 @@ def _draft_model(
     speculation = config.speculative
     if not isinstance(speculation, DraftSpeculation):
         return None
-    directory = resolve(speculation.path)
-    model = load_model(directory, str(weight.dtype).removeprefix("torch."), weight.device)
-    if not isinstance(model, DecoderModel):
-        raise CheckpointError(f"{directory} holds a regression model, which guesses no text")
-    found = load_tokenizer(directory).token_bytes()
+    dtype = str(weight.dtype).removeprefix("torch.")
+    model, own_tokenizer, _ = read_checkpoint(speculation.path, lambda found: _read(found, dtype, weight.device))
+    found = own_tokenizer.token_bytes()
     if found != tokenizer.token_bytes():
         raise ConfigError(
             f"`speculative.path` must be a model with the same {tokenizer.vocab_size} tokens, got {len(found)} others "
-            f"in {directory}\nhint: a smaller model of the same family, or one trained with this model's tokenizer"
+            f"in {speculation.path}\nhint: use a smaller model of the same family, or one with the same tokenizer"
         )
     max_len = min(max_model_len, model.config.max_position_embeddings)
     cache = _cache(model, config, speculation.kv_cache_memory_bytes, max_len)
