@@ -1,4 +1,4 @@
-"""What a forward pass needs to know beside tokens and positions: the wall between model and engine."""
+"""Arguments of a forward pass beside tokens and positions; the interface between model and engine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PagedCache:
-    """Keys and values of all requests in fixed-size blocks, and where this step reads and writes them.
+    """Keys and values of all requests in fixed-size blocks, and the places that this step reads and writes.
 
     Attributes:
-        keys: One tensor a layer, `[blocks, block_size, kv_heads, head_dim]`.
-        values: Like `keys`; of no width where a layer's values are part of its keys.
-        slot_mapping: int64 `[T]`: where each token's key and value go, `block * block_size + offset`.
+        keys: One tensor per layer, `[blocks, block_size, kv_heads, head_dim]`.
+        values: Like `keys`, with width 0 if a layer's values are part of its keys.
+        slot_mapping: int64 `[T]`: slot of each token's key and value, `block * block_size + offset`.
         block_tables: int32 `[R, max_blocks]`: each request's blocks in order, padded with 0.
-        pages: The tables with lengths on the device, where every request adds one token and the host must not wait for
-            the device (CUDA graphs); `seq_lens` of the context are then not looked at.
+        pages: The tables with lengths on the device, for steps in which every request adds one token and the host must
+            not wait for the device (CUDA graphs). The context's `seq_lens` are then ignored.
     """
 
     keys: Sequence[Tensor]
@@ -33,14 +33,14 @@ class PagedCache:
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """How `T` flattened tokens fall into `R` sequences.
+    """Division of `T` flattened tokens into `R` sequences.
 
     Attributes:
-        query_lens: Tokens of each sequence in this pass (training: the documents' lengths).
-        seq_lens: Tokens of each sequence once this pass is done, cached ones included.
-        logits_indices: int64 `[S]`: rows that need logits; `None`: all.
-        cache: Paged keys and values; `None` in training, where a sequence attends to itself only.
-        attention_backend: Computes attention without a cache; a name in `layers.attend.BACKENDS`, or `auto`.
+        query_lens: Number of tokens of each sequence in this pass (training: the documents' lengths).
+        seq_lens: Number of tokens of each sequence after this pass, including cached ones.
+        logits_indices: int64 `[S]`: rows that need logits; None selects all rows.
+        cache: Paged keys and values; None in training, where a sequence attends only to itself.
+        attention_backend: Backend for attention without a cache: a name in `layers.attend.BACKENDS`, or `auto`.
     """
 
     query_lens: tuple[int, ...]
@@ -53,12 +53,12 @@ class ForwardContext:
     def for_sequences(
         cls, lengths: Sequence[int], logits_indices: Tensor | None = None, *, attention_backend: str = "auto"
     ) -> "ForwardContext":
-        """Context of whole sequences without a cache: attention never crosses their borders."""
+        """Returns the context of whole sequences without a cache; attention never crosses their boundaries."""
         return cls(tuple(lengths), tuple(lengths), logits_indices, attention_backend=attention_backend)
 
 
 def positions_of(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Positions 0 … length-1 of each sequence, flattened: int64 `[T]`."""
+    """Returns the positions 0 … length-1 of each sequence, flattened: int64 `[T]`."""
     if len(set(lengths)) == 1:
         return torch.arange(lengths[0], device=device).repeat(len(lengths))
     return torch.cat([torch.arange(length, device=device) for length in lengths])

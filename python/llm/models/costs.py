@@ -1,4 +1,4 @@
-"""What a model takes: parameters, floating-point operations, memory."""
+"""Costs of a model: parameters, floating-point operations, memory."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -16,13 +16,13 @@ _OPTIMIZER_BYTES: dict[Optimizer, int] = {"adamw": 8, "sgd": 4, "none": 0}
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that training (or, with optimizer `none`, a forward pass) takes.
+    """Bytes that training needs or, with optimizer `none`, a forward pass.
 
     Attributes:
-        weights: Parameters.
-        gradients: Of the parameters; as large.
-        optimizer: Moments, fp32.
-        activations: Kept for the backward pass, logits among them.
+        weights: Bytes of the parameters.
+        gradients: Bytes of the gradients, as many as the parameters'.
+        optimizer: Bytes of the optimizer's fp32 moments.
+        activations: Bytes kept for the backward pass, including the logits.
     """
 
     weights: int
@@ -32,17 +32,17 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts in bytes."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Trainable numbers, a tied embedding counted once; no memory is taken."""
+    """Returns the number of trainable parameters without allocating them; a tied embedding counts once."""
     return empty_model(config).num_parameters()
 
 
 def num_active_parameters(config: ModelConfig) -> int:
-    """Those that one token meets: of a mixture, the chosen experts alone."""
+    """Returns the number of parameters that one token uses: only the chosen experts of a mixture."""
     experts = config.experts
     if experts is None or config.mlp != "moe":
         return num_parameters(config)
@@ -52,16 +52,16 @@ def num_active_parameters(config: ModelConfig) -> int:
 
 
 def flops_per_token(config: ModelConfig, context_length: int | None = None) -> float:
-    """Operations of a forward and backward pass, for model FLOPs utilisation.
+    """Returns the floating-point operations of a forward and backward pass per token, for model FLOPs utilization.
 
-    Six for each parameter that multiplies a token (embeddings that are only looked up don't), and twelve for each
-    channel of a head and each token it sees: half of the context on average, or the window.
+    Each parameter that multiplies a token costs six operations (embedding look-ups cost none). Each channel of a head
+    costs twelve per visible token: half of the context on average, or the window.
 
     Args:
-        config: Of the model.
-        context_length: Tokens of a sequence; the model's longest by default.
+        config: The model's settings.
+        context_length: Tokens per sequence; None uses the model's maximum.
 
-    Source: Chowdhery et al. 2022, «PaLM», appendix B, with causal attention counted once.
+    Source: Chowdhery et al. 2022, "PaLM", appendix B, with causal attention counted once.
     """
     length = context_length or config.max_position_embeddings
     looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
@@ -76,13 +76,13 @@ def flops_per_token(config: ModelConfig, context_length: int | None = None) -> f
 
 
 def _mean_seen(length: int, window: int | None) -> float:
-    """Tokens that a token sees on average, itself included."""
+    """Returns the mean number of tokens that a token attends to, including itself."""
     window = min(window or length, length)
     return (window * (window + 1) / 2 + (length - window) * window) / length
 
 
 def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of keys and values of one token over all layers."""
+    """Returns the bytes of one token's keys and values over all layers."""
     heads, key_width, value_width = cache_widths(config)
     return config.num_hidden_layers * heads * (key_width + value_width) * dtype.itemsize
 
@@ -96,15 +96,15 @@ def estimate_memory(
     *,
     gradient_checkpointing: bool = False,
 ) -> MemoryEstimate:
-    """Bytes that training takes with fp32 weights and products in `dtype`; within a fifth of what is measured.
+    """Estimates the bytes that training needs with fp32 weights and products in `dtype`, within 20 % of measurements.
 
     Args:
-        config: Of the model.
-        batch: Sequences in one forward pass.
-        length: Tokens of each.
-        dtype: Of products and activations.
-        optimizer: `adamw`, `sgd` (with momentum), or `none`: a forward pass alone, its weights in `dtype`.
-        gradient_checkpointing: Whether blocks are recomputed.
+        config: The model's settings.
+        batch: Sequences per forward pass.
+        length: Tokens per sequence.
+        dtype: Number type of products and activations.
+        optimizer: `adamw`, `sgd` (with momentum), or `none` for a forward pass with weights in `dtype`.
+        gradient_checkpointing: Whether the backward pass recomputes blocks.
     """
     parameters, tokens = num_parameters(config), batch * length
     if optimizer == "none":
@@ -123,7 +123,7 @@ def estimate_memory(
 
 
 def _block_activations(config: ModelConfig) -> int:
-    """Numbers a block keeps for its backward pass, for each token; attention's weights are recomputed by its kernel."""
+    """Returns the numbers per token that a block keeps for its backward pass; attention recomputes its weights."""
     width, passes = config.intermediate_size, 1
     if config.experts is not None and config.mlp == "moe":
         width, passes = config.experts.moe_intermediate_size, config.experts.num_experts_per_tok

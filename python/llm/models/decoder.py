@@ -1,4 +1,4 @@
-"""The decoder-only transformer, the same module in training and in serving."""
+"""The decoder-only transformer; training and serving use the same module."""
 
 import math
 from typing import cast
@@ -17,10 +17,10 @@ from llm.settings.model import ModelConfig
 
 
 class TransformerBlock(nn.Module):
-    """Attention and feed-forward around a residual connection, with norms before, after or on both sides of each.
+    """A residual block of attention and feed-forward, with norms before, after or on both sides of each.
 
-    Source: Xiong et al. 2020, «On Layer Normalization in the Transformer Architecture», figure 1; Gemma Team 2024,
-    «Gemma 2», section 2 (both sides).
+    Source: Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture", figure 1; Gemma Team 2024,
+    "Gemma 2", section 2 (both sides).
     """
 
     def __init__(self, config: ModelConfig, layer_idx: int) -> None:
@@ -53,11 +53,11 @@ class TransformerBlock(nn.Module):
 
 
 class DecoderModel(nn.Module):
-    """Token ids to logits over flattened tokens.
+    """Maps flattened token ids to logits.
 
     Attributes:
-        gradient_checkpointing: Whether training recomputes each block in the backward pass instead of keeping what it
-            computed: less memory, a third more time.
+        gradient_checkpointing: Whether training recomputes each block in the backward pass instead of keeping its
+            activations, which needs less memory and about 33 % more time.
 
     Example:
         >>> import torch
@@ -93,12 +93,12 @@ class DecoderModel(nn.Module):
         """Computes next-token logits.
 
         Args:
-            token_ids: int64 `[T]`, all sequences one after the other.
-            positions: int64 `[T]`, each token's place in its own sequence.
-            context: Where sequences begin, and the cache if there is one.
+            token_ids: int64 `[T]`, all sequences concatenated.
+            positions: int64 `[T]`, each token's position in its own sequence.
+            context: Boundaries of the sequences, and the cache if there is one.
 
         Returns:
-            `[S, V]` for the rows that `context.logits_indices` names, else `[T, V]`.
+            `[S, V]` for the rows in `context.logits_indices`, otherwise `[T, V]`.
         """
         hidden_states = self.hidden_states(token_ids, positions, context)
         if context.logits_indices is not None:
@@ -106,13 +106,13 @@ class DecoderModel(nn.Module):
         return self.logits(hidden_states)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Next-token logits `[S, V]` of rows `[S, C]` of the residual stream after the last block."""
+        """Returns next-token logits `[S, V]` for rows `[S, C]` of the residual stream after the last block."""
         logits: Tensor = self.lm_head(self.norm(hidden_states))
         cap = self.config.final_logit_softcapping
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def hidden_states(self, token_ids: Tensor, positions: Tensor, context: ForwardContext) -> Tensor:
-        """The residual stream after the last block, `[T, C]`, before the last norm."""
+        """Returns the residual stream `[T, C]` after the last block, before the last norm."""
         hidden_states = self._embed(token_ids, positions)
         rotation = self.positions.rotation(positions)
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
@@ -134,7 +134,7 @@ class DecoderModel(nn.Module):
         return cast(Tensor, self.dropout(embedded))
 
     def router_losses(self) -> dict[str, Tensor]:
-        """The mean over layers with experts of each loss of the last pass, by name; empty without experts."""
+        """Returns the last pass's router losses by name, averaged over layers with experts; empty without experts."""
         routings = [module.routing for module in self.modules() if isinstance(module, MoE) and module.routing]
         if not routings:
             return {}
@@ -144,19 +144,19 @@ class DecoderModel(nn.Module):
         }
 
     def expert_loads(self) -> Tensor:
-        """The share of the last pass's assignments that each expert got, fp32 `[layers with experts, E]`."""
+        """Returns each expert's share of the last pass's assignments, fp32 `[layers with experts, E]`."""
         routings = [module.routing for module in self.modules() if isinstance(module, MoE) and module.routing]
         return torch.stack([routing.load() for routing in routings]) if routings else torch.empty(0, 0)
 
     def num_parameters(self) -> int:
-        """Trainable numbers, a tied embedding counted once."""
+        """Returns the number of trainable parameters; a tied embedding counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Normal weights; projections back into the residual stream shrink with its depth.
+        """Draws normally distributed weights; projections into the residual stream shrink with its depth.
 
-        Source: Radford et al. 2019, «Language Models are Unsupervised Multitask Learners», section 2.3.
+        Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
         """
         if self.embed_tokens.weight.is_meta:
             return
@@ -171,9 +171,9 @@ class DecoderModel(nn.Module):
 
 
 def cache_widths(config: ModelConfig) -> tuple[int, int, int]:
-    """Heads of the key-value cache, and the width of each one's key and value.
+    """Returns the number of heads in the key-value cache and the widths of a head's key and value.
 
-    An attention component of your own says so by a static method of this name; without one it is the usual.
+    An attention component with another cache defines a static method of this name.
     """
     component = registry.get("attention", config.attention)
     widths: tuple[int, int, int] = getattr(component, "cache_widths", Attention.cache_widths)(config)

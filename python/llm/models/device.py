@@ -1,4 +1,4 @@
-"""The device a name stands for."""
+"""Resolution of device names."""
 
 import re
 
@@ -8,10 +8,10 @@ from llm.errors import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:
-    """Finds the device that `name` means; `auto` is CUDA where there is one, else the CPU.
+    """Returns the device called `name`; `auto` selects CUDA if available, otherwise the CPU.
 
     Raises:
-        ConfigError: An unknown name, or a device that isn't there.
+        ConfigError: The name is unknown, or the device does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""A small feed-forward regressor: the simplest model of the training loop."""
+"""A small feed-forward regressor, the simplest model for the training loop."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from llm.settings.model import ModelConfig
 
 
 class RegressionModel(nn.Module):
-    """Features `[B, hidden_size]` to one number each, through one `MLP`."""
+    """Maps features `[B, hidden_size]` to one number each with one `MLP`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

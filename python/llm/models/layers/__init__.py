@@ -1,1 +1,1 @@
-"""Layers a model is built of."""
+"""Layers of a model."""

@@ -1,4 +1,4 @@
-"""Softmax attention by whichever backend suits device and shape, never with a mask over a whole long context."""
+"""Softmax attention with the backend that suits device and shape, never with a mask over a whole long context."""
 
 import importlib.util
 from collections.abc import Callable
@@ -18,13 +18,13 @@ QUERY_BLOCK = 512
 
 @dataclass(frozen=True)
 class AttentionRule:
-    """What is done to scores.
+    """Transformation of attention scores.
 
     Attributes:
-        scale: Times the products of queries and keys.
-        window: Tokens a query sees, itself included; `None`: all before it.
-        softcap: Bound of the scores by `c · tanh(s / c)`; `None`: none.
-        dropout: Share of weights set to zero.
+        scale: Factor on the products of queries and keys.
+        window: Number of tokens a query sees, including itself; None means all earlier tokens.
+        softcap: Bound `c` in `c · tanh(s / c)`; None means no bound.
+        dropout: Fraction of weights set to zero.
     """
 
     scale: float
@@ -36,13 +36,13 @@ class AttentionRule:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], rule: AttentionRule, *, backend: str = "auto"
 ) -> Tensor:
-    """Causal attention inside each of the sequences that `lengths` cuts the tokens into.
+    """Computes causal attention within each of the sequences that `lengths` defines.
 
     Args:
         query: `[T, H, D]`.
         key: `[T, K, D]`.
         value: `[T, K, Dv]`.
-        lengths: Of the sequences; their sum is `T`.
+        lengths: Lengths of the sequences; they sum to `T`.
         rule: Scale, window, cap, dropout.
         backend: A name in `BACKENDS`, or `auto`.
 
@@ -50,16 +50,16 @@ def attend(
         `[T, H, Dv]`.
 
     Raises:
-        ConfigError: An unknown backend, or one that can't run here.
+        ConfigError: The backend is unknown or cannot run here.
     """
     return BACKENDS[choose_backend(backend, query, rule)](query, key, value, lengths, rule)
 
 
 def choose_backend(name: str, query: Tensor, rule: AttentionRule) -> str:
-    """The backend that `name` means for these queries.
+    """Returns the backend that `name` selects for these queries.
 
     Raises:
-        ConfigError: An unknown backend, or one that can't run here.
+        ConfigError: The backend is unknown or cannot run here.
     """
     if name == "auto":
         half = query.dtype in (torch.bfloat16, torch.float16)
@@ -78,7 +78,7 @@ def choose_backend(name: str, query: Tensor, rule: AttentionRule) -> str:
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], rule: AttentionRule) -> Tensor:
-    """PyTorch's kernels; sequences of one length together, others one by one."""
+    """Uses PyTorch's kernels: one call for sequences of equal length, otherwise one call per sequence."""
     if len(set(lengths)) == 1:
         batch, length = len(lengths), lengths[0]
         query, key, value = (part.view(batch, length, *part.shape[1:]).transpose(1, 2) for part in (query, key, value))
@@ -89,7 +89,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], r
 
 
 def attend_causal(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
-    """The last `T` of `S` tokens attend to all before them, or to those in the window.
+    """Lets the last `T` of `S` tokens attend to all earlier tokens, or to those in the window.
 
     Args:
         query: `[B, H, T, D]`.
@@ -119,10 +119,10 @@ def attend_causal(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
 
 
 def attend_masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: AttentionRule) -> Tensor:
-    """Attention where `mask`, broadcast to `[B, H, T, S]`, is true (`None`: everywhere); shapes as in `attend_causal`.
+    """Attends where `mask` (broadcast to `[B, H, T, S]`; None: everywhere) is true; shapes as in `attend_causal`.
 
-    Of a single query, the heads that share a key head become that one's queries: for bf16 a fifth of the time of
-    repeating the key.
+    For a single query, the heads that share a key head become the queries of that head, which takes 80 % less time in
+    bf16 than repeating the key.
     """
     if query.shape[2] == 1 and query.shape[1] != key.shape[1]:
         heads = query.view(query.shape[0], key.shape[1], -1, query.shape[3])  # (B, K, H / K, D)
@@ -142,9 +142,9 @@ def _scores_of(
 
 
 def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: AttentionRule, *, cap: float) -> Tensor:
-    """Scores bounded by `cap`, which PyTorch's kernels can't.
+    """Attends with scores bounded by `cap`, which PyTorch's kernels do not support.
 
-    Source: Gemma Team 2024, «Gemma 2», section 2.
+    Source: Gemma Team 2024, "Gemma 2", section 2.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
@@ -155,7 +155,7 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: Atten
 
 
 def _math(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], rule: AttentionRule) -> Tensor:
-    """One mask over all tokens: for short contexts, and for programs whose number of tokens is not known yet."""
+    """Uses one mask over all tokens, for short contexts and for exported programs with a variable number of tokens."""
     places = torch.arange(query.shape[0], device=query.device)
     distance = places[:, None] - places
     mask = distance >= 0 if rule.window is None else (distance >= 0) & (distance < rule.window)
@@ -167,13 +167,13 @@ def _math(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], r
 
 
 def _documents(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """The number of each token's sequence."""
+    """Returns the index of each token's sequence."""
     counts = torch.tensor(lengths, device=device)
     return torch.repeat_interleave(torch.arange(len(lengths), device=device), counts, output_size=sum(lengths))
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], rule: AttentionRule) -> Tensor:
-    """FlexAttention over all sequences at once: blocks that no query sees are left out."""
+    """Uses FlexAttention over all sequences at once; blocks that no query sees are skipped."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     num_tokens, device = len(query), query.device
@@ -197,16 +197,16 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], r
 
 @lru_cache(maxsize=1)
 def compiled_flex() -> Callable[..., Any]:
-    """FlexAttention as a kernel of its own, compiled when it is first called."""
+    """Returns compiled FlexAttention; compilation happens on the first call."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True)
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], rule: AttentionRule) -> Tensor:
-    """FlashAttention 2 or 3, as installed.
+    """Uses FlashAttention 3 or 2, whichever is installed.
 
-    Source: Dao 2023, «FlashAttention-2», and Shah et al. 2024, «FlashAttention-3».
+    Source: Dao 2023, "FlashAttention-2", and Shah et al. 2024, "FlashAttention-3".
     """
     module = flash_module()
     bounds = F.pad(torch.tensor(lengths, device=query.device).cumsum(0), (1, 0)).to(torch.int32)
@@ -222,7 +222,7 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], 
 
 @lru_cache(maxsize=1)
 def flash_module() -> Any:
-    """FlashAttention 3's module, else 2's, else `None`."""
+    """Returns FlashAttention 3's module, otherwise version 2's, otherwise None."""
     names = ("flash_attn_interface", "flash_attn")
     found = next((name for name in names if importlib.util.find_spec(name) is not None), None)
     return importlib.import_module(found) if found else None

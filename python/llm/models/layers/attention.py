@@ -1,4 +1,4 @@
-"""Attention over flattened tokens, with or without a paged cache: grouped-query and multi-head latent."""
+"""Grouped-query and multi-head latent attention over flattened tokens, with or without a paged cache."""
 
 import itertools
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ LATENT_NORM_EPS = 1e-6
 
 
 def attention_rule(config: ModelConfig, layer_idx: int, scale: float) -> AttentionRule:
-    """What this layer of the model does to scores."""
+    """Returns this layer's transformation of attention scores."""
     return AttentionRule(
         scale=scale,
         window=config.window_of(layer_idx),
@@ -30,9 +30,9 @@ def attention_rule(config: ModelConfig, layer_idx: int, scale: float) -> Attenti
 
 
 class Attention(nn.Module):
-    """Causal self-attention with as many key and value heads as the config says, from one (MQA) to all (MHA).
+    """Causal self-attention with a configurable number of key-value heads, from one (MQA) to all (MHA).
 
-    Source: Ainslie et al. 2023, «GQA», figure 2; Henry et al. 2020, «Query-Key Normalization» (with RMS norms).
+    Source: Ainslie et al. 2023, "GQA", figure 2; Henry et al. 2020, "Query-Key Normalization" (with RMS norms).
     """
 
     def __init__(self, config: ModelConfig, layer_idx: int) -> None:
@@ -51,7 +51,7 @@ class Attention(nn.Module):
 
     @staticmethod
     def cache_widths(config: ModelConfig) -> tuple[int, int, int]:
-        """Heads of the cache, and the width of each one's key and value."""
+        """Returns the number of heads in the cache and the widths of a head's key and value."""
         return config.num_key_value_heads, config.head_width, config.head_width
 
     def forward(self, hidden_states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor:
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         return output
 
     def _project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys, `[T, H + K, D]`, not yet rotated, and values `[T, K, D]`."""
+        """Returns unrotated queries and keys `[T, H + K, D]`, and values `[T, K, D]`."""
         heads = self.qkv_proj(hidden_states).unflatten(-1, (-1, self.head_dim))  # (T, H + 2K, D)
         turned, value = torch.split(heads, [self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
         if self.has_norms:
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         return query, key
 
     def _store(self, turned: Tensor, value: Tensor, rotation: Rotation | None, cache: PagedCache) -> Tensor:
-        """Writes rotated keys and values into the cache and gives the rotated queries."""
+        """Writes rotated keys and values into the cache and returns the rotated queries."""
         if cache.pages is not None and rotation is not None and fused.is_fused(turned):
             rotated: Tensor = fused.kernels().rotate_into_cache(
                 *self._split(turned),
@@ -98,12 +98,12 @@ class Attention(nn.Module):
 
 
 class LatentAttention(nn.Module):
-    """Attention whose keys and values are expanded from one narrow vector a token, which is all the cache holds.
+    """Attention that expands keys and values from one compressed vector per token; the cache holds only that vector.
 
-    With a cache, queries are taken into the narrow space instead of expanding keys: attention then has one key head of
-    `kv_lora_rank + qk_rope_head_dim`, and its first `kv_lora_rank` channels are the value.
+    With a cache, queries are projected into the compressed space instead of expanding keys. Attention then has one key
+    head of width `kv_lora_rank + qk_rope_head_dim`, and its first `kv_lora_rank` channels are the value.
 
-    Source: DeepSeek-AI 2024, «DeepSeek-V2», section 2.1 and appendix C.
+    Source: DeepSeek-AI 2024, "DeepSeek-V2", section 2.1 and appendix C.
     """
 
     def __init__(self, config: ModelConfig, layer_idx: int) -> None:
@@ -127,7 +127,7 @@ class LatentAttention(nn.Module):
 
     @staticmethod
     def cache_widths(config: ModelConfig) -> tuple[int, int, int]:
-        """Heads of the cache, and the width of each one's key and value: a value is the key's first part."""
+        """Returns the cache's number of heads, key width and value width; the value is the key's first part."""
         widths = latent_of(config)
         return 1, widths.kv_lora_rank + widths.qk_rope_head_dim, 0
 
@@ -157,7 +157,7 @@ class LatentAttention(nn.Module):
         return plain, rotate(rotated, rotation)
 
     def _latent(self, hidden_states: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
-        """The narrow vector `[T, R]` and the rotated key that all heads share, `[T, P]`."""
+        """Returns the compressed vector `[T, R]` and the rotated key `[T, P]` that all heads share."""
         latent, shared = self.kv_a_proj(hidden_states).split(
             [self.widths.kv_lora_rank, self.widths.qk_rope_head_dim], dim=-1
         )
@@ -181,10 +181,10 @@ class LatentAttention(nn.Module):
 
 
 def latent_of(config: ModelConfig) -> LatentConfig:
-    """The widths of latent attention.
+    """Returns the widths of latent attention.
 
     Raises:
-        ConfigError: The config gives none.
+        ConfigError: The config has none.
     """
     if config.latent is None:
         raise ConfigError("`model.latent` must be given for `model.attention` = 'mla', got null")
@@ -199,7 +199,7 @@ def _latent_scale(config: ModelConfig, head: int) -> float:
 
 
 def without_dropout(rule: AttentionRule) -> AttentionRule:
-    """The rule as it is outside training."""
+    """Returns the rule without dropout, as outside training."""
     return AttentionRule(rule.scale, rule.window, rule.softcap)
 
 
@@ -210,17 +210,17 @@ def store(key: Tensor, value: Tensor, cache: PagedCache, layer_idx: int) -> None
 
 
 def store_latent(key: Tensor, cache: PagedCache, layer_idx: int) -> None:
-    """Writes each token's narrow vector `[T, R + P]`, key and value in one, into its slot of the layer's blocks."""
+    """Writes each token's compressed vector `[T, R + P]`, which is key and value in one, into its slot."""
     cache.keys[layer_idx].flatten(0, 2).index_copy_(0, cache.slot_mapping, key)
 
 
 def attend_paged(
     query: Tensor, context: ForwardContext, cache: PagedCache, layer_idx: int, rule: AttentionRule
 ) -> Tensor:
-    """Attention of this step's tokens `[T, H, D]` to all cached ones of their own request.
+    """Lets this step's tokens `[T, H, D]` attend to all cached tokens of their own request.
 
-    Requests that add one token are gathered into one padded batch; prompts go one by one. Where the cache holds no
-    values, keys are the values.
+    Requests that add one token are gathered into one padded batch; prompts run one by one. If the cache holds no
+    values, the keys serve as values.
     """
     if cache.pages is not None:
         return attend_pages(query, cache.keys[layer_idx], cache.values[layer_idx], cache.pages, rule)
@@ -245,13 +245,13 @@ def attend_paged(
 def _decode(
     query: Tensor, seq_lens: Sequence[int], requests: list[int] | None, layer: "_Layer", rule: AttentionRule
 ) -> Tensor:
-    """One query token a request, `[R, H, D]`, over caches padded to the longest; no block before all windows.
+    """Attends with one query token per request over caches padded to the longest, skipping blocks before every window.
 
     Args:
         query: `[R, H, D]`.
-        seq_lens: Of the requests.
-        requests: Their rows in the block tables; `None`: all, in order.
-        layer: Whose cache.
+        seq_lens: Lengths of the requests.
+        requests: Rows of the requests in the block tables; None means all, in order.
+        layer: The layer's cache.
         rule: Scale, window, cap.
     """
     shortest, longest = min(seq_lens), max(seq_lens)
@@ -269,14 +269,14 @@ def _decode(
 
 
 class _Layer:
-    """One layer's part of the cache."""
+    """One layer's share of the cache."""
 
     def __init__(self, cache: PagedCache, layer_idx: int) -> None:
         self.keys, self.values = cache.keys[layer_idx], cache.values[layer_idx]
         self.tables = cache.block_tables
 
     def gather(self, requests: list[int] | None, first: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of requests from about token `first` (the start of its block) to `stop`, `[R, K, S, D]`."""
+        """Returns keys and values `[R, K, S, D]` from the block of token `first` to `stop`."""
         block_size = self.keys.shape[1]
         begin = first // block_size
         blocks = self.tables[:, begin : -(-stop // block_size)]  # (R, blocks)

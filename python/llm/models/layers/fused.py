@@ -1,4 +1,4 @@
-"""Where several operations are one kernel, and where they are not."""
+"""Decides where one fused kernel replaces several operations."""
 
 import importlib
 import importlib.util
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @lru_cache(maxsize=1)
 def has_triton() -> bool:
-    """Whether the kernels' compiler is installed: PyTorch's builds for CUDA on Linux bring it along."""
+    """Returns whether Triton is installed; PyTorch's CUDA builds for Linux include it."""
     return importlib.util.find_spec("triton") is not None
 
 
 def is_fused(values: Tensor) -> bool:
-    """Whether what is done to `values` is done by `layers.triton_kernels`: on CUDA, outside training."""
+    """Returns whether `layers.triton_kernels` processes `values`: on CUDA, outside training."""
     return (
         values.device.type == "cuda"
         and not torch.is_grad_enabled()
@@ -26,5 +26,5 @@ def is_fused(values: Tensor) -> bool:
 
 
 def kernels() -> Any:
-    """The module `layers.triton_kernels`, which can't be imported without Triton."""
+    """Imports `layers.triton_kernels`, which needs Triton."""
     return importlib.import_module("llm.models.layers.triton_kernels")

@@ -22,9 +22,9 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 class SwiGLU(nn.Module):
-    """`down(act(gate(x)) * up(x))`, gate and up in one product; the activation is SiLU unless the config says else.
+    """`down(act(gate(x)) * up(x))` with gate and up in one product; the default activation is SiLU.
 
-    Source: Shazeer 2020, «GLU Variants Improve Transformer», equation 6.
+    Source: Shazeer 2020, "GLU Variants Improve Transformer", equation 6.
     """
 
     def __init__(self, config: ModelConfig, layer_idx: int = 0, *, intermediate_size: int | None = None) -> None:
@@ -48,7 +48,7 @@ class SwiGLU(nn.Module):
 
 
 class MLP(nn.Module):
-    """`down(act(up(x)))`; the activation is GELU, and there are biases, unless the config says else.
+    """`down(act(up(x)))`; by default, the activation is GELU and the projections have biases.
 
     Source: Vaswani et al. 2017, section 3.3, with Hendrycks and Gimpel's GELU (2016).
     """

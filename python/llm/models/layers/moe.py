@@ -1,4 +1,4 @@
-"""A mixture of experts as feed-forward."""
+"""Mixture-of-experts feed-forward."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from llm.settings.model import ExpertsConfig, ModelConfig
 
 @dataclass(frozen=True)
 class Routing:
-    """Which experts the tokens of one pass went through.
+    """The experts chosen for the tokens of one pass.
 
     Attributes:
         logits: fp32 `[T, E]`, before any softmax.
         chosen: int64 `[T, k]`.
-        weights: fp32 `[T, k]`, of the chosen experts' outputs.
+        weights: fp32 `[T, k]`, factors on the chosen experts' outputs.
     """
 
     logits: Tensor
@@ -26,29 +26,29 @@ class Routing:
     weights: Tensor
 
     def load(self) -> Tensor:
-        """The share of assignments that each expert got, fp32 `[E]`."""
+        """Returns each expert's share of the assignments, fp32 `[E]`."""
         num_experts = self.logits.shape[1]
         counts = torch.bincount(self.chosen.flatten(), minlength=num_experts)
         return counts / max(self.chosen.numel(), 1)
 
     def load_balancing_loss(self) -> Tensor:
-        """`E` times the sum over experts of the share of tokens and the mean probability; 1·k when even.
+        """Returns `E` times the sum over experts of token share times mean probability; `k` if perfectly balanced.
 
-        Source: Fedus, Zoph and Shazeer 2021, «Switch Transformers», equation 4, over k choices as in Mixtral.
+        Source: Fedus, Zoph and Shazeer 2021, "Switch Transformers", equation 4, over k choices as in Mixtral.
         """
         probabilities = self.logits.softmax(-1).mean(0)
         return self.logits.shape[1] * self.chosen.shape[1] * (self.load() * probabilities).sum()
 
     def z_loss(self) -> Tensor:
-        """Mean square of the log of the softmax's denominator: keeps logits small.
+        """Returns the mean squared log of the softmax's denominator, which keeps logits small.
 
-        Source: Zoph et al. 2022, «ST-MoE», equation 5.
+        Source: Zoph et al. 2022, "ST-MoE", equation 5.
         """
         return self.logits.logsumexp(-1).square().mean()
 
 
 class Experts(nn.Module):
-    """SwiGLU experts as two stacked matrices, each a grouped product over tokens sorted by expert.
+    """SwiGLU experts as two stacked matrices, each applied as a grouped product over tokens sorted by expert.
 
     Attributes:
         gate_up_proj: `[E, 2I, C]`.
@@ -63,11 +63,11 @@ class Experts(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act or "silu"]
 
     def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """Each expert on its own rows.
+        """Applies each expert to its own rows.
 
         Args:
-            rows: `[N, C]`, those of the first expert first.
-            counts: int64 `[E]`, rows of each expert; their sum is `N`.
+            rows: `[N, C]`, sorted by expert.
+            counts: int64 `[E]`, number of rows per expert; they sum to `N`.
 
         Returns:
             `[N, C]`.
@@ -77,12 +77,12 @@ class Experts(nn.Module):
 
 
 def grouped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
-    """`rows[group e] @ weights[e].T` for all groups.
+    """Computes `rows[group e] @ weights[e].T` for all groups.
 
     Args:
         rows: `[N, C]`, sorted by group.
         weights: `[E, O, C]`.
-        counts: int64 `[E]`, rows of each group.
+        counts: int64 `[E]`, number of rows per group.
 
     Returns:
         `[N, O]`.
@@ -98,12 +98,12 @@ def grouped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
 
 
 class MoE(nn.Module):
-    """Sends each token through the few experts its router scores highest, and adds a shared expert if there is one.
+    """Routes each token through its highest-scored experts and adds a shared expert if there is one.
 
-    `routing` holds the last pass's choice, for losses and metrics.
+    `routing` holds the choice of the last forward pass; losses and metrics read it before the next pass.
 
-    Source: Shazeer et al. 2017, «Outrageously Large Neural Networks», section 2; Jiang et al. 2024, «Mixtral of
-    Experts», section 2.1 (softmax of the k best); Dai et al. 2024, «DeepSeekMoE», section 3.2 (shared experts).
+    Source: Shazeer et al. 2017, "Outrageously Large Neural Networks", section 2; Jiang et al. 2024, "Mixtral of
+    Experts", section 2.1 (softmax of the k best); Dai et al. 2024, "DeepSeekMoE", section 3.2 (shared experts).
     """
 
     routing: Routing | None = None
@@ -134,7 +134,7 @@ class MoE(nn.Module):
         return total
 
     def route(self, hidden_states: Tensor) -> Routing:
-        """Chooses `k` experts for each of the tokens `[T, C]`."""
+        """Chooses `k` experts for each token of `[T, C]`."""
         settings = self.settings
         logits = self.router(hidden_states).float()
         scores = logits.softmax(-1) if settings.softmax_first else logits

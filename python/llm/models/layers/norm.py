@@ -1,4 +1,4 @@
-"""Normalisation of the residual stream."""
+"""Normalization of the residual stream."""
 
 from typing import cast
 
@@ -12,7 +12,7 @@ from llm.models.layers import fused
 class RMSNorm(nn.Module):
     """Divides each row by its root mean square and scales it.
 
-    Source: Zhang and Sennrich 2019, «Root Mean Square Layer Normalization», equation 4.
+    Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", equation 4.
     """
 
     def __init__(self, hidden_size: int, eps: float) -> None:
@@ -21,7 +21,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Normalises the last dimension of `[..., C]`."""
+        """Normalizes the last dimension of `[..., C]`."""
         if hidden_states.is_contiguous() and fused.is_fused(hidden_states):
             _, normed = fused.kernels().add_rms_norm(hidden_states, None, self.weight, self.eps)
             return cast(Tensor, normed)
@@ -29,9 +29,9 @@ class RMSNorm(nn.Module):
 
 
 class OffsetRMSNorm(nn.Module):
-    """`RMSNorm` whose scale is stored less one, so that weight decay pulls it to one; computed in fp32.
+    """`RMSNorm` that stores its scale minus one, so weight decay pulls the scale to one; computed in fp32.
 
-    Source: Gemma Team 2024, «Gemma: Open Models», section 2, and the model's published code.
+    Source: Gemma Team 2024, "Gemma: Open Models", section 2, and the model's published code.
     """
 
     def __init__(self, hidden_size: int, eps: float) -> None:
@@ -40,15 +40,15 @@ class OffsetRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Normalises the last dimension of `[..., C]`."""
+        """Normalizes the last dimension of `[..., C]`."""
         scale = 1.0 + self.weight.float()
         return F.rms_norm(hidden_states.float(), scale.shape, scale, self.eps).to(hidden_states.dtype)
 
 
 class LayerNorm(nn.Module):
-    """Centres each row, divides it by its standard deviation, scales and shifts it.
+    """Centers each row, divides it by its standard deviation, scales and shifts it.
 
-    Source: Ba, Kiros and Hinton 2016, «Layer Normalization», equation 4.
+    Source: Ba, Kiros and Hinton 2016, "Layer Normalization", equation 4.
     """
 
     def __init__(self, hidden_size: int, eps: float) -> None:
@@ -58,12 +58,12 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Normalises the last dimension of `[..., C]`."""
+        """Normalizes the last dimension of `[..., C]`."""
         return F.layer_norm(hidden_states, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 def add_norm(residual: Tensor, update: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """`residual + update`, and the norm of it; both `[T, C]`."""
+    """Returns `residual + update` and its norm, both `[T, C]`."""
     is_contiguous = residual.is_contiguous() and update.is_contiguous()
     if isinstance(norm, RMSNorm) and is_contiguous and fused.is_fused(residual):
         return cast(tuple[Tensor, Tensor], fused.kernels().add_rms_norm(residual, update, norm.weight, norm.eps))

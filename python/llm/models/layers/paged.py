@@ -1,4 +1,4 @@
-"""One new token a request over a paged cache whose lengths only the device knows: what CUDA graphs replay."""
+"""Attention of one new token per request over a paged cache with lengths on the device, for CUDA graphs."""
 
 import math
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Pages:
     """Blocks and lengths of requests that add one token each.
 
     Attributes:
-        block_tables: int32 `[R, M]`: each request's blocks in order; what lies past its length is not looked at.
-        lengths: int32 `[R]`: tokens of each request, the new one included.
+        block_tables: int32 `[R, M]`: each request's blocks in order; entries past its length are ignored.
+        lengths: int32 `[R]`: number of tokens of each request, including the new one.
     """
 
     block_tables: Tensor
@@ -27,19 +27,19 @@ class Pages:
 
 
 def attend_pages(query: Tensor, keys: Tensor, values: Tensor, pages: Pages, rule: AttentionRule) -> Tensor:
-    """Attention of one token a request to all cached ones of its own; nothing waits for the device.
+    """Lets one token per request attend to its request's cached tokens without synchronizing the device.
 
     Args:
         query: `[R, H, D]`.
         keys: `[blocks, block_size, K, D]`.
         values: `[blocks, block_size, K, D]`.
-        pages: Which of them are whose.
+        pages: Blocks and lengths of each request.
         rule: Scale, window, cap.
 
     Returns:
         `[R, H, D]`.
 
-    Source: Kwon et al. 2023, «PagedAttention», section 4.1.
+    Source: Kwon et al. 2023, "PagedAttention", section 4.1.
     """
     if not fused.is_fused(query):
         return _gathered(query, keys, values, pages, rule)
@@ -53,7 +53,7 @@ def attend_pages(query: Tensor, keys: Tensor, values: Tensor, pages: Pages, rule
 
 
 def _gathered(query: Tensor, keys: Tensor, values: Tensor, pages: Pages, rule: AttentionRule) -> Tensor:
-    """The same by PyTorch alone, over all that the tables have room for."""
+    """Computes the same in PyTorch, over the full capacity of the block tables."""
     key, value = (part[pages.block_tables].flatten(1, 2).transpose(1, 2) for part in (keys, values))  # (R, K, S, D)
     places, lengths = torch.arange(key.shape[2], device=query.device), pages.lengths[:, None]
     mask = places < lengths  # (R, S)
@@ -70,7 +70,7 @@ def _flash_takes(query: Tensor, block_size: int) -> bool:
 
 
 def _flash(query: Tensor, keys: Tensor, values: Tensor, pages: Pages, rule: AttentionRule) -> Tensor:
-    """FlashAttention's decoding over block tables."""
+    """Uses FlashAttention's decoding over block tables."""
     is_third = flash_module().__name__ == "flash_attn_interface"
     mixed = flash_module().flash_attn_with_kvcache(
         query.unsqueeze(1),

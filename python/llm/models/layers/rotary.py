@@ -1,4 +1,4 @@
-"""Where a token stands: rotary, learned and sinusoidal position encodings."""
+"""Rotary, learned and sinusoidal position encodings."""
 
 import math
 
@@ -11,20 +11,20 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class PositionEncoding(nn.Module):
-    """What a position encoding may do: add to embeddings, rotate queries and keys. This one does neither.
+    """No position encoding; subclasses add to embeddings or rotate queries and keys.
 
-    Source: Kazemnejad et al. 2023, «The Impact of Positional Encoding on Length Generalization» (no encoding at all).
+    Source: Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization" (no encoding at all).
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
 
     def embed(self, positions: Tensor) -> Tensor | None:
-        """A vector for each position, `[T, C]`, or `None`."""
+        """Returns a vector for each position, `[T, C]`, or None."""
         return None
 
     def rotation(self, positions: Tensor) -> Rotation | None:
-        """Cosines and sines for each position, fp32 `[T, 1, D/2]` each, or `None`."""
+        """Returns cosines and sines for each position, fp32 `[T, 1, D/2]` each, or None."""
         return None
 
 
@@ -32,9 +32,9 @@ class RotaryEmbedding(PositionEncoding):
     """Rotates pairs of a head's channels by an angle that grows with the position.
 
     Channel `i` is paired with `i + D/2` (the layout of Hugging Face's Llama). Angles are computed in fp64 for the
-    positions asked for: a table of a long context would be larger than a small model.
+    requested positions only: a table of a long context would be larger than a small model.
 
-    Source: Su et al. 2021, «RoFormer», equation 34.
+    Source: Su et al. 2021, "RoFormer", equation 34.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -43,7 +43,7 @@ class RotaryEmbedding(PositionEncoding):
         self._frequencies = {torch.device("cpu"): frequencies}
 
     def rotation(self, positions: Tensor) -> Rotation:
-        """Cosines and sines of `positions` (int64 `[T]`), each fp32 `[T, 1, D/2]`."""
+        """Returns cosines and sines of `positions` (int64 `[T]`), each fp32 `[T, 1, D/2]`."""
         device = positions.device
         if device not in self._frequencies:
             self._frequencies[device] = self._frequencies[torch.device("cpu")].to(device)
@@ -55,7 +55,7 @@ class RotaryEmbedding(PositionEncoding):
 class LearnedPositions(PositionEncoding):
     """A trained vector for each position.
 
-    Source: Radford et al. 2018, «Improving Language Understanding by Generative Pre-Training», section 4.1.
+    Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", section 4.1.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -63,14 +63,14 @@ class LearnedPositions(PositionEncoding):
         self.weight = nn.Parameter(torch.empty(config.max_position_embeddings, config.hidden_size))
 
     def embed(self, positions: Tensor) -> Tensor:
-        """The vectors of `positions` (int64 `[T]`), `[T, C]`."""
+        """Returns the vectors of `positions` (int64 `[T]`), `[T, C]`."""
         return self.weight[positions]
 
 
 class SinusoidalPositions(PositionEncoding):
     """Sines, then cosines, of geometrically spaced frequencies.
 
-    Source: Vaswani et al. 2017, «Attention Is All You Need», section 3.5.
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -79,14 +79,14 @@ class SinusoidalPositions(PositionEncoding):
         self.theta = config.rope_theta
 
     def embed(self, positions: Tensor) -> Tensor:
-        """The vectors of `positions` (int64 `[T]`), fp32 `[T, C]`."""
+        """Returns the vectors of `positions` (int64 `[T]`), fp32 `[T, C]`."""
         steps = torch.arange(0, self.width, 2, dtype=torch.float64, device=positions.device)
         angles = positions[:, None].double() * self.theta ** (-steps / self.width)  # (T, C/2)
         return torch.cat((angles.sin(), angles.cos()), dim=-1)[:, : self.width].float()
 
 
 def rotate(heads: Tensor, rotation: Rotation | None) -> Tensor:
-    """Rotates `heads` `[T, H, D]`; computed in fp32, returned in the dtype given."""
+    """Rotates `heads` `[T, H, D]`; computes in fp32 and returns the input's dtype."""
     if rotation is None:
         return heads
     cosine, sine = rotation
@@ -96,7 +96,7 @@ def rotate(heads: Tensor, rotation: Rotation | None) -> Tensor:
 
 
 def scaled_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
-    """Angle per position of each pair, fp64 `[D/2]` on the CPU, and the factor on cosines and sines."""
+    """Returns the angle per position of each pair, fp64 `[D/2]` on the CPU, and the factor on cosines and sines."""
     width, scaling = config.rotary_width, config.rope_scaling
     exponents = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width
     frequencies = config.rope_theta**-exponents
@@ -115,9 +115,9 @@ def scaled_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
 
 
 def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Long waves stretched, short ones left alone, a blend in between.
+    """Stretches long waves, keeps short ones, and blends in between.
 
-    Source: Meta 2024, «The Llama 3 Herd of Models», section 3.4.2, and the model's published code.
+    Source: Meta 2024, "The Llama 3 Herd of Models", section 3.4.2, and the model's published code.
     """
     original = scaling.original_max_position_embeddings or 1
     turns = original * frequencies / (2 * math.pi)
@@ -127,9 +127,9 @@ def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def _yarn(frequencies: Tensor, scaling: RopeScaling, config: ModelConfig) -> Tensor:
-    """A ramp over the pairs, from waves left alone to waves stretched whole.
+    """Returns a ramp over the pairs, from unchanged waves to fully stretched waves.
 
-    Source: Peng et al. 2023, «YaRN», equations 17 to 21.
+    Source: Peng et al. 2023, "YaRN", equations 17 to 21.
     """
     original = scaling.original_max_position_embeddings or 1
     width = config.rotary_width
@@ -147,9 +147,9 @@ def _yarn(frequencies: Tensor, scaling: RopeScaling, config: ModelConfig) -> Ten
 
 
 def yarn_attention_factor(scaling: RopeScaling) -> float:
-    """The factor that makes up for the flatter softmax of a longer context.
+    """Returns the factor that compensates for the flatter softmax of a longer context.
 
-    Source: Peng et al. 2023, «YaRN», equation 22; DeepSeek-AI 2024, «DeepSeek-V2», section 3.1.4, for the two scales.
+    Source: Peng et al. 2023, "YaRN", equation 22; DeepSeek-AI 2024, "DeepSeek-V2", section 3.1.4, for the two scales.
     """
     if scaling.attention_factor is not None:
         return scaling.attention_factor
@@ -159,5 +159,5 @@ def yarn_attention_factor(scaling: RopeScaling) -> float:
 
 
 def yarn_scale(factor: float, scale: float = 1.0) -> float:
-    """`0.1 · scale · ln(factor) + 1`."""
+    """Returns `0.1 · scale · ln(factor) + 1`."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
