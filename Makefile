@@ -1,4 +1,4 @@
-# The project's commands. `make demo` and `make test` make their own .venv and install all they need.
+# The project's commands. Each installs what it needs into .venv, and no more: `make demo` takes no linters or tests.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # Cargo's build of the binding asks this Python for its version, not whichever comes first in PATH.
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-EXTRAS ?= test,demo,bench,dev
+STEP := tools/step.sh
 ARGS ?=
 FUZZ_S ?= 1800
 RUST_SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
@@ -30,7 +30,14 @@ define torch_words
 	else echo "PyTorch's CPU index is out of reach: taking the default build"; wanted=torch; fi
 endef
 define install_torch
-	$(call torch_words,$(1)); $(1) -m pip --disable-pip-version-check install --quiet $$wanted
+	$(call torch_words,$(1)); \
+	$(STEP) "installing PyTorch" $(1) -m pip --disable-pip-version-check install --progress-bar off $$wanted
+endef
+# Adds extras of pyproject.toml to .venv without building the package again.
+define install_extras
+	$(BIN)/python tools/requirements.py $(2) >$(STAMPS)/requirements.txt
+	$(STEP) $(1) $(PIP) install --progress-bar off --requirement $(STAMPS)/requirements.txt
+	touch $@
 endef
 
 # The first Python new enough; none: uv fetches one.
@@ -46,40 +53,44 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install demo test test-peers test-data test-rust test-python test-wheel test-slow test-fuzz test-exact test-engine fuzz lint format wheel bench bench-tokenizer bench-serving bench-gpu clean
+.PHONY: help install demo check test test-peers test-data test-rust test-python test-wheel test-slow test-fuzz \
+	test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
-install: $(STAMPS)/built ## Make .venv, install everything and build the Rust core
+install: $(STAMPS)/test $(STAMPS)/lint ## Make .venv, build the Rust core, install what tests and linters need
+
+check: $(STAMPS)/test $(STAMPS)/lint ## The inner loop: formatters, linters, types, Rust tests, the quick unit tests
+	PATH="$(abspath $(BIN)):$$PATH" bash tools/check.sh
 
 demo: $(STAMPS)/built ## Train a small model on Shakespeare, serve it and stream an answer
 	$(BIN)/llm demo
 
 test: test-data test-rust test-fuzz test-python test-wheel ## Run all tests (the slow ones are apart: test-slow)
 
-test-data: $(STAMPS)/built ## Fetch what tests need into .cache/, hash-checked
+test-data: $(STAMPS)/test ## Fetch what tests need into .cache/, hash-checked
 	$(BIN)/python tests/fetch_data.py
 
 test-rust: ## Tests of the Rust core
 	echo "» tests of the Rust core"
 	cargo test --quiet
 
-test-python: $(STAMPS)/built test-data ## Tests of the package
+test-python: test-data ## Tests of the package
 	echo "» tests of the package"
 	$(BIN)/python -m pytest -q
 
-test-slow: $(STAMPS)/built test-data ## The tests that take minutes
+test-slow: test-data ## The tests that take minutes
 	LLM_PROPTEST_OPS=1_000_000 cargo test --quiet --release --test core scheduler::random
 	$(BIN)/python -m pytest -q -m slow
 
-test-exact: $(STAMPS)/built test-data ## The tokenizer beside tiktoken: whole corpora, 200,000 texts a vocabulary (an hour)
+test-exact: test-data ## The tokenizer beside tiktoken: whole corpora, 200,000 texts a vocabulary (an hour)
 	$(BIN)/python -m pytest -q -m slow --timeout=7200 tests/unit/test_tokenization_vocabularies.py
 
-test-engine: $(STAMPS)/built test-data ## The engine's tokens beside a naive loop on SmolLM2 (ten minutes)
+test-engine: test-data ## The engine's tokens beside a naive loop on SmolLM2 (ten minutes)
 	$(BIN)/python -m pytest -q -m slow --timeout=3600 tests/integration/test_engine_equality.py
 
-test-peers: $(STAMPS)/built test-data ## What is written here, opened by llama.cpp (compiles it for five minutes)
+test-peers: test-data ## What is written here, opened by llama.cpp (compiles it for five minutes)
 	$(BIN)/python benches/peers/environments.py llama-cpp
 	$(BIN)/python -m pytest -q -m peers tests/integration/test_llama_cpp.py
 
@@ -90,14 +101,14 @@ fuzz: ## Fuzz the tokenizer for long: FUZZ_S seconds a target
 	bash fuzz/run.sh $(FUZZ_S)
 
 test-wheel: wheel ## Install the wheel into an empty environment and try it
-	echo "» trying the wheel in an empty environment"
 	rm -rf $(STAMPS)/wheel-venv
 	$(BIN)/python -m venv $(STAMPS)/wheel-venv
 	$(call install_torch,$(STAMPS)/wheel-venv/bin/python)
-	$(STAMPS)/wheel-venv/bin/python -m pip --disable-pip-version-check install --quiet dist/*.whl
-	$(STAMPS)/wheel-venv/bin/python tests/smoke_wheel.py
+	$(STEP) "installing the wheel into an empty environment" \
+		$(STAMPS)/wheel-venv/bin/python -m pip --disable-pip-version-check install --progress-bar off dist/*.whl
+	$(STEP) "training and generating with the wheel" $(STAMPS)/wheel-venv/bin/python tests/smoke_wheel.py
 
-lint: $(STAMPS)/built ## Formatters, linters, type checkers and the stub
+lint: $(STAMPS)/lint lint-files docs ## Formatters, linters, type checkers, the stub, workflows, Dockerfiles and docs
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --quiet --all-targets -- -D warnings
@@ -107,29 +118,39 @@ lint: $(STAMPS)/built ## Formatters, linters, type checkers and the stub
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest llm._rust
 
-format: $(STAMPS)/built ## Format everything
+lint-files: $(STAMPS)/lint ## Linters of shell scripts, workflows and Dockerfiles; those that are not installed are named
+	PATH="$(abspath $(BIN)):$$PATH" bash tools/lint_files.sh
+
+docs: $(STAMPS)/docs ## Build the documentation into site/, strictly
+	$(STEP) "building the documentation" $(BIN)/mkdocs build --strict --quiet
+
+format: $(STAMPS)/lint ## Format everything
 	cargo fmt
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-wheel: $(STAMPS)/built ## Build the abi3 wheel into dist/
+wheel: $(STAMPS)/built ## Build the abi3 wheel and the source distribution into dist/
 	rm -rf dist
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/maturin build --release --quiet --out dist
+	PATH="$(abspath $(BIN)):$$PATH" $(STEP) "building the wheel" $(BIN)/maturin build --release --sdist --out dist
 
-bench: $(STAMPS)/built ## Store criterion and pytest-benchmark results under benches/results/
+lock: $(STAMPS)/lint ## Write the exact versions of the development environment into requirements/dev.lock
+	$(BIN)/python tools/requirements.py test demo bench dev docs onnx >$(STAMPS)/requirements.txt
+	PATH="$(abspath $(BIN)):$$PATH" bash tools/lock.sh $(STAMPS)/requirements.txt
+
+bench: $(STAMPS)/test ## Store criterion and pytest-benchmark results under benches/results/
 	bash benches/run.sh "$(BIN)/python"
 
-bench-tokenizer: $(STAMPS)/built ## The tokenizer beside its peers, each in an environment of its own (ARGS="--quick ...")
+bench-tokenizer: $(STAMPS)/test ## The tokenizer beside its peers, each in an environment of its own (ARGS="--quick ...")
 	$(BIN)/python benches/peers/run.py $(ARGS)
 
-bench-gpu: $(STAMPS)/built ## Decoding on a CUDA device beside transformers (ARGS="--models 8b ...")
+bench-gpu: $(STAMPS)/test ## Decoding on a CUDA device beside transformers (ARGS="--models 8b ...")
 	$(BIN)/python benches/bench_gpu.py $(ARGS)
 
-bench-serving: $(STAMPS)/built test-data ## Our server beside vLLM's CPU build (installs it; an hour; ARGS="--quick ...")
+bench-serving: test-data ## Our server beside vLLM's CPU build (installs it; an hour; ARGS="--quick ...")
 	$(call torch_words,$(BIN)/python); TORCH="$$wanted" $(BIN)/python benches/bench_serving.py $(ARGS)
 
 clean: ## Remove what make made (not runs/)
-	rm -rf $(VENV) $(VENV)-uv dist target fuzz/target .cache
+	rm -rf $(VENV) $(VENV)-uv dist site target fuzz/target .cache
 
 $(STAMPS)/venv:
 	echo "» making $(VENV)"
@@ -137,13 +158,27 @@ $(STAMPS)/venv:
 	mkdir -p $(STAMPS)
 	touch $@
 
-$(STAMPS)/torch: $(STAMPS)/venv
-	echo "» installing PyTorch"
-	$(call install_torch,$(BIN)/python)
+$(STAMPS)/maturin: $(STAMPS)/venv
+	$(STEP) "installing maturin" $(PIP) install --progress-bar off 'maturin>=1.9,<2'
+	touch $@
+
+# A second process compiles the core meanwhile: PyTorch alone keeps no two cores busy. What fails there fails again,
+# and is shown, when the package is installed.
+$(STAMPS)/torch: $(STAMPS)/maturin
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/maturin build --release --out $(STAMPS)/core >/dev/null 2>&1 & \
+	$(call install_torch,$(BIN)/python); wait
 	touch $@
 
 $(STAMPS)/built: $(STAMPS)/torch $(RUST_SOURCES)
-	echo "» installing the dependencies and building the Rust core (a minute or two the first time)"
-	$(PIP) install --quiet 'maturin>=1.9,<2'
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --quiet --no-build-isolation --editable '.[$(EXTRAS)]'
+	$(STEP) "building the Rust core and installing the dependencies (a minute or two the first time)" \
+		env PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --progress-bar off --no-build-isolation --editable '.[demo]'
 	touch $@
+
+$(STAMPS)/test: $(STAMPS)/built pyproject.toml
+	$(call install_extras,"installing what the tests need",test bench)
+
+$(STAMPS)/lint: $(STAMPS)/built pyproject.toml
+	$(call install_extras,"installing the linters",dev)
+
+$(STAMPS)/docs: $(STAMPS)/built pyproject.toml
+	$(call install_extras,"installing what builds the documentation",docs)
