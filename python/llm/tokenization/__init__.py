@@ -1,4 +1,4 @@
-"""Text to ids and back, and conversations to text. Needs neither torch nor transformers."""
+"""Tokenizers and chat templates. This package needs neither PyTorch nor transformers."""
 
 from llm._rust import TokenStream
 from llm.tokenization.base import BaseTokenizer

@@ -1,4 +1,4 @@
-"""What every tokenizer can do, and all that the other floors may ask of one."""
+"""The interface of every tokenizer; other layers use nothing beyond it."""
 
 import abc
 import functools
@@ -32,12 +32,12 @@ MAX_PLANS = 64
 
 
 class BaseTokenizer(abc.ABC):
-    """Text to ids and back.
+    """Base class of tokenizers, which encode text to ids and decode ids to text.
 
-    A subclass gives the vocabulary: `vocab_size`, `special_tokens`, `token_bytes`, `decode_bytes`, `to_json`,
-    `from_pretrained` and `_encode_ordinary`. `settings` is the only thing that may change after it is made.
+    A subclass defines the vocabulary: `vocab_size`, `special_tokens`, `token_bytes`, `decode_bytes`, `to_json`,
+    `from_pretrained` and `_encode_ordinary`. Only `settings` may change after construction.
 
-    All ways to encode take the same keywords, those of `EncodeOptions`, and give the same ids.
+    All encoding methods accept the keywords of `EncodeOptions` and return the same ids.
     """
 
     def __init__(self, settings: TokenizerSettings) -> None:
@@ -46,7 +46,7 @@ class BaseTokenizer(abc.ABC):
     @property
     @abc.abstractmethod
     def vocab_size(self) -> int:
-        """One more than the highest id."""
+        """Number of ids: one more than the highest id."""
 
     @property
     @abc.abstractmethod
@@ -55,40 +55,40 @@ class BaseTokenizer(abc.ABC):
 
     @abc.abstractmethod
     def token_bytes(self) -> list[bytes | None]:
-        """The bytes of each id; None for an id that has no text. Enough to detokenise, so any tokenizer can serve."""
+        """Returns the bytes of each id, or None for an id without text. The server detokenizes with this table."""
 
     @abc.abstractmethod
     def decode_bytes(self, ids: TokenIds, *, skip_special_tokens: bool = False) -> bytes:
-        """The bytes of `ids` (T,), special tokens as their text or left out.
+        """Returns the bytes of `ids` (T,), with special tokens as their text or omitted.
 
         Raises:
-            InvalidArgumentError: An id that is not in the vocabulary.
+            InvalidArgumentError: An id is not in the vocabulary.
         """
 
     @abc.abstractmethod
     def to_json(self) -> str:
-        """The vocabulary as Hugging Face's `tokenizer.json`."""
+        """Returns the vocabulary as the text of Hugging Face's `tokenizer.json`."""
 
     @classmethod
     @abc.abstractmethod
     def from_pretrained(cls, path: StrPath) -> Self:
-        """Reads what `save` wrote: a directory, or its `tokenizer.json`, beside which `tokenizer_config.json` is read.
+        """Opens a directory that `save` wrote, or its `tokenizer.json` with the `tokenizer_config.json` beside it.
 
         Raises:
-            FileError: There is no such file.
-            TokenizerError: It has a component that is not supported, or is another kind of tokenizer.
+            FileError: The file does not exist.
+            TokenizerError: A component is not supported, or the file holds another kind of tokenizer.
         """
 
     @abc.abstractmethod
     def _encode_ordinary(self, text: str) -> NDArray[np.uint32]:
-        """The ids of `text`, uint32 (T,), special tokens in it like any other text."""
+        """Returns the ids of `text`, uint32 (T,), treating special tokens as plain text."""
 
     @property
     def settings(self) -> TokenizerSettings:
         """Roles of special tokens and the chat template.
 
         Raises:
-            TokenizerError: Set to settings that name a token which is not special here.
+            TokenizerError: The new settings name a token that is not special in this tokenizer.
         """
         return self._settings
 
@@ -104,32 +104,32 @@ class BaseTokenizer(abc.ABC):
 
     @property
     def cuts_at_line_ends(self) -> bool:
-        """Whether no token reaches over the end of a line between two that begin and end with neither space nor `/`.
+        """Whether tokens never span a line end between lines that begin and end with neither space nor `/`.
 
-        Then the parts of a long text have the ids of the whole.
+        If so, the parts of a long text have the same ids as the whole text.
         """
         return True
 
     @property
     def bos_id(self) -> int | None:
-        """The id that begins a text."""
+        """Id of the beginning-of-text token, or None."""
         token = self.settings.bos_token
         return None if token is None else self.special_tokens[token]
 
     @property
     def pad_id(self) -> int | None:
-        """The id that fills up a batch; never sampled."""
+        """Id of the padding token, which is never sampled, or None."""
         token = self.settings.pad_token
         return None if token is None else self.special_tokens[token]
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """The ids that end a text; the first is the one to train with."""
+        """Ids that end a text; training uses the first."""
         return tuple(self.special_tokens[token] for token in self.settings.eos_tokens)
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template that writes a conversation as text."""
+        """Jinja template that renders a conversation as text, or None."""
         return self.settings.chat_template
 
     @property
@@ -138,21 +138,21 @@ class BaseTokenizer(abc.ABC):
         return self.settings.chat_stop
 
     def encode(self, text: str, **options: Unpack[EncodeOptions]) -> list[int]:
-        """The ids of `text`.
+        """Encodes `text` to a list of ids.
 
         Args:
             text: Any Unicode text.
-            **options: Special tokens, BOS and EOS, truncation: see `EncodeOptions`.
+            **options: Special tokens, BOS and EOS, truncation; see `EncodeOptions`.
 
         Raises:
-            InvalidArgumentError: A lone surrogate or a disallowed special token in `text`, there is no BOS or EOS to
-                add, or an option's value is not allowed.
+            InvalidArgumentError: `text` contains a lone surrogate or a disallowed special token, there is no BOS or EOS
+                to add, or an option has an invalid value.
         """
         ids: list[int] = self.encode_to_numpy(text, **options).tolist()
         return ids
 
     def encode_to_numpy(self, text: str, **options: Unpack[EncodeOptions]) -> NDArray[np.uint32]:
-        """As `encode`, as uint32 (T,) without a Python object per id."""
+        """Encodes `text` to an array, uint32 (T,), without creating a Python object per id."""
         if not options:
             return self._encode_ordinary(text)
         return self._encode_planned(text, self._plan(options))
@@ -160,15 +160,15 @@ class BaseTokenizer(abc.ABC):
     def encode_batch(
         self, texts: Iterable[str], *, num_threads: int | None = None, **options: Unpack[EncodeOptions]
     ) -> list[list[int]]:
-        """The ids of each text.
+        """Encodes each text to a list of ids.
 
         Args:
             texts: B texts.
-            num_threads: Threads to use, if this tokenizer can; None: one for each core.
+            num_threads: Number of threads, if this tokenizer supports several; None uses one per core.
             **options: See `EncodeOptions`.
 
         Raises:
-            InvalidArgumentError: As in `encode`, naming the text, or `num_threads` is not positive.
+            InvalidArgumentError: As in `encode`, with the index of the text, or `num_threads` is not positive.
         """
         flat = self.encode_batch_flat(texts, num_threads=num_threads, **options)
         ids = flat.ids.tolist()
@@ -177,14 +177,14 @@ class BaseTokenizer(abc.ABC):
     def encode_batch_to_numpy(
         self, texts: Iterable[str], *, num_threads: int | None = None, **options: Unpack[EncodeOptions]
     ) -> list[NDArray[np.uint32]]:
-        """As `encode_batch`, uint32 (T,) for each text: views of one array, which stays while any of them does."""
+        """Encodes each text to an array, uint32 (T,). The arrays are views that keep one shared array alive."""
         flat = self.encode_batch_flat(texts, num_threads=num_threads, **options)
         return [flat.ids[start:stop] for start, stop in pairwise(flat.offsets.tolist())]
 
     def encode_batch_flat(
         self, texts: Iterable[str], *, num_threads: int | None = None, **options: Unpack[EncodeOptions]
     ) -> FlatIds:
-        """As `encode_batch`, all ids in one array: the fastest way for many short texts."""
+        """Encodes all texts into one array, the fastest method for many short texts."""
         if num_threads is not None and num_threads < 1:
             raise InvalidArgumentError(f"`num_threads` must be positive, got {num_threads}")
         return self._encode_flat(text_list(texts), self._plan(options) if options else None, num_threads)
@@ -192,7 +192,7 @@ class BaseTokenizer(abc.ABC):
     def encode_padded(
         self, texts: Iterable[str], *, num_threads: int | None = None, **options: Unpack[PaddedEncodeOptions]
     ) -> PaddedBatch:
-        """The ids of each text as one array with an attention mask, as a model takes them.
+        """Encodes texts into one padded array with an attention mask, ready for a model.
 
         Args:
             texts: B texts.
@@ -208,26 +208,26 @@ class BaseTokenizer(abc.ABC):
         return self._pad(rows, cast(PadOptions, padding))
 
     def pad(self, rows: Collection[TokenIds], **options: Unpack[PadOptions]) -> PaddedBatch:
-        """Rows of ids as one array with an attention mask.
+        """Pads rows of ids into one array with an attention mask.
 
         Args:
-            rows: B rows of any lengths.
+            rows: B rows of any length.
             **options: See `PadOptions`.
 
         Raises:
-            InvalidArgumentError: No id to fill up with, a row is too long, or an option's value is not allowed.
+            InvalidArgumentError: There is no id to pad with, a row is too long, or an option has an invalid value.
         """
         offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         ids = np.concatenate([np.zeros(0, np.int64), *(np.asarray(row, dtype=np.int64) for row in rows)])
         return self._pad(FlatIds(ids.astype(np.uint32), offsets), options)
 
     def encode_with_offsets(self, text: str, **options: Unpack[EncodeOptions]) -> Encoding:
-        """The ids of `text`, and where in it each token lies, in bytes and in characters.
+        """Encodes `text` and returns each token's position in it, in bytes and in characters.
 
-        A token may begin or end inside a character; its character offsets then cover the whole of it.
+        A token can begin or end inside a character; its character offsets then cover the whole character.
 
         Raises:
-            InvalidArgumentError: As in `encode`, or the tokenizer changes the text, so that tokens have no place in it.
+            InvalidArgumentError: As in `encode`, or the tokenizer changes the text, so tokens have no position in it.
         """
         plan = self._plan(options)
         special = {name: value for name, value in options.items() if "special" in name}
@@ -239,21 +239,21 @@ class BaseTokenizer(abc.ABC):
         return Encoding(np.concatenate([before, ids[own], after]), byte_offsets, char_offsets)
 
     def count_tokens(self, text: str, **options: Unpack[EncodeOptions]) -> int:
-        """How many ids `encode` gives, without making them."""
+        """Returns the number of ids that `encode` would return."""
         return len(self.encode_to_numpy(text, **options))
 
     def decode(self, ids: TokenIds, *, skip_special_tokens: bool = False) -> str:
-        """The text of `ids` (T,); bytes that are not UTF-8 become U+FFFD.
+        """Decodes `ids` (T,) to text; invalid UTF-8 becomes U+FFFD.
 
         Raises:
-            InvalidArgumentError: An id that is not in the vocabulary.
+            InvalidArgumentError: An id is not in the vocabulary.
         """
         return self.decode_bytes(ids, skip_special_tokens=skip_special_tokens).decode("utf-8", "replace")
 
     def decode_batch(
         self, batch: Iterable[TokenIds], *, skip_special_tokens: bool = False, num_threads: int | None = None
     ) -> list[str]:
-        """The text of each row of ids, as `decode` gives it; threads as in `encode_batch`."""
+        """Decodes each row of ids to text; `num_threads` is as in `encode_batch`."""
         if num_threads is not None and num_threads < 1:
             raise InvalidArgumentError(f"`num_threads` must be positive, got {num_threads}")
         return [self.decode(ids, skip_special_tokens=skip_special_tokens) for ids in batch]
@@ -265,40 +265,40 @@ class BaseTokenizer(abc.ABC):
     def decode_stream(
         self, ids: Iterable[int] | None = None, *, skip_special_tokens: bool = False
     ) -> Iterator[str] | _rust.TokenStream:
-        """The text of ids that come one by one, in parts that never end inside a character.
+        """Decodes ids that arrive one at a time, in parts that never end inside a character.
 
-        All parts together are what `decode` gives of all ids.
+        The parts add up to the result of `decode`.
 
         Args:
-            ids: Ids to take from as they come, giving an iterator of parts, none empty. None gives an object instead:
-                `push(id)` returns a part, often empty, and `finish()` the rest.
-            skip_special_tokens: Leave out the text of special tokens.
+            ids: An iterable of ids; returns an iterator of non-empty parts. None returns an object instead: `push(id)`
+                returns a part, often empty, and `finish()` the rest.
+            skip_special_tokens: Omit the text of special tokens.
 
         Raises:
-            InvalidArgumentError: An id that is not in the vocabulary, when it comes.
+            InvalidArgumentError: An id is not in the vocabulary; raised when the id arrives.
         """
         stream = self._table.stream(skip_special_tokens=skip_special_tokens)
         return stream if ids is None else _parts(stream, ids)
 
     def token_to_id(self, token: str | bytes) -> int | None:
-        """The id of the token with this text or these bytes; None if there is none."""
+        """Returns the id of the token with this text or these bytes, or None."""
         if isinstance(token, str):
             token_id = self.special_tokens.get(token)
             return self._ids_by_bytes.get(token.encode()) if token_id is None else token_id
         return self._ids_by_bytes.get(token)
 
     def id_to_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token; they need not be whole characters.
+        """Returns the bytes of one token, which can be part of a character.
 
         Raises:
-            InvalidArgumentError: Not an id of this vocabulary.
+            InvalidArgumentError: The id is not in the vocabulary.
         """
         return self.decode_bytes([token_id])
 
     def id_to_piece(self, token_id: int) -> bytes:
-        """The bytes a token adds within a text: also the space that some tokenizers leave out at its start.
+        """Returns the bytes that a token adds within a text, including a space that some tokenizers drop at its start.
 
-        An id that adds nothing, or isn't there, has none.
+        Unknown ids and ids without text return no bytes.
         """
         return self._table.bytes(token_id) or b""
 
@@ -306,7 +306,7 @@ class BaseTokenizer(abc.ABC):
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `transformers` opens with equal ids.
 
         Raises:
-            FileError: They can't be written. A file that was there is whole, old or new.
+            FileError: A file cannot be written. An existing file stays complete, either old or new.
         """
         directory = Path(directory)
         write_text(directory / TOKENIZER_FILE, self.to_json())
@@ -359,7 +359,7 @@ class BaseTokenizer(abc.ABC):
         return np.concatenate([np.array(plan.before, np.uint32), own, np.array(plan.after, np.uint32)])
 
     def _encode_flat(self, texts: list[str], plan: _rust.EncodePlan | None, num_threads: int | None) -> FlatIds:
-        """The ids of each text; a tokenizer in Python has no use for threads."""
+        """Encodes texts one by one; tokenizers written in Python ignore `num_threads`."""
         del num_threads
         rows = [self._encode_ordinary(text) if plan is None else self._encode_planned(text, plan) for text in texts]
         offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
@@ -368,7 +368,7 @@ class BaseTokenizer(abc.ABC):
     def _offsets(
         self, ids: NDArray[np.uint32], text: str, plan: _rust.EncodePlan
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Byte and character offsets, (T, 2) each, of `ids` (T,), the uncut ids of `text` by `plan`."""
+        """Returns byte and character offsets, (T, 2) each, of `ids` (T,), the uncut ids of `text` under `plan`."""
         del plan
         return self._table.offsets(ids, text)
 

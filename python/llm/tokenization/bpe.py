@@ -1,4 +1,4 @@
-"""The byte-level BPE tokenizer: any text has ids, and every id has bytes."""
+"""The byte-level BPE tokenizer, which encodes every text losslessly."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ DEFAULT_SPECIAL_TOKENS = ("<|endoftext|>",)
 
 
 class BPETokenizer(BaseTokenizer):
-    """Byte-level BPE in Rust; ids equal tiktoken's and Hugging Face's for the same vocabulary.
+    """Byte-level BPE in Rust, with the ids of tiktoken and Hugging Face for the same vocabulary.
 
     Source: Sennrich, Haddow, Birch, "Neural Machine Translation of Rare Words with Subword Units", ACL 2016; on bytes
     as in Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
@@ -45,7 +45,7 @@ class BPETokenizer(BaseTokenizer):
         num_threads: int | None = None,
         progress: bool | None = None,
     ) -> Self:
-        """Learns a vocabulary from text files. The same text gives the same tokenizer on any number of threads.
+        """Trains a vocabulary on text files. The same text gives the same tokenizer on any number of threads.
 
         Files are read part by part, so memory is bounded by the distinct pieces of the text and not by its size; only a
         regular expression needs a whole file at a time. Ctrl-C ends it at any time.
@@ -90,7 +90,7 @@ class BPETokenizer(BaseTokenizer):
         num_threads: int | None = None,
         progress: bool | None = None,
     ) -> Self:
-        """As `train`, from texts. No piece reaches over the end of a text.
+        """Trains a vocabulary on texts; pieces never span two texts. See `train`.
 
         Raises:
             DataError: There is no text.
@@ -118,7 +118,7 @@ class BPETokenizer(BaseTokenizer):
         special_tokens: Mapping[str, int] | None = None,
         allow_pickle: bool = False,
     ) -> Self:
-        """Reads a tokenizer in any format.
+        """Opens a tokenizer in any format.
 
         Args:
             path: A directory (ours, Hugging Face's, or GPT-2's pair of files), a `tokenizer.json`, a rank file
@@ -136,27 +136,27 @@ class BPETokenizer(BaseTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """One more than the highest id."""
+        """Number of ids: one more than the highest id."""
         return self._core.vocab_size
 
     @property
     def pattern(self) -> str:
-        """How text is cut into pieces: the name of a built-in pattern, else the regular expression."""
+        """Split pattern: the name of a built-in one, or a regular expression."""
         return self._core.pattern
 
     @property
     def has_custom_pattern(self) -> bool:
-        """Whether a general regular expression engine cuts the text, for want of a built-in pattern: slower."""
+        """Whether a general regular expression engine splits the text, which is slower than a built-in pattern."""
         return self.pattern not in get_args(PatternName)
 
     @property
     def cuts_at_line_ends(self) -> bool:
-        """Whether long text may be encoded in parts; see `BaseTokenizer.cuts_at_line_ends`."""
+        """Whether long text can be encoded in parts; see `BaseTokenizer.cuts_at_line_ends`."""
         return self._core.cuts_at_line_ends
 
     @property
     def template(self) -> tuple[list[int], list[int]] | None:
-        """Ids before and after a text where special tokens are asked for, as the file says; None if it says none."""
+        """Ids that the file adds before and after a text on request, or None."""
         return self._core.template
 
     @property
@@ -165,43 +165,43 @@ class BPETokenizer(BaseTokenizer):
         return dict(self._special_tokens)
 
     def encode(self, text: str, **options: Unpack[EncodeOptions]) -> list[int]:
-        """The ids of `text`; see `BaseTokenizer.encode`."""
+        """Encodes `text` to a list of ids; see `BaseTokenizer.encode`."""
         if not options:
             return self._core.encode(text)
         ids: list[int] = self._core.encode_planned(text, self._plan(options)).tolist()
         return ids
 
     def encode_to_numpy(self, text: str, **options: Unpack[EncodeOptions]) -> NDArray[np.uint32]:
-        """The ids of `text` as an array; see `BaseTokenizer.encode_to_numpy`."""
+        """Encodes `text` to an array of ids; see `BaseTokenizer.encode_to_numpy`."""
         return self._core.encode_planned(text, self._plan(options)) if options else self._core.encode_to_numpy(text)
 
     def encode_batch(
         self, texts: Iterable[str], *, num_threads: int | None = None, **options: Unpack[EncodeOptions]
     ) -> list[list[int]]:
-        """The ids of each text, on several threads with the GIL released; see `BaseTokenizer.encode_batch`."""
+        """Encodes each text, on several threads with the GIL released; see `BaseTokenizer.encode_batch`."""
         return self._core.encode_batch(text_list(texts), self._plan(options) if options else None, num_threads)
 
     def decode(self, ids: TokenIds, *, skip_special_tokens: bool = False) -> str:
-        """The text of `ids`; see `BaseTokenizer.decode`."""
+        """Decodes `ids` to text; see `BaseTokenizer.decode`."""
         return self._core.decode(ids, skip_special_tokens)
 
     def decode_batch(
         self, batch: Iterable[TokenIds], *, skip_special_tokens: bool = False, num_threads: int | None = None
     ) -> list[str]:
-        """The text of each row, on several threads with the GIL released; see `BaseTokenizer.decode_batch`."""
+        """Decodes each row, on several threads with the GIL released; see `BaseTokenizer.decode_batch`."""
         rows = batch if isinstance(batch, list) else list(batch)
         return self._core.decode_batch(rows, skip_special_tokens, num_threads)
 
     def decode_bytes(self, ids: TokenIds, *, skip_special_tokens: bool = False) -> bytes:
-        """The bytes of `ids`; see `BaseTokenizer.decode_bytes`."""
+        """Decodes `ids` to bytes; see `BaseTokenizer.decode_bytes`."""
         return self._core.decode_bytes(ids, skip_special_tokens)
 
     def token_bytes(self) -> list[bytes | None]:
-        """The bytes of each id."""
+        """Returns the bytes of each id."""
         return self._core.token_bytes()
 
     def to_json(self) -> str:
-        """The vocabulary as Hugging Face's `tokenizer.json`."""
+        """Returns the vocabulary as the text of Hugging Face's `tokenizer.json`."""
         return self._core.to_json()
 
     def __reduce__(self) -> tuple[Callable[..., Self], tuple[str, TokenizerSettings]]:

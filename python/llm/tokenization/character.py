@@ -1,4 +1,4 @@
-"""The simplest tokenizer: one id per character. For teaching, tests and tiny models."""
+"""The simplest tokenizer, with one id per character, for teaching, tests and tiny models."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ _DECODER = {"type": "Fuse"}
 
 
 class SimpleCharacterTokenizer(BaseTokenizer):
-    """Ids of the characters of a text in order of code point, then of special tokens; any other character is `<|unk|>`.
+    """One id per character in code point order, then the special tokens; unknown characters become `<|unk|>`.
 
     Raises:
-        TokenizerError: A character is not one character or there twice, or `<|unk|>` is not a special token.
+        TokenizerError: An entry is not one character or is repeated, or `<|unk|>` is not a special token.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class SimpleCharacterTokenizer(BaseTokenizer):
 
     @classmethod
     def train(cls, text: str, *, special_tokens: Sequence[str] = DEFAULT_SPECIAL_TOKENS) -> Self:
-        """A tokenizer of the characters in `text`.
+        """Creates a tokenizer for the characters in `text`.
 
         Raises:
-            InvalidArgumentError: No text, or a lone surrogate in it.
-            TokenizerError: A special token is a single character or there twice, or `<|unk|>` is missing.
+            InvalidArgumentError: `text` is empty or contains a lone surrogate.
+            TokenizerError: A special token is a single character or repeated, or `<|unk|>` is missing.
         """
         if not text:
             raise InvalidArgumentError("`text` must have at least one character, got an empty one")
@@ -58,7 +58,7 @@ class SimpleCharacterTokenizer(BaseTokenizer):
 
     @classmethod
     def from_pretrained(cls, path: StrPath) -> Self:
-        """Reads a directory or a `tokenizer.json`; see `BaseTokenizer.from_pretrained`."""
+        """Opens a directory or a `tokenizer.json`; see `BaseTokenizer.from_pretrained`."""
         file = tokenizer_file(path)
         document, settings = read_json_object(file), TokenizerSettings.load(file.parent)
         try:
@@ -68,7 +68,7 @@ class SimpleCharacterTokenizer(BaseTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """One more than the highest id."""
+        """Number of ids: one more than the highest id."""
         return len(self._ids)
 
     @property
@@ -77,11 +77,11 @@ class SimpleCharacterTokenizer(BaseTokenizer):
         return dict(self._special_tokens)
 
     def token_bytes(self) -> list[bytes | None]:
-        """The UTF-8 bytes of each id."""
+        """Returns the UTF-8 bytes of each id."""
         return list(self._bytes)
 
     def decode_bytes(self, ids: TokenIds, *, skip_special_tokens: bool = False) -> bytes:
-        """The bytes of `ids`; see `BaseTokenizer.decode_bytes`."""
+        """Decodes `ids` to bytes; see `BaseTokenizer.decode_bytes`."""
         for index, token_id in enumerate(ids):
             if not 0 <= token_id < self.vocab_size:
                 raise InvalidArgumentError(
@@ -92,7 +92,7 @@ class SimpleCharacterTokenizer(BaseTokenizer):
         return b"".join(self._bytes[token_id] for token_id in ids if token_id not in skipped)
 
     def to_json(self) -> str:
-        """The vocabulary as Hugging Face's `tokenizer.json`."""
+        """Returns the vocabulary as the text of Hugging Face's `tokenizer.json`."""
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         document = {
             "version": "1.0",
@@ -153,7 +153,7 @@ def _check_vocabulary(characters: Sequence[str], special_tokens: Sequence[str]) 
 
 
 def _read_vocabulary(document: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Characters and special tokens, each in order of id."""
+    """Returns characters and special tokens, each in order of id."""
     model = document.get("model")
     if not isinstance(model, dict) or model.get("type") != "WordLevel" or not isinstance(model.get("vocab"), dict):
         raise TokenizerError(f"unsupported `model`: must be WordLevel with a vocabulary, got {str(model)[:200]}")

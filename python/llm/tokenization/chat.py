@@ -1,4 +1,4 @@
-"""From a conversation to text and ids, by the template a checkpoint brings along."""
+"""Rendering of conversations to text and ids with a checkpoint's chat template."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict, Unpack
@@ -48,7 +48,7 @@ _PLAY = """\
 
 
 class ConversationOptions(TypedDict, total=False):
-    """What a template may use beside the messages.
+    """Template inputs beside the messages.
 
     Attributes:
         tools: Tools the model may call, as OpenAI's API takes them: `{"type": "function", "function": {…}}`.
@@ -62,7 +62,7 @@ class ConversationOptions(TypedDict, total=False):
 
 
 class ChatOptions(ConversationOptions, total=False):
-    """How a conversation becomes text.
+    """Options for rendering a conversation.
 
     Attributes:
         add_generation_prompt: End with what opens the assistant's turn; True unless the last message goes on.
@@ -74,7 +74,7 @@ class ChatOptions(ConversationOptions, total=False):
 
 
 class ChatTemplate(msgspec.Struct, frozen=True):
-    """A Jinja template for conversations, and the strings that end a turn written by it.
+    """A Jinja template for conversations with the strings that end its turns.
 
     It runs in a sandbox: a template comes with a checkpoint from strangers.
     """
@@ -83,7 +83,7 @@ class ChatTemplate(msgspec.Struct, frozen=True):
     stop: tuple[str, ...] = ()
 
     def render(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> str:
-        """The conversation as text, the same that `transformers` gives.
+        """Renders a conversation as text, equal to the result of `transformers`.
 
         Args:
             messages: Mappings with `role` and `content`; anything else in them is for the template to use. Content that
@@ -106,7 +106,7 @@ TEMPLATES = {
 
 
 def use_chat_template(tokenizer: BaseTokenizer, template: str | ChatTemplate) -> None:
-    """Gives the tokenizer a chat template and its stop strings, in place of all it had; `save` keeps them.
+    """Replaces the tokenizer's chat template and stop strings; `save` stores them.
 
     Args:
         tokenizer: Changed in place.
@@ -135,7 +135,7 @@ def render_chat(
     template_name: str | None = None,
     **options: Unpack[ChatOptions],
 ) -> str:
-    """The conversation as text, by the tokenizer's template.
+    """Renders a conversation as text with the tokenizer's template.
 
     Args:
         tokenizer: With a chat template. Its special tokens are variables: `bos_token`, `eos_token` and so on.
@@ -159,7 +159,7 @@ def encode_chat(
     template_name: str | None = None,
     **options: Unpack[ChatOptions],
 ) -> list[int]:
-    """The conversation's ids: special tokens that the template writes become their ids, as in `transformers`.
+    """Encodes a conversation to ids; the template's special tokens become their ids, as in `transformers`.
 
     Raises:
         ChatTemplateError: As in `render_chat`.
@@ -172,7 +172,7 @@ def encode_chat(
 def tokenizer_template(
     tokenizer: BaseTokenizer, name: str | None, options: ChatOptions
 ) -> tuple[ChatTemplate, ChatOptions]:
-    """The tokenizer's template for these options, and the options with its special tokens as variables.
+    """Returns the tokenizer's template for these options, and the options with special tokens as variables.
 
     Raises:
         ChatTemplateError: There is no such template.

@@ -1,4 +1,4 @@
-"""A conversation to train on: its ids, and which of them the model must learn to write."""
+"""Conversations for training: ids and a mask of the tokens that the model learns to write."""
 
 import re
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _HINT = (
 
 
 class ChatEncoding(msgspec.Struct, frozen=True, eq=False):
-    """A whole conversation as ids, and what of it the assistant wrote."""
+    """A conversation's ids and a mask of the assistant's tokens."""
 
     ids: NDArray[np.uint32]  # (T,)
     is_assistant: NDArray[np.bool_]  # (T,): what the model must learn
@@ -44,7 +44,7 @@ def encode_chat_with_mask(
     template_name: str | None = None,
     **options: Unpack[ConversationOptions],
 ) -> ChatEncoding:
-    """The conversation's ids, and True where the assistant wrote them.
+    """Encodes a conversation and marks the tokens that the assistant wrote.
 
     The ids are those of `encode_chat` without a generation prompt: what is trained is what is served. A turn's mask
     begins after what the generation prompt writes and ends with the special token that ends the turn; what the template

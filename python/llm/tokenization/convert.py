@@ -1,4 +1,4 @@
-"""From one format to another."""
+"""Conversion between tokenizer formats."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,7 +39,7 @@ def convert_tokenizer(tokenizer: BaseTokenizer, out: StrPath, format: str | None
 
 
 def parse_special_tokens(entries: Iterable[str]) -> dict[str, int]:
-    """Special tokens given as `TOKEN=ID`, for files that don't say them.
+    """Parses special tokens given as `TOKEN=ID`, for files that do not contain them.
 
     Raises:
         InvalidArgumentError: An entry is not of this form.

@@ -1,4 +1,4 @@
-"""Text files of a corpus: from paths, directories and patterns to texts."""
+"""Text files of a corpus, from paths, directories and glob patterns."""
 
 import glob
 import os
@@ -14,7 +14,7 @@ BATCH_CHARACTERS = 1 << 24
 
 
 def corpus_files(paths: StrPath | Iterable[StrPath]) -> list[Path]:
-    """The files that `paths` mean, sorted, each once.
+    """Returns the files that `paths` name, sorted and without duplicates.
 
     Args:
         paths: Files, directories (their `*.txt` at any depth) or patterns such as `corpus/**/*.txt`.
@@ -29,7 +29,7 @@ def corpus_files(paths: StrPath | Iterable[StrPath]) -> list[Path]:
 
 
 def read_corpus_file(path: Path) -> str:
-    """The file's text, exactly as it is: line ends are not translated.
+    """Reads a file's text without translating line ends.
 
     Raises:
         DataError: It can't be read, or is not UTF-8 (with the offset of the first bad byte).

@@ -1,4 +1,4 @@
-"""A tokenizer, its tokens and its ids in words and colours, for people to look at."""
+"""Readable descriptions of tokenizers, tokens and ids."""
 
 import json
 import os
@@ -28,7 +28,7 @@ _ID = re.compile(r"-?[0-9]{1,18}")
 
 
 def describe_tokenizer(tokenizer: BaseTokenizer) -> dict[str, str]:
-    """Facts about a tokenizer, in the order to show them."""
+    """Returns facts about a tokenizer in display order."""
     special = tokenizer.special_tokens
     special_ids = set(special.values())
     tokens = [(token_id, token) for token_id, token in enumerate(tokenizer.token_bytes()) if token is not None]
@@ -51,7 +51,7 @@ def describe_tokenizer(tokenizer: BaseTokenizer) -> dict[str, str]:
 
 
 def pattern_fact(tokenizer: BaseTokenizer) -> dict[str, str]:
-    """Which path text takes to pieces, where the tokenizer cuts text at all."""
+    """Returns the name and kind of the split pattern, if the tokenizer has one."""
     if not isinstance(tokenizer, BPETokenizer):
         return {}
     custom = f"custom (general regex path): {tokenizer.pattern}"
@@ -66,19 +66,19 @@ def _normalizer_fact(tokenizer: BaseTokenizer) -> dict[str, str]:
 
 
 def training_summary(tokenizer: BaseTokenizer, files: StrPath | Iterable[StrPath]) -> str:
-    """What a new tokenizer makes of the beginning of its corpus."""
+    """Summarizes how a new tokenizer encodes the beginning of its corpus."""
     with corpus_files(files)[0].open("rb") as file:
         sample = file.read(SAMPLE_BYTES).decode(errors="ignore")
     return f"{tokenizer.vocab_size:,} entries, {bytes_per_token(tokenizer, sample):.2f} bytes per token"
 
 
 def bytes_per_token(tokenizer: BaseTokenizer, text: str) -> float:
-    """How much a token stands for in `text`; 0 without text."""
+    """Returns the bytes per token in `text`, or 0 without text."""
     return len(text.encode()) / max(1, tokenizer.count_tokens(text))
 
 
 def input_text(text: str | None, file: str | None, stdin: IO[bytes] | None) -> str:
-    """The text that a command was given: an argument, a file or standard input.
+    """Returns a command's input text: an argument, a file or standard input.
 
     Raises:
         InvalidArgumentError: Both an argument and a file, or standard input is not UTF-8.
@@ -100,7 +100,7 @@ def input_text(text: str | None, file: str | None, stdin: IO[bytes] | None) -> s
 
 
 def parse_ids(parts: Iterable[str | bytes]) -> Iterator[int]:
-    """The ids in texts such as `1 2 3` or `[1, 2, 3]`, as they come.
+    """Yields the ids in texts such as `1 2 3` or `[1, 2, 3]` as they arrive.
 
     Raises:
         InvalidArgumentError: Something that is not a whole number.
@@ -114,12 +114,12 @@ def parse_ids(parts: Iterable[str | bytes]) -> Iterator[int]:
 
 
 def visible(token: bytes) -> str:
-    """A token's text; bytes that are not whole characters in hexadecimal."""
+    """Returns a token's text, with incomplete characters as hexadecimal bytes."""
     return token.decode(errors="backslashreplace")
 
 
 def print_pieces(tokenizer: BaseTokenizer, ids: Sequence[int], console: Console | None = None) -> None:
-    """Shows the text of each token: in colours on a terminal, else divided by `|` with control characters escaped."""
+    """Prints the text of each token, coloured on a terminal, otherwise separated by `|` with escapes."""
     console = console or Console(highlight=False)
     special = set(tokenizer.special_tokens.values())
     pieces = [visible(tokenizer.id_to_bytes(token_id)) for token_id in ids]

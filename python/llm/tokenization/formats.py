@@ -1,4 +1,4 @@
-"""Opens any tokenizer this package has a class for, and writes it in any format."""
+"""Opening and writing tokenizers in every supported format."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ def load_tokenizer(
     special_tokens: Mapping[str, int] | None = None,
     allow_pickle: bool = False,
 ) -> BaseTokenizer:
-    """The tokenizer in a directory or file of any format; see `BPETokenizer.from_pretrained`.
+    """Opens the tokenizer in a directory or file of any format; see `BPETokenizer.from_pretrained`.
 
     Raises:
         FileError: There is no such file.
@@ -49,7 +49,7 @@ def load_tokenizer(
 
 
 def write_tokenizer(tokenizer: BaseTokenizer, path: StrPath, format: str) -> None:
-    """Writes `tokenizer` in another format than `save` does.
+    """Writes `tokenizer` in a format other than that of `save`.
 
     Args:
         tokenizer: Any; formats other than `tokenizer.json` hold byte-level BPE alone.

@@ -1,4 +1,4 @@
-"""What every way to encode takes by keyword, and what that means for one tokenizer."""
+"""Keyword options of all encoding methods."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
@@ -15,7 +15,7 @@ SIDES: tuple[Side, ...] = ("left", "right")
 
 
 class EncodeOptions(TypedDict, total=False):
-    """How a text becomes ids. Without any option all text is ordinary: strangers can't smuggle a control token in.
+    """Encoding options. By default, all text is plain, so untrusted input cannot inject a control token.
 
     Attributes:
         allowed_special: Special tokens that become their id where the text has them, or `"all"`. The text of all others
@@ -39,7 +39,7 @@ class EncodeOptions(TypedDict, total=False):
 
 
 class PadOptions(TypedDict, total=False):
-    """How rows of ids become one array.
+    """Padding options.
 
     Attributes:
         padding_side: Where rows are filled up; a decoder that goes on generating wants `"left"`.
@@ -55,11 +55,11 @@ class PadOptions(TypedDict, total=False):
 
 
 class PaddedEncodeOptions(EncodeOptions, PadOptions, total=False):
-    """Both of them."""
+    """Encoding and padding options together."""
 
 
 class Encoding(NamedTuple):
-    """A text's ids and where each lies in it; added BOS and EOS are at (0, 0)."""
+    """A text's ids and each token's offsets; added BOS and EOS tokens have the offsets (0, 0)."""
 
     ids: NDArray[np.uint32]  # (T,)
     byte_offsets: NDArray[np.int64]  # (T, 2): start and end in the text's UTF-8
@@ -67,7 +67,7 @@ class Encoding(NamedTuple):
 
 
 class FlatIds(NamedTuple):
-    """Ids of several texts in one array: text `i` has `ids[offsets[i]:offsets[i + 1]]`."""
+    """Ids of several texts in one array; text `i` is `ids[offsets[i]:offsets[i + 1]]`."""
 
     ids: NDArray[np.uint32]  # (T of all texts,)
     offsets: NDArray[np.int64]  # (B + 1,)

@@ -1,4 +1,4 @@
-"""Rows of ids to one array, as a model takes them."""
+"""Padding of rows of ids into one array."""
 
 from typing import TypedDict
 
@@ -10,14 +10,14 @@ from llm.tokenization.options import FlatIds, PadOptions, check_names, length, s
 
 
 class PaddedBatch(TypedDict):
-    """Under the names that models in `transformers` take; `torch.from_numpy` makes tensors of them without a copy."""
+    """Padded arrays under `transformers` names; `torch.from_numpy` converts them without a copy."""
 
     input_ids: NDArray[np.int64]  # (B, T)
     attention_mask: NDArray[np.int64]  # (B, T): 1 for a token of the text, 0 for padding
 
 
 def pad_flat(rows: FlatIds, pad_id: int, options: PadOptions) -> PaddedBatch:
-    """Rows filled up with `pad_id` to one length.
+    """Pads rows with `pad_id` to one length.
 
     Args:
         rows: B rows of ids, of any lengths; none gives (0, 0).

@@ -1,4 +1,4 @@
-"""What a tokenizer says beside its vocabulary: the roles of special tokens and how a chat is written."""
+"""Settings of a tokenizer beside its vocabulary: roles of special tokens and the chat template."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -29,7 +29,7 @@ DEFAULT_TEMPLATE = "default"
 
 
 class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Saved as `tokenizer_config.json` under Hugging Face's names.
+    """Roles of special tokens and chat template, saved as `tokenizer_config.json` with Hugging Face's names.
 
     That file has room for one end token; all of `eos_tokens`, and `chat_stop`, stand beside it under names of ours.
     `add_bos_token` and `add_eos_token` say what the model expects around a text; None says nothing. `named_templates`
@@ -48,7 +48,7 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     @classmethod
     def for_special_tokens(cls, special_tokens: Iterable[str]) -> Self:
-        """Roles by the names of `special_tokens`: with `<|endoftext|>` alone it both begins and ends a text."""
+        """Derives roles from the names of `special_tokens`; a sole `<|endoftext|>` both begins and ends a text."""
         known = set(special_tokens)
         return cls(
             bos_token=next((name for name in BOS_NAMES if name in known), None),
@@ -63,7 +63,7 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     @classmethod
     def load(cls, directory: Path, special_tokens: Mapping[str, int] | None = None) -> Self:
-        """Reads what a directory says as `transformers` does; nothing is set without files.
+        """Reads a directory's settings as `transformers` does; without files, nothing is set.
 
         `tokenizer_config.json` goes before `special_tokens_map.json`. Where neither has a list of end tokens,
         `generation_config.json` may have ids of more, which `special_tokens` gives names to. `chat_template.jinja` and
@@ -93,7 +93,7 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             raise TokenizerError(f"{path}: {error}") from error
 
     def save(self, directory: Path) -> None:
-        """Writes `tokenizer_config.json`, template included.
+        """Writes `tokenizer_config.json`, including the template.
 
         Raises:
             FileError: It can't be written.

@@ -1,4 +1,4 @@
-"""How fast a tokenizer is here, beside tiktoken where that is installed and gives the same ids."""
+"""Speed of a tokenizer on this machine, beside tiktoken if it is installed and gives the same ids."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ GPT2_EXPRESSION = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+
 
 
 class Speed(NamedTuple):
-    """Megabytes (10⁶) of text a second."""
+    """Speeds in megabytes (10⁶ bytes) of text per second."""
 
     work: str
     ours: float
@@ -32,7 +32,7 @@ class Speed(NamedTuple):
 
 
 def sample_text() -> str:
-    """Tiny Shakespeare (public domain), as shipped with the package."""
+    """Returns Tiny Shakespeare (public domain), which ships with the package."""
     packed = resources.files("llm").joinpath("assets", "tinyshakespeare.txt.xz").read_bytes()
     return lzma.decompress(packed).decode()
 
@@ -40,7 +40,7 @@ def sample_text() -> str:
 def measure_speed(
     tokenizer: BaseTokenizer, text: str, *, num_threads: int | None = None, seconds: float = 1.0
 ) -> list[Speed]:
-    """The median speed of each kind of work over about `seconds`, after a first run that does not count.
+    """Measures the median speed of each kind of work over about `seconds`, after one warm-up run.
 
     Args:
         tokenizer: Any.
@@ -75,7 +75,7 @@ def measure_speed(
 
 
 def speed_table(speeds: list[Speed]) -> Table:
-    """The rows as a table."""
+    """Formats the measurements as a table."""
     table = Table("", "MB/s", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     compared = any(speed.tiktoken is not None for speed in speeds)

@@ -26,7 +26,7 @@ _CLASSES = ("GPT2Tokenizer", "Qwen2Tokenizer")
 
 
 def write_json(tokenizer: BPETokenizer, path: Path) -> None:
-    """Writes `tokenizer.json` alone; `save` writes the settings beside it.
+    """Writes only `tokenizer.json`; `save` also writes the settings.
 
     Raises:
         FileError: It can't be written.
@@ -35,7 +35,7 @@ def write_json(tokenizer: BPETokenizer, path: Path) -> None:
 
 
 def write_ranks(tokenizer: BPETokenizer, path: Path) -> None:
-    """Writes tiktoken's rank file. Pattern and special tokens have no place in it: give them again to read it.
+    """Writes tiktoken's rank file, which stores neither pattern nor special tokens; pass them to read it again.
 
     Raises:
         FileError: It can't be written.
@@ -81,7 +81,7 @@ def write_gpt2(tokenizer: BPETokenizer, path: Path) -> None:
 
 
 def write_gguf(tokenizer: BPETokenizer, path: Path) -> None:
-    """Writes a GGUF file with the vocabulary, roles and chat template, and no weights.
+    """Writes a GGUF file with vocabulary, roles and chat template but without weights.
 
     Raises:
         FileError: It can't be written.
