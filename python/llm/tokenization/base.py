@@ -296,10 +296,7 @@ class BaseTokenizer(abc.ABC):
         return self.decode_bytes([token_id])
 
     def id_to_piece(self, token_id: int) -> bytes:
-        """Returns the bytes that a token adds within a text, including a space that some tokenizers drop at its start.
-
-        Unknown ids and ids without text return no bytes.
-        """
+        """Returns the bytes a token adds within a text, including a dropped leading space; empty for unknown ids."""
         return self._table.bytes(token_id) or b""
 
     def save(self, directory: StrPath) -> None:
