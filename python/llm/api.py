@@ -1,8 +1,8 @@
 """The public verbs: train a model, run it, serve it."""
 
+import contextlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -10,14 +10,25 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from llm.errors import ConfigError, InvalidArgumentError, LLMError, QueueFullError
-from llm.inference import Delta, EngineConfig, GenerationOutput, OutputBuilder, Pooling, Score, load_engine
+from llm.errors import ConfigError, InvalidArgumentError
+from llm.inference import (
+    Collector,
+    Delta,
+    Engine,
+    EngineConfig,
+    GenerationOutput,
+    Pooling,
+    Prompt,
+    Score,
+    Session,
+    load_engine,
+)
 from llm.inference.progress import generation_progress
 from llm.inference.scoring import embed, score
 from llm.settings.merge import load_run_config, validated
 from llm.settings.run import RunConfig
 from llm.settings.sampling import SamplingParams
-from llm.tokenization import BaseTokenizer, encode_chat
+from llm.tokenization import BaseTokenizer
 from llm.training import Callback, launch, read_run_config
 from llm.training import resume as resume_run
 
@@ -53,20 +64,26 @@ class LLM:
         device: str = "auto",
         config: EngineConfig | None = None,
     ) -> None:
-        self.engine = load_engine(path, dtype=dtype, device=device, config=config)
-        self.default_params = self.engine.generation_defaults
-        self._inboxes: dict[int, deque[Delta | LLMError]] = {}
-        self._on_delta: Callable[[Delta | LLMError], None] | None = None
+        self.session = Session(load_engine(path, dtype=dtype, device=device, config=config))
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, which `generate`, `stream` and `chat` share."""
+        return self.session.engine
 
     @property
     def tokenizer(self) -> BaseTokenizer:
         """The checkpoint's tokenizer."""
-        return self.engine.tokenizer
+        return self.session.tokenizer
+
+    @property
+    def default_params(self) -> dict[str, float]:
+        """The checkpoint's own sampling values."""
+        return self.engine.generation_defaults
 
     def sampling_params(self, **values: Any) -> SamplingParams:
-        """`SamplingParams` of `values`, and of the checkpoint's own defaults where a value is missing or `None`."""
-        given = {name: value for name, value in values.items() if value is not None}
-        return validated(SamplingParams(**{**self.default_params, **given}))
+        """`SamplingParams` of `values`; the checkpoint's defaults stand in for what is missing or `None`."""
+        return validated(self.session.sampling_params(**values))
 
     @overload
     def generate(
@@ -102,7 +119,8 @@ class LLM:
         """
         texts = [prompts] if isinstance(prompts, str) else prompts
         ids = [self.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts]
-        outputs = self._run(ids, self._each_params(params, len(ids)), progress)
+        pairs = zip(ids, self._each_params(params, len(ids)), strict=True)
+        outputs = self._run([Prompt(token_ids=token_ids, params=one) for token_ids, one in pairs], progress)
         return outputs[0] if isinstance(prompts, str) else outputs
 
     def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> NDArray[np.float32]:
@@ -142,8 +160,8 @@ class LLM:
         return score(self.engine.runner.model, pairs, SCORED_TOKENS)
 
     def stream(self, prompt: str, params: SamplingParams | None = None) -> Iterator[Delta]:
-        """Continues a prompt and yields text as it comes; closing the iterator frees its slot."""
-        return self._stream(self.tokenizer.encode(prompt), self._checked(params))
+        """Continues a prompt and yields text as it arrives; closing the iterator frees its blocks."""
+        return self._stream(Prompt(token_ids=self.tokenizer.encode(prompt), params=self._checked(params)))
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> GenerationOutput:
         """Answers a conversation.
@@ -155,19 +173,15 @@ class LLM:
         Raises:
             ChatTemplateError: The checkpoint has no chat template, or it refuses these messages.
         """
-        return self._run([encode_chat(self.tokenizer, messages)], [self._chat_params(params)], progress=False)[0]
+        return self._run([self.session.chat(messages, self._checked(params))], progress=False)[0]
 
     def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
-        """Like `chat`, yielding text as it comes."""
-        return self._stream(encode_chat(self.tokenizer, messages), self._chat_params(params))
+        """Like `chat`, yielding text as it arrives."""
+        return self._stream(self.session.chat(messages, self._checked(params)))
 
     def _checked(self, params: SamplingParams | None) -> SamplingParams:
         """The caller's parameters, checked, or the checkpoint's defaults."""
         return self.sampling_params() if params is None else validated(params)
-
-    def _chat_params(self, params: SamplingParams | None) -> SamplingParams:
-        params = self._checked(params)
-        return msgspec.structs.replace(params, stop=(*params.stop, *self.tokenizer.chat_stop))
 
     def _each_params(
         self, params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
@@ -178,71 +192,25 @@ class LLM:
             raise InvalidArgumentError(f"`params` must be one for each of {num_prompts} prompts, got {len(params)}")
         return [validated(one) for one in params]
 
-    def _run(
-        self, prompts: list[list[int]], params: Sequence[SamplingParams], progress: bool | None
-    ) -> list[GenerationOutput]:
-        groups: list[range] = []
-        with generation_progress(sum(one.n for one in params), progress) as on_delta:
-            self._on_delta = on_delta
-            try:
-                for prompt_ids, one in zip(prompts, params, strict=True):
-                    groups.append(self._add_when_possible(prompt_ids, one))
-                return [self._output(ids, len(prompt)) for ids, prompt in zip(groups, prompts, strict=True)]
-            finally:
-                self._on_delta = None
-                for request_id in (request_id for ids in groups for request_id in ids):
-                    self._drop(request_id)
+    def _run(self, prompts: list[Prompt], progress: bool | None) -> list[GenerationOutput]:
+        collector = Collector(prompts)
+        total = sum(prompt.params.n for prompt in prompts)
+        with (
+            generation_progress(total, progress) as on_delta,
+            contextlib.closing(self.session.run(prompts)) as deltas,
+        ):
+            for numbered in deltas:
+                collector.add([numbered])
+                if on_delta is not None:
+                    on_delta(numbered[1])
+        return collector.outputs()
 
-    def _output(self, ids: range, num_prompt_tokens: int) -> GenerationOutput:
-        answers = []
-        for request_id in ids:
-            builder = OutputBuilder(num_prompt_tokens)
-            for delta in self._deltas(request_id):
-                builder.add(delta)
-            answers.append(builder.build())
-        return msgspec.structs.replace(answers[0], others=tuple(answers[1:]))
-
-    def _stream(self, prompt_ids: list[int], params: SamplingParams) -> Iterator[Delta]:
-        request_id = self.engine.add_request(prompt_ids, params)
-        self._inboxes[request_id] = deque()
-        try:
-            yield from self._deltas(request_id)
-        finally:
-            self._drop(request_id)
-
-    def _add_when_possible(self, prompt_ids: list[int], params: SamplingParams) -> range:
-        """Queues a prompt; while the queue is full, other requests go on."""
-        while True:
-            try:
-                ids = self.engine.add_choices(prompt_ids, params)
-            except QueueFullError:
-                self._step()
-                continue
-            self._inboxes.update((request_id, deque()) for request_id in ids)
-            return ids
-
-    def _drop(self, request_id: int) -> None:
-        self.engine.abort(request_id)
-        self._inboxes.pop(request_id, None)
-
-    def _step(self) -> None:
-        for request_id, event in self.engine.step():
-            self._inboxes[request_id].append(event)
-            if self._on_delta is not None:
-                self._on_delta(event)
-
-    def _deltas(self, request_id: int) -> Iterator[Delta]:
-        """One request's deltas; steps serve all requests, so what comes for others waits in their inboxes."""
-        inbox = self._inboxes[request_id]
-        while True:
-            while not inbox:
-                self._step()
-            event = inbox.popleft()
-            if isinstance(event, LLMError):
-                raise event
-            yield event
-            if event.finish_reason is not None:
-                return
+    def _stream(self, prompt: Prompt) -> Iterator[Delta]:
+        if prompt.params.n != 1:
+            raise InvalidArgumentError(f"`n` must be 1 here, got {prompt.params.n}\nhint: `generate` takes more")
+        with contextlib.closing(self.session.run([prompt])) as deltas:
+            for _, delta in deltas:
+                yield delta
 
 
 def train(

@@ -137,7 +137,6 @@ SOURCES = [
 LONG_FILES = {
     "python/llm/_rust.pyi",
     "tests/integration/test_server.py",
-    "tests/unit/test_inference.py",
     "tests/unit/test_tokenization_files.py",
     "tests/unit/test_training.py",
 }

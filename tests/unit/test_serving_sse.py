@@ -3,15 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm import SamplingParams
-from llm.inference import Delta, TokenLogprob
+from llm.inference import Collector, Delta, Prompt, TokenLogprob, Usage
 from llm.serving import sse
 from llm.serving.answers import ChatAnswer, TextAnswer
-from llm.serving.generation import Prompt, Tally
-from llm.serving.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest, Usage
+from llm.serving.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest
 from llm.tokenization import SimpleCharacterTokenizer
 
 TOKENIZER = SimpleCharacterTokenizer.train("abc é")
-USAGE = Usage(prompt_tokens=2, completion_tokens=3, total_tokens=5)
+USAGE = Usage.of(2, 3)
 
 
 def chat(**fields):
@@ -52,6 +51,24 @@ def test_chat_chunks_have_openais_shape():
     assert opening["id"] == closing["id"]
 
 
+@given(st.text(min_size=1), st.sampled_from(["plain", "\0text\0", 'a"b']))
+def test_events_of_deltas_equal_their_chunks_one_by_one(text, model):
+    for answer in (
+        ChatAnswer(ChatCompletionRequest(model=model, messages=[ChatMessage(role="user", content="x")]), TOKENIZER),
+        TextAnswer(CompletionRequest(model=model, prompt="x"), TOKENIZER),
+    ):
+        deltas = [(1, Delta(text, (0,))), (0, Delta("", (1,))), (1, Delta(text, (2,), "stop"))]
+        opening = [[chunk] if (chunk := answer.opening(index)) is not None else [] for index in (0, 1)]
+        chunks = [
+            *opening[1],
+            answer.chunk(1, text),
+            *opening[0],
+            answer.chunk(1, text),
+            answer.chunk(1, "", "stop"),
+        ]
+        assert answer.events(deltas) == b"".join(map(sse.event, chunks))
+
+
 def test_usage_is_null_until_the_last_chunk_once_it_is_asked_for():
     assert "usage" not in payload(sse.event(chat(stream=True).chunk(0, "x")))
     request = msgspec.convert(
@@ -67,10 +84,9 @@ def test_usage_is_null_until_the_last_chunk_once_it_is_asked_for():
 def test_prompt_logprobs_have_the_prompts_token_and_the_likeliest_at_each_position():
     a, b, c = TOKENIZER.encode("abc")
     prompt = Prompt(token_ids=[a, b, c], params=SamplingParams())
-    tally = Tally([prompt])
+    collector = Collector([prompt])
     scored = (TokenLogprob(b, -0.5, ((b, -0.5),), 1), TokenLogprob(c, -3.0, ((a, -0.1),), 3))
-    tally.add(0, Delta("x", (a,), None, None, scored))
-    tally.add(0, Delta("y", (b,), "stop"))
+    collector.add([(0, Delta("x", (a,), None, None, scored)), (0, Delta("y", (b,), "stop"))])
     expected = [
         None,
         {str(b): {"logprob": -0.5, "rank": 1, "decoded_token": "b"}},
@@ -80,9 +96,9 @@ def test_prompt_logprobs_have_the_prompts_token_and_the_likeliest_at_each_positi
         },
     ]
     request = CompletionRequest(model="m", prompt="abc", prompt_logprobs=1)
-    whole = msgspec.to_builtins(TextAnswer(request, TOKENIZER).whole(tally))
+    whole = msgspec.to_builtins(TextAnswer(request, TOKENIZER).whole(collector))
     assert whole["choices"][0]["prompt_logprobs"] == expected
-    assert msgspec.to_builtins(chat(prompt_logprobs=1).whole(tally))["prompt_logprobs"] == expected
-    silent = Tally([prompt])
-    silent.add(0, Delta("x", (a,), "stop"))
+    assert msgspec.to_builtins(chat(prompt_logprobs=1).whole(collector))["prompt_logprobs"] == expected
+    silent = Collector([prompt])
+    silent.add([(0, Delta("x", (a,), "stop"))])
     assert "prompt_logprobs" not in msgspec.to_builtins(chat().whole(silent))

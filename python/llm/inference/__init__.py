@@ -1,23 +1,30 @@
-"""Generation: engine, cache and model runner."""
+"""Generation: sessions, the engine, its cache and its model runners."""
 
 from llm.inference.engine import Engine
 from llm.inference.load import build_engine, load_async_engine, load_engine
-from llm.inference.outputs import Delta, GenerationOutput, OutputBuilder, TokenLogprob, Usage
+from llm.inference.outputs import ChoiceDelta, Collector, Delta, FinishReason, GenerationOutput, TokenLogprob, Usage
+from llm.inference.prompt import Prompt
 from llm.inference.scoring import Pooling, Score
+from llm.inference.session import Session, Stream
 from llm.inference.thread import AsyncEngine
 from llm.settings.engine import DraftSpeculation, EngineConfig, NgramSpeculation
 
 __all__ = [
     "AsyncEngine",
+    "ChoiceDelta",
+    "Collector",
     "Delta",
     "DraftSpeculation",
     "Engine",
     "EngineConfig",
+    "FinishReason",
     "GenerationOutput",
     "NgramSpeculation",
-    "OutputBuilder",
     "Pooling",
+    "Prompt",
     "Score",
+    "Session",
+    "Stream",
     "TokenLogprob",
     "Usage",
     "build_engine",

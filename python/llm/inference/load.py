@@ -17,6 +17,7 @@ from llm.inference.runners.cpu import KernelModelRunner
 from llm.inference.runners.cpu_weights import obstacle
 from llm.inference.runners.cuda_graph import GraphModelRunner, graph_obstacle
 from llm.inference.runners.torch import TorchModelRunner
+from llm.inference.session import Session
 from llm.inference.speculation.draft import DraftModel
 from llm.inference.thread import AsyncEngine
 from llm.models import DecoderModel
@@ -125,8 +126,7 @@ def load_async_engine(
     path: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto", config: EngineConfig | None = None
 ) -> AsyncEngine:
     """Like `load_engine`, for asyncio; `start` it before use."""
-    engine = load_engine(path, dtype=dtype, device=device, config=config)
-    return AsyncEngine(engine, engine.generation_defaults)
+    return AsyncEngine(Session(load_engine(path, dtype=dtype, device=device, config=config)))
 
 
 def _draft_model(

@@ -1,20 +1,26 @@
-"""What a request gives back."""
+"""What the engine gives back: deltas while a request runs, whole answers at its end."""
 
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Literal
 
 import msgspec
 
+from llm.errors import InternalError
+from llm.inference.prompt import Prompt
+
 FinishReason = Literal["stop", "length"]
 
 
-class TokenLogprob(msgspec.Struct, frozen=True):
-    """Log-probability of one token, and of the likeliest ones in its place.
+# `gc=False`: neither struct can be part of a cycle, and a stream makes one of each per token.
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
+    """The log-probability of one token, and of the likeliest tokens at its position.
 
     Attributes:
-        token_id: The token chosen, or the prompt's.
-        logprob: Its natural logarithm, before bias, penalties, temperature and filters.
+        token_id: The sampled token, or the prompt's.
+        logprob: Natural logarithm of its probability, before bias, penalties, temperature and filters.
         top: `(token id, logprob)` of the likeliest tokens, best first.
-        rank: Its place among all tokens, 1 for the likeliest.
+        rank: Rank of the token among all tokens; 1 is the likeliest.
     """
 
     token_id: int
@@ -23,15 +29,15 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     rank: int = 0
 
 
-class Delta(msgspec.Struct, frozen=True):
-    """What one step added to a request.
+class Delta(msgspec.Struct, frozen=True, gc=False):
+    """What one step added to one answer.
 
     Attributes:
-        text: Text that is now certain; may be empty while a character or a stop string is open.
-        token_ids: The step's tokens.
-        finish_reason: `None` while the request runs on.
-        logprobs: One a token, where they were asked for.
-        prompt_logprobs: In a request's first delta, one for each prompt token but the first, where asked for.
+        text: Text that can no longer change; empty while a character or a stop string is incomplete.
+        token_ids: Tokens that the step sampled.
+        finish_reason: Why the answer ended; `None` while it goes on.
+        logprobs: One entry per token, if requested.
+        prompt_logprobs: In the first delta of an answer, one entry per prompt token but the first, if requested.
     """
 
     text: str
@@ -41,29 +47,35 @@ class Delta(msgspec.Struct, frozen=True):
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
-class Usage(msgspec.Struct, frozen=True):
-    """Tokens of a request."""
+# Number of the answer among all answers of a request, and what one step added to it.
+ChoiceDelta = tuple[int, Delta]
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens that a request took; an end token counts, although it has no text."""
 
     prompt_tokens: int
     completion_tokens: int
+    total_tokens: int
 
-    @property
-    def total_tokens(self) -> int:
-        """Prompt and completion together."""
-        return self.prompt_tokens + self.completion_tokens
+    @classmethod
+    def of(cls, prompt_tokens: int, completion_tokens: int) -> "Usage":
+        """Adds up the total."""
+        total_tokens = prompt_tokens + completion_tokens
+        return cls(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, total_tokens=total_tokens)
 
 
 class GenerationOutput(msgspec.Struct, frozen=True):
     """A whole answer.
 
     Attributes:
-        text: Without special tokens and without the stop string, unless the parameters say so.
-        token_ids: Of the answer, the end token included.
+        text: Text without special tokens and stop string, unless the sampling parameters ask for them.
+        token_ids: Tokens of the answer, the end token included.
         finish_reason: `stop` (end token or stop string) or `length`.
-        logprobs: One a token, where they were asked for.
-        usage: Token counts of this answer and its prompt.
+        logprobs: One entry per token, if requested.
+        usage: Tokens of this answer and its prompt.
         others: With `n` above 1, the answers after the first.
-        prompt_logprobs: One for each prompt token but the first, where they were asked for.
+        prompt_logprobs: One entry per prompt token but the first, if requested.
     """
 
     text: str
@@ -80,28 +92,56 @@ class GenerationOutput(msgspec.Struct, frozen=True):
         return (self, *self.others)
 
 
-class OutputBuilder:
-    """Joins a request's deltas."""
+class Collector:
+    """Joins the deltas of all answers to some prompts.
 
-    def __init__(self, num_prompt_tokens: int) -> None:
-        self._num_prompt_tokens = num_prompt_tokens
-        self._deltas: list[Delta] = []
+    Answers are numbered across prompts: first the `n` answers to the first prompt, then those to the second.
+    """
 
-    def add(self, delta: Delta) -> None:
-        """Takes the next delta."""
-        self._deltas.append(delta)
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self._prompts = prompts
+        self._deltas: list[list[Delta]] = [[] for prompt in prompts for _ in range(prompt.params.n)]
 
-    def build(self) -> GenerationOutput:
-        """The answer; its last delta carries the finish reason."""
-        finish_reason = self._deltas[-1].finish_reason
-        assert finish_reason is not None, "a request is built only once it has finished"  # noqa: S101
-        token_ids = tuple(token_id for delta in self._deltas for token_id in delta.token_ids)
-        logprobs = tuple(entry for delta in self._deltas for entry in delta.logprobs or ())
-        return GenerationOutput(
-            text="".join(delta.text for delta in self._deltas),
-            token_ids=token_ids,
-            finish_reason=finish_reason,
-            logprobs=logprobs or None,
-            usage=Usage(self._num_prompt_tokens, len(token_ids)),
-            prompt_logprobs=self._deltas[0].prompt_logprobs,
-        )
+    def add(self, deltas: Iterable[ChoiceDelta]) -> None:
+        """Takes the next deltas, each with the number of its answer."""
+        for choice, delta in deltas:
+            self._deltas[choice].append(delta)
+
+    @property
+    def has_started(self) -> bool:
+        """Whether any delta has come."""
+        return any(self._deltas)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far, each prompt counted once; a request without a delta took none."""
+        prompt_tokens = sum(len(prompt.token_ids) for prompt in self._prompts) if self.has_started else 0
+        return Usage.of(prompt_tokens, sum(len(delta.token_ids) for deltas in self._deltas for delta in deltas))
+
+    def outputs(self) -> list[GenerationOutput]:
+        """One output per prompt, with all its answers.
+
+        Raises:
+            InternalError: An answer has not ended.
+        """
+        found = []
+        answers = iter(self._deltas)
+        for prompt in self._prompts:
+            first, *others = [_joined(prompt, deltas) for deltas in islice(answers, prompt.params.n)]
+            found.append(msgspec.structs.replace(first, others=tuple(others)))
+        return found
+
+
+def _joined(prompt: Prompt, deltas: list[Delta]) -> GenerationOutput:
+    finish_reason = deltas[-1].finish_reason if deltas else None
+    if finish_reason is None:
+        raise InternalError("an answer ended without a finish reason; please report it")
+    token_ids = tuple(token_id for delta in deltas for token_id in delta.token_ids)
+    return GenerationOutput(
+        text="".join(delta.text for delta in deltas),
+        token_ids=token_ids,
+        finish_reason=finish_reason,
+        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs or ()) or None,
+        usage=Usage.of(len(prompt.token_ids), len(token_ids)),
+        prompt_logprobs=deltas[0].prompt_logprobs,
+    )

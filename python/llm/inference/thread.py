@@ -1,4 +1,4 @@
-"""The engine in a thread of its own, spoken to from asyncio."""
+"""The thread that owns a session, and its face towards asyncio."""
 
 import asyncio
 import contextlib
@@ -6,45 +6,47 @@ import math
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
 from llm.errors import EngineError, LLMError
-from llm.inference.engine import Engine
-from llm.inference.outputs import Delta
-from llm.settings.sampling import SamplingParams
-from llm.tokenization import BaseTokenizer
+from llm.inference.outputs import ChoiceDelta
+from llm.inference.prompt import Prompt
+from llm.inference.session import Session, Stream
 
-_Event = tuple[int, Delta | LLMError]  # choice, and what came for it
 _HUNG_AFTER_S = 180.0  # one step; the longest prefill of a small model on one core takes seconds
 
 
-@dataclass(eq=False)
-class _Stream:
-    """One request's way back to its event loop."""
+class _LoopStream(Stream):
+    """A stream that wakes a coroutine of an event loop."""
 
-    loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[_Event] = field(default_factory=asyncio.Queue)
-    ids: range = range(0)
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        super().__init__(prompts)
+        self.loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def wait(self) -> None:
+        """Returns once `take` gives something or nothing more will come."""
+        while self.is_open and not self.is_ready:
+            self._waiter = self.loop.create_future()
+            await self._waiter
+
+    def wake(self) -> None:
+        """Ends `wait`; runs on the loop."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class AsyncEngine:
-    """Owns an engine's thread: everything that touches the engine is a command to it.
+    """Owns the thread that runs a session's engine; whatever touches the engine is a command to that thread.
 
     Args:
-        engine: Not used by anyone else from here on.
-        default_params: Sampling values for requests that name none.
+        session: Used by nobody else from here on, except to make prompts.
     """
 
-    def __init__(self, engine: Engine, default_params: dict[str, float] | None = None) -> None:
-        self.tokenizer: BaseTokenizer = engine.tokenizer
-        self.max_model_len = engine.max_model_len
-        self.default_params = default_params or {}
-        self._engine = engine
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._engine = session.engine
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._streams: dict[int, _Stream] = {}
-        self._stats = engine.stats()
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -53,12 +55,12 @@ class AsyncEngine:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Starts the engine's thread."""
+        """Starts the thread."""
         self._thread = threading.Thread(target=self._work, name="llm-engine", daemon=True)
         self._thread.start()
 
     def shutdown(self) -> None:
-        """Fails what still runs, ends the thread and waits for it."""
+        """Ends running requests with an error, then ends the thread and waits for it."""
         self._stopping = True
         self._commands.put(None)  # wakes the thread
         if self._thread is not None:
@@ -66,69 +68,38 @@ class AsyncEngine:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the engine's thread runs and its step, if one is under way, hasn't taken minutes."""
+        """Whether the thread runs and its current step, if any, has taken less than three minutes."""
         if self._thread is None or not self._thread.is_alive() or self._failure is not None:
             return False
         return time.monotonic() - (self._step_began or math.inf) < _HUNG_AFTER_S
 
     def stats(self) -> dict[str, int]:
-        """Counts of requests, blocks and tokens as of the last step."""
-        return dict(self._stats)
+        """Counts of requests, blocks and tokens, empty once the engine failed; any thread may ask."""
+        return {} if self._failure is not None else self._engine.stats()
 
-    async def generate(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, choice_index: int = 0, priority: int = 0
-    ) -> AsyncGenerator[Delta, None]:
-        """Runs a request for one answer and yields its deltas; closing or cancelling the iterator frees its slot.
+    async def generate(self, prompts: Sequence[Prompt]) -> AsyncGenerator[list[ChoiceDelta], None]:
+        """Runs prompts together and yields their deltas, in each list all that arrived since the list before.
 
-        Args:
-            prompt_ids: At least one token.
-            params: How to sample.
-            choice_index: Another stream of random numbers of the same seed.
-            priority: Lower runs first.
+        Answers are numbered across prompts: first the `n` answers to the first prompt, then those to the second.
+        Closing or cancelling the iterator frees the blocks of all of them.
 
         Raises:
-            ContextLengthError: Prompt and new tokens exceed the context (before the first delta).
-            CapacityError: The request can never fit (before the first delta).
+            ContextLengthError: A prompt and its new tokens exceed the context (before the first delta).
+            CapacityError: A request can never fit the cache (before the first delta).
             QueueFullError: Too many requests or tokens wait (before the first delta).
-            InvalidArgumentError: An empty prompt or a value out of range (before the first delta).
-            EngineError: The engine failed or was shut down.
+            InvalidArgumentError: A prompt is empty or holds an unknown token id (before the first delta).
+            EngineError: The model failed or the engine was shut down; an error of one answer ends them all.
         """
-
-        def add() -> range:
-            request_id = self._engine.add_request(prompt_ids, params, choice_index=choice_index, priority=priority)
-            return range(request_id, request_id + 1)
-
-        async with contextlib.aclosing(self._stream(add, 1)) as events:
-            async for _, delta in events:
-                yield delta
-
-    async def generate_choices(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0
-    ) -> AsyncGenerator[tuple[int, Delta], None]:
-        """Like `generate` for `params.n` answers: yields (choice, delta) as they come.
-
-        Raises:
-            LLMError: As `generate`; an error of one choice ends them all.
-        """
-        add = partial(self._engine.add_choices, prompt_ids, params, priority=priority)
-        async with contextlib.aclosing(self._stream(add, max(params.n, 1))) as events:
-            async for event in events:
-                yield event
-
-    async def _stream(self, add: Callable[[], range], num_choices: int) -> AsyncGenerator[tuple[int, Delta], None]:
-        stream = _Stream(asyncio.get_running_loop())
-        self._submit(lambda: self._admit(stream, add))
-        num_running = num_choices
+        stream = _LoopStream(prompts)
+        self._submit(lambda: self._admit(prompts, stream))
         try:
-            while num_running:
-                choice, event = await stream.events.get()
-                if isinstance(event, LLMError):
-                    raise event
-                num_running -= event.finish_reason is not None
-                yield choice, event
+            while stream.is_open:
+                await stream.wait()
+                if deltas := stream.take():
+                    yield deltas
         finally:
-            if num_running:
-                self._commands.put(lambda: self._abort(stream))
+            if stream.num_running:
+                self._commands.put(lambda: self.session.abort(stream))
 
     def _submit(self, command: Callable[[], None]) -> None:
         """Hands a command to the thread, unless it will obey no more."""
@@ -144,9 +115,8 @@ class AsyncEngine:
                 self._obey(wait=not self._engine.has_unfinished())
                 if self._engine.has_unfinished():
                     self._step_began = time.monotonic()
-                    self._deliver(self._engine.step())
+                    _wake(self.session.step())
                     self._step_began = None
-                self._stats = self._engine.stats()
         except BaseException as error:
             self._failure = error
             raise
@@ -165,27 +135,12 @@ class AsyncEngine:
             command()
             wait = False
 
-    def _admit(self, stream: _Stream, add: Callable[[], range]) -> None:
+    def _admit(self, prompts: Sequence[Prompt], stream: Stream) -> None:
         try:
-            stream.ids = add()
+            self.session.admit(prompts, stream)
         except LLMError as error:
-            _send([(stream, (0, error))])
-            return
-        self._streams.update(dict.fromkeys(stream.ids, stream))
-
-    def _abort(self, stream: _Stream) -> None:
-        for request_id in stream.ids:
-            if self._streams.pop(request_id, None) is not None:
-                self._engine.abort(request_id)
-
-    def _deliver(self, events: list[tuple[int, Delta | LLMError]]) -> None:
-        ready: list[tuple[_Stream, _Event]] = []
-        for request_id, event in events:
-            stream = self._streams[request_id]
-            ready.append((stream, (request_id - stream.ids.start, event)))
-            if isinstance(event, LLMError) or event.finish_reason is not None:
-                del self._streams[request_id]
-        _send(ready)
+            stream.error = error
+            _wake([stream])
 
     def _fail_all(self) -> None:
         """Tells every request, queued commands included, that nothing more will come."""
@@ -193,8 +148,7 @@ class AsyncEngine:
         with self._lock:
             self._closed = True
         self._obey_rest()
-        _send([(stream, (0, EngineError(reason))) for stream in set(self._streams.values())])
-        self._streams.clear()
+        _wake(self.session.fail(EngineError(reason)))
 
     def _obey_rest(self) -> None:
         while not self._commands.empty():
@@ -203,16 +157,17 @@ class AsyncEngine:
                 command()
 
 
-def _send(events: list[tuple[_Stream, _Event]]) -> None:
-    """Hands events to their event loops, one wake-up a loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, _Event]]] = {}
-    for stream, event in events:
-        by_loop.setdefault(stream.loop, []).append((stream, event))
-    for loop, batch in by_loop.items():
+def _wake(streams: Iterable[Stream]) -> None:
+    """Wakes the coroutines behind streams, with one call into each event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_LoopStream]] = {}
+    for stream in streams:
+        if isinstance(stream, _LoopStream):
+            by_loop.setdefault(stream.loop, []).append(stream)
+    for loop, woken in by_loop.items():
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to listen
-            loop.call_soon_threadsafe(_put_all, batch)
+            loop.call_soon_threadsafe(_wake_all, woken)
 
 
-def _put_all(batch: list[tuple[_Stream, _Event]]) -> None:
-    for stream, event in batch:
-        stream.events.put_nowait(event)
+def _wake_all(streams: list[_LoopStream]) -> None:
+    for stream in streams:
+        stream.wake()

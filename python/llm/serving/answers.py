@@ -1,14 +1,14 @@
-"""How each generating endpoint words its answer, in one piece or as the chunks of a stream."""
+"""How each generating endpoint words its answer, in one piece or as the events of a stream."""
 
 import abc
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from llm.inference import TokenLogprob
-from llm.serving.generation import Tally
+from llm.inference import ChoiceDelta, Collector, FinishReason, GenerationOutput, TokenLogprob, Usage
+from llm.serving import sse
 from llm.serving.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from llm.serving.protocol import (
     AssistantMessage,
@@ -21,17 +21,19 @@ from llm.serving.protocol import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
-    FinishReason,
     GenerationRequest,
     PromptLogprobs,
-    Usage,
     UsageField,
+    encoder,
 )
 from llm.tokenization import BaseTokenizer
 
+# Stands for the text of a chunk while its frame is made.
+_TEXT = "\0text\0"
+
 
 class Answer(abc.ABC):
-    """One answer: its id, time and model are the same in every piece."""
+    """One answer, whose id, time and model are the same in every piece."""
 
     id_prefix: str
 
@@ -43,10 +45,40 @@ class Answer(abc.ABC):
         self._model = request.model
         # Once usage is asked for, every chunk but the last says `"usage": null`.
         self._no_usage: UsageField = None if request.include_usage else msgspec.UNSET
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
+
+    def events(self, deltas: Iterable[ChoiceDelta]) -> bytes:
+        """Frames deltas as events: the opening of a choice, its text with its tokens, and why it ended."""
+        parts: list[bytes] = []
+        for index, delta in deltas:
+            frame = self._frames.get(index)
+            if frame is None:
+                frame = self._frames[index] = self._frame(index)
+                opening = self.opening(index)
+                parts += () if opening is None else (sse.event(opening),)
+            if delta.logprobs:
+                parts.append(sse.event(self.chunk(index, delta.text, logprobs=delta.logprobs)))
+            elif delta.text:
+                parts += (frame[0], encoder.encode(delta.text), frame[1])
+            if delta.finish_reason is not None:
+                parts.append(sse.event(self.chunk(index, "", delta.finish_reason)))
+        return b"".join(parts)
+
+    def last_event(self, usage: Usage) -> bytes:
+        """Frames the usage if the request asked for it, else nothing."""
+        return b"" if self._no_usage is msgspec.UNSET else sse.event(self.usage_chunk(usage))
+
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        """The bytes before and after the text of a choice's events, which differ in nothing else.
+
+        Joining three pieces takes a quarter of the time of encoding a chunk anew.
+        """
+        before, after = sse.event(self.chunk(index, _TEXT)).rsplit(encoder.encode(_TEXT), 1)
+        return before, after
 
     @abc.abstractmethod
     def opening(self, index: int) -> msgspec.Struct | None:
-        """The chunk that comes before a choice's first text, where there is one."""
+        """The chunk before the first text of a choice, if the endpoint has one."""
 
     @abc.abstractmethod
     def chunk(
@@ -56,18 +88,18 @@ class Answer(abc.ABC):
         finish_reason: FinishReason | None = None,
         logprobs: Sequence[TokenLogprob] | None = None,
     ) -> msgspec.Struct:
-        """The chunk that adds text and its tokens to a choice, or says why it ended."""
+        """The chunk that adds text and its tokens to a choice, or says why the choice ended."""
 
     @abc.abstractmethod
     def usage_chunk(self, usage: Usage) -> msgspec.Struct:
-        """The last chunk: the usage, and no choice."""
+        """The last chunk, which holds the usage and no choice."""
 
     @abc.abstractmethod
-    def whole(self, tally: Tally) -> msgspec.Struct:
+    def whole(self, collector: Collector) -> msgspec.Struct:
         """The answer in one piece."""
 
-    def _prompt_logprobs(self, tally: Tally, index: int) -> PromptLogprobs:
-        entries = tally.prompt_logprobs(index)
+    def _prompt_logprobs(self, output: GenerationOutput) -> PromptLogprobs:
+        entries = output.prompt_logprobs
         return msgspec.UNSET if entries is None else prompt_logprobs(entries, self._tokenizer)
 
 
@@ -95,24 +127,25 @@ class ChatAnswer(Answer):
         """Holds no choice."""
         return self._chunk([], usage)
 
-    def whole(self, tally: Tally) -> msgspec.Struct:
-        """A message a choice."""
+    def whole(self, collector: Collector) -> msgspec.Struct:
+        """One message per choice."""
+        outputs = collector.outputs()
         choices = [
             ChatChoice(
                 index=index,
-                message=AssistantMessage(content=text),
-                finish_reason=finish_reason,
-                logprobs=self._logprobs(tally.logprobs(index)),
+                message=AssistantMessage(content=choice.text),
+                finish_reason=choice.finish_reason,
+                logprobs=self._logprobs(choice.logprobs or ()),
             )
-            for index, text, finish_reason in tally.choices()
+            for index, choice in enumerate(_all_choices(outputs))
         ]
         return ChatCompletion(
             id=self._id,
             created=self._created,
             model=self._model,
             choices=choices,
-            usage=tally.usage,
-            prompt_logprobs=self._prompt_logprobs(tally, 0),
+            usage=collector.usage,
+            prompt_logprobs=self._prompt_logprobs(outputs[0]),
         )
 
     def _choice(
@@ -164,19 +197,19 @@ class TextAnswer(Answer):
         """Holds no choice."""
         return self._completion([], usage)
 
-    def whole(self, tally: Tally) -> msgspec.Struct:
-        """A text a prompt."""
+    def whole(self, collector: Collector) -> msgspec.Struct:
+        """One text per choice."""
         choices = [
             CompletionChoice(
                 index=index,
-                text=text,
-                finish_reason=finish_reason,
-                logprobs=self._logprobs(tally.logprobs(index), 0),
-                prompt_logprobs=self._prompt_logprobs(tally, index),
+                text=choice.text,
+                finish_reason=choice.finish_reason,
+                logprobs=self._logprobs(choice.logprobs or (), 0),
+                prompt_logprobs=self._prompt_logprobs(choice),
             )
-            for index, text, finish_reason in tally.choices()
+            for index, choice in enumerate(_all_choices(collector.outputs()))
         ]
-        return self._completion(choices, tally.usage)
+        return self._completion(choices, collector.usage)
 
     def _logprobs(self, entries: Sequence[TokenLogprob], start: int) -> CompletionLogprobs | None:
         if not entries:
@@ -185,3 +218,7 @@ class TextAnswer(Answer):
 
     def _completion(self, choices: list[CompletionChoice], usage: UsageField) -> Completion:
         return Completion(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
+
+
+def _all_choices(outputs: Iterable[GenerationOutput]) -> list[GenerationOutput]:
+    return [choice for output in outputs for choice in output.choices]

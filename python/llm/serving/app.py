@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from llm.errors import LLMError
 from llm.inference import AsyncEngine
@@ -186,15 +187,8 @@ class App:
         self._check_model(exchange.path.removeprefix(MODEL_PATH_PREFIX))
         await exchange.send_json(self.model)
 
-    async def chat_completions(self, exchange: Exchange) -> None:
-        """`POST /v1/chat/completions`."""
-        await self._generate(exchange, CHAT)
-
-    async def completions(self, exchange: Exchange) -> None:
-        """`POST /v1/completions`."""
-        await self._generate(exchange, COMPLETIONS)
-
-    async def _generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
+    async def generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        """`POST /v1/chat/completions` and `POST /v1/completions`."""
         body = await exchange.body(self._config.max_body_bytes)
         request = parse_request(body, endpoint.request_type, self._unknown_keys)
         self._check_model(request.model)
@@ -217,8 +211,8 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/metrics": {"GET": App.metrics_page},
     "/v1/models": {"GET": App.models},
     MODEL_PATH: {"GET": App.one_model},
-    "/v1/chat/completions": {"POST": App.chat_completions},
-    "/v1/completions": {"POST": App.completions},
+    "/v1/chat/completions": {"POST": partial(App.generate, endpoint=CHAT)},
+    "/v1/completions": {"POST": partial(App.generate, endpoint=COMPLETIONS)},
 }
 OPEN_ROUTES = frozenset({"/health", "/metrics"})
 

@@ -2,15 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
 import msgspec
 
-from llm.inference import AsyncEngine, Delta
+from llm.inference import AsyncEngine, Collector, Prompt, Session
 from llm.serving.answers import Answer, ChatAnswer, TextAnswer
-from llm.serving.generation import Prompt, Tally, chat_prompts, completion_prompts, merged_deltas
+from llm.serving.generation import chat_prompts, completion_prompts
 from llm.serving.http import Exchange
 from llm.serving.metrics import ServerMetrics
 from llm.serving.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
@@ -21,7 +21,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     request_type: type[GenerationRequest]
     prompt_param: str
-    prompts: Callable[[Any, AsyncEngine], list[Prompt]]
+    prompts: Callable[[Any, Session], list[Prompt]]
     answer: type[Answer]
 
 
@@ -34,60 +34,31 @@ COMPLETIONS = Endpoint(
 async def generate(
     endpoint: Endpoint, request: GenerationRequest, exchange: Exchange, engine: AsyncEngine, metrics: ServerMetrics
 ) -> None:
-    """Answers one request; leaving early, by error or by cancellation, gives its blocks back.
+    """Answers one request; an error, a cancellation or a client that leaves frees its blocks.
+
+    A stream starts with the first deltas, so a refused request still gets a status of its own.
 
     Raises:
         APIError: The prompt can't be used.
-        LLMError: The engine refused the request, or failed on the way.
+        LLMError: The engine refused the request or failed on the way.
     """
-    prompts = await asyncio.to_thread(endpoint.prompts, request, engine)  # a long prompt must not hold up the others
-    answer = endpoint.answer(request, engine.tokenizer)
-    tally = Tally(prompts)
+    # A thread of its own, because encoding a long prompt must not hold up the other requests.
+    prompts = await asyncio.to_thread(endpoint.prompts, request, engine.session)
+    answer = endpoint.answer(request, engine.session.tokenizer)
+    collector = Collector(prompts)
     try:
-        async with aclosing(merged_deltas(prompts, engine)) as deltas:
-            counted = _counted(deltas, tally, exchange, metrics)
-            if request.stream:
-                await _stream(request, answer, exchange, counted, tally)
-                return
-            async for _ in counted:
-                pass
-        await exchange.send_json(answer.whole(tally))
+        async with aclosing(engine.generate(prompts)) as arrivals:
+            async for deltas in arrivals:
+                if not collector.has_started:
+                    metrics.first_token_s.observe(time.perf_counter() - exchange.started_at)
+                collector.add(deltas)
+                if request.stream:
+                    await exchange.send_events(answer.events(deltas))
+        if request.stream:
+            await exchange.finish_stream(answer.last_event(collector.usage))
+        else:
+            await exchange.send_json(answer.whole(collector))
     finally:
-        metrics.count_tokens(tally.usage)
-
-
-async def _counted(
-    deltas: AsyncIterator[tuple[int, Delta]], tally: Tally, exchange: Exchange, metrics: ServerMetrics
-) -> AsyncIterator[tuple[int, Delta]]:
-    """Passes deltas on, keeping tally and metrics."""
-    async for index, delta in deltas:
-        if exchange.usage is None:
-            metrics.first_token_s.observe(time.perf_counter() - exchange.started_at)
-        tally.add(index, delta)
-        exchange.usage = tally.usage
-        yield index, delta
-
-
-async def _stream(
-    request: GenerationRequest,
-    answer: Answer,
-    exchange: Exchange,
-    deltas: AsyncIterator[tuple[int, Delta]],
-    tally: Tally,
-) -> None:
-    """Sends events as deltas come; nothing is sent before the first, so that a refusal keeps its own status."""
-    opened: set[int] = set()
-    async for index, delta in deltas:
-        if exchange.status is None:
-            await exchange.start_stream()
-        opening = None if index in opened else answer.opening(index)
-        opened.add(index)
-        if opening is not None:
-            await exchange.send_event(opening)
-        if delta.text or delta.logprobs:
-            await exchange.send_event(answer.chunk(index, delta.text, logprobs=delta.logprobs))
-        if delta.finish_reason is not None:
-            await exchange.send_event(answer.chunk(index, "", delta.finish_reason))
-    if request.include_usage:
-        await exchange.send_event(answer.usage_chunk(tally.usage))
-    await exchange.finish_stream()
+        if collector.has_started:
+            exchange.usage = collector.usage
+            metrics.count_tokens(exchange.usage)

@@ -1,5 +1,6 @@
 """What went wrong with a request, in the words and shape of OpenAI's API."""
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -129,7 +130,8 @@ def from_llm_error(error: LLMError, *, prompt_param: str | None = None) -> APIEr
         case ChatTemplateError():
             answer = bad_request(message, param=prompt_param)
         case ConfigError() | InvalidArgumentError() | TokenizerError():
-            answer = bad_request(message)
+            named = re.match(r"`(\w+)`", message)  # a value at fault is named first, anything else is the prompt
+            answer = bad_request(message, param=named[1] if named else prompt_param)
         case EngineError():
             answer = APIError(500, ErrorBody(message=message, type=SERVER_ERROR, code="engine_error"))
         case _:

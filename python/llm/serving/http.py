@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
+from llm.inference import Usage
 from llm.serving import sse
 from llm.serving.errors import APIError, ErrorResponse, body_too_large, unavailable
-from llm.serving.protocol import Usage, encoder
+from llm.serving.protocol import encoder
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -91,17 +92,19 @@ class Exchange:
             return
         await self._finish(sse.event(payload))
 
-    async def start_stream(self) -> None:
-        """Sends status and headers of a stream of events; from here on no error can have a status of its own."""
-        await self._start(200, [*sse.HEADERS, *self.response_headers])
+    async def send_events(self, events: bytes) -> None:
+        """Sends framed events, after status and headers if they are the first; waits for a client that reads slowly.
 
-    async def send_event(self, payload: msgspec.Struct) -> None:
-        """Sends one event; waits while the client reads slower than we write."""
-        await self._send({"type": "http.response.body", "body": sse.event(payload), "more_body": True})
+        From here on, no error can have a status of its own.
+        """
+        if self.status is None:
+            await self._start(200, [*sse.HEADERS, *self.response_headers])
+        if events:
+            await self._send({"type": "http.response.body", "body": events, "more_body": True})
 
-    async def finish_stream(self) -> None:
-        """Sends `[DONE]` and ends the answer."""
-        await self._finish(sse.DONE)
+    async def finish_stream(self, last_event: bytes) -> None:
+        """Sends the last event and `[DONE]`, which ends the answer."""
+        await self._finish(last_event + sse.DONE)
 
     async def unless_abandoned(self, work: Coroutine[Any, Any, None], stopping: asyncio.Event) -> None:
         """Runs `work`, but cancels it when the client goes away or the server has to stop.

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from llm.serving.protocol import Usage
+from llm.inference import Usage
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-FinishReason = Literal["stop", "length"]
+from llm.inference.outputs import FinishReason, Usage
 
 MAX_STOP_STRINGS = 4
 MAX_PROMPTS = 256
@@ -121,14 +121,6 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     def num_logprobs(self) -> int | None:
         """How many of the likeliest tokens to show; None shows no log-probabilities."""
         return self.logprobs
-
-
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """How many tokens a request took; an end token counts, though it has no text."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
 
 
 # Absent unless asked for; null in every chunk but the last once it is.

@@ -1,0 +1,180 @@
+"""The one way into an engine, for `LLM` and for the server: prompts in, one stream of deltas out."""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from llm.errors import LLMError, QueueFullError
+from llm.inference.engine import Engine
+from llm.inference.outputs import ChoiceDelta, Delta
+from llm.inference.prompt import Prompt
+from llm.settings.sampling import SamplingParams
+from llm.tokenization import BaseTokenizer, encode_chat
+
+
+class Stream:
+    """Deltas of one admission on their way to whoever asked.
+
+    The thread of the engine appends, one other thread takes: a `deque` needs no lock for that.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self.request_ids: list[int] = []
+        # An `n` of 0 is refused at admission; until then there is an error to wait for.
+        self.num_running = sum(max(prompt.params.n, 1) for prompt in prompts)
+        self.error: LLMError | None = None
+        self._deltas: deque[ChoiceDelta] = deque()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `take` has or will have anything to give."""
+        return bool(self._deltas) or self.num_running > 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `take` gives something now, be it an error."""
+        return bool(self._deltas) or self.error is not None
+
+    def put(self, choice: int, event: Delta | LLMError) -> bool:
+        """Appends a delta or notes an error; whether that was the last event of this answer."""
+        if isinstance(event, LLMError):
+            self.error = event
+            return True
+        self._deltas.append((choice, event))
+        if event.finish_reason is None:
+            return False
+        self.num_running -= 1
+        return True
+
+    def take(self) -> list[ChoiceDelta]:
+        """All deltas since the last call, in order.
+
+        Raises:
+            LLMError: The request was refused or an answer failed; raised once all deltas before it are taken.
+        """
+        pop = self._deltas.popleft
+        deltas = [pop() for _ in range(len(self._deltas))]
+        if not deltas and self.error is not None:
+            raise self.error
+        return deltas
+
+
+class Session:
+    """Turns texts and conversations into prompts, admits them to an engine and routes deltas to streams.
+
+    Prompts may be made on any thread; `admit`, `step`, `abort` and `run` belong to the thread that owns the engine.
+
+    Args:
+        engine: Used by nobody else while a stream is open.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._routes: dict[int, tuple[Stream, int]] = {}
+
+    @property
+    def tokenizer(self) -> BaseTokenizer:
+        """The tokenizer of the model."""
+        return self.engine.tokenizer
+
+    def sampling_params(self, **values: Any) -> SamplingParams:
+        """`SamplingParams` of `values`; the checkpoint's defaults stand in for what is missing or `None`.
+
+        Raises:
+            InvalidArgumentError: Values contradict each other. Admission checks the range of each.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        return SamplingParams(**{**self.engine.generation_defaults, **given})
+
+    def room(self, token_ids: Sequence[int]) -> int:
+        """How many new tokens the context holds after a prompt; negative if the prompt alone exceeds it."""
+        return self.engine.max_model_len - len(token_ids)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams, *, priority: int = 0) -> Prompt:
+        """The prompt for an answer to a conversation, which also stops where the chat template ends a turn.
+
+        Raises:
+            ChatTemplateError: The checkpoint has no chat template, or the template refuses these messages.
+        """
+        stop = tuple(dict.fromkeys((*params.stop, *self.tokenizer.chat_stop)))
+        params = msgspec.structs.replace(params, stop=stop)
+        return Prompt(token_ids=encode_chat(self.tokenizer, messages), params=params, priority=priority)
+
+    def admit(self, prompts: Iterable[Prompt], stream: Stream) -> None:
+        """Queues prompts, whose deltas arrive on `stream`: all of them or none.
+
+        Raises:
+            ContextLengthError: A prompt and its new tokens exceed the context.
+            CapacityError: A request can never fit the cache.
+            QueueFullError: Too many requests or tokens wait.
+            InvalidArgumentError: A prompt is empty or holds an unknown token id.
+            ConfigError: A sampling value is out of range.
+        """
+        already = len(stream.request_ids)
+        try:
+            for prompt in prompts:
+                ids = self.engine.add_choices(prompt.token_ids, prompt.params, priority=prompt.priority)
+                self._routes.update(
+                    (request_id, (stream, len(stream.request_ids) + at)) for at, request_id in enumerate(ids)
+                )
+                stream.request_ids += ids
+        except LLMError:
+            self._drop(stream.request_ids[already:])
+            raise
+
+    def step(self) -> Iterable[Stream]:
+        """Runs the engine once; the streams that got something."""
+        touched: dict[Stream, None] = {}
+        for request_id, event in self.engine.step():
+            stream, choice = self._routes[request_id]
+            if stream.put(choice, event):
+                del self._routes[request_id]
+            touched[stream] = None
+        return touched
+
+    def abort(self, stream: Stream) -> None:
+        """Ends what still runs for a stream and frees its blocks."""
+        self._drop(stream.request_ids)
+
+    def fail(self, error: LLMError) -> Iterable[Stream]:
+        """Ends every stream with an error; the streams that had not ended."""
+        streams = dict.fromkeys(stream for stream, _ in self._routes.values())
+        self._routes.clear()
+        for stream in streams:
+            stream.error = error
+        return streams
+
+    def run(self, prompts: Sequence[Prompt]) -> Generator[ChoiceDelta, None, None]:
+        """Runs prompts to their end on this thread; prompts wait where the engine's queue is full.
+
+        Steps serve all streams of the session, so several iterators may take turns. Closing one frees its blocks.
+
+        Raises:
+            LLMError: As `admit`, or the model failed; an error of one answer ends them all.
+        """
+        stream = Stream(prompts)
+        try:
+            for prompt in prompts:
+                while not self._admitted(prompt, stream):
+                    self.step()
+                    yield from stream.take()
+            while stream.is_open:
+                if not stream.is_ready:
+                    self.step()
+                yield from stream.take()
+        finally:
+            self.abort(stream)
+
+    def _drop(self, request_ids: Iterable[int]) -> None:
+        for request_id in request_ids:
+            if self._routes.pop(request_id, None) is not None:
+                self.engine.abort(request_id)
+
+    def _admitted(self, prompt: Prompt, stream: Stream) -> bool:
+        try:
+            self.admit([prompt], stream)
+        except QueueFullError:
+            return False
+        return True
