@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -87,7 +88,12 @@ class LLM:
 
     @overload
     def generate(
-        self, prompts: str, params: SamplingParams | None = None, *, progress: bool | None = None
+        self,
+        prompts: str,
+        params: SamplingParams | None = None,
+        *,
+        progress: bool | None = None,
+        add_special_tokens: bool = True,
     ) -> GenerationOutput: ...
     @overload
     def generate(
@@ -96,6 +102,7 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool | None = None,
+        add_special_tokens: bool = True,
     ) -> list[GenerationOutput]: ...
     def generate(
         self,
@@ -103,14 +110,16 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool | None = None,
+        add_special_tokens: bool = True,
     ) -> GenerationOutput | list[GenerationOutput]:
         """Continues one prompt, or any number of them together.
 
         Args:
-            prompts: Text; or a list of texts or of token ids, which gives a list in the same order.
-            params: How to sample, for all prompts or one a prompt; the checkpoint's defaults if left out. With `n`
-                above 1, an output's `choices` are all the answers to its prompt.
+            prompts: A text, or a list of texts or of token ids, which gives a list in the same order.
+            params: How to sample, one for all prompts or one per prompt; by default as the checkpoint says. With `n`
+                above 1, the `choices` of an output are all answers to its prompt.
             progress: Whether to show a bar; by default for many prompts on a terminal.
+            add_special_tokens: Whether texts get the special tokens that the tokenizer puts around them, such as BOS.
 
         Raises:
             ContextLengthError: A prompt and its new tokens exceed the context.
@@ -118,17 +127,18 @@ class LLM:
             EngineError: The model failed.
         """
         texts = [prompts] if isinstance(prompts, str) else prompts
-        ids = [self.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts]
+        encode = partial(self.session.encode, add_special_tokens=add_special_tokens)
+        ids = [encode(text) if isinstance(text, str) else list(text) for text in texts]
         pairs = zip(ids, self._each_params(params, len(ids)), strict=True)
         outputs = self._run([Prompt(token_ids=token_ids, params=one) for token_ids, one in pairs], progress)
         return outputs[0] if isinstance(prompts, str) else outputs
 
     def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> NDArray[np.float32]:
-        """A vector of unit length for each text: the model's last hidden states, pooled.
+        """One vector of unit length per text: the model's last hidden states, pooled.
 
         Args:
-            texts: Any number.
-            pooling: `mean` over a text's tokens, or the `last` token's.
+            texts: Any number; each gets the special tokens that the tokenizer puts around a text, such as BOS.
+            pooling: `mean` over the tokens of a text, or the state of its `last` token.
 
         Returns:
             fp32 `[N, C]`; the product of two rows is their cosine.
@@ -137,15 +147,15 @@ class LLM:
             InvalidArgumentError: A text without tokens, or an unknown pooling.
             ContextLengthError: A text longer than the context.
         """
-        ids = [self.tokenizer.encode(text) for text in texts]
+        ids = [self.session.encode(text) for text in texts]
         return embed(self.engine.runner.model, ids, pooling, SCORED_TOKENS)
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
-        """How likely each continuation is after its prompt, token by token.
+        """The likelihood of each continuation after its prompt, token by token.
 
         Args:
-            prompts: Texts of at least one token.
-            continuations: One a prompt, encoded apart from it: begin with the space that belongs there.
+            prompts: Texts of at least one token, BOS included if the tokenizer adds one.
+            continuations: One per prompt, encoded separately, so each must begin with the space that belongs there.
 
         Raises:
             InvalidArgumentError: An empty prompt, or not one continuation a prompt.
@@ -155,13 +165,15 @@ class LLM:
             raise InvalidArgumentError(
                 f"`continuations` must be one for each of {len(prompts)} prompts, got {len(continuations)}"
             )
-        encode = self.tokenizer.encode
-        pairs = [(encode(prompt), encode(text)) for prompt, text in zip(prompts, continuations, strict=True)]
+        encode = self.session.encode
+        pairs = [
+            (encode(prompt), self.tokenizer.encode(text)) for prompt, text in zip(prompts, continuations, strict=True)
+        ]
         return score(self.engine.runner.model, pairs, SCORED_TOKENS)
 
     def stream(self, prompt: str, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Continues a prompt and yields text as it arrives; closing the iterator frees its blocks."""
-        return self._stream(Prompt(token_ids=self.tokenizer.encode(prompt), params=self._checked(params)))
+        return self._stream(Prompt(token_ids=self.session.encode(prompt), params=self._checked(params)))
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> GenerationOutput:
         """Answers a conversation.

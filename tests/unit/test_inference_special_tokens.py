@@ -48,7 +48,6 @@ def ids_of(directory: Path, text: str, *, add_special_tokens: bool = True) -> li
     return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
 
-@pytest.mark.xfail(strict=True, reason="raw prompts begin without BOS")
 def test_a_text_begins_with_bos_unless_asked_and_token_ids_are_taken_as_they_are(bos_checkpoint: Path) -> None:
     model = LLM(bos_checkpoint)
     with_bos = ids_of(bos_checkpoint, "To be")
@@ -63,7 +62,6 @@ def test_a_text_begins_with_bos_unless_asked_and_token_ids_are_taken_as_they_are
     assert model.score([""], ["To be"])[0].token_ids == tuple(plain)
 
 
-@pytest.mark.xfail(strict=True, reason="raw prompts begin without BOS")
 def test_the_server_adds_bos_to_text_and_never_twice(bos_checkpoint: Path) -> None:
     session = Session(load_engine(bos_checkpoint))
     with_bos = ids_of(bos_checkpoint, "To be")

@@ -11,7 +11,7 @@ from llm.inference.engine import Engine
 from llm.inference.outputs import ChoiceDelta, Delta
 from llm.inference.prompt import Prompt
 from llm.settings.sampling import SamplingParams
-from llm.tokenization import BaseTokenizer, encode_chat
+from llm.tokenization import BaseTokenizer, BPETokenizer, encode_chat
 
 
 class Stream:
@@ -92,15 +92,44 @@ class Session:
         """How many new tokens the context holds after a prompt; negative if the prompt alone exceeds it."""
         return self.engine.max_model_len - len(token_ids)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams, *, priority: int = 0) -> Prompt:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text, by default with the special tokens, such as BOS, that the tokenizer puts around texts."""
+        return self._framed(self.tokenizer.encode(text)) if add_special_tokens else self.tokenizer.encode(text)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        add_special_tokens: bool = False,
+    ) -> Prompt:
         """The prompt for an answer to a conversation, which also stops where the chat template ends a turn.
+
+        Args:
+            messages: The conversation.
+            params: How to sample.
+            priority: Lower values run first.
+            add_special_tokens: Whether to add BOS even if the template writes none; it is never there twice.
 
         Raises:
             ChatTemplateError: The checkpoint has no chat template, or the template refuses these messages.
         """
         stop = tuple(dict.fromkeys((*params.stop, *self.tokenizer.chat_stop)))
         params = msgspec.structs.replace(params, stop=stop)
-        return Prompt(token_ids=encode_chat(self.tokenizer, messages), params=params, priority=priority)
+        token_ids = encode_chat(self.tokenizer, messages)
+        token_ids = self._framed(token_ids) if add_special_tokens else token_ids
+        return Prompt(token_ids=token_ids, params=params, priority=priority)
+
+    def _framed(self, token_ids: list[int]) -> list[int]:
+        """The ids with the special tokens of the tokenizer's template; what is there already is not added again."""
+        tokenizer = self.tokenizer
+        before, after = (tokenizer.template if isinstance(tokenizer, BPETokenizer) else None) or ([], [])
+        if not before and tokenizer.settings.add_bos_token and tokenizer.bos_id is not None:
+            before = [tokenizer.bos_id]
+        before = [] if token_ids[: len(before)] == before else before
+        after = [] if token_ids[len(token_ids) - len(after) :] == after else after
+        return [*before, *token_ids, *after]
 
     def admit(self, prompts: Iterable[Prompt], stream: Stream) -> None:
         """Queues prompts, whose deltas arrive on `stream`: all of them or none.

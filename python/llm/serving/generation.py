@@ -26,16 +26,18 @@ def chat_prompts(request: ChatCompletionRequest, session: Session) -> list[Promp
         raise bad_request(message, param="messages", code="chat_template_missing")
     params = _sampling_params(request, session, request.max_completion_tokens or request.max_tokens)
     messages = [_template_message(message) for message in request.messages]
-    return [session.chat(messages, params, priority=request.priority or 0)]
+    add_special_tokens = bool(request.add_special_tokens)  # by default not: the template writes its own
+    return [session.chat(messages, params, priority=request.priority or 0, add_special_tokens=add_special_tokens)]
 
 
 def completion_prompts(request: CompletionRequest, session: Session) -> list[Prompt]:
     """Encodes each prompt; the default of 16 new tokens is OpenAI's, cut to what the context holds."""
     given = request.prompt
     prompts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    add = request.add_special_tokens is not False
     found = []
     for prompt in prompts:
-        token_ids = session.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        token_ids = session.encode(prompt, add_special_tokens=add) if isinstance(prompt, str) else prompt
         max_tokens = request.max_tokens or max(1, min(COMPLETION_MAX_TOKENS, session.room(token_ids)))
         params = _sampling_params(request, session, max_tokens)
         found.append(Prompt(token_ids=token_ids, params=params, priority=request.priority or 0))
