@@ -1,11 +1,12 @@
-//! From a row's final logits to the token drawn: which logits have to be looked at, the filters, one draw.
+//! The draw: finds the logits that can matter, filters them, and draws one token.
 
 use super::SamplingParams;
 use super::filter::Candidates;
-use super::row::Row;
-use super::scan::{CHUNK, Scale, collect_from, sum_weights};
+use super::row::LogitsRow;
+use super::scale::Scale;
+use super::scan::{CHUNK, collect_from, sum_weights};
 
-/// Memory that draws share.
+/// Memory reused from draw to draw.
 #[derive(Debug, Default)]
 pub(super) struct DrawScratch {
     candidates: Candidates,
@@ -13,9 +14,9 @@ pub(super) struct DrawScratch {
     highest: Vec<f32>,
 }
 
-/// The token at `uniform` of the filtered distribution. `max` is the row's finite maximum.
+/// Returns the token at quantile `uniform` of the filtered distribution. `max` is the row's finite maximum.
 pub(super) fn draw(
-    row: &Row<'_>,
+    row: &LogitsRow<'_>,
     max: f32,
     params: &SamplingParams,
     uniform: f64,
@@ -47,7 +48,7 @@ pub(super) fn draw(
     candidates.pick(uniform)
 }
 
-/// A logit that at least `k` others reach: the k-th highest of the chunks' maxima, -inf if there are fewer chunks.
+/// Returns a logit that at least `k` logits reach: the k-th highest chunk maximum, or -inf if there are fewer chunks.
 fn kth_highest(maxima: &[f32], k: usize, highest: &mut Vec<f32>) -> f32 {
     if k > maxima.len() {
         return f32::NEG_INFINITY;
@@ -57,17 +58,17 @@ fn kth_highest(maxima: &[f32], k: usize, highest: &mut Vec<f32>) -> f32 {
     *highest.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
 }
 
-/// A weight below which no token can be kept by top-p or min-p.
+/// Returns a weight below which neither top-p nor min-p can keep a token.
 ///
-/// All tokens under `(1 - p) · total / V` together weigh less than `(1 - p) · total`, so top-p is full without them.
+/// All tokens lighter than `(1 - p) · total / V` together weigh less than `(1 - p) · total`, so top-p never needs them.
 fn least_weight(params: &SamplingParams, total: Option<f64>, vocab_len: usize) -> f64 {
-    // Half of it, for the rounding of the total.
+    // Half of the bound leaves room for the rounding of the total.
     let by_top_p = total.map_or(0.0, |total: f64| 0.5 * (1.0 - params.top_p) * total / vocab_len as f64);
     by_top_p.max(params.min_p * (1.0 - 1e-6))
 }
 
-/// A draw from all tokens: finds its chunk by the chunks' sums, then its token in there.
-fn pick_from_all(row: &Row<'_>, scale: Scale, uniform: f64, sums: &mut Vec<f64>) -> u32 {
+/// Draws from all tokens: the chunk sums give the chunk, then a scan of that chunk gives the token.
+fn pick_from_all(row: &LogitsRow<'_>, scale: Scale, uniform: f64, sums: &mut Vec<f64>) -> u32 {
     sum_weights(row.logits(), row.maxima(), scale, sums);
     let target = uniform * sums.iter().sum::<f64>();
     let mut mass = 0.0;
@@ -77,7 +78,7 @@ fn pick_from_all(row: &Row<'_>, scale: Scale, uniform: f64, sums: &mut Vec<f64>)
             mass += sum;
             continue;
         }
-        // One by one the weights may round to less than their sum: then the draw is the chunk's last.
+        // Added one by one, the weights may round to less than the chunk's sum; the draw is then the chunk's last token.
         for (offset, &logit) in chunk.iter().enumerate() {
             let weight = f64::from(scale.weight(logit));
             if weight > 0.0 {
@@ -90,6 +91,6 @@ fn pick_from_all(row: &Row<'_>, scale: Scale, uniform: f64, sums: &mut Vec<f64>)
         }
         return last_possible;
     }
-    // Only the product's rounding leads here: uniform < 1.
+    // Since `uniform` < 1, only the rounding of the product leads here.
     row.logits().iter().rposition(|&logit| scale.weight(logit) > 0.0).unwrap_or_default() as u32
 }

@@ -1,12 +1,12 @@
-//! The exponential that weights are made with, the same to the last bit on every machine.
+//! The exponential function for weights; every machine computes the same bits.
 
-/// Below this scaled logit a weight is 0: it would be no normal number any more.
+/// Scaled logits below this have weight 0, since their exponential is no longer a normal number.
 pub(super) const SMALLEST: f32 = -87.0;
 
-/// `e^x` for `x` up to 0, within 1e-7 of itself; exactly 1 at 0, and 0 below [`SMALLEST`].
+/// Returns `e^x` for `x` ≤ 0 with a relative error below 1e-7; exactly 1 at 0, and 0 below [`SMALLEST`].
 ///
-/// The standard library's is the platform's own, which differs between them and can't be vectorized. Products and sums
-/// are rounded apart (no fused multiply-add), so that scalar code and vectors of any width agree.
+/// The standard library's version differs between platforms and cannot be vectorized. Products and sums are rounded
+/// separately (no fused multiply-add), so that scalar code and vectors of any width agree.
 ///
 /// Source: Cody and Waite 1980, "Software manual for the elementary functions", chapter 6 (range reduction in two
 /// parts); the polynomial is Moshier's, "Cephes mathematical library", `expf`.

@@ -1,48 +1,48 @@
-//! Top-k, top-p, min-p and typical-p over candidates in ascending id order, without sorting the vocabulary.
+//! Top-k, top-p, min-p and typical-p filters, without sorting the vocabulary.
 //!
-//! Each filter finds the last candidate it keeps and drops all that rank behind it, so the id order survives.
+//! Each filter finds the lowest-ranked candidate to keep and drops every candidate below; the ascending id order survives.
 
 use std::cmp::Ordering;
 
-use super::scan::Scale;
+use super::scale::Scale;
 
-/// A token that may still be drawn.
+/// A token that can still be drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Candidate {
     pub id: u32,
-    /// What it ranks by, highest first: its logit, for typical-p its nearness to the entropy.
+    /// Sort key, highest first: the logit, or for typical-p the closeness to the entropy.
     pub key: f32,
-    /// Its probability relative to the likeliest, which is exactly 1.
+    /// Probability relative to the most likely token's, which is exactly 1.
     pub weight: f32,
 }
 
-/// Highest key first, lower id first among equals. Keys hold neither NaN nor -0.0.
+/// Orders candidates by descending key, then ascending id. Keys are never NaN or -0.0.
 fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
     b.key.total_cmp(&a.key).then(a.id.cmp(&b.id))
 }
 
-/// The candidates of one row and room to rank them.
+/// The candidates of one row, and scratch memory to rank them.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
-    /// In ascending id order.
+    /// Remaining candidates in ascending id order.
     pub kept: Vec<Candidate>,
     ranked: Vec<Candidate>,
 }
 
 impl Candidates {
-    /// Weighs all candidates.
+    /// Computes the weight of every candidate.
     pub fn weigh(&mut self, scale: Scale) {
         for candidate in &mut self.kept {
             candidate.weight = scale.weight(candidate.key);
         }
     }
 
-    /// Sum of all weights, in f64 and ascending id order.
+    /// Returns the sum of all weights, added in f64 in ascending id order.
     pub fn total_weight(&self) -> f64 {
         self.kept.iter().map(|candidate| f64::from(candidate.weight)).sum()
     }
 
-    /// Keeps the `k` likeliest; 0 keeps all. Of equals at the border the lower ids stay.
+    /// Keeps the `k` most likely tokens; 0 keeps all. Ties at the border keep the lower ids.
     ///
     /// Source: Fan, Lewis and Dauphin 2018, "Hierarchical neural story generation", section 5.4.
     pub fn keep_top_k(&mut self, k: usize) {
@@ -54,7 +54,7 @@ impl Candidates {
         self.keep_to(&border);
     }
 
-    /// Keeps the smallest set of likeliest tokens whose mass is at least `p` of `total`, at least one.
+    /// Keeps the smallest set of most likely tokens with at least `p` of the `total` mass, and at least one token.
     ///
     /// Source: Holtzman et al. 2020, "The curious case of neural text degeneration", section 3.1.
     pub fn keep_top_p(&mut self, p: f64, total: f64) {
@@ -63,17 +63,17 @@ impl Candidates {
         }
     }
 
-    /// Keeps tokens at least `min_p` times as likely as the likeliest.
+    /// Keeps tokens at least `min_p` times as likely as the most likely token.
     ///
     /// Source: Nguyen et al. 2024, "Turning up the heat: min-p sampling", section 3.
     pub fn keep_min_p(&mut self, min_p: f64) {
         if min_p > 0.0 {
-            // The likeliest weighs exactly 1 and every filter before keeps it.
+            // The most likely token weighs exactly 1, and every earlier filter keeps that token.
             self.kept.retain(|candidate| f64::from(candidate.weight) >= min_p);
         }
     }
 
-    /// Keeps the smallest set of mass `p` whose surprise `-ln(probability)` is nearest to its mean, the entropy.
+    /// Keeps the smallest set of mass `p` with surprise `-ln(probability)` closest to its mean, the entropy.
     ///
     /// Source: Meister et al. 2022, "Locally typical sampling", section 3, equation 6.
     pub fn keep_typical(&mut self, p: f64) {
@@ -82,7 +82,7 @@ impl Candidates {
         }
         let total = self.total_weight();
         let ln = |weight: f32| f64::from(weight).ln();
-        // Entropy less the logarithm of `total`, which every surprise lacks too.
+        // The entropy without the logarithm of `total`, which every surprise leaves out as well.
         let weighted = |candidate: &Candidate| f64::from(candidate.weight) * ln(candidate.weight);
         let is_possible = |candidate: &&Candidate| candidate.weight > 0.0;
         let entropy = -self.kept.iter().filter(is_possible).map(weighted).sum::<f64>() / total;
@@ -104,7 +104,7 @@ impl Candidates {
         self.kept.retain(|candidate| by_rank(candidate, border) != Ordering::Greater);
     }
 
-    /// Inverse of the cumulative distribution in ascending id order.
+    /// Returns the token at quantile `uniform` of the cumulative distribution in ascending id order.
     pub fn pick(&self, uniform: f64) -> u32 {
         let target = uniform * self.total_weight();
         let mut mass = 0.0;
@@ -120,10 +120,10 @@ impl Candidates {
     }
 }
 
-/// The candidate at which the ranked mass reaches `target`, the last if rounding keeps the whole below it.
+/// Returns the candidate at which the ranked mass reaches `target`, or the last one if rounding keeps the sum below.
 ///
-/// Ranks a short head first: a peaked row costs one selection. If the mass lies behind it, halves the rest by rank
-/// until the border's half is short, which costs two selections more, however flat the row.
+/// Ranks a short head first, so a peaked row costs one selection. If the border lies further down, halves the rest by
+/// rank until the half with the border is short, which costs two more selections, however flat the row.
 fn find_mass_border(mut rest: &mut [Candidate], target: f64) -> Option<Candidate> {
     const SHORT: usize = 128;
     let mut mass = 0.0;
@@ -145,6 +145,6 @@ fn find_mass_border(mut rest: &mut [Candidate], target: f64) -> Option<Candidate
         mass += f64::from(candidate.weight);
         mass >= target
     };
-    // Another order of adding may round to just below the target: then the last one left is the border.
+    // Another order of summation may round to just below the target; the last candidate is then the border.
     rest.iter().copied().find(reaches).or_else(|| rest.last().copied())
 }

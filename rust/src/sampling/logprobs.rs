@@ -1,29 +1,31 @@
-//! Log-probabilities of the model's own distribution, before bias, penalties and filters.
+//! Log-probabilities under the model's own distribution, before bias, penalties and filters.
 
 use super::mask::VocabMask;
-use super::row::{Logit, Row, map_rows};
-use super::scan::{CHUNK, Scale, sum_weights};
+use super::row::LogitsRow;
+use super::rows::{Logit, map_rows};
+use super::scale::Scale;
+use super::scan::{CHUNK, sum_weights};
 use crate::Result;
 
-/// What the model's own distribution says of one token, and of the likeliest in its place.
+/// The log-probability of one token under the model's own distribution, with the most likely alternatives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprob {
-    /// The token's log-probability; -inf if it is masked.
+    /// The token's log-probability; -inf for a masked token.
     pub logprob: f32,
-    /// 1 for the likeliest token, 2 for the next; of equals the lower id comes first.
+    /// 1 for the most likely token, 2 for the next; ties rank the lower id first.
     pub rank: u32,
-    /// The likeliest tokens with their log-probabilities, likeliest first.
+    /// The most likely tokens with their log-probabilities, in descending order.
     pub top: Vec<(u32, f32)>,
 }
 
-/// Log-probability, rank and the `n` likeliest alternatives of one given token a row (S, V), rows in parallel.
+/// Returns, for one given token per row of `logits` (S, V), its log-probability, its rank and the `n` best alternatives.
 ///
-/// Row `i` is what the model said at a position, `ids[i]` the token that follows there: so it gives a prompt's own
-/// log-probabilities. Padding and ids past the vocabulary are masked in place.
+/// Scores a prompt if row `i` holds the logits at a position and `ids[i]` the token that follows. Rows run in parallel;
+/// padding and ids past the vocabulary are masked in place.
 ///
 /// # Errors
 ///
-/// In a row's place: [`crate::Error::InvalidArgument`] where it has a NaN, +inf or nothing but -inf.
+/// [`crate::Error::InvalidArgument`] in place of a row that holds a NaN or +inf, or only -inf.
 ///
 /// # Panics
 ///
@@ -48,21 +50,21 @@ pub fn token_logprobs<L: Logit>(
 ) -> Vec<Result<TokenLogprob>> {
     map_rows(logits, vocab_len, ids, |logits, &id, scratch| {
         mask.apply(logits);
-        let mut row = Row::new(logits, &mut scratch.maxima);
+        let mut row = LogitsRow::new(logits, &mut scratch.maxima);
         let max = row.finite_max("the model's logits")?;
         Ok(RawLogprobs::new(&row, max, n, &mut scratch.sums).of(row.logits(), row.maxima(), id))
     })
 }
 
-/// What has to be known of a row before sampling changes it.
+/// The facts about a row that must be computed before sampling changes the row.
 pub(super) struct RawLogprobs {
     log_normalizer: f64,
     top: Vec<(u32, f32)>,
 }
 
 impl RawLogprobs {
-    /// Adds up the masked row and ranks its `n` likeliest tokens. `max` is the row's finite maximum.
-    pub fn new(row: &Row<'_>, max: f32, n: usize, sums: &mut Vec<f64>) -> Self {
+    /// Normalizes the masked row and ranks its `n` most likely tokens. `max` is the row's finite maximum.
+    pub fn new(row: &LogitsRow<'_>, max: f32, n: usize, sums: &mut Vec<f64>) -> Self {
         sum_weights(row.logits(), row.maxima(), Scale::new(max, 1.0), sums);
         let log_normalizer = f64::from(max) + sums.iter().sum::<f64>().ln();
         let top = top_logits(row.logits(), row.maxima(), n);
@@ -70,7 +72,7 @@ impl RawLogprobs {
         Self { log_normalizer, top }
     }
 
-    /// What the row, given as it was with its maxima, says of `id`.
+    /// Returns the log-probability of `id`. `row` and `maxima` are those passed to [`Self::new`].
     pub fn of(self, row: &[f32], maxima: &[f32], id: u32) -> TokenLogprob {
         let logit = row[id as usize];
         TokenLogprob {
@@ -81,7 +83,7 @@ impl RawLogprobs {
     }
 }
 
-/// 1 and the number of tokens likelier than `id`, or as likely with a lower id.
+/// Returns 1 plus the number of tokens more likely than `id`, or equally likely with a lower id.
 fn rank_of(row: &[f32], maxima: &[f32], id: u32) -> u32 {
     let logit = row[id as usize];
     let mut rank = 1;
@@ -97,7 +99,7 @@ fn rank_of(row: &[f32], maxima: &[f32], id: u32) -> u32 {
     rank
 }
 
-/// The `n` highest logits above -inf by insertion: `n` is small and most chunks hold none.
+/// Returns the `n` highest logits above -inf, by insertion: `n` is small and most chunks hold none.
 fn top_logits(row: &[f32], maxima: &[f32], n: usize) -> Vec<(u32, f32)> {
     let mut top: Vec<(u32, f32)> = Vec::with_capacity(n.min(row.len()) + 1);
     let mut worst = f32::NEG_INFINITY;

@@ -1,16 +1,16 @@
-//! Which ids may be drawn at all.
+//! Masks: the ids that may be drawn at all.
 
-/// Which columns of a row can never be a token.
+/// Masks the columns that never correspond to a token.
 #[derive(Debug, Clone, Copy)]
 pub struct VocabMask {
-    /// Number of ids the tokenizer has; a model's matrix is often padded past it.
+    /// Number of ids in the tokenizer; a model's output matrix is often padded beyond.
     pub vocab_size: usize,
-    /// The padding id, unless it also ends generation and so must stay possible.
+    /// The padding id, unless that id also ends generation and must therefore stay possible.
     pub pad_id: Option<u32>,
 }
 
 impl VocabMask {
-    /// Sets PAD and every id past the vocabulary to -inf.
+    /// Sets the padding id and every id past the vocabulary to -inf.
     pub fn apply(&self, row: &mut [f32]) {
         let end = self.vocab_size.min(row.len());
         row[end..].fill(f32::NEG_INFINITY);
@@ -20,7 +20,7 @@ impl VocabMask {
     }
 }
 
-/// A set of ids as one bit each: the only ones that may be drawn.
+/// The set of ids that may be drawn, one bit per id.
 ///
 /// ```
 /// use llm_core::sampling::TokenMask;
@@ -37,28 +37,28 @@ pub struct TokenMask {
 }
 
 impl TokenMask {
-    /// Bit `id % 64` of word `id / 64` says whether `id` may be drawn; ids past the words may not.
+    /// Creates a mask from words: bit `id % 64` of word `id / 64` allows `id`; ids past the words are not allowed.
     pub fn from_words(words: Vec<u64>) -> Self {
         Self { words }
     }
 
-    /// Whether `id` may be drawn.
+    /// Returns whether `id` may be drawn.
     pub fn contains(&self, id: u32) -> bool {
         self.words.get(id as usize / 64).is_some_and(|word| word >> (id % 64) & 1 == 1)
     }
 
-    /// Whether no id may be drawn.
+    /// Returns whether no id may be drawn.
     pub fn is_empty(&self) -> bool {
         self.highest().is_none()
     }
 
-    /// The highest id that may be drawn.
+    /// Returns the highest id that may be drawn.
     pub fn highest(&self) -> Option<u32> {
         let index = self.words.iter().rposition(|&word| word != 0)?;
         Some(index as u32 * 64 + self.words[index].ilog2())
     }
 
-    /// Sets all other ids to -inf.
+    /// Sets the logits of all other ids to -inf.
     pub fn apply(&self, row: &mut [f32]) {
         let words = self.words.iter().copied().chain(std::iter::repeat(0));
         for (logits, word) in row.chunks_mut(64).zip(words) {

@@ -1,6 +1,6 @@
-//! From a row of logits to a token.
+//! Sampling: turns a row of logits into a token.
 //!
-//! One row goes through `mask → allowed ids → bias → penalties → banned ids → temperature → top-k → top-p → min-p →
+//! Each row goes through `mask → allowed ids → bias → penalties → banned ids → temperature → top-k → top-p → min-p →
 //! typical-p → draw`. A draw depends on the row, the request's own history and its seed alone: never on the batch, the
 //! threads, the machine's vectors, the request's id or the step. `tests/reference/sampling.py` is the slow twin of this
 //! module.
@@ -14,7 +14,9 @@ mod params;
 mod penalties;
 mod rng;
 mod row;
+mod rows;
 mod sample;
+mod scale;
 mod scan;
 
 pub use logprobs::{TokenLogprob, token_logprobs};
@@ -22,5 +24,5 @@ pub use mask::{TokenMask, VocabMask};
 pub use params::SamplingParams;
 pub use penalties::{History, TokenCounts};
 pub use rng::{philox4x32_10, stream_key, uniform};
-pub use row::Logit;
+pub use rows::Logit;
 pub use sample::{RowSpec, Sampled, sample_rows};

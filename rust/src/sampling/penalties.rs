@@ -1,19 +1,19 @@
-//! What changes single logits before any probability is taken: bias, penalties, and ids that must not come now.
+//! Changes to single logits before probabilities are computed: bias and penalties.
 
 use rustc_hash::FxHashMap;
 
 use super::SamplingParams;
-use super::row::Row;
+use super::row::LogitsRow;
 
-/// How often each token was seen, kept by the request so that no step walks its history.
+/// The number of times each token has occurred; a request keeps these counts so that no step rereads its history.
 #[derive(Debug, Clone, Default)]
 pub struct TokenCounts {
-    // Value: occurrences in the output; 0 for a token of the prompt alone.
+    // Occurrences in the output; 0 for a token that occurs in the prompt only.
     output_counts: FxHashMap<u32, u32>,
 }
 
 impl TokenCounts {
-    /// Counts of a request that has generated nothing yet.
+    /// Counts the prompt of a request that has generated nothing yet.
     pub fn from_prompt(prompt_ids: &[u32]) -> Self {
         let mut counts = Self::default();
         counts.recount(prompt_ids, &[]);
@@ -25,7 +25,7 @@ impl TokenCounts {
         *self.output_counts.entry(id).or_insert(0) += 1;
     }
 
-    /// Forgets all and counts anew, in the room that is there.
+    /// Clears all counts and recounts, reusing the allocation.
     pub(super) fn recount(&mut self, prompt_ids: &[u32], output_ids: &[u32]) {
         self.output_counts.clear();
         self.output_counts.reserve(prompt_ids.len());
@@ -38,30 +38,30 @@ impl TokenCounts {
     }
 }
 
-/// The tokens a row's request has seen.
+/// The tokens that a row's request has processed.
 #[derive(Debug, Clone, Copy)]
 pub enum History<'a> {
-    /// Counted as they came.
+    /// Counts kept up to date by the request.
     Counted(&'a TokenCounts),
-    /// To be counted where penalties ask for it.
+    /// Token ids, counted only if a penalty needs counts.
     Ids {
-        /// The prompt.
+        /// Ids of the prompt.
         prompt: &'a [u32],
-        /// What was generated since.
+        /// Ids generated so far.
         output: &'a [u32],
     },
 }
 
-/// Adds `logit_bias` to the ids it names; ids past the row are ignored.
+/// Adds each id's bias to its logit; ids past the row are ignored.
 ///
 /// Source: OpenAI API reference, `logit_bias`.
-pub(super) fn apply_bias(row: &mut Row<'_>, bias: &[(u32, f32)]) {
+pub(super) fn apply_bias(row: &mut LogitsRow<'_>, bias: &[(u32, f32)]) {
     for &(id, bias) in bias {
         row.change(id, |logit| logit + bias);
     }
 }
 
-/// A set of ids that is emptied by naming them again: no pass over the vocabulary.
+/// A set of ids. Removing the ids one by one empties the set without a pass over the vocabulary.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     bits: Vec<u64>,
@@ -76,8 +76,8 @@ impl Seen {
     }
 }
 
-/// Applies the repetition penalty alone to each token of a history, uncounted: half the time of counting it first.
-pub(super) fn apply_repetition(row: &mut Row<'_>, penalty: f64, history: [&[u32]; 2], seen: &mut Seen) {
+/// Applies only the repetition penalty to each token of a history. Needs no counts, which takes half the time.
+pub(super) fn apply_repetition(row: &mut LogitsRow<'_>, penalty: f64, history: [&[u32]; 2], seen: &mut Seen) {
     let vocab_len = row.logits().len();
     let ids = || history.into_iter().flatten().copied().filter(|&id| (id as usize) < vocab_len);
     let num_words = vocab_len.div_ceil(64).max(seen.bits.len());
@@ -94,11 +94,11 @@ fn repeat_less(logit: f32, penalty: f32) -> f32 {
     if logit > 0.0 { logit / penalty } else { logit * penalty }
 }
 
-/// Applies repetition, frequency and presence penalty to the tokens seen.
+/// Applies repetition, frequency and presence penalties to every counted token.
 ///
 /// Source: Keskar et al. 2019, "CTRL", section 4.1 (repetition, sign-aware as in `transformers`);
 /// OpenAI API reference, "frequency and presence penalties".
-pub(super) fn apply_penalties(row: &mut Row<'_>, params: &SamplingParams, counts: &TokenCounts) {
+pub(super) fn apply_penalties(row: &mut LogitsRow<'_>, params: &SamplingParams, counts: &TokenCounts) {
     let repetition = params.repetition_penalty as f32;
     let (frequency, presence) = (params.frequency_penalty as f32, params.presence_penalty as f32);
     for (&id, &count) in &counts.output_counts {

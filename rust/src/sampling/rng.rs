@@ -6,7 +6,7 @@ const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
 
-/// Four random words for a counter under a key.
+/// Returns four random words for a counter and a key.
 ///
 /// ```
 /// use llm_core::sampling::philox4x32_10;
@@ -28,8 +28,10 @@ fn multiply(a: u32, b: u32) -> (u32, u32) {
     ((product >> 32) as u32, product as u32)
 }
 
-/// The 64-bit Philox key of a request's stream: the seed itself for choice 0, and for choice `n > 0` the n-th
-/// output of SplitMix64 started at the seed, so that the answers to one prompt share no stream.
+/// Returns the 64-bit Philox key of a request's random stream.
+///
+/// Choice 0 uses the seed itself, and choice `n > 0` the n-th output of SplitMix64 started at the seed, so that the
+/// choices of one prompt share no stream.
 ///
 /// Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators" (the mixing function).
 pub fn stream_key(seed: u64, choice_index: u32) -> u64 {
@@ -42,7 +44,7 @@ pub fn stream_key(seed: u64, choice_index: u32) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// A uniform number in [0, 1) with 53 random bits.
+/// Returns a uniform number in [0, 1) with 53 random bits.
 ///
 /// Key words are the low and high half of `key`; counter words are the low and high half of `output_idx` (how many
 /// tokens the request had generated before), `draw_idx` (which draw for that token), 0. The first two output words

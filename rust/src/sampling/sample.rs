@@ -1,26 +1,27 @@
-//! One token for each row of logits.
+//! The entry point: samples one token from each row of logits.
 
 use super::draw::draw;
 use super::logprobs::{RawLogprobs, TokenLogprob};
 use super::mask::{TokenMask, VocabMask};
 use super::penalties::{History, Seen, TokenCounts, apply_bias, apply_penalties, apply_repetition};
-use super::row::{Logit, Row, Scratch, map_rows};
+use super::row::LogitsRow;
+use super::rows::{Logit, Scratch, map_rows};
 use super::scan::CHUNK;
 use super::{SamplingParams, stream_key, uniform};
 use crate::Result;
 
-/// What a row's request adds to its logits.
+/// The sampling state of a row's request.
 #[derive(Debug, Clone, Copy)]
 pub struct RowSpec<'a> {
-    /// How to sample.
+    /// Sampling parameters.
     pub params: &'a SamplingParams,
-    /// Tokens seen so far.
+    /// Tokens processed so far.
     pub history: History<'a>,
-    /// Ids that must not come now (end and stop ids before `min_tokens`).
+    /// Ids excluded from this draw (end and stop ids before `min_tokens`).
     pub banned_ids: &'a [u32],
-    /// The only ids that may come now; `None` allows all.
+    /// The only ids allowed in this draw; `None` allows all.
     pub allowed: Option<&'a TokenMask>,
-    /// How many tokens the request generated before this one: the counter of its random stream.
+    /// Number of tokens generated before this one: the counter of the request's random stream.
     pub output_idx: usize,
 }
 
@@ -31,7 +32,7 @@ impl RowSpec<'_> {
         self.allowed.is_some() || changes_some || params.has_penalties()
     }
 
-    /// What the logits are called once they are changed.
+    /// Describes the changed logits in error messages.
     fn description(&self) -> &'static str {
         match self.allowed.is_some() || !self.params.logit_bias.is_empty() {
             true => "the logits after `allowed_token_ids`, `logit_bias`, penalties and `min_tokens`",
@@ -40,19 +41,19 @@ impl RowSpec<'_> {
     }
 }
 
-/// A row's token.
+/// The token sampled from a row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
-    /// The token.
+    /// Token id.
     pub id: u32,
-    /// What the raw masked logits say of it and of the likeliest, if asked for.
+    /// Log-probabilities of this token and of the most likely ones before any change, if requested.
     pub logprobs: Option<TokenLogprob>,
 }
 
-/// Samples row after row of `logits` (S, V), in parallel and in place; a `None` row is skipped.
+/// Samples each row of `logits` (S, V) in parallel; a `None` row is skipped.
 ///
-/// Rows are independent: one that fails (see [`crate::Error::InvalidArgument`] in its place) leaves the others alone.
-/// What `logits` hold afterwards is of no use. A row costs one pass; a second one for log-probabilities, and for draws
+/// Rows are independent: a row that fails returns [`crate::Error::InvalidArgument`] in its place without affecting the
+/// others. `logits` serve as scratch memory. A row costs one pass, plus one for log-probabilities and one for draws
 /// without top-k.
 ///
 /// # Panics
@@ -71,14 +72,14 @@ pub fn sample_rows<L: Logit>(
 
 fn sample_row(logits: &mut [f32], mask: VocabMask, spec: &RowSpec<'_>, scratch: &mut Scratch) -> Result<Sampled> {
     mask.apply(logits);
-    let mut row = Row::new(logits, &mut scratch.maxima);
+    let mut row = LogitsRow::new(logits, &mut scratch.maxima);
     let mut max = row.finite_max("the model's logits")?;
     let raw_logprobs = spec.params.logprobs.map(|n| RawLogprobs::new(&row, max, n, &mut scratch.sums));
     if spec.changes_logits() {
         if raw_logprobs.is_some() {
             scratch.raw.copy(&row);
         }
-        adjust(&mut row, spec, (&mut scratch.counts, &mut scratch.seen));
+        adjust(&mut row, spec, &mut scratch.counts, &mut scratch.seen);
         max = row.finite_max(spec.description())?;
     }
     let id = match spec.params.is_greedy() {
@@ -95,8 +96,8 @@ fn sample_row(logits: &mut [f32], mask: VocabMask, spec: &RowSpec<'_>, scratch: 
     Ok(Sampled { id, logprobs })
 }
 
-/// Everything that changes single logits, in the order that [`super`] tells.
-fn adjust(row: &mut Row<'_>, spec: &RowSpec<'_>, (counts, seen): (&mut TokenCounts, &mut Seen)) {
+/// Applies everything that changes single logits, in the order documented in [`super`].
+fn adjust(row: &mut LogitsRow<'_>, spec: &RowSpec<'_>, counts: &mut TokenCounts, seen: &mut Seen) {
     if let Some(allowed) = spec.allowed {
         row.change_all(|logits| allowed.apply(logits));
     }
@@ -117,8 +118,8 @@ fn adjust(row: &mut Row<'_>, spec: &RowSpec<'_>, (counts, seen): (&mut TokenCoun
     }
 }
 
-/// The lowest id that has the row's maximum.
-fn first_at(row: &Row<'_>, max: f32) -> u32 {
+/// Returns the lowest id with the row's maximum.
+fn first_at(row: &LogitsRow<'_>, max: f32) -> u32 {
     let Some(chunk) = row.maxima().iter().position(|&highest| highest == max) else { return 0 };
     let start = chunk * CHUNK;
     let offset = row.logits()[start..].iter().position(|&logit| logit == max);
