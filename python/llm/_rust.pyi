@@ -13,7 +13,7 @@ from llm.settings.sampling import SamplingParams
 __all__ = [
     "FINISH_REASONS",
     "BPETrainer",
-    "Decoder",
+    "CpuModel",
     "EncodePlan",
     "EngineCore",
     "RequestParams",
@@ -524,21 +524,21 @@ class TokenStream:
         """The rest: an incomplete character as U+FFFD."""
 
 @final
-class Decoder:
-    """A model's decode kernels on the CPU. For one thread at a time; calls wait for each other, GIL released."""
+class CpuModel:
+    """A model on the CPU kernels. Runs one step at a time; concurrent calls wait, with the GIL released."""
 
     def __new__(
         cls, weights: object, keys: object, values: object, *, num_threads: int, instruction_set: str | None = None
-    ) -> Decoder:
-        """Kernels over memory that PyTorch owns; the tensors are kept alive, and none may change in size or place.
+    ) -> CpuModel:
+        """Reads and writes memory that PyTorch owns: keeps the tensors alive; none may change its size or place.
 
-        `weights` is a `llm.inference.runners.cpu_weights.ModelWeights`; `keys` and `values` are lists of one tensor a
+        `weights` comes from `llm.inference.runners.cpu_weights.kernel_weights`; `keys` and `values` hold one tensor per
         layer, `[blocks, block_size, kv_heads, head_dim]`; `instruction_set` is one of `instruction_sets()`, None for
         the best.
 
         Raises:
-            InvalidArgumentError: A tensor that is not contiguous fp32 or bf16 on the CPU, sizes that contradict each
-                other, a set that this machine lacks, or not 1 to 1,024 threads.
+            InvalidArgumentError: If a tensor is not contiguous fp32 or bf16 on the CPU, sizes contradict each other,
+                the machine lacks the instruction set, or there are not 1 to 1,024 threads.
         """
 
     def run(
@@ -551,22 +551,22 @@ class Decoder:
         logits_indices: NDArray[np.int64],
         logits: NDArray[np.float32],
     ) -> None:
-        """Runs a step, its arrays as in `StepPlan`: writes the cache, and `logits` (S, V) for ascending indices.
+        """Runs a step with the arrays of a `StepPlan`: writes the cache, and `logits` (S, V) for ascending indices.
 
         Raises:
-            InvalidArgumentError: Arrays that contradict each other or point outside; nothing is written then.
+            InvalidArgumentError: If arrays contradict each other or point outside the model; nothing is written then.
         """
 
     @property
     def instruction_set(self) -> str:
-        """The instruction set the kernels run with."""
+        """Instruction set of the kernels."""
 
     @property
     def num_threads(self) -> int:
-        """Threads that share a step, the caller's included."""
+        """Threads that share a step, the calling thread included."""
 
 def instruction_sets() -> list[str]:
-    """Instruction sets of this machine that the kernels are compiled for, best last."""
+    """Returns the instruction sets that this machine has and the kernels are compiled for, best last."""
 
 @final
 class BPETrainer:

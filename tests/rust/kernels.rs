@@ -4,38 +4,38 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use llm_core::kernels::{Isa, Team};
+use llm_core::kernels::{Isa, ThreadTeam};
 
 #[test]
-fn every_member_runs_each_phase_before_the_next_begins() {
-    for num_members in [1, 2, 3, 5] {
-        let mut team = Team::new(num_members).unwrap();
+fn every_worker_runs_each_phase_before_the_next_begins() {
+    for num_threads in [1, 2, 3, 5] {
+        let mut team = ThreadTeam::new(num_threads).unwrap();
         for _ in 0..50 {
             let arrived = AtomicUsize::new(0);
-            team.run(&|member| {
+            team.run(&|worker| {
                 for phase in 1..=20 {
                     arrived.fetch_add(1, Ordering::Relaxed);
-                    member.barrier();
-                    assert_eq!(arrived.load(Ordering::Relaxed), phase * member.num_members());
-                    member.barrier();
+                    worker.barrier();
+                    assert_eq!(arrived.load(Ordering::Relaxed), phase * worker.num_threads());
+                    worker.barrier();
                 }
             });
-            assert_eq!(arrived.into_inner(), 20 * num_members);
+            assert_eq!(arrived.into_inner(), 20 * num_threads);
         }
     }
 }
 
 #[test]
 fn work_is_claimed_once_and_whole() {
-    let mut team = Team::new(3).unwrap();
+    let mut team = ThreadTeam::new(3).unwrap();
     for (total, size) in [(0, 4), (1, 4), (100, 7), (64, 64), (65, 64)] {
         let claimed = Mutex::new(vec![0; total]);
-        team.run(&|member| {
+        team.run(&|worker| {
             for _ in 0..3 {
-                while let Some(range) = member.claim(total, size) {
+                while let Some(range) = worker.claim(total, size) {
                     claimed.lock().unwrap()[range].iter_mut().for_each(|count| *count += 1);
                 }
-                member.barrier();
+                worker.barrier();
             }
         });
         assert!(claimed.into_inner().unwrap().iter().all(|count| *count == 3), "{total} by {size}");
@@ -43,21 +43,21 @@ fn work_is_claimed_once_and_whole() {
 }
 
 #[test]
-fn a_panic_of_any_member_reaches_the_caller_and_the_team_goes_on() {
-    let mut team = Team::new(3).unwrap();
+fn a_panic_of_any_worker_reaches_the_caller_and_the_team_goes_on() {
+    let mut team = ThreadTeam::new(3).unwrap();
     for culprit in 0..3 {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            team.run(&|member| {
-                member.barrier();
-                assert_ne!(member.index, culprit, "on purpose");
-                member.barrier();
+            team.run(&|worker| {
+                worker.barrier();
+                assert_ne!(worker.index, culprit, "on purpose");
+                worker.barrier();
             });
         }));
         assert!(outcome.is_err());
         let count = AtomicUsize::new(0);
-        team.run(&|member| {
-            member.barrier();
-            count.fetch_add(member.index, Ordering::Relaxed);
+        team.run(&|worker| {
+            worker.barrier();
+            count.fetch_add(worker.index, Ordering::Relaxed);
         });
         assert_eq!(count.into_inner(), 3);
     }
@@ -65,7 +65,7 @@ fn a_panic_of_any_member_reaches_the_caller_and_the_team_goes_on() {
 
 #[test]
 fn a_team_wakes_after_a_rest() {
-    let mut team = Team::new(2).unwrap();
+    let mut team = ThreadTeam::new(2).unwrap();
     for _ in 0..3 {
         std::thread::sleep(std::time::Duration::from_millis(5));
         let count = AtomicUsize::new(0);
@@ -78,7 +78,7 @@ fn a_team_wakes_after_a_rest() {
 
 #[test]
 fn a_team_of_nobody_is_refused() {
-    assert_eq!(Team::new(0).unwrap_err().to_string(), "`num_threads` must be in [1, 1024], got 0");
+    assert_eq!(ThreadTeam::new(0).unwrap_err().to_string(), "`num_threads` must be in [1, 1024], got 0");
 }
 
 #[test]

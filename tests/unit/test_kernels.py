@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llm._rust import Decoder, instruction_sets
+from llm._rust import CpuModel, instruction_sets
 from llm.errors import ConfigError, InvalidArgumentError
 from llm.inference import EngineConfig, load_engine
 from llm.inference.kv_cache import KVCache
@@ -41,14 +41,14 @@ def caches(config: ModelConfig, dtype: torch.dtype, num_blocks: int) -> KVCache:
     return KVCache.allocate(config, num_blocks, BLOCK_SIZE, dtype, CPU)
 
 
-def decoder_of(model: DecoderModel, cache: KVCache, *, threads: int = 2, isa: str | None = None) -> Decoder:
+def cpu_model_of(model: DecoderModel, cache: KVCache, *, threads: int = 2, isa: str | None = None) -> CpuModel:
     weights = kernel_weights(model)
-    return Decoder(weights, list(cache.keys), list(cache.values), num_threads=threads, instruction_set=isa)
+    return CpuModel(weights, list(cache.keys), list(cache.values), num_threads=threads, instruction_set=isa)
 
 
-def run(decoder: Decoder, step: Step, vocab_size: int) -> NDArray[np.float32]:
+def run(model: CpuModel, step: Step, vocab_size: int) -> NDArray[np.float32]:
     logits = np.full((len(step.logits_indices), vocab_size), np.nan, dtype=np.float32)
-    decoder.run(
+    model.run(
         step.token_ids,
         step.positions,
         step.slot_mapping,
@@ -91,12 +91,12 @@ def test_every_mix_of_components_equals_pytorch(name: str) -> None:
     model = build(config)
     tables = shuffled_tables(2, 16)
     ours, theirs = caches(config, torch.float32, 8), caches(config, torch.float32, 8)
-    decoder = decoder_of(model, ours)
+    kernels = cpu_model_of(model, ours)
     for number, spans in enumerate(SPANS):
         count = sum(stop - start for start, stop in spans)
         step = step_of(spans, tables, tokens(count, config.vocab_size, number))
         wanted = run_torch(model, theirs, step).numpy()
-        np.testing.assert_allclose(run(decoder, step, config.vocab_size), wanted, atol=2e-5, rtol=2e-5)
+        np.testing.assert_allclose(run(kernels, step, config.vocab_size), wanted, atol=2e-5, rtol=2e-5)
     for mine, other in zip((*ours.keys, *ours.values), (*theirs.keys, *theirs.values), strict=True):
         torch.testing.assert_close(mine, other, atol=2e-5, rtol=2e-5)
 
@@ -150,12 +150,12 @@ def test_long_contexts_and_many_rows_equal_pytorch(name: str, isa: str) -> None:
     model = build(config)
     tables = shuffled_tables(2, 640)
     ours, theirs = caches(config, torch.float32, 320), caches(config, torch.float32, 320)
-    decoder = decoder_of(model, ours, isa=isa)
+    kernels = cpu_model_of(model, ours, isa=isa)
     for number, spans in enumerate(([(0, 601), (0, 70)], [(601, 602), (70, 71)])):
         count = sum(stop - start for start, stop in spans)
         step = step_of(spans, tables, tokens(count, config.vocab_size, number))
         wanted = run_torch(model, theirs, step).numpy()
-        np.testing.assert_allclose(run(decoder, step, config.vocab_size), wanted, atol=2e-4, rtol=2e-4)
+        np.testing.assert_allclose(run(kernels, step, config.vocab_size), wanted, atol=2e-4, rtol=2e-4)
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
@@ -170,7 +170,7 @@ def test_bf16_is_no_further_from_fp32_than_pytorch(name: str, isa: str) -> None:
     step = step_of([(0, 40), (0, 71), (0, 3)], tables, tokens(114, config.vocab_size))
     wanted = run_torch(exact, caches(config, torch.float32, 60), step).log_softmax(-1)
     cache = caches(config, torch.bfloat16, 60)
-    ours = torch.from_numpy(run(decoder_of(model, cache, isa=isa), step, config.vocab_size)).log_softmax(-1)
+    ours = torch.from_numpy(run(cpu_model_of(model, cache, isa=isa), step, config.vocab_size)).log_softmax(-1)
     theirs = run_torch(model, caches(config, torch.bfloat16, 60), step).log_softmax(-1)
     our_error, their_error = (ours - wanted).abs(), (theirs - wanted).abs()
     assert our_error.median() <= 1.2 * their_error.median()
@@ -191,13 +191,13 @@ def test_a_row_has_the_same_bits_in_every_batch(isa: str, dtype: torch.dtype, da
     spans = [(0, length) for length in lengths]
     ids = tokens(sum(lengths), config.vocab_size)
     together = run(
-        decoder_of(model, caches(config, dtype, num_blocks), threads=data.draw(st.integers(1, 3)), isa=isa),
+        cpu_model_of(model, caches(config, dtype, num_blocks), threads=data.draw(st.integers(1, 3)), isa=isa),
         step_of(spans, tables, ids),
         config.vocab_size,
     )
     row = data.draw(st.integers(0, len(lengths) - 1))
     start = sum(lengths[:row])
-    alone = decoder_of(model, caches(config, dtype, num_blocks), threads=1, isa=isa)
+    alone = cpu_model_of(model, caches(config, dtype, num_blocks), threads=1, isa=isa)
     found = []
     for position in range(lengths[row]):  # chunked to single tokens as well
         span = [(position, position + 1)]
@@ -209,9 +209,9 @@ def test_a_row_has_the_same_bits_in_every_batch(isa: str, dtype: torch.dtype, da
 def test_choices_of_one_prompt_get_the_same_logits() -> None:
     model, tables = build(BASE), shuffled_tables(2, 16)
     step = step_of(SPANS[0], tables, tokens(14, 61))
-    whole = run(decoder_of(model, caches(BASE, torch.float32, 8)), step, 61)
+    whole = run(cpu_model_of(model, caches(BASE, torch.float32, 8)), step, 61)
     step.logits_indices = np.array([3, 8, 8, 8, 13], dtype=np.int64)
-    found = run(decoder_of(model, caches(BASE, torch.float32, 8)), step, 61)
+    found = run(cpu_model_of(model, caches(BASE, torch.float32, 8)), step, 61)
     assert np.array_equal(found, whole[step.logits_indices])
 
 
@@ -246,7 +246,7 @@ def test_arrays_that_point_outside_are_refused(field: str, value: int, message: 
     step = broken(step_of(SPANS[0], shuffled_tables(2, 16), tokens(14, 61)), field, 0, value)
     cache = caches(BASE, torch.float32, 8)
     with pytest.raises(InvalidArgumentError, match=message):
-        run(decoder_of(build(BASE), cache), step, 61)
+        run(cpu_model_of(build(BASE), cache), step, 61)
     assert not any(tensor.any() for tensor in (*cache.keys, *cache.values))
 
 
@@ -277,15 +277,15 @@ def test_weights_that_cannot_be_read_are_refused(
 ) -> None:
     model, cache = make()
     with pytest.raises(InvalidArgumentError, match=message):
-        decoder_of(model, cache)
+        cpu_model_of(model, cache)
 
 
 def test_settings_out_of_range_are_refused() -> None:
     model, cache = build(BASE), caches(BASE, torch.float32, 8)
     with pytest.raises(InvalidArgumentError, match=r"`num_threads` must be in \[1, 1024\], got 0"):
-        decoder_of(model, cache, threads=0)
+        cpu_model_of(model, cache, threads=0)
     with pytest.raises(InvalidArgumentError, match="must be one of this machine's"):
-        decoder_of(model, cache, isa="AVX9")
+        cpu_model_of(model, cache, isa="AVX9")
 
 
 def test_the_backend_can_be_chosen(tiny_checkpoint: Path) -> None:

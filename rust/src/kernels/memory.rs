@@ -1,4 +1,4 @@
-//! Memory that kernels share: matrices someone else owns, and aligned scratch.
+//! Memory that kernels work on: matrices owned by somebody else, and aligned buffers that threads split among themselves.
 
 use super::simd::widen;
 use crate::{Error, Result};
@@ -8,12 +8,12 @@ use crate::{Error, Result};
 pub enum Dtype {
     /// IEEE single precision.
     F32,
-    /// The upper half of an f32.
+    /// bfloat16: the upper half of an f32.
     Bf16,
 }
 
 impl Dtype {
-    /// Bytes of a number.
+    /// Returns the size of a number in bytes.
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -22,25 +22,25 @@ impl Dtype {
     }
 }
 
-/// A row-major matrix in memory that someone else owns.
+/// A row-major matrix in memory owned by somebody else.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix {
     data: *const u8,
-    /// Rows: a linear layer's outputs.
+    /// Number of rows: a linear layer's outputs.
     pub rows: usize,
-    /// Numbers of a row: a linear layer's inputs.
+    /// Numbers per row: a linear layer's inputs.
     pub cols: usize,
-    /// Format of its numbers.
+    /// Number format.
     pub dtype: Dtype,
 }
 
-// SAFETY: only read, and `from_raw`'s caller keeps it alive and unwritten.
+// SAFETY: a matrix is only read, and the caller of `from_raw` keeps its memory alive and unwritten.
 unsafe impl Send for Matrix {}
-// SAFETY: as above.
+// SAFETY: reading from several threads is safe, since nobody writes to the memory (see `from_raw`).
 unsafe impl Sync for Matrix {}
 
 impl Matrix {
-    /// A view of `rows * cols` numbers at `data`.
+    /// Creates a view of `rows * cols` numbers at `data`.
     ///
     /// # Errors
     ///
@@ -48,7 +48,7 @@ impl Matrix {
     ///
     /// # Safety
     ///
-    /// The numbers must stay where they are, unwritten, for as long as this view or a copy of it is used.
+    /// The memory must stay in place and unwritten for as long as this view or any copy of the view is used.
     pub unsafe fn from_raw(data: *const u8, rows: usize, cols: usize, dtype: Dtype) -> Result<Self> {
         if data.is_null() || !(data as usize).is_multiple_of(dtype.size()) || rows == 0 || cols == 0 {
             return Err(Error::InvalidArgument(format!(
@@ -58,18 +58,28 @@ impl Matrix {
         Ok(Self { data, rows, cols, dtype })
     }
 
-    /// Address of a row.
-    pub(super) fn row(&self, row: usize) -> *const u8 {
-        debug_assert!(row < self.rows);
-        // SAFETY: within the matrix, as `from_raw`'s caller promised.
-        unsafe { self.data.add(row * self.cols * self.dtype.size()) }
+    /// Returns the size of a row in bytes.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.cols * self.dtype.size()
     }
 
-    /// Copies a row as f32.
-    pub(super) fn read_row(&self, row: usize, to: &mut [f32]) {
+    /// Returns the address of a row.
+    pub(crate) fn row(&self, row: usize) -> *const u8 {
+        debug_assert!(row < self.rows);
+        // SAFETY: the row lies within the memory that the caller of `from_raw` vouched for.
+        unsafe { self.data.add(row * self.row_bytes()) }
+    }
+
+    /// Copies a row into `to`, converted to f32.
+    ///
+    /// # Panics
+    ///
+    /// If the matrix has no such row, or `to` is shorter than a row.
+    pub fn read_row(&self, row: usize, to: &mut [f32]) {
+        assert!(row < self.rows, "a matrix of {} rows has no row {row}", self.rows);
         let from = self.row(row);
         for (col, value) in to[..self.cols].iter_mut().enumerate() {
-            // SAFETY: `col` is within the row.
+            // SAFETY: column `col` lies within the row.
             *value = unsafe {
                 match self.dtype {
                     Dtype::F32 => from.cast::<f32>().add(col).read(),
@@ -80,9 +90,9 @@ impl Matrix {
     }
 }
 
-/// Zeroed f32 scratch on a cache line's border, which members of a team write to in disjoint parts.
+/// A zeroed f32 buffer, aligned to cache lines.
 #[derive(Debug)]
-pub(super) struct Scratch {
+pub(crate) struct AlignedBuffer {
     lines: Vec<Line>,
 }
 
@@ -90,36 +100,37 @@ pub(super) struct Scratch {
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-impl Scratch {
+impl AlignedBuffer {
     pub fn new(len: usize) -> Self {
         Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)] }
     }
 
-    /// Makes room for `len` numbers; what they hold is then unspecified.
+    /// Makes room for `len` numbers; the buffer's content is unspecified afterwards.
     pub fn grow(&mut self, len: usize) {
         if len.div_ceil(16) > self.lines.len() {
             *self = Self::new(len);
         }
     }
 
-    pub fn shared(&mut self) -> SharedMut {
-        SharedMut { data: self.lines.as_mut_ptr().cast(), len: self.lines.len() * 16 }
+    /// Returns a handle that threads can copy; valid until the buffer grows or is dropped.
+    pub fn shared(&mut self) -> SharedBuffer {
+        SharedBuffer { data: self.lines.as_mut_ptr().cast(), len: self.lines.len() * 16 }
     }
 }
 
-/// A mutable slice that several threads hold, each for parts that no other touches between two barriers.
+/// A buffer that several threads hold. Each place is written by at most one thread between two barriers.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct SharedMut {
+pub(crate) struct SharedBuffer {
     data: *mut f32,
     len: usize,
 }
 
-// SAFETY: callers of `read` and `write` promise that no two threads use one place while either writes to it.
-unsafe impl Send for SharedMut {}
-// SAFETY: as above.
-unsafe impl Sync for SharedMut {}
+// SAFETY: callers of `read` and `write` promise that no two threads use one place while either of them writes to it.
+unsafe impl Send for SharedBuffer {}
+// SAFETY: the same promise of `read` and `write` makes shared handles safe.
+unsafe impl Sync for SharedBuffer {}
 
-impl SharedMut {
+impl SharedBuffer {
     pub fn of(slice: &mut [f32]) -> Self {
         Self { data: slice.as_mut_ptr(), len: slice.len() }
     }
@@ -147,16 +158,42 @@ impl SharedMut {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
 
-    /// What follows `start`.
+    /// Returns the part of the buffer from `start` on.
     pub fn from(&self, start: usize) -> Self {
-        assert!(start <= self.len, "scratch of {} has no {start}", self.len);
-        // SAFETY: within the scratch.
+        assert!(start <= self.len, "a buffer of {} numbers has no {start}", self.len);
+        // SAFETY: `start` is within the buffer.
         Self { data: unsafe { self.data.add(start) }, len: self.len - start }
     }
 
-    /// Address of the first of `len` numbers.
+    /// Returns the buffer's address, checked to be that of at least `len` numbers.
     pub fn address(&self, len: usize) -> *mut f32 {
-        assert!(len <= self.len, "scratch of {} has no 0..{len}", self.len);
+        assert!(len <= self.len, "a buffer of {} numbers has no 0..{len}", self.len);
         self.data
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_place_is_read_twice_at_once_and_disjoint_places_are_written_at_once() {
+        let mut owner = AlignedBuffer::new(16);
+        let buffer = owner.shared();
+        // SAFETY: the two halves are disjoint.
+        let (left, right) = unsafe { (buffer.write(0, 8), buffer.write(8, 8)) };
+        left.fill(1.0);
+        right.fill(2.0);
+        // SAFETY: the writers above are no longer in use.
+        let (whole, part) = unsafe { (buffer.read(0, 16), buffer.read(6, 4)) };
+        assert_eq!((whole[7], whole[8], part), (1.0, 2.0, &[1.0, 1.0, 2.0, 2.0][..]));
+    }
+
+    #[test]
+    #[should_panic(expected = "a buffer of 16 numbers has no 9..17")]
+    fn reading_past_the_end_panics() {
+        let mut owner = AlignedBuffer::new(16);
+        // SAFETY: nobody writes; the range is refused.
+        unsafe { owner.shared().read(9, 8) };
     }
 }

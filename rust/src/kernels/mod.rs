@@ -1,27 +1,32 @@
-//! Decode kernels for CPU: a transformer's step in one call, at the speed of the memory that holds its weights.
+//! CPU kernels: run a decoder-only transformer's step in one call, at the speed of the memory that holds its weights.
 //!
-//! Kernels read weights and cache where PyTorch has them; `tests/unit/test_kernels.py` holds them to PyTorch's own
-//! forward pass. A row's result depends on the row alone: reductions run in an order fixed by its length, never by the
-//! batch, the threads or the step.
-#![expect(unsafe_code, reason = "vector instructions, memory that PyTorch owns, and rows shared out among threads")]
-#![expect(clippy::needless_range_loop, reason = "tiles of registers read best by their indices")]
+//! Kernels read weights and cache in place, where PyTorch keeps them. `tests/rust/kernels` compares every instruction set
+//! with a naive decoder, and `tests/unit/test_kernels.py` with PyTorch. A row's result depends on that row alone: the
+//! length of a reduction fixes its order; batch size, threads and step never do.
+//!
+//! From the bottom up: `simd`, `memory` and `threads`; `row_ops` and `product` for one operation; `spec`, `step`, `cache`
+//! and `buffers` for the data of a step; `phases` for a layer's parts in turn; `cpu_model` for callers.
+#![expect(unsafe_code, reason = "vector instructions, memory that PyTorch owns, and buffers split among threads")]
+#![expect(clippy::needless_range_loop, reason = "loops over register tiles are clearest with indices")]
 
-mod attention;
-mod decoder;
-mod experts;
-mod linear;
+mod buffers;
+mod cache;
+mod cpu_model;
 mod memory;
-#[cfg(target_arch = "x86_64")]
-mod pairs;
-mod pass;
-mod prepared;
-mod rows;
+mod phases;
+mod product;
+mod row_ops;
 mod simd;
-mod team;
+mod spec;
+mod step;
+mod threads;
 
-pub use attention::{CachePart, CacheShape};
-pub use decoder::{Decoder, DecoderSpec, Experts, FeedForward, Layer, Linear, Step};
+pub use cache::{CacheLayer, CachePart, CacheShape};
+pub use cpu_model::CpuModel;
 pub use memory::{Dtype, Matrix};
-pub use rows::{Activation, Norm, Rope};
+pub use product::linear::Linear;
+pub use row_ops::{Activation, Norm, Rope};
 pub use simd::Isa;
-pub use team::{Member, Team};
+pub use spec::{Experts, FeedForward, Layer, ModelSpec, SharedExpert};
+pub use step::StepInput;
+pub use threads::{ThreadTeam, Worker};

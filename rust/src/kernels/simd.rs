@@ -1,31 +1,31 @@
-//! Vectors of f32 by instruction set, and the one place that says which set a kernel runs with.
+//! Vectors of f32 for each instruction set, and the one place that picks the set of a kernel.
 //!
-//! A kernel is written once over [`Simd`]; [`dispatch`] compiles it for every set and picks at run time. Results may
-//! differ between sets in the last bits (another number of partial sums), never between calls on one machine.
+//! Each kernel is written once over [`Simd`]; [`dispatch`] compiles the kernel for every set and picks one at run time.
+//! Results may differ between sets in the last bits (another number of partial sums), never between calls on one machine.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-/// Instruction sets that kernels are compiled for.
+/// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// What every machine of this architecture has: SSE2 on x86-64, NEON on AArch64.
+    /// The baseline of the architecture: SSE2 on x86-64, NEON on AArch64.
     Portable,
     /// AVX2 and FMA.
     Avx2,
     /// AVX-512 F, BW and DQ.
     Avx512,
-    /// AVX-512 VL with products of bf16 pairs: activations are rounded to bf16 where weights are bf16.
+    /// AVX-512 with products of bf16 pairs; activations are rounded to bf16 if the weights are bf16.
     Avx512Bf16,
 }
 
 impl Isa {
-    /// The best set of this machine.
+    /// Returns the best set of this machine.
     pub fn detect() -> Self {
         Self::supported().pop().unwrap_or(Self::Portable)
     }
 
-    /// All sets of this machine, best last.
+    /// Returns all sets of this machine, best last.
     pub fn supported() -> Vec<Self> {
         let mut found = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
@@ -40,7 +40,7 @@ impl Isa {
         found
     }
 
-    /// Its usual name.
+    /// Returns the set's usual name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable if cfg!(target_arch = "aarch64") => "NEON",
@@ -52,16 +52,17 @@ impl Isa {
     }
 }
 
-/// A vector of `LANES` f32 and what kernels do with it.
+/// The vector operations of an instruction set, on `LANES` f32 at a time.
 ///
 /// # Safety
 ///
-/// Every function needs the implementation's instruction set, and pointers good for all the elements it names.
-pub(super) trait Simd: Copy {
+/// Every function requires a machine with the instruction set, and pointers that are valid for all elements accessed.
+pub(crate) trait Simd: Copy {
     type V: Copy;
     const LANES: usize;
-    /// Rows of activations and of weights whose sums fit in registers together.
+    /// Rows of activations per tile; a tile's sums fit in registers.
     const TILE_ROWS: usize;
+    /// Rows of weights per tile.
     const TILE_COLS: usize;
 
     unsafe fn splat(value: f32) -> Self::V;
@@ -72,38 +73,38 @@ pub(super) trait Simd: Copy {
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
-    /// `a * b + c`.
+    /// Returns `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// `LANES` bf16 in their order.
+    /// Loads `LANES` bf16 in order.
     unsafe fn load_bf16(from: *const u16) -> Self::V;
-    /// Those of `2 * LANES` bf16 with an even index.
+    /// Loads the numbers with an even index of `2 * LANES` bf16.
     unsafe fn even_bf16(from: *const u16) -> Self::V;
-    /// Those of `2 * LANES` bf16 with an odd index.
+    /// Loads the numbers with an odd index of `2 * LANES` bf16.
     unsafe fn odd_bf16(from: *const u16) -> Self::V;
-    /// `2^n` for whole `n` in [-126, 127].
+    /// Returns `2^n` for whole `n` in [-126, 127].
     unsafe fn pow2(n: Self::V) -> Self::V;
-    /// The nearest whole number.
+    /// Rounds to the nearest whole number.
     unsafe fn round(value: Self::V) -> Self::V;
-    /// Sum of the lanes, neighbours first: an order that never changes.
+    /// Returns the sum of the lanes, neighbours first: an order that never changes.
     unsafe fn sum(value: Self::V) -> f32;
-    /// [`Self::sum`] of each vector, to the bit.
+    /// Returns [`Self::sum`] of each vector, with the same bits.
     #[inline(always)]
     unsafe fn sums(values: [Self::V; 4]) -> [f32; 4] {
-        // SAFETY: passed on.
+        // SAFETY: the caller's machine has this instruction set.
         values.map(|value| unsafe { Self::sum(value) })
     }
 }
 
-/// `e^x` to about 2 units in the last place, for x in [-87, 88]; outside, the value at the border.
+/// Returns `e^x` within about 2 units in the last place for x in [-87, 88]; x outside is clamped.
 ///
 /// Source: Cody and Waite 1980, «Software Manual for the Elementary Functions», chapter 6 (reduction by ln 2 in two
 /// parts); the polynomial is the Taylor series to degree 7, whose error on ±ln 2 / 2 is below fp32's.
 #[inline(always)]
-pub(super) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
+pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     const SERIES: [f32; 7] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
-    // SAFETY: passed on to the caller.
+    // SAFETY: the caller's machine has this instruction set, and no pointer is used.
     unsafe {
         let x = S::min(S::max(x, S::splat(-87.0)), S::splat(88.0));
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
@@ -116,15 +117,15 @@ pub(super) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     }
 }
 
-/// A bf16 as f32.
+/// Converts a bf16 to f32.
 #[inline(always)]
-pub(super) fn widen(bits: u16) -> f32 {
+pub(crate) fn widen(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// The nearest bf16, ties to even; NaN stays NaN.
+/// Returns the nearest bf16, ties to even; NaN stays NaN.
 #[inline(always)]
-pub(super) fn narrow(value: f32) -> u16 {
+pub(crate) fn narrow(value: f32) -> u16 {
     let bits = value.to_bits();
     if value.is_nan() {
         return (bits >> 16) as u16 | 0x40;
@@ -132,9 +133,9 @@ pub(super) fn narrow(value: f32) -> u16 {
     ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) as u16
 }
 
-/// Eight lanes that the compiler turns into whatever the architecture always has.
+/// Eight lanes in plain Rust, which the compiler maps to the baseline of the architecture.
 #[derive(Clone, Copy)]
-pub(super) struct Portable;
+pub(crate) struct Portable;
 
 impl Portable {
     #[inline(always)]
@@ -143,7 +144,10 @@ impl Portable {
     }
 }
 
-// SAFETY of all its functions: plain reads and writes of the elements named.
+#[expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "every function has the contract of the trait: pointers good for its elements"
+)]
 impl Simd for Portable {
     type V = [f32; 8];
     const LANES: usize = 8;
@@ -156,11 +160,11 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self::V {
-        unsafe { from.cast::<[f32; 8]>().read_unaligned() }
+        from.cast::<[f32; 8]>().read_unaligned()
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, value: Self::V) {
-        unsafe { to.cast::<[f32; 8]>().write_unaligned(value) }
+        to.cast::<[f32; 8]>().write_unaligned(value)
     }
     #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
@@ -184,7 +188,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        // Without the instruction `mul_add` is a slow call, so only AArch64, which always has it, fuses.
+        // Without the instruction, `mul_add` is a slow call; only AArch64 always has the instruction.
         std::array::from_fn(|lane| match cfg!(target_arch = "aarch64") {
             true => a[lane].mul_add(b[lane], c[lane]),
             false => a[lane] * b[lane] + c[lane],
@@ -192,16 +196,16 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load_bf16(from: *const u16) -> Self::V {
-        unsafe { from.cast::<[u16; 8]>().read_unaligned() }.map(widen)
+        from.cast::<[u16; 8]>().read_unaligned().map(widen)
     }
     #[inline(always)]
     unsafe fn even_bf16(from: *const u16) -> Self::V {
-        let pairs = unsafe { from.cast::<[[u16; 2]; 8]>().read_unaligned() };
+        let pairs = from.cast::<[[u16; 2]; 8]>().read_unaligned();
         pairs.map(|pair| widen(pair[0]))
     }
     #[inline(always)]
     unsafe fn odd_bf16(from: *const u16) -> Self::V {
-        let pairs = unsafe { from.cast::<[[u16; 2]; 8]>().read_unaligned() };
+        let pairs = from.cast::<[[u16; 2]; 8]>().read_unaligned();
         pairs.map(|pair| widen(pair[1]))
     }
     #[inline(always)]
@@ -210,7 +214,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn round(value: Self::V) -> Self::V {
-        // Adding and taking away 1.5 · 2^23 rounds to whole numbers; `exp` never asks for larger ones.
+        // Adding and subtracting 1.5 · 2^23 rounds to whole numbers below 2^22; `exp` never needs larger ones.
         value.map(|value| (value + 12_582_912.0) - 12_582_912.0)
     }
     #[inline(always)]
@@ -220,11 +224,12 @@ impl Simd for Portable {
     }
 }
 
+/// Eight lanes of AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(super) struct Avx2;
+pub(crate) struct Avx2;
 
-// SAFETY of all its functions: `dispatch` calls them only where AVX2 and FMA were found.
+#[expect(unsafe_op_in_unsafe_fn, reason = "every function has the contract of the trait: a machine with AVX2 and FMA")]
 #[cfg(target_arch = "x86_64")]
 impl Simd for Avx2 {
     type V = __m256;
@@ -234,103 +239,98 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::V {
-        unsafe { _mm256_set1_ps(value) }
+        _mm256_set1_ps(value)
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self::V {
-        unsafe { _mm256_loadu_ps(from) }
+        _mm256_loadu_ps(from)
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, value: Self::V) {
-        unsafe { _mm256_storeu_ps(to, value) }
+        _mm256_storeu_ps(to, value)
     }
     #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { _mm256_add_ps(a, b) }
+        _mm256_add_ps(a, b)
     }
     #[inline(always)]
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { _mm256_mul_ps(a, b) }
+        _mm256_mul_ps(a, b)
     }
     #[inline(always)]
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { _mm256_div_ps(a, b) }
+        _mm256_div_ps(a, b)
     }
     #[inline(always)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { _mm256_max_ps(a, b) }
+        _mm256_max_ps(a, b)
     }
     #[inline(always)]
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { _mm256_min_ps(a, b) }
+        _mm256_min_ps(a, b)
     }
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        unsafe { _mm256_fmadd_ps(a, b, c) }
+        _mm256_fmadd_ps(a, b, c)
     }
     #[inline(always)]
     unsafe fn load_bf16(from: *const u16) -> Self::V {
-        unsafe {
-            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
-        }
+        let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
     }
     #[inline(always)]
     unsafe fn even_bf16(from: *const u16) -> Self::V {
-        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(from.cast()))) }
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(from.cast())))
     }
     #[inline(always)]
     unsafe fn odd_bf16(from: *const u16) -> Self::V {
-        unsafe {
-            let high = _mm256_set1_epi32(0xFFFF_0000_u32 as i32);
-            _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(from.cast()), high))
-        }
+        let high = _mm256_set1_epi32(0xFFFF_0000_u32 as i32);
+        _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(from.cast()), high))
     }
     #[inline(always)]
     unsafe fn pow2(n: Self::V) -> Self::V {
-        unsafe {
-            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
-        }
+        let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
     }
     #[inline(always)]
     unsafe fn round(value: Self::V) -> Self::V {
-        unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value) }
+        _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value)
     }
     #[inline(always)]
     unsafe fn sum(value: Self::V) -> f32 {
-        unsafe {
-            let pairs = _mm256_hadd_ps(value, value);
-            let fours = _mm256_hadd_ps(pairs, pairs);
-            _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(fours), _mm256_extractf128_ps::<1>(fours)))
-        }
+        let pairs = _mm256_hadd_ps(value, value);
+        let fours = _mm256_hadd_ps(pairs, pairs);
+        _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(fours), _mm256_extractf128_ps::<1>(fours)))
     }
     #[inline(always)]
     unsafe fn sums(values: [Self::V; 4]) -> [f32; 4] {
-        unsafe {
-            let [a, b, c, d] = values;
-            let fours = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-            let whole = _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps::<1>(fours));
-            std::mem::transmute::<__m128, [f32; 4]>(whole)
-        }
+        let [a, b, c, d] = values;
+        let fours = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        let whole = _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps::<1>(fours));
+        std::mem::transmute::<__m128, [f32; 4]>(whole)
     }
 }
 
+/// Sixteen lanes of AVX-512 F, BW and DQ.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(super) struct Avx512;
+pub(crate) struct Avx512;
 
 #[cfg(target_arch = "x86_64")]
 impl Avx512 {
-    /// The upper half added to the lower.
+    /// Adds the upper half to the lower half.
+    ///
+    /// # Safety
+    ///
+    /// The machine has AVX-512 F and DQ.
+    #[expect(unsafe_op_in_unsafe_fn, reason = "the contract of this function is that of its instructions")]
     #[inline(always)]
     unsafe fn folded(value: __m512) -> __m256 {
-        // SAFETY: as for the functions below.
-        unsafe { _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps::<1>(value)) }
+        _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps::<1>(value))
     }
 }
 
-// SAFETY of all its functions: `dispatch` calls them only where AVX-512 F, BW and DQ were found.
+#[expect(unsafe_op_in_unsafe_fn, reason = "every function has the contract of the trait: a machine with AVX-512")]
 #[cfg(target_arch = "x86_64")]
 impl Simd for Avx512 {
     type V = __m512;
@@ -340,83 +340,75 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::V {
-        unsafe { _mm512_set1_ps(value) }
+        _mm512_set1_ps(value)
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self::V {
-        unsafe { _mm512_loadu_ps(from) }
+        _mm512_loadu_ps(from)
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, value: Self::V) {
-        unsafe { _mm512_storeu_ps(to, value) }
+        _mm512_storeu_ps(to, value)
     }
     #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { _mm512_add_ps(a, b) }
+        _mm512_add_ps(a, b)
     }
     #[inline(always)]
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { _mm512_mul_ps(a, b) }
+        _mm512_mul_ps(a, b)
     }
     #[inline(always)]
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { _mm512_div_ps(a, b) }
+        _mm512_div_ps(a, b)
     }
     #[inline(always)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { _mm512_max_ps(a, b) }
+        _mm512_max_ps(a, b)
     }
     #[inline(always)]
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { _mm512_min_ps(a, b) }
+        _mm512_min_ps(a, b)
     }
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        unsafe { _mm512_fmadd_ps(a, b, c) }
+        _mm512_fmadd_ps(a, b, c)
     }
     #[inline(always)]
     unsafe fn load_bf16(from: *const u16) -> Self::V {
-        unsafe {
-            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
-        }
+        let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
     }
     #[inline(always)]
     unsafe fn even_bf16(from: *const u16) -> Self::V {
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(from.cast()))) }
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(from.cast())))
     }
     #[inline(always)]
     unsafe fn odd_bf16(from: *const u16) -> Self::V {
-        unsafe {
-            let high = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
-            _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(from.cast()), high))
-        }
+        let high = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
+        _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(from.cast()), high))
     }
     #[inline(always)]
     unsafe fn pow2(n: Self::V) -> Self::V {
-        unsafe {
-            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
-        }
+        let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
     }
     #[inline(always)]
     unsafe fn round(value: Self::V) -> Self::V {
-        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value) }
+        _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value)
     }
     #[inline(always)]
     unsafe fn sum(value: Self::V) -> f32 {
-        unsafe { Avx2::sum(Self::folded(value)) }
+        Avx2::sum(Self::folded(value))
     }
     #[inline(always)]
     unsafe fn sums(values: [Self::V; 4]) -> [f32; 4] {
-        unsafe {
-            let [a, b, c, d] = values;
-            Avx2::sums([Self::folded(a), Self::folded(b), Self::folded(c), Self::folded(d)])
-        }
+        let [a, b, c, d] = values;
+        Avx2::sums([Self::folded(a), Self::folded(b), Self::folded(c), Self::folded(d)])
     }
 }
 
-/// Compiles a kernel over [`Simd`] for every instruction set, behind a function that takes the set first.
+/// Compiles a kernel over [`Simd`] for every instruction set, behind a function that takes the set as first argument.
 macro_rules! dispatch {
     ($(#[$doc:meta])* $vis:vis unsafe fn $name:ident = $kernel:ident($($arg:ident: $type:ty),* $(,)?)) => {
         $(#[$doc])*
@@ -427,23 +419,26 @@ macro_rules! dispatch {
                 use $crate::kernels::simd::{Avx2, Avx512, Isa};
                 #[target_feature(enable = "avx2,fma")]
                 unsafe fn avx2($($arg: $type),*) {
+                    // SAFETY: this function is compiled for AVX2 and FMA; its caller answers for the arguments.
                     unsafe { $kernel::<Avx2>($($arg),*) }
                 }
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx2,fma")]
                 unsafe fn avx512($($arg: $type),*) {
+                    // SAFETY: this function is compiled for AVX-512; its caller answers for the arguments.
                     unsafe { $kernel::<Avx512>($($arg),*) }
                 }
-                // SAFETY: the set was found at run time; pointers are the caller's duty.
                 match isa {
+                    // SAFETY: `CpuModel::new` refuses sets that the machine lacks; the caller answers for the arguments.
                     Isa::Avx512 | Isa::Avx512Bf16 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: `CpuModel::new` refuses sets that the machine lacks; the caller answers for the arguments.
                     Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     Isa::Portable => {}
                 }
             }
             let _ = isa;
-            // SAFETY: as above.
+            // SAFETY: plain Rust runs on every machine; the caller answers for the arguments.
             unsafe { $kernel::<$crate::kernels::simd::Portable>($($arg),*) }
         }
     };
 }
-pub(super) use dispatch;
+pub(crate) use dispatch;

@@ -3,16 +3,18 @@
 use std::sync::Mutex;
 
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
+use pyo3::conversion::FromPyObjectOwned;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use super::sampling::writable_logits;
 use crate::kernels::{
-    Activation, CachePart, CacheShape, Decoder, DecoderSpec, Dtype, Experts, FeedForward, Isa, Layer, Linear, Matrix,
-    Norm, Rope, Step,
+    Activation, CacheLayer, CachePart, CacheShape, CpuModel, Dtype, Experts, FeedForward, Isa, Layer, Linear, Matrix,
+    ModelSpec, Norm, Rope, SharedExpert, StepInput,
 };
 use crate::{Error, Result};
 
-/// Where a PyTorch tensor lies and what it is; judged where it is used, since `FromPyObject` hides errors of its own.
+/// The address, shape and type of a PyTorch tensor; checked when the tensor is used.
 struct Tensor {
     address: usize,
     shape: Vec<usize>,
@@ -36,7 +38,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Tensor {
 }
 
 impl Tensor {
-    /// The format of its numbers, if kernels can read them where they are.
+    /// Returns the number format, if kernels can read the tensor in place.
     fn dtype(&self) -> Result<Dtype> {
         let dtype = match self.dtype.as_str() {
             "torch.float32" => Some(Dtype::F32),
@@ -54,6 +56,7 @@ impl Tensor {
         })
     }
 
+    /// Returns the tensor as a matrix.
     fn matrix(&self) -> Result<Matrix> {
         let [rows, cols] = self.shape[..] else {
             return Err(Error::InvalidArgument(format!("a weight must have 2 dimensions, got {:?}", self.shape)));
@@ -61,7 +64,7 @@ impl Tensor {
         self.part(0, rows, cols)
     }
 
-    /// The layers along the first of three dimensions.
+    /// Returns the layers along the first of three dimensions.
     fn stacked(&self) -> Result<Vec<Linear>> {
         let [num, rows, cols] = self.shape[..] else {
             return Err(Error::InvalidArgument(format!(
@@ -72,10 +75,11 @@ impl Tensor {
         (0..num).map(|idx| Ok(Linear { weight: self.part(idx * rows * cols, rows, cols)?, bias: None })).collect()
     }
 
+    /// Returns the matrix that begins at number `start`.
     fn part(&self, start: usize, rows: usize, cols: usize) -> Result<Matrix> {
         let dtype = self.dtype()?;
         let address = self.address + start * dtype.size();
-        // SAFETY: the tensor is contiguous and of this size; `PyDecoder` keeps it alive, and nobody trains it.
+        // SAFETY: the tensor is contiguous and of this size; `PyCpuModel` keeps it alive, and nobody trains it.
         #[expect(unsafe_code, reason = "PyTorch owns the memory")]
         unsafe {
             Matrix::from_raw(address as *const u8, rows, cols, dtype)
@@ -83,169 +87,135 @@ impl Tensor {
     }
 }
 
-#[derive(FromPyObject)]
-struct NormWeights<'py> {
-    weight: PyReadonlyArray1<'py, f32>,
-    bias: Option<PyReadonlyArray1<'py, f32>>,
-    eps: f32,
+/// Reads one entry of a dictionary of weights.
+fn entry<'py, T: FromPyObjectOwned<'py>>(weights: &Bound<'py, PyDict>, name: &str) -> PyResult<T> {
+    let value = weights.get_item(name)?;
+    let value = value.ok_or_else(|| Error::InvalidArgument(format!("the kernels' weights lack `{name}`")))?;
+    value.extract().map_err(Into::into)
 }
 
-impl NormWeights<'_> {
-    fn read(&self) -> Norm {
-        let values = |array: &PyReadonlyArray1<'_, f32>| array.as_array().to_vec();
-        Norm { weight: values(&self.weight), bias: self.bias.as_ref().map(values), eps: self.eps }
-    }
-}
+/// Reads a type of the kernels from a dictionary with the names of its fields.
+macro_rules! from_dict {
+    ($type:ty, |$weights:ident| $read:expr) => {
+        impl<'a, 'py> FromPyObject<'a, 'py> for $type {
+            type Error = PyErr;
 
-#[derive(FromPyObject)]
-struct LinearWeights<'py> {
-    weight: Tensor,
-    bias: Option<PyReadonlyArray1<'py, f32>>,
-}
-
-impl LinearWeights<'_> {
-    fn read(&self) -> Result<Linear> {
-        let bias = self.bias.as_ref().map(|bias| bias.as_array().to_vec());
-        Ok(Linear { weight: self.weight.matrix()?, bias })
-    }
-}
-
-#[derive(FromPyObject)]
-struct ExpertWeights<'py> {
-    router: LinearWeights<'py>,
-    gate_up: Tensor,
-    down: Tensor,
-    num_chosen: usize,
-    softmax_first: bool,
-    normalized: bool,
-    scale: f32,
-    shared_up: Option<LinearWeights<'py>>,
-    shared_down: Option<LinearWeights<'py>>,
-    shared_gate: Option<LinearWeights<'py>>,
-}
-
-impl ExpertWeights<'_> {
-    fn read(&self) -> Result<Experts> {
-        let read = |linear: &Option<LinearWeights<'_>>| linear.as_ref().map(LinearWeights::read).transpose();
-        Ok(Experts {
-            router: self.router.read()?,
-            gate_up: self.gate_up.stacked()?,
-            down: self.down.stacked()?,
-            num_chosen: self.num_chosen,
-            softmax_first: self.softmax_first,
-            normalized: self.normalized,
-            scale: self.scale,
-            shared: read(&self.shared_up)?.zip(read(&self.shared_down)?),
-            shared_gate: read(&self.shared_gate)?,
-        })
-    }
-}
-
-#[derive(FromPyObject)]
-struct LayerWeights<'py> {
-    norm1: NormWeights<'py>,
-    norm2: NormWeights<'py>,
-    post_norm1: Option<NormWeights<'py>>,
-    post_norm2: Option<NormWeights<'py>>,
-    query_norm: Option<NormWeights<'py>>,
-    key_norm: Option<NormWeights<'py>>,
-    qkv: LinearWeights<'py>,
-    out: LinearWeights<'py>,
-    window: Option<usize>,
-    /// Gate and up, or up alone, and down; or experts.
-    up: Option<LinearWeights<'py>>,
-    down: Option<LinearWeights<'py>>,
-    is_gated: bool,
-    experts: Option<ExpertWeights<'py>>,
-}
-
-impl LayerWeights<'_> {
-    fn read(&self) -> Result<Layer> {
-        let norm = |norm: &Option<NormWeights<'_>>| norm.as_ref().map(NormWeights::read);
-        Ok(Layer {
-            norm1: self.norm1.read(),
-            qkv: self.qkv.read()?,
-            qk_norms: norm(&self.query_norm).zip(norm(&self.key_norm)),
-            out: self.out.read()?,
-            post_norms: norm(&self.post_norm1).zip(norm(&self.post_norm2)),
-            norm2: self.norm2.read(),
-            feed_forward: self.feed_forward()?,
-            window: self.window,
-        })
-    }
-
-    fn feed_forward(&self) -> Result<FeedForward> {
-        match (&self.experts, &self.up, &self.down) {
-            (Some(experts), _, _) => Ok(FeedForward::Experts(Box::new(experts.read()?))),
-            (None, Some(up), Some(down)) => {
-                let (up, down) = (up.read()?, down.read()?);
-                Ok(match self.is_gated {
-                    true => FeedForward::Gated { gate_up: up, down },
-                    false => FeedForward::Plain { up, down },
-                })
+            fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+                let $weights = &object.cast::<PyDict>()?;
+                Ok($read)
             }
-            _ => Err(Error::InvalidArgument("a layer must have a feed-forward".to_owned())),
         }
+    };
+}
+
+/// Numbers copied from a NumPy array.
+struct Floats(Vec<f32>);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Floats {
+    type Error = PyErr;
+
+    fn extract(array: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self(array.extract::<PyReadonlyArray1<'_, f32>>()?.as_array().to_vec()))
     }
 }
 
-#[derive(FromPyObject)]
-struct ModelWeights<'py> {
-    embedding: Tensor,
-    embedding_scale: f32,
-    positions: Option<Tensor>,
-    rope_frequencies: Option<Vec<f64>>,
-    rope_factor: f64,
-    layers: Vec<LayerWeights<'py>>,
-    norm: NormWeights<'py>,
-    head: LinearWeights<'py>,
-    num_heads: usize,
-    attention_scale: f32,
-    attention_softcap: Option<f32>,
-    logit_softcap: Option<f32>,
-    activation: String,
+impl<'a, 'py> FromPyObject<'a, 'py> for Matrix {
+    type Error = PyErr;
+
+    fn extract(tensor: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        Ok(tensor.extract::<Tensor>()?.matrix()?)
+    }
 }
 
-impl ModelWeights<'_> {
-    fn read(&self) -> Result<DecoderSpec> {
-        let activation = match self.activation.as_str() {
-            "silu" => Activation::Silu,
-            "gelu" => Activation::Gelu,
-            "gelu_pytorch_tanh" => Activation::GeluTanh,
-            other => return Err(Error::InvalidArgument(format!("the kernels have no activation {other:?}"))),
-        };
-        Ok(DecoderSpec {
-            embedding: self.embedding.matrix()?,
-            embedding_scale: self.embedding_scale,
-            positions: self.positions.as_ref().map(Tensor::matrix).transpose()?,
-            rope: self
-                .rope_frequencies
-                .as_ref()
-                .map(|frequencies| Rope { frequencies: frequencies.clone(), factor: self.rope_factor }),
-            layers: self.layers.iter().map(LayerWeights::read).collect::<Result<_>>()?,
-            norm: self.norm.read(),
-            head: self.head.read()?,
-            num_heads: self.num_heads,
-            attention_scale: self.attention_scale,
-            attention_softcap: self.attention_softcap,
-            logit_softcap: self.logit_softcap,
-            activation,
+impl<'a, 'py> FromPyObject<'a, 'py> for Activation {
+    type Error = PyErr;
+
+    fn extract(name: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        Ok(match name.extract::<&str>()? {
+            "silu" => Self::Silu,
+            "gelu" => Self::Gelu,
+            "gelu_pytorch_tanh" => Self::GeluTanh,
+            other => return Err(Error::InvalidArgument(format!("the kernels have no activation {other:?}")).into()),
         })
     }
 }
 
-/// A model's decode kernels on the CPU, over weights and a cache that PyTorch owns.
-#[pyclass(frozen, name = "Decoder", module = "llm._rust")]
-struct PyDecoder {
-    decoder: Mutex<Decoder>,
+from_dict!(Norm, |norm| Self {
+    weight: entry::<Floats>(norm, "weight")?.0,
+    bias: entry::<Option<Floats>>(norm, "bias")?.map(|bias| bias.0),
+    eps: entry(norm, "eps")?,
+});
+
+from_dict!(Linear, |linear| Self {
+    weight: entry(linear, "weight")?,
+    bias: entry::<Option<Floats>>(linear, "bias")?.map(|bias| bias.0),
+});
+
+from_dict!(Rope, |rope| Self { frequencies: entry(rope, "frequencies")?, factor: entry(rope, "factor")? });
+
+from_dict!(SharedExpert, |shared| Self {
+    gate_up: entry(shared, "gate_up")?,
+    down: entry(shared, "down")?,
+    gate: entry(shared, "gate")?,
+});
+
+from_dict!(Experts, |experts| Self {
+    router: entry(experts, "router")?,
+    gate_up: entry::<Tensor>(experts, "gate_up")?.stacked()?,
+    down: entry::<Tensor>(experts, "down")?.stacked()?,
+    num_chosen: entry(experts, "num_chosen")?,
+    softmax_first: entry(experts, "softmax_first")?,
+    normalized: entry(experts, "normalized")?,
+    scale: entry(experts, "scale")?,
+    shared: entry(experts, "shared")?,
+});
+
+from_dict!(FeedForward, |mlp| match (mlp.contains("router")?, mlp.contains("up")?) {
+    (true, _) => Self::Experts(Box::new(mlp.extract()?)),
+    (_, true) => Self::Plain { up: entry(mlp, "up")?, down: entry(mlp, "down")? },
+    _ => Self::Gated { gate_up: entry(mlp, "gate_up")?, down: entry(mlp, "down")? },
+});
+
+from_dict!(Layer, |layer| Self {
+    norm1: entry(layer, "norm1")?,
+    qkv: entry(layer, "qkv")?,
+    query_norm: entry(layer, "query_norm")?,
+    key_norm: entry(layer, "key_norm")?,
+    out: entry(layer, "out")?,
+    post_norm1: entry(layer, "post_norm1")?,
+    norm2: entry(layer, "norm2")?,
+    feed_forward: entry(layer, "feed_forward")?,
+    post_norm2: entry(layer, "post_norm2")?,
+    window: entry(layer, "window")?,
+});
+
+from_dict!(ModelSpec, |model| Self {
+    embedding: entry(model, "embedding")?,
+    embedding_scale: entry(model, "embedding_scale")?,
+    positions: entry(model, "positions")?,
+    rope: entry(model, "rope")?,
+    layers: entry(model, "layers")?,
+    norm: entry(model, "norm")?,
+    head: entry(model, "head")?,
+    num_heads: entry(model, "num_heads")?,
+    attention_scale: entry(model, "attention_scale")?,
+    attention_softcap: entry(model, "attention_softcap")?,
+    logit_softcap: entry(model, "logit_softcap")?,
+    activation: entry(model, "activation")?,
+});
+
+/// A model on the CPU kernels, over weights and a cache that PyTorch owns.
+#[pyclass(frozen, name = "CpuModel", module = "llm._rust")]
+struct PyCpuModel {
+    model: Mutex<CpuModel>,
     isa: Isa,
     num_threads: usize,
-    /// Owners of the memory that the decoder reads and writes.
+    /// Owners of the memory that the kernels read and write.
     _owners: [Py<PyAny>; 3],
 }
 
 #[pymethods]
-impl PyDecoder {
+impl PyCpuModel {
     #[new]
     #[pyo3(signature = (weights, keys, values, *, num_threads, instruction_set=None))]
     fn new(
@@ -255,12 +225,12 @@ impl PyDecoder {
         num_threads: usize,
         instruction_set: Option<&str>,
     ) -> PyResult<Self> {
-        let spec = weights.extract::<ModelWeights<'_>>()?.read()?;
+        let spec = weights.extract::<ModelSpec>()?;
         let isa = named_set(instruction_set)?;
         let (shape, caches) = caches_of(&keys.extract::<Vec<Tensor>>()?, &values.extract::<Vec<Tensor>>()?)?;
-        let decoder = Decoder::new(spec, shape, caches, num_threads, isa)?;
+        let model = CpuModel::new(spec, shape, caches, num_threads, isa)?;
         let owners = [weights, keys, values].map(|owner| owner.clone().unbind());
-        Ok(Self { decoder: Mutex::new(decoder), isa, num_threads, _owners: owners })
+        Ok(Self { model: Mutex::new(model), isa, num_threads, _owners: owners })
     }
 
     #[expect(clippy::too_many_arguments, reason = "the arrays of a step")]
@@ -277,7 +247,7 @@ impl PyDecoder {
     ) -> PyResult<()> {
         let mut logits = writable_logits(logits)?;
         let shape = (logits.shape()[0], logits.shape()[1]);
-        let step = Step {
+        let step = StepInput {
             token_ids: token_ids.as_slice()?,
             positions: positions.as_slice()?,
             slot_mapping: slot_mapping.as_slice()?,
@@ -288,27 +258,26 @@ impl PyDecoder {
         };
         let logits = logits.as_slice_mut()?;
         py.detach(|| {
-            let mut decoder =
-                self.decoder.lock().map_err(|_| Error::Internal("an earlier step panicked".to_owned()))?;
-            if shape != (step.logits_indices.len(), decoder.vocab_size()) {
+            let mut model = self.model.lock().map_err(|_| Error::Internal("an earlier step panicked".to_owned()))?;
+            if shape != (step.logits_indices.len(), model.vocab_size()) {
                 return Err(Error::InvalidArgument(format!(
                     "`logits` must be ({}, {}), got {shape:?}",
                     step.logits_indices.len(),
-                    decoder.vocab_size()
+                    model.vocab_size()
                 )));
             }
-            decoder.run(&step, logits)
+            model.run(&step, logits)
         })?;
         Ok(())
     }
 
-    /// The instruction set the kernels run with.
+    /// Instruction set of the kernels.
     #[getter]
     fn instruction_set(&self) -> &'static str {
         self.isa.name()
     }
 
-    /// Threads that share a step, the caller's included.
+    /// Threads that share a step, the calling thread included.
     #[getter]
     fn num_threads(&self) -> usize {
         self.num_threads
@@ -324,13 +293,13 @@ fn named_set(name: Option<&str>) -> Result<Isa> {
     })
 }
 
-/// Instruction sets of this machine that the kernels are compiled for, best last.
+/// Returns the instruction sets that this machine has and the kernels are compiled for, best last.
 #[pyfunction]
 fn instruction_sets() -> Vec<&'static str> {
     Isa::supported().into_iter().map(Isa::name).collect()
 }
 
-fn caches_of(keys: &[Tensor], values: &[Tensor]) -> Result<(CacheShape, Vec<(CachePart, CachePart)>)> {
+fn caches_of(keys: &[Tensor], values: &[Tensor]) -> Result<(CacheShape, Vec<CacheLayer>)> {
     let first = keys.first().ok_or_else(|| Error::InvalidArgument("a cache must have a layer, got none".to_owned()))?;
     let [num_blocks, block_size, num_kv_heads, head_dim] = first.shape[..] else {
         return Err(Error::InvalidArgument(format!("a cache must have 4 dimensions, got {:?}", first.shape)));
@@ -340,15 +309,16 @@ fn caches_of(keys: &[Tensor], values: &[Tensor]) -> Result<(CacheShape, Vec<(Cac
     if keys.len() != values.len() || !keys.iter().chain(values).all(is_same) {
         return Err(Error::InvalidArgument("keys and values of all layers must be of one shape and dtype".to_owned()));
     }
-    // SAFETY: the tensors are contiguous and of this shape; `PyDecoder` keeps them alive, one thread runs steps.
+    // SAFETY: the tensors are contiguous and of this shape; `PyCpuModel` keeps them alive and runs one step at a time.
     #[expect(unsafe_code, reason = "PyTorch owns the memory")]
     let part = |tensor: &Tensor| unsafe { CachePart::from_raw(tensor.address as *mut u8) };
-    let caches = keys.iter().zip(values).map(|(key, value)| (part(key), part(value))).collect();
+    let caches =
+        keys.iter().zip(values).map(|(keys, values)| CacheLayer { keys: part(keys), values: part(values) }).collect();
     Ok((CacheShape { num_blocks, block_size, num_kv_heads, head_dim, dtype: first.dtype()? }, caches))
 }
 
 /// Adds this module's classes and functions to `llm._rust`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<PyDecoder>()?;
+    module.add_class::<PyCpuModel>()?;
     module.add_function(wrap_pyfunction!(instruction_sets, module)?)
 }

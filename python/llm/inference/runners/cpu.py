@@ -1,10 +1,10 @@
-"""From a step's plan to logits by the CPU kernels of `llm._rust`."""
+"""Runs a step's plan through the CPU kernels of `llm._rust`."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llm._rust import Decoder, StepPlan
+from llm._rust import CpuModel, StepPlan
 from llm.inference.kv_cache import KVCache
 from llm.inference.runners.base import Step
 from llm.inference.runners.cpu_weights import kernel_weights
@@ -12,30 +12,30 @@ from llm.models import DecoderModel
 
 
 class KernelModelRunner:
-    """One call a step: all layers in Rust, over weights and a cache that PyTorch owns.
+    """Runs all layers in Rust with one call per step, over weights and a cache that PyTorch owns.
 
     Args:
-        model: One that `kernel_weights.obstacle` finds nothing against; its weights stay as they are meanwhile.
-        cache: On the CPU.
-        num_threads: That share a step, the caller's included.
+        model: A model for which `cpu_weights.obstacle` returns None; the weights must not change meanwhile.
+        cache: A cache on the CPU.
+        num_threads: Threads that share a step, the calling thread included.
     """
 
     def __init__(self, model: DecoderModel, cache: KVCache, num_threads: int) -> None:
         self.model = model
         self.cache = cache
-        self.decoder = Decoder(kernel_weights(model), list(cache.keys), list(cache.values), num_threads=num_threads)
+        self.cpu_model = CpuModel(kernel_weights(model), list(cache.keys), list(cache.values), num_threads=num_threads)
         self._vocab_size = model.lm_head.weight.shape[0]
         self._logits = np.empty((0, self._vocab_size), dtype=np.float32)
 
     def run(self, plan: StepPlan | Step) -> Tensor:
-        """Runs the plan's tokens; see `ModelRunner.run`. The logits are overwritten by the next call."""
+        """Runs the plan's tokens; see `ModelRunner.run`. The next call overwrites the logits."""
         if len(plan.block_copies):
             self.cache.copy_blocks(plan.block_copies)
         num_rows = len(plan.logits_indices)
         if num_rows > len(self._logits):
             self._logits = np.empty((num_rows, self._vocab_size), dtype=np.float32)
         logits = self._logits[:num_rows]
-        self.decoder.run(
+        self.cpu_model.run(
             plan.token_ids,
             plan.positions,
             plan.slot_mapping,

@@ -1,4 +1,4 @@
-//! Threads that stay: a decode step has hundreds of phases of microseconds, too short to start or wake anyone.
+//! Persistent threads: a decode step has hundreds of phases of some microseconds, too short to start or wake a thread.
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
@@ -10,35 +10,36 @@ use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
 
-/// Rounds of a spinning wait before the core is offered to other threads.
+/// Iterations of a spinning wait before the thread offers its core to others.
 const SPINS: usize = 4096;
-/// How long a thread without work spins on before it sleeps: about the time between two decode steps.
+/// Time that an idle thread spins before it sleeps: about the time between two decode steps.
 const AWAKE: Duration = Duration::from_micros(300);
 
-type Job<'a> = &'a (dyn Fn(&Member<'_>) + Sync);
+type Job<'a> = &'a (dyn Fn(&Worker<'_>) + Sync);
 
-/// The caller and `num_threads - 1` threads of its own, which run one closure together.
+/// The calling thread and `num_threads - 1` threads of its own, which run one closure together.
 ///
-/// Members meet at barriers and share out work by counting: who is late takes less. Where a member panics, all leave
-/// the job and [`Team::run`] panics with the same message.
+/// Workers meet at barriers and claim work from a shared counter, so a late worker takes less. If a worker panics, all
+/// workers leave the job, and [`ThreadTeam::run`] panics on the calling thread.
 #[derive(Debug)]
-pub struct Team {
+pub struct ThreadTeam {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    num_members: usize,
+    num_threads: usize,
     job: UnsafeCell<Option<Job<'static>>>,
-    /// Counts jobs.
+    /// Number of jobs started.
     epoch: AtomicUsize,
-    /// Members that have reached the barrier, and how often all have.
+    /// Workers that have reached the current barrier.
     arrived: AtomicUsize,
+    /// Barriers that all workers have passed.
     generation: AtomicUsize,
-    /// Members that are through with the job.
+    /// Workers that have finished the job.
     done: AtomicUsize,
-    /// The next piece of work of this phase.
+    /// The next unclaimed unit of work in this phase.
     next: AtomicUsize,
     has_panicked: AtomicBool,
     is_over: AtomicBool,
@@ -46,20 +47,20 @@ struct Shared {
     wake: Condvar,
 }
 
-// SAFETY: `job` is written only by the owner, while every other thread waits for the epoch that announces it.
+// SAFETY: only the owner writes `job`, while every other thread waits for the epoch that announces the job.
 unsafe impl Sync for Shared {}
-// SAFETY: as above; the job's reference is to a `Sync` closure.
+// SAFETY: `job` refers to a `Sync` closure, which any thread may call; all other fields are `Send`.
 unsafe impl Send for Shared {}
 
-/// One thread's part in a job.
+/// One thread of a team during a job.
 #[derive(Debug)]
-pub struct Member<'a> {
+pub struct Worker<'a> {
     shared: &'a Shared,
-    /// Which of the team's members this is; 0 is the caller.
+    /// The worker's number in the team; the calling thread is worker 0.
     pub index: usize,
 }
 
-impl Team {
+impl ThreadTeam {
     /// Starts the threads.
     ///
     /// # Errors
@@ -70,7 +71,7 @@ impl Team {
             return Err(Error::InvalidArgument(format!("`num_threads` must be in [1, 1024], got {num_threads}")));
         }
         let shared = Arc::new(Shared {
-            num_members: num_threads,
+            num_threads,
             job: UnsafeCell::new(None),
             epoch: AtomicUsize::new(0),
             arrived: AtomicUsize::new(0),
@@ -92,21 +93,21 @@ impl Team {
         Ok(team)
     }
 
-    /// Members, the caller included.
-    pub fn num_members(&self) -> usize {
-        self.shared.num_members
+    /// Returns the number of threads, the calling thread included.
+    pub fn num_threads(&self) -> usize {
+        self.shared.num_threads
     }
 
-    /// Runs `job` on every member at once and returns when all are done.
+    /// Runs `job` on every worker at once and returns when all are done.
     ///
     /// # Panics
     ///
-    /// If the job panics on any member.
+    /// If the job panics on any worker.
     pub fn run(&mut self, job: Job<'_>) {
         let shared = &*self.shared;
-        // SAFETY: the lifetime ends for the threads before it ends for the caller: this function waits for all of them.
+        // SAFETY: the reference outlives its use, since this function waits until every thread is done with the job.
         let job: Job<'static> = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(job) };
-        // SAFETY: nobody reads the job before the epoch below.
+        // SAFETY: no thread reads the job before the epoch below announces it.
         unsafe { *shared.job.get() = Some(job) };
         for counter in [&shared.next, &shared.arrived, &shared.done] {
             counter.store(0, Ordering::Relaxed);
@@ -116,7 +117,7 @@ impl Team {
             shared.wake.notify_all();
         }
         let own = shared.work(0, job);
-        wait_until(|| shared.done.load(Ordering::Acquire) == shared.num_members);
+        wait_until(|| shared.done.load(Ordering::Acquire) == shared.num_threads);
         let has_panicked = shared.has_panicked.swap(false, Ordering::Relaxed);
         match own {
             Err(panic) => resume_unwind(panic),
@@ -125,34 +126,34 @@ impl Team {
     }
 }
 
-impl Drop for Team {
+impl Drop for ThreadTeam {
     fn drop(&mut self) {
         self.shared.is_over.store(true, Ordering::Release);
         drop(self.shared.sleepers.lock().unwrap_or_else(PoisonError::into_inner));
         self.shared.wake.notify_all();
         for thread in self.threads.drain(..) {
-            // A panic inside a job was caught, told to the caller, and is no reason to end here.
+            // A panic inside a job was caught and reported to the caller, so joining has nothing to report.
             let _ = thread.join();
         }
     }
 }
 
 impl Shared {
-    /// A thread's life: wait for a job, do it, meet the others.
+    /// Runs one job after another until the team is dropped.
     fn serve(&self, index: usize) {
         let mut seen = 0;
         while self.wait_for_job(seen) {
             seen += 1;
-            // SAFETY: the epoch was read with acquire, after the job was written.
+            // SAFETY: the epoch was loaded with acquire ordering, after the owner had written the job.
             if let Some(job) = unsafe { *self.job.get() } {
-                // The caller learns of a panic by `has_panicked`.
+                // `has_panicked` tells the calling thread about a panic.
                 let _ = self.work(index, job);
             }
         }
     }
 
     fn work(&self, index: usize, job: Job<'_>) -> std::thread::Result<()> {
-        let outcome = catch_unwind(AssertUnwindSafe(|| job(&Member { shared: self, index })));
+        let outcome = catch_unwind(AssertUnwindSafe(|| job(&Worker { shared: self, index })));
         if outcome.is_err() {
             self.has_panicked.store(true, Ordering::Release);
         }
@@ -179,24 +180,24 @@ impl Shared {
         !self.is_over.load(Ordering::Acquire)
     }
 
-    /// Waits until every member is here.
+    /// Waits until every worker has arrived.
     fn barrier(&self) {
         let generation = self.generation.load(Ordering::Acquire);
-        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.num_members {
+        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.num_threads {
             self.arrived.store(0, Ordering::Relaxed);
             self.next.store(0, Ordering::Relaxed);
             self.generation.store(generation + 1, Ordering::Release);
             return;
         }
         wait_until(|| {
-            // Whoever panicked will not come.
-            assert!(!self.has_panicked.load(Ordering::Acquire), "another member of the team panicked");
+            // A worker that panicked never arrives.
+            assert!(!self.has_panicked.load(Ordering::Acquire), "another worker of the team panicked");
             self.generation.load(Ordering::Acquire) != generation
         });
     }
 }
 
-/// Spins, then lets other threads of the machine run between looks.
+/// Spins for a while, then yields the core between checks.
 fn wait_until(is_true: impl Fn() -> bool) {
     let mut spins = 0;
     while !is_true() {
@@ -209,20 +210,20 @@ fn wait_until(is_true: impl Fn() -> bool) {
     }
 }
 
-impl Member<'_> {
-    /// Members of the team.
-    pub fn num_members(&self) -> usize {
-        self.shared.num_members
+impl Worker<'_> {
+    /// Returns the number of threads in the team.
+    pub fn num_threads(&self) -> usize {
+        self.shared.num_threads
     }
 
-    /// Waits until every member has come this far; what each wrote before, all may read.
+    /// Waits until every worker has arrived here; everything written before is visible to all afterwards.
     pub fn barrier(&self) {
         self.shared.barrier();
     }
 
-    /// The next piece of `0..total`, `size` long but for the last; `None` once all is taken.
+    /// Claims the next `size` units of `0..total`, fewer at the end; `None` once all are taken.
     ///
-    /// Pieces are counted from the last barrier on: one phase, one `total` and `size` for all members.
+    /// Each barrier starts a new count; all workers must pass the same `total` and `size` in between.
     pub fn claim(&self, total: usize, size: usize) -> Option<Range<usize>> {
         let start = self.shared.next.fetch_add(size, Ordering::Relaxed);
         (start < total).then(|| start..(start + size).min(total))

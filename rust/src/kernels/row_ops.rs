@@ -1,26 +1,31 @@
-//! What happens to one row of activations between two products: norms, rotation, activation functions.
+//! Operations on one row of activations between two products: norms, rotary positions, activation functions.
 
 use super::simd::{Isa, Simd, dispatch, exp};
 
-/// A norm over the last dimension.
+/// A norm over the last dimension: a layer norm if it has a bias, else an RMS norm.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Norm {
-    /// Scale of each channel.
+    /// Scale per channel.
     pub weight: Vec<f32>,
-    /// Shift of each channel; with it this is a layer norm, without an RMS norm.
+    /// Shift per channel of a layer norm.
     pub bias: Option<Vec<f32>>,
-    /// Added under the root.
+    /// Added to the mean square before taking the root.
     pub eps: f32,
 }
 
 impl Norm {
-    /// Normalises `row` in place.
+    /// Returns whether the norm is for rows of `width` channels.
+    pub(crate) fn has_width(&self, width: usize) -> bool {
+        self.weight.len() == width && self.bias.as_ref().is_none_or(|bias| bias.len() == width)
+    }
+
+    /// Normalizes `row` in place.
     ///
     /// Source: Zhang and Sennrich 2019, «Root Mean Square Layer Normalization», equation 4; Ba, Kiros and Hinton 2016,
     /// «Layer Normalization», equation 4.
-    pub(super) fn apply(&self, isa: Isa, row: &mut [f32]) {
+    pub(crate) fn apply(&self, isa: Isa, row: &mut [f32]) {
         assert_eq!(row.len(), self.weight.len(), "a norm of {} channels", self.weight.len());
-        // SAFETY: all slices are as long as the row.
+        // SAFETY: weight and bias are as long as the row; the model runs with a set of this machine.
         unsafe { normalize(isa, row, &self.weight, self.bias.as_deref(), self.eps) }
     }
 }
@@ -30,7 +35,7 @@ dispatch! { unsafe fn normalize = run_norm(row: &mut [f32], weight: &[f32], bias
 #[inline(always)]
 unsafe fn run_norm<S: Simd>(row: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
     let num = row.len() as f32;
-    // SAFETY: passed on.
+    // SAFETY: the caller's machine has this instruction set; `sum_of` takes a slice.
     unsafe {
         if bias.is_some() {
             let mean = sum_of::<S>(row, 0.0, false) / num;
@@ -47,11 +52,11 @@ unsafe fn run_norm<S: Simd>(row: &mut [f32], weight: &[f32], bias: Option<&[f32]
     }
 }
 
-/// Sum of the row or of its squares.
+/// Returns the sum of the row, or of its squares.
 #[inline(always)]
 unsafe fn sum_of<S: Simd>(row: &[f32], start: f32, squared: bool) -> f32 {
     let tail = row.len() - row.len() % S::LANES;
-    // SAFETY: whole vectors within the row.
+    // SAFETY: whole vectors before `tail` lie within the row.
     unsafe {
         let mut sums = S::splat(0.0);
         for place in (0..tail).step_by(S::LANES) {
@@ -63,20 +68,20 @@ unsafe fn sum_of<S: Simd>(row: &[f32], start: f32, squared: bool) -> f32 {
     }
 }
 
-/// Cosines and sines of one position, `head_dim / 2` each, as rotary positions need them.
+/// Rotary position encoding of the first and second half of each head.
 ///
 /// Source: Su et al. 2021, «RoFormer», equation 34.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    /// Angle per position of each pair of channels.
+    /// Angle per position, for each of the `head_dim / 2` pairs of channels.
     pub frequencies: Vec<f64>,
-    /// On cosines and sines.
+    /// Multiplier of cosines and sines.
     pub factor: f64,
 }
 
 impl Rope {
-    /// Writes the cosines of `position`, then its sines.
-    pub(super) fn fill(&self, position: i64, to: &mut [f32]) {
+    /// Writes a row of the rotary table: the cosines of `position`, then its sines.
+    pub(crate) fn fill(&self, position: i64, to: &mut [f32]) {
         let (cosines, sines) = to.split_at_mut(self.frequencies.len());
         for (frequency, (cosine, sine)) in self.frequencies.iter().zip(cosines.iter_mut().zip(sines)) {
             let angle = position as f64 * frequency;
@@ -86,23 +91,23 @@ impl Rope {
     }
 }
 
-/// Rotates channel `i` and `i + D/2` of one head by the angles of `turns`: cosines, then sines.
-pub(super) fn rotate(isa: Isa, head: &mut [f32], turns: &[f32]) {
-    assert!(head.len().is_multiple_of(2) && turns.len() == head.len(), "a head of {}", head.len());
-    // SAFETY: both are of one length.
-    unsafe { turn(isa, head, turns) }
+/// Rotates channels `i` and `i + D/2` of one head by a row of the rotary table: cosines, then sines.
+pub(crate) fn rotate(isa: Isa, head: &mut [f32], angles: &[f32]) {
+    assert!(head.len().is_multiple_of(2) && angles.len() == head.len(), "a head of {}", head.len());
+    // SAFETY: head and angles are of one length; the model runs with a set of this machine.
+    unsafe { rotate_halves(isa, head, angles) }
 }
 
-dispatch! { unsafe fn turn = run_turn(head: &mut [f32], turns: &[f32]) }
+dispatch! { unsafe fn rotate_halves = run_rotation(head: &mut [f32], angles: &[f32]) }
 
 #[inline(always)]
-unsafe fn run_turn<S: Simd>(head: &mut [f32], turns: &[f32]) {
+unsafe fn run_rotation<S: Simd>(head: &mut [f32], angles: &[f32]) {
     let half = head.len() / 2;
     let tail = half - half % S::LANES;
     let (first, second) = head.split_at_mut(half);
-    let (cosines, sines) = turns.split_at(half);
+    let (cosines, sines) = angles.split_at(half);
     for place in (0..tail).step_by(S::LANES) {
-        // SAFETY: whole vectors within the halves.
+        // SAFETY: whole vectors before `tail` lie within the halves.
         unsafe {
             let (a, b) = (S::load(first.as_ptr().add(place)), S::load(second.as_ptr().add(place)));
             let (cosine, sine) = (S::load(cosines.as_ptr().add(place)), S::load(sines.as_ptr().add(place)));
@@ -117,25 +122,25 @@ unsafe fn run_turn<S: Simd>(head: &mut [f32], turns: &[f32]) {
     }
 }
 
-/// Activation of a feed-forward.
+/// The activation function of a feed-forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// `x / (1 + e^-x)`.
+    /// SiLU: `x / (1 + e^-x)`.
     Silu,
-    /// `x Φ(x)` by the error function.
+    /// GELU: `x Φ(x)` by the error function.
     Gelu,
-    /// GELU by its tanh approximation.
+    /// GELU in its tanh approximation.
     GeluTanh,
 }
 
 impl Activation {
-    /// `gate` becomes its activation, times `up` where there is one.
+    /// Replaces `gate` by its activation, multiplied by `up` if given.
     ///
     /// Source: Shazeer 2020, «GLU Variants Improve Transformer», equation 6; Hendrycks and Gimpel 2016, «Gaussian Error
     /// Linear Units», section 2.
-    pub(super) fn apply(self, isa: Isa, gate: &mut [f32], up: Option<&[f32]>) {
+    pub(crate) fn apply(self, isa: Isa, gate: &mut [f32], up: Option<&[f32]>) {
         assert!(up.is_none_or(|up| up.len() == gate.len()), "gate and up differ in length");
-        // SAFETY: the lengths agree.
+        // SAFETY: gate and up are of one length; the model runs with a set of this machine.
         unsafe { activate(isa, self, gate, up) }
     }
 }
@@ -145,9 +150,9 @@ dispatch! { unsafe fn activate = run_activation(kind: Activation, gate: &mut [f3
 #[inline(always)]
 unsafe fn run_activation<S: Simd>(kind: Activation, gate: &mut [f32], up: Option<&[f32]>) {
     match kind {
-        // SAFETY: passed on.
+        // SAFETY: the caller promises the instruction set, and `up` as long as `gate`.
         Activation::Silu => unsafe { each::<S, Silu>(gate, up) },
-        // SAFETY: passed on.
+        // SAFETY: the caller promises the instruction set, and `up` as long as `gate`.
         Activation::GeluTanh => unsafe { each::<S, GeluTanh>(gate, up) },
         Activation::Gelu => {
             for (place, gate) in gate.iter_mut().enumerate() {
@@ -158,30 +163,30 @@ unsafe fn run_activation<S: Simd>(kind: Activation, gate: &mut [f32], up: Option
     }
 }
 
-/// A function of vectors: a type and no closure, since a closure isn't sure to be compiled for the caller's set.
+/// A function of vectors. A type, since closures are not always compiled for the caller's instruction set.
 trait Function {
     unsafe fn of<S: Simd>(x: S::V) -> S::V;
 }
 
-/// `x / (1 + e^-x)`.
+/// SiLU: `x / (1 + e^-x)`.
 struct Silu;
 
 impl Function for Silu {
     #[inline(always)]
     unsafe fn of<S: Simd>(x: S::V) -> S::V {
-        // SAFETY: passed on.
+        // SAFETY: the caller's machine has this instruction set.
         unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(x, S::splat(-1.0))))) }
     }
 }
 
-/// `x / (1 + e^(-2u))` with u = √(2/π) (x + 0.044715 x³): the tanh form, solved for one exponential.
+/// GELU's tanh form, solved for one exponential: `x / (1 + e^(-2u))` with u = √(2/π) (x + 0.044715 x³).
 struct GeluTanh;
 
 impl Function for GeluTanh {
     #[inline(always)]
     unsafe fn of<S: Simd>(x: S::V) -> S::V {
         const MINUS_2_ROOT: f32 = -1.595_769; // -2 · √(2/π)
-        // SAFETY: passed on.
+        // SAFETY: the caller's machine has this instruction set.
         unsafe {
             let cube = S::mul(S::mul(x, x), x);
             let inner = S::fma(cube, S::splat(0.044_715), x);
@@ -190,14 +195,14 @@ impl Function for GeluTanh {
     }
 }
 
-/// Applies a function to each number of `gate`, times that of `up`; the last few go through padded vectors.
+/// Applies a function to each number of `gate` and multiplies by `up`; the last few numbers use padded vectors.
 #[inline(always)]
 unsafe fn each<S: Simd, F: Function>(gate: &mut [f32], up: Option<&[f32]>) {
     let tail = gate.len() - gate.len() % S::LANES;
     let rest = gate.len() - tail;
     let (mut gates, mut ups) = ([0.0_f32; 16], [1.0_f32; 16]);
     gates[..rest].copy_from_slice(&gate[tail..]);
-    // SAFETY: whole vectors within both rows, or the padding.
+    // SAFETY: whole vectors before `tail` lie within both rows; the padding holds a vector of every set.
     unsafe {
         if let Some(up) = up {
             ups[..rest].copy_from_slice(&up[tail..]);

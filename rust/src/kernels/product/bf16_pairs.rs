@@ -1,40 +1,43 @@
-//! Products of bf16 pairs, which AVX-512-BF16 has.
+//! Products of a strip of bf16 weights by the bf16 pair instructions of AVX-512-BF16.
 //!
-//! A vector of weights holds eight columns of four outputs, one output in each 128-bit lane, and meets eight columns of a
-//! row of activations, the same in all lanes. So an output has four partial sums, where a vector of a single row has
-//! sixteen, and adding them up costs a quarter: small models have rows of some 18 vectors.
+//! A vector of weights holds eight columns of four outputs, one output in each 128-bit lane. A multiplication combines the
+//! vector with eight columns of a row of activations, repeated in all lanes. An output thus has 4 partial sums instead of
+//! the 16 of a vector that holds a single row, and summing them costs a quarter; rows of small models have only about 18
+//! vectors.
 //!
-//! The vectors are put together from rows of weights by the strip's first tile, which leaves them to the others in the
-//! first cache. Activations lie in the order of use: eight columns of each of a tile's rows, then the next eight.
+//! The strip's first tile assembles these vectors from rows of weights and keeps them in the first-level cache for the
+//! other tiles. Activations lie in order of use: eight columns of each row of a tile, then the next eight.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::linear::{STRIP, Task};
-use super::simd::narrow;
+use super::strip::{CHUNK, STRIP, StripTask};
+use crate::kernels::simd::narrow;
 use crate::prefetch;
 
-/// Rows of activations of the largest tile: with the strip's two vectors their sums take 24 registers.
+/// Rows of activations in the largest tile: with two vectors of weights, the sums take 24 registers.
 const MAX_TILE_ROWS: usize = 12;
-/// Columns of a lane.
-pub(super) const QUAD: usize = 8;
-/// Columns that all tiles go through before the next: so many of a tile and of a strip stay in the first cache.
-const CHUNK: usize = 640;
-/// Vectors of a strip's chunk.
+/// Columns in a 128-bit lane.
+pub(crate) const QUAD: usize = 8;
+/// Vectors in a chunk of a strip.
 const MAX_KEPT: usize = 2 * CHUNK / QUAD;
 
-/// Rows of each tile but the last, about the same in all.
-pub(super) fn tile_rows(num_rows: usize) -> usize {
+/// Returns the rows of each tile but the last; all tiles have about the same number.
+pub(crate) fn tile_rows(num_rows: usize) -> usize {
     num_rows.div_ceil(num_rows.div_ceil(MAX_TILE_ROWS).max(1)).max(1)
 }
 
-/// Rounds numbers to bf16, to the nearest, of two the even one, and puts eight at a time `step` numbers apart; what is
-/// missing in the last eight is 0.
+/// Rounds numbers to the nearest bf16, ties to even, and writes them in quads of eight, `step` numbers apart. The last quad
+/// is filled up with 0.
+///
+/// # Safety
+///
+/// The machine has AVX-512-BF16, and `to` has room for all quads.
 #[target_feature(enable = "avx512f,avx512bf16,avx2")]
-pub(super) unsafe fn round(from: &[f32], to: *mut u16, step: usize) {
+pub(crate) unsafe fn round(from: &[f32], to: *mut u16, step: usize) {
     let (vectors, rest) = from.as_chunks::<{ 2 * QUAD }>();
     for (idx, vector) in vectors.iter().enumerate() {
-        // SAFETY: `to` has room for the numbers; both types are 32 bytes without meaning of their own.
+        // SAFETY: the caller promises room for all quads; both vector types are 32 bytes of plain data.
         unsafe {
             let rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(vector.as_ptr()));
             let rounded = std::mem::transmute::<__m256bh, __m256i>(rounded);
@@ -44,54 +47,70 @@ pub(super) unsafe fn round(from: &[f32], to: *mut u16, step: usize) {
     }
     for (idx, numbers) in rest.chunks(QUAD).enumerate() {
         let quad: [u16; QUAD] = std::array::from_fn(|place| numbers.get(place).map_or(0, |value| narrow(*value)));
-        // SAFETY: as above.
+        // SAFETY: the caller promises room for all quads, the last one included.
         unsafe { to.add((2 * vectors.len() + idx) * step).cast::<[u16; QUAD]>().write_unaligned(quad) };
     }
 }
 
-/// Multiplies all of a task.
+/// Computes a whole strip.
 ///
 /// # Safety
 ///
-/// The machine has AVX-512-BF16; the rest as for [`super::linear::strip`].
+/// The machine has AVX-512-BF16, and the task's pointers are valid for its sizes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-pub(super) unsafe fn strip(task: &Task) {
+pub(crate) unsafe fn multiply_strip(task: &StripTask) {
     let mut kept = [MaybeUninit::<__m512i>::uninit(); MAX_KEPT];
     let size = tile_rows(task.num_rows);
     let num_tiles = task.num_rows.div_ceil(size);
     for start in (0..task.cols).step_by(CHUNK) {
         for idx in 0..num_tiles {
-            let rows = (idx * size, size.min(task.num_rows - idx * size));
-            let share = (task.count * idx / num_tiles, task.count * (idx + 1) / num_tiles);
+            let tile = Tile {
+                row: idx * size,
+                num_rows: size.min(task.num_rows - idx * size),
+                prefetch_from: task.count * idx / num_tiles,
+                prefetch_to: task.count * (idx + 1) / num_tiles,
+            };
             let kept = kept.as_mut_ptr().cast();
-            // SAFETY: passed on; the first tile keeps what the others find.
+            // SAFETY: the caller promises a valid task; the tiles divide its rows, and the first tile fills `kept` before
+            // any other reads it.
             unsafe {
                 match (idx, num_tiles) {
-                    (0, 1) => tile_of::<Assembled>(task, rows, start, kept, share),
-                    (0, _) => tile_of::<Keeping>(task, rows, start, kept, share),
-                    _ => tile_of::<Kept>(task, rows, start, kept, share),
+                    (0, 1) => run_tile::<Assembled>(task, &tile, start, kept),
+                    (0, _) => run_tile::<Keeping>(task, &tile, start, kept),
+                    _ => run_tile::<Kept>(task, &tile, start, kept),
                 }
             }
         }
     }
 }
 
-/// Where the two vectors of a quad of columns come from.
+/// A tile's rows of activations, and its share of the next strip's rows to prefetch.
+struct Tile {
+    row: usize,
+    num_rows: usize,
+    prefetch_from: usize,
+    prefetch_to: usize,
+}
+
+/// A source of the two vectors that hold a quad of columns of all eight outputs.
 trait Source {
+    /// # Safety
+    ///
+    /// The machine has AVX-512; columns under the mask lie within the rows, and `kept` has room for two vectors.
     unsafe fn quad(weights: &[*const u8; STRIP], col: usize, mask: __mmask8, kept: *mut __m512i) -> [__m512i; 2];
 }
 
-/// From the rows of weights.
+/// Assembles vectors from rows of weights.
 struct Assembled;
-/// From the rows of weights, and kept.
+/// Assembles vectors from rows of weights and keeps them.
 struct Keeping;
-/// As an earlier tile kept them.
+/// Loads vectors that an earlier tile kept.
 struct Kept;
 
-/// Eight columns of four rows.
+/// Loads eight columns of four rows.
 #[inline(always)]
 unsafe fn four(rows: [*const u8; 4], col: usize, mask: __mmask8) -> __m512i {
-    // SAFETY: numbers under the mask are within the rows.
+    // SAFETY: the caller promises that columns under the mask lie within the rows.
     unsafe {
         let [a, b, c, d] = [
             eight(rows[0], col, mask),
@@ -105,9 +124,10 @@ unsafe fn four(rows: [*const u8; 4], col: usize, mask: __mmask8) -> __m512i {
     }
 }
 
+/// Loads eight columns of a row; columns not under the mask are 0.
 #[inline(always)]
 unsafe fn eight(row: *const u8, col: usize, mask: __mmask8) -> __m128i {
-    // SAFETY: numbers under the mask are within the row.
+    // SAFETY: the caller promises that columns under the mask lie within the row.
     unsafe {
         match mask {
             0xFF => _mm_loadu_si128(row.cast::<u16>().add(col).cast()),
@@ -119,7 +139,7 @@ unsafe fn eight(row: *const u8, col: usize, mask: __mmask8) -> __m128i {
 impl Source for Assembled {
     #[inline(always)]
     unsafe fn quad(weights: &[*const u8; STRIP], col: usize, mask: __mmask8, _: *mut __m512i) -> [__m512i; 2] {
-        // SAFETY: numbers under the mask are within the rows.
+        // SAFETY: the caller promises that columns under the mask lie within the rows.
         unsafe {
             [
                 four([weights[0], weights[1], weights[2], weights[3]], col, mask),
@@ -132,7 +152,7 @@ impl Source for Assembled {
 impl Source for Keeping {
     #[inline(always)]
     unsafe fn quad(weights: &[*const u8; STRIP], col: usize, mask: __mmask8, kept: *mut __m512i) -> [__m512i; 2] {
-        // SAFETY: passed on; `kept` has room for both.
+        // SAFETY: the caller promises columns within the rows, and room for two vectors in `kept`.
         unsafe {
             let quad = Assembled::quad(weights, col, mask, kept);
             _mm512_storeu_si512(kept, quad[0]);
@@ -145,46 +165,41 @@ impl Source for Keeping {
 impl Source for Kept {
     #[inline(always)]
     unsafe fn quad(_: &[*const u8; STRIP], _: usize, _: __mmask8, kept: *mut __m512i) -> [__m512i; 2] {
-        // SAFETY: written by an earlier tile.
+        // SAFETY: an earlier tile wrote both vectors (`Keeping`).
         unsafe { [_mm512_loadu_si512(kept), _mm512_loadu_si512(kept.add(1))] }
     }
 }
 
+/// Runs a tile by the version compiled for its number of rows.
 #[inline(always)]
-unsafe fn tile_of<W: Source>(
-    task: &Task,
-    (row, num_rows): (usize, usize),
-    start: usize,
-    kept: *mut __m512i,
-    share: (usize, usize),
-) {
+unsafe fn run_tile<W: Source>(task: &StripTask, tile: &Tile, start: usize, kept: *mut __m512i) {
     macro_rules! of {
         ($($count:literal)*) => {
-            match num_rows {
-                // SAFETY: passed on.
-                $($count => unsafe { tile::<W, $count>(task, row, start, kept, share) },)*
-                _ => unreachable!("a tile of {num_rows} rows"),
+            match tile.num_rows {
+                // SAFETY: the caller promises a valid task and a tile within its rows.
+                $($count => unsafe { multiply_tile::<W, $count>(task, tile, start, kept) },)*
+                num_rows => unreachable!("a tile of {num_rows} rows"),
             }
         };
     }
     of! { 1 2 3 4 5 6 7 8 9 10 11 12 }
 }
 
-/// Multiplies a chunk of `M` rows of activations with the strip, all sums in registers. The first chunk's sums go to
-/// `out`, the others' are added there.
+/// Multiplies a chunk of columns of `M` rows of activations with the strip, with all sums in registers. The first chunk
+/// writes its sums to `out`, later chunks add theirs.
 #[inline(always)]
-unsafe fn tile<W: Source, const M: usize>(
-    task: &Task,
-    row: usize,
+unsafe fn multiply_tile<W: Source, const M: usize>(
+    task: &StripTask,
+    tile: &Tile,
     start: usize,
     mut kept: *mut __m512i,
-    share: (usize, usize),
 ) {
+    let row = tile.row;
     let end = task.cols.min(start + CHUNK);
-    // SAFETY: `row + M` rows of activations, `count` of weights, `cols` numbers each, whole quads of activations; `out`
-    // holds a strip for each row.
+    // SAFETY: the task has `row + M` rows of activations in whole quads and `count` rows of weights, with `cols` numbers
+    // each; `out` holds a strip for each row.
     unsafe {
-        // Outputs past the last are another's, and nobody reads them.
+        // Outputs past the last repeat the last row, and nobody reads them.
         let weights: [_; STRIP] = std::array::from_fn(|n| task.weights.add(n.min(task.count - 1) * task.row_bytes));
         let mut x = task.x.add(row * task.x_stride).cast::<u16>().add(start * M);
         let mut sums = [[_mm512_setzero_ps(); 2]; M];
@@ -203,9 +218,9 @@ unsafe fn tile<W: Source, const M: usize>(
         }
         let mut col = start;
         while col + 4 * QUAD <= end {
-            // The same columns of the next strip, each tile its share of the rows: so they come while the multipliers are
-            // busy, never so many at once that these wait, and all of them a strip ahead of their use.
-            for n in share.0..share.1 {
+            // Each tile prefetches the same columns of its share of the next strip's rows: they arrive while the multipliers
+            // are busy, never so many at once that the multipliers wait, and a whole strip ahead of their use.
+            for n in tile.prefetch_from..tile.prefetch_to {
                 prefetch::far(task.next.wrapping_add(n * task.row_bytes + 2 * col));
             }
             quad!(col, 0xFF);
@@ -229,24 +244,25 @@ unsafe fn tile<W: Source, const M: usize>(
     }
 }
 
-/// The eight outputs of two rows.
+/// Returns the eight outputs of two rows.
 #[inline(always)]
 unsafe fn totals([a, b]: [__m512; 2], [c, d]: [__m512; 2]) -> __m512 {
-    // SAFETY: the machine has AVX-512.
+    // SAFETY: the caller's machine has AVX-512, and no pointer is used.
     unsafe {
         // Each lane: first a + third a, first b + third b, second a + fourth a, second b + fourth b.
         let ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
         let cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
         let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
-        // Each lane: its output of a, b, c and d.
+        // Each lane: one output of a, b, c and d.
         let lanes = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
         let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         _mm512_permutexvar_ps(order, lanes)
     }
 }
 
+/// Reinterprets a vector as pairs of bf16.
 #[inline(always)]
 fn pairs(vector: __m512i) -> __m512bh {
-    // SAFETY: both types are 64 bytes without meaning of their own.
+    // SAFETY: both vector types are 64 bytes of plain data.
     unsafe { std::mem::transmute::<__m512i, __m512bh>(vector) }
 }

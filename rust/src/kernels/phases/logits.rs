@@ -1,0 +1,33 @@
+//! The last norm and the projection to logits.
+
+use super::pass::Pass;
+use crate::kernels::product::prepared::Prepared;
+use crate::kernels::threads::Worker;
+
+impl Pass<'_> {
+    /// Computes the logits of all rows that need them.
+    pub fn logits(&self, worker: &Worker<'_>) {
+        let head = &self.spec.head;
+        let rows: Vec<usize> = (0..self.rows.len()).filter(|row| self.rows[*row].has_logits()).collect();
+        if rows.is_empty() {
+            return;
+        }
+        let inputs = Prepared { num_rows: rows.len(), ..self.hidden_inputs(head.weight.dtype) };
+        for place in (worker.index..rows.len()).step_by(worker.num_threads()) {
+            self.normalize(worker, rows[place], &self.spec.norm, &inputs, place);
+        }
+        worker.barrier();
+        let vocab_size = head.weight.rows;
+        self.multiply(worker, head, &inputs, |place, first, values| {
+            let row = &self.rows[rows[place]];
+            for output in row.first_output..row.end_output {
+                // SAFETY: one worker owns each strip of columns, and each output belongs to one row.
+                let to = unsafe { self.logits.write(output * vocab_size + first, values.len()) };
+                to.copy_from_slice(values);
+                if let Some(cap) = self.spec.logit_softcap {
+                    to.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,64 @@
+//! The phases of a step. All threads of a team run each phase together, with a barrier at its end.
+
+mod attention;
+mod embed;
+mod experts;
+mod feed_forward;
+mod kv_split;
+mod logits;
+mod pass;
+
+use super::cache::CacheLayer;
+use super::spec::Layer;
+use super::threads::Worker;
+pub(crate) use pass::{Pass, StepContext};
+
+/// The rows of a group with requested logits, which alone pass through the end of the last layer.
+pub(crate) struct LogitsRows<'a> {
+    /// Places of these rows in the whole group, ascending.
+    pub places: Vec<usize>,
+    pub pass: Pass<'a>,
+}
+
+impl Pass<'_> {
+    /// Runs one worker's part of the whole step. If only some rows need logits, the last layer writes keys and values of
+    /// all rows, and `rest` then continues without the others.
+    pub fn run(&self, worker: &Worker<'_>, rest: Option<&LogitsRows<'_>>) {
+        self.embed(worker);
+        let num_layers = self.spec.layers.len();
+        for (idx, (layer, cache)) in self.spec.layers.iter().zip(self.caches).enumerate() {
+            self.project(worker, layer, *cache);
+            if let Some(rest) = rest.filter(|_| idx + 1 == num_layers) {
+                self.gather(worker, &rest.places, layer.qkv.weight.rows);
+                rest.pass.finish_layer(worker, layer, *cache);
+                return rest.pass.logits(worker);
+            }
+            self.finish_layer(worker, layer, *cache);
+        }
+        self.logits(worker);
+    }
+
+    /// Runs a layer from the point where all keys and values are in the cache.
+    fn finish_layer(&self, worker: &Worker<'_>, layer: &Layer, cache: CacheLayer) {
+        if self.rows.is_empty() {
+            return;
+        }
+        self.attend(worker, layer, cache);
+        self.merge_heads(worker, layer);
+        let heads = self.inputs(layer.out.weight.cols, layer.out.weight.dtype);
+        self.add_product(worker, &layer.out, &heads, layer.post_norm1.as_ref());
+        self.feed_forward(worker, layer);
+    }
+
+    /// Moves the residual stream and queries of some rows, in ascending order, to the first places.
+    fn gather(&self, worker: &Worker<'_>, places: &[usize], width: usize) {
+        for (to, &from) in places.iter().enumerate().filter(|_| worker.index == 0) {
+            for (buffer, width) in [(self.buffers.hidden, self.sizes().hidden), (self.buffers.wide, width)] {
+                // SAFETY: only worker 0 touches these buffers; all others wait at the barrier below.
+                let span = unsafe { buffer.write(to * width, (from - to + 1) * width) };
+                span.copy_within((from - to) * width.., 0);
+            }
+        }
+        worker.barrier();
+    }
+}

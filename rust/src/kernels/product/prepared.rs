@@ -1,0 +1,175 @@
+//! Activations laid out for a product. Each format of weights has its own order.
+
+#[cfg(target_arch = "x86_64")]
+use super::bf16_pairs::{self, QUAD};
+use super::strip::STRIP;
+use crate::kernels::memory::{Dtype, SharedBuffer};
+use crate::kernels::simd::Isa;
+
+/// The distance between rows is a multiple of this many f32, so that eight columns of bf16 always fit.
+pub(crate) const ALIGN: usize = 4;
+
+/// Rows of activations, laid out for weights of one format.
+///
+/// For bf16 weights, the even columns of a block precede the odd ones, since pairs of bf16 are widened that way at the
+/// lowest cost. If the machine multiplies bf16 itself, rows are rounded to bf16 and the rows of a tile interleaved.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Prepared {
+    /// Instruction set of the product.
+    pub isa: Isa,
+    /// Format of the product's weights.
+    pub dtype: Dtype,
+    pub data: SharedBuffer,
+    /// Distance between rows in f32, a multiple of [`ALIGN`].
+    pub stride: usize,
+    pub num_rows: usize,
+    /// Numbers per row.
+    pub cols: usize,
+}
+
+impl Prepared {
+    /// Lays out a row.
+    ///
+    /// # Safety
+    ///
+    /// Until the next barrier nobody else uses this row.
+    pub unsafe fn write(&self, row: usize, from: &[f32]) {
+        assert!(row < self.num_rows && from.len() == self.cols, "{} numbers for row {row}", from.len());
+        // SAFETY: the row exists and has room for `cols` numbers, and the caller promises that nobody else uses the row.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if self.has_bf16_pairs() {
+                let quads = self.quads(row);
+                return bf16_pairs::round(from, quads.first, quads.step);
+            }
+            self.write_from(row, 0, from);
+        }
+    }
+
+    /// Lays out columns `first..first + count` of all rows from a strip, `[num_rows, STRIP]`.
+    ///
+    /// # Safety
+    ///
+    /// Until the next barrier nobody else uses these columns.
+    pub unsafe fn write_columns(&self, first: usize, count: usize, from: &[f32]) {
+        assert!(first.is_multiple_of(STRIP) && first + count <= self.cols && from.len() >= self.num_rows * STRIP);
+        // SAFETY: the columns lie within all rows, and the caller promises that nobody else uses these columns.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if self.has_bf16_pairs() {
+                // A strip is as wide as a quad, so the quads of a tile lie side by side.
+                let size = bf16_pairs::tile_rows(self.num_rows);
+                for (tile, from) in from[..self.num_rows * STRIP].chunks(size * STRIP).enumerate() {
+                    let quads = self.quads(tile * size);
+                    bf16_pairs::round(from, quads.first.add(first / QUAD * quads.step), QUAD);
+                }
+                return;
+            }
+            for (row, from) in from.as_chunks::<STRIP>().0[..self.num_rows].iter().enumerate() {
+                self.write_from(row, first, &from[..count]);
+            }
+        }
+    }
+
+    /// Lays out the columns of one row from `start` on, for weights that are widened.
+    ///
+    /// # Safety
+    ///
+    /// The columns lie within the row, and until the next barrier nobody else uses them.
+    unsafe fn write_from(&self, row: usize, start: usize, from: &[f32]) {
+        // SAFETY: the row lies within the buffer; the caller promises columns within the row that nobody else uses.
+        unsafe {
+            let to = self.data.address(self.num_rows * self.stride).add(row * self.stride);
+            match self.dtype {
+                Dtype::F32 => to.add(start).copy_from_nonoverlapping(from.as_ptr(), from.len()),
+                Dtype::Bf16 => deinterleave(lanes_of(self.isa), start, self.cols, from, to),
+            }
+        }
+    }
+
+    /// Copies a row of `other`, which was laid out for the same format.
+    ///
+    /// # Safety
+    ///
+    /// Until the next barrier nobody else uses this row, and nobody writes to `other`.
+    pub unsafe fn copy(&self, row: usize, other: &Self, other_row: usize) {
+        assert!(row < self.num_rows && other_row < other.num_rows && self.cols == other.cols);
+        assert_eq!((self.isa, self.dtype), (other.isa, other.dtype), "rows laid out differently");
+        let (to, from) =
+            (self.data.address(self.num_rows * self.stride), other.data.address(other.num_rows * other.stride));
+        // SAFETY: both rows exist and are `cols` wide; the caller promises that nobody else uses the one or writes the other.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if self.has_bf16_pairs() {
+                let (to, from) = (self.quads(row), other.quads(other_row));
+                for quad in 0..self.cols.div_ceil(QUAD) {
+                    let source = from.first.add(quad * from.step);
+                    to.first.add(quad * to.step).copy_from_nonoverlapping(source, QUAD);
+                }
+                return;
+            }
+            to.add(row * self.stride).copy_from_nonoverlapping(from.add(other_row * other.stride), self.cols);
+        }
+    }
+
+    /// Returns whether products are of bf16 pairs.
+    #[cfg(target_arch = "x86_64")]
+    fn has_bf16_pairs(&self) -> bool {
+        (self.isa, self.dtype) == (Isa::Avx512Bf16, Dtype::Bf16)
+    }
+
+    /// Returns where the quads of a row lie.
+    #[cfg(target_arch = "x86_64")]
+    fn quads(&self, row: usize) -> Quads {
+        let size = bf16_pairs::tile_rows(self.num_rows);
+        let first = row - row % size;
+        let num_rows = size.min(self.num_rows - first);
+        let tile = self.data.address(self.num_rows * self.stride);
+        // SAFETY: `address` checks that all rows lie within the buffer.
+        let quad = unsafe { tile.add(first * self.stride).cast::<u16>().add((row - first) * QUAD) };
+        Quads { first: quad, step: num_rows * QUAD }
+    }
+}
+
+/// The places of a row's quads: eight columns in bf16 each, interleaved with those of the tile's other rows.
+#[cfg(target_arch = "x86_64")]
+struct Quads {
+    first: *mut u16,
+    /// Distance between two quads of the row, in numbers.
+    step: usize,
+}
+
+/// Writes the columns of a row of `cols` from `start` on, an even number: of each block of `2 * lanes` columns the even
+/// ones, then the odd ones. Columns after the last whole block keep their order.
+///
+/// # Safety
+///
+/// `to` is a row of `cols` numbers, and nobody else uses the columns given.
+unsafe fn deinterleave(lanes: usize, start: usize, cols: usize, mut from: &[f32], to: *mut f32) {
+    let mut col = start;
+    while !from.is_empty() {
+        let within = col % (2 * lanes);
+        let (piece, rest) = from.split_at(from.len().min(2 * lanes - within));
+        // SAFETY: a block's columns are permuted within the block, so only places of the columns given are written.
+        unsafe {
+            if col - within + 2 * lanes <= cols {
+                let evens = to.add(col - within / 2);
+                for (idx, pair) in piece.as_chunks::<2>().0.iter().enumerate() {
+                    evens.add(idx).write(pair[0]);
+                    evens.add(lanes + idx).write(pair[1]);
+                }
+            } else {
+                to.add(col).copy_from_nonoverlapping(piece.as_ptr(), piece.len());
+            }
+        }
+        (col, from) = (col + piece.len(), rest);
+    }
+}
+
+/// Returns the number of f32 in a vector.
+fn lanes_of(isa: Isa) -> usize {
+    match isa {
+        Isa::Portable | Isa::Avx2 => 8,
+        Isa::Avx512 | Isa::Avx512Bf16 => 16,
+    }
+}

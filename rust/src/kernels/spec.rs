@@ -1,0 +1,216 @@
+//! The description of a model: weights, sizes and rules of every layer.
+
+use super::cache::CacheShape;
+use super::memory::Matrix;
+use super::product::linear::Linear;
+use super::row_ops::{Activation, Norm, Rope};
+use crate::{Error, Result};
+
+/// The feed-forward of a block.
+#[derive(Debug, Clone)]
+pub enum FeedForward {
+    /// A gated feed-forward, `down(act(gate) * up)`.
+    Gated {
+        /// The gate's rows, then the up projection's.
+        gate_up: Linear,
+        /// Projection back to the hidden width.
+        down: Linear,
+    },
+    /// A plain feed-forward, `down(act(up))`.
+    Plain {
+        /// Projection to the inner width.
+        up: Linear,
+        /// Projection back to the hidden width.
+        down: Linear,
+    },
+    /// A mixture of gated experts.
+    Experts(Box<Experts>),
+}
+
+/// A mixture of gated experts.
+#[derive(Debug, Clone)]
+pub struct Experts {
+    /// Scores of the experts, `[experts, hidden]`.
+    pub router: Linear,
+    /// Gate and up projection of each expert.
+    pub gate_up: Vec<Linear>,
+    /// Down projection of each expert.
+    pub down: Vec<Linear>,
+    /// Number of experts that process each token.
+    pub num_chosen: usize,
+    /// Whether softmax runs over all experts before the choice; otherwise over the chosen ones.
+    pub softmax_first: bool,
+    /// Whether the chosen weights are scaled to a sum of 1 (with `softmax_first`).
+    pub normalized: bool,
+    /// Multiplier of the chosen weights.
+    pub scale: f32,
+    /// The expert that processes every token.
+    pub shared: Option<SharedExpert>,
+}
+
+/// The expert of a mixture that processes every token.
+#[derive(Debug, Clone)]
+pub struct SharedExpert {
+    /// Gate and up projection.
+    pub gate_up: Linear,
+    /// Down projection.
+    pub down: Linear,
+    /// Weighs the expert by a sigmoid, `[1, hidden]`.
+    pub gate: Option<Linear>,
+}
+
+/// A transformer block.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// Norm before attention.
+    pub norm1: Norm,
+    /// Projection to queries, keys and values, in this order of rows.
+    pub qkv: Linear,
+    /// Norm of each query head.
+    pub query_norm: Option<Norm>,
+    /// Norm of each key head.
+    pub key_norm: Option<Norm>,
+    /// Projection of the attention heads back to the hidden width.
+    pub out: Linear,
+    /// Norm of attention's output before the residual sum.
+    pub post_norm1: Option<Norm>,
+    /// Norm before the feed-forward.
+    pub norm2: Norm,
+    /// The feed-forward.
+    pub feed_forward: FeedForward,
+    /// Norm of the feed-forward's output before the residual sum.
+    pub post_norm2: Option<Norm>,
+    /// Number of tokens that a token attends to, itself included; `None` for all.
+    pub window: Option<usize>,
+}
+
+/// A model's weights and rules.
+#[derive(Debug, Clone)]
+pub struct ModelSpec {
+    /// Embeddings of tokens, `[vocabulary, hidden]`.
+    pub embedding: Matrix,
+    /// Multiplier of embeddings.
+    pub embedding_scale: f32,
+    /// Embeddings of positions, added to those of tokens.
+    pub positions: Option<Matrix>,
+    /// Rotary position encoding.
+    pub rope: Option<Rope>,
+    /// The blocks.
+    pub layers: Vec<Layer>,
+    /// Norm after the last block.
+    pub norm: Norm,
+    /// Projection to logits, `[vocabulary, hidden]`.
+    pub head: Linear,
+    /// Number of query heads.
+    pub num_heads: usize,
+    /// Multiplier of attention scores.
+    pub attention_scale: f32,
+    /// Bound of attention scores, by tanh.
+    pub attention_softcap: Option<f32>,
+    /// Bound of logits, by tanh.
+    pub logit_softcap: Option<f32>,
+    /// Activation function of the feed-forward.
+    pub activation: Activation,
+}
+
+impl ModelSpec {
+    /// Checks all sizes against each other and against the cache.
+    pub(crate) fn check(&self, shape: &CacheShape, num_caches: usize) -> Result<()> {
+        let hidden = self.embedding.cols;
+        let sound = num_caches == self.layers.len()
+            && shape.num_blocks > 0
+            && shape.block_size > 0
+            && shape.num_kv_heads > 0
+            && self.num_heads > 0
+            && self.num_heads.is_multiple_of(shape.num_kv_heads)
+            && self.positions.is_none_or(|positions| positions.cols == hidden)
+            && self.rope.as_ref().is_none_or(|rope| 2 * rope.frequencies.len() == shape.head_dim)
+            && self.norm.has_width(hidden)
+            && self.head.has_shape(self.head.weight.rows, hidden);
+        if !sound {
+            return Err(Error::InvalidArgument("the model's sizes contradict each other or its cache".to_owned()));
+        }
+        match self.layers.iter().position(|layer| !layer.is_sound(self, shape)) {
+            Some(idx) => Err(Error::InvalidArgument(format!("the sizes of layer {idx} contradict each other"))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Layer {
+    fn is_sound(&self, spec: &ModelSpec, shape: &CacheShape) -> bool {
+        let (hidden, heads) = (spec.embedding.cols, spec.num_heads * shape.head_dim);
+        let qkv = heads + 2 * shape.num_kv_heads * shape.head_dim;
+        let post_norms = [&self.post_norm1, &self.post_norm2];
+        let head_norms = [&self.query_norm, &self.key_norm];
+        self.norm1.has_width(hidden)
+            && self.norm2.has_width(hidden)
+            && post_norms.into_iter().flatten().all(|norm| norm.has_width(hidden))
+            && head_norms.into_iter().flatten().all(|norm| norm.has_width(shape.head_dim))
+            && self.qkv.has_shape(qkv, hidden)
+            && self.out.has_shape(hidden, heads)
+            && self.window != Some(0)
+            && self.feed_forward.is_sound(hidden)
+    }
+}
+
+impl FeedForward {
+    fn is_sound(&self, hidden: usize) -> bool {
+        match self {
+            Self::Gated { gate_up, down } => is_gated(gate_up, down, hidden),
+            Self::Plain { up, down } => {
+                up.has_shape(down.weight.cols, hidden) && down.has_shape(hidden, up.weight.rows)
+            }
+            Self::Experts(experts) => experts.is_sound(hidden),
+        }
+    }
+
+    /// Returns the width after the activation; for a mixture, that of the shared expert.
+    pub(crate) fn inner_width(&self) -> usize {
+        match self {
+            Self::Gated { down, .. } | Self::Plain { down, .. } => down.weight.cols,
+            Self::Experts(experts) => experts.shared.as_ref().map_or(0, |shared| shared.down.weight.cols),
+        }
+    }
+
+    pub(crate) fn experts(&self) -> Option<&Experts> {
+        match self {
+            Self::Experts(experts) => Some(experts),
+            _ => None,
+        }
+    }
+}
+
+impl Experts {
+    fn is_sound(&self, hidden: usize) -> bool {
+        let num_experts = self.gate_up.len();
+        self.router.has_shape(num_experts, hidden)
+            && self.down.len() == num_experts
+            && (1..=num_experts).contains(&self.num_chosen)
+            && self.gate_up.iter().zip(&self.down).all(|(gate_up, down)| {
+                is_gated(gate_up, down, hidden)
+                    && down.weight.cols == self.down[0].weight.cols
+                    && down.weight.dtype == self.down[0].weight.dtype
+                    && gate_up.weight.dtype == self.router.weight.dtype
+            })
+            && self.shared.as_ref().is_none_or(|shared| shared.is_sound(hidden, &self.router))
+    }
+}
+
+impl SharedExpert {
+    /// The router's inputs are this expert's as well, so the weights must have one format.
+    fn is_sound(&self, hidden: usize, router: &Linear) -> bool {
+        is_gated(&self.gate_up, &self.down, hidden)
+            && self.gate_up.weight.dtype == router.weight.dtype
+            && self
+                .gate
+                .as_ref()
+                .is_none_or(|gate| gate.has_shape(1, hidden) && gate.weight.dtype == router.weight.dtype)
+    }
+}
+
+/// Returns whether the layers form a gated feed-forward.
+fn is_gated(gate_up: &Linear, down: &Linear, hidden: usize) -> bool {
+    let width = down.weight.cols;
+    gate_up.has_shape(2 * width, hidden) && down.has_shape(hidden, width)
+}
