@@ -167,12 +167,16 @@ $(STAMPS)/maturin: $(STAMPS)/venv
 # A second process compiles the core meanwhile: PyTorch alone keeps no two cores busy. What fails there fails again,
 # and is shown, when the package is installed.
 $(STAMPS)/torch: $(STAMPS)/maturin
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/maturin build --release --out $(STAMPS)/core >/dev/null 2>&1 & \
-	$(call install_torch,$(BIN)/python); wait
+	rm -f $(STAMPS)/core.done; \
+	{ CARGO_TERM_PROGRESS_WHEN=always CARGO_TERM_PROGRESS_WIDTH=60 PATH="$(abspath $(BIN)):$$PATH" \
+		$(BIN)/maturin build --release --out $(STAMPS)/core || true; touch $(STAMPS)/core.done; } >$(STAMPS)/core.log 2>&1 & \
+	$(call install_torch,$(BIN)/python); \
+	$(STEP) "building the Rust core" bash -c \
+		'until [ -e $(STAMPS)/core.done ]; do tail -c 200 $(STAMPS)/core.log; sleep 1; done'
 	touch $@
 
 $(STAMPS)/built: $(STAMPS)/torch $(RUST_SOURCES)
-	$(STEP) "building the Rust core and installing the dependencies (a minute or two the first time)" \
+	$(STEP) "building the Rust core and installing the dependencies" \
 		env PATH="$(abspath $(BIN)):$$PATH" $(PIP) install $(PIP_OPTIONS) --no-build-isolation --editable '.[demo]'
 	touch $@
 
