@@ -136,7 +136,6 @@ SOURCES = [
 # Too long today.
 LONG_FILES = {
     "python/llm/_rust.pyi",
-    "tests/integration/test_server.py",
     "tests/unit/test_tokenization_files.py",
     "tests/unit/test_training.py",
 }

@@ -1,0 +1,157 @@
+"""Limits, keys, start and stop of servers in processes of their own."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from llm.errors import ServerError
+from llm.inference import EngineConfig, load_async_engine
+from llm.serving import ServerConfig, ServerHandle, bind, create_app, run
+from llm.settings.run import GenerationConfig
+from tests.integration.server_client import (
+    DEADLINE_S,
+    LONG,
+    chat,
+    complete,
+    metric,
+    wait_until,
+    write_checkpoint,
+)
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "openai_client_demo.py"
+
+
+def test_full_queue_is_429_and_says_when_to_retry(checkpoint):
+    config = ServerConfig(port=0, max_running_requests=1, max_waiting_requests=1, grace_s=0)
+    with ServerHandle(checkpoint, config) as server, ThreadPoolExecutor(1) as pool:
+        client = openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0)
+        running = complete(client, stream=True, **LONG)
+        next(iter(running))
+        waiting = pool.submit(lambda: complete(client, max_tokens=1))
+        wait_until(lambda: metric(server, "llm_requests_waiting") == 1)
+        with pytest.raises(openai.RateLimitError) as caught:
+            complete(client)
+        assert caught.value.code == "queue_full"
+        assert caught.value.response.headers["retry-after"] == "1"
+        running.close()
+        assert waiting.result().usage.completion_tokens == 1
+
+
+def test_keys_and_name_come_from_the_config(checkpoint):
+    config = ServerConfig(port=0, api_keys=("first", "second"), served_model_name="org/name")
+    with ServerHandle(checkpoint, config) as server:
+        for key in config.api_keys:
+            client = openai.OpenAI(base_url=server.base_url, api_key=key)
+            assert complete(client, model="org/name").choices[0].finish_reason == "length"
+        with pytest.raises(openai.AuthenticationError) as caught:
+            openai.OpenAI(base_url=server.base_url, api_key="third", max_retries=0).models.list()
+        assert caught.value.code == "invalid_api_key"
+        by_header = httpx.get(f"{server.base_url}/models", headers={"x-api-key": "second"}, trust_env=False)
+        assert by_header.json()["data"][0]["id"] == "org/name"
+        assert httpx.get(f"{server.url}/health", trust_env=False).json() == {"status": "ok"}
+        assert not {"first", "second", "third"} & set(server.log_tail().split())
+
+
+def test_model_without_chat_template_points_at_completions(tmp_path):
+    with ServerHandle(write_checkpoint(tmp_path / "tiny", None)) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key="any")
+        with pytest.raises(openai.BadRequestError, match="/v1/completions") as caught:
+            chat(client)
+        assert caught.value.code == "chat_template_missing"
+        assert complete(client).choices[0].finish_reason == "length"
+
+
+def test_checkpoints_own_sampling_values_hold_where_the_request_is_silent(tmp_path):
+    greedy = write_checkpoint(tmp_path / "tiny", None, GenerationConfig(temperature=0.0))
+    with ServerHandle(greedy) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key="any")
+        silent = {complete(client, seed=seed).choices[0].text for seed in (1, 2)}
+        sampled = {complete(client, seed=seed, temperature=1).choices[0].text for seed in (1, 2)}
+    assert (len(silent), len(sampled)) == (1, 2)
+
+
+def test_taken_port_is_refused_with_a_hint(server, checkpoint):
+    port = int(server.url.rsplit(":", 1)[1])
+    with pytest.raises(ServerError, match=f"port {port} on 127.0.0.1 is already in use\nhint: "):
+        bind("127.0.0.1", port)
+    second = subprocess.run(
+        [sys.executable, "-m", "llm.serving", checkpoint, "--port", str(port)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert second.returncode == 2
+    assert f"error: port {port} on 127.0.0.1 is already in use" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_missing_checkpoint_ends_the_server_with_its_reason(tmp_path):
+    with pytest.raises(ServerError, match="exit code 2") as caught, ServerHandle(tmp_path / "nothing"):
+        pass
+    assert "no checkpoint at" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_health_is_503_until_the_model_is_loaded(checkpoint):
+    gate = threading.Event()
+
+    def load_when_allowed():
+        assert gate.wait(DEADLINE_S)
+        return load_async_engine(checkpoint, config=EngineConfig())
+
+    async def scenario():
+        app = create_app(load_when_allowed, model_name="tiny")
+        listener, stop = bind("127.0.0.1", 0), asyncio.Event()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        serving = asyncio.create_task(run(app, listener, stop=stop))
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            loading = await client.get("/health")
+            refused = await client.post("/v1/completions", json={"model": "tiny", "prompt": "x"})
+            gate.set()
+            await app.engine.settled.wait()
+            healthy = await client.get("/health")
+            answered = await client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 1})
+        stop.set()
+        await serving
+        return loading, refused, healthy, answered
+
+    loading, refused, healthy, answered = asyncio.run(scenario())
+    assert (loading.status_code, loading.json()) == (503, {"status": "loading"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_loading")
+    assert (healthy.status_code, healthy.json()) == (200, {"status": "ok"})
+    assert answered.json()["usage"]["completion_tokens"] == 1
+
+
+def test_sigterm_lets_a_running_stream_finish_and_exits_with_zero(checkpoint):
+    with ServerHandle(checkpoint) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0)
+        stream = complete(client, max_tokens=300, stream=True)
+        chunks = [next(iter(stream))]
+        server.process.terminate()
+        chunks += list(stream)
+        assert chunks[-1].choices[0].finish_reason == "length"
+        assert server.process.wait(DEADLINE_S) == 0
+
+
+def test_sigterm_ends_a_stream_that_outlasts_the_grace_period_with_an_error(checkpoint):
+    with ServerHandle(checkpoint, ServerConfig(port=0, grace_s=0.2)) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0)
+        stream = complete(client, stream=True, **LONG)
+        next(iter(stream))
+        server.process.terminate()
+        with pytest.raises(openai.APIError, match="stopping"):
+            list(stream)
+        assert server.process.wait(DEADLINE_S) == 0
+
+
+def test_example_runs(checkpoint):
+    shown = subprocess.run([sys.executable, EXAMPLE, checkpoint], capture_output=True, text=True, check=True).stdout
+    whole, streamed = shown.split("tokens]")[:2]
+    assert whole.split("[")[0].strip() == streamed.split("[")[0].strip()
