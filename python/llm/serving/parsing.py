@@ -80,6 +80,10 @@ UNSUPPORTED_ROLES = ("tool", "function")
 _SHOWN_CHARS = 80
 _LOCATION = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 _TOKEN_ID = re.compile(r"[0-9]{1,10}\Z")
+# Half of a pair of escapes such as `\\ud83d\\ude00`.
+_LONE_SURROGATE = re.compile(
+    rb"\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}", re.IGNORECASE
+)
 _PATH_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
@@ -119,14 +123,26 @@ def _parse_object(body: bytes) -> dict[str, Any]:
     try:
         raw = msgspec.json.decode(body)
     except UnicodeDecodeError as error:
-        raise bad_request(f"The request body is not UTF-8: byte {error.start} can't be decoded") from error
+        raise bad_request(f"The request body is not UTF-8: byte {_first_invalid(body)} can't be decoded") from error
     except RecursionError as error:
         raise bad_request("The request body is nested too deeply") from error
     except msgspec.DecodeError as error:
+        if lone := _LONE_SURROGATE.search(body):
+            message = f"The request body holds invalid Unicode: byte {lone.start()} begins a lone surrogate"
+            raise bad_request(message) from error
         raise bad_request(f"The request body is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
         raise bad_request(f"The request body must be a JSON object, got {_shown(raw)}")
     return raw
+
+
+def _first_invalid(body: bytes) -> int:
+    """The place in the body; msgspec counts from the start of a string."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(body)
 
 
 def _check_messages(messages: object) -> None:
