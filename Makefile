@@ -55,8 +55,8 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install demo check test test-peers test-data test-rust test-python test-wheel test-slow test-fuzz \
-	test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
+.PHONY: help install demo check test test-peers test-data test-rust test-python test-clients test-wheel test-slow \
+	test-fuzz test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -69,7 +69,7 @@ check: $(STAMPS)/test $(STAMPS)/lint ## The inner loop: formatters, linters, typ
 demo: $(STAMPS)/built ## Train a small model on Shakespeare, serve it and stream an answer
 	$(BIN)/llm demo
 
-test: test-data test-rust test-fuzz test-python test-wheel ## Run all tests (the slow ones are apart: test-slow)
+test: test-data test-rust test-fuzz test-python test-clients test-wheel ## Run all tests (the slow ones are apart: test-slow)
 
 test-data: $(STAMPS)/test ## Fetch what tests need into .cache/, hash-checked
 	$(BIN)/python tests/fetch_data.py
@@ -81,6 +81,9 @@ test-rust: ## Tests of the Rust core
 test-python: test-data ## Tests of the package
 	echo "» tests of the package"
 	$(BIN)/python -m pytest -q
+
+test-clients: $(STAMPS)/test ## OpenAI's Python client 1.x, 2.x and 3.x against one server
+	$(BIN)/python -m tests.compat.run
 
 test-slow: test-data ## The tests that take minutes
 	LLM_PROPTEST_OPS=1_000_000 cargo test --quiet --release --test core scheduler::random

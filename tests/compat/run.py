@@ -1,0 +1,50 @@
+"""Runs the client script in an environment for each major version of `openai`, against one server on a real port."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+from llm.serving import ServerConfig, ServerHandle
+from tests.integration.server_client import write_checkpoint
+
+HERE = Path(__file__).parent
+ENVIRONMENTS = HERE.parents[1] / ".cache" / "compat"
+# The oldest version that `pyproject.toml` claims, and the newest of each major one.
+VERSIONS = {
+    "openai-oldest": "openai==1.60.0",
+    "openai-1": "openai==1.*",
+    "openai-2": "openai==2.*",
+    "openai-3": "openai==3.*",
+}
+
+
+def environment(name: str, requirement: str) -> Path:
+    """The Python of an environment that holds `requirement`, made if it is missing."""
+    directory = ENVIRONMENTS / name
+    python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    done = directory / ".done"
+    if not done.exists():
+        print(f"» installing {requirement}", flush=True)
+        venv.create(directory, clear=True, with_pip=True)
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        subprocess.run([*pip, requirement], check=True)
+        done.touch()
+    return python
+
+
+def main() -> None:
+    pythons = [environment(name, requirement) for name, requirement in VERSIONS.items()]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoint = write_checkpoint(Path(directory) / "tiny", "play")
+        with ServerHandle(checkpoint, ServerConfig(port=0)) as server:
+            for python in pythons:
+                subprocess.run([python, HERE / "openai_client.py", server.base_url, "tiny"], env=variables, check=True)
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
