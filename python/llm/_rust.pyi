@@ -1,4 +1,4 @@
-"""The Rust core's binding. The one stub: signatures, errors and cost."""
+"""Binding of the Rust core: signatures, errors and cost."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -38,21 +38,21 @@ FINISH_REASONS: Final[tuple[None, Literal["stop"], Literal["length"], Literal["e
 
 @final
 class RequestParams:
-    """The settings of one request, read by name from a `llm.SamplingParams` with a seed.
+    """Settings of one request, read by field name from a `llm.SamplingParams` that has a seed.
 
-    `choice_index` selects one of several random streams of the same seed.
+    `choice_index` selects one of the random streams of a seed.
 
     Raises:
-        InvalidArgumentError: A field that has another type or is outside its range.
+        InvalidArgumentError: A field has the wrong type or is out of range.
     """
 
     def __new__(cls, params: SamplingParams, *, choice_index: int = 0) -> Self: ...
 
 @final
 class SampledTokens:
-    """One token a row. Where they weren't asked for, `logprobs` is NaN, `ranks` 0 and `top_logprobs` None.
+    """One token per row. `logprobs` is NaN, `ranks` 0 and `top_logprobs` None where a row did not ask for them.
 
-    Each access makes its array anew.
+    Each access to an attribute creates a new array.
     """
 
     @property
@@ -60,7 +60,7 @@ class SampledTokens:
     @property
     def logprobs(self) -> NDArray[np.float32]: ...  # (B,)
     @property
-    def ranks(self) -> NDArray[np.uint32]: ...  # (B,): 1 for the likeliest; of equals the lower id comes first
+    def ranks(self) -> NDArray[np.uint32]: ...  # (B,): 1 for the likeliest; among equals the lower id comes first
     @property
     def top_logprobs(self) -> list[tuple[list[int], list[float]] | None]: ...  # B entries: ids, logprobs
 
@@ -74,16 +74,16 @@ def sample(
     pad_id: int | None = None,
     eos_ids: Sequence[int] = ...,
 ) -> SampledTokens:
-    """Samples one token for each row, as the engine would for a request with this history.
+    """Samples one token per row, exactly as the engine would for a request with this history.
 
-    `logits` is (B, V), C-contiguous, and modified in place; as 16-bit integers they are the bits of bfloat16
-    (`tensor.view(torch.int16).numpy()`). Ids from `vocab_size` on (default: V) and `pad_id` are never drawn. Rows run
-    in parallel with the GIL released. A row costs one pass over V; a second one for log-probabilities, and for draws
-    without top-k.
+    `logits` is (B, V), C-contiguous, and modified in place; 16-bit integers hold the bits of bfloat16
+    (`tensor.view(torch.int16).numpy()`). `pad_id` and ids from `vocab_size` (default: V) on are never drawn. Rows run
+    in parallel with the GIL released. Cost per row: one pass over V, and a second one for log-probabilities or for
+    draws without top-k.
 
     Raises:
-        InvalidArgumentError: Another dtype or layout, lengths that differ from B, or a row with NaN, +inf or nothing
-            but -inf.
+        InvalidArgumentError: The dtype or layout is wrong, a length differs from B, or a row holds NaN, +inf or only
+            -inf.
     """
 
 def token_logprobs(
@@ -94,21 +94,21 @@ def token_logprobs(
     vocab_size: int | None = None,
     pad_id: int | None = None,
 ) -> SampledTokens:
-    """What each row (B, V) says of one given token: log-probability, rank and the n likeliest tokens in its place.
+    """Scores one given token per row (B, V): its log-probability, its rank, and the n likeliest tokens.
 
-    With the rows of a prompt's positions and the tokens that follow there, it gives a prompt's own log-probabilities.
-    `logits` as for `sample`; O(V) a row, rows in parallel with the GIL released.
+    Rows at the positions of a prompt, with the tokens that follow there, yield the log-probabilities of the prompt.
+    `logits` as for `sample`. Cost per row: O(V), in parallel with the GIL released.
 
     Raises:
-        InvalidArgumentError: Another dtype, layout or number of ids, an id past V, or a row that isn't finite.
+        InvalidArgumentError: The dtype, layout or number of ids is wrong, an id is not below V, or a row is not finite.
     """
 
 def philox_uniform(seed: int, output_idx: int, *, choice_index: int = 0, draw_idx: int = 0) -> float:
-    """The number in [0, 1) that a request draws for its output token `output_idx`: Philox4x32-10."""
+    """Returns the number in [0, 1) that a request draws for output token `output_idx`, from Philox4x32-10."""
 
 @final
 class StepPlan:
-    """What one forward pass computes: T tokens of R requests, flattened, of which S are sampled."""
+    """Inputs of one forward pass: T tokens of R requests, flattened, with S logits rows and C block copies."""
 
     @property
     def token_ids(self) -> NDArray[np.int64]: ...  # (T,)
@@ -119,48 +119,48 @@ class StepPlan:
     @property
     def query_start(self) -> NDArray[np.int32]: ...  # (R + 1,)
     @property
-    def seq_lens(self) -> NDArray[np.int32]: ...  # (R,): tokens in the cache once the step has run
+    def seq_lens(self) -> NDArray[np.int32]: ...  # (R,): cached tokens after this step
     @property
-    def block_tables(self) -> NDArray[np.int32]: ...  # (R, most blocks of a request), padded with 0
+    def block_tables(self) -> NDArray[np.int32]: ...  # (R, largest number of blocks), padded with 0
     @property
-    def logits_indices(self) -> NDArray[np.int64]: ...  # (S,): into T; repeated where choices share their prompt
+    def logits_indices(self) -> NDArray[np.int64]: ...  # (S,): into T; repeated if choices share a prompt
     @property
     def request_ids(self) -> NDArray[np.uint64]: ...  # (R,)
     @property
-    def block_copies(self) -> NDArray[np.int64]: ...  # (C, 2): source and target, to be copied before the pass
+    def block_copies(self) -> NDArray[np.int64]: ...  # (C, 2): source and target, to copy before the pass
 
 @final
 class StepOutputs:
-    """What a step gave each request that got a token or failed: N entries, several for guesses that came true."""
+    """Results of a step: N entries for requests that got a token or failed, several for accepted draft tokens."""
 
     @property
     def request_ids(self) -> NDArray[np.uint64]: ...  # (N,)
     @property
-    def token_ids(self) -> NDArray[np.uint32]: ...  # (N,): 2**32 - 1 where the request failed
+    def token_ids(self) -> NDArray[np.uint32]: ...  # (N,): 2**32 - 1 if the request failed
     @property
     def texts(self) -> list[str]: ...  # N deltas, often empty
     @property
-    def finish_reasons(self) -> NDArray[np.uint8]: ...  # (N,): 0 running, 1 stop, 2 length, 3 error
+    def finish_reasons(self) -> NDArray[np.uint8]: ...  # (N,): indices into FINISH_REASONS
     @property
-    def logprobs(self) -> NDArray[np.float32]: ...  # (N,): raw log-softmax of the token; NaN if not asked for
+    def logprobs(self) -> NDArray[np.float32]: ...  # (N,): log-softmax of the raw logits; NaN if not asked for
     @property
     def ranks(self) -> NDArray[np.uint32]: ...  # (N,): 1 for the likeliest token; 0 if not asked for
     @property
     def top_logprobs(self) -> list[tuple[list[int], list[float]] | None]: ...  # N entries: ids, logprobs
     @property
     def prompt_logprobs(self) -> list[tuple[int, list[tuple[int, float, int, list[tuple[int, float]]]]]]:
-        """Request id, and token id, log-probability, rank and likeliest of each prompt token but the first."""
+        """Request id with (token id, log-probability, rank, likeliest tokens) of each prompt token but the first."""
     @property
-    def errors(self) -> list[tuple[int, str]]: ...  # request id and message of each that failed
+    def errors(self) -> list[tuple[int, str]]: ...  # request id and message of each failed request
 
 @final
 class EngineCore:
     """Scheduler, sampler and detokenizer around a model that the caller runs.
 
-    Any thread may call any method; calls wait for each other with the GIL released.
+    Any thread may call any method; concurrent calls wait with the GIL released.
 
     Raises:
-        InvalidArgumentError: An empty table, an id past it, or a limit outside its range.
+        InvalidArgumentError: The table is empty, an id is outside it, or a limit is out of range.
     """
 
     def __new__(
@@ -173,7 +173,7 @@ class EngineCore:
         eos_ids: Sequence[int],
         pad_id: int | None,
     ) -> Self:
-        """Limits are read by name from `config`, in which `max_model_len` and `max_batch_tokens` must be set."""
+        """Reads limits by field name from `config`, which must set `max_model_len` and `max_batch_tokens`."""
 
     def add_choices(
         self,
@@ -184,76 +184,76 @@ class EngineCore:
         priority: int = 0,
         num_choices: int = 1,
     ) -> None:
-        """Queues a request; its id may be reused once it has finished. Lower priorities run first.
+        """Queues a request; lower priorities run first. The id may be reused once the request has finished.
 
-        Several choices have the ids from `request_id` on: the prompt is computed once, then each is a request of its
-        own, drawn with `choice_index` of `params` and those that follow it.
+        Several choices get consecutive ids from `request_id` on. Their prompt is computed once; then each choice is a
+        request of its own, with consecutive values of `choice_index`.
 
         Raises:
-            InvalidArgumentError: An empty prompt, an id past the vocabulary, or a request id in use.
+            InvalidArgumentError: The prompt is empty, an id is outside the vocabulary, or a request id is in use.
             ContextLengthError: Prompt and new tokens exceed the context.
-            CapacityError: The request could never fit the cache.
-            QueueFullError: Too many wait.
+            CapacityError: The request can never fit the cache.
+            QueueFullError: Too many requests or tokens wait.
         """
 
     def abort(self, request_id: int) -> bool:
-        """Ends a request in any state, a step in flight included, and frees its blocks; False if it is unknown."""
+        """Ends a request in any state, even during a step, and frees its blocks; returns False if it is unknown."""
 
     def schedule(self) -> StepPlan | None:
-        """Plans the next step; None if there is nothing to run.
+        """Plans the next step; returns None if there is nothing to run.
 
-        Progress counts only at `update`: calling again without one drops the last plan and plans its work anew, so a
-        step that failed can be retried, or its requests aborted.
+        Progress counts only at `update`. Planning again without one drops the last plan and plans its work anew, so a
+        failed step can be retried, or its requests aborted.
         """
 
     def fail_step(self) -> list[int]:
-        """Ends every request of the plan in flight and returns their ids, choices that waited for their prompt too."""
+        """Ends every request of the plan in flight and returns their ids, including choices waiting for a prompt."""
 
     def update(self, logits: NDArray[np.float32]) -> StepOutputs:
-        """Takes the last plan's logits: samples, detokenizes, ends what is done.
+        """Takes the last plan's logits: samples, detokenizes, and ends finished requests.
 
-        `logits` is (S, V), C-contiguous, V at least the number of ids, and modified in place. Must be called for each
-        plan, also where S is 0. A row that isn't finite ends its own request with finish reason 3.
+        `logits` is (S, V), C-contiguous, V at least the number of ids, and modified in place. Every plan needs the
+        call, even if S is 0. A row that is not finite ends only its own request, as an error.
 
         Raises:
-            InvalidArgumentError: No plan in flight, or another shape or dtype; the plan then stays in flight.
+            InvalidArgumentError: No plan is in flight, or shape or dtype is wrong; the plan then stays in flight.
         """
 
     def request_tokens(self, request_id: int, start: int) -> tuple[NDArray[np.uint32], int] | None:
-        """A request's prompt and output from token `start` on, and how many tokens it may still get.
+        """A request's prompt and output from token `start` on, and the number of tokens it may still generate.
 
-        None if it is unknown, over, or a choice that waits for its prompt.
+        None for a request that is unknown, finished, or a choice that waits for its prompt.
         """
 
     def set_drafts(self, request_id: int, drafts: list[int]) -> None:
-        """Guesses a request's next tokens, for its next step to check; those past its limit are left out.
+        """Sets draft tokens for a request's next step to verify; drafts past the request's limit are dropped.
 
         Raises:
-            UnknownRequestError: As where `request_tokens` gives None.
-            InvalidArgumentError: An id outside the vocabulary.
+            UnknownRequestError: `request_tokens` would return None.
+            InvalidArgumentError: An id is outside the vocabulary.
         """
 
     def has_unfinished(self) -> bool:
-        """Whether any request is left."""
+        """Whether any request is unfinished."""
 
     def stats(self) -> dict[str, int]:
-        """Counts as of now, and since the start.
+        """Current counts and running totals.
 
-        Now: num_running, num_waiting, waiting_tokens, blocks_total, blocks_free, blocks_cached. Since the start:
+        Current: num_running, num_waiting, waiting_tokens, blocks_total, blocks_free, blocks_cached. Totals:
         num_preemptions, num_steps, tokens_scheduled, prefix_query_tokens, prefix_hit_tokens, blocks_copied,
         drafts_computed, drafts_accepted.
         """
 
     def check_integrity(self) -> None:
-        """Checks every invariant of queues and blocks; debug builds do so after each step.
+        """Checks every invariant of queues and blocks; debug builds call this after each step.
 
         Raises:
-            InternalError: Naming what disagrees.
+            InternalError: An invariant is broken; the message names it.
         """
 
 @final
 class SimulatedLoad:
-    """Requests for `simulate_scheduler`, as sizes; `len` is how many."""
+    """Requests for `simulate_scheduler`, described by sizes; `len` gives their number."""
 
     @staticmethod
     def synthetic(
@@ -267,9 +267,9 @@ class SimulatedLoad:
         prefix_tokens: int = 0,
         seed: int = 0,
     ) -> SimulatedLoad:
-        """Made-up requests: geometric lengths up to `max_tokens`, arrivals as a Poisson process.
+        """Creates synthetic requests with geometric lengths up to `max_tokens` and Poisson arrivals.
 
-        Without a rate there is always one more waiting. With prefixes, each prompt begins with one of them.
+        Without a rate, the queue never empties. With prefixes, each prompt begins with one of them.
         """
 
     @staticmethod
@@ -280,10 +280,10 @@ class SimulatedLoad:
         prefix_ids: NDArray[np.uint64],
         prefix_tokens: NDArray[np.uint32],
     ) -> SimulatedLoad:
-        """Requests in order of arrival (N,); 0 `prefix_tokens` share nothing.
+        """Creates requests from columns (N,) in order of arrival; 0 `prefix_tokens` means no shared prefix.
 
         Raises:
-            InvalidArgumentError: Columns of several lengths.
+            InvalidArgumentError: The columns differ in length.
         """
 
     def __len__(self) -> int: ...
@@ -297,13 +297,13 @@ def simulate_scheduler(
     token_s: float = 0.0,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, float]:
-    """Runs a load through a scheduler without a model, GIL released, and says what it cost.
+    """Runs a load through a scheduler without a model, with the GIL released, and returns what it cost.
 
-    A step takes `step_s` and `token_s` a token on the simulated clock. `progress(finished)` is called ten times a
-    second; what it raises ends the simulation, as Ctrl-C does.
+    On the simulated clock a step takes `step_s`, plus `token_s` per token. `progress(finished)` is called ten times a
+    second; an exception from it ends the simulation, as does Ctrl-C.
 
     Raises:
-        InvalidArgumentError: A limit, time or size outside its range.
+        InvalidArgumentError: A limit, time or size is out of range.
     """
 
 # ---- tokenizer ----
