@@ -4,7 +4,8 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use llm_core::tokenizer::Tokenizer;
-use llm_core::tokenizer::pretokenize::Pattern;
+use llm_core::tokenizer::options::Allowed;
+use llm_core::tokenizer::split::pretokenize::Pattern;
 use llm_core::tokenizer::trainer::Trainer;
 
 const WORDS: &str = "the of and to in a is that for it was on are as with they at be this from have or by one had not \
@@ -39,19 +40,19 @@ fn encode(criterion: &mut Criterion) {
         let text = generated_text(num_bytes);
         group.throughput(Throughput::Bytes(num_bytes as u64));
         group.bench_function(BenchmarkId::new("text", num_bytes), |bencher| {
-            bencher.iter(|| tokenizer.encode(black_box(&text), false));
+            bencher.iter(|| tokenizer.encode(black_box(&text), &Allowed::None));
         });
     }
     let unsplittable = "them".repeat(25_000);
     group.throughput(Throughput::Bytes(unsplittable.len() as u64));
     group.bench_function(BenchmarkId::new("one_piece", unsplittable.len()), |bencher| {
-        bencher.iter(|| tokenizer.encode(black_box(&unsplittable), false));
+        bencher.iter(|| tokenizer.encode(black_box(&unsplittable), &Allowed::None));
     });
     let text = generated_text(10_000);
     let batch = vec![text.as_str(); 64];
     group.throughput(Throughput::Bytes(640_000));
     group.bench_function(BenchmarkId::new("batch", "64x10000"), |bencher| {
-        bencher.iter(|| tokenizer.encode_batch(black_box(&batch), false));
+        bencher.iter(|| tokenizer.encode_batch(black_box(&batch), &Allowed::None));
     });
     group.finish();
 }

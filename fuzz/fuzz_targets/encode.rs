@@ -2,6 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use llm_core::tokenizer::options::Allowed;
 use llm_core_fuzz::{SPECIAL, TOKENIZERS, assert_decodes, slow_ids};
 
 /// The slow way takes the square of this, in the worst case.
@@ -19,7 +20,7 @@ fuzz_target!(|data: (u8, u16, Vec<u8>)| {
 });
 
 fn check(tokenizer: &llm_core::tokenizer::Tokenizer, text: &str) {
-    let Ok(ids) = tokenizer.encode(text, false) else {
+    let Ok(ids) = tokenizer.encode(text, &Allowed::None) else {
         assert!(tokenizer.pattern().is_custom(), "only a custom pattern may give up");
         return;
     };
@@ -27,7 +28,7 @@ fn check(tokenizer: &llm_core::tokenizer::Tokenizer, text: &str) {
         assert_eq!(Some(&ids), slow_ids(tokenizer, text).as_ref());
     }
     assert_decodes(tokenizer, &ids, text);
-    if let Ok(ids) = tokenizer.encode(text, true) {
+    if let Ok(ids) = tokenizer.encode(text, &Allowed::All) {
         assert_decodes(tokenizer, &ids, text);
     }
 }

@@ -6,8 +6,9 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use llm_core::Result;
 use llm_core::tokenizer::Tokenizer;
-use llm_core::tokenizer::decoder::Decoder;
-use llm_core::tokenizer::pretokenize::Pattern;
+use llm_core::tokenizer::decode::join::Joiner;
+use llm_core::tokenizer::options::Allowed;
+use llm_core::tokenizer::split::pretokenize::Pattern;
 use llm_core_fuzz::{assert_decodes, smallest};
 
 type Reader = fn(&[u8]) -> Result<Tokenizer>;
@@ -48,12 +49,12 @@ fn works(tokenizer: &Tokenizer) {
         if !allow_special && keeps_text(tokenizer, text) {
             assert_decodes(tokenizer, &ids, text);
         }
-        tokenizer.decode_bytes(&ids).expect("every id is the tokenizer's");
-        tokenizer.decode_text(&ids, true).expect("every id is the tokenizer's");
+        tokenizer.decode_bytes(&ids, false).expect("every id is the tokenizer's");
+        tokenizer.decode(&ids, true).expect("every id is the tokenizer's");
     }
     if let Ok(json) = tokenizer.to_json() {
         let again = Tokenizer::from_json(&json).expect("what was written can be read");
-        assert_eq!(again.encode(text, true).ok(), tokenizer.encode(text, true).ok());
+        assert_eq!(again.encode(text, &Allowed::All).ok(), tokenizer.encode(text, &Allowed::All).ok());
     }
 }
 
@@ -61,8 +62,8 @@ fn works(tokenizer: &Tokenizer) {
 fn keeps_text(tokenizer: &Tokenizer, text: &str) -> bool {
     let vocab = tokenizer.vocab();
     vocab.has_all_bytes()
-        && vocab.characters().is_none()
-        && tokenizer.decoder() == Decoder::Bytes
+        && vocab.sentence_piece().is_none()
+        && tokenizer.joiner() == Joiner::Bytes
         && vocab.added().iter().all(|token| token.special)
         && tokenizer.pieces(text).is_ok_and(|pieces| pieces.concat() == text)
 }

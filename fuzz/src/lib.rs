@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use llm_core::tokenizer::Tokenizer;
-use llm_core::tokenizer::pretokenize::Pattern;
+use llm_core::tokenizer::split::pretokenize::Pattern;
 use llm_core::tokenizer::trainer::Trainer;
 
 /// Two special tokens, one the beginning of the other.
@@ -34,7 +34,7 @@ fn trained(pattern: Pattern, vocab_size: usize) -> Tokenizer {
 
 /// Panics unless `ids` decode to `text`.
 pub fn assert_decodes(tokenizer: &Tokenizer, ids: &[u32], text: &str) {
-    let bytes = tokenizer.decode_bytes(ids).expect("every id is the tokenizer's");
+    let bytes = tokenizer.decode_bytes(ids, false).expect("every id is the tokenizer's");
     assert_eq!(String::from_utf8_lossy(&bytes), text);
 }
 

@@ -458,7 +458,7 @@ class EncodePlan:
         allowed: dict[str, int],
         allow_all: bool,
         disallowed: Sequence[str],
-        around: tuple[Sequence[int], Sequence[int]],
+        template: tuple[Sequence[int], Sequence[int]],
         max_length: int | None,
         truncate_left: bool,
     ) -> EncodePlan: ...
@@ -476,9 +476,8 @@ class EncodePlan:
         """Which of `num_ids` ids of a text stay: start and stop."""
 
     @property
-    def before(self) -> list[int]: ...
-    @property
-    def after(self) -> list[int]: ...
+    def template(self) -> tuple[list[int], list[int]]:
+        """The ids before and after each text."""
 
 @final
 class TokenTable:

@@ -9,7 +9,7 @@ use llm_core::engine::{EngineConfig, EngineCore, FinishReason, RequestParams, St
 use llm_core::sampling::{SamplingParams, VocabMask, token_logprobs};
 use llm_core::scheduler::{SchedulerConfig, StepPlan};
 use llm_core::speculation::NgramConfig;
-use llm_core::tokenizer::stream::TokenTable;
+use llm_core::tokenizer::tokens::TokenTable;
 use proptest::prelude::*;
 
 use crate::scheduler::fake_model::FakeModel;

@@ -12,7 +12,7 @@ mod vocabulary;
 use std::sync::LazyLock;
 
 use llm_core::tokenizer::Tokenizer;
-use llm_core::tokenizer::pretokenize::Pattern;
+use llm_core::tokenizer::split::pretokenize::Pattern;
 use llm_core::tokenizer::trainer::Trainer;
 use proptest::prelude::*;
 

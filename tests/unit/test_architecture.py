@@ -139,7 +139,6 @@ LONG_FILES = {
     "tests/unit/test_tokenization_files.py",
     "tests/unit/test_training.py",
 }
-CIRCULAR = {"tokenizer", "python"}
 
 Node = TypeVar("Node")
 
@@ -181,9 +180,7 @@ def test_no_circle_between_files_of_the_package() -> None:
 
 
 @pytest.mark.parametrize("folder", sorted(file.name for file in CRATE.iterdir() if file.is_dir()))
-def test_no_circle_between_files_of_the_crate(folder: str, request: pytest.FixtureRequest) -> None:
-    if folder in CIRCULAR:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="circles that are still to be opened"))
+def test_no_circle_between_files_of_the_crate(folder: str) -> None:
     graph = rust_source.imports(CRATE)
     inside = {file for file in graph if file.relative_to(CRATE).parts[0] == folder}
     circle = circle_in({file: graph[file] & inside for file in inside})

@@ -233,7 +233,7 @@ class BaseTokenizer(abc.ABC):
         special = {name: value for name, value in options.items() if "special" in name}
         ids = self.encode_to_numpy(text, **cast(EncodeOptions, special))
         own = slice(*plan.kept(len(ids)))
-        before, after = (np.array(around, np.uint32) for around in (plan.before, plan.after))
+        before, after = (np.array(around, np.uint32) for around in plan.template)
         around = [(len(before), len(after)), (0, 0)]
         byte_offsets, char_offsets = (np.pad(places[own], around) for places in self._offsets(ids, text, plan))
         return Encoding(np.concatenate([before, ids[own], after]), byte_offsets, char_offsets)
@@ -353,7 +353,8 @@ class BaseTokenizer(abc.ABC):
         ]
         ids = np.concatenate([np.zeros(0, np.uint32), *parts])
         own = ids[slice(*plan.kept(len(ids)))]
-        return np.concatenate([np.array(plan.before, np.uint32), own, np.array(plan.after, np.uint32)])
+        before, after = (np.array(around, np.uint32) for around in plan.template)
+        return np.concatenate([before, own, after])
 
     def _encode_flat(self, texts: list[str], plan: _rust.EncodePlan | None, num_threads: int | None) -> FlatIds:
         """Encodes texts one by one; tokenizers written in Python ignore `num_threads`."""

@@ -85,7 +85,7 @@ def check_names(options: Mapping[str, object], allowed: type) -> None:
 
 
 def encode_plan(
-    options: EncodeOptions, special_tokens: Mapping[str, int], around: tuple[list[int], list[int]]
+    options: EncodeOptions, special_tokens: Mapping[str, int], template: tuple[list[int], list[int]]
 ) -> _rust.EncodePlan:
     """What `options` mean for a tokenizer with these special tokens and these ids before and after a text.
 
@@ -109,7 +109,7 @@ def encode_plan(
         allowed={token: special_tokens[token] for token in allowed},
         allow_all=allow_all,
         disallowed=sorted(disallowed),
-        around=around,
+        template=template,
         max_length=_positive("max_length", options.get("max_length"), 0),
         truncate_left=side("truncation", options.get("truncation", "right")) == "left",
     )

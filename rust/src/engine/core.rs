@@ -7,7 +7,7 @@ use super::{FinishReason, RequestParams, StepOutputs};
 use crate::sampling::{Sampled, VocabMask, sample_rows, token_logprobs};
 use crate::scheduler::{LogitsRow, RequestOptions, RowKind, Scheduler, SchedulerConfig, SchedulerStats, StepPlan};
 use crate::speculation::NgramConfig;
-use crate::tokenizer::stream::TokenTable;
+use crate::tokenizer::tokens::TokenTable;
 use crate::{Error, Result};
 
 /// The parts of an engine: the tokenizer's byte table and the scheduler's limits.
@@ -44,7 +44,7 @@ impl Default for Submission {
 ///
 /// ```
 /// use llm_core::engine::{EngineConfig, EngineCore, RequestParams};
-/// use llm_core::{scheduler::SchedulerConfig, tokenizer::stream::TokenTable};
+/// use llm_core::{scheduler::SchedulerConfig, tokenizer::tokens::TokenTable};
 ///
 /// let table = TokenTable::new(vec![Some(b"a".to_vec()), Some(b"b".to_vec())], &[])?;
 /// let scheduler = SchedulerConfig { num_blocks: 4, block_size: 4, ..SchedulerConfig::default() };

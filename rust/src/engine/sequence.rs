@@ -3,7 +3,8 @@
 use super::{FinishReason, RequestParams};
 use crate::Result;
 use crate::sampling::{History, RowSpec, TokenCounts, TokenLogprob};
-use crate::tokenizer::stream::{Detokenizer, TokenTable};
+use crate::tokenizer::decode::stream::Detokenizer;
+use crate::tokenizer::tokens::TokenTable;
 
 /// A request's parameters, token counts and pending text.
 #[derive(Debug)]

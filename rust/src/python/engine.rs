@@ -15,7 +15,7 @@ use crate::engine::{EngineConfig, EngineCore, FinishReason, StepOutputs, Submiss
 use crate::fields::Fields;
 use crate::sampling::TokenLogprob;
 use crate::scheduler::{SchedulerConfig, StepPlan};
-use crate::tokenizer::stream::TokenTable;
+use crate::tokenizer::tokens::TokenTable;
 use crate::{Error, Result};
 
 /// The engine without its model. Any thread may call it; calls wait for each other with the GIL released.

@@ -1,5 +1,6 @@
 //! The binding `llm._rust`: converts arguments, releases the GIL, maps errors.
 
+mod convert;
 mod engine;
 mod error;
 mod fields;

@@ -56,7 +56,8 @@ impl SharedInts {
                             None => return PyInt::new(py, id),
                         }
                     }
-                    // SAFETY: that far from the first is an integer that `kept` has, and so is alive.
+                    // SAFETY: `keep` measured this distance from the first integer of `kept` to another one that it put into
+                    // `kept`, which never drops one: the pointer is that of a live `int`.
                     unsafe { Bound::from_borrowed_ptr(py, at(origin, *distance)).cast_into_unchecked() }
                 }
                 None => PyInt::new(py, id),

@@ -4,21 +4,20 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
-use pyo3::buffer::PyBuffer;
+use numpy::{IntoPyArray, PyArray1};
 use pyo3::call::PyCallArgs;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
+use super::convert::{self, positive, token_ids, utf8};
 use super::shared_ints::SharedInts;
 use super::tokenizer_batch::{self, FlatArrays, PyEncodePlan};
 use super::tokenizer_stream::PyTokenTable;
 use crate::Error;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::memory::join_freed;
-use crate::tokenizer::pretokenize::Pattern;
+use crate::tokenizer::options::Allowed;
+use crate::tokenizer::split::pretokenize::Pattern;
 use crate::tokenizer::trainer::{Trainer, TrainerOptions};
 use crate::tokenizer::vocab::Vocab;
 
@@ -27,6 +26,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyTokenizer>()?;
     module.add_class::<PyTrainer>()
 }
+
+/// Shorter texts are encoded with the GIL held, within some microseconds.
+const DETACHED_BYTES: usize = 2048;
 
 /// Byte-level BPE; see `_rust.pyi`.
 #[pyclass(name = "Tokenizer", module = "llm._rust", frozen)]
@@ -43,6 +45,16 @@ impl PyTokenizer {
         Self { inner, ints: Mutex::default(), listed: AtomicUsize::new(0) }
     }
 
+    /// The ids of a text. Special tokens in it are ordinary text unless `allow_special`.
+    #[inline]
+    fn ids(&self, py: Python<'_>, text: &Bound<'_, PyString>, allow_special: bool) -> PyResult<Vec<u32>> {
+        let text = utf8(text)?;
+        let allowed = if allow_special { Allowed::All } else { Allowed::None };
+        // A short text is encoded before another thread could make use of the GIL.
+        let encode = || self.inner.encode(text, &allowed);
+        Ok(if text.len() < DETACHED_BYTES { encode() } else { py.detach(encode) }?)
+    }
+
     /// Ids of this tokenizer as a list.
     fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
         let size = self.inner.vocab().size();
@@ -55,9 +67,6 @@ impl PyTokenizer {
         ints.get_or_insert_with(|| SharedInts::new(py, size)).list(py, ids)
     }
 }
-
-/// Shorter texts are encoded with the GIL held: in some microseconds.
-const DETACHED_BYTES: usize = 2048;
 
 #[pymethods]
 impl PyTokenizer {
@@ -75,10 +84,7 @@ impl PyTokenizer {
         pattern: &str,
     ) -> PyResult<Self> {
         let pattern = Pattern::parse(pattern)?;
-        let mut special = special_tokens
-            .iter()
-            .map(|(text, id)| Ok((text.extract()?, id.extract()?)))
-            .collect::<PyResult<Vec<(String, u32)>>>()?;
+        let mut special = convert::special_tokens(special_tokens)?;
         special.sort_by_key(|&(_, id)| id);
         let tokenizer = py.detach(|| Vocab::from_ranks(&ranks, special).map(|vocab| Tokenizer::new(vocab, pattern)))?;
         drop(ranks);
@@ -97,11 +103,7 @@ impl PyTokenizer {
         text: &Bound<'py, PyString>,
         allow_special: bool,
     ) -> PyResult<Bound<'py, PyList>> {
-        let text = utf8(text)?;
-        // A short text is encoded before another thread could make use of the GIL.
-        let encode = || self.inner.encode(text, allow_special);
-        let ids = if text.len() < DETACHED_BYTES { encode() } else { py.detach(encode) }?;
-        self.list(py, &ids)
+        self.list(py, &self.ids(py, text, allow_special)?)
     }
 
     #[pyo3(signature = (text, allow_special=false))]
@@ -111,10 +113,7 @@ impl PyTokenizer {
         text: &Bound<'py, PyString>,
         allow_special: bool,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
-        let text = utf8(text)?;
-        let encode = || self.inner.encode(text, allow_special);
-        let ids = if text.len() < DETACHED_BYTES { encode() } else { py.detach(encode) }?;
-        Ok(ids.into_pyarray(py))
+        Ok(self.ids(py, text, allow_special)?.into_pyarray(py))
     }
 
     #[pyo3(signature = (ids, skip_special_tokens=false))]
@@ -125,14 +124,14 @@ impl PyTokenizer {
         skip_special_tokens: bool,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let ids = token_ids(ids)?;
-        let bytes = py.detach(|| self.inner.decode(&ids, skip_special_tokens))?;
+        let bytes = py.detach(|| self.inner.decode_bytes(&ids, skip_special_tokens))?;
         Ok(PyBytes::new(py, &bytes))
     }
 
     #[pyo3(signature = (ids, skip_special_tokens=false))]
     fn decode(&self, py: Python<'_>, ids: &Bound<'_, PyAny>, skip_special_tokens: bool) -> PyResult<String> {
         let ids = token_ids(ids)?;
-        Ok(py.detach(|| self.inner.decode_text(&ids, skip_special_tokens))?)
+        Ok(py.detach(|| self.inner.decode(&ids, skip_special_tokens))?)
     }
 
     fn pieces(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Vec<String>> {
@@ -156,7 +155,7 @@ impl PyTokenizer {
 
     #[getter]
     fn template(&self) -> Option<(Vec<u32>, Vec<u32>)> {
-        self.inner.template().map(|template| (template.prefix.clone(), template.suffix.clone()))
+        self.inner.template().map(|template| (template.before.clone(), template.after.clone()))
     }
 
     #[getter]
@@ -308,57 +307,4 @@ impl PyTrainer {
             Err(_) => Err(Error::Internal("a thread failed while it used this trainer".to_owned())),
         }
     }
-}
-
-/// A number from Python that must be above 0.
-fn positive(name: &str, number: i64) -> crate::Result<usize> {
-    usize::try_from(number)
-        .ok()
-        .filter(|&number| number > 0)
-        .ok_or_else(|| Error::InvalidArgument(format!("`{name}` must be positive, got {number}")))
-}
-
-/// Ids from a `uint32` array, copied at once, or from any sequence of integers.
-pub(super) fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    if let Ok(list) = ids.cast::<PyList>()
-        && list.len() >= MIN_ARRAY_IDS
-        && let Some(ids) = ids_by_array(list)
-    {
-        return Ok(ids);
-    }
-    if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u32>>() {
-        return Ok(array.as_array().to_vec());
-    }
-    let ids: Vec<i64> = ids.extract()?;
-    ids.into_iter().enumerate().map(|(index, id)| narrow(index, id)).collect()
-}
-
-/// From this many ids on, a detour by Python's `array` reads a list faster than asking each integer.
-const MIN_ARRAY_IDS: usize = 32;
-
-/// The ids of a list, if all are integers from 0 to 2**32 - 1.
-fn ids_by_array(list: &Bound<'_, PyList>) -> Option<Vec<u32>> {
-    static ARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let py = list.py();
-    let import = || py.import("array")?.getattr("array").map(Bound::unbind);
-    let array = ARRAY.get_or_try_init(py, import).ok()?.bind(py).call1((intern!(py, "I"), list)).ok()?;
-    PyBuffer::<u32>::get(&array).ok()?.to_vec(py).ok()
-}
-
-fn narrow(index: usize, id: i64) -> PyResult<u32> {
-    u32::try_from(id).map_err(|_| {
-        Error::InvalidArgument(format!("token ids must be from 0 to {}, got {id} at index {index}", u32::MAX)).into()
-    })
-}
-
-/// The text as UTF-8, without a copy where Python already has it so.
-pub(super) fn utf8<'a>(text: &'a Bound<'_, PyString>) -> PyResult<&'a str> {
-    text.to_str().map_err(|_| {
-        Error::InvalidArgument(
-            "text must be Unicode without lone surrogates, got one\nhint: `text.encode(\"utf-8\", \"replace\").decode()` \
-             replaces them"
-                .to_owned(),
-        )
-        .into()
-    })
 }

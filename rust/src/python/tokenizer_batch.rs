@@ -4,12 +4,11 @@ use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use super::tokenizer::{token_ids, utf8};
-use crate::Error;
+use super::convert::{positive, special_tokens, token_ids, utf8};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::batch::Rows;
-use crate::tokenizer::plan::{Allowed, EncodePlan, Side};
-use crate::tokenizer::special::{Segment, SpecialMatcher};
+use crate::tokenizer::options::{Allowed, EncodePlan, Side, Template, Truncation};
+use crate::tokenizer::split::special::{Segment, SpecialMatcher};
 
 /// Adds this module's classes to `llm._rust`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -27,23 +26,22 @@ pub struct PyEncodePlan {
 #[pymethods]
 impl PyEncodePlan {
     #[new]
-    #[pyo3(signature = (*, allowed, allow_all, disallowed, around, max_length, truncate_left))]
+    #[pyo3(signature = (*, allowed, allow_all, disallowed, template, max_length, truncate_left))]
     fn new(
         allowed: &Bound<'_, PyDict>,
         allow_all: bool,
         disallowed: Vec<String>,
-        around: (Vec<u32>, Vec<u32>),
+        template: (Vec<u32>, Vec<u32>),
         max_length: Option<usize>,
         truncate_left: bool,
     ) -> PyResult<Self> {
-        let allowed = allowed.iter().map(|(text, id)| Ok((text.extract()?, id.extract()?)));
-        let allowed = SpecialMatcher::new(&allowed.collect::<PyResult<Vec<(String, u32)>>>()?);
+        let allowed = SpecialMatcher::new(&special_tokens(allowed)?);
         let side = if truncate_left { Side::Left } else { Side::Right };
         let inner = EncodePlan::new(
             if allow_all { Allowed::All } else { Allowed::Some(Box::new(allowed.clone())) },
             disallowed,
-            around,
-            max_length.map(|max_length| (max_length, side)),
+            Template { before: template.0, after: template.1 },
+            max_length.map(|max_length| Truncation { max_length, side }),
         )?;
         Ok(Self { inner, allowed })
     }
@@ -66,13 +64,9 @@ impl PyEncodePlan {
     }
 
     #[getter]
-    fn before(&self) -> Vec<u32> {
-        self.inner.before().to_vec()
-    }
-
-    #[getter]
-    fn after(&self) -> Vec<u32> {
-        self.inner.after().to_vec()
+    fn template(&self) -> (Vec<u32>, Vec<u32>) {
+        let Template { before, after } = self.inner.template().clone();
+        (before, after)
     }
 }
 
@@ -98,8 +92,8 @@ pub fn encode_rows(
     num_threads: Option<i64>,
 ) -> PyResult<Rows> {
     let texts = texts.iter().map(utf8).collect::<PyResult<Vec<&str>>>()?;
-    let num_threads = checked(num_threads)?;
-    let plain = EncodePlan::new(Allowed::None, Vec::new(), (Vec::new(), Vec::new()), None)?;
+    let num_threads = num_threads.map(|number| positive("num_threads", number)).transpose()?;
+    let plain = EncodePlan::new(Allowed::None, Vec::new(), Template::default(), None)?;
     let plan = plan.map_or(&plain, |plan| &plan.inner);
     Ok(py.detach(|| tokenizer.encode_rows(&texts, plan, num_threads))?)
 }
@@ -122,15 +116,6 @@ pub fn decode_rows(
     num_threads: Option<i64>,
 ) -> PyResult<Vec<String>> {
     let rows = batch.iter().map(token_ids).collect::<PyResult<Vec<Vec<u32>>>>()?;
-    let num_threads = checked(num_threads)?;
+    let num_threads = num_threads.map(|number| positive("num_threads", number)).transpose()?;
     Ok(py.detach(|| tokenizer.decode_rows(&rows, skip_special_tokens, num_threads))?)
-}
-
-/// A number of threads that a negative one can't be; the core knows its other limits.
-fn checked(num_threads: Option<i64>) -> PyResult<Option<usize>> {
-    let narrow = |number: i64| {
-        usize::try_from(number)
-            .map_err(|_| Error::InvalidArgument(format!("`num_threads` must be positive, got {number}")).into())
-    };
-    num_threads.map(narrow).transpose()
 }

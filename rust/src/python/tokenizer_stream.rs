@@ -6,12 +6,12 @@ use numpy::{IntoPyArray, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::tokenizer::{token_ids, utf8};
+use super::convert::{token_ids, utf8};
 use crate::tokenizer::Tokenizer;
-use crate::tokenizer::decoder::Decoder;
-use crate::tokenizer::offsets::offsets;
-use crate::tokenizer::stream::TokenTable;
-use crate::tokenizer::token_stream::{TokenStream, unknown};
+use crate::tokenizer::decode::join::Joiner;
+use crate::tokenizer::decode::offsets::offsets;
+use crate::tokenizer::decode::token_stream::{TokenStream, unknown};
+use crate::tokenizer::tokens::TokenTable;
 
 /// Adds this module's classes to `llm._rust`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -23,12 +23,12 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 #[pyclass(name = "TokenTable", module = "llm._rust", frozen)]
 pub struct PyTokenTable {
     inner: Arc<TokenTable>,
-    decoder: Decoder,
+    joiner: Joiner,
 }
 
 impl From<&Tokenizer> for PyTokenTable {
     fn from(tokenizer: &Tokenizer) -> Self {
-        Self { inner: Arc::new(tokenizer.vocab().tokens().clone()), decoder: tokenizer.decoder() }
+        Self { inner: Arc::new(tokenizer.vocab().tokens().clone()), joiner: tokenizer.joiner() }
     }
 }
 
@@ -40,7 +40,7 @@ impl PyTokenTable {
     #[new]
     fn new(token_bytes: Vec<Option<Vec<u8>>>, special_ids: Vec<u32>) -> PyResult<Self> {
         let inner = Arc::new(TokenTable::new(token_bytes, &special_ids)?);
-        Ok(Self { inner, decoder: Decoder::Bytes })
+        Ok(Self { inner, joiner: Joiner::Bytes })
     }
 
     fn __len__(&self) -> usize {
@@ -53,7 +53,7 @@ impl PyTokenTable {
 
     #[pyo3(signature = (*, skip_special_tokens=false))]
     fn stream(&self, skip_special_tokens: bool) -> PyResult<PyTokenStream> {
-        let text = TokenStream::new(self.decoder, skip_special_tokens)?;
+        let text = TokenStream::new(self.joiner, skip_special_tokens)?;
         Ok(PyTokenStream { table: Arc::clone(&self.inner), text })
     }
 
@@ -64,7 +64,7 @@ impl PyTokenTable {
         text: &Bound<'py, PyString>,
     ) -> PyResult<OffsetArrays<'py>> {
         let (ids, text) = (token_ids(ids)?, utf8(text)?);
-        let found = py.detach(|| offsets(&self.inner, self.decoder, &ids, text))?;
+        let found = py.detach(|| offsets(&self.inner, self.joiner, &ids, text))?;
         let array = |pairs: Vec<[usize; 2]>| {
             let flat: Vec<i64> = pairs.iter().flatten().map(|&place| place as i64).collect();
             flat.into_pyarray(py).reshape([pairs.len(), 2])

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Tokenizer;
-use super::plan::EncodePlan;
+use super::options::EncodePlan;
 use super::threads::{MAX_THREADS, default_num_threads, pool};
 use crate::{Error, Result};
 
@@ -42,12 +42,12 @@ impl Tokenizer {
     /// The ids of each text, as `plan` says; on all cores if `num_threads` is `None`. The ids depend on neither.
     ///
     /// ```
-    /// # use llm_core::tokenizer::{Tokenizer, pretokenize::Pattern, vocab::Vocab};
-    /// use llm_core::tokenizer::plan::{Allowed, EncodePlan};
+    /// # use llm_core::tokenizer::{Tokenizer, split::pretokenize::Pattern, vocab::Vocab};
+    /// use llm_core::tokenizer::options::{Allowed, EncodePlan, Template};
     ///
     /// # let bytes: Vec<u8> = (0..=255).collect();
     /// # let tokenizer = Tokenizer::new(Vocab::new(&bytes, vec![(104, 105)], vec![])?, Pattern::Gpt4);
-    /// let plan = EncodePlan::new(Allowed::None, vec![], (vec![], vec![]), None)?;
+    /// let plan = EncodePlan::new(Allowed::None, vec![], Template::default(), None)?;
     /// let rows = tokenizer.encode_rows(&["hi", "", "oh"], &plan, Some(2))?;
     /// assert_eq!(rows.iter().collect::<Vec<_>>(), [&[256][..], &[], &[111, 104]]);
     /// # Ok::<(), llm_core::Error>(())
@@ -80,7 +80,7 @@ impl Tokenizer {
     /// As [`Tokenizer::decode`], naming the row; `InvalidArgument` if `num_threads` is 0 or too high.
     pub fn decode_rows(&self, rows: &[Vec<u32>], skip: bool, num_threads: Option<usize>) -> Result<Vec<String>> {
         let decode = |range: Range<usize>| {
-            let text = |index: usize| self.decode_text(&rows[index], skip).map_err(|error| in_text(index, error));
+            let text = |index: usize| self.decode(&rows[index], skip).map_err(|error| in_text(index, error));
             range.map(text).collect::<Result<Vec<String>>>()
         };
         // Decoding a token is about as much work as encoding a byte.

@@ -2,31 +2,12 @@
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::bpe::{MAX_MERGED_IDS, MAX_MERGES, MergeTable};
-use super::characters::{Characters, Unknown, UnknownRun};
-use super::special::AddedToken;
-use super::stream::TokenTable;
+use super::merge::sentencepiece::SentencePiece;
+use super::merge::table::{MAX_MERGED_IDS, MAX_MERGES, MergeTable};
+use super::merge::unknown::{Symbols, Unknown};
+use super::split::special::AddedToken;
+use super::tokens::{MAX_IDS, Merge, NO_ID, NUM_BYTES, TokenTable};
 use crate::{Error, Result};
-
-/// Number of single bytes.
-pub const NUM_BYTES: usize = 256;
-
-/// Limit of ids: a table has a place for every id below the highest, so a wild id must not make it huge.
-pub const MAX_IDS: usize = 1 << 24;
-
-/// Stands for "no id"; no table has that many tokens.
-pub const NO_ID: u32 = u32::MAX;
-
-/// Two tokens that merge into one. The rank of a merge is its place in the list: the first goes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Merge {
-    /// Id of the token that comes first in the text.
-    pub left: u32,
-    /// Id of the token after it.
-    pub right: u32,
-    /// Id they become.
-    pub id: u32,
-}
 
 /// What a vocabulary is made of.
 #[derive(Debug, Clone)]
@@ -40,7 +21,7 @@ pub struct VocabParts {
     /// The token for a byte or character that has none; without it, such a one is left out.
     pub unknown: Option<Unknown>,
     /// How merging begins with characters; None if it begins with bytes.
-    pub characters: Option<Characters>,
+    pub sentence_piece: Option<SentencePiece>,
     /// Merges by rank; several may make the same token.
     pub merges: Vec<Merge>,
     /// A piece that is a token as a whole is that token, even if merging would not make it.
@@ -60,7 +41,7 @@ pub struct Vocab {
     whole_first: bool,
     reaches_all: bool,
     is_ordinary: Vec<bool>,
-    characters: Option<Characters>,
+    sentence_piece: Option<SentencePiece>,
     added: Vec<AddedToken>,
     special: Vec<(String, u32)>,
 }
@@ -92,7 +73,7 @@ impl Vocab {
             unreached: vec![],
             byte_ids,
             unknown: None,
-            characters: None,
+            sentence_piece: None,
             merges: ranked,
             whole_first: false,
             added,
@@ -133,8 +114,8 @@ impl Vocab {
         let whole_first = ids.is_some();
         let tokens = (0u32..).zip(ranks.iter().cloned()).filter(|(_, token)| !token.is_empty()).collect();
         let unreached = vec![];
-        let (unknown, characters) = (None, None);
-        let parts = VocabParts { tokens, unreached, byte_ids, unknown, characters, merges, whole_first, added };
+        let (unknown, sentence_piece) = (None, None);
+        let parts = VocabParts { tokens, unreached, byte_ids, unknown, sentence_piece, merges, whole_first, added };
         Self::assemble(parts, Some(table))
     }
 
@@ -152,14 +133,14 @@ impl Vocab {
     fn assemble(parts: VocabParts, ranked: Option<MergeTable>) -> Result<Self> {
         check_added(&parts.added)?;
         let (tokens, is_ordinary) = token_table(&parts)?;
-        let VocabParts { byte_ids, unknown, mut characters, merges, whole_first, mut added, .. } = parts;
+        let VocabParts { byte_ids, unknown, mut sentence_piece, merges, whole_first, mut added, .. } = parts;
         let reaches_all = ranked.is_some() && !whole_first;
         let table = ranked.map_or_else(|| merge_table(&merges, &tokens), Ok)?;
         added.sort_by_key(|token| token.id);
         let special =
             added.iter().filter(|token| token.special).map(|token| (token.content.clone(), token.id)).collect();
-        if let Some(characters) = &mut characters {
-            characters.prepare(&merges, whole_first);
+        if let Some(sentence_piece) = &mut sentence_piece {
+            sentence_piece.prepare(&merges, whole_first);
         }
         Ok(Self {
             tokens,
@@ -170,7 +151,7 @@ impl Vocab {
             whole_first,
             reaches_all,
             is_ordinary,
-            characters,
+            sentence_piece,
             added,
             special,
         })
@@ -230,24 +211,14 @@ impl Vocab {
         &self.special
     }
 
-    /// How merging begins with characters; None if it begins with bytes.
-    pub fn characters(&self) -> Option<&Characters> {
-        self.characters.as_ref()
+    /// How merging starts from characters; `None` if it starts from bytes.
+    pub fn sentence_piece(&self) -> Option<&SentencePiece> {
+        self.sentence_piece.as_ref()
     }
 
-    /// Adds the ids of one piece to `ids`, where merging begins with `characters`.
-    ///
-    /// Cost: O(n log n) in the longest stretch without a space, or in the piece if merges reach over spaces.
-    pub(super) fn encode_characters(&self, characters: &Characters, piece: &str, ids: &mut Vec<u32>) {
-        if let Some(id) = characters.whole(piece) {
-            ids.push(id);
-            return;
-        }
-        for part in characters.parts(piece) {
-            let start = ids.len();
-            characters.begin(part, self.unknown, ids);
-            self.table.apply(ids, start);
-        }
+    /// The token for text that has no other.
+    pub fn unknown(&self) -> Option<Unknown> {
+        self.unknown
     }
 
     /// Whether all bytes that text can have are tokens.
@@ -255,18 +226,30 @@ impl Vocab {
         (0..=u8::MAX).all(|byte| matches!(byte, 0xC0 | 0xC1 | 0xF5..) || self.byte_ids[byte as usize] != NO_ID)
     }
 
-    /// Adds what merging makes of the bytes of a piece to `ids`. For a byte that is no token stands the unknown token.
+    /// Appends what merging makes of the bytes of a piece to `ids`. The unknown token stands for a byte without one.
     pub fn merge_bytes(&self, piece: &[u8], ids: &mut Vec<u32>) {
         let start = ids.len();
-        let mut run = UnknownRun { unknown: self.unknown, is_open: false };
+        self.byte_symbols(piece, |id, _| ids.extend(id));
+        self.table.apply(ids, start);
+    }
+
+    /// Emits the symbols that merging a piece starts from, each with its number of bytes.
+    pub fn symbols(&self, piece: &str, emit: impl FnMut(Option<u32>, usize)) {
+        match &self.sentence_piece {
+            Some(sentence_piece) => sentence_piece.symbols(piece, self.unknown, emit),
+            None => self.byte_symbols(piece.as_bytes(), emit),
+        }
+    }
+
+    fn byte_symbols(&self, piece: &[u8], emit: impl FnMut(Option<u32>, usize)) {
+        let mut symbols = Symbols::new(self.unknown, emit);
         for &byte in piece {
             match self.byte_ids[byte as usize] {
-                NO_ID => run.unknown(ids),
-                id => run.known(id, ids),
+                NO_ID => symbols.unknown(1),
+                id => symbols.known(id, 1),
             }
         }
-        run.close(ids);
-        self.table.apply(ids, start);
+        symbols.close();
     }
 }
 

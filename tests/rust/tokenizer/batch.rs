@@ -2,10 +2,10 @@
 
 use llm_core::Error;
 use llm_core::tokenizer::batch::Rows;
-use llm_core::tokenizer::offsets::offsets;
-use llm_core::tokenizer::plan::{Allowed, EncodePlan, Side};
-use llm_core::tokenizer::pretokenize::Pattern;
-use llm_core::tokenizer::special::SpecialMatcher;
+use llm_core::tokenizer::decode::offsets::offsets;
+use llm_core::tokenizer::options::{Allowed, EncodePlan, Side, Template, Truncation};
+use llm_core::tokenizer::split::pretokenize::Pattern;
+use llm_core::tokenizer::split::special::SpecialMatcher;
 use llm_core::tokenizer::threads::{MAX_THREADS, pool};
 use proptest::prelude::*;
 
@@ -13,12 +13,12 @@ use super::{sample_tokenizer, text};
 
 const END: &str = "<|end|>";
 
-fn plan(allowed: Allowed, around: (Vec<u32>, Vec<u32>), max_length: Option<(usize, Side)>) -> EncodePlan {
-    EncodePlan::new(allowed, vec![], around, max_length).unwrap()
+fn plan(allowed: Allowed) -> EncodePlan {
+    EncodePlan::new(allowed, vec![], Template::default(), None).unwrap()
 }
 
 fn plain() -> EncodePlan {
-    plan(Allowed::None, (vec![], vec![]), None)
+    plan(Allowed::None)
 }
 
 proptest! {
@@ -34,7 +34,7 @@ proptest! {
         let long: Vec<String> = texts.iter().map(|text| text.repeat(repeat)).collect();
         let texts: Vec<&str> = long.iter().map(String::as_str).collect();
         let rows = tokenizer.encode_rows(&texts, &plain(), Some(num_threads)).unwrap();
-        let expected: Vec<Vec<u32>> = texts.iter().map(|text| tokenizer.encode(text, false).unwrap()).collect();
+        let expected: Vec<Vec<u32>> = texts.iter().map(|text| tokenizer.encode(text, &Allowed::None).unwrap()).collect();
         prop_assert_eq!(rows.iter().map(<[u32]>::to_vec).collect::<Vec<_>>(), expected.clone());
         prop_assert_eq!(tokenizer.decode_rows(&expected, false, Some(num_threads)).unwrap(), long);
     }
@@ -46,13 +46,14 @@ proptest! {
         text in text(), before in 0..2_usize, after in 0..2_usize, max_length in 2..20_usize, left in any::<bool>()
     ) {
         let tokenizer = sample_tokenizer(&Pattern::Gpt2);
-        let mut own = tokenizer.encode(&text, false).unwrap();
+        let mut own = tokenizer.encode(&text, &Allowed::None).unwrap();
         while before + own.len() + after > max_length {
             if left { own.remove(0); } else { own.pop(); }
         }
         let expected = [vec![7; before], own, vec![8; after]].concat();
         let side = if left { Side::Left } else { Side::Right };
-        let plan = plan(Allowed::None, (vec![7; before], vec![8; after]), Some((max_length, side)));
+        let template = Template { before: vec![7; before], after: vec![8; after] };
+        let plan = EncodePlan::new(Allowed::None, vec![], template, Some(Truncation { max_length, side })).unwrap();
         let mut ids = vec![1, 2];
         tokenizer.encode_planned(&text, &plan, &mut ids).unwrap();
         prop_assert_eq!(&ids[..2], [1, 2]);
@@ -62,8 +63,8 @@ proptest! {
     #[test]
     fn offsets_slice_the_text(text in text()) {
         let tokenizer = sample_tokenizer(&Pattern::O200k);
-        let ids = tokenizer.encode(&text, true).unwrap();
-        let found = offsets(tokenizer.vocab().tokens(), tokenizer.decoder(), &ids, &text).unwrap();
+        let ids = tokenizer.encode(&text, &Allowed::All).unwrap();
+        let found = offsets(tokenizer.vocab().tokens(), tokenizer.joiner(), &ids, &text).unwrap();
         // The obvious twin: the character that each byte is part of.
         let char_of: Vec<usize> =
             text.chars().enumerate().flat_map(|(index, c)| std::iter::repeat_n(index, c.len_utf8())).collect();
@@ -85,13 +86,13 @@ fn chosen_special_tokens_become_ids_and_forbidden_ones_are_named() {
         tokenizer.encode_planned(&text, plan, &mut ids).map(|()| ids)
     };
     // Chosen alone, the short token is found where all together find the long one.
-    let e = tokenizer.encode("é", false).unwrap();
-    let chosen = plan(Allowed::Some(Box::new(SpecialMatcher::new(std::slice::from_ref(&end)))), (vec![], vec![]), None);
+    let e = tokenizer.encode("é", &Allowed::None).unwrap();
+    let chosen = plan(Allowed::Some(Box::new(SpecialMatcher::new(std::slice::from_ref(&end)))));
     assert_eq!(encode(&chosen).unwrap(), [&e[..], &[end.1, end.1]].concat());
-    let all = plan(Allowed::All, (vec![], vec![]), None);
-    assert_eq!(encode(&all).unwrap(), tokenizer.encode(&text, true).unwrap());
-    assert_eq!(encode(&plain()).unwrap(), tokenizer.encode(&text, false).unwrap());
-    let strict = EncodePlan::new(Allowed::None, vec!["no".into(), END.into()], (vec![], vec![]), None).unwrap();
+    let all = plan(Allowed::All);
+    assert_eq!(encode(&all).unwrap(), tokenizer.encode(&text, &Allowed::All).unwrap());
+    assert_eq!(encode(&plain()).unwrap(), tokenizer.encode(&text, &Allowed::None).unwrap());
+    let strict = EncodePlan::new(Allowed::None, vec!["no".into(), END.into()], Template::default(), None).unwrap();
     let Err(Error::InvalidArgument(message)) = encode(&strict) else { panic!("must be refused") };
     assert!(message.starts_with("text must not have the special token \"<|end|>\", got it at index 1\nhint: "));
     let Err(Error::InvalidArgument(message)) = tokenizer.encode_rows(&["", &text], &strict, Some(1)) else {
@@ -103,9 +104,14 @@ fn chosen_special_tokens_become_ids_and_forbidden_ones_are_named() {
 #[test]
 fn bad_plans_and_numbers_of_threads_are_named() {
     let message = |result: Result<EncodePlan, Error>| result.unwrap_err().to_string();
-    let short = EncodePlan::new(Allowed::None, vec![], (vec![1], vec![2]), Some((1, Side::Left)));
+    let short = EncodePlan::new(
+        Allowed::None,
+        vec![],
+        Template { before: vec![1], after: vec![2] },
+        Some(Truncation { max_length: 1, side: Side::Left }),
+    );
     assert_eq!(message(short), "`max_length` must have room for the tokens added around a text (2), got 1");
-    let empty = EncodePlan::new(Allowed::None, vec![String::new()], (vec![], vec![]), None);
+    let empty = EncodePlan::new(Allowed::None, vec![String::new()], Template::default(), None);
     assert_eq!(message(empty), "`disallowed_special` must not have an empty text");
     for wrong in [0, MAX_THREADS + 1] {
         let expected = format!("`num_threads` must be from 1 to 1024, got {wrong}");

@@ -2,7 +2,8 @@
 
 use llm_core::Error;
 use llm_core::tokenizer::Tokenizer;
-use llm_core::tokenizer::pretokenize::Pattern;
+use llm_core::tokenizer::options::Allowed;
+use llm_core::tokenizer::split::pretokenize::Pattern;
 use serde_json::{Value, json};
 
 use super::sample_tokenizer;
@@ -16,7 +17,7 @@ fn reading_what_was_written_gives_the_same_tokenizer() {
         assert_eq!(again.vocab().merges(), tokenizer.vocab().merges());
         assert_eq!(again.vocab().special(), tokenizer.vocab().special());
         let text = "this'll été 語 aaaaaa<|end|>";
-        assert_eq!(again.encode(text, true).unwrap(), tokenizer.encode(text, true).unwrap());
+        assert_eq!(again.encode(text, &Allowed::All).unwrap(), tokenizer.encode(text, &Allowed::All).unwrap());
     }
 }
 
@@ -203,15 +204,15 @@ fn sentence_pieces_begin_with_characters_and_fall_back_to_bytes() {
     let document = sentence_pieces(&PIECES, &[["a", "b"], ["▁", "ab"]]);
     let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
     let (a, b, word) = (SPACE + 1, SPACE + 2, SPACE + 4);
-    assert_eq!(tokenizer.encode("ab ba", false).unwrap(), [word, SPACE, b, a]);
-    assert_eq!(tokenizer.encode("abé", false).unwrap(), [word, 2 + 0xC3, 2 + 0xA9]);
+    assert_eq!(tokenizer.encode("ab ba", &Allowed::None).unwrap(), [word, SPACE, b, a]);
+    assert_eq!(tokenizer.encode("abé", &Allowed::None).unwrap(), [word, 2 + 0xC3, 2 + 0xA9]);
     // The special token takes the space after it, and the text after it begins anew.
-    assert_eq!(tokenizer.encode("<s> ab<unk>ab", true).unwrap(), [1, word, 0, word]);
+    assert_eq!(tokenizer.encode("<s> ab<unk>ab", &Allowed::All).unwrap(), [1, word, 0, word]);
     assert_eq!(tokenizer.pieces("a b").unwrap(), ["▁a▁b"]);
     assert_eq!(tokenizer.vocab().tokens().bytes(word), Some(&b" ab"[..]));
     assert!(!tokenizer.cuts_at_line_ends());
     let template = tokenizer.template().unwrap();
-    assert_eq!((&template.prefix[..], &template.suffix[..]), (&[1][..], &[][..]));
+    assert_eq!((&template.before[..], &template.after[..]), (&[1][..], &[][..]));
 }
 
 #[test]
@@ -228,17 +229,17 @@ fn sentence_pieces_lose_the_space_that_was_put_before_them() {
         (&[2 + 0xC3, 2 + b'a' as u32, word], b"\xC3a ab", "\u{fffd}\u{fffd} ab"),
         (&[], b"", ""),
     ] {
-        assert_eq!(tokenizer.decode(ids, false).unwrap(), bytes);
-        assert_eq!(tokenizer.decode_text(ids, false).unwrap(), text);
+        assert_eq!(tokenizer.decode_bytes(ids, false).unwrap(), bytes);
+        assert_eq!(tokenizer.decode(ids, false).unwrap(), text);
     }
-    assert_eq!(tokenizer.decode_text(&[1, word], true).unwrap(), "ab");
+    assert_eq!(tokenizer.decode(&[1, word], true).unwrap(), "ab");
 }
 
 #[test]
 fn sentence_pieces_are_cut_before_spaces_only_if_no_merge_reaches_over_one() {
     let document = sentence_pieces(&PIECES, &[["b", "▁"], ["a", "b"], ["▁", "ab"]]);
     let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
-    assert_eq!(tokenizer.encode("ab ab", false).unwrap(), [SPACE, SPACE + 1, SPACE + 5, SPACE + 3]);
+    assert_eq!(tokenizer.encode("ab ab", &Allowed::None).unwrap(), [SPACE, SPACE + 1, SPACE + 5, SPACE + 3]);
 }
 
 #[test]
@@ -261,7 +262,7 @@ fn merges_of_a_pair_that_is_there_twice_count_as_the_later() {
     let document = sentence_pieces(&PIECES, &[["a", "b"], ["b", "▁"], ["a", "b"]]);
     let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
     assert_eq!(tokenizer.vocab().merges().len(), 2);
-    assert_eq!(tokenizer.encode("ab ", false).unwrap(), [SPACE, SPACE + 1, SPACE + 5]);
+    assert_eq!(tokenizer.encode("ab ", &Allowed::None).unwrap(), [SPACE, SPACE + 1, SPACE + 5]);
 }
 
 #[test]
@@ -300,13 +301,13 @@ fn bytes_without_a_token_are_left_out_or_unknown() {
     let mut document: Value = serde_json::from_str(&sample_tokenizer(&Pattern::Gpt4).to_json().unwrap()).unwrap();
     document["model"]["vocab"].as_object_mut().unwrap().shift_remove("z");
     let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
-    assert_eq!(tokenizer.encode("azzza", false).unwrap(), tokenizer.encode("aa", false).unwrap());
+    assert_eq!(tokenizer.encode("azzza", &Allowed::None).unwrap(), tokenizer.encode("aa", &Allowed::None).unwrap());
     assert_eq!(tokenizer.vocab().byte_ids()[b'z' as usize], u32::MAX);
     document["model"]["unk_token"] = json!("<|end|>");
     for (fuse, count) in [(false, 3), (true, 1)] {
         document["model"]["fuse_unk"] = json!(fuse);
         let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
-        let ids = tokenizer.encode("qzzzq", false).unwrap();
+        let ids = tokenizer.encode("qzzzq", &Allowed::None).unwrap();
         assert_eq!(ids, [vec![u32::from(b'q')], vec![298; count], vec![u32::from(b'q')]].concat());
     }
 }

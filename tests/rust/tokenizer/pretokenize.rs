@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 use fancy_regex::Regex;
 use llm_core::Error;
 use llm_core::tokenizer::Tokenizer;
-use llm_core::tokenizer::pretokenize::Pattern;
+use llm_core::tokenizer::options::Allowed;
+use llm_core::tokenizer::split::pretokenize::Pattern;
 use llm_core::tokenizer::trainer::Trainer;
 use llm_core::tokenizer::vocab::Vocab;
 use proptest::prelude::*;
@@ -205,7 +206,7 @@ fn a_custom_pattern_trains_and_encodes() {
     trainer.add(&[&text]).unwrap();
     let tokenizer = trainer.train(&mut |_, _| true).unwrap();
     assert_eq!(merged_pairs(&tokenizer), [(97, 98), (32, 256), (256, 257)]);
-    assert_eq!(tokenizer.encode("ab ab\n", false).unwrap(), [258, 10]);
+    assert_eq!(tokenizer.encode("ab ab\n", &Allowed::None).unwrap(), [258, 10]);
     let again = Tokenizer::from_json(&tokenizer.to_json().unwrap()).unwrap();
     assert_eq!(again.pattern(), tokenizer.pattern());
 }
@@ -228,9 +229,9 @@ fn too_much_backtracking_is_an_error() {
     let pattern = Pattern::parse(r"(?:(a|aa|aaa)+)+(?=!)\1").unwrap();
     let tokenizer = Tokenizer::new(Vocab::new(&bytes, vec![], vec![]).unwrap(), pattern.clone());
     let text = "a".repeat(4000);
-    let Err(Error::Tokenizer(message)) = tokenizer.encode(&text, false) else { panic!() };
+    let Err(Error::Tokenizer(message)) = tokenizer.encode(&text, &Allowed::None) else { panic!() };
     assert!(message.contains("can't cut this text: "), "{message}");
-    assert!(tokenizer.encode_batch(&["a", &text], true).is_err());
+    assert!(tokenizer.encode_batch(&["a", &text], &Allowed::All).is_err());
     let mut trainer = Trainer::new(300, pattern, &[]).unwrap();
     assert!(trainer.add(&["b", &text]).is_err());
     // Part of the failed call may be counted.

@@ -1,6 +1,6 @@
 //! Added tokens in text, against a search that looks at every place for every token.
 
-use llm_core::tokenizer::special::{AddedToken, Segment, SpecialMatcher};
+use llm_core::tokenizer::split::special::{AddedToken, Segment, SpecialMatcher};
 use proptest::prelude::*;
 
 fn token(content: &str, id: u32) -> AddedToken {
@@ -77,7 +77,10 @@ fn special_tokens_that_are_not_allowed_are_text_with_all_inside() {
     use Segment::{Special, Text};
     let ordinary = AddedToken { special: false, ..token("ex", 2) };
     let matcher = SpecialMatcher::with_flags(vec![token("<text>", 1), ordinary]);
-    let cut = |allowed| matcher.allowed_segments("ex<text>ex", allowed).collect::<Vec<_>>();
+    let cut = |allowed| {
+        let located = matcher.located_segments("ex<text>ex", allowed);
+        located.map(|(_, segment)| segment).collect::<Vec<_>>()
+    };
     assert_eq!(cut(true), [Special(2), Special(1), Special(2)]);
     assert_eq!(cut(false), [Special(2), Text("<text>"), Special(2)]);
 }

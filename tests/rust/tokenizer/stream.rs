@@ -1,7 +1,8 @@
-//! `tokenizer::stream` against the obvious oracle: decode everything, then cut.
+//! `tokenizer::decode::stream` against the obvious oracle: decode everything, then cut.
 
 use llm_core::Error;
-use llm_core::tokenizer::stream::{Delta, Detokenizer, TokenTable};
+use llm_core::tokenizer::decode::stream::{Delta, Detokenizer};
+use llm_core::tokenizer::tokens::TokenTable;
 use proptest::prelude::*;
 
 /// All bytes decoded at once, cut where the first stop string is complete (the longest of those complete there).

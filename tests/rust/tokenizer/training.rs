@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use llm_core::Error;
 use llm_core::tokenizer::Tokenizer;
-use llm_core::tokenizer::pretokenize::Pattern;
+use llm_core::tokenizer::split::pretokenize::Pattern;
 use llm_core::tokenizer::trainer::{Trainer, TrainerOptions};
 use proptest::prelude::*;
 

@@ -2,9 +2,11 @@
 
 use llm_core::Error;
 use llm_core::tokenizer::Tokenizer;
-use llm_core::tokenizer::pretokenize::Pattern;
-use llm_core::tokenizer::special::AddedToken;
-use llm_core::tokenizer::vocab::{Merge, Vocab, VocabParts};
+use llm_core::tokenizer::options::Allowed;
+use llm_core::tokenizer::split::pretokenize::Pattern;
+use llm_core::tokenizer::split::special::AddedToken;
+use llm_core::tokenizer::tokens::Merge;
+use llm_core::tokenizer::vocab::{Vocab, VocabParts};
 use proptest::prelude::*;
 
 use super::{sample_tokenizer, text};
@@ -30,9 +32,9 @@ proptest! {
         let text = text.repeat(repeat);
         for pattern in Pattern::ALL {
             let tokenizer = sample_tokenizer(&pattern);
-            let ids = tokenizer.encode(&text, false).unwrap();
+            let ids = tokenizer.encode(&text, &Allowed::None).unwrap();
             prop_assert_eq!(&ids, &reference_encode(tokenizer, &text));
-            prop_assert_eq!(tokenizer.decode_bytes(&ids).unwrap(), text.as_bytes());
+            prop_assert_eq!(tokenizer.decode_bytes(&ids, false).unwrap(), text.as_bytes());
         }
     }
 
@@ -40,9 +42,9 @@ proptest! {
     fn special_tokens_round_trip(parts in proptest::collection::vec(prop_oneof![Just("<|end|>".to_owned()), text()], 0..6)) {
         let tokenizer = sample_tokenizer(&Pattern::Gpt4);
         let text = parts.concat();
-        for allow_special in [false, true] {
-            let ids = tokenizer.encode(&text, allow_special).unwrap();
-            prop_assert_eq!(tokenizer.decode_bytes(&ids).unwrap(), text.as_bytes());
+        for allowed in [Allowed::None, Allowed::All] {
+            let ids = tokenizer.encode(&text, &allowed).unwrap();
+            prop_assert_eq!(tokenizer.decode_bytes(&ids, false).unwrap(), text.as_bytes());
         }
     }
 
@@ -50,8 +52,8 @@ proptest! {
     fn a_batch_equals_its_texts_alone(texts in proptest::collection::vec(text(), 0..8)) {
         let tokenizer = sample_tokenizer(&Pattern::Gpt2);
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let alone: Vec<Vec<u32>> = texts.iter().map(|text| tokenizer.encode(text, true).unwrap()).collect();
-        prop_assert_eq!(tokenizer.encode_batch(&texts, true).unwrap(), alone);
+        let alone: Vec<Vec<u32>> = texts.iter().map(|text| tokenizer.encode(text, &Allowed::All).unwrap()).collect();
+        prop_assert_eq!(tokenizer.encode_batch(&texts, &Allowed::All).unwrap(), alone);
     }
 }
 
@@ -84,7 +86,7 @@ fn what_is_remembered_of_pieces_changes_no_ids() {
             .collect();
         // Twice: with nothing remembered, and with all that there was room for.
         for _ in 0..2 {
-            assert_eq!(tokenizer.encode(&text, false).unwrap(), merged);
+            assert_eq!(tokenizer.encode(&text, &Allowed::None).unwrap(), merged);
         }
     }
 }
@@ -95,16 +97,16 @@ fn a_vocabulary_with_unreached_tokens_or_several_merges_takes_long_pieces() {
     let ranks = ranks_of(&["bc", "ab", "abc", "aa", "aaa"]);
     let text = "abcaaab".repeat(300);
     let tokenizer = Tokenizer::new(Vocab::from_ranks(&ranks, vec![]).unwrap(), Pattern::Whitespace);
-    assert_eq!(tokenizer.encode(&text, false).unwrap(), reference_merge_by_rank(&ranks, text.as_bytes()));
+    assert_eq!(tokenizer.encode(&text, &Allowed::None).unwrap(), reference_merge_by_rank(&ranks, text.as_bytes()));
 }
 
 #[test]
 fn the_longest_special_token_wins_and_only_when_allowed() {
     let tokenizer = sample_tokenizer(&Pattern::Gpt4);
     let [(_, end), (_, twice)] = tokenizer.vocab().special() else { panic!() };
-    assert_eq!(tokenizer.encode("<|end|><|end|><|end|>a", true).unwrap(), [*twice, *end, 97]);
-    assert!(tokenizer.encode("<|end|>", false).unwrap().iter().all(|id| id < end));
-    assert_eq!(tokenizer.decode(&[97, *end, 98], true).unwrap(), b"ab");
+    assert_eq!(tokenizer.encode("<|end|><|end|><|end|>a", &Allowed::All).unwrap(), [*twice, *end, 97]);
+    assert!(tokenizer.encode("<|end|>", &Allowed::None).unwrap().iter().all(|id| id < end));
+    assert_eq!(tokenizer.decode_bytes(&[97, *end, 98], true).unwrap(), b"ab");
 }
 
 #[test]
@@ -112,8 +114,8 @@ fn a_long_unsplittable_piece_is_fast_and_right() {
     let tokenizer = sample_tokenizer(&Pattern::Gpt4);
     // Quadratic merging would take hours for this.
     let text = "ab".repeat(1 << 20);
-    let ids = tokenizer.encode(&text, false).unwrap();
-    assert_eq!(tokenizer.decode_bytes(&ids).unwrap(), text.as_bytes());
+    let ids = tokenizer.encode(&text, &Allowed::None).unwrap();
+    assert_eq!(tokenizer.decode_bytes(&ids, false).unwrap(), text.as_bytes());
     assert_eq!(ids[..100], reference_encode(tokenizer, &text[..4096])[..100]);
 }
 
@@ -123,7 +125,7 @@ fn unknown_ids_are_named() {
     let vocab = Vocab::new(&bytes, vec![(97, 98)], vec![("<|end|>".to_owned(), 300)]).unwrap();
     let tokenizer = Tokenizer::new(vocab, Pattern::Gpt4);
     for id in [257, 301, u32::MAX] {
-        let Err(Error::InvalidArgument(message)) = tokenizer.decode_bytes(&[97, id]) else { panic!() };
+        let Err(Error::InvalidArgument(message)) = tokenizer.decode_bytes(&[97, id], false) else { panic!() };
         assert_eq!(message, format!("token ids must be ids of this tokenizer (0 to 300), got {id} at index 1"));
     }
 }
@@ -133,7 +135,7 @@ fn a_merge_that_is_never_reached_is_not_looked_up() {
     let bytes: Vec<u8> = (0..=255).collect();
     // "bc" is merged first, so "ab" + "c" is never there and "abc" is not one token.
     let vocab = Vocab::new(&bytes, vec![(98, 99), (97, 98), (257, 99)], vec![]).unwrap();
-    assert_eq!(Tokenizer::new(vocab, Pattern::Gpt4).encode("abc", false).unwrap(), [97, 256]);
+    assert_eq!(Tokenizer::new(vocab, Pattern::Gpt4).encode("abc", &Allowed::None).unwrap(), [97, 256]);
 }
 
 #[test]
@@ -185,7 +187,7 @@ proptest! {
         let ranks = ranks_of(&tokens);
         let tokenizer = Tokenizer::new(Vocab::from_ranks(&ranks, vec![]).unwrap(), Pattern::Whitespace);
         for piece in pieces {
-            let ids = tokenizer.encode(&piece, false).unwrap();
+            let ids = tokenizer.encode(&piece, &Allowed::None).unwrap();
             prop_assert_eq!(ids, reference_merge_by_rank(&ranks, piece.as_bytes()), "{} of {:?}", piece, tokens);
         }
     }
@@ -197,7 +199,7 @@ fn a_token_that_merging_never_makes_is_found_whole() {
     let vocab = Vocab::from_ranks(&ranks_of(&["abc", "cd"]), vec![]).unwrap();
     assert!(vocab.whole_first());
     let tokenizer = Tokenizer::new(vocab, Pattern::Whitespace);
-    assert_eq!(tokenizer.encode("abc abcd", false).unwrap(), [256, 32, 97, 98, 257]);
+    assert_eq!(tokenizer.encode("abc abcd", &Allowed::None).unwrap(), [256, 32, 97, 98, 257]);
 }
 
 #[test]
@@ -210,7 +212,7 @@ fn a_table_with_gaps_and_bytes_anywhere_keeps_its_ids() {
     assert!([257, 259, 0].iter().all(|&id| vocab.is_ordinary(id)));
     assert!([256, 258, 260].iter().all(|&id| !vocab.is_ordinary(id)));
     let tokenizer = Tokenizer::new(vocab, Pattern::Gpt4);
-    assert_eq!(tokenizer.encode("abbab<|e|>", true).unwrap(), [259, 257, 256]);
+    assert_eq!(tokenizer.encode("abbab<|e|>", &Allowed::All).unwrap(), [259, 257, 256]);
 }
 
 /// Parts with the bytes as ids 10 to 265, then `tokens` with the ids given.
@@ -220,7 +222,7 @@ fn parts(tokens: &[(u32, &str)], merges: &[(u32, u32, u32)]) -> VocabParts {
         tokens: bytes.chain(tokens.iter().map(|&(id, text)| (id, text.as_bytes().to_vec()))).collect(),
         unreached: vec![],
         unknown: None,
-        characters: None,
+        sentence_piece: None,
         byte_ids: std::array::from_fn(|byte| 10 + byte as u32),
         merges: merges.iter().map(|&(left, right, id)| Merge { left, right, id }).collect(),
         whole_first: false,
@@ -238,8 +240,8 @@ fn ids_need_not_follow_the_merges() {
     let vocab = Vocab::build(parts(&[(5, "aa"), (299, "aab"), (300, "ab")], &merges)).unwrap();
     assert_eq!((vocab.size(), vocab.special()), (301, &[("<|e|>".to_owned(), 0)][..]));
     let tokenizer = Tokenizer::new(vocab, Pattern::Gpt4);
-    assert_eq!(tokenizer.encode("aab aaa<|e|>", true).unwrap(), [299, 42, 5, A, 0]);
-    assert_eq!(tokenizer.decode_bytes(&[299, 0, 5]).unwrap(), b"aab<|e|>aa");
+    assert_eq!(tokenizer.encode("aab aaa<|e|>", &Allowed::All).unwrap(), [299, 42, 5, A, 0]);
+    assert_eq!(tokenizer.decode_bytes(&[299, 0, 5], false).unwrap(), b"aab<|e|>aa");
 }
 
 #[test]

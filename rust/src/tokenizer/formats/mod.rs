@@ -1,84 +1,28 @@
 //! Hugging Face's `tokenizer.json`, written and read.
 
-mod components;
+pub(super) mod components;
+mod json;
 mod model;
+mod read;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use self::components::{PreTokenizer, read_decoder, read_normalizer, read_pre_tokenizer, read_template};
+use self::components::Components;
 use self::model::{read_model, written_tokens};
-use super::Tokenizer;
-use super::memory::join_freed;
-use super::normalizer::Normalizer;
-use super::pipeline::Pipeline;
-use super::pretokenize::Pattern;
-use super::special::AddedToken;
-use super::stages::Stage;
-use super::vocab::Vocab;
+use self::read::{PreTokenizer, read_decoder, read_normalizer, read_pre_tokenizer, read_template};
+use crate::tokenizer::Tokenizer;
+use crate::tokenizer::memory::join_freed;
+use crate::tokenizer::options::Template;
+use crate::tokenizer::split::normalizer::Normalizer;
+use crate::tokenizer::split::pipeline::Pipeline;
+use crate::tokenizer::split::pretokenize::Pattern;
+use crate::tokenizer::split::special::AddedToken;
+use crate::tokenizer::split::stages::Stage;
+use crate::tokenizer::vocab::Vocab;
 use crate::{Error, Result};
 
 /// The expression of a tokenizer that does not cut text by one.
 const WHOLE_TEXT: &str = r"[\s\S]+";
-
-/// What a `tokenizer.json` has beside vocabulary, merges and added tokens, kept as it was read to be written again.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Components {
-    normalizer: Value,
-    pre_tokenizer: Value,
-    post_processor: Value,
-    decoder: Value,
-    truncation: Value,
-    padding: Value,
-    /// All of the model but vocabulary and merges.
-    model: Map<String, Value>,
-    /// Tokens that no text becomes and whose name does not stand for bytes.
-    raw_names: Vec<(u32, String)>,
-}
-
-/// Ids around the ids of a text.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Template {
-    /// Ids before it.
-    pub prefix: Vec<u32>,
-    /// Ids after it.
-    pub suffix: Vec<u32>,
-}
-
-impl Components {
-    /// Those of a byte-level tokenizer that cuts text by `pattern`.
-    pub fn byte_level(pattern: &Pattern) -> Self {
-        let model = json!({
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-        });
-        Self {
-            normalizer: Value::Null,
-            pre_tokenizer: components::pre_tokenizer(pattern),
-            post_processor: Value::Null,
-            decoder: components::byte_level(true),
-            truncation: Value::Null,
-            padding: Value::Null,
-            model: model.as_object().cloned().unwrap_or_default(),
-            raw_names: vec![],
-        }
-    }
-
-    fn read(document: &Value, raw_names: Vec<(u32, String)>) -> Self {
-        let part = |name: &str| document[name].clone();
-        let flags = document["model"].as_object().into_iter().flatten();
-        let flags = flags.filter(|(name, _)| !["vocab", "merges"].contains(&name.as_str()));
-        Self {
-            normalizer: part("normalizer"),
-            pre_tokenizer: part("pre_tokenizer"),
-            post_processor: part("post_processor"),
-            decoder: part("decoder"),
-            truncation: part("truncation"),
-            padding: part("padding"),
-            model: flags.map(|(name, value)| (name.clone(), value.clone())).collect(),
-            raw_names,
-        }
-    }
-}
 
 impl Tokenizer {
     /// The tokenizer as Hugging Face's `tokenizer.json`; `tokenizers` and `transformers` give the same ids with it.
@@ -126,7 +70,7 @@ impl Tokenizer {
         check_template(template.as_ref(), &vocab)?;
         let components = Components::read(&document, raw_names);
         let pipeline = Pipeline::new(normalizer, stages, vocab.added());
-        let is_plain = vocab.characters().is_none()
+        let is_plain = vocab.sentence_piece().is_none()
             && vocab.has_all_bytes()
             && pipeline.normalizer().steps().is_empty()
             && matches!(pipeline.stages(), [Stage::Pattern(_)])
@@ -135,12 +79,12 @@ impl Tokenizer {
         let pipeline = (!is_plain).then_some(pipeline);
         drop(document);
         join_freed();
-        Ok(Self { pipeline, decoder: token_text.decoder, template, components, ..plain })
+        Ok(Self { pipeline, joiner: token_text.joiner, template, components, ..plain })
     }
 }
 
 fn check_template(template: Option<&Template>, vocab: &Vocab) -> Result<()> {
-    let ids = template.into_iter().flat_map(|template| template.prefix.iter().chain(&template.suffix));
+    let ids = template.into_iter().flat_map(|template| template.before.iter().chain(&template.after));
     match ids.copied().find(|&id| vocab.tokens().bytes(id).is_none()) {
         Some(id) => Err(Error::Tokenizer(format!("`post_processor` must use ids that have a token, got {id}"))),
         None => Ok(()),
@@ -161,46 +105,4 @@ fn added_token(token: &AddedToken) -> Value {
         "id": token.id, "content": token.content, "single_word": token.single_word, "lstrip": token.lstrip,
         "rstrip": token.rstrip, "normalized": token.normalized, "special": token.special,
     })
-}
-
-/// The value if it is allowed, else an error that names it.
-fn expect(object: &Value, name: &str, allowed: &str, is_allowed: impl Fn(&Value) -> bool) -> Result<()> {
-    let value = &object[name];
-    if is_allowed(value) { Ok(()) } else { Err(unsupported(name, allowed, value)) }
-}
-
-/// A flag of `object`; `default` where it is not there.
-fn flag(object: &Value, name: &str, default: bool) -> Result<bool> {
-    match &object[name] {
-        Value::Null => Ok(default),
-        Value::Bool(flag) => Ok(*flag),
-        other => Err(unsupported(name, "true or false", other)),
-    }
-}
-
-fn text<'a>(object: &'a Value, name: &str) -> Result<&'a str> {
-    object[name].as_str().ok_or_else(|| unsupported(name, "a string", &object[name]))
-}
-
-/// The list under `name`; an empty one where there is none.
-fn list<'a>(object: &'a Value, name: &str) -> Result<&'a [Value]> {
-    match &object[name] {
-        Value::Null => Ok(&[]),
-        Value::Array(items) => Ok(items),
-        other => Err(unsupported(name, "a list", other)),
-    }
-}
-
-fn as_id(value: &Value) -> Option<u32> {
-    value.as_u64().and_then(|id| u32::try_from(id).ok())
-}
-
-/// The error about a component; a long one is cut.
-fn unsupported(name: &str, allowed: &str, value: &Value) -> Error {
-    let mut got = value.to_string();
-    if let Some((cut, _)) = got.char_indices().nth(200) {
-        got.truncate(cut);
-        got.push('…');
-    }
-    Error::Tokenizer(format!("unsupported `{name}`: must be {allowed}, got {got}"))
 }

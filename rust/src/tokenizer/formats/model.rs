@@ -3,11 +3,13 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::{Map, Value};
 
-use super::components::TokenText;
-use super::{as_id, expect, flag, list, text, unsupported};
-use crate::tokenizer::characters::{Characters, Unknown};
-use crate::tokenizer::special::AddedToken;
-use crate::tokenizer::vocab::{MAX_IDS, Merge, NO_ID, NUM_BYTES, Vocab, VocabParts};
+use super::json::{as_id, expect, flag, list, text, unsupported};
+use super::read::TokenText;
+use crate::tokenizer::merge::sentencepiece::SentencePiece;
+use crate::tokenizer::merge::unknown::Unknown;
+use crate::tokenizer::split::special::AddedToken;
+use crate::tokenizer::tokens::{MAX_IDS, Merge, NO_ID, NUM_BYTES};
+use crate::tokenizer::vocab::{Vocab, VocabParts};
 use crate::{Error, Result};
 
 type Ids<'a> = FxHashMap<&'a str, u32>;
@@ -25,18 +27,18 @@ fn byte_characters() -> [char; NUM_BYTES] {
 
 /// Names and ids, and pairs of names, as they are written.
 pub fn written_tokens(vocab: &Vocab, raw_names: &[(u32, String)]) -> Result<(Map<String, Value>, Value)> {
-    let names = match vocab.characters() {
+    let names = match vocab.sentence_piece() {
         Some(characters) => characters.names().iter().map(|name| name.to_string()).collect(),
         None => byte_level_names(vocab, raw_names),
     };
     let is_added: FxHashSet<u32> = vocab.added().iter().map(|token| token.id).collect();
     let named = (0u32..).zip(&names).filter(|(_, name)| !name.is_empty());
-    let keeps_added = vocab.characters().is_some();
+    let keeps_added = vocab.sentence_piece().is_some();
     let mut ids: Map<String, Value> = named
         .filter(|(id, _)| keeps_added || !is_added.contains(id) || vocab.byte_ids().contains(id))
         .map(|(id, name)| (name.clone(), Value::from(id)))
         .collect();
-    if vocab.characters().is_none() {
+    if vocab.sentence_piece().is_none() {
         for token in vocab.added() {
             let before = ids.insert(token.content.clone(), Value::from(token.id));
             if before.is_some_and(|id| id != token.id) {
@@ -82,7 +84,7 @@ pub fn read_model(
         unreached: vec![],
         byte_ids: [NO_ID; NUM_BYTES],
         unknown: read_unknown(model, &ids)?,
-        characters: None,
+        sentence_piece: None,
         merges: read_merges(model, &ids)?,
         whole_first: flag(model, "ignore_merges", false)?,
         added,
@@ -220,7 +222,7 @@ fn add_characters(parts: &mut VocabParts, model: &Value, ids: &Ids<'_>, token_te
         .filter(|(_, name)| !name.is_empty())
         .map(|(id, name)| (id, token_text.bytes(name)))
         .collect();
-    parts.characters = Some(Characters::new(names, byte_ids));
+    parts.sentence_piece = Some(SentencePiece::new(names, byte_ids));
     Ok(())
 }
 

@@ -10,8 +10,8 @@ use rayon::ThreadPool;
 
 use super::chunks::{FileChunks, text_of};
 use super::words::{LocalCounts, WordCounts};
-use crate::tokenizer::pretokenize::Pattern;
-use crate::tokenizer::special::SpecialMatcher;
+use crate::tokenizer::split::pretokenize::Pattern;
+use crate::tokenizer::split::special::SpecialMatcher;
 use crate::{Error, Result};
 
 /// Longest time between two calls of the progress callback, which also looks for Ctrl-C.

@@ -9,7 +9,7 @@ use super::pairs::{Pair, PairTable, Sketch};
 use super::shard::{Merge, Met, NewPair, Shard};
 use super::words::Word;
 use crate::Result;
-use crate::tokenizer::vocab::NUM_BYTES;
+use crate::tokenizer::tokens::NUM_BYTES;
 
 /// Merges of one round at most, so that `progress` is asked often.
 const MAX_ROUND: usize = 64;

@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustc_hash::{FxHashMap, FxHasher};
 
 use crate::Result;
-use crate::tokenizer::pretokenize::Pattern;
-use crate::tokenizer::special::{Segment, SpecialMatcher};
+use crate::tokenizer::split::pretokenize::Pattern;
+use crate::tokenizer::split::special::{Segment, SpecialMatcher};
 
 /// Bytes that fit a key beside their number. Of the distinct pieces of mixed text nine in ten are no longer.
 const MAX_SHORT_BYTES: usize = 15;

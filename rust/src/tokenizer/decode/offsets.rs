@@ -1,7 +1,7 @@
 //! Where in a text each token lies.
 
-use super::decoder::Decoder;
-use super::stream::TokenTable;
+use super::join::Joiner;
+use crate::tokenizer::tokens::TokenTable;
 use crate::{Error, Result};
 
 /// Start and end of each token in a text.
@@ -15,13 +15,14 @@ pub struct Offsets {
 
 /// The places of `ids` in `text`, whose tokens' bytes must be the text.
 ///
-/// A space that a tokenizer with a [`Decoder::Words`] puts before a text has no place: it counts as nothing.
+/// A space that a tokenizer with a [`Joiner::Words`] puts before a text has no place: it counts as nothing.
 ///
 /// ```
-/// use llm_core::tokenizer::{decoder::Decoder, offsets::offsets, stream::TokenTable};
+/// use llm_core::tokenizer::decode::{join::Joiner, offsets::offsets};
+/// use llm_core::tokenizer::tokens::TokenTable;
 ///
 /// let table = TokenTable::new(vec![Some(b"a\xc3".to_vec()), Some(b"\xa9b".to_vec())], &[])?;
-/// let found = offsets(&table, Decoder::Bytes, &[0, 1], "aéb")?;
+/// let found = offsets(&table, Joiner::Bytes, &[0, 1], "aéb")?;
 /// assert_eq!(found.bytes, [[0, 2], [2, 4]]);
 /// assert_eq!(found.chars, [[0, 2], [1, 3]]); // both have half of "é"
 /// # Ok::<(), llm_core::Error>(())
@@ -30,10 +31,10 @@ pub struct Offsets {
 /// # Errors
 ///
 /// `InvalidArgument` if the tokens' bytes are not the text, as where the tokenizer normalises it first.
-pub fn offsets(table: &TokenTable, decoder: Decoder, ids: &[u32], text: &str) -> Result<Offsets> {
+pub fn offsets(table: &TokenTable, decoder: Joiner, ids: &[u32], text: &str) -> Result<Offsets> {
     let mut found = Offsets { bytes: Vec::with_capacity(ids.len()), chars: Vec::with_capacity(ids.len()) };
     let num_bytes: usize = ids.iter().map(|&id| table.bytes(id).unwrap_or_default().len()).sum();
-    let mut has_added_space = decoder != Decoder::Bytes && num_bytes == text.len() + 1;
+    let mut has_added_space = decoder != Joiner::Bytes && num_bytes == text.len() + 1;
     // `chars_begun`: code points that begin before `end`.
     let (mut end, mut chars_begun) = (0, 0);
     for &id in ids {

@@ -1,22 +1,23 @@
 //! The text of ids that come one by one.
 
-use super::decoder::Decoder;
-use super::stream::{Detokenizer, TokenTable};
+use super::join::Joiner;
+use super::stream::Detokenizer;
+use crate::tokenizer::tokens::TokenTable;
 use crate::{Error, Result};
 
 /// Text so far, in parts that never end inside a character.
 ///
-/// All parts and [`TokenStream::finish`] together are what [`super::Tokenizer::decode_text`] gives of all ids. (Only
+/// All parts and [`TokenStream::finish`] together are what [`crate::tokenizer::Tokenizer::decode_text`] gives of all ids. (Only
 /// where tokens that stand for a byte each are no UTF-8 together may the number of U+FFFD differ: how many there must
 /// be is known at the end of them all, and nobody wants to wait for that.)
 ///
 /// ```
-/// use llm_core::tokenizer::decoder::Decoder;
-/// use llm_core::tokenizer::stream::TokenTable;
-/// use llm_core::tokenizer::token_stream::TokenStream;
+/// use llm_core::tokenizer::decode::join::Joiner;
+/// use llm_core::tokenizer::tokens::TokenTable;
+/// use llm_core::tokenizer::decode::token_stream::TokenStream;
 ///
 /// let table = TokenTable::new(vec![Some(b" \xc3".to_vec()), Some(b"\xa9".to_vec())], &[])?;
-/// let mut stream = TokenStream::new(Decoder::Words { strip_start: 1, bare_first: false }, false)?;
+/// let mut stream = TokenStream::new(Joiner::Words { strip_start: 1, bare_first: false }, false)?;
 /// assert_eq!(stream.push(&table, 0)?, "");
 /// assert_eq!(stream.push(&table, 1)?, "é");
 /// assert_eq!(stream.finish(), "");
@@ -38,10 +39,10 @@ impl TokenStream {
     /// # Errors
     ///
     /// None: the detokenizer refuses only stop strings, and there are none.
-    pub fn new(decoder: Decoder, skip_special: bool) -> Result<Self> {
+    pub fn new(decoder: Joiner, skip_special: bool) -> Result<Self> {
         let (num_to_strip, is_bare) = match decoder {
-            Decoder::Bytes => (0, false),
-            Decoder::Words { strip_start, bare_first } => (strip_start, bare_first),
+            Joiner::Bytes => (0, false),
+            Joiner::Words { strip_start, bare_first } => (strip_start, bare_first),
         };
         Ok(Self { text: Detokenizer::new(Vec::new(), skip_special)?, skip_special, is_bare, num_to_strip })
     }

@@ -2,7 +2,7 @@
 
 use super::normalizer::{Normalizer, NormalizerStep};
 use super::special::{AddedToken, Segment, SpecialMatcher};
-use super::stages::{Behavior, Needle, Stage, cut};
+use super::stages::{Behavior, Needle, Stage, Stretch, cut};
 use crate::Result;
 
 /// Finds added tokens, normalises what lies between and cuts it into pieces.
@@ -16,13 +16,13 @@ pub struct Pipeline {
     normalized: SpecialMatcher,
 }
 
-/// Part of a text.
+/// Part of a text: an added token, or text to cut or to merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part<'a> {
     /// An added token's id.
     Token(u32),
-    /// A piece to merge.
-    Piece(&'a str),
+    /// Normalised text.
+    Text(Stretch<'a>),
 }
 
 impl Pipeline {
@@ -69,45 +69,47 @@ impl Pipeline {
         ordinary.any(|token| token.content.contains(['\r', '\n']) || token.lstrip || token.rstrip || token.single_word)
     }
 
-    /// Calls `visit` with every added token and piece of `text` in order; without `allow_special`, special tokens are
-    /// text.
+    /// Calls `visit` with every added token and every piece of `text` in order. Unless `finds_special`, special tokens are
+    /// ordinary text.
     ///
     /// # Errors
     ///
     /// `Tokenizer` if a custom pattern backtracks too much on this text.
-    pub fn for_each_part(&self, text: &str, allow_special: bool, visit: &mut dyn FnMut(Part<'_>)) -> Result<()> {
-        self.for_each_segment(text, allow_special, &mut |segment| match segment {
-            (Segment::Special(id), _) => {
-                visit(Part::Token(id));
+    pub fn for_each_piece(&self, text: &str, finds_special: bool, visit: &mut dyn FnMut(Part<'_>)) -> Result<()> {
+        self.for_each_stretch(text, finds_special, &mut |part| match part {
+            Part::Text(stretch) => cut(&self.stages, stretch, &mut |piece| visit(Part::Text(piece))),
+            token => {
+                visit(token);
                 Ok(())
-            }
-            (Segment::Text(part), is_first) => {
-                cut(&self.stages, part, is_first, &mut |piece| visit(Part::Piece(piece)))
             }
         })
     }
 
-    /// Calls `visit` with every added token of `text` and the normalised text between, and whether it begins the text.
+    /// Calls `visit` with every added token of `text` and the normalised text between them, in order.
     ///
     /// # Errors
     ///
-    /// What `visit` returns.
-    pub fn for_each_segment(
+    /// The error of `visit`.
+    pub fn for_each_stretch(
         &self,
         text: &str,
-        allow_special: bool,
-        visit: &mut dyn FnMut((Segment<'_>, bool)) -> Result<()>,
+        finds_special: bool,
+        visit: &mut dyn FnMut(Part<'_>) -> Result<()>,
     ) -> Result<()> {
-        for segment in self.raw.allowed_segments(text, allow_special) {
-            let Segment::Text(raw) = segment else {
-                visit((segment, false))?;
-                continue;
+        for (raw_range, segment) in self.raw.located_segments(text, finds_special) {
+            let raw = match segment {
+                Segment::Text(raw) => raw,
+                Segment::Special(id) => {
+                    visit(Part::Token(id))?;
+                    continue;
+                }
             };
-            let is_first = std::ptr::eq(raw.as_ptr(), text.as_ptr());
             let normalized = self.normalizer.normalize(raw);
-            for segment in self.normalized.allowed_segments(&normalized, allow_special) {
-                let begins = matches!(segment, Segment::Text(part) if std::ptr::eq(part.as_ptr(), normalized.as_ptr()));
-                visit((segment, is_first && begins))?;
+            for (range, segment) in self.normalized.located_segments(&normalized, finds_special) {
+                visit(match segment {
+                    Segment::Text(text) => Part::Text(Stretch { text, is_first: raw_range.start + range.start == 0 }),
+                    Segment::Special(id) => Part::Token(id),
+                })?;
             }
         }
         Ok(())

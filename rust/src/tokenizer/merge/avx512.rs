@@ -8,13 +8,11 @@
 
 use std::arch::x86_64::*;
 
-use super::bits::{low_bits, places};
-use super::bpe::{HASH_FACTOR, Merges, NO_MERGE, SHORT_PIECE};
-use super::byte_merges::{Border, NUM_BORDERS};
-use super::vocab::NUM_BYTES;
-
-/// Symbols of a vector.
-pub const LANES: usize = 16;
+use super::boundary::{ByteBoundary, NUM_BOUNDARIES};
+use super::registers::{LANES, load, numbers, store};
+use super::table::{HASH_FACTOR, Merges, NO_MERGE, SHORT_PIECE};
+use crate::tokenizer::bits::{low_bits, places};
+use crate::tokenizer::tokens::NUM_BYTES;
 
 /// Whether this processor has what is needed here.
 pub fn is_supported() -> bool {
@@ -30,9 +28,9 @@ pub fn is_supported() -> bool {
 
 /// What merging reads, of a vocabulary in which the id of a merge is the first one and its rank.
 #[derive(Debug, Clone, Copy)]
-pub struct Tables<'a> {
+pub struct Avx512Tables<'a> {
     /// Of each two bytes that meet.
-    pub borders: &'a [Border; NUM_BORDERS],
+    pub boundaries: &'a [ByteBoundary; NUM_BOUNDARIES],
     /// The token of each byte.
     pub byte_ids: &'a [u32; NUM_BYTES],
     /// All merges.
@@ -63,11 +61,12 @@ impl<const V: usize> Begun<V> {
     }
 }
 
-impl Tables<'_> {
+impl Avx512Tables<'_> {
     /// Merges a piece of one to [`SHORT_PIECE`] bytes, which all are tokens, into `out`, and returns how many are left.
     #[inline]
     pub fn merge(&self, piece: &[u8], out: &mut [u32]) -> usize {
-        // SAFETY: who makes tables has asked `is_supported`.
+        // SAFETY: `PieceMerger` makes these tables only if `is_supported` holds: the processor has every instruction that
+        // these functions enable.
         unsafe {
             match piece.len().div_ceil(LANES) {
                 0 | 1 => self.finish(&mut self.begin::<1>(piece), out),
@@ -77,13 +76,13 @@ impl Tables<'_> {
         }
     }
 
-    /// Merges all pairs of bytes that no other merge can take a part of; see `byte_merges`.
+    /// Merges all pairs of bytes that no other merge can take a part of; see `merger`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
     #[inline]
     fn begin<const V: usize>(&self, piece: &[u8]) -> Begun<V> {
         let here = low_bits(piece.len());
         let none = _mm512_set1_epi32(NO_MERGE as i32);
-        let no_rank = _mm512_set1_epi32(Border::NO_RANK as i32);
+        let no_rank = _mm512_set1_epi32(ByteBoundary::NO_RANK as i32);
         let (mut symbols, mut ranks, mut bounds, mut has_rank) = ([none; V], [none; V], [none; V], 0);
         for v in 0..V {
             let [bytes, borders] = self.look_up(piece, here, v);
@@ -121,17 +120,11 @@ impl Tables<'_> {
                 begun.open |= u64::from(self.passed(hashes(ids[v], following(&ids, v)), changed)) << (LANES * v);
             }
             let known = _mm512_cmpneq_epi32_mask(ranks[v], none) & !changed;
-            let places = _mm512_add_epi32(
-                _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                _mm512_set1_epi32((LANES * v) as i32),
-            );
+            let places = _mm512_add_epi32(numbers(), _mm512_set1_epi32((LANES * v) as i32));
             let ranks = _mm512_slli_epi32::<6>(ranks[v]);
             let queue = _mm512_mask_or_epi32(_mm512_set1_epi32(i32::MAX), known, ranks, places);
-            // SAFETY: rows have as many lanes.
-            unsafe {
-                _mm512_storeu_si512(begun.ids[v].as_mut_ptr().cast(), ids[v]);
-                _mm512_storeu_si512(begun.queue[v].as_mut_ptr().cast(), queue);
-            }
+            store(&mut begun.ids[v], ids[v]);
+            store(&mut begun.queue[v], queue);
         }
         begun
     }
@@ -143,13 +136,14 @@ impl Tables<'_> {
         let none = _mm512_set1_epi32(NO_MERGE as i32);
         let (here, with_next) = (lanes(here, v), lanes(here >> 1, v));
         let from = piece.as_ptr().wrapping_add(LANES * v);
-        // SAFETY: lanes that are masked out are not read, and the tables have an entry for each byte and each border.
+        // SAFETY: lanes that are masked out are not read, so no byte past the piece is. A byte is below 256 and a pair of
+        // bytes below NUM_BOUNDARIES, the lengths of the two tables.
         unsafe {
             let first = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(here, from.cast()));
             let second = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(with_next, from.wrapping_add(1).cast()));
             let border = _mm512_or_si512(_mm512_slli_epi32::<8>(first), second);
             let bytes = _mm512_mask_i32gather_epi32::<4>(none, here, first, self.byte_ids.as_ptr().cast());
-            let borders = _mm512_mask_i32gather_epi32::<4>(none, with_next, border, self.borders.as_ptr().cast());
+            let borders = _mm512_mask_i32gather_epi32::<4>(none, with_next, border, self.boundaries.as_ptr().cast());
             [bytes, borders]
         }
     }
@@ -161,7 +155,8 @@ impl Tables<'_> {
         let (filter, shift) = self.merges.filter();
         let at = _mm512_srl_epi32(hashes, _mm_cvtsi32_si128(shift as i32));
         let (word, bit) = (_mm512_srli_epi32::<5>(at), _mm512_and_si512(at, _mm512_set1_epi32(31)));
-        // SAFETY: lanes that are masked out are not read, and after the shift no more bits are left than words have.
+        // SAFETY: lanes that are masked out are not read. In the others the shift leaves the number of a bit of the filter,
+        // so `word` is an index into it.
         let words =
             unsafe { _mm512_mask_i32gather_epi32::<4>(_mm512_setzero_si512(), wanted, word, filter.as_ptr().cast()) };
         _mm512_test_epi32_mask(words, _mm512_sllv_epi32(_mm512_set1_epi32(1), bit))
@@ -183,10 +178,8 @@ impl Tables<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
     #[inline]
     fn finish<const V: usize>(&self, begun: &mut Begun<V>, out: &mut [u32]) -> usize {
-        // SAFETY: rows have as many lanes.
-        let mut queue = begun.queue.map(|row| unsafe { _mm512_loadu_si512(row.as_ptr().cast()) });
-        // SAFETY: as above.
-        let mut rows = begun.ids.map(|row| unsafe { _mm512_loadu_si512(row.as_ptr().cast()) });
+        let mut queue: [_; V] = std::array::from_fn(|v| load(&begun.queue[v]));
+        let mut rows: [_; V] = std::array::from_fn(|v| load(&begun.ids[v]));
         let ids = begun.ids.as_flattened_mut();
         for at in places(begun.open) {
             let place = self.merges.place_of(ids[at], ids[(at + 1) % ids.len()], at);
@@ -219,7 +212,7 @@ impl Tables<'_> {
             let live = lanes(live, v);
             let row = _mm512_maskz_compress_epi32(live, row);
             let left = &mut out[count..][..live.count_ones() as usize];
-            // SAFETY: no more lanes are written than there is room for.
+            // SAFETY: only the first `left.len()` lanes are written.
             unsafe { _mm512_mask_storeu_epi32(left.as_mut_ptr().cast(), low_bits(left.len()) as u16, row) };
             count += left.len();
         }
@@ -254,11 +247,11 @@ fn compressed<const V: usize>(rows: &[__m512i; V], kept: u64) -> [__m512i; V] {
     for (v, &row) in rows.iter().enumerate() {
         let kept = lanes(kept, v);
         let target = &mut room[len..len + LANES];
-        // SAFETY: the target has as many lanes.
+        // SAFETY: `target` has LANES numbers, the size of the register.
         unsafe { _mm512_storeu_si512(target.as_mut_ptr().cast(), _mm512_mask_compress_epi32(none, kept, row)) };
         len += kept.count_ones() as usize;
     }
-    // SAFETY: the room has as many lanes.
+    // SAFETY: each slice has LANES numbers, the size of the register, and the load needs no alignment.
     std::array::from_fn(|v| unsafe { _mm512_loadu_si512(room[LANES * v..][..LANES].as_ptr().cast()) })
 }
 
@@ -266,10 +259,10 @@ fn compressed<const V: usize>(rows: &[__m512i; V], kept: u64) -> [__m512i; V] {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
 pub fn bounds_of(borders: __m512i) -> __m512i {
-    let mantissa = _mm512_srli_epi32::<{ Border::RANK_BITS }>(borders);
-    let mantissa = _mm512_and_si512(mantissa, _mm512_set1_epi32(Border::LEAST_MANTISSA as i32 - 1));
-    let exponent = _mm512_srli_epi32::<{ Border::RANK_BITS + Border::MANTISSA_BITS }>(borders);
-    let least = _mm512_set1_epi32(Border::LEAST_MANTISSA as i32);
+    let mantissa = _mm512_srli_epi32::<{ ByteBoundary::RANK_BITS }>(borders);
+    let mantissa = _mm512_and_si512(mantissa, _mm512_set1_epi32(ByteBoundary::LEAST_MANTISSA as i32 - 1));
+    let exponent = _mm512_srli_epi32::<{ ByteBoundary::RANK_BITS + ByteBoundary::MANTISSA_BITS }>(borders);
+    let least = _mm512_set1_epi32(ByteBoundary::LEAST_MANTISSA as i32);
     _mm512_sub_epi32(_mm512_sllv_epi32(_mm512_or_si512(mantissa, least), exponent), least)
 }
 

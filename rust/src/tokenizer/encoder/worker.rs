@@ -1,9 +1,9 @@
 //! What a thread needs for itself while it encodes.
 
-use super::byte_merges::{BATCH, Batch};
-use super::cache::{PieceCache, Words};
-use super::key::Key;
-use super::pretokenize::MAX_PIECES;
+use crate::tokenizer::cache::key::Key;
+use crate::tokenizer::cache::table::{PieceCache, Words};
+use crate::tokenizer::merge::{BATCH, Batch};
+use crate::tokenizer::split::pretokenize::MAX_PIECES;
 
 /// Ids that are collected before they go to the caller's vector.
 pub const BUFFER_IDS: usize = 8192;
@@ -11,15 +11,15 @@ pub const BUFFER_IDS: usize = 8192;
 /// What a thread needs for itself while it encodes.
 pub struct Worker {
     pub cache: PieceCache,
-    pub round: Round,
+    pub round: LookupRound,
     /// Shorter and longer pieces: together they would take the time of the longest.
-    pub waiting: [Waiting; 2],
+    pub waiting: [PendingMerges; 2],
     pub batch: Batch,
     pub buffer: [u32; BUFFER_IDS],
 }
 
 /// The pieces that are looked up together.
-pub struct Round {
+pub struct LookupRound {
     pub keys: [Key; MAX_PIECES],
     /// Where each belongs in the cache.
     pub lines: [usize; MAX_PIECES],
@@ -33,7 +33,7 @@ pub struct Round {
 impl Worker {
     /// What has not encoded anything.
     pub fn new() -> Box<Self> {
-        let round = Round {
+        let round = LookupRound {
             keys: [[0; 2]; MAX_PIECES],
             lines: [0; MAX_PIECES],
             firsts: [0; MAX_PIECES],
@@ -43,7 +43,7 @@ impl Worker {
         Box::new(Self {
             cache: PieceCache::new(),
             round,
-            waiting: [Waiting::new(), Waiting::new()],
+            waiting: [PendingMerges::new(), PendingMerges::new()],
             batch: Batch::new(),
             buffer: [0; BUFFER_IDS],
         })
@@ -57,7 +57,7 @@ impl Worker {
     }
 }
 
-impl Round {
+impl LookupRound {
     /// Puts the words of a piece where those that were found are.
     #[inline(always)]
     pub fn set(&mut self, index: usize, [first, second]: Words) {
@@ -66,7 +66,7 @@ impl Round {
 }
 
 /// New pieces of a round that are to be merged together.
-pub struct Waiting {
+pub struct PendingMerges {
     /// Which of the round they are.
     indices: [usize; BATCH],
     /// Where each belongs in the cache.
@@ -74,7 +74,7 @@ pub struct Waiting {
     count: usize,
 }
 
-impl Waiting {
+impl PendingMerges {
     fn new() -> Self {
         Self { indices: [0; BATCH], lines: [u32::MAX; BATCH], count: 0 }
     }

@@ -8,11 +8,13 @@ mod classes;
 mod custom;
 mod masks;
 mod scanners;
+mod visit;
 
 use self::blocks::Block;
 use self::classes::Classes;
 pub use self::custom::CustomPattern;
 use self::masks::BLOCK_BYTES;
+pub use self::visit::{MAX_PIECES, Visit};
 use crate::{Error, Result};
 
 /// Which pieces text is cut into.
@@ -34,32 +36,6 @@ pub enum Pattern {
     Whitespace,
     /// Any other regular expression.
     Custom(CustomPattern),
-}
-
-/// What is done with each piece of a text. A closure does; a type of its own can be inlined into the loop.
-pub trait Visit {
-    /// Takes the piece from byte `start` to byte `end`.
-    fn piece(&mut self, start: usize, end: usize);
-
-    /// Takes some pieces that follow each other: the first starts at `start`, each other where the one before ends.
-    #[inline(always)]
-    fn pieces(&mut self, start: usize, ends: &[usize]) {
-        let mut start = start;
-        for &end in ends {
-            self.piece(start, end);
-            start = end;
-        }
-    }
-}
-
-/// Most pieces that a visitor gets at once: those of six blocks.
-pub const MAX_PIECES: usize = 6 * BLOCK_BYTES;
-
-impl<F: FnMut(usize, usize)> Visit for F {
-    #[inline(always)]
-    fn piece(&mut self, start: usize, end: usize) {
-        self(start, end);
-    }
 }
 
 /// cl100k's expression in tiktoken. Elsewhere it means something else: Oniguruma, which reads `tokenizer.json`, takes
@@ -200,7 +176,7 @@ impl Pattern {
     /// The pieces of `text`.
     ///
     /// ```
-    /// use llm_core::tokenizer::pretokenize::Pattern;
+    /// use llm_core::tokenizer::split::pretokenize::Pattern;
     ///
     /// assert_eq!(Pattern::Gpt4.pieces("I'm  2024!")?, ["I", "'m", " ", " ", "202", "4", "!"]);
     /// # Ok::<(), llm_core::Error>(())

@@ -4,9 +4,9 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::hint::select_unpredictable;
 
-use super::bits::places;
-use super::memory::LargeSlice;
 use crate::prefetch;
+use crate::tokenizer::bits::places;
+use crate::tokenizer::memory::LargeSlice;
 
 /// Up to this many symbols, looking at every pair for the lowest rank beats a heap, and one bit each says which symbols
 /// are left.

@@ -1,23 +1,23 @@
-//! Merging up to sixteen short pieces side by side in 512-bit registers, a lane for each piece.
+//! Merging up to sixteen short pieces side by side in 512-bit registers, one lane per piece.
 //!
-//! It is what `wide_merges` does with one piece. There half of the time goes by because the processor can't foresee how
-//! many symbols a piece has and which of them merge, and because one look-up waits for the one before. Here a step merges
-//! once in every piece, has hardly a branch, and does its look-ups together.
+//! When `avx512` merges a single piece, half of the time passes because the processor cannot predict how many symbols the
+//! piece has and which of them merge, and because each look-up waits for the one before. Here each step merges once in
+//! every piece, has hardly a branch, and issues its look-ups together.
 
-#![expect(unsafe_code, reason = "AVX-512: merging a piece that is new takes half the time")]
+#![expect(unsafe_code, reason = "AVX-512: merging a new piece takes half the time")]
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use bytemuck::Pod;
+use super::avx512::{Avx512Tables, bounds_of, hashes};
+use super::batch::{BATCH_BYTES, MergedPieces};
+use super::boundary::ByteBoundary;
+use super::registers::{LANES, all, highest_place, load, lowest_bit, numbers, store, transposed};
+use super::table::NO_MERGE;
+use crate::tokenizer::bits::low_bits;
+use crate::tokenizer::tokens::NUM_BYTES;
 
-use super::bits::low_bits;
-use super::bpe::NO_MERGE;
-use super::byte_merges::{BATCH_BYTES, Batch, Border};
-use super::vocab::NUM_BYTES;
-use super::wide_merges::{LANES, Tables, bounds_of, hashes};
-
-/// Whether this processor has what is needed here, beside that for `wide_merges`.
+/// Whether this processor has what is needed here, beside that for `avx512`.
 pub fn is_supported() -> bool {
     is_x86_feature_detected!("avx512cd") && is_x86_feature_detected!("avx512vbmi")
 }
@@ -41,7 +41,7 @@ pub struct Columns {
 impl Columns {
     /// Room for pieces.
     pub fn new() -> Self {
-        // SAFETY: all bits make a number.
+        // SAFETY: all fields are integers, vectors of integers or arrays of these, for which zero bits are a value.
         unsafe { MaybeUninit::zeroed().assume_init() }
     }
 }
@@ -90,15 +90,21 @@ impl Row {
     }
 }
 
-impl Tables<'_> {
+impl Avx512Tables<'_> {
     /// Merges at most [`LANES`] pieces of one to [`BATCH_BYTES`] bytes. `byte_ids` has the token of each byte.
-    pub fn merge_batch(&self, pieces: &[&[u8]], byte_ids: &[u8; NUM_BYTES], batch: &mut Batch) {
-        let Batch { ids, counts, columns } = batch;
-        // SAFETY: who makes tables for this has asked both `is_supported`.
+    pub fn merge_batch(
+        &self,
+        pieces: &[&[u8]],
+        byte_ids: &[u8; NUM_BYTES],
+        columns: &mut Columns,
+        merged: &mut MergedPieces,
+    ) {
+        // SAFETY: `PieceMerger` has `batch_ids`, without which it does not call this, only if `is_supported` holds here
+        // and in `avx512`: the processor has every instruction that these functions enable.
         unsafe {
             let live = self.begin_batch(pieces, byte_ids, columns);
             let live = self.finish_batch(columns, live);
-            take(columns, live, ids, counts);
+            take(columns, live, merged);
         }
     }
 
@@ -142,13 +148,14 @@ impl Tables<'_> {
     #[inline]
     fn look_up_borders(&self, rows: &mut [Row]) {
         let none = all(NO_MERGE as usize);
-        let no_rank = all(Border::NO_RANK as usize);
+        let no_rank = all(ByteBoundary::NO_RANK as usize);
         for at in 0..rows.len() - 1 {
             let border = _mm512_or_si512(_mm512_slli_epi32::<8>(rows[at].bytes), rows[at + 1].bytes);
             let row = &mut rows[at];
-            // SAFETY: the table has an entry for each border.
-            let border =
-                unsafe { _mm512_mask_i32gather_epi32::<4>(none, row.has_next, border, self.borders.as_ptr().cast()) };
+            // SAFETY: both bytes are below 256, so the index is below NUM_BOUNDARIES, the length of the table.
+            let border = unsafe {
+                _mm512_mask_i32gather_epi32::<4>(none, row.has_next, border, self.boundaries.as_ptr().cast())
+            };
             let rank = _mm512_and_si512(border, no_rank);
             row.is_sure = _mm512_cmpneq_epu32_mask(rank, no_rank);
             row.rank = _mm512_mask_mov_epi32(none, row.is_sure, rank);
@@ -197,7 +204,8 @@ impl Tables<'_> {
         let (after, before) = (_mm512_xor_si512(after, swallowed), _mm512_maskz_and_epi32(is_merged, live, below));
         let (right, left) = (highest_place(lowest_bit(after)), highest_place(before));
         let (has_right, has_left) = (_mm512_test_epi32_mask(after, after), _mm512_test_epi32_mask(before, before));
-        // SAFETY: lanes that are masked out are not read; the others have a place of a symbol.
+        // SAFETY: lanes that are masked out are not read. In the others `at` is the row of a live symbol, below
+        // BATCH_BYTES, so row and lane give an index into `ids`.
         let [right_id, left_id] = [(has_right, right), (has_left, left)].map(|(has, at)| unsafe {
             let at = _mm512_or_si512(_mm512_slli_epi32::<4>(at), numbers());
             _mm512_mask_i32gather_epi32::<4>(most, has, at, columns.ids.as_ptr().cast())
@@ -215,7 +223,7 @@ impl Tables<'_> {
         for (at, (ids, queue)) in rows.enumerate() {
             let bit = all(1 << at);
             let is_here = _mm512_test_epi32_mask(here, bit);
-            // SAFETY: a row has as many lanes.
+            // SAFETY: a row has the sixteen lanes of the register.
             unsafe { _mm512_mask_store_epi32(ids.as_mut_ptr().cast(), is_here, id) };
             let mut row = _mm512_mask_mov_epi32(load(queue), is_here, with_right);
             row = _mm512_mask_mov_epi32(row, _mm512_test_epi32_mask(left, bit), with_left);
@@ -238,7 +246,7 @@ impl Tables<'_> {
         let Pairs { left: lefts, right: rights, home: homes, target: targets, count } = pairs;
         for (list, values) in [(lefts, left), (rights, right), (homes, home), (targets, target)] {
             let room = &mut list[*count..*count + LANES];
-            // SAFETY: there is room for a vector.
+            // SAFETY: `room` is a slice of LANES numbers, the size of the register.
             unsafe { _mm512_storeu_si512(room.as_mut_ptr().cast(), _mm512_maskz_compress_epi32(passed, values)) };
         }
         *count += passed.count_ones() as usize;
@@ -271,17 +279,19 @@ fn read(pieces: &[&[u8]], byte_ids: &[u8; NUM_BYTES], columns: &mut Columns) {
     (*lens, *num_rows) = ([0; LANES], 0);
     for ((piece, bytes), len) in pieces.iter().zip(&mut *bytes).zip(&mut *lens) {
         let here = low_bits(piece.len()) as u32;
-        // SAFETY: lanes that are masked out are not read, and the row has as many bytes.
+        // SAFETY: bytes past the end of the piece are masked out and not read, and a row of `bytes` has the 32 bytes
+        // of the register.
         unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), _mm256_maskz_loadu_epi8(here, piece.as_ptr().cast())) };
         *len = piece.len() as u32;
         *num_rows = piece.len().max(*num_rows);
     }
-    // SAFETY: the table has four vectors.
+    // SAFETY: each slice has the 64 bytes of the register.
     let table: [__m512i; 4] =
         std::array::from_fn(|part| unsafe { _mm512_loadu_si512(byte_ids[64 * part..][..64].as_ptr().cast()) });
     for (part, rows) in rows.chunks_exact_mut(4).enumerate().take(num_rows.div_ceil(4)) {
         let from = bytes.as_flattened()[4 * part..].as_ptr();
-        // SAFETY: four bytes of each piece.
+        // SAFETY: each lane reads four bytes of its own row of 32: `part` is below 8, as no piece has more than
+        // BATCH_BYTES bytes.
         let bytes = unsafe { _mm512_i32gather_epi32::<1>(_mm512_slli_epi32::<5>(numbers()), from.cast()) };
         let low = _mm512_permutex2var_epi8(table[0], bytes, table[1]);
         let high = _mm512_permutex2var_epi8(table[2], bytes, table[3]);
@@ -300,7 +310,8 @@ fn read(pieces: &[&[u8]], byte_ids: &[u8; NUM_BYTES], columns: &mut Columns) {
 /// Puts the symbols that are left into the batch, those of a piece one after the other.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vbmi,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
-fn take(columns: &Columns, live: __m512i, ids: &mut [[u32; BATCH_BYTES]; LANES], counts: &mut [u32; LANES]) {
+fn take(columns: &Columns, live: __m512i, merged: &mut MergedPieces) {
+    let MergedPieces { ids, counts } = merged;
     let mut lives = [0u32; LANES];
     store(&mut lives, live);
     *counts = [0; LANES];
@@ -309,85 +320,9 @@ fn take(columns: &Columns, live: __m512i, ids: &mut [[u32; BATCH_BYTES]; LANES],
         for (((ids, count), live), column) in ids.iter_mut().zip(&mut *counts).zip(lives).zip(columns) {
             let live = (live >> (LANES * part)) as u16;
             let room = &mut ids[*count as usize..][..LANES];
-            // SAFETY: there is room for a vector.
+            // SAFETY: `room` is a slice of LANES numbers, the size of the register.
             unsafe { _mm512_storeu_si512(room.as_mut_ptr().cast(), _mm512_maskz_compress_epi32(live, column)) };
             *count += live.count_ones();
         }
     }
-}
-
-/// Columns of rows.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
-    let mut pairs = rows;
-    for (pair, row) in pairs.chunks_exact_mut(2).zip(rows.chunks_exact(2)) {
-        pair[0] = _mm512_unpacklo_epi32(row[0], row[1]);
-        pair[1] = _mm512_unpackhi_epi32(row[0], row[1]);
-    }
-    // In the quarter `q` of the one at `4 * i + j`: rows from `4 * i` on of the column `4 * q + j`.
-    let mut fours = pairs;
-    for (four, pair) in fours.chunks_exact_mut(4).zip(pairs.chunks_exact(4)) {
-        four[0] = _mm512_unpacklo_epi64(pair[0], pair[2]);
-        four[1] = _mm512_unpackhi_epi64(pair[0], pair[2]);
-        four[2] = _mm512_unpacklo_epi64(pair[1], pair[3]);
-        four[3] = _mm512_unpackhi_epi64(pair[1], pair[3]);
-    }
-    let mut columns = fours;
-    for at in 0..4 {
-        // Even quarters, then odd ones.
-        let even = [0, 8].map(|row| _mm512_shuffle_i32x4::<0x88>(fours[row + at], fours[row + 4 + at]));
-        let odd = [0, 8].map(|row| _mm512_shuffle_i32x4::<0xDD>(fours[row + at], fours[row + 4 + at]));
-        columns[at] = _mm512_shuffle_i32x4::<0x88>(even[0], even[1]);
-        columns[4 + at] = _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]);
-        columns[8 + at] = _mm512_shuffle_i32x4::<0xDD>(even[0], even[1]);
-        columns[12 + at] = _mm512_shuffle_i32x4::<0xDD>(odd[0], odd[1]);
-    }
-    columns
-}
-
-/// The lowest bit of each lane.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn lowest_bit(bits: __m512i) -> __m512i {
-    _mm512_and_si512(bits, _mm512_sub_epi32(all(0), bits))
-}
-
-/// The place of the highest bit of each lane.
-#[target_feature(enable = "avx512f,avx512cd")]
-#[inline]
-fn highest_place(bits: __m512i) -> __m512i {
-    _mm512_sub_epi32(all(31), _mm512_lzcnt_epi32(bits))
-}
-
-/// The number of each lane.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn numbers() -> __m512i {
-    _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
-}
-
-/// The same 32 bits in all lanes.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn all(value: usize) -> __m512i {
-    _mm512_set1_epi32(value as i32)
-}
-
-/// A row of memory.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn load<T: Pod>(row: &[T; LANES]) -> __m512i {
-    const { assert!(size_of::<T>() == 4) };
-    // SAFETY: a row has as many lanes.
-    unsafe { _mm512_loadu_si512(row.as_ptr().cast()) }
-}
-
-/// Puts a row into memory.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn store<T: Pod>(row: &mut [T; LANES], values: __m512i) {
-    const { assert!(size_of::<T>() == 4) };
-    // SAFETY: a row has as many lanes, and all bits make a number.
-    unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), values) };
 }

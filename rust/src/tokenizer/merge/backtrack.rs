@@ -1,9 +1,10 @@
 //! Tokens of long pieces in linear time.
 
-use super::bpe::{Merges, NO_MERGE};
-use super::memory::LargeSlice;
-use super::stream::TokenTable;
-use super::vocab::{NO_ID, Vocab};
+use super::table::{Merges, NO_MERGE};
+use crate::tokenizer::memory::LargeSlice;
+use crate::tokenizer::tokens::NO_ID;
+use crate::tokenizer::tokens::TokenTable;
+use crate::tokenizer::vocab::Vocab;
 
 /// Pairs of neighbours whose check is remembered; a long piece that cannot be cut repeats few.
 const REMEMBERED_PAIRS: usize = 4096;

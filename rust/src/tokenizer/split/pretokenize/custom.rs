@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fancy_regex::{Regex, RegexBuilder};
 
-use super::Visit;
+use super::visit::Visit;
 use crate::{Error, Result};
 
 /// A regular expression that no scanner is written for.

@@ -1,17 +1,19 @@
 //! From the pieces of a text to ids, at the speed of a look-up.
 
+mod worker;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::backtrack::Backtracker;
-use super::bpe::SHORT_PIECE;
-use super::byte_merges::{BATCH, BATCH_BYTES, ByteMerges};
-use super::cache::{LONG_BYTES, Triple, is_inline, tokens_of};
-use super::key::{Key, MEDIUM_BYTES, piece_key};
-use super::pretokenize::{MAX_PIECES, Visit};
-use super::vocab::Vocab;
-use super::whole::WholeTable;
-use super::worker::{BUFFER_IDS, Round, Worker};
+use self::worker::{BUFFER_IDS, LookupRound, Worker};
+use crate::tokenizer::cache::key::{Key, MEDIUM_BYTES, piece_key};
+use crate::tokenizer::cache::table::{LONG_BYTES, Triple, is_inline, tokens_of};
+use crate::tokenizer::cache::whole::WholeTable;
+use crate::tokenizer::merge::backtrack::Backtracker;
+use crate::tokenizer::merge::table::SHORT_PIECE;
+use crate::tokenizer::merge::{BATCH, BATCH_BYTES, PieceMerger};
+use crate::tokenizer::split::pretokenize::{MAX_PIECES, Visit};
+use crate::tokenizer::vocab::Vocab;
 
 /// Up to this many bytes a piece is merged; a [`Backtracker`] pays for longer ones only.
 const MERGED_BYTES: usize = 512;
@@ -29,7 +31,7 @@ pub struct PieceEncoder {
     whole: WholeTable,
     has_all_bytes: bool,
     /// Where merging begins.
-    byte_merges: ByteMerges,
+    merger: PieceMerger,
     /// For long pieces; made when [`MERGED_LONG_BYTES`] of them have come.
     backtracker: OnceLock<Option<Backtracker>>,
     /// Bytes of long pieces so far.
@@ -42,18 +44,18 @@ impl PieceEncoder {
     /// The encoder of a vocabulary; of one that begins with characters it has nothing to encode.
     pub fn new(vocab: Arc<Vocab>) -> Self {
         let whole = WholeTable::new(vocab.size());
-        let (byte_merges, has_all_bytes) = (ByteMerges::new(&vocab), vocab.has_all_bytes());
+        let (merger, has_all_bytes) = (PieceMerger::new(&vocab), vocab.has_all_bytes());
         let mut encoder = Self {
             vocab,
             whole,
             has_all_bytes,
-            byte_merges,
+            merger,
             backtracker: OnceLock::new(),
             long_bytes: AtomicUsize::new(0),
             workers: Mutex::default(),
         };
         let vocab = Arc::clone(&encoder.vocab);
-        if vocab.characters().is_some() {
+        if vocab.sentence_piece().is_some() {
             return encoder;
         }
         for id in (0..vocab.size() as u32).filter(|&id| vocab.is_ordinary(id)) {
@@ -110,14 +112,14 @@ impl PieceEncoder {
             return self.vocab.merge_bytes(piece, ids);
         }
         let start = ids.len();
-        self.byte_merges.begin(piece, self.vocab.byte_ids(), &merges, ids);
+        self.merger.begin(piece, self.vocab.byte_ids(), &merges, ids);
         self.vocab.merge_table().apply(ids, start);
     }
 
     /// Merges a piece of at most [`SHORT_PIECE`] bytes that all are tokens into `ids`, and returns how many those are.
     #[inline(always)]
     fn merge_short(&self, piece: &[u8], ids: &mut [u32]) -> usize {
-        self.byte_merges.merge(piece, self.vocab.byte_ids(), &self.vocab.merge_table().merges(), ids)
+        self.merger.merge(piece, self.vocab.byte_ids(), &self.vocab.merge_table().merges(), ids)
     }
 
     /// Adds the ids of a piece to `ids`.
@@ -152,7 +154,7 @@ impl Visit for TextEncoder<'_, '_, '_> {
         loop {
             next = self.session.push_known(next, ends.len());
             let Some(&end) = ends.get(next) else { return };
-            let Round { keys, firsts, .. } = &self.session.worker.round;
+            let LookupRound { keys, firsts, .. } = &self.session.worker.round;
             let (key, first) = (keys[next], firsts[next]);
             if first == 0 && !is_ahead {
                 self.session.encode_ahead(self.text, start, ends, next);
@@ -295,9 +297,9 @@ impl Session<'_> {
         let mut pieces = [&[][..]; BATCH];
         pieces.iter_mut().zip(&indices[..count]).for_each(|(piece, &index)| *piece = piece_at(index));
         let (pieces, merges) = (&pieces[..count], vocab.merge_table().merges());
-        self.encoder.byte_merges.merge_batch(pieces, vocab.byte_ids(), &merges, &mut worker.batch);
+        self.encoder.merger.merge_batch(pieces, vocab.byte_ids(), &merges, &mut worker.batch);
         for (place, (&piece, &index)) in pieces.iter().zip(&indices).enumerate() {
-            let (ids, len) = (worker.batch.ids[place], worker.batch.counts[place] as usize);
+            let (ids, len) = (worker.batch.merged.ids[place], worker.batch.merged.counts[place] as usize);
             worker.keep(index, piece, &ids[..len]);
         }
     }

@@ -1,5 +1,7 @@
 //! Added tokens: those found in the text before it is cut into pieces, special ones among them.
 
+use std::ops::Range;
+
 use unicode_general_category::{GeneralCategory, get_general_category};
 
 /// A token that text is not merged into; flags as Hugging Face's `AddedToken` has them.
@@ -104,12 +106,17 @@ impl SpecialMatcher {
     ///
     /// Cost: O(text · longest token).
     pub fn segments<'a>(&'a self, text: &'a str) -> impl Iterator<Item = Segment<'a>> {
-        self.allowed_segments(text, true)
+        self.located_segments(text, true).map(|(_, segment)| segment)
     }
 
-    /// As [`SpecialMatcher::segments`]; without `allow_special`, special tokens are text, in which no other is found.
-    pub fn allowed_segments<'a>(&'a self, text: &'a str, allow_special: bool) -> impl Iterator<Item = Segment<'a>> {
-        Segments { matcher: self, text, allow_special, searched: 0, done: 0, found: None }
+    /// The segments of `text` and their bytes in it. Unless `finds_special`, special tokens are ordinary text, inside which
+    /// no other token is found.
+    pub fn located_segments<'a>(
+        &'a self,
+        text: &'a str,
+        finds_special: bool,
+    ) -> impl Iterator<Item = (Range<usize>, Segment<'a>)> {
+        Segments { matcher: self, text, finds_special, searched: 0, done: 0, found: None }
     }
 
     /// Start, end and token of the first from `from` on.
@@ -144,55 +151,50 @@ impl Node {
 struct Segments<'a> {
     matcher: &'a SpecialMatcher,
     text: &'a str,
-    allow_special: bool,
+    finds_special: bool,
     /// Where the next search begins.
     searched: usize,
-    /// Up to where the text was given out.
+    /// End of the text that was given out.
     done: usize,
-    /// A token that waits for the text before it to be given out: its id, and where it ends.
-    found: Option<(u32, usize)>,
+    /// A token that waits until the text before it was given out.
+    found: Option<(Range<usize>, u32)>,
 }
 
 impl<'a> Iterator for Segments<'a> {
-    type Item = Segment<'a>;
+    type Item = (Range<usize>, Segment<'a>);
 
-    fn next(&mut self) -> Option<Segment<'a>> {
-        if let Some((id, end)) = self.found.take() {
-            self.done = end;
-            return Some(Segment::Special(id));
+    fn next(&mut self) -> Option<Self::Item> {
+        let found = self.found.take().or_else(|| self.next_token());
+        let text_end = found.as_ref().map_or(self.text.len(), |(range, _)| range.start);
+        if self.done < text_end {
+            let range = self.done..text_end;
+            (self.done, self.found) = (text_end, found);
+            return Some((range.clone(), Segment::Text(&self.text[range])));
         }
-        let Some((start, end, id)) = self.next_token() else {
-            let rest = self.text.get(self.done..).filter(|rest| !rest.is_empty())?;
-            self.done = self.text.len();
-            return Some(Segment::Text(rest));
-        };
-        if self.done < start {
-            self.found = Some((id, end));
-            return Some(Segment::Text(&self.text[self.done..start]));
-        }
-        self.done = end;
-        Some(Segment::Special(id))
+        let (range, id) = found?;
+        self.done = range.end;
+        Some((range, Segment::Special(id)))
     }
 }
 
 impl Segments<'_> {
-    /// Start, end and id of the next token, with the white space it takes in.
+    /// The next token and its bytes, including the white space it takes in.
     ///
-    /// A special token that is not allowed, or one that must be a word alone and is not, still hides those inside it; one that takes in white space does not
-    /// hide tokens in there. Both are Hugging Face's way.
-    fn next_token(&mut self) -> Option<(usize, usize, u32)> {
+    /// A special token that is not looked for, or a token that must stand alone and does not, still hides the tokens inside
+    /// it; a token that takes in white space does not hide the tokens in there. `tokenizers` does both.
+    fn next_token(&mut self) -> Option<(Range<usize>, u32)> {
         loop {
             let (start, end, token) = self.matcher.find(self.text, self.searched)?;
             self.searched = end;
             let (before, after) = (&self.text[..start], &self.text[end..]);
             let touches_word =
                 before.chars().next_back().is_some_and(is_word) || after.chars().next().is_some_and(is_word);
-            if token.special && !self.allow_special || token.single_word && touches_word {
+            if token.special && !self.finds_special || token.single_word && touches_word {
                 continue;
             }
             let start = if token.lstrip { before.trim_end().len().max(self.done) } else { start };
             let end = if token.rstrip { self.text.len() - after.trim_start().len() } else { end };
-            return Some((start, end, token.id));
+            return Some((start..end, token.id));
         }
     }
 }

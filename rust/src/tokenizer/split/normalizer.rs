@@ -55,7 +55,7 @@ impl Normalizer {
     /// The text after all changes; the same text, uncopied, where there is nothing to change.
     ///
     /// ```
-    /// use llm_core::tokenizer::normalizer::{Normalizer, NormalizerStep};
+    /// use llm_core::tokenizer::split::normalizer::{Normalizer, NormalizerStep};
     ///
     /// let steps = vec![NormalizerStep::Nfc, NormalizerStep::Replace { from: " ".into(), to: "▁".into() }];
     /// assert_eq!(Normalizer::new(steps).normalize("e\u{301} e"), "é▁e");

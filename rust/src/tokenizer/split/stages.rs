@@ -72,49 +72,57 @@ pub enum Prepend {
 /// A match or what lies between two.
 type Span = (Range<usize>, bool);
 
-/// Calls `visit` with every piece that `stages` cut `text` into, in order.
-///
-/// `is_first` says whether `text` begins the whole text.
+/// Normalised text to cut into pieces, or a piece of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stretch<'a> {
+    /// The text.
+    pub text: &'a str,
+    /// Whether it begins the whole text, the only place where some tokenizers insert a space.
+    pub is_first: bool,
+}
+
+impl Stretch<'_> {
+    fn slice(&self, range: Range<usize>) -> Self {
+        Self { is_first: self.is_first && range.start == 0, text: &self.text[range] }
+    }
+}
+
+/// Calls `visit` with every piece that `stages` cut `stretch` into, in order.
 ///
 /// # Errors
 ///
 /// `Tokenizer` if a custom pattern backtracks too much on this text.
-pub fn cut(stages: &[Stage], text: &str, is_first: bool, visit: &mut dyn FnMut(&str)) -> Result<()> {
+pub fn cut(stages: &[Stage], stretch: Stretch<'_>, visit: &mut dyn FnMut(Stretch<'_>)) -> Result<()> {
     let Some((stage, rest)) = stages.split_first() else {
-        visit(text);
+        visit(stretch);
         return Ok(());
     };
+    let Stretch { text, is_first } = stretch;
     match stage {
-        Stage::Pattern(pattern) if rest.is_empty() => pattern.for_each_piece(text, visit),
         Stage::Pattern(pattern) => {
             let mut result = Ok(());
-            pattern.for_each_piece(text, |piece| {
+            pattern.for_each_span(text, |start: usize, end: usize| {
                 if result.is_ok() {
-                    result = cut(rest, piece, is_first && starts(piece, text), visit);
+                    result = cut(rest, stretch.slice(start..end), visit);
                 }
             })?;
             result
         }
         Stage::Split { needle, behavior, invert } => {
             let spans = behavior.pieces(needle.spans(text, *invert)?);
-            spans.into_iter().try_for_each(|span| cut(rest, &text[span.clone()], is_first && span.start == 0, visit))
+            spans.into_iter().try_for_each(|span| cut(rest, stretch.slice(span), visit))
         }
-        Stage::PrefixSpace if text.starts_with(' ') => cut(rest, text, is_first, visit),
-        Stage::PrefixSpace => cut(rest, &format!(" {text}"), is_first, visit),
+        Stage::PrefixSpace if text.starts_with(' ') => cut(rest, stretch, visit),
+        Stage::PrefixSpace => cut(rest, Stretch { text: &format!(" {text}"), is_first }, visit),
         Stage::Metaspace { replacement, prepend, split } => {
             let text = meta_spaced(text, *replacement, *prepend, is_first);
+            let stretch = Stretch { text: &text, is_first };
             if !*split {
-                return cut(rest, &text, is_first, visit);
+                return cut(rest, stretch, visit);
             }
-            let pieces = before_each(&text, *replacement);
-            pieces.into_iter().try_for_each(|span| cut(rest, &text[span.clone()], is_first && span.start == 0, visit))
+            before_each(&text, *replacement).into_iter().try_for_each(|span| cut(rest, stretch.slice(span), visit))
         }
     }
-}
-
-/// Whether `piece` is the beginning of `text`, of which it is a part.
-fn starts(piece: &str, text: &str) -> bool {
-    std::ptr::eq(piece.as_ptr(), text.as_ptr())
 }
 
 fn meta_spaced(text: &str, replacement: char, prepend: Prepend, is_first: bool) -> String {

@@ -1,10 +1,10 @@
 //! Pieces that are a token: found at once, though merging would reach most of them too.
 
 use super::key::{Key, key_hash, piece_key};
-use super::memory::LargeSlice;
-use super::pretokenize::MAX_PIECES;
-use super::stream::TokenTable;
 use crate::prefetch;
+use crate::tokenizer::memory::LargeSlice;
+use crate::tokenizer::split::pretokenize::MAX_PIECES;
+use crate::tokenizer::tokens::TokenTable;
 
 /// Tokens by their bytes, which stay in the table of tokens; behind a filter, for most new pieces are no token.
 pub struct WholeTable {

@@ -32,7 +32,7 @@ impl Masks {
     pub fn of(block: &[u8; BLOCK_BYTES]) -> Self {
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "classes 64 or 16 bytes at once, words 8: criterion `tokenizer/pieces`")]
-        // SAFETY: the processor has AVX-512, and SSE2 is part of x86-64 itself; both touch no memory but their argument.
+        // SAFETY: `wide` runs only on a processor with AVX-512, and every x86-64 processor has SSE2.
         return unsafe { if wide::is_supported() { wide::masks(block) } else { x86::masks(block) } };
         #[cfg(not(target_arch = "x86_64"))]
         return portable::masks(block);
@@ -47,7 +47,7 @@ mod x86 {
         _mm_set1_epi8, _mm_sub_epi8,
     };
 
-    use super::{BLOCK_BYTES, Masks};
+    use crate::tokenizer::split::pretokenize::masks::{BLOCK_BYTES, Masks};
 
     #[target_feature(enable = "sse2")]
     #[inline]
@@ -105,7 +105,7 @@ mod x86 {
 mod wide {
     use std::arch::x86_64::*;
 
-    use super::{BLOCK_BYTES, Masks};
+    use crate::tokenizer::split::pretokenize::masks::{BLOCK_BYTES, Masks};
 
     #[inline(always)]
     pub fn is_supported() -> bool {
@@ -115,7 +115,7 @@ mod wide {
     #[target_feature(enable = "avx512f,avx512bw")]
     #[inline]
     pub fn masks(block: &[u8; BLOCK_BYTES]) -> Masks {
-        // SAFETY: a block has as many bytes.
+        // SAFETY: a block has the 64 bytes of the register, and the load needs no alignment.
         let bytes = unsafe { _mm512_loadu_si512(block.as_ptr().cast()) };
         let splat = |byte: u8| _mm512_set1_epi8(byte as i8);
         let equal = |byte: u8| _mm512_cmpeq_epi8_mask(bytes, splat(byte));
@@ -140,7 +140,7 @@ mod wide {
 /// Eight bytes in a word, for every other processor.
 #[cfg(any(test, not(target_arch = "x86_64")))]
 mod portable {
-    use super::{BLOCK_BYTES, Masks};
+    use crate::tokenizer::split::pretokenize::masks::{BLOCK_BYTES, Masks};
 
     const ONES: u64 = u64::from_le_bytes([1; 8]);
     const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(portable::masks(block), expected);
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "what processors without AVX-512 take")]
-        // SAFETY: SSE2 is part of x86-64 itself.
+        // SAFETY: every x86-64 processor has SSE2.
         let by_lanes = unsafe { x86::masks(block) };
         #[cfg(target_arch = "x86_64")]
         assert_eq!(by_lanes, expected);

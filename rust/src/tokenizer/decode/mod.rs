@@ -1,0 +1,6 @@
+//! From ids back to text: joined tokens, streams and offsets.
+
+pub mod join;
+pub mod offsets;
+pub mod stream;
+pub mod token_stream;

@@ -1,0 +1,7 @@
+//! From text to the pieces that merges stay within: added tokens, normalisation, patterns.
+
+pub mod normalizer;
+pub mod pipeline;
+pub mod pretokenize;
+pub mod special;
+pub mod stages;
