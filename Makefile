@@ -75,6 +75,7 @@ test-data: $(STAMPS)/test ## Fetch what tests need into .cache/, hash-checked
 	$(BIN)/python tests/fetch_data.py
 
 test-rust: ## Tests of the Rust core
+	$(STEP) "compiling the tests of the Rust core" cargo test --no-run
 	echo "» tests of the Rust core"
 	cargo test --quiet
 
@@ -114,14 +115,12 @@ test-wheel: wheel ## Install the wheel into an empty environment and try it
 	$(STEP) "training and generating with the wheel" $(STAMPS)/wheel-venv/bin/python tests/smoke_wheel.py
 
 lint: $(STAMPS)/lint lint-files docs ## Formatters, linters, type checkers, the stub, workflows, Dockerfiles and docs
-	cargo fmt --check
-	cargo fmt --check --manifest-path fuzz/Cargo.toml
-	cargo clippy --quiet --all-targets -- -D warnings
-	cargo clippy --quiet --all-targets --features python -- -D warnings
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest llm._rust
+	$(STEP) "cargo fmt" bash -c 'cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml'
+	$(STEP) "cargo clippy" cargo clippy --all-targets -- -D warnings
+	$(STEP) "cargo clippy with the binding" cargo clippy --all-targets --features python -- -D warnings
+	$(STEP) "ruff" bash -c '$(BIN)/ruff format --check . && $(BIN)/ruff check .'
+	$(STEP) "mypy" $(BIN)/mypy
+	$(STEP) "the stub beside the built module" $(BIN)/python -m mypy.stubtest llm._rust
 
 lint-files: $(STAMPS)/lint ## Linters of shell scripts, workflows and Dockerfiles; those that are not installed are named
 	PATH="$(abspath $(BIN)):$$PATH" bash tools/lint_files.sh

@@ -6,15 +6,15 @@ seconds="${1:?usage: fuzz/run.sh SECONDS [libFuzzer options]}"
 shift
 cd "$(dirname "$0")/.."
 if ! cargo fuzz --version >/dev/null 2>&1; then
-    echo "installing cargo-fuzz"
-    cargo install --quiet --locked cargo-fuzz || {
-        echo "error: fuzzing needs cargo-fuzz, and it could not be installed"
-        echo "hint: cargo install cargo-fuzz; it needs the network once, and libFuzzer a C++ compiler"
+    tools/step.sh "installing cargo-fuzz" cargo install --locked cargo-fuzz || {
+        echo "error: fuzzing needs cargo-fuzz, and cargo could not install it"
+        echo "hint: run \`cargo install cargo-fuzz\` once with network access; libFuzzer needs a C++ compiler"
         exit 1
     } >&2
 fi
 # Sanitizers are behind a switch of nightly compilers; this opens it in the stable one that builds everything else.
 export RUSTC_BOOTSTRAP=1
+tools/step.sh "compiling the fuzz targets" cargo fuzz build
 for target in encode decode read_formats; do
     echo "» fuzzing $target for $seconds s"
     cargo fuzz run "$target" -- -max_total_time="$seconds" -timeout=10 -len_control=0 -max_len=4096 -verbosity=0 \
