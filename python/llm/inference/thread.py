@@ -111,9 +111,11 @@ class AsyncEngine:
     def _work(self) -> None:
         """The thread: commands first, then a step while anything runs."""
         try:
+            is_busy = False
             while not self._stopping:
-                self._obey(wait=not self._engine.has_unfinished())
-                if self._engine.has_unfinished():
+                self._obey(wait=not is_busy)
+                is_busy = self._engine.has_unfinished()
+                if is_busy:
                     self._step_began = time.monotonic()
                     _wake(self.session.step())
                     self._step_began = None
@@ -125,11 +127,8 @@ class AsyncEngine:
 
     def _obey(self, wait: bool) -> None:
         """Runs every command that is there; waits for the first where there is nothing else to do."""
-        while True:
-            try:
-                command = self._commands.get(block=wait)
-            except queue.Empty:
-                return
+        while wait or not self._commands.empty():  # nobody else takes from the queue
+            command = self._commands.get()
             if command is None:
                 return
             command()
