@@ -122,6 +122,24 @@ def test_wrong_values_say_what_and_what_is_allowed(raw, param, message):
     assert message in body.message
 
 
+@pytest.mark.xfail(strict=True, reason="says that the value is invalid, and not what is allowed")
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            {"role": "robot", "content": "x"},
+            '`messages[0].role` must be one of system, developer, user, assistant, got "robot"',
+        ),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {}}]},
+            '`messages[0].content[0].type` must be one of text, got "image_url"',
+        ),
+    ],
+)
+def test_a_value_outside_a_list_says_what_is_allowed(message, expected):
+    assert refusal({"model": "m", "messages": [message]}).message == expected
+
+
 @pytest.mark.parametrize("role", ["robot", "tool"])
 def test_unknown_role_is_named(role):
     body = refusal({"model": "m", "messages": [{"role": role, "content": "x"}]})
