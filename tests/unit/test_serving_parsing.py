@@ -122,7 +122,6 @@ def test_wrong_values_say_what_and_what_is_allowed(raw, param, message):
     assert message in body.message
 
 
-@pytest.mark.xfail(strict=True, reason="says that the value is invalid, and not what is allowed")
 @pytest.mark.parametrize(
     ("message", "expected"),
     [

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -18,8 +18,10 @@ from llm.serving.protocol import (
     MAX_BIAS,
     MAX_PROMPTS,
     ChatCompletionRequest,
+    ChatMessage,
     CompletionRequest,
     GenerationRequest,
+    TextPart,
 )
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,11 @@ NEUTRAL_IN_MESSAGE: dict[str, tuple[object, ...]] = {
 }
 UNSUPPORTED_ROLES = ("tool", "function")
 
+# By the last step of a field's path, the values of fields that take one of a few words.
+_ALLOWED: dict[str, tuple[str, ...]] = {
+    "role": get_args(ChatMessage.__annotations__["role"]),
+    "type": (str(TextPart.__struct_config__.tag),),
+}
 _SHOWN_CHARS = 80
 _LOCATION = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 _TOKEN_ID = re.compile(r"[0-9]{1,10}\Z")
@@ -190,6 +197,10 @@ def _type_error(text: str, raw: dict[str, Any]) -> APIError:
     if missing:
         param = f"{path}.{missing[1]}" if path else missing[1]
         return bad_request(f"`{param}` is required", param=param, code="missing_required_parameter")
+    allowed = _ALLOWED.get(path.rpartition(".")[2])
+    if allowed and problem.startswith("Invalid"):
+        message = f"`{path}` must be one of {', '.join(allowed)}, got {_shown(_value_at(raw, path))}"
+        return bad_request(message, param=path)
     message = f"`{path}` is invalid: {problem[:1].lower()}{problem[1:]}"
     if ", got " not in problem:
         message += f", got {_shown(_value_at(raw, path))}"
