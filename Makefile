@@ -33,12 +33,12 @@ define torch_words
 endef
 define install_torch
 	$(call torch_words,$(1)); \
-	$(STEP) "installing PyTorch" $(1) -m pip --disable-pip-version-check install $(PIP_OPTIONS) $$wanted
+	STEP_FOLDER=$(VENV) $(STEP) "installing PyTorch" $(1) -m pip --disable-pip-version-check install $(PIP_OPTIONS) $$wanted
 endef
 # Adds extras of pyproject.toml to .venv without building the package again.
 define install_extras
 	$(BIN)/python tools/requirements.py $(2) >$(STAMPS)/requirements.txt
-	$(STEP) $(1) $(PIP) install $(PIP_OPTIONS) --requirement $(STAMPS)/requirements.txt
+	STEP_FOLDER=$(VENV) $(STEP) $(1) $(PIP) install $(PIP_OPTIONS) --requirement $(STAMPS)/requirements.txt
 	touch $@
 endef
 
@@ -178,7 +178,7 @@ $(STAMPS)/torch: $(STAMPS)/maturin
 	touch $@
 
 $(STAMPS)/built: $(STAMPS)/torch $(RUST_SOURCES)
-	$(STEP) "building the Rust core and installing the dependencies" \
+	STEP_FOLDER=$(VENV) $(STEP) "building the Rust core and installing the dependencies" \
 		env PATH="$(abspath $(BIN)):$$PATH" $(PIP) install $(PIP_OPTIONS) --no-build-isolation --editable '.[demo]'
 	touch $@
 

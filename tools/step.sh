@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command quietly and shows what it does, how long it has taken and the last line it printed.
-# A failing command shows its whole output. Usage: tools/step.sh "installing PyTorch" COMMAND [ARGUMENT ...]
+# A failing command shows its whole output. STEP_FOLDER names a folder that the command fills: its size is shown as well.
+# Usage: tools/step.sh "installing PyTorch" COMMAND [ARGUMENT ...]
 set -euo pipefail
 what="${1:?usage: tools/step.sh WHAT COMMAND [ARGUMENT ...]}"
 shift
@@ -15,9 +16,19 @@ last_line() {
     tail -c 2000 "$log" | tr '\r' '\n' | sed -E 's/\x1b\[[0-9;?]*[A-Za-z]//g; s/^ +//' | grep -v '^$' | tail -n 1 || true
 }
 
+size=
+measured=-9
+measure() {
+    if [ -n "${STEP_FOLDER:-}" ] && ((SECONDS - measured >= 3)); then
+        measured=$SECONDS
+        size="$(du -sm "$STEP_FOLDER" 2>/dev/null | cut -f 1 || true) MB in $STEP_FOLDER · "
+    fi
+}
+
 show() {
     local line
-    line="» $what · $((SECONDS - started)) s · $(last_line)"
+    measure
+    line="» $what · $((SECONDS - started)) s · $size$(last_line)"
     if [ -t 1 ]; then printf '\r\033[K%.*s' "$(($(tput cols 2>/dev/null || echo 80) - 1))" "$line"; else echo "$line"; fi
 }
 
