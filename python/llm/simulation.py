@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
 from llm._rust import SimulatedLoad, simulate_scheduler
 from llm.errors import DataError
+from llm.progress import progress_bar
 from llm.settings.engine import EngineConfig
 from llm.settings.merge import validated
 
@@ -96,7 +96,7 @@ def run_simulation(
     """
     simulation = validated(simulation)
     load = simulation.load() if trace is None else read_trace(trace)
-    with _progress_bar(progress) as bar:
+    with progress_bar(MofNCompleteColumn(), wanted=progress) as bar:
         task = bar.add_task("Requests", total=len(load))
         return simulate_scheduler(
             load,
@@ -175,16 +175,3 @@ def report_table(report: Mapping[str, float]) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
-
-
-def _progress_bar(progress: bool | None) -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (console.is_terminal if progress is None else progress),
-    )

@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TextColumn
 
 from llm.inference.outputs import Delta
+from llm.progress import progress_bar
 
 # Fewer answers are done before anyone reads a bar.
 _MANY = 16
@@ -25,16 +26,10 @@ def generation_progress(total: int, wanted: bool | None) -> Iterator[Callable[[D
     if not (console.is_terminal and total > _MANY if wanted is None else wanted):
         yield None
         return
-    columns = (
-        TextColumn("generating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
-        TimeRemainingColumn(),
-    )
+    amounts = (MofNCompleteColumn(), TextColumn("{task.fields[speed]:,.0f} tokens/s"))
     began = time.perf_counter()
     num_tokens = 0
-    with Progress(*columns, console=console) as progress:
+    with progress_bar(*amounts, wanted=True, console=console) as progress:
         task = progress.add_task("generating", total=total, speed=0.0)
 
         def take(delta: Delta) -> None:

@@ -12,10 +12,10 @@ from llm.settings.run import PatternName
 from llm.tokenization.base import BaseTokenizer
 from llm.tokenization.corpus import corpus_files
 from llm.tokenization.files import StrPath
+from llm.tokenization.learning import train_on_files, train_on_texts
 from llm.tokenization.options import EncodeOptions, FlatIds, TokenIds, text_list
 from llm.tokenization.readers import ReadOptions, read_vocabulary
 from llm.tokenization.settings import TokenizerSettings
-from llm.tokenization.training import train_on_files, train_on_texts
 
 DEFAULT_SPECIAL_TOKENS = ("<|endoftext|>",)
 

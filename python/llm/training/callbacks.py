@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TaskID
 
+from llm.progress import progress_bar
 from llm.training.metrics import FitStart, StepMetrics
 from llm.training.run import RunDirectory
 
@@ -74,8 +75,7 @@ class ProgressBar(Callback):
             highlight=False,
         )
         if self.console.is_terminal:
-            columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self._progress = Progress(*columns, console=self.console)
+            self._progress = progress_bar(MofNCompleteColumn(), wanted=True, console=self.console)
             self._progress.start()
             self._task = self._progress.add_task("", total=start.total_steps, completed=start.first_step)
 

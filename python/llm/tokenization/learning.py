@@ -1,35 +1,25 @@
-"""How a trainer is fed and what is shown meanwhile."""
+"""Feeds files or texts to a trainer and shows how far it is."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import DownloadColumn, MofNCompleteColumn, Progress, TaskID
 
 from llm import _rust
 from llm.errors import DataError
+from llm.progress import progress_bar
 from llm.tokenization.corpus import batched_texts
 
 
 def train_on_files(trainer: _rust.BPETrainer, paths: Iterable[Path], *, progress: bool | None) -> _rust.Tokenizer:
-    """Learns from the text of `paths`, read part by part; `progress` None shows a bar on a terminal.
+    """Trains on the text of `paths`, read in parts. Without `progress`, a terminal shows a bar.
 
     Raises:
         DataError: A file can't be read or is not UTF-8, or there is no text.
         TokenizerError: A custom pattern backtracks too much.
     """
     sizes = {path: _num_bytes(path) for path in paths}
-    with _progress_bar(progress, DownloadColumn(binary_units=True)) as bar:
+    with progress_bar(DownloadColumn(binary_units=True), wanted=progress) as bar:
         task = bar.add_task("Reading text", total=sum(sizes.values()))
         done = 0
         for path, num_bytes in sizes.items():
@@ -42,7 +32,7 @@ def train_on_files(trainer: _rust.BPETrainer, paths: Iterable[Path], *, progress
 
 
 def train_on_texts(trainer: _rust.BPETrainer, texts: Iterable[str], *, progress: bool | None) -> _rust.Tokenizer:
-    """Learns from `texts`; `progress` None shows a bar on a terminal.
+    """Trains on `texts`. Without `progress`, a terminal shows a bar.
 
     Raises:
         DataError: There is no text.
@@ -59,7 +49,7 @@ def train_on_texts(trainer: _rust.BPETrainer, texts: Iterable[str], *, progress:
 
 
 def _merge(trainer: _rust.BPETrainer, progress: bool | None) -> _rust.Tokenizer:
-    with _progress_bar(progress, MofNCompleteColumn()) as bar:
+    with progress_bar(MofNCompleteColumn(), wanted=progress) as bar:
         task = bar.add_task("Learning merges", total=None)
 
         def report(done: int, total: int) -> None:
@@ -71,19 +61,6 @@ def _merge(trainer: _rust.BPETrainer, progress: bool | None) -> _rust.Tokenizer:
 def _advance(bar: Progress, task: TaskID, done: int) -> Callable[[int], None]:
     """Shows the bytes read of one file after `done` of those before."""
     return lambda num_bytes: bar.update(task, completed=done + num_bytes)
-
-
-def _progress_bar(progress: bool | None, amount: ProgressColumn) -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        amount,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (console.is_terminal if progress is None else progress),
-    )
 
 
 def _num_bytes(path: Path) -> int:
