@@ -246,13 +246,8 @@ unsafe fn tile<S: Simd, F: WeightFormat<S>, const M: usize, const N: usize>(
     // SAFETY: the task has `row + M` rows of activations and `first + N` of weights with `cols` numbers each; `out` holds a
     // strip for each row.
     unsafe {
-        let (mut x, mut w) = ([task.x_row(row); M], [task.weights; N]);
-        for m in 0..M {
-            x[m] = task.x_row(row + m);
-        }
-        for n in 0..N {
-            w[n] = task.weights.add((first + n) * task.row_bytes);
-        }
+        let x: [_; M] = std::array::from_fn(|m| task.x_row(row + m));
+        let w: [_; N] = std::array::from_fn(|n| task.weights.add((first + n) * task.row_bytes));
         let mut sums = [[S::splat(0.0); N]; M];
         for start in (start..tail).step_by(2 * S::LANES) {
             prefetch.prefetch_share();
