@@ -55,7 +55,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install demo check test test-peers test-data test-rust test-python test-clients test-wheel test-slow \
+.PHONY: help install docs-tables demo check test test-peers test-data test-rust test-python test-clients test-wheel test-slow \
 	test-fuzz test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
 
 help: ## Show this list
@@ -136,6 +136,9 @@ format: $(STAMPS)/lint ## Format everything
 wheel: $(STAMPS)/built ## Build the abi3 wheel and the source distribution into dist/
 	rm -rf dist
 	PATH="$(abspath $(BIN)):$$PATH" $(STEP) "building the wheel" $(BIN)/maturin build --release --sdist --out dist
+
+docs-tables: $(STAMPS)/test ## Write the settings tables of the documentation from the declarations
+	$(BIN)/python -m tools.docs_tables
 
 lock: $(STAMPS)/lint ## Write the exact versions of the development environment into requirements/dev.lock
 	$(BIN)/python tools/requirements.py test demo bench dev docs onnx >$(STAMPS)/requirements.txt

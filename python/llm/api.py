@@ -29,6 +29,7 @@ from llm.inference.scoring import embed, score
 from llm.settings.merge import load_run_config, validated
 from llm.settings.run import RunConfig
 from llm.settings.sampling import SamplingParams
+from llm.settings.server import server_config
 from llm.tokenization import BaseTokenizer
 from llm.training import Callback, launch, read_run_config
 from llm.training import resume as resume_run
@@ -291,16 +292,17 @@ def serve(path: str | os.PathLike[str], **settings: Any) -> None:
 
     Args:
         path: A checkpoint or run directory.
-        **settings: Fields of `llm.serving.ServerConfig`, such as `port=8000`.
+        **settings: Fields of `llm.serving.ServerConfig` and of its `engine`, such as `port=8000` and
+            `max_model_len=512`.
 
     Raises:
+        ConfigError: A setting is unknown or out of range.
         ServerError: The port is taken, or the address is not this machine's.
         CheckpointError: Missing, torn or contradictory files.
     """
-    from llm.serving import ServerConfig
     from llm.serving import serve as serve_path
 
-    serve_path(Path(path), validated(ServerConfig(**settings)))
+    serve_path(Path(path), server_config(**settings))
 
 
 def _toml(value: Any) -> str:

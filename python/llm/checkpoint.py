@@ -29,6 +29,7 @@ from llm.models.tensor_files import INDEX, SINGLE, OnDisk, open_tensors
 from llm.settings.merge import from_builtins
 from llm.settings.model import ModelConfig
 from llm.settings.run import GenerationConfig
+from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer
 
 T = TypeVar("T")
@@ -38,7 +39,6 @@ LATEST = "latest"
 MAX_SHARD_BYTES = 5 * 10**9
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MAX_READS = 5
-_GENERATION_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
@@ -275,7 +275,7 @@ def generation_defaults(path: str | os.PathLike[str]) -> dict[str, float]:
     """The sampling values a checkpoint asks for where a request is silent."""
     file = resolve(path) / "generation_config.json"
     values = read_json(file) if file.is_file() else {}
-    return {key: values[key] for key in _GENERATION_DEFAULTS if values.get(key) is not None}
+    return {key: values[key] for key in SamplingParams.__struct_fields__ if values.get(key) is not None}
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 import openai
 import pytest
 
+from llm.inference import EngineConfig
 from llm.serving import ServerConfig, ServerHandle
 from tests.integration.server_client import write_checkpoint
 
@@ -14,7 +15,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def server(checkpoint):
-    with ServerHandle(checkpoint, ServerConfig(port=0, max_running_requests=64)) as handle:
+    with ServerHandle(checkpoint, ServerConfig(port=0, engine=EngineConfig(max_running_requests=64))) as handle:
         yield handle
 
 

@@ -11,14 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 import typer
+from tools.docs_tables import TABLES, filled
 
 from llm import LLM, SamplingParams
 from llm.checkpoint import COMPLETE
 from llm.cli.main import app
-from llm.inference import EngineConfig
-from llm.serving import ServerConfig
 from llm.settings.merge import load_run_config
-from llm.settings.model import ExpertsConfig, LatentConfig, RopeScaling
 from llm.settings.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -124,39 +122,15 @@ def test_shown_make_targets_exist(words: list[str]) -> None:
     assert {word.partition("=")[0] for word in words if "=" in word} <= variables
 
 
-def test_guides_list_every_setting_with_its_default() -> None:
-    rows = dict(re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \|", guides_text(), re.MULTILINE))
-    defaults = {
-        f"{section}.{field}": shown(value)
-        for section, fields in msgspec.to_builtins(RunConfig()).items()
-        for field, value in fields.items()
-    }
-    tables = {"experts": ExpertsConfig, "latent": LatentConfig, "rope_scaling": RopeScaling}
-    for name, kind in tables.items():
-        for field in msgspec.structs.fields(kind):
-            default = "required" if field.default is msgspec.NODEFAULT else shown(field.default)
-            defaults[f"model.{name}.{field.name}"] = default
-    assert {name: default for name, default in rows.items() if "." in name and name[0].islower()} == defaults
+def test_guides_show_every_settings_table_as_declared() -> None:
+    pages = [guide.read_text(encoding="utf-8") for guide in GUIDES]
+    assert [filled(page) for page in pages] == pages, "run `make docs-tables`"
+    assert sorted(re.findall(r"<!-- settings: (\w+) -->", "".join(pages))) == sorted(TABLES)
+    assert {kind for _, kind in TABLES.values()} >= {type(section) for section in struct_values(RunConfig())}
 
 
-def test_guides_list_every_parameter_and_server_setting_with_its_default() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", guides_text(), re.MULTILINE))
-    defaults = msgspec.to_builtins(SamplingParams()) | msgspec.to_builtins(ServerConfig())
-    assert rows == {name: shown(value) for name, value in defaults.items()}
-
-
-def test_guides_list_every_limit_of_the_engine_with_its_default() -> None:
-    rows = dict(re.findall(r"^\| `EngineConfig\.(\w+)` \| `([^`]+)` \|", guides_text(), re.MULTILINE))
-    assert rows == {name: shown(value) for name, value in msgspec.to_builtins(EngineConfig()).items()}
-
-
-def guides_text() -> str:
-    return "\n".join(guide.read_text(encoding="utf-8") for guide in GUIDES)
-
-
-def shown(value: object) -> str:
-    """A default as a settings file would write it; `null` where TOML has no word."""
-    return msgspec.json.encode(value).decode()
+def struct_values(config: msgspec.Struct) -> list[object]:
+    return [getattr(config, name) for name in config.__struct_fields__]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

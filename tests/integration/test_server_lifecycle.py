@@ -29,7 +29,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "openai_client_demo.py"
 
 
 def test_full_queue_is_429_and_says_when_to_retry(checkpoint):
-    config = ServerConfig(port=0, max_running_requests=1, max_waiting_requests=1, grace_s=0)
+    engine = EngineConfig(max_running_requests=1, max_waiting_requests=1)
+    config = ServerConfig(port=0, engine=engine, grace_s=0)
     with ServerHandle(checkpoint, config) as server, ThreadPoolExecutor(1) as pool:
         client = openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0)
         running = complete(client, stream=True, **LONG)

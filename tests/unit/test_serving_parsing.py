@@ -67,7 +67,7 @@ def test_chat_request_honours_every_field():
             "top_logprobs": 3,
         }
     )
-    assert (request.typical_p, request.logit_bias, request.stop_token_ids) == (0.9, {"5": -100.0, "6": 2.5}, [9])
+    assert (request.typical_p, request.logit_bias, request.stop_token_ids) == (0.9, {5: -100.0, 6: 2.5}, (9,))
     assert request.num_logprobs == 3
     assert request.include_usage
     assert request.stop_strings == ("\n", "END")
@@ -106,8 +106,12 @@ def test_single_stop_string_is_taken_as_one():
         (CHAT | {"stream_options": {}}, "stream_options", "only allowed when `stream` is true"),
         (CHAT | {"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "contradict"),
         (CHAT | {"typical_p": 0}, "typical_p", "`typical_p` is invalid: expected `float` > 0.0, got 0"),
-        (CHAT | {"logit_bias": {"5": 101}}, "logit_bias", "from -100 to 100, got 101 for token id 5"),
-        (CHAT | {"logit_bias": {"five": 1}}, "logit_bias", 'must map token ids to numbers, got the key "five"'),
+        (
+            CHAT | {"logit_bias": {"5": 101}},
+            "logit_bias",
+            '`logit_bias` is invalid: expected `float` <= 100.0, got {"5": 101}',
+        ),
+        (CHAT | {"logit_bias": {"five": 1}}, "logit_bias", "`logit_bias` is invalid: expected `int`, got `str`"),
         (CHAT | {"allowed_token_ids": []}, "allowed_token_ids", "expected `array` of length >= 1, got []"),
         (CHAT | {"stop_token_ids": [-1]}, "stop_token_ids[0]", "expected `int` >= 0, got -1"),
         (CHAT | {"logprobs": 2}, "logprobs", "expected `bool | null`, got `int`"),

@@ -1,31 +1,34 @@
 """`llm chat`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from llm.cli.options import Dtype, MaxTokens, Seed, Temperature, TopK, TopP
+from llm.cli.options import Dtype, Path, with_options
+from llm.settings.sampling import UNPRINTED, SamplingParams
 
 EXAMPLE = 'Example:  llm chat runs/demo --message "What news from Verona?" --seed 1'
 
 
+@with_options(
+    SamplingParams,
+    skip=UNPRINTED,
+    flags={"include_stop_str_in_output": "--include-stop"},
+    fallback=True,
+)
 def chat(
-    path: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint or run with a chat template.")],
-    message: Annotated[str | None, typer.Option(help="Ask this, print the answer and leave.")] = None,
+    path: Path,
+    message: Annotated[str | None, typer.Option(help="Print the answer to this message, then exit.")] = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    seed: Seed = None,
     dtype: Dtype = "auto",
+    **sampling: Any,
 ) -> None:
-    """Talk with a model; an empty line or Ctrl-D ends it."""
+    """Talk with a model that has a chat template; an empty line or Ctrl-D ends the conversation."""
     from llm.api import LLM
     from llm.errors import ContextLengthError
 
     model = LLM(path, dtype)
-    params = model.sampling_params(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    params = model.sampling_params(**sampling)
     messages = [{"role": "system", "content": system}] if system else []
     while (text := message if message is not None else _ask()) is not None:
         messages.append({"role": "user", "content": text})

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from llm.cli import bench, chat, demo, export, generate, info, serve, tokenizer, train
+from llm.cli.options import as_options
 from llm.errors import LLMError
 
 app = typer.Typer(
@@ -43,7 +44,7 @@ def run(command: Callable[..., Any], *verb: str) -> None:
     try:
         command([*verb, *sys.argv[1:]], prog_name=" ".join(("llm", *verb)) if not verb else f"llm-{verb[0]}")
     except LLMError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_options(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

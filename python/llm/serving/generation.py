@@ -10,7 +10,7 @@ from llm.settings.sampling import SamplingParams
 COMPLETION_MAX_TOKENS = 16
 
 # All other sampling parameters have the same name and form in a request.
-_OTHER_FORM = {"max_tokens", "stop", "logprobs", "logit_bias"}
+_OTHER_FORM = {"max_tokens", "stop", "logprobs"}
 _SAMPLING_FIELDS = tuple(name for name in SamplingParams.__struct_fields__ if name not in _OTHER_FORM)
 
 
@@ -58,5 +58,4 @@ def _sampling_params(request: GenerationRequest, session: Session, max_tokens: i
         max_tokens=max_tokens,
         stop=request.stop_strings,
         logprobs=request.num_logprobs,
-        logit_bias={int(token_id): bias for token_id, bias in (request.logit_bias or {}).items()},
     )

@@ -15,7 +15,6 @@ import msgspec
 
 from llm.serving.errors import APIError, bad_request, unsupported
 from llm.serving.protocol import (
-    MAX_BIAS,
     MAX_PROMPTS,
     ChatCompletionRequest,
     ChatMessage,
@@ -85,8 +84,7 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
     "type": (str(TextPart.__struct_config__.tag),),
 }
 _SHOWN_CHARS = 80
-_LOCATION = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
-_TOKEN_ID = re.compile(r"[0-9]{1,10}\Z")
+_LOCATION = re.compile(r"^(?P<problem>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*?)(?:\[\.\.\.\])?`)?$", re.DOTALL)
 # Half of a pair of escapes such as `\\ud83d\\ude00`.
 _LONE_SURROGATE = re.compile(
     rb"\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}", re.IGNORECASE
@@ -184,7 +182,7 @@ def _same_json(left: object, right: object) -> bool:
 
 def _convert(raw: dict[str, Any], request_type: type[RequestT]) -> RequestT:
     try:
-        return msgspec.convert(raw, request_type)
+        return msgspec.convert(raw, request_type, str_keys=True)
     except msgspec.ValidationError as error:
         raise _type_error(str(error), raw) from error
 
@@ -229,7 +227,6 @@ def _shown(value: object) -> str:
 def _check_combinations(request: GenerationRequest) -> None:
     if request.stream_options is not None and not request.stream:
         raise bad_request("`stream_options` is only allowed when `stream` is true", param="stream_options")
-    _check_bias(request.logit_bias or {})
     if request.stream and request.prompt_logprobs is not None:
         raise bad_request("`prompt_logprobs` is not allowed when `stream` is true", param="prompt_logprobs")
     match request:
@@ -244,16 +241,6 @@ def _check_combinations(request: GenerationRequest) -> None:
             _check_prompts(prompts)
         case _:
             return
-
-
-def _check_bias(logit_bias: dict[str, float]) -> None:
-    for token_id, bias in logit_bias.items():
-        if not _TOKEN_ID.match(token_id):
-            message = f"`logit_bias` must map token ids to numbers, got the key {_shown(token_id)}"
-            raise bad_request(message, param="logit_bias")
-        if not -MAX_BIAS <= bias <= MAX_BIAS:
-            message = f"`logit_bias` must be from {-MAX_BIAS:g} to {MAX_BIAS:g}, got {bias:g} for token id {token_id}"
-            raise bad_request(message, param="logit_bias")
 
 
 def _check_prompts(prompts: list[Any]) -> None:

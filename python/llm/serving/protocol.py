@@ -3,22 +3,20 @@
 Ranges in `Meta` are the ones a client is told about. Whatever isn't a field here is judged by `llm.serving.parsing`.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from llm.inference.outputs import FinishReason, Usage
+from llm.settings.sampling import NumLogprobs, TokenId, nullable_fields
 
 MAX_STOP_STRINGS = 4
 MAX_PROMPTS = 256
 MAX_STOP_TOKEN_IDS = 64
-MAX_LOGPROBS = 20
-MAX_BIAS = 100.0
 
 StopString = Annotated[str, Meta(min_length=1)]
 StopStrings = Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)]
-TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,37 +25,31 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool | None = None
 
 
-class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What both endpoints take; null always means the default.
+# The fields that OpenAI's API defines in its own way; all others are those of `SamplingParams`.
+OWN_FIELDS = ("temperature", "stop", "stop_token_ids", "logprobs")
+if TYPE_CHECKING:
 
-    From `top_k` on they are extensions that other servers share.
+    class _SharedFields(msgspec.Struct, frozen=True, kw_only=True):
+        def __getattr__(self, name: str) -> Any: ...
+else:
+    _SharedFields = msgspec.defstruct("_SharedFields", nullable_fields(skip=OWN_FIELDS), frozen=True, kw_only=True)
+
+
+class GenerationRequest(_SharedFields, frozen=True, kw_only=True):
+    """Fields of both endpoints; null always means the default.
+
+    Fields that OpenAI's API lacks, such as `top_k`, are extensions shared with other servers.
     """
 
     model: Annotated[str, Meta(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     stop: StopString | StopStrings | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] | None = None
-    logit_bias: dict[str, float] | None = None  # by token id, as JSON's keys are strings
-    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
-    typical_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
-    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=2**20)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
-    add_special_tokens: bool | None = None  # BOS and the like before a text; of a chat, the template writes them
-    ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Meta(ge=0)] | None = None
-    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
-    skip_special_tokens: bool | None = None
-    include_stop_str_in_output: bool | None = None
+    stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
+    # Whether BOS and the like come before a text; a chat template writes them itself.
+    add_special_tokens: bool | None = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -104,7 +96,7 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: NumLogprobs | None = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -116,7 +108,7 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     """`POST /v1/completions`; each prompt gets `n` choices."""
 
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1, max_length=2**20)]
-    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: NumLogprobs | None = None
 
     @property
     def num_logprobs(self) -> int | None:

@@ -35,7 +35,7 @@ from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server as EmbeddedServer
 
 from llm.errors import ServerError
-from llm.inference import AsyncEngine, EngineConfig, load_async_engine
+from llm.inference import AsyncEngine, load_async_engine
 from llm.serving.app import App, create_app
 from llm.serving.logging import configure_logging, granian_logging
 from llm.settings.merge import validated
@@ -124,10 +124,7 @@ def _let_native_threads_end() -> None:
 
 
 def _load(path: str | Path, config: ServerConfig) -> AsyncEngine:
-    names = sorted(set(ServerConfig.__struct_fields__) & set(EngineConfig.__struct_fields__))
-    limits = {name: getattr(config, name) for name in names}
-    given = {name: value for name, value in limits.items() if value is not None}
-    engine = load_async_engine(path, dtype=config.dtype, config=EngineConfig(**given))
+    engine = load_async_engine(path, dtype=config.dtype, config=config.engine)
     # What is here now stays as long as the server: looking through it for garbage would hold up answers for nothing.
     gc.collect()
     gc.freeze()

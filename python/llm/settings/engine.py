@@ -3,6 +3,7 @@
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from llm.errors import ConfigError
 
@@ -18,9 +19,9 @@ class NgramSpeculation(
         ConfigError: `max_ngram` below `min_ngram`.
     """
 
-    num_draft_tokens: Annotated[int, msgspec.Meta(ge=1, le=64, description="Tokens guessed at most.")] = 4
-    max_ngram: Annotated[int, msgspec.Meta(ge=1, description="Most last tokens that are looked for.")] = 4
-    min_ngram: Annotated[int, msgspec.Meta(ge=1, description="Fewest; below it nothing is guessed.")] = 2
+    num_draft_tokens: Annotated[int, Meta(ge=1, le=64, description="Largest number of draft tokens.")] = 4
+    max_ngram: Annotated[int, Meta(ge=1, description="Longest suffix to look for, in tokens.")] = 4
+    min_ngram: Annotated[int, Meta(ge=1, description="Shortest suffix that yields drafts, in tokens.")] = 2
 
     def __post_init__(self) -> None:
         """Checks the rule across fields."""
@@ -33,10 +34,10 @@ class DraftSpeculation(
 ):
     """Has a smaller model of the same vocabulary guess the next tokens; no answer changes."""
 
-    path: Annotated[str, msgspec.Meta(min_length=1, description="Checkpoint of the smaller model.")]
-    num_draft_tokens: Annotated[int, msgspec.Meta(ge=1, le=64, description="Tokens guessed at most.")] = 4
+    path: Annotated[str, Meta(min_length=1, description="Checkpoint of the smaller model.")]
+    num_draft_tokens: Annotated[int, Meta(ge=1, le=64, description="Largest number of draft tokens.")] = 4
     kv_cache_memory_bytes: (
-        Annotated[int, msgspec.Meta(ge=1, description="Size of its cache; null: a share of free memory.")] | None
+        Annotated[int, Meta(ge=1, description="Size of the draft model's cache; null: a share of free memory.")] | None
     ) = None
 
 
@@ -44,36 +45,39 @@ Speculation: TypeAlias = NgramSpeculation | DraftSpeculation
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits of an engine."""
+    """The limits of an engine."""
 
-    max_model_len: Annotated[int, msgspec.Meta(ge=1, description="Longest context; null: the model's.")] | None = None
-    block_size: Annotated[int, msgspec.Meta(ge=1, description="Tokens a cache block.")] = 16
+    max_model_len: Annotated[int, Meta(ge=1, description="Longest context in tokens; null: the model's.")] | None = None
+    block_size: Annotated[int, Meta(ge=1, description="Number of tokens in a cache block.")] = 16
     max_batch_tokens: (
-        Annotated[int, msgspec.Meta(ge=1, description="Token budget of a step; null: 2048, on a CPU 256.")] | None
+        Annotated[int, Meta(ge=1, description="Largest number of tokens in a step; null: 2048, on a CPU 256.")] | None
     ) = None
     max_prefill_chunk: (
-        Annotated[int, msgspec.Meta(ge=1, description="Tokens of one prompt a step; null: the budget's rest.")] | None
+        Annotated[int, Meta(ge=1, description="Largest number of tokens of one prompt in a step; null: no limit.")]
+        | None
     ) = None
-    max_running_requests: Annotated[int, msgspec.Meta(ge=1, description="Requests decoded together.")] = 64
-    max_waiting_requests: Annotated[int, msgspec.Meta(ge=1, description="Queue length; more are refused.")] = 1024
+    max_running_requests: Annotated[int, Meta(ge=1, description="Largest number of requests decoded together.")] = 64
+    max_waiting_requests: Annotated[
+        int, Meta(ge=1, description="Largest number of waiting requests; more are refused.")
+    ] = 1024
     max_waiting_tokens: (
-        Annotated[int, msgspec.Meta(ge=1, description="Tokens queued; more are refused; null: any number.")] | None
+        Annotated[int, Meta(ge=1, description="Largest number of waiting tokens; more are refused; null: no limit.")]
+        | None
     ) = None
     kv_cache_memory_bytes: (
-        Annotated[int, msgspec.Meta(ge=1, description="Cache size; null: a share of free memory.")] | None
+        Annotated[int, Meta(ge=1, description="Size of the key-value cache; null: a share of free memory.")] | None
     ) = None
-    backend: Annotated[Backend, msgspec.Meta(description="What runs the model; auto: CPU kernels if they can.")] = (
-        "auto"
-    )
+    backend: Annotated[
+        Backend, Meta(description="Implementation that runs the model; auto: CPU kernels where they support it.")
+    ] = "auto"
     num_threads: (
-        Annotated[int, msgspec.Meta(ge=1, le=1024, description="Threads of the CPU kernels; null: one a core.")] | None
+        Annotated[int, Meta(ge=1, le=1024, description="Number of threads of the CPU kernels; null: one per core.")]
+        | None
     ) = None
     enable_prefix_caching: Annotated[
-        bool, msgspec.Meta(description="Keep computed blocks for prompts that begin the same.")
+        bool, Meta(description="Reuse computed cache blocks for prompts with the same beginning.")
     ] = True
     enable_cuda_graphs: Annotated[
-        bool, msgspec.Meta(description="On CUDA decode by captured passes; the start takes longer.")
+        bool, Meta(description="Decode with captured CUDA graphs: a slower start, faster tokens.")
     ] = True
-    speculative: Annotated[
-        Speculation | None, msgspec.Meta(description="Where guesses of tokens come from; null: none are made.")
-    ] = None
+    speculative: Annotated[Speculation | None, Meta(description="Source of draft tokens; null: none.")] = None

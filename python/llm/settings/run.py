@@ -6,6 +6,7 @@ import msgspec
 
 from llm.errors import ConfigError
 from llm.settings.model import ModelConfig
+from llm.settings.sampling import Temperature, TopK, TopP
 
 # How text is cut into pieces that merges stay within; `llama3` and `gpt4` are the same.
 PatternName: TypeAlias = Literal["gpt2", "gpt4", "cl100k", "o200k", "llama3", "qwen2", "whitespace"]
@@ -80,11 +81,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class GenerationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sampling values saved with every checkpoint, for requests that name none; null: `SamplingParams`' own."""
 
-    temperature: Annotated[float, msgspec.Meta(ge=0.0, description="0 is greedy.")] | None = None
-    top_k: Annotated[int, msgspec.Meta(ge=0, description="Keep the k likeliest tokens; 0: all.")] | None = None
-    top_p: Annotated[float, msgspec.Meta(gt=0.0, le=1.0, description="Keep the smallest set of this mass.")] | None = (
-        None
-    )
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

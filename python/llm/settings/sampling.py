@@ -1,12 +1,26 @@
-"""How one request is sampled: the words of OpenAI's API and of vLLM, checked here."""
+"""The settings of one request, in the words of OpenAI's API and of vLLM."""
 
-from typing import Annotated
+from collections.abc import Collection
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from llm.errors import InvalidArgumentError
 
-TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Temperature: TypeAlias = Annotated[
+    float, Meta(ge=0.0, le=100.0, description="Randomness; 0 is greedy, 1 the model's own distribution.")
+]
+TopK: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1, description="Number of likeliest tokens to keep; 0: all.")]
+TopP: TypeAlias = Annotated[
+    float, Meta(gt=0.0, le=1.0, description="Probability mass of the likeliest tokens to keep, in (0, 1].")
+]
+Share: TypeAlias = Annotated[float, Meta(ge=0.0, le=1.0)]
+Penalty: TypeAlias = Annotated[float, Meta(ge=-2.0, le=2.0)]
+NumTokens: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+NumLogprobs: TypeAlias = Annotated[int, Meta(ge=0, le=20)]
+Bias: TypeAlias = Annotated[float, Meta(ge=-100.0, le=100.0)]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -20,41 +34,48 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         InvalidArgumentError: An empty stop string, or `min_tokens` above `max_tokens`.
     """
 
-    n: Annotated[int, msgspec.Meta(ge=1, le=128, description="Answers to one prompt, each drawn on its own.")] = 1
+    n: Annotated[int, Meta(ge=1, le=128, description="Number of independent answers to the prompt.")] = 1
     max_tokens: (
-        Annotated[int, msgspec.Meta(ge=1, description="New tokens at most; null: to the context's end.")] | None
+        Annotated[
+            int, Meta(ge=1, le=2**31 - 1, description="Largest number of new tokens; null: up to the context's end.")
+        ]
+        | None
     ) = None
-    temperature: Annotated[float, msgspec.Meta(ge=0.0, le=100.0, description="0 is greedy; 1 the model's own.")] = 1.0
-    top_k: Annotated[int, msgspec.Meta(ge=0, description="Keep the k likeliest tokens; 0: all.")] = 0
-    top_p: Annotated[float, msgspec.Meta(gt=0.0, le=1.0, description="Keep the smallest set of this mass.")] = 1.0
-    min_p: Annotated[float, msgspec.Meta(ge=0.0, le=1.0, description="Drop below this share of the best token.")] = 0.0
-    typical_p: Annotated[
-        float, msgspec.Meta(gt=0.0, le=1.0, description="Keep the set of this mass nearest to the entropy.")
+    temperature: Temperature = 1.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
+    min_p: Annotated[Share, Meta(description="Smallest probability to keep, as a share of the likeliest token's.")] = (
+        0.0
+    )
+    typical_p: Annotated[TopP, Meta(description="Mass of the tokens nearest to the entropy to keep, in (0, 1].")] = 1.0
+    repetition_penalty: Annotated[
+        float, Meta(gt=0.0, le=100.0, description="Penalty on tokens of prompt and answer; above 1: repeat less.")
     ] = 1.0
-    repetition_penalty: Annotated[float, msgspec.Meta(gt=0.0, le=100.0, description="Over 1: repeat less.")] = 1.0
-    presence_penalty: Annotated[float, msgspec.Meta(ge=-2.0, le=2.0, description="Once per token seen.")] = 0.0
-    frequency_penalty: Annotated[float, msgspec.Meta(ge=-2.0, le=2.0, description="Per time a token was seen.")] = 0.0
+    presence_penalty: Annotated[Penalty, Meta(description="Penalty on each token that occurs in the answer.")] = 0.0
+    frequency_penalty: Annotated[Penalty, Meta(description="Penalty per occurrence of a token in the answer.")] = 0.0
     logit_bias: Annotated[
-        dict[TokenId, Annotated[float, msgspec.Meta(ge=-100.0, le=100.0)]],
-        msgspec.Meta(description="Added to the logits of these token ids, -100 to 100."),
+        dict[TokenId, Bias], Meta(description="Values from -100 to 100, by token id, to add to the logits.")
     ] = {}
     allowed_token_ids: (
-        Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1, description="Only these may come; null: all.")] | None
+        Annotated[
+            tuple[TokenId, ...], Meta(min_length=1, max_length=2**20, description="The only allowed ids; null: all.")
+        ]
+        | None
     ) = None
-    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, description="Makes the draw repeatable.")] | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[TokenId, ...] = ()
-    ignore_eos: bool = False
-    min_tokens: Annotated[int, msgspec.Meta(ge=0, description="No stop before this many new tokens.")] = 0
-    logprobs: Annotated[int, msgspec.Meta(ge=0, le=20, description="Also the n likeliest tokens' logprobs.")] | None = (
-        None
-    )
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Seed that makes the answer repeatable.")] | None = None
+    stop: Annotated[tuple[str, ...], Meta(description="Texts that end the answer.")] = ()
+    stop_token_ids: Annotated[tuple[TokenId, ...], Meta(description="Token ids that end the answer.")] = ()
+    ignore_eos: Annotated[bool, Meta(description="Continue past the end token.")] = False
+    min_tokens: Annotated[NumTokens, Meta(description="Number of new tokens before which the answer can't end.")] = 0
+    logprobs: (
+        Annotated[NumLogprobs, Meta(description="Number of likeliest tokens to report with log-probabilities.")] | None
+    ) = None
     prompt_logprobs: (
-        Annotated[int, msgspec.Meta(ge=0, le=20, description="The same of each prompt token but the first.")] | None
+        Annotated[NumLogprobs, Meta(description="The same for each prompt token except the first.")] | None
     ) = None
-    skip_special_tokens: bool = True
+    skip_special_tokens: Annotated[bool, Meta(description="Leave special tokens out of the text.")] = True
     include_stop_str_in_output: Annotated[
-        bool, msgspec.Meta(description="Whether the stop text or token that ends an answer is part of it.")
+        bool, Meta(description="Keep the stop text or stop token that ends the answer.")
     ] = False
 
     def __post_init__(self) -> None:
@@ -65,3 +86,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise InvalidArgumentError(
                 f"`min_tokens` must be at most `max_tokens` ({self.max_tokens}), got {self.min_tokens}"
             )
+
+
+# Fields that a command which prints one text has no option for.
+UNPRINTED = ("n", "logit_bias", "logprobs", "prompt_logprobs")
+
+
+def nullable_fields(skip: Collection[str]) -> list[tuple[str, Any, None]]:
+    """The fields of `SamplingParams` for `msgspec.defstruct`, each with null as its default, except those in `skip`."""
+    fields = msgspec.structs.fields(SamplingParams)
+    return [(field.name, field.type | None, None) for field in fields if field.name not in skip]

@@ -1,67 +1,39 @@
 """The settings of a server."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from llm.settings.engine import Speculation
+from llm.errors import ConfigError
+from llm.settings.engine import EngineConfig
+from llm.settings.merge import suggest, validated
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a server listens, who may ask, and how much it takes."""
+    """The address of a server, its clients and its limits."""
 
     host: Annotated[str, Meta(min_length=1, description="Address to listen on; 0.0.0.0 for every interface.")] = (
         "127.0.0.1"
     )
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 picks a free one.")] = 8000
     api_keys: Annotated[
-        tuple[Annotated[str, Meta(min_length=1)], ...], Meta(description="Keys that are let in; none: everyone is.")
+        tuple[Annotated[str, Meta(min_length=1)], ...], Meta(description="Accepted API keys; none: no key is needed.")
     ] = ()
     served_model_name: (
-        Annotated[str, Meta(min_length=1, description="Name clients ask for; null: the directory's.")] | None
+        Annotated[str, Meta(min_length=1, description="Model name for clients; null: the directory's name.")] | None
     ) = None
     dtype: Annotated[str, Meta(description="Number type of the weights: auto, float32, bfloat16 or float16.")] = "auto"
-    max_running_requests: (
-        Annotated[int, Meta(ge=1, description="Requests generated at once; null: the engine's.")] | None
-    ) = None
-    max_waiting_requests: (
-        Annotated[int, Meta(ge=1, description="Requests that may queue, more get a 429; null: the engine's.")] | None
-    ) = None
-    max_waiting_tokens: (
-        Annotated[int, Meta(ge=1, description="Tokens that may queue, more get a 429; null: any number.")] | None
-    ) = None
-    enable_prefix_caching: Annotated[
-        bool, Meta(description="Keep what is computed for prompts that begin the same.")
-    ] = True
-    max_model_len: Annotated[int, Meta(ge=1, description="Longest context; null: the model's.")] | None = None
-    max_batch_tokens: (
-        Annotated[int, Meta(ge=1, description="Tokens computed in a step; null: the engine's.")] | None
-    ) = None
-    kv_cache_memory_bytes: (
-        Annotated[int, Meta(ge=1, description="Memory of the key-value cache; null: a share of what is free.")] | None
-    ) = None
-    backend: Annotated[
-        Literal["auto", "kernels", "torch"], Meta(description="What runs the model; auto: CPU kernels if they can.")
-    ] = "auto"
-    num_threads: (
-        Annotated[int, Meta(ge=1, le=1024, description="Threads of the CPU kernels; null: one a core.")] | None
-    ) = None
-    enable_cuda_graphs: Annotated[
-        bool, Meta(description="On CUDA decode by captured passes; the start takes longer.")
-    ] = True
-    speculative: Annotated[
-        Speculation | None, Meta(description="Where guesses of tokens come from; null: none are made.")
-    ] = None
-    max_body_bytes: Annotated[int, Meta(ge=1, description="Largest request body taken.")] = 10 * 2**20
+    engine: Annotated[EngineConfig, Meta(description="Limits of the engine.")] = EngineConfig()
+    max_body_bytes: Annotated[int, Meta(ge=1, description="Largest accepted request body.")] = 10 * 2**20
     allowed_origins: Annotated[
-        tuple[str, ...], Meta(description="Web pages that may call from a browser (CORS); `*` for all.")
+        tuple[str, ...], Meta(description="Web origins that may call from a browser (CORS); `*` for all.")
     ] = ()
-    grace_s: Annotated[float, Meta(ge=0.0, description="Seconds that running requests get when the server stops.")] = (
+    grace_s: Annotated[float, Meta(ge=0.0, description="Seconds given to running requests when the server stops.")] = (
         10.0
     )
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error", "critical"], Meta(description="How much is logged.")
+        Literal["debug", "info", "warning", "error", "critical"], Meta(description="Least severe messages to log.")
     ] = "info"
 
     def __repr__(self) -> str:
@@ -69,3 +41,17 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         shown = ((name, getattr(self, name)) for name in self.__struct_fields__ if name != "api_keys")
         fields = ", ".join(f"{name}={value!r}" for name, value in shown)
         return f"ServerConfig({fields}, api_keys=<{len(self.api_keys)} hidden>)"
+
+
+def server_config(**settings: Any) -> ServerConfig:
+    """Builds a `ServerConfig` from its own fields and those of its `engine`, all as keywords.
+
+    Raises:
+        ConfigError: An unknown name (the nearest valid one is named), a wrong type or a value out of range.
+    """
+    limits = {name: settings.pop(name) for name in EngineConfig.__struct_fields__ if name in settings}
+    known = {*ServerConfig.__struct_fields__, *EngineConfig.__struct_fields__}
+    for name in settings.keys() - known:
+        raise ConfigError(f"unknown setting `{name}`; {suggest(name, known)}")
+    engine = validated(msgspec.structs.replace(settings.pop("engine", EngineConfig()), **limits))
+    return validated(ServerConfig(engine=engine, **settings))
