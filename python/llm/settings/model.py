@@ -22,12 +22,12 @@ class RopeScaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     original_max_position_embeddings: (
         Annotated[int, Meta(ge=1, description="Context before; llama3 and yarn need it.")] | None
     ) = None
-    low_freq_factor: Annotated[float, Meta(gt=0, description="llama3: longer waves are stretched whole.")] = 1.0
-    high_freq_factor: Annotated[float, Meta(gt=0, description="llama3: shorter waves are left alone.")] = 4.0
-    beta_fast: Annotated[float, Meta(gt=0, description="yarn: turns above which a wave is left alone.")] = 32.0
-    beta_slow: Annotated[float, Meta(gt=0, description="yarn: turns below which it is stretched whole.")] = 1.0
-    attention_factor: Annotated[float, Meta(gt=0, description="yarn: on cosines and sines.")] | None = None
-    mscale: Annotated[float, Meta(ge=0, description="yarn, DeepSeek: in place of `attention_factor`.")] | None = None
+    low_freq_factor: Annotated[float, Meta(gt=0, description="llama3: longer waves are fully stretched.")] = 1.0
+    high_freq_factor: Annotated[float, Meta(gt=0, description="llama3: shorter waves stay unchanged.")] = 4.0
+    beta_fast: Annotated[float, Meta(gt=0, description="yarn: turns above which waves are unchanged.")] = 32.0
+    beta_slow: Annotated[float, Meta(gt=0, description="yarn: turns below which waves are stretched.")] = 1.0
+    attention_factor: Annotated[float, Meta(gt=0, description="yarn: cosine and sine factor.")] | None = None
+    mscale: Annotated[float, Meta(ge=0, description="yarn, DeepSeek: replaces `attention_factor`.")] | None = None
     mscale_all_dim: Annotated[float, Meta(ge=0, description="yarn, DeepSeek: on all of a head.")] | None = None
     truncate: Annotated[bool, Meta(description="yarn: round the borders of its ramp.")] = True
 
@@ -49,17 +49,17 @@ class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     num_experts: Annotated[int, Meta(ge=1, description="Experts to choose from.")] = 8
     num_experts_per_tok: Annotated[int, Meta(ge=1, description="Experts a token goes through.")] = 2
-    moe_intermediate_size: Annotated[int, Meta(ge=1, description="Width inside an expert.")] = 128
+    moe_intermediate_size: Annotated[int, Meta(ge=1, description="Hidden width of an expert.")] = 128
     shared_expert_intermediate_size: Annotated[
-        int, Meta(ge=0, description="Of the expert all go through; 0: none.")
+        int, Meta(ge=0, description="Hidden width of the expert that every token uses; 0: no shared expert.")
     ] = 0
-    shared_expert_gate: Annotated[bool, Meta(description="Each token weighs the shared expert.")] = False
+    shared_expert_gate: Annotated[bool, Meta(description="Scale the shared expert's output by a learned gate.")] = False
     softmax_first: Annotated[
-        bool, Meta(description="Softmax over all experts, then the k best; else of the k best.")
+        bool, Meta(description="Apply softmax to all experts before choosing; false: to the chosen ones.")
     ] = True
-    norm_topk_prob: Annotated[bool, Meta(description="Scale the chosen weights to a sum of 1.")] = True
-    routed_scaling_factor: Annotated[float, Meta(gt=0, description="On the chosen weights.")] = 1.0
-    dense_layers: Annotated[tuple[int, ...], Meta(description="Layers that keep a plain feed-forward.")] = ()
+    norm_topk_prob: Annotated[bool, Meta(description="Normalize the chosen experts' weights to a sum of 1.")] = True
+    routed_scaling_factor: Annotated[float, Meta(gt=0, description="Factor on the chosen experts' weights.")] = 1.0
+    dense_layers: Annotated[tuple[int, ...], Meta(description="Layers with a plain feed-forward.")] = ()
     load_balancing_weight: Annotated[float, Meta(ge=0, description="Of the load-balancing loss in training.")] = 0.001
     router_z_weight: Annotated[float, Meta(ge=0, description="Of the router z-loss in training.")] = 0.0
 
@@ -79,7 +79,7 @@ class LatentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     q_lora_rank: Annotated[int, Meta(ge=1, description="Of the compressed queries; null: not compressed.")] | None = (
         None
     )
-    qk_nope_head_dim: Annotated[int, Meta(ge=1, description="Part of a head without position.")] = 32
+    qk_nope_head_dim: Annotated[int, Meta(ge=1, description="Width of a head's part without position.")] = 32
     qk_rope_head_dim: Annotated[int, Meta(ge=2, description="Part of a head that is rotated.")] = 16
     v_head_dim: Annotated[int, Meta(ge=1, description="Width of a head's value.")] = 32
 
@@ -89,48 +89,47 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     vocab_size: Annotated[int, Meta(ge=0, description="Rows of the embedding; 0: the tokenizer's.")] = 0
     hidden_size: Annotated[int, Meta(ge=1, description="Width of the residual stream.")] = 128
-    intermediate_size: Annotated[int, Meta(ge=1, description="Width inside the feed-forward.")] = 344
-    num_hidden_layers: Annotated[int, Meta(ge=1, description="Transformer blocks.")] = 4
-    num_attention_heads: Annotated[int, Meta(ge=1, description="Query heads.")] = 4
-    num_key_value_heads: Annotated[int, Meta(ge=1, description="Key and value heads; divides the query heads.")] = 2
+    intermediate_size: Annotated[int, Meta(ge=1, description="Hidden width of the feed-forward.")] = 344
+    num_hidden_layers: Annotated[int, Meta(ge=1, description="Number of transformer blocks.")] = 4
+    num_attention_heads: Annotated[int, Meta(ge=1, description="Number of query heads.")] = 4
+    num_key_value_heads: Annotated[int, Meta(ge=1, description="Key-value heads; divides the query heads.")] = 2
     head_dim: Annotated[int, Meta(ge=2, description="Width of a head; null: hidden_size / heads.")] | None = None
     max_position_embeddings: Annotated[int, Meta(ge=1, description="Longest context in tokens.")] = 256
-    tie_word_embeddings: Annotated[bool, Meta(description="Output projection = input embedding.")] = True
-    scale_embeddings: Annotated[bool, Meta(description="Embeddings times the root of `hidden_size`.")] = False
+    tie_word_embeddings: Annotated[bool, Meta(description="Use the input embedding as the output projection.")] = True
+    scale_embeddings: Annotated[bool, Meta(description="Scale embeddings by √`hidden_size`.")] = False
     initializer_range: Annotated[float, Meta(gt=0, description="Standard deviation of new weights.")] = 0.02
-    dropout: Annotated[Rate, Meta(description="After the embedding, attention and feed-forward, in training.")] = 0.0
-    attention_dropout: Annotated[Rate, Meta(description="On attention weights, in training.")] = 0.0
+    dropout: Annotated[Rate, Meta(description="Dropout after embedding, attention and feed-forward.")] = 0.0
+    attention_dropout: Annotated[Rate, Meta(description="Dropout rate of attention weights, in training.")] = 0.0
 
-    attention: Annotated[str, Meta(description="Registered attention component.")] = "gqa"
-    attention_bias: Annotated[bool, Meta(description="Bias of the query, key and value projections.")] = False
-    attention_output_bias: Annotated[bool, Meta(description="Bias of the projection after attention.")] = False
-    qk_norm: Annotated[bool, Meta(description="RMS norm of each query and key head before rotation.")] = False
-    sliding_window: Annotated[Size, Meta(description="Tokens a token sees, itself included; null: all.")] | None = None
+    attention: Annotated[str, Meta(description="Name of the attention component.")] = "gqa"
+    attention_bias: Annotated[bool, Meta(description="Add a bias to the query, key and value projections.")] = False
+    attention_output_bias: Annotated[bool, Meta(description="Add a bias to the projection after attention.")] = False
+    qk_norm: Annotated[bool, Meta(description="Apply RMS norm to each query and key head before rotation.")] = False
+    sliding_window: Annotated[Size, Meta(description="Tokens that a token attends to; null: all.")] | None = None
     layer_types: (
-        Annotated[tuple[LayerType, ...], Meta(description="Which layers slide; null: all, if there is a window.")]
-        | None
+        Annotated[tuple[LayerType, ...], Meta(description="Attention type of each layer; null: all alike.")] | None
     ) = None
     query_pre_attn_scalar: (
         Annotated[Cap, Meta(description="Scores are divided by its root; null: by that of a head's width.")] | None
     ) = None
-    attn_logit_softcapping: Annotated[Cap, Meta(description="Bound of the scores, by tanh; null: none.")] | None = None
-    final_logit_softcapping: Annotated[Cap, Meta(description="Bound of the logits, by tanh; null: none.")] | None = None
+    attn_logit_softcapping: Annotated[Cap, Meta(description="Bound of scores (tanh); null: none.")] | None = None
+    final_logit_softcapping: Annotated[Cap, Meta(description="Bound of logits (tanh); null: none.")] | None = None
     latent: Annotated[LatentConfig, Meta(description="Widths of latent attention.")] | None = None
 
-    mlp: Annotated[str, Meta(description="Registered feed-forward component.")] = "swiglu"
+    mlp: Annotated[str, Meta(description="Name of the feed-forward component.")] = "swiglu"
     mlp_bias: (
         Annotated[bool, Meta(description="Bias of the feed-forward's projections; null: the component's.")] | None
     ) = None
     hidden_act: Annotated[Activation, Meta(description="Activation; null: the component's own.")] | None = None
     experts: Annotated[ExpertsConfig, Meta(description='The mixture of `mlp = "moe"`.')] | None = None
 
-    norm: Annotated[str, Meta(description="Registered norm component.")] = "rms_norm"
-    rms_norm_eps: Annotated[float, Meta(gt=0, description="Added under the norm's root.")] = 1e-5
+    norm: Annotated[str, Meta(description="Name of the norm component.")] = "rms_norm"
+    rms_norm_eps: Annotated[float, Meta(gt=0, description="Value added under the norm's square root.")] = 1e-5
     norm_placement: Annotated[
-        Literal["pre", "post", "both"], Meta(description="Before each part, after the sum, or before and after a part.")
+        Literal["pre", "post", "both"], Meta(description="Norms before each part, after the sum, or both sides.")
     ] = "pre"
 
-    position_encoding: Annotated[str, Meta(description="Registered position encoding.")] = "rope"
+    position_encoding: Annotated[str, Meta(description="Name of the position encoding.")] = "rope"
     rope_theta: Annotated[float, Meta(gt=0, description="Base of the rotary frequencies.")] = 10_000.0
     rope_scaling: Annotated[RopeScaling, Meta(description="For contexts longer than first trained on.")] | None = None
 

@@ -18,7 +18,7 @@ class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     path: Annotated[str, msgspec.Meta(description="An existing tokenizer; null: train one.")] | None = None
     kind: Annotated[Literal["bpe", "character"], msgspec.Meta(description="What to train.")] = "bpe"
     vocab_size: Annotated[int, msgspec.Meta(ge=1, description="Entries of a tokenizer trained here.")] = 4096
-    pattern: Annotated[PatternName, msgspec.Meta(description="How text is split before merging.")] = "gpt4"
+    pattern: Annotated[PatternName, msgspec.Meta(description="Pattern that splits text before merging.")] = "gpt4"
     chat_template: Annotated[str, msgspec.Meta(description="A built-in one: `chatml` or `play`.")] | None = None
 
 
@@ -40,9 +40,9 @@ class OptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     learning_rate: Annotated[float, msgspec.Meta(gt=0, description="Peak, reached after warm-up.")] = 1e-3
     min_learning_rate_ratio: Annotated[float, msgspec.Meta(ge=0, le=1, description="Last rate / peak.")] = 0.1
     warmup_steps: Annotated[int, msgspec.Meta(ge=0, description="Steps from 0 to the peak.")] = 100
-    weight_decay: Annotated[float, msgspec.Meta(ge=0, description="On matrices only, not norms.")] = 0.1
-    beta1: Annotated[float, msgspec.Meta(ge=0, lt=1, description="Decay of the first moment.")] = 0.9
-    beta2: Annotated[float, msgspec.Meta(ge=0, lt=1, description="Decay of the second moment.")] = 0.95
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, description="Weight decay, applied to matrices only.")] = 0.1
+    beta1: Annotated[float, msgspec.Meta(ge=0, lt=1, description="Decay rate of AdamW's first moment.")] = 0.9
+    beta2: Annotated[float, msgspec.Meta(ge=0, lt=1, description="Decay rate of AdamW's second moment.")] = 0.95
     eps: Annotated[float, msgspec.Meta(gt=0, description="Added to the root of the second moment.")] = 1e-8
     max_grad_norm: Annotated[float, msgspec.Meta(gt=0, description="Clip the global norm; null: never.")] | None = 1.0
 
@@ -53,27 +53,25 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     task: Annotated[Literal["lm", "regression"], msgspec.Meta(description="What is learnt.")] = "lm"
     epochs: Annotated[int, msgspec.Meta(ge=1, description="Passes over the data.")] = 1
     max_steps: (
-        Annotated[
-            int, msgspec.Meta(ge=1, description="Optimizer steps, instead of whole epochs; null: after the epochs.")
-        ]
+        Annotated[int, msgspec.Meta(ge=1, description="Number of optimizer steps; null: as many as the epochs take.")]
         | None
     ) = None
     batch_size: Annotated[int, msgspec.Meta(ge=1, description="Samples per optimizer step, over all devices.")] = 16
     gradient_accumulation_steps: Annotated[int, msgspec.Meta(ge=1, description="Forward passes per step.")] = 1
-    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, description="Weights, order and dropout.")] = 0
-    device: Annotated[str, msgspec.Meta(description="`auto`, `cpu`, `cuda`, `cuda:1`, …")] = "auto"
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, description="Seed of all randomness.")] = 0
+    device: Annotated[str, msgspec.Meta(description="Device: `auto`, `cpu`, `cuda`, `cuda:1`, …")] = "auto"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        msgspec.Meta(description="Of the products; weights stay fp32."),
+        msgspec.Meta(description="Number type of matrix products; weights stay fp32."),
     ] = "auto"
     attention_backend: Annotated[
-        Literal["auto", "sdpa", "math", "flex", "flash"], msgspec.Meta(description="What computes attention.")
+        Literal["auto", "sdpa", "math", "flex", "flash"], msgspec.Meta(description="Backend that computes attention.")
     ] = "auto"
     gradient_checkpointing: Annotated[
-        bool, msgspec.Meta(description="Recompute blocks in the backward pass: less memory, more time.")
+        bool, msgspec.Meta(description="Recompute blocks in the backward pass, which saves memory and costs time.")
     ] = False
-    log_every: Annotated[int, msgspec.Meta(ge=1, description="Steps between lines of the log.")] = 10
-    validate_every: Annotated[int, msgspec.Meta(ge=1, description="Steps between validations.")] = 250
+    log_every: Annotated[int, msgspec.Meta(ge=1, description="Number of steps between lines of the log.")] = 10
+    validate_every: Annotated[int, msgspec.Meta(ge=1, description="Number of steps between validations.")] = 250
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1, description="Steps between checkpoints.")] = 250
     keep_checkpoints: Annotated[int, msgspec.Meta(ge=1, description="Newest ones kept.")] = 3
 
