@@ -17,8 +17,8 @@ Cap: TypeAlias = Annotated[float, Meta(gt=0.0)]
 class RopeScaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How rotary frequencies are stretched for contexts longer than those first trained on."""
 
-    rope_type: Annotated[Literal["linear", "dynamic", "llama3", "yarn"], Meta(description="Which rule.")]
-    factor: Annotated[float, Meta(ge=1.0, description="How many times longer.")]
+    rope_type: Annotated[Literal["linear", "dynamic", "llama3", "yarn"], Meta(description="Scaling rule.")]
+    factor: Annotated[float, Meta(ge=1.0, description="Factor by which the context grows.")]
     original_max_position_embeddings: (
         Annotated[int, Meta(ge=1, description="Context before; llama3 and yarn need it.")] | None
     ) = None
@@ -28,8 +28,8 @@ class RopeScaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     beta_slow: Annotated[float, Meta(gt=0, description="yarn: turns below which waves are stretched.")] = 1.0
     attention_factor: Annotated[float, Meta(gt=0, description="yarn: cosine and sine factor.")] | None = None
     mscale: Annotated[float, Meta(ge=0, description="yarn, DeepSeek: replaces `attention_factor`.")] | None = None
-    mscale_all_dim: Annotated[float, Meta(ge=0, description="yarn, DeepSeek: on all of a head.")] | None = None
-    truncate: Annotated[bool, Meta(description="yarn: round the borders of its ramp.")] = True
+    mscale_all_dim: Annotated[float, Meta(ge=0, description="yarn, DeepSeek: whole-head factor.")] | None = None
+    truncate: Annotated[bool, Meta(description="yarn: round the ramp's boundaries to whole channels.")] = True
 
     def __post_init__(self) -> None:
         """Checks what the rule needs."""
@@ -47,8 +47,8 @@ class RopeScaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A mixture of experts in place of the feed-forward (`mlp = "moe"`)."""
 
-    num_experts: Annotated[int, Meta(ge=1, description="Experts to choose from.")] = 8
-    num_experts_per_tok: Annotated[int, Meta(ge=1, description="Experts a token goes through.")] = 2
+    num_experts: Annotated[int, Meta(ge=1, description="Number of experts per layer.")] = 8
+    num_experts_per_tok: Annotated[int, Meta(ge=1, description="Number of experts chosen for each token.")] = 2
     moe_intermediate_size: Annotated[int, Meta(ge=1, description="Hidden width of an expert.")] = 128
     shared_expert_intermediate_size: Annotated[
         int, Meta(ge=0, description="Hidden width of the expert that every token uses; 0: no shared expert.")
@@ -60,8 +60,8 @@ class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     norm_topk_prob: Annotated[bool, Meta(description="Normalize the chosen experts' weights to a sum of 1.")] = True
     routed_scaling_factor: Annotated[float, Meta(gt=0, description="Factor on the chosen experts' weights.")] = 1.0
     dense_layers: Annotated[tuple[int, ...], Meta(description="Layers with a plain feed-forward.")] = ()
-    load_balancing_weight: Annotated[float, Meta(ge=0, description="Of the load-balancing loss in training.")] = 0.001
-    router_z_weight: Annotated[float, Meta(ge=0, description="Of the router z-loss in training.")] = 0.0
+    load_balancing_weight: Annotated[float, Meta(ge=0, description="Weight of the load-balancing loss.")] = 0.001
+    router_z_weight: Annotated[float, Meta(ge=0, description="Weight of the router z-loss in training.")] = 0.0
 
     def __post_init__(self) -> None:
         """Checks that there are as many experts as a token needs."""
@@ -76,18 +76,18 @@ class LatentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Widths of multi-head latent attention (`attention = "mla"`)."""
 
     kv_lora_rank: Annotated[int, Meta(ge=1, description="Width of the compressed keys and values.")] = 64
-    q_lora_rank: Annotated[int, Meta(ge=1, description="Of the compressed queries; null: not compressed.")] | None = (
-        None
-    )
+    q_lora_rank: (
+        Annotated[int, Meta(ge=1, description="Width of the compressed queries; null: no compression.")] | None
+    ) = None
     qk_nope_head_dim: Annotated[int, Meta(ge=1, description="Width of a head's part without position.")] = 32
-    qk_rope_head_dim: Annotated[int, Meta(ge=2, description="Part of a head that is rotated.")] = 16
+    qk_rope_head_dim: Annotated[int, Meta(ge=2, description="Width of a head's rotated part.")] = 16
     v_head_dim: Annotated[int, Meta(ge=1, description="Width of a head's value.")] = 32
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A decoder-only transformer: sizes, and components by their registered names."""
 
-    vocab_size: Annotated[int, Meta(ge=0, description="Rows of the embedding; 0: the tokenizer's.")] = 0
+    vocab_size: Annotated[int, Meta(ge=0, description="Number of rows of the embedding; 0: the tokenizer's.")] = 0
     hidden_size: Annotated[int, Meta(ge=1, description="Width of the residual stream.")] = 128
     intermediate_size: Annotated[int, Meta(ge=1, description="Hidden width of the feed-forward.")] = 344
     num_hidden_layers: Annotated[int, Meta(ge=1, description="Number of transformer blocks.")] = 4
@@ -131,7 +131,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     position_encoding: Annotated[str, Meta(description="Name of the position encoding.")] = "rope"
     rope_theta: Annotated[float, Meta(gt=0, description="Base of the rotary frequencies.")] = 10_000.0
-    rope_scaling: Annotated[RopeScaling, Meta(description="For contexts longer than first trained on.")] | None = None
+    rope_scaling: Annotated[RopeScaling, Meta(description="Scaling for contexts beyond training.")] | None = None
 
     family: Annotated[str, Meta(description="Hugging Face family to save as, where it can hold the model.")] | None = (
         None

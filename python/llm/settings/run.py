@@ -15,43 +15,43 @@ PatternName: TypeAlias = Literal["gpt2", "gpt4", "cl100k", "o200k", "llama3", "q
 class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which tokenizer a run uses, or how one is trained from its training text."""
 
-    path: Annotated[str, msgspec.Meta(description="An existing tokenizer; null: train one.")] | None = None
-    kind: Annotated[Literal["bpe", "character"], msgspec.Meta(description="What to train.")] = "bpe"
-    vocab_size: Annotated[int, msgspec.Meta(ge=1, description="Entries of a tokenizer trained here.")] = 4096
+    path: Annotated[str, msgspec.Meta(description="Directory of an existing tokenizer; null: train one.")] | None = None
+    kind: Annotated[Literal["bpe", "character"], msgspec.Meta(description="Kind of tokenizer to train.")] = "bpe"
+    vocab_size: Annotated[int, msgspec.Meta(ge=1, description="Number of entries of a newly trained tokenizer.")] = 4096
     pattern: Annotated[PatternName, msgspec.Meta(description="Pattern that splits text before merging.")] = "gpt4"
-    chat_template: Annotated[str, msgspec.Meta(description="A built-in one: `chatml` or `play`.")] | None = None
+    chat_template: Annotated[str, msgspec.Meta(description="Built-in chat template: `chatml` or `play`.")] | None = None
 
 
 class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a run learns from."""
 
-    kind: Annotated[Literal["text", "synthetic"], msgspec.Meta(description="Text files, or made-up samples.")] = "text"
+    kind: Annotated[Literal["text", "synthetic"], msgspec.Meta(description="Text files or synthetic samples.")] = "text"
     paths: Annotated[tuple[str, ...], msgspec.Meta(description="Files, directories or globs.")] = ()
     validation_fraction: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0, description="Held out from the end.")] = 0.1
     context_length: Annotated[int, msgspec.Meta(ge=1, description="Tokens a sample; null: the model's.")] | None = None
-    num_samples: Annotated[int, msgspec.Meta(ge=1, description="Use or make this many samples; null: all.")] | None = (
-        None
-    )
+    num_samples: (
+        Annotated[int, msgspec.Meta(ge=1, description="Number of samples to use or generate; null: all.")] | None
+    ) = None
 
 
 class OptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """AdamW with linear warm-up and cosine decay."""
 
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, description="Peak, reached after warm-up.")] = 1e-3
-    min_learning_rate_ratio: Annotated[float, msgspec.Meta(ge=0, le=1, description="Last rate / peak.")] = 0.1
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, description="Peak learning rate, reached after warm-up.")] = 1e-3
+    min_learning_rate_ratio: Annotated[float, msgspec.Meta(ge=0, le=1, description="Final rate / peak rate.")] = 0.1
     warmup_steps: Annotated[int, msgspec.Meta(ge=0, description="Steps from 0 to the peak.")] = 100
     weight_decay: Annotated[float, msgspec.Meta(ge=0, description="Weight decay, applied to matrices only.")] = 0.1
     beta1: Annotated[float, msgspec.Meta(ge=0, lt=1, description="Decay rate of AdamW's first moment.")] = 0.9
     beta2: Annotated[float, msgspec.Meta(ge=0, lt=1, description="Decay rate of AdamW's second moment.")] = 0.95
-    eps: Annotated[float, msgspec.Meta(gt=0, description="Added to the root of the second moment.")] = 1e-8
-    max_grad_norm: Annotated[float, msgspec.Meta(gt=0, description="Clip the global norm; null: never.")] | None = 1.0
+    eps: Annotated[float, msgspec.Meta(gt=0, description="Added to the second moment's root.")] = 1e-8
+    max_grad_norm: Annotated[float, msgspec.Meta(gt=0, description="Gradient norm limit; null: none.")] | None = 1.0
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long, how wide and on what a run trains."""
 
-    task: Annotated[Literal["lm", "regression"], msgspec.Meta(description="What is learnt.")] = "lm"
-    epochs: Annotated[int, msgspec.Meta(ge=1, description="Passes over the data.")] = 1
+    task: Annotated[Literal["lm", "regression"], msgspec.Meta(description="Objective.")] = "lm"
+    epochs: Annotated[int, msgspec.Meta(ge=1, description="Number of passes over the data.")] = 1
     max_steps: (
         Annotated[int, msgspec.Meta(ge=1, description="Number of optimizer steps; null: as many as the epochs take.")]
         | None
@@ -72,8 +72,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = False
     log_every: Annotated[int, msgspec.Meta(ge=1, description="Number of steps between lines of the log.")] = 10
     validate_every: Annotated[int, msgspec.Meta(ge=1, description="Number of steps between validations.")] = 250
-    checkpoint_every: Annotated[int, msgspec.Meta(ge=1, description="Steps between checkpoints.")] = 250
-    keep_checkpoints: Annotated[int, msgspec.Meta(ge=1, description="Newest ones kept.")] = 3
+    checkpoint_every: Annotated[int, msgspec.Meta(ge=1, description="Number of steps between checkpoints.")] = 250
+    keep_checkpoints: Annotated[int, msgspec.Meta(ge=1, description="Number of newest checkpoints to keep.")] = 3
 
 
 class GenerationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
