@@ -4,9 +4,9 @@ Usage: python examples/callback.py corpus.txt runs/samples
 """
 
 import sys
-from pathlib import Path
 
 from llm import LLM, Callback, SamplingParams, train
+from llm.checkpoint import Checkpoint
 from llm.training import ProgressBar
 
 
@@ -16,9 +16,9 @@ class PrintSamples(Callback):
     def __init__(self, prompt: str) -> None:
         self.prompt = prompt
 
-    def on_checkpoint(self, step: int, path: Path) -> None:
+    def on_checkpoint(self, step: int, checkpoint: Checkpoint) -> None:
         """Opens the new checkpoint, as any other program could."""
-        sample = LLM(path).generate(self.prompt, SamplingParams(max_tokens=16, seed=0)).text
+        sample = LLM(checkpoint).generate(self.prompt, SamplingParams(max_tokens=16, seed=0)).text
         print(f"sample at step {step}: {sample!r}")
 
 

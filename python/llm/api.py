@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from llm.checkpoint import Checkpoint
 from llm.errors import ConfigError, InvalidArgumentError
 from llm.inference import (
     Collector,
@@ -236,7 +237,7 @@ def train(
     overrides: Sequence[str] = (),
     callbacks: Sequence[Callback] | None = None,
     **training: Any,
-) -> Path:
+) -> Checkpoint:
     """Trains a model, or goes on with a run.
 
     Args:
@@ -251,7 +252,7 @@ def train(
         **training: Fields of the `training` section, such as `max_steps=1000`.
 
     Returns:
-        The last checkpoint's directory.
+        The last checkpoint; `str` and `os.fspath` give its directory.
 
     Raises:
         ConfigError: Unknown or contradictory settings.

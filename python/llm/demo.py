@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from llm.api import LLM, train
+from llm.checkpoint import Run
 from llm.errors import ConfigError, MissingExtraError
 from llm.serving import ServerHandle
 from llm.settings.model import ModelConfig
 from llm.settings.run import DataConfig, GenerationConfig, OptimizerConfig, RunConfig, TokenizerConfig, TrainingConfig
 from llm.tokenization.speed import sample_text
-from llm.training import RunDirectory
 
 # 0.86 M parameters. docs/development.md, "The demo's settings", lists the settings that were compared.
 DEMO_CONFIG = RunConfig(
@@ -60,7 +60,7 @@ def run_demo(out: str | os.PathLike[str] = "runs/demo", max_steps: int | None = 
     started = time.perf_counter()
     console.rule("1 · Train a tokenizer and a model on Shakespeare")
     _train(directory, max_steps)
-    _show_losses(console, RunDirectory(directory), time.perf_counter() - started)
+    _show_losses(console, Run(directory), time.perf_counter() - started)
     console.rule("2 · Sample from the model")
     _show_samples(console, directory)
     console.rule("3 · Serve the model and query it with the openai client")
@@ -88,7 +88,7 @@ def _train(directory: Path, max_steps: int | None) -> None:
     train(DEMO_CONFIG, data=corpus, out=directory, max_steps=max_steps)
 
 
-def _show_losses(console: Console, run: RunDirectory, seconds: float) -> None:
+def _show_losses(console: Console, run: Run, seconds: float) -> None:
     log = run.read_log()
     losses = [line["loss"] for line in log if "loss" in line]
     final = [line for line in log if "bits_per_byte" in line][-1]

@@ -9,14 +9,14 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from llm.checkpoint import atomic_directory, generation_defaults, load_model, resolve, write_model
+from llm.checkpoint import Checkpoint, atomic_directory, read_checkpoint, write_model
 from llm.errors import CheckpointError, InvalidArgumentError, MissingExtraError
 from llm.models import DecoderModel, ForwardContext
 from llm.models.families import FAMILIES, family_of
 from llm.models.gguf import QUANTIZATIONS, write_gguf_model
 from llm.models.hf import weights_to_hf
 from llm.settings.run import GenerationConfig
-from llm.tokenization import BaseTokenizer, load_tokenizer
+from llm.tokenization import BaseTokenizer
 
 Format: TypeAlias = Literal["hf", "gguf", "onnx"]
 
@@ -54,26 +54,39 @@ def export(
     target = Path(out)
     if target.exists():
         raise InvalidArgumentError(f"`out` must be new, got {str(target)!r}, which exists\nhint: name another one")
-    checkpoint = resolve(path)
-    model = load_model(checkpoint, "float32" if format == "gguf" else dtype)
-    if not isinstance(model, DecoderModel):
-        raise CheckpointError(f"{checkpoint} holds a regression model; export is for decoders")
-    check_exportable(model)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    wanted = "float32" if format == "gguf" else dtype
     if format == "onnx":
-        _write_onnx(model, target)
-    elif format == "gguf":
-        _write_gguf(model, load_tokenizer(checkpoint), target, quantization)
+        _write_onnx(read_checkpoint(path, lambda found: _decoder(found, wanted)), _in_directory(target))
+        return target
+    model, tokenizer, generation = read_checkpoint(
+        path, lambda found: (_decoder(found, wanted), found.tokenizer(), _generation(found))
+    )
+    if format == "gguf":
+        _write_gguf(model, tokenizer, _in_directory(target), quantization)
     else:
         with atomic_directory(target) as directory:
-            write_model(directory, model, load_tokenizer(checkpoint), _generation(checkpoint))
+            write_model(directory, model, tokenizer, generation)
     return target
 
 
-def _generation(checkpoint: Path) -> GenerationConfig:
+def _decoder(checkpoint: Checkpoint, dtype: str) -> DecoderModel:
+    model = checkpoint.model(dtype)
+    if not isinstance(model, DecoderModel):
+        raise CheckpointError(f"{checkpoint} holds a {type(model).__name__}; export is for decoders")
+    check_exportable(model)
+    return model
+
+
+def _generation(checkpoint: Checkpoint) -> GenerationConfig:
     known = {field.name for field in msgspec.structs.fields(GenerationConfig)}
-    given = {name: value for name, value in generation_defaults(checkpoint).items() if name in known}
+    given = {name: value for name, value in checkpoint.generation_defaults().items() if name in known}
     return msgspec.convert(given, GenerationConfig)
+
+
+def _in_directory(file: Path) -> Path:
+    """`file`, whose directory exists from here on."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 def check_exportable(model: DecoderModel) -> None:

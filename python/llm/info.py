@@ -1,18 +1,17 @@
 """What a checkpoint is, in words."""
 
 import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from llm._rust import instruction_sets
-from llm.checkpoint import DTYPES, is_gguf, model_config, read_values, resolve
+from llm.checkpoint import DTYPES, Checkpoint, read_checkpoint
 from llm.inference.runners.cpu_weights import obstacle
 from llm.models.costs import flops_per_token, kv_bytes_per_token, num_active_parameters, num_parameters
 from llm.models.families import family_of
 from llm.settings.model import ModelConfig
-from llm.tokenization import load_tokenizer
 from llm.tokenization.describe import pattern_fact
 
 
@@ -22,17 +21,20 @@ def describe(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         CheckpointError: Missing or contradictory files, an unknown architecture.
     """
-    checkpoint = resolve(path)
-    values = read_values(checkpoint)
+    return read_checkpoint(path, _facts)
+
+
+def _facts(checkpoint: Checkpoint) -> dict[str, str]:
+    values = checkpoint.values
     facts = {"checkpoint": str(checkpoint)}
-    if values.get("architectures") == ["RegressionModel"]:
-        return facts | {"architecture": "RegressionModel"}
-    config = model_config(checkpoint)
+    if not checkpoint.is_decoder:
+        return facts | {"architecture": str(checkpoint.architecture)}
+    config = checkpoint.config
     dtype = DTYPES[_dtype_of(values)]
     return facts | _sizes(config, values) | _shape(config) | _memory(config, dtype) | _words(checkpoint)
 
 
-def _sizes(config: ModelConfig, values: dict[str, Any]) -> dict[str, str]:
+def _sizes(config: ModelConfig, values: Mapping[str, Any]) -> dict[str, str]:
     parameters, active = num_parameters(config), num_active_parameters(config)
     some = "" if active == parameters else f", {active:,} of them for each token"
     dtype = _dtype_of(values)
@@ -44,7 +46,7 @@ def _sizes(config: ModelConfig, values: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _dtype_of(values: dict[str, Any]) -> str:
+def _dtype_of(values: Mapping[str, Any]) -> str:
     return values.get("dtype") or values.get("torch_dtype") or "float32"
 
 
@@ -89,10 +91,10 @@ def _cpu_path(config: ModelConfig, dtype: torch.dtype) -> str:
     return f"PyTorch {torch.__version__} (the kernels don't take {reason})"
 
 
-def _words(checkpoint: Path) -> dict[str, str]:
-    if not is_gguf(checkpoint) and not (checkpoint / "tokenizer.json").is_file():
+def _words(checkpoint: Checkpoint) -> dict[str, str]:
+    if not checkpoint.has_tokenizer:
         return {"tokenizer": "none"}
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = checkpoint.tokenizer()
     return {
         "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} entries",
         **pattern_fact(tokenizer),

@@ -12,19 +12,19 @@ import torch
 import transformers
 
 from llm import SamplingParams
-from llm.checkpoint import load_model
+from llm.checkpoint import Run, load_model
 from llm.data import TextDataModule, split_documents
 from llm.demo import DEMO_CONFIG, demo_corpus
 from llm.inference import Delta, Engine, load_engine
 from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.tokenization import BPETokenizer, use_chat_template
-from llm.training import JsonlLogger, LanguageModelingTask, RunDirectory, TrainingEngine
+from llm.training import JsonlLogger, LanguageModelingTask, TrainingEngine
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingEngine:
     """The demo's model after all its steps, still in the hands of the loop."""
-    run = RunDirectory(tmp_path_factory.mktemp("runs") / "demo")
+    run = Run(tmp_path_factory.mktemp("runs") / "demo")
     train, validation = split_documents([demo_corpus()], DEMO_CONFIG.data.validation_fraction)
     tokenizer = BPETokenizer.train_from_iterator(train, vocab_size=DEMO_CONFIG.tokenizer.vocab_size, progress=False)
     use_chat_template(tokenizer, "play")

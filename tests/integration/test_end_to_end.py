@@ -11,8 +11,8 @@ from pathlib import Path
 import openai
 import pytest
 
+from llm.checkpoint import Run
 from llm.serving import ServerHandle
-from llm.training import RunDirectory
 
 LLM_COMMAND = str(Path(sys.executable).parent / "llm")
 MAX_STEPS = 40
@@ -41,10 +41,10 @@ def say(*arguments: str) -> str:
     return finish(start(*arguments))
 
 
-def kill_once_past(run: RunDirectory, process: subprocess.Popen[bytes], step: int) -> None:
+def kill_once_past(run: Run, process: subprocess.Popen[bytes], step: int) -> None:
     """`kill -9` as soon as a checkpoint of `step` or later is on disk."""
     deadline = time.monotonic() + 120
-    while (newest := run.newest()) is None or int(newest.name[5:]) < step:
+    while (newest := run.newest()) is None or int(newest.path.name[5:]) < step:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGKILL)
@@ -53,10 +53,10 @@ def kill_once_past(run: RunDirectory, process: subprocess.Popen[bytes], step: in
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> tuple[RunDirectory, RunDirectory]:
+def runs(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> tuple[Run, Run]:
     """An uninterrupted run, and one that was killed twice and resumed."""
     directory = tmp_path_factory.mktemp("runs")
-    whole, killed = RunDirectory(directory / "whole"), RunDirectory(directory / "killed")
+    whole, killed = Run(directory / "whole"), Run(directory / "killed")
     train = ("train", *SETTINGS, "--data", str(corpus_file), "--out")
     say(*train, str(whole.path))
     kill_once_past(killed, start(*train, str(killed.path)), 4)
@@ -67,12 +67,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> tuple[R
 
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_byte_for_byte(runs) -> None:
     whole, killed = runs
-    assert whole.newest().name == killed.newest().name == f"step_{MAX_STEPS:08d}"
-    files = sorted(path.relative_to(whole.newest()) for path in whole.newest().rglob("*") if path.is_file())
+    assert whole.newest().path.name == killed.newest().path.name == f"step_{MAX_STEPS:08d}"
+    files = sorted(path.relative_to(whole.newest().path) for path in whole.newest().path.rglob("*") if path.is_file())
     assert Path("model.safetensors") in files
     assert Path("training_state/optimizer.safetensors") in files
     for file in files:
-        assert (whole.newest() / file).read_bytes() == (killed.newest() / file).read_bytes(), file
+        assert (whole.newest().path / file).read_bytes() == (killed.newest().path / file).read_bytes(), file
     keys = ("step", "loss", "validation_loss", "bits_per_byte", "learning_rate", "grad_norm")
     logs = [[{key: line.get(key) for key in keys} for line in run.read_log()] for run in runs]
     assert logs[0] == logs[1]
@@ -128,4 +128,4 @@ def test_run_directory_is_what_the_documentation_says(runs) -> None:
     assert (run / "latest").read_text().strip() == f"checkpoints/step_{MAX_STEPS:08d}"
     assert json.loads((run / "run.json").read_text())["config"]["training"]["max_steps"] == MAX_STEPS
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "COMPLETE"):
-        assert (runs[0].newest() / name).is_file()
+        assert (runs[0].newest().path / name).is_file()

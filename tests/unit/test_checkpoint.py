@@ -11,17 +11,16 @@ import transformers
 
 from llm.checkpoint import (
     COMPLETE,
+    Run,
     atomic_directory,
-    generation_defaults,
     load_model,
     load_tensors,
-    newest_checkpoint,
     resolve,
     save_tensors,
     write_atomically,
     write_model,
 )
-from llm.errors import CheckpointError
+from llm.errors import CheckpointError, ConfigError
 from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.settings.model import ModelConfig
 from llm.settings.run import GenerationConfig
@@ -83,15 +82,15 @@ def test_a_run_means_its_newest_complete_checkpoint(tmp_path: Path) -> None:
         (directory / "config.json").write_text("{}")
         if step < 20:
             (directory / COMPLETE).write_text("")
-    assert resolve(tmp_path).name == "step_00000010"
-    assert newest_checkpoint(tmp_path / "nothing") is None
+    assert resolve(tmp_path).path.name == "step_00000010"
+    assert Run(tmp_path / "nothing").newest() is None
 
 
 def test_generation_defaults_come_from_the_checkpoint(tmp_path: Path, tiny_tokenizer) -> None:
     model = DecoderModel(ModelConfig(vocab_size=tiny_tokenizer.vocab_size))
     with atomic_directory(tmp_path / "a") as directory:
         write_model(directory, model, tiny_tokenizer, GenerationConfig(temperature=0.7, top_k=50))
-    assert generation_defaults(tmp_path / "a") == {"temperature": 0.7, "top_k": 50}
+    assert resolve(tmp_path / "a").generation_defaults() == {"temperature": 0.7, "top_k": 50}
 
 
 @pytest.mark.parametrize("content", ["{", "[1]"])
@@ -197,3 +196,20 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> No
     )
     assert weights > 500e6
     assert int(done.stdout) <= 1.1 * weights + 80e6
+
+
+def test_a_checkpoint_is_a_path_that_transformers_opens(tiny_checkpoint: Path) -> None:
+    checkpoint = resolve(tiny_checkpoint)
+    assert Path(checkpoint) == tiny_checkpoint
+    assert str(checkpoint) == str(tiny_checkpoint)
+    assert resolve(checkpoint) == checkpoint
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    assert torch.equal(theirs.model.embed_tokens.weight, checkpoint.model().embed_tokens.weight)
+
+
+def test_only_one_process_trains_in_a_run(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with run.locked(), pytest.raises(ConfigError, match=r"process \d+ is training in .*\nhint: wait"), run.locked():
+        pass
+    with run.locked():
+        pass

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llm import LLM, registry
-from llm.checkpoint import atomic_directory, load_model, write_model
+from llm.checkpoint import Run, atomic_directory, load_model, write_model
 from llm.errors import CheckpointError, ConfigError
 from llm.inference import load_async_engine
 from llm.models import DecoderModel
@@ -17,7 +17,6 @@ from llm.models.layers.norm import RMSNorm
 from llm.settings.model import ModelConfig
 from llm.settings.run import GenerationConfig
 from llm.tokenization import BPETokenizer
-from llm.training import RunDirectory
 from tests.unit.inference_samples import GREEDY
 
 
@@ -33,15 +32,16 @@ class TrainingGoesOn(RMSNorm):
             self.next_steps.pop()()
 
 
-def publish(run: RunDirectory, tokenizer: BPETokenizer, step: int, keep: int = 9) -> None:
+def publish(run: Run, tokenizer: BPETokenizer, step: int, keep: int = 9) -> None:
     """Adds a checkpoint whose weights depend on `step` and whose default temperature is `step`."""
     torch.manual_seed(step)
     with torch.device("cpu"):  # a model that is loaded is built on `meta`
         model = DecoderModel(ModelConfig(vocab_size=tokenizer.vocab_size, num_hidden_layers=1, norm="training_goes_on"))
-    path = run.checkpoint_path(step)
-    with atomic_directory(path) as directory:
+    checkpoint = run.checkpoint(step)
+    with atomic_directory(checkpoint.path) as directory:
         write_model(directory, model, tokenizer, GenerationConfig(temperature=float(step)))
-    run.publish(path, keep)
+    run.publish(checkpoint)
+    run.prune(keep)
 
 
 @pytest.mark.parametrize("keep", [9, 1])
@@ -49,7 +49,7 @@ def publish(run: RunDirectory, tokenizer: BPETokenizer, step: int, keep: int = 9
 def test_an_engine_takes_weights_and_defaults_from_one_checkpoint(
     tmp_path: Path, tiny_tokenizer: BPETokenizer, keep: int, is_async: bool
 ) -> None:
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     publish(run, tiny_tokenizer, 1)
     TrainingGoesOn.next_steps = [lambda: publish(run, tiny_tokenizer, 2, keep)]
     loaded = load_async_engine(run.path) if is_async else LLM(run.path)

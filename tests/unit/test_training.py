@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm.checkpoint import load_model, load_tensors, write_model
+from llm.checkpoint import Checkpoint, Run, load_model, load_tensors, write_model
 from llm.data import IGNORED_LABEL, SyntheticDataModule, TokenBatch
 from llm.errors import ConfigError, DataError, RegistryError, TrainingError
 from llm.models import ForwardContext, positions_of
 from llm.settings.model import ExpertsConfig, ModelConfig
 from llm.settings.run import DataConfig, GenerationConfig, OptimizerConfig, RunConfig, TrainingConfig
-from llm.training import Callback, JsonlLogger, LanguageModelingTask, RunDirectory, StepMetrics, TrainingEngine
+from llm.training import Callback, JsonlLogger, LanguageModelingTask, StepMetrics, TrainingEngine
 from llm.training.launch import launch, resume
 from llm.training.precision import autocast_dtype
 from llm.training.schedules import warmup_cosine
@@ -43,12 +43,12 @@ def config(**training: Any) -> RunConfig:
     )
 
 
-def weights_of(checkpoint: Path) -> bytes:
-    return (checkpoint / "model.safetensors").read_bytes()
+def weights_of(checkpoint: Checkpoint) -> bytes:
+    return (checkpoint.path / "model.safetensors").read_bytes()
 
 
 def losses_of(run: Path) -> list[float]:
-    return [line["loss"] for line in RunDirectory(run).read_log() if "loss" in line]
+    return [line["loss"] for line in Run(run).read_log() if "loss" in line]
 
 
 @given(st.integers(0, 50), st.integers(1, 60), st.floats(0, 1), st.floats(1e-5, 1e-1))
@@ -95,10 +95,10 @@ def unclipped(**training: Any) -> RunConfig:
 
 def check_same_training(one: Path, other: Path) -> None:
     """Losses, gradient norms and weights of two runs agree to rounding."""
-    logs = [[line for line in RunDirectory(run).read_log() if "loss" in line] for run in (one, other)]
+    logs = [[line for line in Run(run).read_log() if "loss" in line] for run in (one, other)]
     for key in ("loss", "grad_norm"):
         assert [line[key] for line in logs[0]] == pytest.approx([line[key] for line in logs[1]], rel=1e-4), key
-    weights = [load_tensors(RunDirectory(run).newest() / "model.safetensors") for run in (one, other)]
+    weights = [load_tensors(Run(run).newest().path / "model.safetensors") for run in (one, other)]
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][name], atol=2e-5), name
 
@@ -119,7 +119,7 @@ def test_two_processes_keep_loss_and_weights(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     check_same_training(tmp_path / "1", tmp_path / "2")
-    one, two = (RunDirectory(tmp_path / name) for name in ("1", "2"))
+    one, two = (Run(tmp_path / name) for name in ("1", "2"))
     validation = [[line for line in run.read_log() if "validation_loss" in line][-1] for run in (one, two)]
     assert validation[0]["validation_loss"] == pytest.approx(validation[1]["validation_loss"], rel=1e-4)
 
@@ -140,24 +140,24 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path: Path, precision:
     settings = config(max_steps=11, checkpoint_every=4, precision=precision)
     whole = launch(settings, tmp_path / "whole")
     for stop_at in (3, 8):
-        run = RunDirectory(tmp_path / f"cut{stop_at}")
+        run = Run(tmp_path / f"cut{stop_at}")
         with pytest.raises(KeyboardInterrupt):
             launch(settings, run.path, callbacks=[JsonlLogger(run), StopAfter(stop_at)])
-        assert run.newest() == run.checkpoint_path(stop_at)
+        assert run.newest() == run.checkpoint(stop_at)
         assert weights_of(resume(run.path)) == weights_of(whole)
         assert losses_of(run.path) == losses_of(tmp_path / "whole")
         for name in ("optimizer.safetensors", "state.json"):
-            resumed = run.newest() / "training_state" / name
-            assert resumed.read_bytes() == (whole / "training_state" / name).read_bytes()
+            resumed = run.newest().training_state / name
+            assert resumed.read_bytes() == (whole.training_state / name).read_bytes()
 
 
 def test_a_run_whose_weights_are_in_several_files_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     settings = config(max_steps=5)
     whole = launch(settings, tmp_path / "whole")
-    run = RunDirectory(tmp_path / "cut")
+    run = Run(tmp_path / "cut")
     with pytest.raises(KeyboardInterrupt):
         launch(settings, run.path, callbacks=[StopAfter(3)])
-    checkpoint = run.newest()
+    checkpoint = run.newest().path
     model = load_model(checkpoint)
     (checkpoint / "model.safetensors").unlink()
     write_model(checkpoint, model, None, max_shard_bytes=4_000)
@@ -167,7 +167,7 @@ def test_a_run_whose_weights_are_in_several_files_resumes_to_the_same_bytes(tmp_
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
     whole = launch(config(), tmp_path / "whole")
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     run.create(config(), {})
     run.append_log({"step": 1, "loss": 3.0})
     (run.path / "log.jsonl").open("a").write('{"step": 2, "lo')
@@ -178,7 +178,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) ->
 def test_a_longer_run_may_be_asked_for_but_no_other(tmp_path: Path) -> None:
     launch(config(max_steps=3), tmp_path / "run")
     longer = resume(tmp_path / "run", config(max_steps=5))
-    assert longer.name == "step_00000005"
+    assert longer.path.name == "step_00000005"
     with pytest.raises(ConfigError, match=r"`training.batch_size` can't change on resume: the run has 8, got 4"):
         resume(tmp_path / "run", config(max_steps=5, batch_size=4))
 
@@ -198,12 +198,12 @@ def test_what_cannot_start_leaves_no_run_behind(tmp_path: Path) -> None:
     ):
         with pytest.raises(error):
             launch(settings, tmp_path / "run")
-    assert launch(config(max_steps=1), tmp_path / "run").name == "step_00000001"
+    assert launch(config(max_steps=1), tmp_path / "run").path.name == "step_00000001"
 
 
 def test_resuming_keeps_the_sampling_values(tmp_path: Path) -> None:
     values = GenerationConfig(temperature=0.5, top_k=7)
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     settings = msgspec.structs.replace(config(max_steps=2), generation=values)
     launch(settings, run.path)
     longer = msgspec.structs.replace(settings, training=config(max_steps=3).training)
@@ -215,7 +215,7 @@ def test_only_the_newest_checkpoints_are_kept_and_latest_names_the_last(tmp_path
     newest = launch(config(max_steps=9, checkpoint_every=2, keep_checkpoints=2), tmp_path / "run")
     kept = sorted(entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step_00000008", "step_00000009"]
-    assert (tmp_path / "run" / "latest").read_text() == f"checkpoints/{newest.name}\n"
+    assert (tmp_path / "run" / "latest").read_text() == f"checkpoints/{newest.path.name}\n"
 
 
 def test_a_finished_run_resumes_to_nothing_more(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_run_files_are_whole_and_readable(tmp_path: Path) -> None:
     assert facts["config"]["training"]["max_steps"] == 6
     assert facts["torch"] == torch.__version__
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
-    log = RunDirectory(tmp_path / "run").read_log()
+    log = Run(tmp_path / "run").read_log()
     assert [line["step"] for line in log if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert all(line["tokens_per_s"] > 0 and line["grad_norm"] > 0 for line in log if "loss" in line)
     assert log[-1]["step"] == 6
@@ -274,7 +274,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("interrupted") == 2
-    assert RunDirectory(tmp_path / "run").newest().name == "step_00000003"
+    assert Run(tmp_path / "run").newest().path.name == "step_00000003"
 
 
 class Exploding(LanguageModelingTask):
@@ -308,25 +308,27 @@ class Masked(LanguageModelingTask):
         return 0
 
 
-def engine_for(task: LanguageModelingTask, run: RunDirectory, settings: RunConfig, **more: Any) -> TrainingEngine:
+def engine_for(task: LanguageModelingTask, run: Run, settings: RunConfig, **more: Any) -> TrainingEngine:
     run.create(settings, {})
     data = SyntheticDataModule(64, vocab_size=32, context_length=16)
     return TrainingEngine(settings, task, data, run, **more)
 
 
 def test_a_nan_loss_stops_the_run_with_step_rank_and_batch(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     engine = engine_for(Exploding(MODEL), run, config(checkpoint_every=1))
     with pytest.raises(TrainingError, match="step 3, rank 0, epoch 1, batch 3: the loss is nan"):
         engine.fit()
-    assert run.newest() == run.checkpoint_path(2)
-    assert all(torch.isfinite(tensor).all() for tensor in load_tensors(run.newest() / "model.safetensors").values())
+    assert run.newest() == run.checkpoint(2)
+    assert all(
+        torch.isfinite(tensor).all() for tensor in load_tensors(run.newest().path / "model.safetensors").values()
+    )
 
 
 def test_fp16_warm_up_skips_are_counted_and_shown(tmp_path: Path) -> None:
     task = Overflowing(MODEL)
     task.num_overflows = 3
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     engine_for(task, run, config(precision="float16", max_steps=8), callbacks=[JsonlLogger(run)]).fit()
     log = [line for line in run.read_log() if "loss" in line]
     assert [line["skipped_steps"] for line in log] == [1, 2, 3, 3, 3, 3, 3, 3]
@@ -336,13 +338,13 @@ def test_fp16_warm_up_skips_are_counted_and_shown(tmp_path: Path) -> None:
 def test_fp16_gradients_that_stay_non_finite_stop_the_run(tmp_path: Path) -> None:
     task = Overflowing(MODEL)
     task.num_overflows = 10**6
-    engine = engine_for(task, RunDirectory(tmp_path / "run"), config(precision="float16", max_steps=60))
+    engine = engine_for(task, Run(tmp_path / "run"), config(precision="float16", max_steps=60))
     with pytest.raises(TrainingError, match="step 21, rank 0"):
         engine.fit()
 
 
 def test_a_batch_without_labels_stops_the_run(tmp_path: Path) -> None:
-    engine = engine_for(Masked(MODEL), RunDirectory(tmp_path / "run"), config())
+    engine = engine_for(Masked(MODEL), Run(tmp_path / "run"), config())
     with pytest.raises(TrainingError, match="every label of the batch is masked"):
         engine.fit()
 

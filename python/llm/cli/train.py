@@ -1,6 +1,5 @@
 """`llm train`."""
 
-import os
 import sys
 from typing import Annotated
 
@@ -22,11 +21,12 @@ def train(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per optimizer step, over all devices.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
     num_samples: Annotated[int | None, typer.Option(min=1, help="Use (or make up) this many samples.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
 ) -> None:
-    """Train a model from text, or go on with a run. `torchrun --no-python llm train …` uses several processes."""
+    """Train a model from text, or resume a run. `torchrun --no-python llm train …` uses several processes."""
     from llm.api import train as train_run
     from llm.errors import ConfigError
+    from llm.training.distributed import Distributed
 
     if out is None:
         raise ConfigError("`--out` is missing\nhint: name the run's directory, such as `--out runs/base`")
@@ -50,9 +50,9 @@ def train(
             resume=out if resume else None,
         )
     except KeyboardInterrupt:
-        print(f"stopped; go on with:  llm train --out {out} --resume", file=sys.stderr)
+        print(f"stopped; resume with:  llm train --out {out} --resume", file=sys.stderr)
         raise
-    if os.environ.get("RANK", "0") == "0":  # under torchrun each process comes here
+    if Distributed.is_main_process():  # under torchrun each process comes here
         print(f"{checkpoint}\nnext:  llm generate {out} 'Once upon'   ·   llm serve {out}")
 
 

@@ -1,14 +1,13 @@
 """From a checkpoint on disk to an engine that answers."""
 
 import os
-from pathlib import Path
 
 import msgspec
 import torch
 from torch import Tensor
 
 from llm._rust import EngineCore
-from llm.checkpoint import generation_defaults, load_model, read_checkpoint
+from llm.checkpoint import Checkpoint, read_checkpoint
 from llm.errors import CheckpointError, ConfigError
 from llm.inference.engine import Engine
 from llm.inference.kv_cache import KVCache, blocks_within
@@ -26,7 +25,7 @@ from llm.models.device import resolve_device
 from llm.models.layers.fused import has_triton
 from llm.settings.engine import DraftSpeculation, EngineConfig
 from llm.settings.merge import validated
-from llm.tokenization import BaseTokenizer, load_tokenizer
+from llm.tokenization import BaseTokenizer
 
 # On a CPU a prompt's tokens cost as much together as apart: a small step answers the others sooner.
 _BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
@@ -56,18 +55,20 @@ def load_engine(
     return engine
 
 
-def _read(directory: Path, dtype: str, device: torch.device) -> tuple[DecoderModel, BaseTokenizer, dict[str, float]]:
+def _read(
+    checkpoint: Checkpoint, dtype: str, device: torch.device
+) -> tuple[DecoderModel, BaseTokenizer, dict[str, float]]:
     """Everything an engine takes from a checkpoint."""
-    model = load_model(directory, dtype, device)
+    model = checkpoint.model(dtype, device)
     if not isinstance(model, DecoderModel):
-        raise CheckpointError(f"{directory} holds a regression model, which generates no text")
-    tokenizer = load_tokenizer(directory)
+        raise CheckpointError(f"{checkpoint} holds a regression model, which generates no text")
+    tokenizer = checkpoint.tokenizer()
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(
-            f"the tokenizer of {directory} must have at most the model's {model.config.vocab_size} entries, "
+            f"the tokenizer of {checkpoint} must have at most the model's {model.config.vocab_size} entries, "
             f"got {tokenizer.vocab_size}\nhint: copy the tokenizer that belongs to these weights"
         )
-    return model, tokenizer, generation_defaults(directory)
+    return model, tokenizer, checkpoint.generation_defaults()
 
 
 def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineConfig | None = None) -> Engine:

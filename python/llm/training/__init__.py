@@ -4,7 +4,6 @@ from llm.training.callbacks import Callback, JsonlLogger, LossPlot, ProgressBar
 from llm.training.engine import TrainingEngine
 from llm.training.launch import launch, read_run_config, resume
 from llm.training.metrics import FitStart, StepMetrics
-from llm.training.run import RunDirectory
 from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "LossPlot",
     "ProgressBar",
     "RegressionTask",
-    "RunDirectory",
     "StepMetrics",
     "Task",
     "TrainingEngine",

@@ -2,14 +2,13 @@
 
 import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
+from llm.checkpoint import Checkpoint, Run
 from llm.progress import progress_bar
 from llm.training.metrics import FitStart, StepMetrics
-from llm.training.run import RunDirectory
 
 _MAX_LINES = 20  # of progress, where there is no terminal to draw a bar in
 
@@ -26,7 +25,7 @@ class Callback:
     def on_validation_end(self, step: int, metrics: Mapping[str, float]) -> None:
         """After each validation."""
 
-    def on_checkpoint(self, step: int, path: Path) -> None:
+    def on_checkpoint(self, step: int, checkpoint: Checkpoint) -> None:
         """After a checkpoint is whole on disk."""
 
     def on_fit_end(self) -> None:
@@ -36,7 +35,7 @@ class Callback:
 class JsonlLogger(Callback):
     """Appends steps and validations to the run's `log.jsonl`."""
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
         self.unit = "targets"
 
@@ -102,17 +101,17 @@ class ProgressBar(Callback):
 class LossPlot(Callback):
     """Draws the log as `loss.png` at each checkpoint, where matplotlib is installed."""
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
         self.enabled = importlib.util.find_spec("matplotlib") is not None
 
-    def on_checkpoint(self, step: int, path: Path) -> None:  # noqa: ARG002
+    def on_checkpoint(self, step: int, checkpoint: Checkpoint) -> None:  # noqa: ARG002
         """Draws the curve so far."""
         if self.enabled:
             plot_losses(self.run)
 
 
-def plot_losses(run: RunDirectory) -> None:
+def plot_losses(run: Run) -> None:
     """Writes the training and validation loss over steps as a picture."""
     from matplotlib.figure import Figure
 

@@ -40,6 +40,11 @@ class Distributed:
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
         return cls(int(os.environ.get("RANK", "0")), world_size, chosen)
 
+    @staticmethod
+    def is_main_process() -> bool:
+        """Whether this process is the only one or the main one, also before and after it is in a group."""
+        return os.environ.get("RANK", "0") == "0"
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and shows progress."""

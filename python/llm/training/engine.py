@@ -4,14 +4,13 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llm.checkpoint import atomic_directory, step_of, write_model
+from llm.checkpoint import Checkpoint, Run, atomic_directory, write_model
 from llm.data import BaseDataModule, BatchLoader, in_order
 from llm.errors import TrainingError
 from llm.settings.run import RunConfig
@@ -21,7 +20,6 @@ from llm.training.distributed import Distributed
 from llm.training.metrics import FitStart, StepMetrics
 from llm.training.optim import build_optimizer, clip_gradients
 from llm.training.precision import autocast, autocast_dtype
-from llm.training.run import RunDirectory
 from llm.training.schedules import warmup_cosine
 from llm.training.signals import StopRequest
 from llm.training.state import load_training_state, write_training_state
@@ -38,7 +36,7 @@ class TrainingEngine:
     the samples, the learning rate and the random numbers of a step depend on the seed and the step alone.
 
     Args:
-        config: All settings; `config.training` is what this loop reads.
+        config: All settings; the loop reads `training`, `optimizer` and `generation`.
         task: Model and loss.
         data: Samples.
         run: Where checkpoints go; `run.json` is there already.
@@ -55,7 +53,7 @@ class TrainingEngine:
         config: RunConfig,
         task: Task,
         data: BaseDataModule,
-        run: RunDirectory,
+        run: Run,
         *,
         distributed: Distributed | None = None,
         tokenizer: BaseTokenizer | None = None,
@@ -87,7 +85,7 @@ class TrainingEngine:
         self._stop_agreed = False
         self._window = (time.perf_counter(), 0.0)
 
-    def fit(self, resume: bool = False) -> Path:
+    def fit(self, resume: bool = False) -> Checkpoint:
         """Trains to the last step and returns the newest checkpoint.
 
         Ctrl-C or SIGTERM, to any process, finish the step at hand, save a checkpoint and raise `KeyboardInterrupt`.
@@ -100,7 +98,7 @@ class TrainingEngine:
             TrainingError: A loss or gradient is not finite.
         """
         if resume and self._restore() and self.step >= self.total_steps:
-            return self.run.checkpoint_path(self.step)
+            return self.run.checkpoint(self.step)
         self._call_start()
         try:
             with self._stop:
@@ -113,7 +111,7 @@ class TrainingEngine:
         finally:
             for callback in self.callbacks:
                 callback.on_fit_end()
-        return self.run.checkpoint_path(self.step)
+        return self.run.checkpoint(self.step)
 
     def validate(self) -> dict[str, float]:
         """Loss (and bits per byte, for text) over the whole validation set; empty without one."""
@@ -230,15 +228,16 @@ class TrainingEngine:
         if self._last_checkpointed == self.step:  # known to every process alike, unlike what is on disk by now
             return
         self._last_checkpointed = self.step
-        path = self.run.checkpoint_path(self.step)
+        checkpoint = self.run.checkpoint(self.step)
         if self.distributed.is_main:
-            with atomic_directory(path) as directory:
+            with atomic_directory(checkpoint.path) as directory:
                 write_model(directory, self.model, self.tokenizer, self.config.generation)
                 counters = {"step": self.step, "skipped_steps": self.skipped_steps}
                 write_training_state(directory, self.model, self.optimizer, self.scaler, counters)
-            self.run.publish(path, self.config.training.keep_checkpoints)
+            self.run.publish(checkpoint)
+            self.run.prune(self.config.training.keep_checkpoints)
             for callback in self.callbacks:
-                callback.on_checkpoint(self.step, path)
+                callback.on_checkpoint(self.step, checkpoint)
         self.distributed.barrier()
 
     def _restore(self) -> bool:
@@ -247,7 +246,7 @@ class TrainingEngine:
         if newest is None:
             return False
         counters = load_training_state(newest, self.model, self.optimizer, self.scaler)
-        self.step = step_of(newest)
+        self.step = counters["step"]
         self._last_checkpointed = self.step
         self.skipped_steps = counters["skipped_steps"]
         return True

@@ -1,14 +1,15 @@
 """From settings to a trained run: tokenizer, shards, model, loop."""
 
+import contextlib
 import os
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 
+from llm.checkpoint import Checkpoint, Run
 from llm.data import BaseDataModule, BatchLoader, SyntheticDataModule, TextDataModule, read_documents, split_documents
 from llm.errors import ConfigError
 from llm.settings.merge import validated
@@ -23,7 +24,7 @@ from llm.tokenization import (
 from llm.training.callbacks import Callback, JsonlLogger, LossPlot, ProgressBar
 from llm.training.distributed import Distributed
 from llm.training.engine import TrainingEngine
-from llm.training.run import RunDirectory, check_resumable
+from llm.training.resumption import check_resumable
 from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
 
 
@@ -33,7 +34,7 @@ def launch(
     *,
     tokenizer: BaseTokenizer | None = None,
     callbacks: Sequence[Callback] | None = None,
-) -> Path:
+) -> Checkpoint:
     """Starts a run and trains it to its end.
 
     Args:
@@ -51,14 +52,12 @@ def launch(
         TrainingError: A loss or gradient is not finite.
     """
     config = validated(config)
-    run = RunDirectory(Path(out))
+    run = Run(out)
     distributed = Distributed.start(config.training.device)
-    try:
-        distributed.main_first(lambda: _prepare(config, run, tokenizer))
-        engine = _engine(run.read_config(), run, distributed, callbacks)
-        return engine.fit()
-    finally:
-        distributed.stop()
+    with contextlib.ExitStack() as held:
+        held.callback(distributed.stop)
+        distributed.main_first(lambda: _prepare(config, run, tokenizer, distributed.world_size, held))
+        return _engine(run.read_config(), run, distributed, callbacks).fit()
 
 
 def resume(
@@ -66,8 +65,8 @@ def resume(
     config: RunConfig | None = None,
     *,
     callbacks: Sequence[Callback] | None = None,
-) -> Path:
-    """Goes on with a run from its newest complete checkpoint, exactly as if it had never stopped.
+) -> Checkpoint:
+    """Resumes a run from its newest complete checkpoint, exactly as if it had never stopped.
 
     Args:
         path: The run's directory.
@@ -81,25 +80,35 @@ def resume(
         CheckpointError: There is no run.
         ConfigError: A setting that can't change on resume.
     """
-    run = RunDirectory(Path(path))
+    run = Run(path)
     old = run.read_config()
     new = validated(config or old)
     check_resumable(old, new)
     distributed = Distributed.start(new.training.device)
-    try:
-        distributed.main_first(lambda: run.write_config(new, _facts()))
+    with contextlib.ExitStack() as held:
+        held.callback(distributed.stop)
+        distributed.main_first(lambda: _reopen(new, run, distributed.world_size, held))
         return _engine(new, run, distributed, callbacks).fit(resume=True)
-    finally:
-        distributed.stop()
 
 
 def read_run_config(path: str | os.PathLike[str]) -> RunConfig:
     """The settings of the run at `path`."""
-    return RunDirectory(Path(path)).read_config()
+    return Run(path).read_config()
 
 
-def _prepare(config: RunConfig, run: RunDirectory, tokenizer: BaseTokenizer | None) -> None:
-    """Trains or loads the tokenizer, tokenizes the text, then writes `run.json`: from there on the run exists."""
+def _reopen(config: RunConfig, run: Run, world_size: int, held: contextlib.ExitStack) -> None:
+    held.enter_context(run.locked())
+    run.write_config(config, _facts(world_size))
+
+
+def _prepare(
+    config: RunConfig, run: Run, tokenizer: BaseTokenizer | None, world_size: int, held: contextlib.ExitStack
+) -> None:
+    """Trains or loads the tokenizer, tokenizes the text, then writes `run.json`: from there on the run exists.
+
+    Keeps the run's lock in `held`.
+    """
+    held.enter_context(run.locked())
     run.check_free()
     if config.data.kind == "text":
         if config.training.task != "lm":
@@ -109,16 +118,15 @@ def _prepare(config: RunConfig, run: RunDirectory, tokenizer: BaseTokenizer | No
         tokenizer = tokenizer or _tokenizer(config.tokenizer, train)
         config = _with_vocabulary(config, tokenizer.vocab_size)
         TextDataModule.prepare(run.data, train, validation, tokenizer)
-        tokenizer.save(run.path / "tokenizer")
+        tokenizer.save(run.tokenizer)
     elif config.training.task == "lm":
         config = _with_vocabulary(config, config.model.vocab_size or 256)
-    _try_out(config, run)
-    run.create(config, _facts())
+    _try_out(config, run, world_size)
+    run.create(config, _facts(world_size))
 
 
-def _try_out(config: RunConfig, run: RunDirectory) -> None:
-    """Raises what the loop would raise before its first step, while nothing says yet that a run is here."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
+    """Raises the loop's errors of before the first step, while nothing says yet that a run is here."""
     BatchLoader.for_training(_data(config, run).train_dataset(), config.training, world_size)
     with torch.device("meta"):
         _task(config, None).build_model()
@@ -147,9 +155,9 @@ def _with_vocabulary(config: RunConfig, vocab_size: int) -> RunConfig:
 
 
 def _engine(
-    config: RunConfig, run: RunDirectory, distributed: Distributed, callbacks: Sequence[Callback] | None
+    config: RunConfig, run: Run, distributed: Distributed, callbacks: Sequence[Callback] | None
 ) -> TrainingEngine:
-    tokenizer = load_tokenizer(run.path / "tokenizer") if config.data.kind == "text" else None
+    tokenizer = load_tokenizer(run.tokenizer) if config.data.kind == "text" else None
     return TrainingEngine(
         config,
         _task(config, tokenizer),
@@ -172,7 +180,7 @@ def _task(config: RunConfig, tokenizer: BaseTokenizer | None) -> Task:
     )
 
 
-def _data(config: RunConfig, run: RunDirectory) -> BaseDataModule:
+def _data(config: RunConfig, run: Run) -> BaseDataModule:
     if config.data.kind == "text":
         return TextDataModule(run.data, config.context_length, config.data.num_samples)
     return SyntheticDataModule(
@@ -185,11 +193,11 @@ def _data(config: RunConfig, run: RunDirectory) -> BaseDataModule:
     )
 
 
-def _facts() -> dict[str, Any]:
-    """What else decides a run's numbers."""
+def _facts(world_size: int) -> dict[str, Any]:
+    """Everything beside the settings that decides a run's numbers."""
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "num_threads": torch.get_num_threads(),
-        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "world_size": world_size,
     }

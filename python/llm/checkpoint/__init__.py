@@ -1,0 +1,28 @@
+"""Checkpoints and runs on disk: the directories that every stage takes and returns.
+
+A *checkpoint* is a directory with `config.json`, `model.safetensors`, `tokenizer.json` and `tokenizer_config.json` in
+Hugging Face's layout. A *run* holds checkpoints under `checkpoints/step_00000500/`; every function that takes a
+checkpoint also takes a run and uses its newest complete checkpoint.
+"""
+
+from llm.checkpoint.atomic import COMPLETE, atomic_directory, write_atomically
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.resolve import load_model, read_checkpoint, resolve
+from llm.checkpoint.run import Run
+from llm.checkpoint.weights import DTYPES, load_tensors, read_json, save_tensors, write_model
+
+__all__ = [
+    "COMPLETE",
+    "DTYPES",
+    "Checkpoint",
+    "Run",
+    "atomic_directory",
+    "load_model",
+    "load_tensors",
+    "read_checkpoint",
+    "read_json",
+    "resolve",
+    "save_tensors",
+    "write_atomically",
+    "write_model",
+]

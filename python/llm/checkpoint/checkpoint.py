@@ -1,0 +1,139 @@
+"""One checkpoint: the config, weights, tokenizer and sampling defaults of a model on disk."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm.checkpoint.atomic import COMPLETE
+from llm.checkpoint.weights import CUSTOM, build_model, dtype_of, fill_plain_module, read_json
+from llm.errors import CheckpointError
+from llm.models import DecoderModel, RegressionModel
+from llm.models.families import family_named
+from llm.models.gguf import GGUFModel, read_config
+from llm.models.tensor_files import OnDisk, open_tensors
+from llm.settings.model import ModelConfig
+from llm.settings.sampling import SamplingParams
+from llm.tokenization import BaseTokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Checkpoint(os.PathLike[str]):
+    """A checkpoint directory or GGUF file; `str` and `os.fspath` give the path.
+
+    Nothing is read before a member asks for it. `resolve` finds the checkpoint that a path means.
+
+    Example:
+        >>> from llm import LLM, train
+        >>> base = train(data="corpus.txt", out="runs/base")  # doctest: +SKIP
+        >>> base.config.num_hidden_layers, base.tokenizer().vocab_size  # doctest: +SKIP
+        >>> LLM(base).generate("Once upon").text  # doctest: +SKIP
+    """
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the checkpoint is a GGUF file of llama.cpp."""
+        return self.path.suffix == ".gguf" and self.path.is_file()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the marker of a complete checkpoint is there; directories from elsewhere have none."""
+        return (self.path / COMPLETE).is_file()
+
+    @cached_property
+    def values(self) -> Mapping[str, Any]:
+        """The values of `config.json`, or the same values as a GGUF file names them.
+
+        Raises:
+            CheckpointError: The file is missing, not a JSON object, or not a model's.
+        """
+        return read_config(self.path) if self.is_gguf else read_json(self.path / "config.json")
+
+    @property
+    def architecture(self) -> str | None:
+        """The class that `config.json` names, such as `LlamaForCausalLM`."""
+        return next(iter(self.values.get("architectures") or ()), None)
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether the model is a decoder, which generates text if a tokenizer is there."""
+        return self.values.get("model_type") != CUSTOM and self.architecture != "RegressionModel"
+
+    @property
+    def config(self) -> ModelConfig:
+        """The config of the decoder; weights are not read.
+
+        Raises:
+            CheckpointError: Missing or contradictory values, or an unknown architecture.
+        """
+        return family_named(self.values).config_from(self.values)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer lies beside the weights."""
+        return self.is_gguf or (self.path / "tokenizer.json").is_file()
+
+    @property
+    def training_state(self) -> Path:
+        """The directory with optimizer state and step counters; resuming needs this directory, serving does not."""
+        return self.path / "training_state"
+
+    def tokenizer(self) -> BaseTokenizer:
+        """Loads the tokenizer.
+
+        Raises:
+            TokenizerError: The files are missing or broken.
+        """
+        return load_tokenizer(self.path)
+
+    def generation_defaults(self) -> dict[str, float]:
+        """The sampling values that the checkpoint sets for requests that name none."""
+        file = self.path / "generation_config.json"
+        values = read_json(file) if file.is_file() else {}
+        return {key: values[key] for key in SamplingParams.__struct_fields__ if values.get(key) is not None}
+
+    def model(self, dtype: str = "auto", device: str | torch.device = "cpu") -> DecoderModel | RegressionModel:
+        """Builds the model, in eval mode.
+
+        Args:
+            dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
+            device: Where the weights go.
+
+        Raises:
+            CheckpointError: Missing, torn or contradictory files, an unknown architecture or dtype.
+        """
+        values, tensors = self._opened()
+        return build_model(values, tensors, dtype_of(values, dtype), torch.device(device))
+
+    def load_weights(self, model: nn.Module) -> None:
+        """Copies the weights into a model that exists already, in the dtype and on the device of its parameters.
+
+        Raises:
+            CheckpointError: Missing or torn files, or weights of another model.
+        """
+        if isinstance(model, DecoderModel | RegressionModel):
+            model.load_state_dict(self.model().state_dict())
+        else:
+            fill_plain_module(model, open_tensors(self.path))
+
+    def _opened(self) -> tuple[Mapping[str, Any], Mapping[str, OnDisk]]:
+        """Config and weights under Hugging Face's names; no weight has been read yet."""
+        if self.is_gguf:
+            opened = GGUFModel(self.path)
+            return opened.config, opened.tensors
+        if not (self.path / "config.json").is_file():
+            raise CheckpointError(f"no config.json in {self.path}\nhint: pass a checkpoint directory or a .gguf file")
+        return self.values, open_tensors(self.path)

@@ -1,0 +1,71 @@
+"""From the path that a user names to one checkpoint."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.run import Run
+from llm.errors import CheckpointError
+from llm.models import DecoderModel, RegressionModel
+
+T = TypeVar("T")
+_MAX_READS = 5
+
+
+def resolve(path: str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint that `path` means: a directory or GGUF file itself, or the newest complete one of a run.
+
+    Raises:
+        CheckpointError: There is nothing at `path`, or only a run without a complete checkpoint.
+    """
+    given = Checkpoint(Path(path))
+    if (given.path / "config.json").is_file() or given.is_gguf:
+        return given
+    if not given.path.is_dir():
+        raise CheckpointError(
+            f"no checkpoint at {str(path)!r}\nhint: pass a directory with a config.json, a run, or a .gguf file"
+        )
+    newest = Run(given.path).newest()
+    if newest is None:
+        raise CheckpointError(
+            f"{str(path)!r} holds neither a config.json nor a complete checkpoint under checkpoints/\n"
+            "hint: pass a checkpoint or run directory, as made by `llm train --out DIR`"
+        )
+    return newest
+
+
+def read_checkpoint(path: str | os.PathLike[str], read: Callable[[Checkpoint], T]) -> T:
+    """Calls `read` with the checkpoint that `path` means and returns the result.
+
+    A run that trains meanwhile may remove that checkpoint; `read` is then called anew with the newest one. The marker
+    of a checkpoint is removed first, so a marker that outlives `read` proves that every file was there.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or the run removes each one before it is read.
+    """
+    for _ in range(_MAX_READS):
+        checkpoint = resolve(path)
+        is_of_run = checkpoint.path != Path(path)
+        try:
+            result = read(checkpoint)
+        except Exception:
+            if is_of_run and not checkpoint.is_complete:
+                continue
+            raise
+        if not is_of_run or checkpoint.is_complete:
+            return result
+    raise CheckpointError(
+        f"the run in {str(path)!r} removed {_MAX_READS} checkpoints while they were read\n"
+        "hint: raise `training.keep_checkpoints` or `training.checkpoint_every`, or pass a copy of a checkpoint"
+    )
+
+
+def load_model(
+    path: str | os.PathLike[str], dtype: str = "auto", device: str | torch.device = "cpu"
+) -> DecoderModel | RegressionModel:
+    """Builds the model of a checkpoint or run, in eval mode; see `Checkpoint.model`."""
+    return read_checkpoint(path, lambda checkpoint: checkpoint.model(dtype, device))
