@@ -1,4 +1,7 @@
-//! Tests of `llm_core::kernels` that need no model; `tests/unit/test_kernels.py` holds the whole to PyTorch.
+//! Tests of `llm_core::kernels`: the thread team, and every instruction set against a naive decoder.
+
+mod reference;
+mod table;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;

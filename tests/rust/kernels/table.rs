@@ -1,0 +1,358 @@
+//! One table: every instruction set against the naive decoder, over shapes of models, formats, batches and threads.
+
+#![expect(unsafe_code, reason = "matrices and caches are views of memory that the test owns")]
+
+use super::reference::{Reference, bf16};
+use llm_core::kernels::{
+    Activation, CacheLayer, CachePart, CacheShape, CpuModel, Dtype, Experts, FeedForward, Isa, Layer, Linear, Matrix,
+    ModelSpec, Norm, Rope, SharedExpert, StepInput,
+};
+
+const ISAS: [Isa; 4] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
+const BLOCK_SIZE: usize = 4;
+const VOCAB: usize = 21;
+
+#[derive(Clone, Copy)]
+enum Mlp {
+    Gated,
+    Plain,
+    Experts { softmax_first: bool, normalized: bool, is_shared: bool, is_gated: bool },
+}
+
+/// What a family of models can differ in.
+#[derive(Clone, Copy)]
+struct Family {
+    name: &'static str,
+    hidden: usize,
+    inner: usize,
+    num_layers: usize,
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    /// Of the first layer; the others see all tokens.
+    window: Option<usize>,
+    has_rope: bool,
+    has_positions: bool,
+    has_biases: bool,
+    has_head_norms: bool,
+    has_post_norms: bool,
+    is_layer_norm: bool,
+    is_tied: bool,
+    caps: Option<(f32, f32)>,
+    embedding_scale: f32,
+    activation: Activation,
+    mlp: Mlp,
+    /// Tokens of each request before the decode step; 0 for a few tokens, different for each.
+    context: usize,
+}
+
+const LLAMA: Family = Family {
+    name: "llama",
+    hidden: 40,
+    inner: 36,
+    num_layers: 2,
+    num_heads: 4,
+    num_kv_heads: 2,
+    head_dim: 12,
+    window: None,
+    has_rope: true,
+    has_positions: false,
+    has_biases: false,
+    has_head_norms: false,
+    has_post_norms: false,
+    is_layer_norm: false,
+    is_tied: false,
+    caps: None,
+    embedding_scale: 1.0,
+    activation: Activation::Silu,
+    mlp: Mlp::Gated,
+    context: 0,
+};
+
+const MIXTRAL: Mlp = Mlp::Experts { softmax_first: false, normalized: false, is_shared: false, is_gated: false };
+const QWEN_MOE: Mlp = Mlp::Experts { softmax_first: true, normalized: true, is_shared: true, is_gated: true };
+const DEEPSEEK: Mlp = Mlp::Experts { softmax_first: true, normalized: false, is_shared: true, is_gated: false };
+
+const FAMILIES: [Family; 12] = [
+    LLAMA,
+    Family { name: "one key head, tied", num_heads: 5, num_kv_heads: 1, is_tied: true, ..LLAMA },
+    Family { name: "every head its keys, wide heads", num_heads: 3, num_kv_heads: 3, head_dim: 70, ..LLAMA },
+    Family { name: "biases", has_biases: true, ..LLAMA },
+    Family { name: "window, head norms", window: Some(3), has_head_norms: true, ..LLAMA },
+    Family {
+        name: "gemma",
+        caps: Some((2.0, 3.0)),
+        has_post_norms: true,
+        embedding_scale: 6.25,
+        activation: Activation::GeluTanh,
+        window: Some(4),
+        ..LLAMA
+    },
+    Family {
+        name: "gpt-2",
+        has_rope: false,
+        has_positions: true,
+        has_biases: true,
+        is_layer_norm: true,
+        activation: Activation::Gelu,
+        mlp: Mlp::Plain,
+        ..LLAMA
+    },
+    Family { name: "mixtral", mlp: MIXTRAL, ..LLAMA },
+    Family { name: "qwen moe", mlp: QWEN_MOE, has_post_norms: true, ..LLAMA },
+    Family { name: "deepseek moe", mlp: DEEPSEEK, ..LLAMA },
+    Family { name: "several chunks of columns", hidden: 651, inner: 1290, num_layers: 1, ..LLAMA },
+    Family { name: "several splits of a long context", context: 530, num_layers: 1, window: Some(270), ..LLAMA },
+];
+
+/// Random weights in one format; matrices point into the vectors kept here.
+struct Weights {
+    dtype: Dtype,
+    state: u64,
+    full: Vec<Vec<f32>>,
+    half: Vec<Vec<u16>>,
+}
+
+impl Weights {
+    fn number(&mut self) -> f32 {
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn vector(&mut self, len: usize, around: f32, spread: f32) -> Vec<f32> {
+        (0..len).map(|_| around + spread * self.number()).collect()
+    }
+
+    fn matrix(&mut self, rows: usize, cols: usize) -> Matrix {
+        let numbers = self.vector(rows * cols, 0.0, (3.0 / cols as f32).sqrt());
+        let data = match self.dtype {
+            Dtype::F32 => {
+                self.full.push(numbers);
+                self.full.last().expect("at least one token").as_ptr().cast::<u8>()
+            }
+            Dtype::Bf16 => {
+                self.half.push(numbers.into_iter().map(bf16).collect());
+                self.half.last().expect("at least one token").as_ptr().cast::<u8>()
+            }
+        };
+        // SAFETY: the vector stays in place, unwritten, for as long as these weights live.
+        unsafe { Matrix::from_raw(data, rows, cols, self.dtype) }.expect("sizes that agree")
+    }
+
+    fn linear(&mut self, rows: usize, cols: usize, has_bias: bool) -> Linear {
+        let weight = self.matrix(rows, cols);
+        Linear { weight, bias: has_bias.then(|| self.vector(rows, 0.0, 0.3)) }
+    }
+
+    fn norm(&mut self, width: usize, has_bias: bool) -> Norm {
+        let weight = self.vector(width, 1.0, 0.3);
+        Norm { weight, bias: has_bias.then(|| self.vector(width, 0.0, 0.3)), eps: 1e-5 }
+    }
+
+    fn experts(&mut self, family: &Family, mlp: Mlp) -> Experts {
+        let Mlp::Experts { softmax_first, normalized, is_shared, is_gated } = mlp else { unreachable!() };
+        let (hidden, inner) = (family.hidden, family.inner);
+        Experts {
+            router: self.linear(5, hidden, false),
+            gate_up: (0..5).map(|_| self.linear(2 * inner, hidden, false)).collect(),
+            down: (0..5).map(|_| self.linear(hidden, inner, false)).collect(),
+            num_chosen: 2,
+            softmax_first,
+            normalized,
+            scale: 1.5,
+            shared: is_shared.then(|| SharedExpert {
+                gate_up: self.linear(2 * 28, hidden, false),
+                down: self.linear(hidden, 28, false),
+                gate: is_gated.then(|| self.linear(1, hidden, false)),
+            }),
+        }
+    }
+
+    fn layer(&mut self, family: &Family, idx: usize) -> Layer {
+        let Family { hidden, inner, head_dim, has_biases: bias, is_layer_norm: shift, .. } = *family;
+        let heads = family.num_heads * head_dim;
+        Layer {
+            norm1: self.norm(hidden, shift),
+            qkv: self.linear(heads + 2 * family.num_kv_heads * head_dim, hidden, bias),
+            query_norm: family.has_head_norms.then(|| self.norm(head_dim, false)),
+            key_norm: family.has_head_norms.then(|| self.norm(head_dim, false)),
+            out: self.linear(hidden, heads, bias),
+            post_norm1: family.has_post_norms.then(|| self.norm(hidden, shift)),
+            norm2: self.norm(hidden, shift),
+            feed_forward: match family.mlp {
+                Mlp::Gated => FeedForward::Gated {
+                    gate_up: self.linear(2 * inner, hidden, bias),
+                    down: self.linear(hidden, inner, bias),
+                },
+                Mlp::Plain => {
+                    FeedForward::Plain { up: self.linear(inner, hidden, bias), down: self.linear(hidden, inner, bias) }
+                }
+                experts => FeedForward::Experts(Box::new(self.experts(family, experts))),
+            },
+            post_norm2: family.has_post_norms.then(|| self.norm(hidden, shift)),
+            window: family.window.filter(|_| idx == 0),
+        }
+    }
+
+    fn model(&mut self, family: &Family) -> ModelSpec {
+        let embedding = self.matrix(VOCAB, family.hidden);
+        let half = family.head_dim / 2;
+        let frequencies = (0..half).map(|pair| 100f64.powf(-(pair as f64) / half as f64)).collect();
+        ModelSpec {
+            embedding,
+            embedding_scale: family.embedding_scale,
+            positions: family.has_positions.then(|| self.matrix(64, family.hidden)),
+            rope: family.has_rope.then_some(Rope { frequencies, factor: 1.1 }),
+            layers: (0..family.num_layers).map(|idx| self.layer(family, idx)).collect(),
+            norm: self.norm(family.hidden, family.is_layer_norm),
+            head: match family.is_tied {
+                true => Linear { weight: embedding, bias: None },
+                false => self.linear(VOCAB, family.hidden, false),
+            },
+            num_heads: family.num_heads,
+            attention_scale: (family.head_dim as f32).powf(-0.5),
+            attention_softcap: family.caps.map(|caps| caps.0),
+            logit_softcap: family.caps.map(|caps| caps.1),
+            activation: family.activation,
+        }
+    }
+}
+
+/// A cache with memory of its own; each request has blocks far apart.
+struct Cache {
+    shape: CacheShape,
+    max_blocks: usize,
+    _memory: Vec<Vec<f32>>,
+    layers: Vec<CacheLayer>,
+}
+
+impl Cache {
+    fn new(family: &Family, dtype: Dtype, num_requests: usize, max_tokens: usize) -> Self {
+        let max_blocks = max_tokens.div_ceil(BLOCK_SIZE);
+        let (num_kv_heads, head_dim) = (family.num_kv_heads, family.head_dim);
+        let num_blocks = max_blocks * num_requests;
+        let shape = CacheShape { num_blocks, block_size: BLOCK_SIZE, num_kv_heads, head_dim, dtype };
+        let len = num_blocks * BLOCK_SIZE * num_kv_heads * head_dim;
+        let mut memory = vec![vec![f32::NAN; len]; 2 * family.num_layers];
+        // SAFETY: the vectors hold a cache of this shape even in f32, stay in place, and serve one model.
+        let parts = memory.iter_mut().map(|part| unsafe { CachePart::from_raw(part.as_mut_ptr().cast()) });
+        let parts: Vec<_> = parts.collect();
+        let layers = parts.chunks(2).map(|pair| CacheLayer { keys: pair[0], values: pair[1] }).collect();
+        Self { shape, max_blocks, _memory: memory, layers }
+    }
+
+    /// The `idx`-th block of a request: requests take turns, the last block first.
+    fn block(&self, request: usize, idx: usize) -> usize {
+        let num_requests = self.shape.num_blocks / self.max_blocks;
+        (self.max_blocks - 1 - idx) * num_requests + request
+    }
+}
+
+/// A token id for each place of each request.
+fn token(request: usize, position: usize) -> usize {
+    (request * 7 + position * 5 + request * position) % VOCAB
+}
+
+/// Runs the tokens of all spans of positions through the kernels; returns the logits of each span's last token.
+fn run(model: &mut CpuModel, cache: &Cache, spans: &[(usize, usize)]) -> Vec<Vec<f32>> {
+    let (mut token_ids, mut positions, mut slots, mut starts) = (vec![], vec![], vec![], vec![0]);
+    for (request, &(start, end)) in spans.iter().enumerate() {
+        for position in start..end {
+            token_ids.push(token(request, position) as i64);
+            positions.push(position as i64);
+            let block = cache.block(request, position / BLOCK_SIZE);
+            slots.push((block * BLOCK_SIZE + position % BLOCK_SIZE) as i64);
+        }
+        starts.push(token_ids.len() as i32);
+    }
+    let tables = (0..spans.len()).flat_map(|request| (0..cache.max_blocks).map(move |idx| (request, idx)));
+    let tables: Vec<i32> = tables.map(|(request, idx)| cache.block(request, idx) as i32).collect();
+    let last: Vec<i64> = starts[1..].iter().map(|end| i64::from(*end) - 1).collect();
+    let step = StepInput {
+        token_ids: &token_ids,
+        positions: &positions,
+        slot_mapping: &slots,
+        query_start: &starts,
+        block_tables: &tables,
+        max_blocks: cache.max_blocks,
+        logits_indices: &last,
+    };
+    let mut logits = vec![f32::NAN; last.len() * VOCAB];
+    model.run(&step, &mut logits).expect("sizes that agree");
+    logits.chunks(VOCAB).map(<[f32]>::to_vec).collect()
+}
+
+/// Largest difference, relative to the largest logit.
+fn error(found: &[Vec<f32>], wanted: &[Vec<f32>]) -> f32 {
+    let pairs = || found.iter().flatten().zip(wanted.iter().flatten());
+    let scale = pairs().map(|(_, wanted)| wanted.abs()).fold(0.0, f32::max);
+    // `max` would drop a NaN.
+    pairs()
+        .map(|(found, wanted)| (found - wanted).abs() / scale)
+        .fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a })
+}
+
+/// Prefills and decodes `num_rows` requests; returns the largest error of both steps.
+fn compare(family: &Family, dtype: Dtype, isa: Isa, num_rows: usize) -> f32 {
+    let mut weights = Weights { dtype, state: 17, full: vec![], half: vec![] };
+    let spec = weights.model(family);
+    let prompt_len = |request: usize| if family.context > 0 { family.context } else { 1 + request % 7 };
+    let cache = Cache::new(family, dtype, num_rows, family.context.max(7) + 1);
+    let num_threads = 1 + num_rows % 3;
+    let mut reference = Reference::new(&spec, cache.shape, isa, num_rows);
+    let prompts: Vec<_> = (0..num_rows).map(|request| (0, prompt_len(request))).collect();
+    let decoding: Vec<_> = prompts.iter().map(|(_, end)| (*end, end + 1)).collect();
+    let mut model =
+        CpuModel::new(spec.clone(), cache.shape, cache.layers.clone(), num_threads, isa).expect("sizes that agree");
+    let errors = [prompts, decoding].map(|spans| {
+        let wanted: Vec<Vec<f32>> = spans
+            .iter()
+            .enumerate()
+            .map(|(request, &(start, end))| {
+                (start..end)
+                    .map(|position| reference.push(request, token(request, position)))
+                    .last()
+                    .expect("at least one token")
+            })
+            .collect();
+        error(&run(&mut model, &cache, &spans), &wanted)
+    });
+    if errors[1] > errors[0] || errors[1].is_nan() { errors[1] } else { errors[0] }
+}
+
+#[test]
+fn every_instruction_set_equals_the_naive_decoder() {
+    let supported = Isa::supported();
+    let mut failures = Vec::new();
+    for isa in ISAS {
+        if !supported.contains(&isa) {
+            eprintln!("skipped: this machine has no {}", isa.name());
+            continue;
+        }
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let mut worst = 0.0_f32;
+            for family in &FAMILIES {
+                let batches: &[usize] = match family {
+                    Family { context: 1.., .. } => &[1],
+                    Family { hidden: 100.., .. } => &[1, 3],
+                    _ => &[1, 3, 8, 33],
+                };
+                for &num_rows in batches {
+                    let error = compare(family, dtype, isa, num_rows);
+                    worst = worst.max(error);
+                    // In bf16, a number of the cache or of an input that lies between two bf16 may round either way.
+                    let limit = if dtype == Dtype::F32 { 2e-5 } else { 8e-3 };
+                    if error > limit || error.is_nan() {
+                        failures.push(format!(
+                            "{}, {dtype:?}, {}, {num_rows} rows: {error:e}",
+                            isa.name(),
+                            family.name
+                        ));
+                    }
+                }
+            }
+            eprintln!("{} {dtype:?}: largest error {worst:e}", isa.name());
+        }
+    }
+    assert!(failures.is_empty(), "{} differences:\n{}", failures.len(), failures.join("\n"));
+}
