@@ -266,11 +266,11 @@ def test_any_message_is_a_request_or_a_400(message):
     [
         (b'{"model": "m\xff"}', "The request body is not UTF-8: byte 12 can't be decoded"),
         (b'{"model": "\xe2\x82"}', "The request body is not UTF-8: byte 11 can't be decoded"),
-        (b'{"model": "\\ud83d"}', "The request body holds invalid Unicode: byte 11 begins a lone surrogate"),
-        (b'{"model": "\\ude00 x"}', "The request body holds invalid Unicode: byte 11 begins a lone surrogate"),
+        (b'{"model": "\\ud83d"}', "The request body contains invalid Unicode: a lone surrogate at byte 11"),
+        (b'{"model": "\\ude00 x"}', "The request body contains invalid Unicode: a lone surrogate at byte 11"),
         (
             b'{"a": "\\ud83d\\ude00 \\uD83D x"}',
-            "The request body holds invalid Unicode: byte 20 begins a lone surrogate",
+            "The request body contains invalid Unicode: a lone surrogate at byte 20",
         ),
     ],
 )

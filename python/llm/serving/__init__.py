@@ -1,7 +1,7 @@
-"""An HTTP server that speaks OpenAI's API for one checkpoint.
+"""An HTTP server that implements OpenAI's API for one checkpoint.
 
-`serve(path, ServerConfig(port=8000))` runs it here; `ServerHandle(path)` runs it in a process of its own;
-`create_app` gives the bare ASGI app.
+`serve(path, ServerConfig(port=8000))` runs the server in this process, `ServerHandle(path)` runs it in a child process,
+and `create_app` returns the bare ASGI app.
 """
 
 from llm.serving.app import App, create_app

@@ -1,7 +1,7 @@
-"""The ASGI app: routes, who may call them, and the life of the engine behind them.
+"""The ASGI app: routes, access control and the life cycle of the engine.
 
-The model is loaded by a thread of its own, so that the port answers from the first moment: `/health` with 503 until the
-engine is there. A request that is wrong gets its 400 even then.
+A separate thread loads the model, so the port answers from the start: `/health` returns 503 until the engine is loaded.
+An invalid request gets its 400 even while the model loads.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ MODEL_PATH = MODEL_PATH_PREFIX + "{id}"
 
 
 class EngineHolder:
-    """Loads the engine once, in a thread, and knows how far it is."""
+    """Loads the engine once, in a thread, and reports its state."""
 
     def __init__(self, load_engine: Callable[[], AsyncEngine]) -> None:
         self._load_engine = load_engine
@@ -58,9 +58,9 @@ class EngineHolder:
         self.settled = asyncio.Event()
 
     def start(self) -> None:
-        """Starts loading; `settled` is set once there is an engine or an error."""
+        """Starts loading; `settled` is set once the engine is loaded or loading has failed."""
         loop = asyncio.get_running_loop()
-        # A daemon: a load that hangs must not keep the process from ending.
+        # A daemon thread, so that a load that hangs can't keep the process from exiting.
         threading.Thread(target=self._load, args=(loop,), name="llm-load", daemon=True).start()
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -68,14 +68,14 @@ class EngineHolder:
             engine = self._load_engine()
             engine.start()
             self._engine = engine
-        except BaseException as error:  # noqa: BLE001 - kept, and raised again by whoever runs the server
+        except BaseException as error:  # noqa: BLE001 - kept, and raised again by the server's runner
             self.error = error
         finally:
             loop.call_soon_threadsafe(self.settled.set)
 
     @property
     def health(self) -> Health:
-        """What `/health` says."""
+        """Returns the body of `/health`."""
         if self.error is not None:
             return Health(status="failed", reason=str(self.error))
         if self._engine is None:
@@ -85,41 +85,41 @@ class EngineHolder:
         return Health(status="ok")
 
     def ready(self) -> AsyncEngine:
-        """The engine.
+        """Returns the engine.
 
         Raises:
-            APIError: 503, it isn't there yet, or no more.
+            APIError: 503 if the engine is still loading, failed or stopped.
         """
         health = self.health
         if self._engine is None or health.status != "ok":
             code = "model_loading" if health.status == "loading" else "engine_failed"
-            raise unavailable(f"The model can't answer now: {health.reason or 'it is still loading'}", code)
+            raise unavailable(f"The model is unavailable: {health.reason or 'still loading'}", code)
         return self._engine
 
     def stats(self) -> Mapping[str, int]:
-        """The engine's numbers; none before it is there."""
+        """Returns the engine's statistics; empty until the engine is loaded."""
         return self._engine.stats() if self._engine is not None else {}
 
     async def shutdown(self) -> None:
-        """Stops the engine, if there is one; running requests end with an error."""
+        """Stops the engine if it is loaded; running requests end with an error."""
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)
 
 
 class App:
-    """An ASGI 3 application that speaks OpenAI's API for one model."""
+    """An ASGI 3 application that implements OpenAI's API for one model."""
 
     def __init__(self, load_engine: Callable[[], AsyncEngine], model_name: str, config: ServerConfig) -> None:
         self.model = Model(id=model_name, created=int(time.time()))
         self.engine = EngineHolder(load_engine)
         self.metrics = prometheus.ServerMetrics(self.engine.stats)
-        self.stopping = asyncio.Event()  # set: requests still running are ended
+        self.stopping = asyncio.Event()  # once set, running requests are ended
         self._config = config
         self._authenticator = Authenticator(config.api_keys)
         self._unknown_keys = UnknownKeys()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI's entry point."""
+        """Handles one ASGI connection: the lifespan or an HTTP request."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
@@ -137,7 +137,7 @@ class App:
                 return
 
     async def _serve(self, exchange: Exchange) -> None:
-        """Answers one exchange, whatever happens, then logs and counts it."""
+        """Answers one exchange, with an error response if anything fails, then logs and counts it."""
         route = _route_of(exchange.path)
         status = None
         try:
@@ -170,25 +170,25 @@ class App:
         await handler(self, exchange)
 
     async def health(self, exchange: Exchange) -> None:
-        """`GET /health`: 200 only when a request would be answered."""
+        """Handles `GET /health`: 200 if the model can answer requests, otherwise 503."""
         health = self.engine.health
         await exchange.send_json(health, status=200 if health.status == "ok" else 503)
 
     async def metrics_page(self, exchange: Exchange) -> None:
-        """`GET /metrics`, for Prometheus."""
+        """Handles `GET /metrics` in Prometheus format."""
         await exchange.send_bytes(self.metrics.exposition(), prometheus.CONTENT_TYPE)
 
     async def models(self, exchange: Exchange) -> None:
-        """`GET /v1/models`: the one model there is."""
+        """Handles `GET /v1/models`: lists the one model served."""
         await exchange.send_json(ModelList(data=[self.model]))
 
     async def one_model(self, exchange: Exchange) -> None:
-        """`GET /v1/models/{id}`; a name may hold slashes."""
+        """Handles `GET /v1/models/{id}`; the id may contain slashes."""
         self._check_model(exchange.path.removeprefix(MODEL_PATH_PREFIX))
         await exchange.send_json(self.model)
 
     async def generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
-        """`POST /v1/chat/completions` and `POST /v1/completions`."""
+        """Handles `POST /v1/chat/completions` and `POST /v1/completions`."""
         body = await exchange.body(self._config.max_body_bytes)
         request = parse_request(body, endpoint.request_type, self._unknown_keys)
         self._check_model(request.model)
@@ -218,12 +218,12 @@ OPEN_ROUTES = frozenset({"/health", "/metrics"})
 
 
 def create_app(load_engine: Callable[[], AsyncEngine], *, model_name: str, config: ServerConfig | None = None) -> App:
-    """Builds the app; the engine is loaded when the server starts its lifespan.
+    """Returns the app; the engine is loaded when the server starts the app's lifespan.
 
     Args:
-        load_engine: Gives the engine; called once, in a thread of its own.
-        model_name: The name clients ask for.
-        config: The server's settings; address and port are not used here.
+        load_engine: Returns the engine; called once, in a separate thread.
+        model_name: The model name that clients send.
+        config: The server's settings; the address and port are not used here.
     """
     return App(load_engine, model_name, config or ServerConfig())
 
@@ -240,7 +240,7 @@ def _allowed(route: str) -> list[str]:
 
 
 def _cors_headers(exchange: Exchange, allowed_origins: tuple[str, ...]) -> list[Header]:
-    """Lets a web page of an allowed origin call from the browser; off unless origins are configured."""
+    """Returns the CORS headers that let web pages of an allowed origin call the server; none unless configured."""
     origin = exchange.headers.get("origin")
     if origin is None or not ({origin, "*"} & set(allowed_origins)):
         return []

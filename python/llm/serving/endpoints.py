@@ -1,4 +1,4 @@
-"""The two endpoints that generate: what differs between chat and plain text, and the one way both are answered."""
+"""The chat and completion endpoints: their differences as data, and the one function that answers both."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from llm.serving.protocol import ChatCompletionRequest, CompletionRequest, Gener
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """What tells one generating endpoint from the other."""
+    """The parts in which one generating endpoint differs from the other."""
 
     request_type: type[GenerationRequest]
     prompt_param: str
@@ -34,15 +34,15 @@ COMPLETIONS = Endpoint(
 async def generate(
     endpoint: Endpoint, request: GenerationRequest, exchange: Exchange, engine: AsyncEngine, metrics: ServerMetrics
 ) -> None:
-    """Answers one request; an error, a cancellation or a client that leaves frees its blocks.
+    """Answers one request; its blocks are freed on an error, a cancellation or a disconnect.
 
-    A stream starts with the first deltas, so a refused request still gets a status of its own.
+    A stream starts with the first deltas, so a rejected request still gets its own HTTP status.
 
     Raises:
-        APIError: The prompt can't be used.
-        LLMError: The engine refused the request or failed on the way.
+        APIError: The prompt is invalid.
+        LLMError: The engine rejected the request or failed while answering it.
     """
-    # A thread of its own, because encoding a long prompt must not hold up the other requests.
+    # Runs in a separate thread, because encoding a long prompt must not delay other requests.
     prompts = await asyncio.to_thread(endpoint.prompts, request, engine.session)
     answer = endpoint.answer(request, engine.session.tokenizer)
     collector = Collector(prompts)

@@ -1,4 +1,4 @@
-"""What went wrong with a request, in the words and shape of OpenAI's API."""
+"""Error responses in the form of OpenAI's API."""
 
 import re
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ RETRY_AFTER_S = "1"
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The object every OpenAI client reads an error from."""
+    """The `error` object that OpenAI's clients read."""
 
     message: str
     type: str
@@ -33,13 +33,13 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """`{"error": {"message", "type", "param", "code"}}`."""
+    """The body of an error response: `{"error": {"message", "type", "param", "code"}}`."""
 
     error: ErrorBody
 
 
 class APIError(Exception):
-    """A request that gets an error response: HTTP status, body and extra headers."""
+    """An error that becomes an error response, with an HTTP status, a body and extra headers."""
 
     def __init__(self, status: int, body: ErrorBody, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         super().__init__(body.message)
@@ -49,74 +49,74 @@ class APIError(Exception):
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> APIError:
-    """A 400: the client has to change the request."""
+    """Returns a 400 for a request that the client has to change."""
     return APIError(400, ErrorBody(message=message, type=INVALID_REQUEST, param=param, code=code))
 
 
 def unsupported(message: str, param: str) -> APIError:
-    """A 400 for a parameter of OpenAI's that would change the answer and isn't honoured here."""
+    """Returns a 400 for an OpenAI parameter that is not supported and would change the answer."""
     return bad_request(message, param=param, code="unsupported_parameter")
 
 
 def context_overflow(message: str, param: str) -> APIError:
-    """A 400: prompt and new tokens together exceed the model's context."""
+    """Returns a 400 for a prompt and new tokens that together exceed the model's context."""
     return bad_request(message, param=param, code="context_length_exceeded")
 
 
 def unauthorized(message: str) -> APIError:
-    """A 401 that says which schemes are understood."""
+    """Returns a 401 that names the supported authentication scheme."""
     body = ErrorBody(message=message, type=INVALID_REQUEST, code="invalid_api_key")
     return APIError(401, body, [(b"www-authenticate", b"Bearer")])
 
 
 def unknown_url(method: str, path: str) -> APIError:
-    """A 404 for a path without a route."""
+    """Returns a 404 for a path without a route."""
     body = ErrorBody(message=f"Invalid URL ({method} {path})", type=INVALID_REQUEST, code="unknown_url")
     return APIError(404, body)
 
 
 def unknown_model(name: str, served: str) -> APIError:
-    """A 404 that lists what is served."""
-    message = f"The model `{name}` does not exist; this server has `{served}`"
+    """Returns a 404 that names the served model."""
+    message = f"The model `{name}` does not exist; this server serves `{served}`"
     return APIError(404, ErrorBody(message=message, type=INVALID_REQUEST, param="model", code="model_not_found"))
 
 
 def method_not_allowed(method: str, path: str, allowed: Sequence[str]) -> APIError:
-    """A 405 with the `Allow` header HTTP asks for."""
-    message = f"Not allowed to {method} on {path}; allowed: {', '.join(allowed)}"
+    """Returns a 405 with the `Allow` header that HTTP requires."""
+    message = f"Method {method} is not allowed on {path}; allowed: {', '.join(allowed)}"
     body = ErrorBody(message=message, type=INVALID_REQUEST, code="method_not_supported")
     return APIError(405, body, [(b"allow", ", ".join(allowed).encode())])
 
 
 def body_too_large(limit_bytes: int) -> APIError:
-    """A 413 that says the limit."""
+    """Returns a 413 that states the limit."""
     message = f"The request body is larger than this server's limit of {limit_bytes} bytes"
     return APIError(413, ErrorBody(message=message, type=INVALID_REQUEST, code="request_too_large"))
 
 
 def overloaded(message: str) -> APIError:
-    """A 429: the queue is full, and the same request may work a moment later."""
+    """Returns a 429 for a full queue; the same request may succeed a moment later."""
     body = ErrorBody(message=message, type="rate_limit_error", code="queue_full")
     return APIError(429, body, [(b"retry-after", RETRY_AFTER_S.encode())])
 
 
 def unavailable(message: str, code: str) -> APIError:
-    """A 503: no engine to answer, yet or any more."""
+    """Returns a 503 for an engine that is still loading or has stopped."""
     body = ErrorBody(message=message, type=SERVER_ERROR, code=code)
     return APIError(503, body, [(b"retry-after", RETRY_AFTER_S.encode())])
 
 
 def internal_error() -> APIError:
-    """A 500 that says nothing of our insides; the log has them."""
-    message = "The server had an error while processing the request; its log says more"
+    """Returns a 500 without internal details, which only the log contains."""
+    message = "The server failed to process the request; see its log for details"
     return APIError(500, ErrorBody(message=message, type=SERVER_ERROR, code="internal_error"))
 
 
 def from_llm_error(error: LLMError, *, prompt_param: str | None = None) -> APIError:
-    """Says what an error from below means for the client.
+    """Returns the error response for an error raised by the tokenizer or the engine.
 
     Args:
-        error: What the tokenizer or the engine raised.
+        error: The error raised by the tokenizer or the engine.
         prompt_param: The field that holds the prompt on this route (`messages` or `prompt`).
     """
     message = str(error)
@@ -125,12 +125,12 @@ def from_llm_error(error: LLMError, *, prompt_param: str | None = None) -> APIEr
             answer = context_overflow(message, prompt_param or "max_tokens")
         case QueueFullError():
             answer = overloaded(message)
-        case CapacityError():  # larger than the cache: it will never fit
+        case CapacityError():  # larger than the whole cache, so it can never fit
             answer = bad_request(message, param="max_tokens")
         case ChatTemplateError():
             answer = bad_request(message, param=prompt_param)
         case ConfigError() | InvalidArgumentError() | TokenizerError():
-            named = re.match(r"`(\w+)`", message)  # a value at fault is named first, anything else is the prompt
+            named = re.match(r"`(\w+)`", message)  # the invalid parameter; without a name, the prompt is invalid
             answer = bad_request(message, param=named[1] if named else prompt_param)
         case EngineError():
             answer = APIError(500, ErrorBody(message=message, type=SERVER_ERROR, code="engine_error"))

@@ -1,4 +1,4 @@
-"""From a typed request to prompts for the session."""
+"""Converts parsed requests to prompts for the session."""
 
 from typing import Any
 
@@ -15,23 +15,25 @@ _SAMPLING_FIELDS = tuple(name for name in SamplingParams.__struct_fields__ if na
 
 
 def chat_prompts(request: ChatCompletionRequest, session: Session) -> list[Prompt]:
-    """Renders a conversation with the checkpoint's template; the answer may take the rest of the context.
+    """Returns the conversation as a prompt rendered by the checkpoint's template.
+
+    By default, the answer may fill the rest of the context.
 
     Raises:
         APIError: 400 if the checkpoint has no chat template.
-        ChatTemplateError: The template refuses the conversation.
+        ChatTemplateError: The template rejects the conversation.
     """
     if session.tokenizer.chat_template is None:
-        message = "This model has no chat template, so it can't chat\nhint: use /v1/completions"
+        message = "This model has no chat template\nhint: use /v1/completions"
         raise bad_request(message, param="messages", code="chat_template_missing")
     params = _sampling_params(request, session, request.max_completion_tokens or request.max_tokens)
     messages = [_template_message(message) for message in request.messages]
-    add_special_tokens = bool(request.add_special_tokens)  # by default not: the template writes its own
+    add_special_tokens = bool(request.add_special_tokens)  # off by default: the template writes its own
     return [session.chat(messages, params, priority=request.priority or 0, add_special_tokens=add_special_tokens)]
 
 
 def completion_prompts(request: CompletionRequest, session: Session) -> list[Prompt]:
-    """Encodes each prompt; the default of 16 new tokens is OpenAI's, cut to what the context holds."""
+    """Returns each prompt encoded; by default 16 new tokens, as at OpenAI, or fewer if the context is full."""
     given = request.prompt
     prompts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else given
     add = request.add_special_tokens is not False
@@ -45,14 +47,14 @@ def completion_prompts(request: CompletionRequest, session: Session) -> list[Pro
 
 
 def _template_message(message: ChatMessage) -> dict[str, str]:
-    # `developer` is OpenAI's newer word for `system`; templates know only the old one.
+    # `developer` is OpenAI's newer name for `system`; templates know only the old name.
     role = "system" if message.role == "developer" else message.role
     rendered = {"role": role, "content": message.text}
     return rendered | {"name": message.name} if message.name else rendered
 
 
 def _sampling_params(request: GenerationRequest, session: Session, max_tokens: int | None) -> SamplingParams:
-    """The checkpoint's defaults, overridden by the request."""
+    """Returns the checkpoint's sampling defaults, overridden by the request."""
     return session.sampling_params(
         **{name: getattr(request, name) for name in _SAMPLING_FIELDS},
         max_tokens=max_tokens,

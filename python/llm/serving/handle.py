@@ -1,4 +1,4 @@
-"""A server in a process of its own, for demos and tests: start it, ask it, stop it."""
+"""A server in a child process, for demos and tests."""
 
 import os
 import subprocess
@@ -25,16 +25,17 @@ _PROBE_TIMEOUT_S = 5.0
 _KILL_AFTER_S = 10.0
 _SHOWN_LOG_CHARS = 2000
 
-# A proxy set in the environment would look for 127.0.0.1 on its own machine.
+# Ignores proxies set in the environment, which would look for 127.0.0.1 on their own machine.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServerHandle:
-    """Runs `python -m llm.serving` as a child; as a context manager it is ready on entry and stopped on exit.
+    """Runs `python -m llm.serving` as a child process.
 
-    The port is bound here and inherited by the child, so its number is known at once and nobody can take it meanwhile.
-    Keys go to the child by its environment, never by its command line, which every user of the machine can read.
-    Inheriting a socket this way needs Linux or macOS.
+    As a context manager, the server is ready on entry and stopped on exit. The handle binds the port and the child
+    inherits it, so the port number is known at once and no other process can take it meanwhile. The child gets API keys
+    through its environment, never through its command line, which every user of the machine can read. Inheriting a
+    socket this way needs Linux or macOS.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -55,32 +56,32 @@ class ServerHandle:
 
     @property
     def base_url(self) -> str:
-        """What OpenAI's clients take as `base_url`."""
+        """Returns the `base_url` for OpenAI's clients."""
         return f"{self.url}/v1"
 
     def wait_until_ready(self, timeout_s: float = 120.0) -> Self:
-        """Waits until `/health` says the model answers.
+        """Waits until `/health` reports that the model is ready.
 
         Raises:
-            ServerError: The server ended, or isn't ready in time; with the end of its log.
+            ServerError: The server exited or isn't ready in time; the message includes the end of its log.
         """
         deadline = time.monotonic() + timeout_s
         while not self._is_healthy():
             if self._exit_code(_POLL_S) is not None:
-                raise ServerError(f"the server ended with exit code {self.process.returncode}:\n{self.log_tail()}")
+                raise ServerError(f"the server exited with code {self.process.returncode}:\n{self.log_tail()}")
             if time.monotonic() > deadline:
                 raise ServerError(f"the server isn't ready after {timeout_s:g} s:\n{self.log_tail()}")
         return self
 
     def terminate(self) -> int:
-        """Asks the server to stop, waits for it, and returns its exit code."""
+        """Stops the server, waits for it to exit and returns its exit code."""
         self.process.terminate()
         if self._exit_code(self._config.grace_s + _KILL_AFTER_S) is None:
             self.process.kill()
         return self.process.wait()
 
     def log_tail(self) -> str:
-        """The end of what the server wrote."""
+        """Returns the end of the server's output."""
         size = os.fstat(self._log.fileno()).st_size
         offset = max(0, size - _SHOWN_LOG_CHARS)
         return os.pread(self._log.fileno(), _SHOWN_LOG_CHARS, offset).decode(errors="replace")
@@ -99,7 +100,7 @@ class ServerHandle:
             return False
 
     def close(self) -> None:
-        """Stops the server and forgets its log."""
+        """Stops the server and deletes its log."""
         self.terminate()
         self._log.close()
 

@@ -1,4 +1,4 @@
-"""One HTTP exchange over raw ASGI: read the request, send one answer, notice a client that goes away."""
+"""One HTTP exchange over raw ASGI: reads the request, sends one answer and detects a client that disconnects."""
 
 import asyncio
 import time
@@ -19,18 +19,18 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; only logs and metrics see it
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for this; only logs and metrics contain it
 
-# Reading on past the limit lets a client finish writing and then read our 413, instead of a reset connection.
+# Reading past the limit lets a client finish writing and then read the 413 instead of getting a reset connection.
 _DISCARDED_PER_LIMIT = 4
 
 
 class ClientDisconnectedError(Exception):
-    """The client went away before its answer was complete."""
+    """The client disconnected before its answer was complete."""
 
 
 class Exchange:
-    """A request and the one answer it gets."""
+    """A request and its answer."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -47,11 +47,11 @@ class Exchange:
         self.usage: Usage | None = None
 
     async def body(self, limit_bytes: int) -> bytes:
-        """Reads the whole body.
+        """Reads and returns the whole body.
 
         Raises:
-            APIError: 413, it is larger than the limit.
-            ClientDisconnectedError: It never came to its end.
+            APIError: 413 if the body is larger than the limit.
+            ClientDisconnectedError: The client disconnected before the end of the body.
         """
         chunks: list[bytes] = []
         size_bytes = 0
@@ -75,7 +75,7 @@ class Exchange:
     async def send_bytes(
         self, body: bytes, content_type: bytes | None, *, status: int = 200, headers: tuple[Header, ...] = ()
     ) -> None:
-        """Sends a whole answer; to HEAD its headers only."""
+        """Sends a whole answer; only the headers for HEAD."""
         described = [*headers, *self.response_headers]
         if content_type is not None:
             described += [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
@@ -83,7 +83,7 @@ class Exchange:
         await self._finish(b"" if self.method == "HEAD" else body)
 
     async def send_error(self, error: APIError) -> None:
-        """Sends an error as a response, or as the last event where a stream has begun."""
+        """Sends an error as a response, or as the last event if a stream has begun."""
         payload = ErrorResponse(error=error.body)
         if self.finished:
             return
@@ -93,9 +93,9 @@ class Exchange:
         await self._finish(sse.event(payload))
 
     async def send_events(self, events: bytes) -> None:
-        """Sends framed events, after status and headers if they are the first; waits for a client that reads slowly.
+        """Sends framed events and waits for a client that reads slowly.
 
-        From here on, no error can have a status of its own.
+        The first call sends the status and headers too; a later error can't change the status any more.
         """
         if self.status is None:
             await self._start(200, [*sse.HEADERS, *self.response_headers])
@@ -103,15 +103,15 @@ class Exchange:
             await self._send({"type": "http.response.body", "body": events, "more_body": True})
 
     async def finish_stream(self, last_event: bytes) -> None:
-        """Sends the last event and `[DONE]`, which ends the answer."""
+        """Sends the last event and `[DONE]`, and ends the answer."""
         await self._finish(last_event + sse.DONE)
 
     async def unless_abandoned(self, work: Coroutine[Any, Any, None], stopping: asyncio.Event) -> None:
-        """Runs `work`, but cancels it when the client goes away or the server has to stop.
+        """Runs `work` and cancels it if the client disconnects or the server stops.
 
         Raises:
             ClientDisconnectedError: The client closed its connection.
-            APIError: 503, the server stopped first.
+            APIError: 503 if the server stopped first.
         """
         task = asyncio.create_task(work)
         gone = asyncio.create_task(self._disconnected())
@@ -123,7 +123,7 @@ class Exchange:
                 return
             if gone.done():
                 raise ClientDisconnectedError
-            raise unavailable("The server is stopping and had to end this request", "server_stopping")
+            raise unavailable("The server is stopping and ended this request", "server_stopping")
         finally:
             await _cancel(task, gone, stopped)
 
@@ -141,13 +141,13 @@ class Exchange:
 
 
 async def _cancel(*tasks: asyncio.Task[Any]) -> None:
-    """Cancels what still runs and waits until it is gone, so that nothing of a request outlives it."""
+    """Cancels tasks that still run and waits for them to end, so that no task outlives its request."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _shown_path(scope: Scope) -> str:
-    """The path as it came, percent-encoded: a decoded newline would forge a line of the log."""
+    """Returns the path still percent-encoded, because a decoded newline could forge a log line."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode("unicode_escape")
     return raw.decode("latin-1")[:200]

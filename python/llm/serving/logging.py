@@ -1,4 +1,4 @@
-"""Logs of the server: one line a request, `key=value`; never a prompt, an answer or a key."""
+"""The server's logs: one `key=value` line per request, never with a prompt, an answer or an API key."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 def configure_logging(level: str) -> None:
-    """Sends the package's logs to stderr; stdout stays free for the program's own words."""
+    """Sends the package's logs to stderr; stdout stays free for the program's own output."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(_FORMAT))
     logger = logging.getLogger("llm")
@@ -23,7 +23,7 @@ def configure_logging(level: str) -> None:
 
 
 def granian_logging() -> dict[str, object]:
-    """Where granian writes: to stderr as we do, not to stdout as by its own default."""
+    """Returns a logging configuration that sends granian's logs to stderr instead of its default, stdout."""
     return {
         "formatters": {"line": {"format": _FORMAT}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
@@ -32,7 +32,7 @@ def granian_logging() -> dict[str, object]:
 
 
 def log_access(exchange: Exchange, status: int) -> None:
-    """Writes the line of one finished request; probes of `/health` and `/metrics` only at level debug."""
+    """Logs one finished request; `/health` and `/metrics` are logged only at level debug."""
     level = logging.DEBUG if exchange.path in {"/health", "/metrics"} else logging.INFO
     elapsed_ms = (time.perf_counter() - exchange.started_at) * 1000
     usage = exchange.usage

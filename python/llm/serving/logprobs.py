@@ -1,4 +1,4 @@
-"""Log-probabilities as OpenAI's API words them."""
+"""Log-probabilities in the formats of OpenAI's API."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from llm.tokenization import BaseTokenizer
 
 
 def chat_logprobs(entries: Sequence[TokenLogprob], tokenizer: BaseTokenizer) -> ChatLogprobs:
-    """One object a token, with its bytes."""
+    """Returns log-probabilities in the chat format: one object per token, with the token's bytes."""
     content = [
         ContentLogprob(
             token=_text(entry.token_id, tokenizer),
@@ -35,13 +35,13 @@ def chat_logprobs(entries: Sequence[TokenLogprob], tokenizer: BaseTokenizer) -> 
 def completion_logprobs(
     entries: Sequence[TokenLogprob], tokenizer: BaseTokenizer, num_top: int, start: int
 ) -> CompletionLogprobs:
-    """Columns.
+    """Returns log-probabilities in the completions format: one list per field.
 
     Args:
-        entries: The tokens.
-        tokenizer: Of the model.
-        num_top: How many of the likeliest were asked for; with 0 the column is null.
-        start: Where in the answer the first token begins, in characters.
+        entries: The tokens with their log-probabilities.
+        tokenizer: The model's tokenizer.
+        num_top: Number of most likely tokens requested; 0 makes `top_logprobs` null.
+        start: Offset of the first token in the answer, in characters.
     """
     tokens = [_text(entry.token_id, tokenizer) for entry in entries]
     offsets = [start]
@@ -56,7 +56,7 @@ def completion_logprobs(
 
 
 def prompt_logprobs(entries: Sequence[TokenLogprob], tokenizer: BaseTokenizer) -> list[dict[str, PromptLogprob] | None]:
-    """By token id: the likeliest, and the prompt's own token in any case; the first token comes out of nothing."""
+    """Returns, for each prompt token, the most likely tokens and the token itself by id; None for the first token."""
     positions: list[dict[str, PromptLogprob] | None] = [None]
     for entry in entries:
         of_token = {
@@ -75,7 +75,7 @@ def _text(token_id: int, tokenizer: BaseTokenizer) -> str:
 
 
 def _by_text(entry: TokenLogprob, tokenizer: BaseTokenizer) -> dict[str, float]:
-    """The likeliest by their text, and the token that came; of several with one text the likeliest counts."""
+    """Returns the most likely tokens and the chosen one by text; among tokens with equal text, the most likely wins."""
     by_text: dict[str, float] = {}
     for token_id, logprob in (*entry.top, (entry.token_id, entry.logprob)):
         by_text.setdefault(_text(token_id, tokenizer), logprob)

@@ -1,8 +1,8 @@
-"""Bytes of a request → a typed request, or an `APIError` that says what, got, allowed.
+"""Parses request bodies into typed requests; an `APIError` names the parameter, its value and the allowed values.
 
-A parameter of OpenAI's falls in one of three kinds. Fields of the request types are honoured. `NEUTRAL` names those
-that aren't, with the values that leave the answer as it is: any other value is a 400 rather than a wrong answer in
-silence. `WITHOUT_EFFECT` may hold anything. Keys that OpenAI doesn't know are logged once and ignored.
+Each OpenAI parameter is of one of three kinds. Fields of the request types are supported. `NEUTRAL` lists unsupported
+parameters with the values that don't change the answer: any other value is rejected with a 400, so that no answer is
+silently wrong. Parameters in `WITHOUT_EFFECT` accept any value. Keys outside OpenAI's API are logged once and ignored.
 """
 
 import json
@@ -68,7 +68,7 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 
-# A turn that called a tool can't be shown to the model yet; clients do send these keys back empty.
+# Messages with tool calls aren't supported yet, but clients do send these keys back empty.
 NEUTRAL_IN_MESSAGE: dict[str, tuple[object, ...]] = {
     "tool_calls": (None, []),
     "tool_call_id": (None,),
@@ -78,14 +78,14 @@ NEUTRAL_IN_MESSAGE: dict[str, tuple[object, ...]] = {
 }
 UNSUPPORTED_ROLES = ("tool", "function")
 
-# By the last step of a field's path, the values of fields that take one of a few words.
+# The allowed values of enumerated fields, by the last step of the field's path.
 _ALLOWED: dict[str, tuple[str, ...]] = {
     "role": get_args(ChatMessage.__annotations__["role"]),
     "type": (str(TextPart.__struct_config__.tag),),
 }
 _SHOWN_CHARS = 80
 _LOCATION = re.compile(r"^(?P<problem>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*?)(?:\[\.\.\.\])?`)?$", re.DOTALL)
-# Half of a pair of escapes such as `\\ud83d\\ude00`.
+# Matches one half of a surrogate pair such as `\\ud83d\\ude00` without its other half.
 _LONE_SURROGATE = re.compile(
     rb"\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}", re.IGNORECASE
 )
@@ -93,14 +93,14 @@ _PATH_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
 class UnknownKeys:
-    """Logs each key that no one knows once, and never more than `limit` of them: the client chooses the keys."""
+    """Logs each unknown request key once, and at most `limit` keys in all, because clients choose the keys."""
 
     def __init__(self, limit: int = 1000) -> None:
         self._seen: set[str] = set()
         self._limit = limit
 
     def log_once(self, keys: Iterable[str]) -> None:
-        """Logs the keys not seen before."""
+        """Logs the keys that were not logged before."""
         for key in keys:
             if key in self._seen or len(self._seen) >= self._limit:
                 continue
@@ -109,10 +109,10 @@ class UnknownKeys:
 
 
 def parse_request(body: bytes, request_type: type[RequestT], unknown_keys: UnknownKeys) -> RequestT:
-    """Reads a request's body.
+    """Parses a request's body and checks its parameters.
 
     Raises:
-        APIError: 400, naming the parameter at fault where there is one.
+        APIError: 400, with the name of the invalid parameter if there is one.
     """
     raw = _parse_object(body)
     _check_messages(raw.get("messages"))
@@ -133,7 +133,7 @@ def _parse_object(body: bytes) -> dict[str, Any]:
         raise bad_request("The request body is nested too deeply") from error
     except msgspec.DecodeError as error:
         if lone := _LONE_SURROGATE.search(body):
-            message = f"The request body holds invalid Unicode: byte {lone.start()} begins a lone surrogate"
+            message = f"The request body contains invalid Unicode: a lone surrogate at byte {lone.start()}"
             raise bad_request(message) from error
         raise bad_request(f"The request body is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
@@ -142,7 +142,7 @@ def _parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _first_invalid(body: bytes) -> int:
-    """The place in the body; msgspec counts from the start of a string."""
+    """Returns the offset of the first invalid byte in the body; msgspec's offset counts from the start of a string."""
     try:
         body.decode()
     except UnicodeDecodeError as error:
@@ -151,7 +151,7 @@ def _first_invalid(body: bytes) -> int:
 
 
 def _check_messages(messages: object) -> None:
-    """Names what a conversation holds that isn't honoured; its types are checked later, with all others."""
+    """Rejects unsupported roles and fields of messages; `_convert` checks the types later."""
     if not isinstance(messages, list):
         return
     for position, message in enumerate(messages):
@@ -160,7 +160,7 @@ def _check_messages(messages: object) -> None:
         where = f"messages[{position}]"
         if message.get("role") in UNSUPPORTED_ROLES:
             raise unsupported(
-                f"`{where}.role` {_shown(message['role'])} is not supported: no tools yet", f"{where}.role"
+                f"`{where}.role` {_shown(message['role'])} is not supported: tools are not available", f"{where}.role"
             )
         _check_neutral(message, NEUTRAL_IN_MESSAGE, prefix=f"{where}.")
 
@@ -176,7 +176,7 @@ def _check_neutral(raw: Mapping[str, object], neutral: Mapping[str, tuple[object
 
 
 def _same_json(left: object, right: object) -> bool:
-    """Equality that keeps `1`, `1.0` and `true` apart, as JSON does and Python doesn't."""
+    """Compares JSON values; unlike Python's `==`, it distinguishes `1`, `1.0` and `true`."""
     return type(left) is type(right) and left == right
 
 
@@ -188,7 +188,7 @@ def _convert(raw: dict[str, Any], request_type: type[RequestT]) -> RequestT:
 
 
 def _type_error(text: str, raw: dict[str, Any]) -> APIError:
-    """Turns msgspec's words into ours, which also show the value."""
+    """Rewords an error of msgspec and adds the value that was sent."""
     match = _LOCATION.match(text)
     problem, path = (match["problem"], match["path"] or "") if match else (text, "")
     missing = re.search(r"missing required field `(\w+)`", problem)
@@ -206,7 +206,7 @@ def _type_error(text: str, raw: dict[str, Any]) -> APIError:
 
 
 def _value_at(raw: object, path: str) -> object:
-    """The value a path such as `messages[0].role` points at; None where it leads nowhere."""
+    """Returns the value at a path such as `messages[0].role`, or None if the path doesn't exist."""
     value = raw
     for key, index in _PATH_STEP.findall(path):
         if isinstance(value, dict):
@@ -233,9 +233,7 @@ def _check_combinations(request: GenerationRequest) -> None:
         case ChatCompletionRequest(top_logprobs=int(number), logprobs=None | False) if number > 0:
             raise bad_request("`top_logprobs` is only allowed when `logprobs` is true", param="top_logprobs")
         case ChatCompletionRequest(max_tokens=int(old), max_completion_tokens=int(new)) if old != new:
-            message = (
-                f"`max_tokens` ({old}) and `max_completion_tokens` ({new}) contradict each other: give one of them"
-            )
+            message = f"`max_tokens` ({old}) and `max_completion_tokens` ({new}) contradict each other: send only one"
             raise bad_request(message, param="max_tokens")
         case CompletionRequest(prompt=list(prompts)):
             _check_prompts(prompts)
@@ -244,7 +242,7 @@ def _check_combinations(request: GenerationRequest) -> None:
 
 
 def _check_prompts(prompts: list[Any]) -> None:
-    """A list is one prompt of token ids, or several prompts of one kind."""
+    """Checks that a list is one prompt of token ids or several prompts of one kind."""
     kinds = {type(prompt) for prompt in prompts}
     if len(kinds) > 1:
         raise bad_request("`prompt` must be all strings, all token ids or all lists of token ids", param="prompt")

@@ -1,6 +1,6 @@
-"""The wire types of OpenAI's API: what a request may hold, what an answer looks like.
+"""Request and response types of OpenAI's API.
 
-Ranges in `Meta` are the ones a client is told about. Whatever isn't a field here is judged by `llm.serving.parsing`.
+Error messages quote the ranges in `Meta`. `llm.serving.parsing` handles every parameter that isn't a field here.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,7 +20,7 @@ StopStrings = Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stream holds besides the text."""
+    """Options of a stream: data sent besides the text."""
 
     include_usage: bool | None = None
 
@@ -48,35 +48,35 @@ class GenerationRequest(_SharedFields, frozen=True, kw_only=True):
     stop: StopString | StopStrings | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
     stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
-    # Whether BOS and the like come before a text; a chat template writes them itself.
+    # Whether to add special tokens such as BOS to a text; a chat template writes its own.
     add_special_tokens: bool | None = None
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to show; None shows no log-probabilities."""
+        """Returns how many most likely tokens to report per position, or None for no log-probabilities."""
         raise NotImplementedError
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """`stop` as a tuple, whichever form it came in."""
+        """Returns `stop` as a tuple, whether the request holds a string or a list."""
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
     def include_usage(self) -> bool:
-        """Whether the stream ends with a chunk that holds the usage."""
+        """Returns whether the stream ends with a chunk that holds the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
 class TextPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
-    """One piece of a message's content; text is the only kind understood."""
+    """One part of a message's content; only text is supported."""
 
     text: str
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn of the conversation."""
+    """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
@@ -84,14 +84,14 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The content as one string; several parts are paragraphs of their own."""
+        """Returns the content as one string, with several parts as separate paragraphs."""
         if isinstance(self.content, str):
             return self.content
         return "\n".join(part.text for part in self.content)
 
 
 class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    """`POST /v1/chat/completions`."""
+    """The request body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
@@ -100,28 +100,28 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True):
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to show; None shows no log-probabilities."""
+        """Returns how many most likely tokens to report per position, or None for no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    """`POST /v1/completions`; each prompt gets `n` choices."""
+    """The request body of `POST /v1/completions`; each prompt gets `n` choices."""
 
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1, max_length=2**20)]
     logprobs: NumLogprobs | None = None
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to show; None shows no log-probabilities."""
+        """Returns how many most likely tokens to report per position, or None for no log-probabilities."""
         return self.logprobs
 
 
-# Absent unless asked for; null in every chunk but the last once it is.
+# Absent unless requested; if requested, null in every chunk but the last.
 UsageField = Usage | UnsetType | None
 
 
 class TopLogprob(msgspec.Struct, frozen=True, kw_only=True):
-    """A token that could have come, as text and bytes: a token need not be whole characters."""
+    """A candidate token as text and as bytes, because a token may hold incomplete characters."""
 
     token: str
     logprob: float
@@ -129,20 +129,20 @@ class TopLogprob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ContentLogprob(TopLogprob, frozen=True, kw_only=True):
-    """The token that came, and the likeliest in its place."""
+    """The chosen token and the most likely tokens at its position."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(msgspec.Struct, frozen=True, kw_only=True):
-    """Log-probabilities of a chat's answer or of a chunk of it."""
+    """Log-probabilities of a chat answer or one of its chunks."""
 
     content: list[ContentLogprob]
     refusal: None = None
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
-    """Log-probabilities of a completion or of a chunk of it, in columns."""
+    """Log-probabilities of a completion or one of its chunks, with one list per field."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -151,19 +151,19 @@ class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PromptLogprob(msgspec.Struct, frozen=True, kw_only=True):
-    """What the model said of a prompt's token, or of another in its place."""
+    """The log-probability of a prompt token, or of an alternative at its position."""
 
     logprob: float
     rank: int
     decoded_token: str
 
 
-# By token id; the first token has none. Absent unless asked for.
+# By token id; null for the first token. Absent unless requested.
 PromptLogprobs = list[dict[str, PromptLogprob] | None] | UnsetType
 
 
 class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of a chat."""
+    """The assistant's message in a chat answer."""
 
     content: str
     role: Literal["assistant"] = "assistant"
@@ -171,7 +171,7 @@ class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer and why it ended."""
+    """One choice of a chat answer, with its finish reason."""
 
     index: int
     message: AssistantMessage
@@ -180,7 +180,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole answer of `/v1/chat/completions`."""
+    """The response of `/v1/chat/completions` without streaming."""
 
     id: str
     created: int
@@ -192,14 +192,14 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a chunk adds to the message: the role once, then text, at the end nothing."""
+    """The part of a message that a chunk adds: the role once, then text, and nothing at the end."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """One choice's part of a chunk."""
+    """The part of a chunk that belongs to one choice."""
 
     index: int
     delta: ChatDelta
@@ -208,7 +208,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of a streamed chat; `usage` is there only when it was asked for."""
+    """One event of a streamed chat; `usage` is present only if requested."""
 
     id: str
     created: int
@@ -219,7 +219,7 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt's text, or the part of it that a chunk adds."""
+    """The text of one choice, or the part of the text that a chunk adds."""
 
     index: int
     text: str
@@ -229,7 +229,7 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of `/v1/completions`, and the shape of its chunks too."""
+    """The response of `/v1/completions`, and also each of its chunks."""
 
     id: str
     created: int
@@ -240,7 +240,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that can be asked."""
+    """A model that the server serves."""
 
     id: str
     created: int
@@ -249,14 +249,14 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of `/v1/models`."""
+    """The response of `/v1/models`."""
 
     data: list[Model]
     object: Literal["list"] = "list"
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The answer of `/health`."""
+    """The response of `/health`."""
 
     status: Literal["ok", "loading", "failed"]
     reason: str | None = None

@@ -1,17 +1,18 @@
-"""Runs the app under granian, in this process, on a port that is ours alone.
+"""Runs the app under granian in this process, on a port that no other server shares.
 
-**One process.** `granian.server.embed.Server` runs granian's Rust I/O on a thread of its own and our coroutines on an
-asyncio loop here. The other way, `granian.Granian`, starts a worker process: for one worker that owns the only engine
-that is a supervisor with nothing to supervise, a model loaded in a child that outlives a killed parent, and an exit
-code that says nothing of the child's. Here a signal reaches the one process there is, errors are raised to the caller
-of `serve`, and nothing can be orphaned.
+**One process.** `granian.server.embed.Server` runs granian's Rust I/O on a separate thread and our coroutines on an
+asyncio loop in this process. The alternative, `granian.Granian`, starts a worker process. With one worker that owns the
+only engine, that means a supervisor with nothing to supervise, a model in a child that outlives a killed parent, and an
+exit code that doesn't reflect the child's. In one process, signals reach the server directly, errors are raised to the
+caller of `serve`, and no process can be orphaned.
 
-**One port.** granian itself binds with `SO_REUSEPORT`, so two servers would share a port and each get half of the
-requests. We bind and listen first, without that option: the kernel then refuses the second server, whoever it is. The
-same socket is handed to granian, so the port is never free in between.
+**One port.** granian itself binds with `SO_REUSEPORT`, so two servers would share a port and each would get half of the
+requests. We bind and listen first, without that option, so the kernel rejects any second server. granian gets the same
+socket, so the port is never free in between.
 
-**Stopping.** On the first SIGINT or SIGTERM granian stops accepting, and running requests get `grace_s` to finish;
-then, or on a second signal, they are ended with an error. The engine stops last, and the exit code is 0.
+**Stopping.** On the first SIGINT or SIGTERM, granian stops accepting connections and running requests get `grace_s`
+seconds to finish. After that time, or on a second signal, the remaining requests end with an error. The engine stops
+last, and the exit code is 0.
 """
 
 import asyncio
@@ -44,16 +45,16 @@ from llm.settings.server import ServerConfig
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
-_MAX_CONNECTIONS = 8192  # granian stops accepting past this; the engine's queue says no long before
+_MAX_CONNECTIONS = 8192  # granian stops accepting beyond this; the engine's queue rejects requests long before
 
-# Past the grace period every request has been ended; this is for connections that don't even take that.
+# After the grace period every request has ended; this is for clients that don't read even that answer.
 _LAST_WORDS_S = 3.0
 
-_NATIVE_THREADS_END_S = 0.1  # they need microseconds, but have to be scheduled first
+_NATIVE_THREADS_END_S = 0.1  # the threads need microseconds but have to be scheduled first
 
 
 class _BoundServer(EmbeddedServer):
-    """granian, listening on a socket that is bound already."""
+    """A granian server that listens on a socket that is already bound."""
 
     def __init__(self, app: App, listener: socket.socket) -> None:
         super().__init__(
@@ -64,12 +65,12 @@ class _BoundServer(EmbeddedServer):
             backlog=_BACKLOG,
             backpressure=_MAX_CONNECTIONS,
             log_dictconfig=granian_logging(),
-            log_level=LogLevels.error,  # its start and stop would only say again what our own lines say
+            log_level=LogLevels.error,  # granian's lines on start and stop would only repeat ours
         )
         self._listener = listener
 
     def _init_shared_socket(self) -> None:
-        """Replaces granian's own bind; from here the socket is granian's to close."""
+        """Replaces granian's own bind; from here on, granian owns the socket and closes it."""
         file_descriptor = self._listener.detach()
         by_platform = {"linux": (file_descriptor, False, _BACKLOG), "win32": (file_descriptor,)}
         self._ssp = None
@@ -83,7 +84,7 @@ def serve(path: str | Path, config: ServerConfig | None = None, *, listener: soc
     Args:
         path: A checkpoint or run directory.
         config: The server's settings.
-        listener: A socket that listens already, instead of the config's host and port.
+        listener: A listening socket to use instead of the config's host and port.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -103,11 +104,10 @@ def serve(path: str | Path, config: ServerConfig | None = None, *, listener: soc
 
 
 def end_process(exit_code: int) -> NoReturn:
-    """Ends a process that has served, at once: for a program's last line.
+    """Ends a process that has served immediately; call it as a program's last statement.
 
-    A native thread of granian's that comes back for the interpreter lock while the interpreter shuts down aborts the
-    process, and granian joins none of them; a load that was interrupted is such a thread too. Whoever sees the exit
-    code is told nothing but ours.
+    granian doesn't join its native threads, and one that requests the interpreter lock while the interpreter shuts down
+    aborts the process; so does the thread of an interrupted load. Ending immediately keeps the exit code the given one.
     """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
@@ -117,7 +117,7 @@ def end_process(exit_code: int) -> NoReturn:
 
 
 def _let_native_threads_end() -> None:
-    """For processes that end the usual way: drops what keeps granian's threads alive, and lets them run out."""
+    """Drops the references that keep granian's threads alive and lets them end, for a normal process exit."""
     gc.unfreeze()
     gc.collect()
     time.sleep(_NATIVE_THREADS_END_S)
@@ -125,23 +125,23 @@ def _let_native_threads_end() -> None:
 
 def _load(path: str | Path, config: ServerConfig) -> AsyncEngine:
     engine = load_async_engine(path, dtype=config.dtype, config=config.engine)
-    # What is here now stays as long as the server: looking through it for garbage would hold up answers for nothing.
+    # All objects alive now stay as long as the server; collecting garbage among them would only delay answers.
     gc.collect()
     gc.freeze()
     return engine
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Takes a port for ourselves alone; port 0 takes a free one.
+    """Returns a listening socket on a port that no other server shares; port 0 chooses a free port.
 
     Raises:
-        ServerError: The port is taken, or host and port can't be bound.
+        ServerError: The port is in use, or the host and port can't be bound.
     """
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise ServerError(f"host {host!r} can't be resolved: {error.strerror}\nhint: try 127.0.0.1") from error
-    # `localhost` may name ::1 too, but clients that are told 127.0.0.1 must get through.
+    # `localhost` may resolve to ::1 too, but clients that use 127.0.0.1 must be able to connect.
     family, _, _, _, address = min(addresses, key=lambda found: found[0] != socket.AF_INET)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -156,9 +156,9 @@ def _listen(listener: socket.socket, address: tuple[str, int] | tuple[str, int, 
     if sys.platform == "win32":
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
     else:
-        # Only past connections in TIME_WAIT may be ignored; a socket that listens still refuses us.
+        # Ignores only past connections in TIME_WAIT; binding still fails while another socket listens.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Connections inherit it; a token is a small packet that must not wait for the next.
+    # Connections inherit this option: a token is a small packet that must be sent without waiting for the next.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.bind(address)
     listener.listen(_BACKLOG)
@@ -168,12 +168,12 @@ def _bind_problem(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"port {port} on {host} is already in use\nhint: stop the other server or choose another port (0: any)"
     if error.errno == errno.EACCES:
-        return f"port {port} on {host} needs more rights\nhint: choose a port from 1024 on"
+        return f"port {port} on {host} needs elevated privileges\nhint: choose a port of at least 1024"
     return f"port {port} on {host} can't be used: {error.strerror}"
 
 
 def url_of(listener: socket.socket) -> str:
-    """The URL under which a socket can be reached from this machine."""
+    """Returns the URL at which this machine can reach a listening socket."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - shown, not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -183,14 +183,14 @@ async def run(app: App, listener: socket.socket, *, stop: asyncio.Event, grace_s
     """Serves an app on this event loop until `stop` is set.
 
     Args:
-        app: Its engine is loaded here, and shut down at the end.
-        listener: Closed at the end.
-        stop: Set it to stop; set `app.stopping` too, and running requests aren't waited for.
-        grace_s: How long running requests may take once the server stops.
+        app: The app to serve; its engine is loaded here and shut down at the end.
+        listener: The listening socket; closed at the end.
+        stop: Stops the server once set; if `app.stopping` is set too, running requests get no time to finish.
+        grace_s: Seconds that running requests get to finish once the server stops.
 
     Raises:
         LLMError: The engine can't be loaded.
-        ServerError: The HTTP server stopped by itself.
+        ServerError: The HTTP server stopped unexpectedly.
     """
     url = url_of(listener)
     logger.info("listening url=%s model=%s", url, app.model.id)
@@ -215,10 +215,10 @@ async def _run_until_signal(app: App, listener: socket.socket, config: ServerCon
 
 
 async def _drain(server: _BoundServer, serving: asyncio.Task[None], app: App, grace_s: float) -> None:
-    """Stops accepting, waits for what runs, and ends what takes too long.
+    """Stops accepting connections, waits up to `grace_s` seconds for running requests and ends the rest.
 
     Raises:
-        ServerError: granian stopped by itself.
+        ServerError: granian stopped unexpectedly.
     """
     if serving.done() and not serving.cancelled() and (error := serving.exception()) is not None:
         raise ServerError(f"the HTTP server stopped: {error}") from error
@@ -233,9 +233,9 @@ async def _drain(server: _BoundServer, serving: asyncio.Task[None], app: App, gr
 
 @contextlib.contextmanager
 def _signals(stop: asyncio.Event, app: App) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the server; once more, and running requests aren't waited for."""
+    """Stops the server on SIGINT or SIGTERM; a second signal ends running requests without waiting."""
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
-        yield  # signals belong to the main thread, and asyncio takes none on Windows: Ctrl-C raises there
+        yield  # only the main thread handles signals, and on Windows asyncio has none: Ctrl-C raises there
         return
     loop = asyncio.get_running_loop()
 

@@ -1,4 +1,4 @@
-"""Server-sent events as OpenAI frames them: `data: JSON`, a blank line, and `[DONE]` as the last event.
+"""Server-sent events in OpenAI's format: `data: JSON`, a blank line, and `[DONE]` as the last event.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -9,7 +9,7 @@ from llm.serving.protocol import encoder
 
 DONE = b"data: [DONE]\n\n"
 
-# `no-cache` and `X-Accel-Buffering` keep proxies from holding back what should arrive token by token.
+# `no-cache` and `X-Accel-Buffering` keep proxies from buffering tokens that should arrive one by one.
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -18,5 +18,5 @@ HEADERS = (
 
 
 def event(payload: msgspec.Struct) -> bytes:
-    """One event; JSON escapes every newline, so a payload can't break the framing."""
+    """Returns one event's bytes; JSON escapes every newline, so a payload can't break the framing."""
     return b"data: " + encoder.encode(payload) + b"\n\n"
