@@ -10,12 +10,12 @@ mod hash;
 mod integrity;
 mod load;
 mod plan;
+mod policy;
 mod request;
 #[expect(clippy::module_inception, reason = "the scheduler proper is the noun of this folder")]
 mod scheduler;
 mod simulate;
 mod slots;
-mod step;
 
 pub use block_pool::BlockPool;
 pub use config::{SchedulerConfig, SchedulerStats};

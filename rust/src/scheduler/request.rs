@@ -153,7 +153,7 @@ impl Request {
         self.id
     }
 
-    /// Number of tokens generated so far.
+    /// The tokens generated so far.
     #[inline]
     pub fn output_ids(&self) -> &[u32] {
         &self.tokens[self.num_prompt_tokens..]

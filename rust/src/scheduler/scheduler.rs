@@ -1,4 +1,4 @@
-//! The life of a request: added, completed step by step, removed. `step` decides which requests run.
+//! The life of a request: added, completed step by step, removed. `policy` decides which requests run.
 
 use std::collections::BTreeSet;
 
