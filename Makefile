@@ -55,7 +55,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install docs-tables demo check test test-peers test-data test-rust test-python test-clients test-wheel test-slow \
+.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-wheel test-slow \
 	test-fuzz test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
 
 help: ## Show this list
@@ -69,7 +69,7 @@ check: $(STAMPS)/test $(STAMPS)/lint ## The inner loop: formatters, linters, typ
 demo: $(STAMPS)/built ## Train a small model on Shakespeare, serve it and stream an answer
 	$(BIN)/llm demo
 
-test: test-data test-rust test-fuzz test-python test-clients test-wheel ## Run all tests (the slow ones are apart: test-slow)
+test: test-data test-rust test-fuzz test-python test-clients test-transformers test-wheel ## Run all tests (the slow ones are apart: test-slow)
 
 test-data: $(STAMPS)/test ## Fetch what tests need into .cache/, hash-checked
 	$(BIN)/python tests/fetch_data.py
@@ -78,6 +78,17 @@ test-rust: ## Tests of the Rust core
 	$(STEP) "compiling the tests of the Rust core" cargo test --no-run
 	echo "» tests of the Rust core"
 	cargo test --quiet
+
+COMPAT := .cache/compat/transformers-4.57
+test-transformers: $(STAMPS)/test ## What is written here, opened by transformers 4.57
+	test -x $(COMPAT)/bin/python || { $(BIN)/python -m venv $(COMPAT) \
+	  && $(COMPAT)/bin/python -m pip install --quiet --no-deps 'transformers==4.57.*' 'tokenizers>=0.22,<0.23' 'huggingface_hub<1' \
+	  && $(COMPAT)/bin/python -m pip install --quiet requests; }
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	  >"$$($(COMPAT)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+	rm -rf .cache/compat/written
+	$(BIN)/python -m tests.compat.written .cache/compat/written
+	$(COMPAT)/bin/python tests/compat/opened.py .cache/compat/written
 
 test-python: test-data ## Tests of the package
 	echo "» tests of the package"

@@ -99,7 +99,8 @@ def check_exportable(model: DecoderModel) -> None:
         return
     foreign = [family for family in FAMILIES.values() if family.model_type != "llm_oxide"]
     lacks = {family.model_type: family.difference(model.config) for family in foreign}
-    nearest = min(lacks, key=lambda name: len(lacks[name]))
+    # A family that can't even be asked gives one line, which is no field: it is further away than any other.
+    nearest = min(lacks, key=lambda name: (not all(" = " in line for line in lacks[name]), len(lacks[name])))
     raise CheckpointError(
         f"no family of models has this mix of components; the nearest is {nearest}, but for:\n  "
         + "\n  ".join(lacks[nearest])

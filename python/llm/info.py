@@ -1,16 +1,17 @@
 """What a checkpoint is, in words."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from llm._rust import instruction_sets
 from llm.checkpoint import DTYPES, Checkpoint, read_checkpoint
+from llm.errors import CheckpointError
 from llm.inference.runners.cpu_weights import obstacle
 from llm.models.costs import flops_per_token, kv_bytes_per_token, num_active_parameters, num_parameters
-from llm.models.families import family_of
+from llm.models.families import family_named, family_of
+from llm.models.hf import agreed, own_dtype
+from llm.models.tensor_files import open_tensors
 from llm.settings.model import ModelConfig
 from llm.tokenization.describe import pattern_fact
 
@@ -29,25 +30,24 @@ def _facts(checkpoint: Checkpoint) -> dict[str, str]:
     facts = {"checkpoint": str(checkpoint)}
     if not checkpoint.is_decoder:
         return facts | {"architecture": str(checkpoint.architecture)}
-    config = checkpoint.config
-    dtype = DTYPES[_dtype_of(values)]
-    return facts | _sizes(config, values) | _shape(config) | _memory(config, dtype) | _words(checkpoint)
+    is_directory = any(checkpoint.path.glob("*.safetensors"))
+    tensors = open_tensors(checkpoint.path) if is_directory else {}
+    config, _ = agreed(checkpoint.config, tensors, family_named(values))
+    own = own_dtype(values, tensors)
+    if own not in DTYPES:
+        raise CheckpointError(f"`dtype` must be one of {', '.join(DTYPES)} in config.json, got {own}")
+    return facts | _sizes(config, own) | _shape(config) | _memory(config, DTYPES[own]) | _words(checkpoint)
 
 
-def _sizes(config: ModelConfig, values: Mapping[str, Any]) -> dict[str, str]:
+def _sizes(config: ModelConfig, dtype: str) -> dict[str, str]:
     parameters, active = num_parameters(config), num_active_parameters(config)
     some = "" if active == parameters else f", {active:,} of them for each token"
-    dtype = _dtype_of(values)
     family = family_of(config)
     return {
         "architecture": f"{family.architecture} (model_type {family.model_type})",
         "parameters": f"{parameters:,}{some}",
         "weights": ", ".join(_size_in(parameters, name, name == dtype) for name in DTYPES),
     }
-
-
-def _dtype_of(values: Mapping[str, Any]) -> str:
-    return values.get("dtype") or values.get("torch_dtype") or "float32"
 
 
 def _size_in(parameters: int, dtype: str, is_own: bool) -> str:

@@ -131,9 +131,9 @@ def test_every_wrong_tensor_is_listed() -> None:
     ("change", "message"),
     [
         ({"model_type": "mamba"}, "model_type must be one of llama, mistral, .*llm_oxide, got 'mamba'"),
-        ({"hidden_act": "relu"}, "`hidden_act` must be 'silu', got 'relu'"),
-        ({"quantization_config": {"bits": 4}}, "`quantization_config` must be"),
-        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rotary scaling must be default, linear"),
+        ({"hidden_act": "quick_gelu"}, "`hidden_act` must be"),
+        ({"quantization_config": {"bits": 4}}, "`quantization_config`"),
+        ({"rope_parameters": {"rope_type": "ntk", "rope_theta": 1e4}}, "rotary scaling must be default, linear"),
         ({"num_attention_heads": "four"}, "`num_attention_heads` must be"),
         ({"rope_theta": "abc"}, "`rope_theta` must be `float`, got 'abc'"),
         ({"rope_parameters": "abc"}, "`rope_parameters` must be an object"),

@@ -19,8 +19,6 @@ from llm.settings.model import ModelConfig
 from tests.compat.opened import LIMIT, distance
 from tests.compat.written import FAMILY_VALUES, SMALL, cases, write
 
-pytestmark = pytest.mark.xfail(strict=False, reason="104 of the 125 cases are faults")
-
 
 @pytest.mark.parametrize(("name", "values"), list(cases()), ids=[name for name, _ in cases()])
 def test_transformers_opens_every_family_and_scaling(name: str, values: dict[str, Any], tmp_path: Path) -> None:

@@ -100,9 +100,16 @@ class Checkpoint(os.PathLike[str]):
         return load_tokenizer(self.path)
 
     def generation_defaults(self) -> dict[str, float]:
-        """The sampling values that the checkpoint sets for requests that name none."""
+        """Returns the sampling values of the checkpoint for requests that name none.
+
+        A file that does not ask for sampling means the most likely token each time, as in transformers; a temperature
+        without `do_sample` counts as asking.
+        """
         file = self.path / "generation_config.json"
         values = read_json(file) if file.is_file() else {}
+        asks = values.get("do_sample")
+        if file.is_file() and (asks is False or (asks is None and values.get("temperature") is None)):
+            return {"temperature": 0.0}
         return {key: values[key] for key in SamplingParams.__struct_fields__ if values.get(key) is not None}
 
     def model(self, dtype: str = "auto", device: str | torch.device = "cpu") -> DecoderModel | RegressionModel:
@@ -116,7 +123,7 @@ class Checkpoint(os.PathLike[str]):
             CheckpointError: Missing, torn or contradictory files, an unknown architecture or dtype.
         """
         values, tensors = self._opened()
-        return build_model(values, tensors, dtype_of(values, dtype), torch.device(device))
+        return build_model(values, tensors, dtype_of(values, tensors, dtype), torch.device(device))
 
     def load_weights(self, model: nn.Module) -> None:
         """Copies the weights into a model that exists already, in the dtype and on the device of its parameters.

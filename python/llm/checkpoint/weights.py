@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from llm.errors import CheckpointError
 from llm.models import DecoderModel, RegressionModel
 from llm.models.families import Piece, family_named, family_of
-from llm.models.hf import check_shapes, empty_model, fill_model, weight_parts
-from llm.models.tensor_files import INDEX, SINGLE, OnDisk
+from llm.models.hf import agreed, check_shapes, empty_model, fill_model, own_dtype, weight_parts
+from llm.models.tensor_files import INDEX, SINGLE, OnDisk, raise_if_stand_in
 from llm.settings.merge import from_builtins
 from llm.settings.model import ModelConfig
 from llm.settings.run import GenerationConfig
@@ -104,10 +104,10 @@ def build_model(
         fill_plain_module(regressor, tensors)
         return regressor.to(device=device, dtype=dtype).eval()
     family = family_named(values)
-    config = family.config_from(values)
+    config, named = agreed(family.config_from(values), tensors, family)
     model = empty_model(config)
-    check_shapes(tensors, model.state_dict(), config, family)
-    fill_model(model, family, lambda name: tensors[name].load(dtype), dtype=dtype, device=device)
+    check_shapes(named, model.state_dict(), config, family)
+    fill_model(model, family, named, dtype=dtype, device=device)
     return model.eval()
 
 
@@ -166,7 +166,8 @@ def read_json(file: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing\nhint: copy the whole checkpoint directory") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        raise_if_stand_in(file)
         raise CheckpointError(f"{file} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} must hold a JSON object, got a {type(values).__name__}")
@@ -187,14 +188,14 @@ def _special_ids(tokenizer: BaseTokenizer) -> dict[str, Any]:
     }
 
 
-def dtype_of(values: Mapping[str, Any], name: str = "auto") -> torch.dtype:
-    """The dtype that `name` asks for, or that `config.json` names.
+def dtype_of(values: Mapping[str, Any], tensors: Mapping[str, OnDisk], name: str = "auto") -> torch.dtype:
+    """Returns the dtype that `name` asks for, that `config.json` names, or that the weights have.
 
     Raises:
         CheckpointError: An unknown dtype; the valid ones are listed.
     """
-    wanted = values.get("dtype") or values.get("torch_dtype") or "float32" if name == "auto" else name
-    if not isinstance(wanted, str) or wanted not in DTYPES:
+    wanted = own_dtype(values, tensors) if name == "auto" else name
+    if wanted not in DTYPES:
         raise CheckpointError(f"`dtype` must be one of auto, {', '.join(DTYPES)}, got {wanted!r}")
     return DTYPES[wanted]
 

@@ -2,9 +2,11 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -62,16 +64,117 @@ def weights_from_hf(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[
     return state
 
 
+_OWN_DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def own_dtype(values: Mapping[str, Any], tensors: Mapping[str, OnDisk]) -> str:
+    """Returns the dtype that a checkpoint names, else that of its first floating tensor, as transformers does."""
+    named = values.get("dtype") or values.get("torch_dtype")
+    if named is not None:
+        return str(named)
+    kinds = (tensor.type_name for tensor in tensors.values())
+    return next((_OWN_DTYPES[kind] for kind in kinds if kind in _OWN_DTYPES), "float32")
+
+
+def known_names(tensors: Mapping[str, OnDisk], family: Family) -> dict[str, OnDisk]:
+    """Returns the tensors under the family's names, where files leave out a prefix or have transformers 5's names.
+
+    Raises:
+        CheckpointError: The weights of an adapter.
+    """
+    if any(".lora_A." in name or ".lora_B." in name for name in tensors):
+        raise CheckpointError(
+            "the weights are an adapter's (LoRA), not a whole model's\nhint: merge the adapter into its model first"
+        )
+    first = family.prefix.partition(".")[0] + "."
+    is_bare = not any(name.startswith(first) for name in tensors)
+    found = {}
+    for name, tensor in tensors.items():
+        if is_bare and name != TIED:
+            name = first + name  # noqa: PLW2901 - one tensor, two names
+        if family.model_type == "mixtral":
+            name = name.replace(".mlp.gate.", ".block_sparse_moe.gate.")  # noqa: PLW2901
+        found[name] = tensor
+    return found
+
+
+def settle_head(
+    tensors: dict[str, OnDisk], config: ModelConfig, family: Family
+) -> tuple[dict[str, OnDisk], ModelConfig]:
+    """Returns tensors and config that agree on whether the output projection is the embedding, as transformers does.
+
+    A file may hold the shared matrix under the projection's name alone, or a projection of its own beside a config
+    that says they are one: then they are two.
+    """
+    embedding = f"{family.top['embed_tokens']}.weight"
+    if not config.tie_word_embeddings or TIED not in tensors:
+        return tensors, config
+    if embedding not in tensors:
+        return {embedding if name == TIED else name: tensor for name, tensor in tensors.items()}, config
+    head, shared = tensors[TIED], tensors[embedding]
+    if list(head.shape) != list(shared.shape) or torch.equal(head.load(torch.float32), shared.load(torch.float32)):
+        return tensors, config
+    warnings.warn(
+        f"config.json has `tie_word_embeddings` true, but {TIED} differs from {embedding}: both are used",
+        stacklevel=4,
+    )
+    return tensors, msgspec.structs.replace(config, tie_word_embeddings=False)
+
+
+def agreed(
+    config: ModelConfig, tensors: Mapping[str, OnDisk], family: Family
+) -> tuple[ModelConfig, Mapping[str, OnDisk]]:
+    """Returns the config and the weights under the family's names, both true to the file.
+
+    Raises:
+        CheckpointError: The weights of an adapter, of too few layers or of the wrong type.
+    """
+    named = known_names(tensors, family)
+    check_layers(named, config, family)
+    for name, tensor in named.items():
+        if not re.fullmatch(family.ignored, name):
+            check_type(name, tensor)
+    named, config = settle_head(named, config, family)
+    return config, named
+
+
+def check_layers(tensors: Mapping[str, OnDisk], config: ModelConfig, family: Family) -> None:
+    """Checks the number of layers by names alone, before a model of that size is built.
+
+    Raises:
+        CheckpointError: The weights hold fewer layers.
+    """
+    start, _, end = family.prefix.partition("{layer}")
+    pattern = re.compile(re.escape(start) + r"(\d+)" + re.escape(end))
+    held = {int(match.group(1)) for match in map(pattern.match, tensors) if match}
+    if held and max(held) + 1 < config.num_hidden_layers:
+        raise CheckpointError(
+            f"weights and config.json disagree: config.json says {config.num_hidden_layers} layers, "
+            f"the weights hold {max(held) + 1}"
+        )
+
+
+def _pieces(tensors: Mapping[str, Any], family: Family, name: str, ours: Tensor, config: ModelConfig) -> list[Piece]:
+    """Returns the tensors on disk that make up ours; transformers 5 can write stacked experts whole, as ours are."""
+    fused = f"model.{name}"
+    if ".experts." in name and fused in tensors:
+        return [Piece(fused, ours)]
+    return family.pieces(name, ours, config)
+
+
 def empty_model(config: ModelConfig) -> DecoderModel:
     """The model without memory for its parameters."""
-    with torch.device("meta"):
-        return DecoderModel(config)
+    try:
+        with torch.device("meta"):
+            return DecoderModel(config)
+    except RuntimeError as error:
+        raise CheckpointError(f"config.json asks for a model that is too large: {error}") from None
 
 
 def fill_model(
     model: DecoderModel,
     family: Family,
-    load: Callable[[str], Tensor],
+    tensors: Mapping[str, OnDisk],
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -80,8 +183,8 @@ def fill_model(
 
     Args:
         model: From `empty_model`.
-        family: Whose names `load` knows.
-        load: A tensor by its name, in any dtype; it is asked for each one once.
+        family: Names the tensors.
+        tensors: Each one is loaded once.
         dtype: Of the parameters.
         device: Where they go.
 
@@ -91,8 +194,8 @@ def fill_model(
     broken: list[str] = []
     for name, empty in list(model.named_parameters()):
         tensor = torch.empty(empty.shape, dtype=dtype, device=device)
-        for piece in family.pieces(name, tensor, model.config):
-            piece.fill(load(piece.name))
+        for piece in _pieces(tensors, family, name, tensor, model.config):
+            piece.fill(tensors[piece.name].load(dtype))
             # The least and the greatest are found in one pass, and not a number if any is none.
             if not all(math.isfinite(value) for value in piece.view.aminmax()):
                 broken.append(piece.name)
@@ -112,6 +215,19 @@ def _replace(model: DecoderModel, name: str, parameter: torch.nn.Parameter) -> N
     setattr(model.get_submodule(module), leaf, parameter)
 
 
+def check_type(name: str, tensor: OnDisk) -> None:
+    """Checks that a weight is of floating-point numbers, before any is read.
+
+    Raises:
+        CheckpointError: Integers, booleans, complex numbers or floats of fewer than 8 bits.
+    """
+    if tensor.type_name.startswith(("F4", "F6", "I", "U", "BOOL", "C", "int", "uint", "bool", "complex")):
+        raise CheckpointError(
+            f"weights must be floating-point numbers of at least 8 bits, got {name} ({tensor.type_name})\n"
+            "hint: quantized weights need a scheme that this package reads, such as a GGUF file's"
+        )
+
+
 def check_shapes(
     tensors: Mapping[str, OnDisk] | Mapping[str, Tensor],
     state: Mapping[str, Tensor],
@@ -123,7 +239,12 @@ def check_shapes(
     Raises:
         CheckpointError: Tensors are missing, unexpected or misshaped; every one is listed.
     """
-    expected = {piece.name: piece.view.shape for piece in weight_parts(state, config, family)}
+    parts = (
+        _pieces(tensors, family, name, ours, config)
+        for name, ours in state.items()
+        if name != TIED or not config.tie_word_embeddings
+    )
+    expected = {piece.name: piece.view.shape for pieces in parts for piece in pieces}
     problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
         if (name == TIED and config.tie_word_embeddings) or re.fullmatch(family.ignored, name):

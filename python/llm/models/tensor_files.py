@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from llm.errors import CheckpointError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "model.pt")
+_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 # What may stay mapped: a file is opened anew after this many bytes, so that what was read leaves memory.
 MAPPED_BYTES = 64 << 20
 
@@ -27,6 +29,10 @@ class OnDisk(Protocol):
     def shape(self) -> Sequence[int]:
         """Its sizes."""
 
+    @property
+    def type_name(self) -> str:
+        """Returns the type of its numbers as the file names it."""
+
     def load(self, dtype: torch.dtype | None = None) -> Tensor:
         """Reads it. Where that means computing, the result is in `dtype`; else in that of the disk, mapped."""
 
@@ -37,6 +43,7 @@ class _Entry:
 
     name: str
     shape: Sequence[int]
+    type_name: str
     file: Path
     files: "TensorFiles"
 
@@ -54,6 +61,10 @@ class _Unpickled:
     @property
     def shape(self) -> Sequence[int]:
         return self.tensor.shape
+
+    @property
+    def type_name(self) -> str:
+        return _TYPES.get(self.tensor.dtype, str(self.tensor.dtype).removeprefix("torch."))
 
     def load(self, dtype: torch.dtype | None = None) -> Tensor:
         del dtype
@@ -74,12 +85,13 @@ class TensorFiles(Mapping[str, OnDisk]):
         self._mapped = 0
         for file, names in _files(directory):
             with _opened(file) as tensors:
-                present = set(tensors.keys())
-                missing = sorted(names - present)
+                present = list(tensors.keys())
+                missing = sorted(names.difference(present))
                 if missing:
                     raise CheckpointError(f"{file} lacks what {INDEX} promises: {', '.join(missing)}")
                 for name in present:
-                    self._found[name] = _Entry(name, tensors.get_slice(name).get_shape(), file, self)
+                    part = tensors.get_slice(name)
+                    self._found[name] = _Entry(name, part.get_shape(), part.get_dtype(), file, self)
 
     def __getitem__(self, name: str) -> OnDisk:
         return self._found[name]
@@ -107,6 +119,7 @@ def open_tensors(directory: Path) -> Mapping[str, OnDisk]:
     Raises:
         CheckpointError: A file is missing, truncated, or holds anything but tensors in plain containers.
     """
+    _refuse_adapter(directory)
     has_safetensors = (directory / SINGLE).is_file() or (directory / INDEX).is_file()
     for name in () if has_safetensors else PICKLED:
         if (directory / name).is_file():
@@ -117,15 +130,52 @@ def open_tensors(directory: Path) -> Mapping[str, OnDisk]:
     return TensorFiles(directory)
 
 
+def _refuse_adapter(directory: Path) -> None:
+    """Raises an error for a directory of PEFT, whose weights are changes to another model's."""
+    config = directory / "adapter_config.json"
+    if config.is_file():
+        try:
+            values = json.loads(config.read_text(encoding="utf-8"))
+            base = values.get("base_model_name_or_path")
+        except (ValueError, AttributeError, RecursionError):
+            base = None
+        raise CheckpointError(
+            f"{directory} holds an adapter of {base or 'another model'}, not a whole model\n"
+            "hint: merge the two with `merge_and_unload()` of peft, save that and pass its directory"
+        )
+
+
+def raise_if_stand_in(file: Path) -> None:
+    """Raises an error for a file that only stands for the real one.
+
+    Raises:
+        CheckpointError: A pointer of Git LFS or a web page.
+    """
+    with file.open("rb") as opened:
+        start = opened.read(512).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{file} is a pointer of Git LFS, not the file itself\nhint: run `git lfs pull` in its directory"
+        )
+    if start[:9].lower() == b"<!doctype" or start[:5].lower() == b"<html":
+        raise CheckpointError(
+            f"{file} is a web page, not the file itself\nhint: download the raw file; a gated model needs a login"
+        )
+
+
 def _unpickled(file: Path) -> dict[str, OnDisk]:
     try:
         values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
+        raise_if_stand_in(file)
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f", {named.group(1)} among them" if named else ""
         raise CheckpointError(
-            f"{file} holds more than tensors, and opening that could run code: {str(error).splitlines()[0]}\n"
-            "hint: convert it to safetensors where you trust it"
-        ) from error
+            f"{file} holds more than tensors{what}, and opening that could run code\n"
+            "hint: convert the file to safetensors where you trust it"
+        ) from None
     except (RuntimeError, OSError, ValueError, EOFError) as error:
+        raise_if_stand_in(file)
         raise CheckpointError(f"{file} is truncated or no file of PyTorch: {str(error).splitlines()[0]}") from error
     if isinstance(values, dict) and isinstance(values.get("model"), dict):
         values = values["model"]
@@ -149,7 +199,7 @@ def _indexed(index: Path) -> list[tuple[Path, set[str]]]:
         by_file: dict[str, set[str]] = {}
         for name, file in places.items():
             by_file.setdefault(file, set()).add(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} must be a JSON object with a `weight_map`: {error}") from None
     outside = sorted(file for file in by_file if Path(file).name != file)
     if outside:
@@ -167,6 +217,7 @@ def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
+        raise_if_stand_in(file)
         raise CheckpointError(
             f"{file} is truncated or not a safetensors file ({file.stat().st_size} bytes): {error}\n"
             "hint: copy the checkpoint again, or use an older one of the run"

@@ -8,7 +8,7 @@ from msgspec import Meta
 from llm.errors import ConfigError
 
 LayerType: TypeAlias = Literal["full_attention", "sliding_attention"]
-Activation: TypeAlias = Literal["silu", "gelu", "gelu_pytorch_tanh"]
+Activation: TypeAlias = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"]
 Size: TypeAlias = Annotated[int, Meta(ge=1)]
 Rate: TypeAlias = Annotated[float, Meta(ge=0.0, lt=1.0)]
 Cap: TypeAlias = Annotated[float, Meta(gt=0.0)]
@@ -17,7 +17,7 @@ Cap: TypeAlias = Annotated[float, Meta(gt=0.0)]
 class RopeScaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How rotary frequencies are stretched for contexts longer than those first trained on."""
 
-    rope_type: Annotated[Literal["linear", "dynamic", "llama3", "yarn"], Meta(description="Scaling rule.")]
+    rope_type: Annotated[Literal["linear", "dynamic", "llama3", "yarn", "longrope"], Meta(description="Scaling rule.")]
     factor: Annotated[float, Meta(ge=1.0, description="Factor by which the context grows.")]
     original_max_position_embeddings: (
         Annotated[int, Meta(ge=1, description="Context before; llama3 and yarn need it.")] | None
@@ -30,13 +30,22 @@ class RopeScaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     mscale: Annotated[float, Meta(ge=0, description="yarn, DeepSeek: replaces `attention_factor`.")] | None = None
     mscale_all_dim: Annotated[float, Meta(ge=0, description="yarn, DeepSeek: whole-head factor.")] | None = None
     truncate: Annotated[bool, Meta(description="yarn: round the ramp's boundaries to whole channels.")] = True
+    short_factor: (
+        Annotated[tuple[Cap, ...], Meta(description="longrope: frequency divisors up to that context.")] | None
+    ) = None
+    long_factor: (
+        Annotated[tuple[Cap, ...], Meta(description="longrope: frequency divisors of a model with a longer context.")]
+        | None
+    ) = None
 
     def __post_init__(self) -> None:
         """Checks what the rule needs."""
-        if self.rope_type in ("llama3", "yarn") and self.original_max_position_embeddings is None:
+        if self.rope_type in ("llama3", "yarn", "longrope") and self.original_max_position_embeddings is None:
             raise ConfigError(
                 f"`rope_scaling.original_max_position_embeddings` must be given for rope_type {self.rope_type!r}"
             )
+        if self.rope_type == "longrope" and not (self.short_factor and self.long_factor):
+            raise ConfigError("`rope_scaling` must have `short_factor` and `long_factor` for rope_type 'longrope'")
         if self.rope_type == "llama3" and self.low_freq_factor >= self.high_freq_factor:
             raise ConfigError(
                 f"`rope_scaling.low_freq_factor` must be below `high_freq_factor` ({self.high_freq_factor}), "
@@ -58,13 +67,20 @@ class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         bool, Meta(description="Apply softmax to all experts before choosing; false: to the chosen ones.")
     ] = True
     norm_topk_prob: Annotated[bool, Meta(description="Normalize the chosen experts' weights to a sum of 1.")] = True
+    n_group: Annotated[int, Meta(ge=1, description="Number of equal groups of experts; 1: no groups.")] = 1
+    topk_group: Annotated[int, Meta(ge=1, description="Number of groups whose experts a token may choose.")] = 1
     routed_scaling_factor: Annotated[float, Meta(gt=0, description="Factor on the chosen experts' weights.")] = 1.0
     dense_layers: Annotated[tuple[int, ...], Meta(description="Layers with a plain feed-forward.")] = ()
     load_balancing_weight: Annotated[float, Meta(ge=0, description="Weight of the load-balancing loss.")] = 0.001
     router_z_weight: Annotated[float, Meta(ge=0, description="Weight of the router z-loss in training.")] = 0.0
 
     def __post_init__(self) -> None:
-        """Checks that there are as many experts as a token needs."""
+        """Checks that there are as many experts as a token needs, in equal groups."""
+        if self.num_experts % self.n_group or self.topk_group > self.n_group:
+            raise ConfigError(
+                f"`model.experts.n_group` must divide `num_experts` ({self.num_experts}) and be at least `topk_group` "
+                f"({self.topk_group}), got {self.n_group}"
+            )
         if self.num_experts_per_tok > self.num_experts:
             raise ConfigError(
                 f"`model.experts.num_experts_per_tok` must be at most `num_experts` ({self.num_experts}), "
@@ -130,7 +146,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = "pre"
 
     position_encoding: Annotated[str, Meta(description="Name of the position encoding.")] = "rope"
-    rope_theta: Annotated[float, Meta(gt=0, description="Base of the rotary frequencies.")] = 10_000.0
+    rope_theta: Annotated[float, Meta(gt=1, description="Base of the rotary frequencies.")] = 10_000.0
     rope_scaling: Annotated[RopeScaling, Meta(description="Scaling for contexts beyond training.")] | None = None
 
     family: Annotated[str, Meta(description="Hugging Face family to save as, where it can hold the model.")] | None = (
@@ -151,6 +167,14 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
         if self.position_encoding == "rope" and self.rotary_width % 2:
             raise ConfigError(f"a head's width must be even for rotary positions, got {self.rotary_width}")
+        scaling = self.rope_scaling
+        is_longrope = scaling is not None and scaling.rope_type == "longrope"
+        for factors in (scaling.short_factor, scaling.long_factor) if scaling and is_longrope else ():
+            if len(factors or ()) != self.rotary_width // 2:
+                raise ConfigError(
+                    f"the factors of rope_type 'longrope' must be {self.rotary_width // 2}, one for each pair of a "
+                    f"head's channels, got {len(factors or ())}"
+                )
         self._check_layers()
 
     def _check_layers(self) -> None:

@@ -56,6 +56,10 @@ def obstacle(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> s
     for kind, name in components.items():
         if registry.get(kind, name) not in _COVERED:
             return f"{kind} {name!r}"
+    if config.hidden_act == "relu":
+        return "activation 'relu'"
+    if config.experts is not None and config.experts.n_group > 1:
+        return "experts in groups"
     return "norms after the residual sum" if config.norm_placement == "post" else None
 
 

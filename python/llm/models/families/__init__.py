@@ -46,7 +46,7 @@ def family_named(values: Mapping[str, Any]) -> Family:
         CheckpointError: None that is known here.
     """
     name = values.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise CheckpointError(f"model_type must be one of {', '.join(FAMILIES)}, got {name!r} in config.json")
     return FAMILIES[name]
 

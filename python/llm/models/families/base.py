@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llm.errors import CheckpointError, ConfigError
+from llm.models.families.checks import check_values
 from llm.settings.merge import from_builtins
 from llm.settings.model import ModelConfig, RopeScaling
 
@@ -91,6 +92,7 @@ class Family:
         missing = [key for key in self.required if values.get(key) is None]
         if missing:
             raise CheckpointError(f"config.json lacks {', '.join(missing)}")
+        check_values(values)
         try:
             fields = self.read(values) | {"family": self.model_type}
             return from_builtins({key: value for key, value in fields.items() if value is not None}, ModelConfig)
@@ -98,7 +100,7 @@ class Family:
             raise CheckpointError(f"config.json: {error}") from error
         except KeyError as error:
             raise CheckpointError(f"config.json lacks `{error.args[0]}`, which every {self.model_type} has") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"config.json has a value of the wrong type: {error}") from error
@@ -226,7 +228,8 @@ _SIZES = (
 def read_sizes(values: Mapping[str, Any]) -> Values:
     """The fields that most families name alike, rotary settings among them."""
     fields = {key: values.get(key) for key in _SIZES}
-    fields["num_key_value_heads"] = fields["num_key_value_heads"] or fields["num_attention_heads"]
+    if fields["num_key_value_heads"] is None:
+        fields["num_key_value_heads"] = fields["num_attention_heads"]
     fields["head_dim"] = values.get("head_dim")
     fields["tie_word_embeddings"] = bool(values.get("tie_word_embeddings", False))
     return fields | read_rope(values)
@@ -249,26 +252,32 @@ def read_rope(values: Mapping[str, Any]) -> Values:
     if not isinstance(given, Mapping):
         raise CheckpointError(f"`rope_parameters` must be an object in config.json, got {given!r}")
     parameters = dict(given)
-    theta = parameters.pop("rope_theta", None) or values.get("rope_theta") or 10_000.0
-    kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
-    parameters.pop("type", None)
+    bases = (parameters.pop("rope_theta", None), values.get("rope_theta"), 10_000.0)
+    theta = next(base for base in bases if base is not None)
+    older = parameters.pop("type", None)
+    kind = parameters.pop("rope_type", None) or older or "default"
+    kind = {"su": "longrope"}.get(kind, kind) if isinstance(kind, str) else kind
     if kind == "default":
         return {"rope_theta": theta}
     known = {field.name for field in msgspec.structs.fields(RopeScaling)}
     unknown = sorted(key for key, value in parameters.items() if key not in known and value is not None)
-    if kind not in ("linear", "dynamic", "llama3", "yarn") or unknown:
+    if kind not in ("linear", "dynamic", "llama3", "yarn", "longrope") or unknown:
         what = f"rope_type {kind!r}" if not unknown else f"{', '.join(unknown)} for rope_type {kind!r}"
         raise CheckpointError(
-            f"rotary scaling must be default, linear, dynamic, llama3 or yarn in config.json, got {what}"
+            f"rotary scaling must be default, linear, dynamic, llama3, yarn or longrope in config.json, got {what}"
         )
-    if kind == "yarn":
-        parameters.setdefault("original_max_position_embeddings", values.get("max_position_embeddings"))
+    if kind in ("yarn", "longrope"):
+        whole: Any = values.get("max_position_embeddings")
+        original = values.get("original_max_position_embeddings") if kind == "longrope" else None
+        original = parameters.setdefault("original_max_position_embeddings", original or whole)
+        if kind == "longrope" and parameters.get("factor") is None:
+            parameters["factor"] = max(1.0, whole / original)
     scaling = {key: value for key, value in parameters.items() if value is not None}
     return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **scaling}}
 
 
 def write_rope(config: ModelConfig) -> Values:
-    """Rotary settings in the place where newer and older readers look."""
+    """Returns rotary settings under the keys of transformers 5 (`rope_parameters`) and of transformers 4."""
     if config.position_encoding != "rope":
         return {}
     if config.rope_scaling is None:
@@ -281,7 +290,34 @@ def write_rope(config: ModelConfig) -> Values:
         for key, value in given.items()
         if key in ("rope_type", "factor", *always) or value != getattr(default, key)
     }
-    return {"rope_theta": config.rope_theta, "rope_parameters": scaling | {"rope_theta": config.rope_theta}}
+    theta = {"rope_theta": config.rope_theta}
+    values: Values = theta | {"rope_scaling": scaling, "rope_parameters": scaling | theta}
+    if config.rope_scaling.rope_type == "longrope":  # transformers 4 looks for the original context here alone
+        values["original_max_position_embeddings"] = config.rope_scaling.original_max_position_embeddings
+    return values
+
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_pytorch_tanh",
+    "gelu_fast": "gelu_pytorch_tanh",
+    "gelu_python_tanh": "gelu_pytorch_tanh",
+    "gelu_pytorch_tanh": "gelu_pytorch_tanh",
+    "relu": "relu",
+}
+
+
+def read_activation(values: Mapping[str, Any], key: str = "hidden_act", usual: str = "silu") -> str:
+    """Returns our name of the activation under `key`.
+
+    Raises:
+        CheckpointError: An activation that is not computed here.
+    """
+    require(values, {key: tuple(ACTIVATIONS)})
+    return ACTIVATIONS[values.get(key) or usual]
 
 
 def require(values: Mapping[str, Any], allowed: Mapping[str, Sequence[Any]]) -> None:

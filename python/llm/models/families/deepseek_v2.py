@@ -14,6 +14,7 @@ from llm.models.families.base import (
     Piece,
     Values,
     experts,
+    read_activation,
     read_sizes,
     require,
     write_sizes,
@@ -28,7 +29,7 @@ def read(values: Mapping[str, Any]) -> Values:
     """Fields of `ModelConfig`."""
     require(
         values,
-        {"hidden_act": ("silu",), "quantization_config": (), "topk_method": ("greedy",), "moe_layer_freq": (1,)},
+        {"topk_method": ("greedy", "group_limited_greedy"), "moe_layer_freq": (1,)},
     )
     require(values, {"norm_topk_prob": (False,), "scoring_func": ("softmax",)})
     bias = bool(values.get("attention_bias", False))
@@ -41,13 +42,14 @@ def read(values: Mapping[str, Any]) -> Values:
         "mlp_bias": bool(values.get("mlp_bias", False)),
         "latent": {key: values[key] for key in _LATENT if values.get(key) is not None},
     }
-    return read_sizes(values) | fields | _read_experts(values)
+    return read_sizes(values) | {"hidden_act": read_activation(values)} | fields | _read_experts(values)
 
 
 def _read_experts(values: Mapping[str, Any]) -> Values:
     if values.get("n_routed_experts") is None:
         return {}
     width = values["moe_intermediate_size"]
+    grouped = values.get("topk_method") == "group_limited_greedy"
     return {
         "mlp": "moe",
         "experts": {
@@ -55,6 +57,8 @@ def _read_experts(values: Mapping[str, Any]) -> Values:
             "num_experts_per_tok": values["num_experts_per_tok"],
             "moe_intermediate_size": width,
             "shared_expert_intermediate_size": width * (values.get("n_shared_experts") or 0),
+            "n_group": values.get("n_group") or 1 if grouped else 1,
+            "topk_group": values.get("topk_group") or 1 if grouped else 1,
             "norm_topk_prob": False,
             "routed_scaling_factor": values.get("routed_scaling_factor", 1.0),
             "dense_layers": list(range(values.get("first_k_dense_replace", 0))),
@@ -73,7 +77,7 @@ def write(config: ModelConfig) -> Values:
     return values | {
         # `transformers` takes the width of what is rotated from here.
         "head_dim": config.latent.qk_rope_head_dim,
-        "hidden_act": "silu",
+        "hidden_act": config.hidden_act or "silu",
         "attention_bias": config.attention_bias,
         "mlp_bias": bool(config.mlp_bias),
         "n_routed_experts": settings.num_experts,
@@ -84,7 +88,9 @@ def write(config: ModelConfig) -> Values:
         "first_k_dense_replace": len(settings.dense_layers),
         "aux_loss_alpha": settings.load_balancing_weight,
         "norm_topk_prob": False,
-        "topk_method": "greedy",
+        "topk_method": "greedy" if settings.n_group == 1 else "group_limited_greedy",
+        "n_group": settings.n_group,
+        "topk_group": settings.topk_group,
     }
 
 

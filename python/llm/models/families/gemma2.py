@@ -21,9 +21,7 @@ def read(values: Mapping[str, Any]) -> Values:
     """Fields of `ModelConfig`."""
     # Older configs say both, and mean the newer name.
     act = values.get("hidden_activation") or "gelu_pytorch_tanh"
-    require(
-        {"hidden_activation": act, **values}, {"hidden_activation": ("gelu_pytorch_tanh",), "quantization_config": ()}
-    )
+    require({"hidden_activation": act, **values}, {"hidden_activation": ("gelu_pytorch_tanh",)})
     require(values, {"use_bidirectional_attention": (False,)})
     values = _DEFAULTS | dict(values)
     layers = range(values["num_hidden_layers"])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm.models.families.base import BlockCut, Family, Values, require, transposed
+from llm.models.families.base import BlockCut, Family, Values, read_activation, require, transposed
 from llm.settings.model import ModelConfig
 
 _NAMES = {
@@ -19,7 +19,7 @@ _NAMES = {
     "attention_dropout": "attn_pdrop",
 }
 _DEFAULTS = {"layer_norm_epsilon": 1e-5, "initializer_range": 0.02, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
-_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_pytorch_tanh": "gelu_pytorch_tanh", "gelu": "gelu"}
+_ACTIVATION = "activation_function"
 
 
 def read(values: Mapping[str, Any]) -> Values:
@@ -30,10 +30,10 @@ def read(values: Mapping[str, Any]) -> Values:
         "scale_attn_by_inverse_layer_idx": (False,),
         "add_cross_attention": (False,),
     }
-    require(values, fixed | {"embd_pdrop": (values["resid_pdrop"],), "activation_function": tuple(_ACTIVATIONS)})
+    require(values, fixed | {"embd_pdrop": (values["resid_pdrop"],)})
     return {ours: values[theirs] for ours, theirs in _NAMES.items() if theirs in values} | {
         "intermediate_size": values.get("n_inner") or 4 * values["n_embd"],
-        "hidden_act": _ACTIVATIONS[values.get("activation_function", "gelu_new")],
+        "hidden_act": read_activation(values, _ACTIVATION, "gelu_new"),
         "tie_word_embeddings": bool(values.get("tie_word_embeddings", True)),
         "attention_bias": True,
         "attention_output_bias": True,
@@ -46,10 +46,10 @@ def read(values: Mapping[str, Any]) -> Values:
 
 def write(config: ModelConfig) -> Values:
     """Values of `config.json`."""
-    act = "gelu" if config.hidden_act in (None, "gelu") else "gelu_new"
+    act = "gelu_new" if config.hidden_act == "gelu_pytorch_tanh" else config.hidden_act or "gelu"
     return {theirs: getattr(config, ours) for ours, theirs in _NAMES.items()} | {
         "n_inner": config.intermediate_size,
-        "activation_function": act,
+        _ACTIVATION: act,
         "embd_pdrop": config.dropout,
         "tie_word_embeddings": config.tie_word_embeddings,
     }

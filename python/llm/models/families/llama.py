@@ -3,22 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm.models.families.base import LLAMA_BLOCK, LLAMA_TOP, Family, Values, read_sizes, require, write_sizes
+from llm.models.families.base import LLAMA_BLOCK, LLAMA_TOP, Family, Values, read_activation, read_sizes, write_sizes
 from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:
     """Fields of `ModelConfig`."""
-    require(values, {"hidden_act": ("silu",), "quantization_config": ()})
     bias = bool(values.get("attention_bias", False))
     biases = {"attention_bias": bias, "attention_output_bias": bias, "mlp_bias": bool(values.get("mlp_bias", False))}
-    return read_sizes(values) | biases
+    return read_sizes(values) | {"hidden_act": read_activation(values)} | biases
 
 
 def write(config: ModelConfig) -> Values:
     """Values of `config.json`."""
     biases = {"attention_bias": config.attention_bias, "mlp_bias": bool(config.mlp_bias)}
-    return write_sizes(config) | {"hidden_act": "silu"} | biases
+    return write_sizes(config) | {"hidden_act": config.hidden_act or "silu"} | biases
 
 
 FAMILY = Family("llama", "LlamaForCausalLM", read, write, LLAMA_TOP, LLAMA_BLOCK)

@@ -3,19 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm.models.families.base import LLAMA_BLOCK, LLAMA_TOP, Family, Values, read_sizes, require, write_sizes
+from llm.models.families.base import LLAMA_BLOCK, LLAMA_TOP, Family, Values, read_activation, read_sizes, write_sizes
 from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:
     """Fields of `ModelConfig`."""
-    require(values, {"hidden_act": ("silu",), "quantization_config": ()})
-    return read_sizes(values) | {"sliding_window": values.get("sliding_window")}
+    return (
+        read_sizes(values) | {"hidden_act": read_activation(values)} | {"sliding_window": values.get("sliding_window")}
+    )
 
 
 def write(config: ModelConfig) -> Values:
     """Values of `config.json`; silence about the window would mean 4,096."""
-    values = write_sizes(config) | {"hidden_act": "silu"}
+    values = write_sizes(config) | {"hidden_act": config.hidden_act or "silu"}
     return values | {"sliding_window": config.sliding_window}
 
 

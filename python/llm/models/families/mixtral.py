@@ -3,26 +3,40 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm.models.families.base import LLAMA_BLOCK, LLAMA_TOP, Family, Values, experts, read_sizes, require, write_sizes
+from llm.models.families.base import (
+    LLAMA_BLOCK,
+    LLAMA_TOP,
+    Family,
+    Values,
+    experts,
+    read_activation,
+    read_sizes,
+    require,
+    write_sizes,
+)
 from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:
     """Fields of `ModelConfig`."""
-    require(values, {"hidden_act": ("silu",), "quantization_config": (), "router_jitter_noise": (0, 0.0)})
+    require(values, {"router_jitter_noise": (0, 0.0)})
     chosen = {
         "num_experts": values.get("num_local_experts", 8),
         "num_experts_per_tok": values.get("num_experts_per_tok", 2),
         "moe_intermediate_size": values["intermediate_size"],
         "load_balancing_weight": values.get("router_aux_loss_coef", 0.001),
     }
-    return read_sizes(values) | {"sliding_window": values.get("sliding_window"), "mlp": "moe", "experts": chosen}
+    return (
+        read_sizes(values)
+        | {"hidden_act": read_activation(values)}
+        | {"sliding_window": values.get("sliding_window"), "mlp": "moe", "experts": chosen}
+    )
 
 
 def write(config: ModelConfig) -> Values:
     """Values of `config.json`; its `intermediate_size` is that of an expert."""
     settings = config.experts
-    values = write_sizes(config) | {"hidden_act": "silu", "sliding_window": config.sliding_window}
+    values = write_sizes(config) | {"hidden_act": config.hidden_act or "silu", "sliding_window": config.sliding_window}
     if settings is None:
         return values
     return values | {

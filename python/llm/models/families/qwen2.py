@@ -8,9 +8,9 @@ from llm.models.families.base import (
     LLAMA_TOP,
     Family,
     Values,
+    read_activation,
     read_sizes,
     read_windows,
-    require,
     write_sizes,
     write_windows,
 )
@@ -19,14 +19,13 @@ from llm.settings.model import ModelConfig
 
 def read(values: Mapping[str, Any]) -> Values:
     """Fields of `ModelConfig`."""
-    require(values, {"hidden_act": ("silu",), "quantization_config": ()})
     windows = read_windows(values)
-    return read_sizes(values) | {"attention_bias": True} | windows
+    return read_sizes(values) | {"hidden_act": read_activation(values)} | {"attention_bias": True} | windows
 
 
 def write(config: ModelConfig) -> Values:
     """Values of `config.json`."""
-    return write_sizes(config) | {"hidden_act": "silu"} | write_windows(config)
+    return write_sizes(config) | {"hidden_act": config.hidden_act or "silu"} | write_windows(config)
 
 
 FAMILY = Family("qwen2", "Qwen2ForCausalLM", read, write, LLAMA_TOP, LLAMA_BLOCK)

@@ -9,9 +9,9 @@ from llm.models.families.base import (
     Family,
     Values,
     experts,
+    read_activation,
     read_sizes,
     read_windows,
-    require,
     write_sizes,
     write_windows,
 )
@@ -20,20 +20,29 @@ from llm.settings.model import ModelConfig
 
 def read(values: Mapping[str, Any]) -> Values:
     """Fields of `ModelConfig`."""
-    require(values, {"hidden_act": ("silu",), "quantization_config": ()})
     windows = read_windows(values)
     chosen = read_experts(values, num_experts=60, per_token=4, width=1408) | {
         "shared_expert_intermediate_size": values.get("shared_expert_intermediate_size", 5632),
         "shared_expert_gate": True,
     }
     bias = {"attention_bias": bool(values.get("qkv_bias", True))}
-    return read_sizes(values) | bias | windows | {"mlp": "moe", "experts": chosen}
+    return (
+        read_sizes(values)
+        | {"hidden_act": read_activation(values)}
+        | bias
+        | windows
+        | {"mlp": "moe", "experts": chosen}
+    )
 
 
 def write(config: ModelConfig) -> Values:
     """Values of `config.json`."""
     shared = config.experts.shared_expert_intermediate_size if config.experts else 0
-    values = {"hidden_act": "silu", "qkv_bias": config.attention_bias, "shared_expert_intermediate_size": shared}
+    values = {
+        "hidden_act": config.hidden_act or "silu",
+        "qkv_bias": config.attention_bias,
+        "shared_expert_intermediate_size": shared,
+    }
     return write_sizes(config) | values | write_windows(config) | write_experts(config)
 
 

@@ -11,7 +11,6 @@ from llm.models.families.base import (
     Values,
     read_sizes,
     read_windows,
-    require,
     write_sizes,
     write_windows,
 )
@@ -20,7 +19,6 @@ from llm.settings.model import ModelConfig
 
 def read(values: Mapping[str, Any]) -> Values:
     """Fields of `ModelConfig`."""
-    require(values, {"hidden_act": ("silu",), "quantization_config": ()})
     bias = bool(values.get("attention_bias", False))
     windows = read_windows(values)
     fields = {"qk_norm": True, "attention_bias": bias, "attention_output_bias": bias}
@@ -29,7 +27,7 @@ def read(values: Mapping[str, Any]) -> Values:
 
 def write(config: ModelConfig) -> Values:
     """Values of `config.json`."""
-    values = {"hidden_act": "silu", "attention_bias": config.attention_bias}
+    values = {"hidden_act": config.hidden_act or "silu", "attention_bias": config.attention_bias}
     return write_sizes(config) | values | write_windows(config)
 
 

@@ -3,25 +3,42 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm.models.families.base import LLAMA_BLOCK, LLAMA_TOP, QK_NORMS, Family, Values, read_sizes, require, write_sizes
+from llm.models.families.base import (
+    LLAMA_BLOCK,
+    LLAMA_TOP,
+    QK_NORMS,
+    Family,
+    Values,
+    read_activation,
+    read_sizes,
+    write_sizes,
+)
 from llm.models.families.qwen2_moe import EXPERT_BLOCK, read_experts, write_experts
 from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:
     """Fields of `ModelConfig`; with `use_sliding_window` every layer slides."""
-    require(values, {"hidden_act": ("silu",), "quantization_config": ()})
     bias = bool(values.get("attention_bias", False))
     fields = {"qk_norm": True, "attention_bias": bias, "attention_output_bias": bias, "mlp": "moe"}
     window = values.get("sliding_window", 4096) if values.get("use_sliding_window") else None
     chosen = read_experts(values, num_experts=128, per_token=8, width=768)
-    return read_sizes(values) | fields | {"sliding_window": window, "experts": chosen}
+    return (
+        read_sizes(values)
+        | {"hidden_act": read_activation(values)}
+        | fields
+        | {"sliding_window": window, "experts": chosen}
+    )
 
 
 def write(config: ModelConfig) -> Values:
     """Values of `config.json`."""
     slides = config.sliding_window is not None
-    values = {"hidden_act": "silu", "attention_bias": config.attention_bias, "use_sliding_window": slides}
+    values = {
+        "hidden_act": config.hidden_act or "silu",
+        "attention_bias": config.attention_bias,
+        "use_sliding_window": slides,
+    }
     return write_sizes(config) | values | {"sliding_window": config.sliding_window} | write_experts(config)
 
 

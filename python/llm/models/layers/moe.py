@@ -138,12 +138,25 @@ class MoE(nn.Module):
         settings = self.settings
         logits = self.router(hidden_states).float()
         scores = logits.softmax(-1) if settings.softmax_first else logits
+        if settings.n_group > 1:
+            scores = self._in_best_groups(scores)
         weights, chosen = scores.topk(settings.num_experts_per_tok, dim=-1)
         if not settings.softmax_first:
             weights = weights.softmax(-1)
         elif settings.norm_topk_prob:
             weights = weights / weights.sum(-1, keepdim=True)
         return Routing(logits, chosen, weights * settings.routed_scaling_factor)
+
+    def _in_best_groups(self, scores: Tensor) -> Tensor:
+        """Leaves only the scores of the groups with the best experts.
+
+        Source: DeepSeek-AI 2024, "DeepSeek-V2", section 2.2.2.
+        """
+        settings = self.settings
+        grouped = scores.view(len(scores), settings.n_group, -1)  # (T, G, E / G)
+        best = grouped.amax(-1).topk(settings.topk_group, dim=-1).indices
+        kept = torch.zeros_like(grouped[..., 0]).scatter_(1, best, 1.0).bool().unsqueeze(-1)
+        return grouped.masked_fill(~kept, 0.0 if settings.softmax_first else -torch.inf).view_as(scores)
 
     def _mix(self, hidden_states: Tensor, routing: Routing) -> Tensor:
         k = routing.chosen.shape[1]

@@ -109,6 +109,8 @@ def scaled_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
             return _llama3(frequencies, scaling), 1.0
         case "yarn":
             return _yarn(frequencies, scaling, config), yarn_attention_factor(scaling)
+        case "longrope":
+            return _longrope(frequencies, scaling, config)
         # Dynamic scaling begins past the longest context, which no sequence here passes: it would change keys that are
         # cached already.
     return frequencies, 1.0
@@ -124,6 +126,22 @@ def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def _longrope(frequencies: Tensor, scaling: RopeScaling, config: ModelConfig) -> tuple[Tensor, float]:
+    """Divides each frequency by its own factor; a model with a longer context has its long factors at any length.
+
+    Choosing by the length of a sequence, as `transformers` does, would change keys that are cached already.
+
+    Source: Ding et al. 2024, "LongRoPE", section 3.2, and Phi-3's published code.
+    """
+    original = scaling.original_max_position_embeddings or 1
+    is_longer = config.max_position_embeddings > original
+    factors = scaling.long_factor if is_longer else scaling.short_factor
+    on_scores = scaling.attention_factor
+    if on_scores is None:
+        on_scores = math.sqrt(1 + math.log(scaling.factor) / math.log(original)) if scaling.factor > 1 else 1.0
+    return frequencies / torch.tensor(factors, dtype=torch.float64, device="cpu"), on_scores
 
 
 def _yarn(frequencies: Tensor, scaling: RopeScaling, config: ModelConfig) -> Tensor:

@@ -189,7 +189,8 @@ def byte_level(
         added = [added_token(content, token_id) for content, token_id in special_tokens.items()]
     return byte_level_document(
         {token: token_id for token_id, token in enumerate(tokens) if types[token_id] != UNUSED},
-        metadata.items("tokenizer.ggml.merges", str),
+        # gguf-py leaves empty lists out.
+        metadata.items("tokenizer.ggml.merges", str) if "tokenizer.ggml.merges" in metadata.values else [],
         added,
         way.document(),
         normalizer=way.normalizer,

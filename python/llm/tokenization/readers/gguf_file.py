@@ -109,6 +109,8 @@ class _Cursor:
         if self._take(4) != MAGIC:
             raise self._error(f"must begin with {MAGIC!r}, got {self._content[:4]!r}")
         version = self._number("I")
+        if version not in (2, 3) and not version % (1 << 24):
+            raise self._error("must be in little-endian order, got a big-endian file")
         if version not in (2, 3):
             raise self._error(f"must be of version 2 or 3 in little-endian order, got version {version}")
         self.num_tensors = self._number("Q")

@@ -1,0 +1,44 @@
+"""What no family reads: quantized weights, and values that end in nonsense or endless work."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from llm.errors import CheckpointError
+
+_FLAGS = (
+    "attention_bias",
+    "mlp_bias",
+    "norm_topk_prob",
+    "qkv_bias",
+    "scale_attn_weights",
+    "tie_word_embeddings",
+    "use_sliding_window",
+)
+_COUNTS = ("num_hidden_layers", "n_layer", "num_experts", "num_local_experts", "n_routed_experts")
+_MOST = 10_000
+_LARGEST = 2**31 - 1
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Checks what would end in nonsense or in endless work before any family reads the values.
+
+    Raises:
+        CheckpointError: A quantization scheme, a flag that is no boolean, a number that is not finite or far too large.
+    """
+    scheme = values.get("quantization_config")
+    if scheme:
+        name = scheme.get("quant_method") or scheme.get("quant_algo") if isinstance(scheme, Mapping) else None
+        raise CheckpointError(
+            f"config.json says that the weights are quantized by {name or 'an unnamed scheme'} "
+            "(`quantization_config`), which this package does not read\n"
+            "hint: use the unquantized checkpoint, or a GGUF file"
+        )
+    for key, value in values.items():
+        if key in _FLAGS and not isinstance(value, bool | None):
+            raise CheckpointError(f"`{key}` must be true or false in config.json, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CheckpointError(f"`{key}` must be finite in config.json, got {value!r}")
+        most = _MOST if key in _COUNTS else _LARGEST
+        if isinstance(value, int) and value > most:
+            raise CheckpointError(f"`{key}` must be at most {most:,} in config.json, got {value}")
