@@ -67,7 +67,7 @@ def test_sizes_reach_the_largest_batch_in_small_strides(max_requests: int) -> No
 def test_what_cannot_be_captured_is_named() -> None:
     assert graph_obstacle(BASE) is None
     assert graph_obstacle(MIXES["latent, rope, swiglu, pre"]) == "attention 'mla'"
-    assert graph_obstacle(MIXES["mha, rope, moe, pre"]) == "experts, whose loads the host must know"
+    assert graph_obstacle(MIXES["mha, rope, moe, pre"]) == "experts: the host must know their loads"
 
 
 def engine_with(path: Path, runner: type[TorchModelRunner], config: EngineConfig) -> Engine:

@@ -1,4 +1,4 @@
-"""Generation: sessions, the engine, its cache and its model runners."""
+"""Text generation: sessions, the engine, its key-value cache and its model runners."""
 
 from llm.inference.engine import Engine
 from llm.inference.load import build_engine, load_async_engine, load_engine

@@ -1,4 +1,4 @@
-"""The engine: one owner of scheduler, cache and model; one step at a time."""
+"""The engine, which owns scheduler, cache and model and runs one step at a time."""
 
 import logging
 import math
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """Schedules, runs and updates; not thread-safe, so one thread owns it.
+    """Schedules requests, runs the model and updates the requests; not thread-safe, so one thread must own it.
 
     Args:
         core: The Rust scheduler, sampler and detokenizer.
-        runner: Computes logits.
-        tokenizer: Of the model.
+        runner: The model runner, which computes logits.
+        tokenizer: The model's tokenizer.
         max_model_len: Longest context in tokens.
-        draft: A smaller model that guesses tokens.
+        draft: A smaller model that proposes draft tokens.
 
     Example:
         >>> from llm import LLM
@@ -52,7 +52,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self.draft = draft
-        self.generation_defaults: dict[str, float] = {}  # sampling values of the checkpoint, for requests without own
+        self.generation_defaults: dict[str, float] = {}  # the checkpoint's sampling values, as defaults
         self._next_id = 0
 
     def add_request(
@@ -61,31 +61,31 @@ class Engine:
         """Queues a request for one answer and returns its id.
 
         Args:
-            prompt_ids: At least one token.
-            params: How to sample; without a seed a fresh one is drawn.
-            choice_index: Another stream of random numbers of the same seed.
-            priority: Lower runs first; within one priority, first come first served.
+            prompt_ids: Token ids of the prompt, at least one.
+            params: Sampling parameters; without a seed, a random seed is drawn.
+            choice_index: Number of the random stream to use among those of the same seed.
+            priority: Lower values run first; equal values run in order of arrival.
 
         Raises:
-            ContextLengthError: Prompt and new tokens exceed the context.
+            ContextLengthError: The prompt and its new tokens exceed the context.
             CapacityError: The request can never fit the cache.
-            QueueFullError: Too many requests or tokens wait.
-            InvalidArgumentError: An empty prompt, an unknown token id, a value of `params` out of range, or `n` of
-                `params` above 1.
+            QueueFullError: Too many requests or tokens are waiting.
+            InvalidArgumentError: The prompt is empty or contains an unknown token id, a value of `params` is out of
+                range, or `params.n` is above 1.
         """
         if params.n != 1:
-            raise InvalidArgumentError(f"`n` must be 1 here, got {params.n}\nhint: `add_choices` takes more")
+            raise InvalidArgumentError(f"`n` must be 1 here, got {params.n}\nhint: `add_choices` accepts more")
         return self._add(prompt_ids, params, choice_index, priority)[0]
 
     def add_choices(self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0) -> range:
-        """Queues a request for `params.n` answers to one prompt, which is computed once.
+        """Queues a request for `params.n` answers to one prompt and returns their ids; the prompt is computed once.
 
         Returns:
-            An id a choice. Each gets deltas, ends and can be aborted like a request of its own, and its tokens are
-            those of a request with this `seed` and the choice's `choice_index`.
+            One id per choice. Each choice gets deltas, ends and can be aborted like a separate request, and its tokens
+            equal those of a request with the same `seed` and the choice's `choice_index`.
 
         Raises:
-            LLMError: As `add_request`.
+            LLMError: The same errors as in `add_request`.
         """
         return self._add(prompt_ids, params, 0, priority)
 
@@ -99,19 +99,19 @@ class Engine:
         return ids
 
     def abort(self, request_id: int) -> bool:
-        """Drops a request in any state and frees its blocks; `False` if it is unknown or done."""
+        """Drops a request in any state and frees its blocks; returns False if the id is unknown or has ended."""
         return self.core.abort(request_id)
 
     def has_unfinished(self) -> bool:
-        """Whether a step would do anything."""
+        """Returns whether any request is waiting or running."""
         return self.core.has_unfinished()
 
     def step(self) -> list[tuple[int, Delta | LLMError]]:
-        """Schedules, runs and updates once.
+        """Runs one step: schedules requests, runs the model and updates the requests.
 
         Returns:
-            Each request that got a token or failed in this step, with its delta or its error. Where the model's pass
-            fails, all requests of the step fail with an `EngineError` and the engine goes on.
+            The id of each request that got a token or failed in this step, with its delta or error. If the model's pass
+            fails, all requests of the step fail with an `EngineError` and the engine stays usable.
         """
         plan = self.core.schedule()
         if plan is None:
@@ -126,16 +126,16 @@ class Engine:
         return _deltas(outputs)
 
     def stats(self) -> dict[str, int]:
-        """Counts of requests, blocks and tokens."""
+        """Returns the engine's statistics: counts of requests, blocks and tokens."""
         return self.core.stats()
 
     def _guess(self, draft: DraftModel, outputs: StepOutputs) -> None:
-        """Guesses for whom the step gave a token; where that fails, answers come without from now on."""
+        """Drafts tokens for requests that got a token in this step; a failure turns drafting off from then on."""
         goes_on = dict(zip(outputs.request_ids.tolist(), (outputs.finish_reasons == 0).tolist(), strict=True))
         try:
             draft.guess(self.core, [request_id for request_id, is_running in goes_on.items() if is_running])
         except RuntimeError:
-            logger.exception("the draft model failed: no more guesses are made")
+            logger.exception("the draft model failed; answers continue without draft tokens")
             self.draft = None
 
     def _fail(self, error: RuntimeError) -> list[tuple[int, Delta | LLMError]]:
@@ -147,11 +147,11 @@ def _as_ids(prompt_ids: Sequence[int]) -> NDArray[np.uint32]:
     try:
         return np.asarray(prompt_ids, dtype=np.uint32)
     except (OverflowError, TypeError, ValueError):
-        raise InvalidArgumentError("token ids must be integers from 0 to the vocabulary's size") from None
+        raise InvalidArgumentError("token ids must be integers from 0 to below the vocabulary size") from None
 
 
 def _deltas(outputs: StepOutputs) -> list[tuple[int, Delta | LLMError]]:
-    """The step's arrays as one delta a request."""
+    """Converts the arrays of a step to one delta or error per request."""
     found: list[tuple[int, Delta | LLMError]] = []
     errors = dict(outputs.errors)
     prompts = {

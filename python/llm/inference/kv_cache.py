@@ -1,4 +1,4 @@
-"""Memory for keys and values."""
+"""Memory of the key-value cache."""
 
 import math
 import os
@@ -18,11 +18,11 @@ _SHARE_OF_FREE_MEMORY = 0.4
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer in blocks.
+    """Keys and values of all layers, stored in blocks.
 
     Attributes:
-        keys: One tensor a layer, `[blocks, block_size, kv_heads, head_dim]`.
-        values: Like `keys`; of no width where a layer's values are part of its keys.
+        keys: One tensor per layer, `[blocks, block_size, kv_heads, head_dim]`.
+        values: Like `keys`; the last dimension is 0 if a layer's values are part of its keys.
     """
 
     keys: tuple[Tensor, ...]
@@ -30,21 +30,21 @@ class KVCache:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks in each layer."""
+        """Number of blocks in each layer."""
         return self.keys[0].shape[0]
 
     @property
     def block_size(self) -> int:
-        """Tokens a block."""
+        """Number of tokens per block."""
         return self.keys[0].shape[1]
 
     @classmethod
     def allocate(
         cls, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> "KVCache":
-        """Takes the memory for `num_blocks` blocks, zeroed: a masked token weighs nothing only if it is a number.
+        """Returns a zeroed cache of `num_blocks` blocks; NaNs in uninitialized memory would survive masking.
 
-        On the CPU the system gives pages of zeros when they are first used, so gigabytes are there at once.
+        On the CPU, the system supplies zeroed pages on first use, so allocating gigabytes takes no time.
         """
         heads, *widths = cache_widths(config)
         keys, values = (
@@ -56,7 +56,7 @@ class KVCache:
         return cls(keys, values)
 
     def copy_blocks(self, copies: NDArray[np.int64]) -> None:
-        """Copies blocks, `(from, to)` a row: choices of one prompt get their own before they write to them."""
+        """Copies blocks, one `(from, to)` pair per row, so that choices of one prompt don't write to shared blocks."""
         sources, targets = (torch.as_tensor(ids, device=self.keys[0].device) for ids in copies.T.copy())
         for blocks in (*self.keys, *self.values):
             blocks[targets] = blocks[sources]
@@ -65,21 +65,21 @@ class KVCache:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu" or not math.prod(shape):
         return torch.zeros(shape, dtype=dtype, device=device)
-    pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)  # `torch.zeros` would write to each of them
+    pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)  # `torch.zeros` would write to each page
     return torch.from_numpy(pages).view(dtype).view(shape)
 
 
 def blocks_within(
     memory_bytes: int | None, block_bytes: int, blocks_per_request: int, max_requests: int, device: torch.device
 ) -> int:
-    """How many blocks to take: as many as all requests could use, within the memory allowed.
+    """Returns the number of blocks to allocate: as many as all requests could use, within the allowed memory.
 
     Args:
-        memory_bytes: The limit; `None`: a share of what is free now.
-        block_bytes: Of one block over all layers.
-        blocks_per_request: For the longest context.
-        max_requests: Running at once.
-        device: Where the cache goes.
+        memory_bytes: Memory limit in bytes; None uses a share of the memory that is free now.
+        block_bytes: Bytes of one block over all layers.
+        blocks_per_request: Blocks of a request with the longest context.
+        max_requests: Number of requests that run at once.
+        device: Device of the cache.
 
     Raises:
         CapacityError: Not even one request of the longest context fits.
@@ -95,7 +95,7 @@ def blocks_within(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken on `device` without swapping."""
+    """Returns the number of bytes that can be allocated on `device` without swapping."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

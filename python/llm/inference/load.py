@@ -1,4 +1,4 @@
-"""From a checkpoint on disk to an engine that answers."""
+"""Loads checkpoints into engines."""
 
 import os
 
@@ -27,25 +27,25 @@ from llm.settings.engine import DraftSpeculation, EngineConfig
 from llm.settings.merge import validated
 from llm.tokenization import BaseTokenizer
 
-# On a CPU a prompt's tokens cost as much together as apart: a small step answers the others sooner.
+# On a CPU, splitting a prompt over several steps costs nothing, and small steps answer other requests sooner.
 _BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
 
 
 def load_engine(
     path: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto", config: EngineConfig | None = None
 ) -> Engine:
-    """Loads a checkpoint or run for generation.
+    """Returns an engine that runs a checkpoint or the newest checkpoint of a run.
 
     Args:
         path: A checkpoint or run directory.
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu` or `cuda[:N]`.
-        config: Limits.
+        config: Engine limits.
 
     Raises:
-        CheckpointError: Missing, torn or contradictory files, or a model that generates no text.
+        CheckpointError: Files are missing, damaged or contradictory, or the model generates no text.
         CapacityError: Not enough memory for one request of the longest context.
-        ConfigError: A limit out of range, or a draft model with another vocabulary.
+        ConfigError: A limit is out of range, or the draft model has a different vocabulary.
     """
     config = validated(config or EngineConfig())
     place = resolve_device(device)
@@ -58,10 +58,10 @@ def load_engine(
 def _read(
     checkpoint: Checkpoint, dtype: str, device: torch.device
 ) -> tuple[DecoderModel, BaseTokenizer, dict[str, float]]:
-    """Everything an engine takes from a checkpoint."""
+    """Returns the model, the tokenizer and the sampling defaults of a checkpoint."""
     model = checkpoint.model(dtype, device)
     if not isinstance(model, DecoderModel):
-        raise CheckpointError(f"{checkpoint} holds a regression model, which generates no text")
+        raise CheckpointError(f"{checkpoint} contains a regression model, which generates no text")
     tokenizer = checkpoint.tokenizer()
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(
@@ -72,16 +72,16 @@ def _read(
 
 
 def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineConfig | None = None) -> Engine:
-    """An engine around a model in memory.
+    """Returns an engine that runs a model already in memory.
 
     Args:
-        model: In eval mode, on its device.
-        tokenizer: Of at most as many entries as the model's.
-        config: Limits.
+        model: The model in eval mode, on its device.
+        tokenizer: The tokenizer, with at most as many entries as the model's vocabulary.
+        config: Engine limits.
 
     Raises:
         CapacityError: Not enough memory for one request of the longest context.
-        ConfigError: A limit out of range, or a draft model with another vocabulary.
+        ConfigError: A limit is out of range, or the draft model has a different vocabulary.
     """
     config = validated(config or EngineConfig())
     weight = model.embed_tokens.weight
@@ -106,10 +106,12 @@ def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineCo
 
 
 def model_runner(model: DecoderModel, cache: KVCache, config: EngineConfig, max_model_len: int) -> ModelRunner:
-    """The kernels where they can run the model and are wanted, else PyTorch, on CUDA with graphs.
+    """Returns the runner for a model: the CPU kernels if enabled and able to run it, otherwise PyTorch.
+
+    On CUDA, the PyTorch runner uses graphs.
 
     Raises:
-        ConfigError: They are asked for by name, but can't.
+        ConfigError: The configuration requires the kernels, but they can't run the model.
     """
     weight = model.embed_tokens.weight
     reason = obstacle(model.config, weight.dtype, weight.device)
@@ -126,14 +128,14 @@ def model_runner(model: DecoderModel, cache: KVCache, config: EngineConfig, max_
 def load_async_engine(
     path: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto", config: EngineConfig | None = None
 ) -> AsyncEngine:
-    """Like `load_engine`, for asyncio; `start` it before use."""
+    """Returns an engine for asyncio, loaded as by `load_engine`; call its `start` before use."""
     return AsyncEngine(Session(load_engine(path, dtype=dtype, device=device, config=config)))
 
 
 def _draft_model(
     config: EngineConfig, max_model_len: int, tokenizer: BaseTokenizer, weight: Tensor
 ) -> DraftModel | None:
-    """The model that guesses, in the dtype and on the device of the other's `weight`."""
+    """Returns the draft model, in the dtype and on the device of `weight`, a weight of the main model."""
     speculation = config.speculative
     if not isinstance(speculation, DraftSpeculation):
         return None

@@ -1,4 +1,4 @@
-"""What the engine gives back: deltas while a request runs, whole answers at its end."""
+"""Outputs of the engine: deltas while a request runs, and whole answers at its end."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -30,10 +30,10 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
-    """What one step added to one answer.
+    """The text and tokens that one step added to one answer.
 
     Attributes:
-        text: Text that can no longer change; empty while a character or a stop string is incomplete.
+        text: New text that is final; empty while a character or a possible stop string is incomplete.
         token_ids: Tokens that the step sampled.
         finish_reason: Why the answer ended; `None` while it goes on.
         logprobs: One entry per token, if requested.
@@ -47,12 +47,12 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
-# Number of the answer among all answers of a request, and what one step added to it.
+# The index of an answer among all answers of a request, and the delta that one step added to it.
 ChoiceDelta = tuple[int, Delta]
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens that a request took; an end token counts, although it has no text."""
+    """Number of tokens that a request used; an end token counts, although it has no text."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -60,13 +60,13 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, prompt_tokens: int, completion_tokens: int) -> "Usage":
-        """Adds up the total."""
+        """Returns the usage with its total."""
         total_tokens = prompt_tokens + completion_tokens
         return cls(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, total_tokens=total_tokens)
 
 
 class GenerationOutput(msgspec.Struct, frozen=True):
-    """A whole answer.
+    """A complete answer.
 
     Attributes:
         text: Text without special tokens and stop string, unless the sampling parameters ask for them.
@@ -88,12 +88,12 @@ class GenerationOutput(msgspec.Struct, frozen=True):
 
     @property
     def choices(self) -> tuple["GenerationOutput", ...]:
-        """All `n` answers to the prompt, this one first."""
+        """Returns all `n` answers to the prompt, starting with this one."""
         return (self, *self.others)
 
 
 class Collector:
-    """Joins the deltas of all answers to some prompts.
+    """Joins deltas into complete answers to several prompts.
 
     Answers are numbered across prompts: first the `n` answers to the first prompt, then those to the second.
     """
@@ -103,23 +103,23 @@ class Collector:
         self._deltas: list[list[Delta]] = [[] for prompt in prompts for _ in range(prompt.params.n)]
 
     def add(self, deltas: Iterable[ChoiceDelta]) -> None:
-        """Takes the next deltas, each with the number of its answer."""
+        """Adds the next deltas, each with the index of its answer."""
         for choice, delta in deltas:
             self._deltas[choice].append(delta)
 
     @property
     def has_started(self) -> bool:
-        """Whether any delta has come."""
+        """Returns whether any delta has arrived."""
         return any(self._deltas)
 
     @property
     def usage(self) -> Usage:
-        """Tokens so far, each prompt counted once; a request without a delta took none."""
+        """Returns the usage so far, with each prompt counted once; prompts count only after the first delta."""
         prompt_tokens = sum(len(prompt.token_ids) for prompt in self._prompts) if self.has_started else 0
         return Usage.of(prompt_tokens, sum(len(delta.token_ids) for deltas in self._deltas for delta in deltas))
 
     def outputs(self) -> list[GenerationOutput]:
-        """One output per prompt, with all its answers.
+        """Returns one output per prompt, with all answers to the prompt.
 
         Raises:
             InternalError: An answer has not ended.

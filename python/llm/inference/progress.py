@@ -10,7 +10,7 @@ from rich.progress import MofNCompleteColumn, TextColumn
 from llm.inference.outputs import Delta
 from llm.progress import progress_bar
 
-# Fewer answers are done before anyone reads a bar.
+# Fewer answers finish before anyone could read a bar.
 _MANY = 16
 
 

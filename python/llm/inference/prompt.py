@@ -1,4 +1,4 @@
-"""What the engine is asked."""
+"""Prompts in the form that the engine accepts."""
 
 import msgspec
 
@@ -6,11 +6,11 @@ from llm.settings.sampling import SamplingParams
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt, ready for the engine, which answers it `params.n` times.
+    """One encoded prompt, which the engine answers `params.n` times.
 
     Attributes:
-        token_ids: At least one token.
-        params: How to sample each answer.
+        token_ids: Token ids of the prompt, at least one.
+        params: Sampling parameters of each answer.
         priority: Lower values run first; equal values run in order of arrival.
     """
 

@@ -1,4 +1,4 @@
-"""What a model says of given text: vectors for it, and how likely it is. No cache, no sampling, many texts at once."""
+"""Embeddings and log-probabilities of given texts, computed in batches without a cache or sampling."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -12,16 +12,16 @@ from llm.errors import ContextLengthError, InvalidArgumentError
 from llm.models import DecoderModel, ForwardContext, positions_of
 
 Pooling = Literal["mean", "last"]
-# Rows of logits at a time: as many as fit in memory beside any model.
+# Logits rows computed at a time; few enough to fit in memory beside any model.
 _ROWS = 256
 
 
 class Score(msgspec.Struct, frozen=True):
-    """How likely a continuation is.
+    """The log-probability of a continuation.
 
     Attributes:
-        token_ids: Of the continuation.
-        token_logprobs: The natural logarithm of each token's probability, given all before it.
+        token_ids: Token ids of the continuation.
+        token_logprobs: Natural logarithm of each token's probability, given all tokens before it.
     """
 
     token_ids: tuple[int, ...]
@@ -29,7 +29,7 @@ class Score(msgspec.Struct, frozen=True):
 
     @property
     def logprob(self) -> float:
-        """Of the whole continuation: the sum over its tokens."""
+        """The log-probability of the whole continuation, which is the sum over its tokens."""
         return sum(self.token_logprobs)
 
 
@@ -37,20 +37,20 @@ class Score(msgspec.Struct, frozen=True):
 def embed(
     model: DecoderModel, sequences: Sequence[Sequence[int]], pooling: Pooling, max_batch_tokens: int
 ) -> NDArray[np.float32]:
-    """One vector a sequence from the normed residual stream after the last block, of unit length.
+    """Returns one unit-length vector per sequence, pooled from the model's last hidden states (after the final norm).
 
     Args:
-        model: In eval mode.
-        sequences: Token ids, at least one each.
-        pooling: `mean` over tokens, or the `last` token's.
-        max_batch_tokens: In one pass.
+        model: The model in eval mode.
+        sequences: Token ids of each sequence, at least one.
+        pooling: `mean` averages over tokens; `last` takes the last token's hidden state.
+        max_batch_tokens: Largest number of tokens in one pass.
 
     Returns:
         fp32 `[N, C]`.
 
     Raises:
-        InvalidArgumentError: An empty sequence, or an unknown pooling.
-        ContextLengthError: A sequence longer than the model's context.
+        InvalidArgumentError: A sequence is empty, or the pooling is unknown.
+        ContextLengthError: A sequence is longer than the model's context.
     """
     if pooling not in ("mean", "last"):
         raise InvalidArgumentError(f"`pooling` must be 'mean' or 'last', got {pooling!r}")
@@ -67,25 +67,25 @@ def embed(
 def score(
     model: DecoderModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], max_batch_tokens: int
 ) -> list[Score]:
-    """How likely each continuation is after its prompt.
+    """Returns the log-probability of each continuation after its prompt.
 
     Args:
-        model: In eval mode.
+        model: The model in eval mode.
         pairs: Token ids of a prompt, at least one, and of its continuation.
-        max_batch_tokens: In one pass.
+        max_batch_tokens: Largest number of tokens in one pass.
 
     Raises:
-        InvalidArgumentError: An empty prompt.
-        ContextLengthError: Prompt and continuation are longer than the model's context.
+        InvalidArgumentError: A prompt is empty.
+        ContextLengthError: A prompt and its continuation together are longer than the model's context.
     """
     if any(not prompt for prompt, _ in pairs):
-        raise InvalidArgumentError("a prompt must hold at least one token to score what follows it, got none")
+        raise InvalidArgumentError("a prompt must hold at least one token to score its continuation, got none")
     found: list[Score] = []
     sequences = [[*prompt, *continuation] for prompt, continuation in pairs]
     for batch in _batches(model, sequences, max_batch_tokens):
         parts = torch.split(_hidden_states(model, batch), [len(sequence) for sequence in batch])
         for hidden_states, (prompt, continuation) in zip(parts, pairs[len(found) :], strict=False):
-            rows = hidden_states[len(prompt) - 1 : -1]  # each row says what comes after it
+            rows = hidden_states[len(prompt) - 1 : -1]  # each row predicts the next token
             targets = torch.tensor(continuation, dtype=torch.int64, device=rows.device)
             logprobs = [
                 model.logits(part).float().log_softmax(-1).gather(1, ids[:, None]).squeeze(1)
@@ -98,7 +98,7 @@ def score(
 def _batches(
     model: DecoderModel, sequences: Sequence[Sequence[int]], max_batch_tokens: int
 ) -> Iterator[list[Sequence[int]]]:
-    """The sequences in turn, as many at a time as `max_batch_tokens` allows, at least one."""
+    """Yields the sequences in order, as many at a time as `max_batch_tokens` allows, at least one."""
     longest = model.config.max_position_embeddings
     batch: list[Sequence[int]] = []
     num_tokens = 0
@@ -117,7 +117,7 @@ def _batches(
 
 
 def _hidden_states(model: DecoderModel, batch: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Of all tokens of all sequences, `[T, C]`."""
+    """Returns the last hidden states of all tokens of all sequences, `[T, C]`."""
     device = model.embed_tokens.weight.device
     lengths = [len(sequence) for sequence in batch]
     ids = torch.tensor([token for sequence in batch for token in sequence], device=device)

@@ -1,4 +1,4 @@
-"""The one way into an engine, for `LLM` and for the server: prompts in, one stream of deltas out."""
+"""Sessions, through which `LLM` and the server use an engine: prompts in, one stream of deltas out."""
 
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -15,30 +15,30 @@ from llm.tokenization import BaseTokenizer, BPETokenizer, encode_chat
 
 
 class Stream:
-    """Deltas of one admission on their way to whoever asked.
+    """Carries the deltas of one admission from the engine to their consumer.
 
-    The thread of the engine appends, one other thread takes: a `deque` needs no lock for that.
+    The engine's thread appends and one other thread takes; a `deque` needs no lock for that.
     """
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self.request_ids: list[int] = []
-        # An `n` of 0 is refused at admission; until then there is an error to wait for.
+        # Admission rejects an `n` of 0; until then, the stream is open so that `take` can raise the error.
         self.num_running = sum(max(prompt.params.n, 1) for prompt in prompts)
         self.error: LLMError | None = None
         self._deltas: deque[ChoiceDelta] = deque()
 
     @property
     def is_open(self) -> bool:
-        """Whether `take` has or will have anything to give."""
+        """Returns whether `take` has or will have deltas or an error."""
         return bool(self._deltas) or self.num_running > 0
 
     @property
     def is_ready(self) -> bool:
-        """Whether `take` gives something now, be it an error."""
+        """Returns whether `take` has deltas or an error now."""
         return bool(self._deltas) or self.error is not None
 
     def put(self, choice: int, event: Delta | LLMError) -> bool:
-        """Appends a delta or notes an error; whether that was the last event of this answer."""
+        """Appends a delta or records an error, and returns whether it was the last event of the answer."""
         if isinstance(event, LLMError):
             self.error = event
             return True
@@ -49,10 +49,10 @@ class Stream:
         return True
 
     def take(self) -> list[ChoiceDelta]:
-        """All deltas since the last call, in order.
+        """Returns all deltas since the last call, in order.
 
         Raises:
-            LLMError: The request was refused or an answer failed; raised once all deltas before it are taken.
+            LLMError: The request was rejected or an answer failed; raised once all deltas before the error are taken.
         """
         pop = self._deltas.popleft
         deltas = [pop() for _ in range(len(self._deltas))]
@@ -62,12 +62,12 @@ class Stream:
 
 
 class Session:
-    """Turns texts and conversations into prompts, admits them to an engine and routes deltas to streams.
+    """Converts texts and conversations to prompts, admits prompts to an engine and routes deltas to streams.
 
-    Prompts may be made on any thread; `admit`, `step`, `abort` and `run` belong to the thread that owns the engine.
+    Any thread may create prompts; only the thread that owns the engine may call `admit`, `step`, `abort` and `run`.
 
     Args:
-        engine: Used by nobody else while a stream is open.
+        engine: The engine, reserved for this session while a stream is open.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -76,11 +76,11 @@ class Session:
 
     @property
     def tokenizer(self) -> BaseTokenizer:
-        """The tokenizer of the model."""
+        """The model's tokenizer."""
         return self.engine.tokenizer
 
     def sampling_params(self, **values: Any) -> SamplingParams:
-        """`SamplingParams` of `values`; the checkpoint's defaults stand in for what is missing or `None`.
+        """Returns `SamplingParams` of `values`, with the checkpoint's defaults for missing values and None.
 
         Raises:
             InvalidArgumentError: Values contradict each other. Admission checks the range of each.
@@ -89,11 +89,11 @@ class Session:
         return SamplingParams(**{**self.engine.generation_defaults, **given})
 
     def room(self, token_ids: Sequence[int]) -> int:
-        """How many new tokens the context holds after a prompt; negative if the prompt alone exceeds it."""
+        """Returns how many new tokens fit in the context after a prompt; negative if the prompt alone is too long."""
         return self.engine.max_model_len - len(token_ids)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The ids of a text, by default with the special tokens, such as BOS, that the tokenizer puts around texts."""
+        """Returns the token ids of a text, by default with the special tokens that the tokenizer adds, such as BOS."""
         return self._framed(self.tokenizer.encode(text)) if add_special_tokens else self.tokenizer.encode(text)
 
     def chat(
@@ -104,16 +104,16 @@ class Session:
         priority: int = 0,
         add_special_tokens: bool = False,
     ) -> Prompt:
-        """The prompt for an answer to a conversation, which also stops where the chat template ends a turn.
+        """Returns the prompt for the next turn of a conversation; the answer also stops at the template's end of turn.
 
         Args:
             messages: The conversation.
-            params: How to sample.
+            params: Sampling parameters.
             priority: Lower values run first.
-            add_special_tokens: Whether to add BOS even if the template writes none; it is never there twice.
+            add_special_tokens: Whether to add BOS even if the template writes none; BOS is never added twice.
 
         Raises:
-            ChatTemplateError: The checkpoint has no chat template, or the template refuses these messages.
+            ChatTemplateError: The checkpoint has no chat template, or the template rejects the messages.
         """
         stop = tuple(dict.fromkeys((*params.stop, *self.tokenizer.chat_stop)))
         params = msgspec.structs.replace(params, stop=stop)
@@ -122,7 +122,7 @@ class Session:
         return Prompt(token_ids=token_ids, params=params, priority=priority)
 
     def _framed(self, token_ids: list[int]) -> list[int]:
-        """The ids with the special tokens of the tokenizer's template; what is there already is not added again."""
+        """Returns the ids with the special tokens that the tokenizer adds, without duplicating present ones."""
         tokenizer = self.tokenizer
         before, after = (tokenizer.template if isinstance(tokenizer, BPETokenizer) else None) or ([], [])
         if not before and tokenizer.settings.add_bos_token and tokenizer.bos_id is not None:
@@ -132,13 +132,13 @@ class Session:
         return [*before, *token_ids, *after]
 
     def admit(self, prompts: Iterable[Prompt], stream: Stream) -> None:
-        """Queues prompts, whose deltas arrive on `stream`: all of them or none.
+        """Queues all prompts or, after an error, none; their deltas arrive on `stream`.
 
         Raises:
             ContextLengthError: A prompt and its new tokens exceed the context.
             CapacityError: A request can never fit the cache.
-            QueueFullError: Too many requests or tokens wait.
-            InvalidArgumentError: A prompt is empty or holds an unknown token id.
+            QueueFullError: Too many requests or tokens are waiting.
+            InvalidArgumentError: A prompt is empty or contains an unknown token id.
             ConfigError: A sampling value is out of range.
         """
         already = len(stream.request_ids)
@@ -154,7 +154,7 @@ class Session:
             raise
 
     def step(self) -> Iterable[Stream]:
-        """Runs the engine once; the streams that got something."""
+        """Runs one step of the engine and returns the streams that got deltas or errors."""
         touched: dict[Stream, None] = {}
         for request_id, event in self.engine.step():
             stream, choice = self._routes[request_id]
@@ -164,11 +164,11 @@ class Session:
         return touched
 
     def abort(self, stream: Stream) -> None:
-        """Ends what still runs for a stream and frees its blocks."""
+        """Aborts the stream's running requests and frees their blocks."""
         self._drop(stream.request_ids)
 
     def fail(self, error: LLMError) -> Iterable[Stream]:
-        """Ends every stream with an error; the streams that had not ended."""
+        """Ends every open stream with an error and returns those streams."""
         streams = dict.fromkeys(stream for stream, _ in self._routes.values())
         self._routes.clear()
         for stream in streams:
@@ -176,12 +176,13 @@ class Session:
         return streams
 
     def run(self, prompts: Sequence[Prompt]) -> Generator[ChoiceDelta, None, None]:
-        """Runs prompts to their end on this thread; prompts wait where the engine's queue is full.
+        """Runs prompts to their end on this thread and yields deltas; prompts wait while the engine's queue is full.
 
-        Steps serve all streams of the session, so several iterators may take turns. Closing one frees its blocks.
+        Each step serves all streams of the session, so several iterators may take turns. Closing an iterator frees its
+        blocks.
 
         Raises:
-            LLMError: As `admit`, or the model failed; an error of one answer ends them all.
+            LLMError: The same errors as in `admit`, or the model failed; an error in one answer ends all of them.
         """
         stream = Stream(prompts)
         try:

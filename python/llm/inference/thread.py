@@ -1,4 +1,4 @@
-"""The thread that owns a session, and its face towards asyncio."""
+"""The thread that owns a session, with an asyncio interface."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ _HUNG_AFTER_S = 180.0  # one step; the longest prefill of a small model on one c
 
 
 class _LoopStream(Stream):
-    """A stream that wakes a coroutine of an event loop."""
+    """A stream that wakes the coroutine waiting for it on an event loop."""
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         super().__init__(prompts)
@@ -25,22 +25,22 @@ class _LoopStream(Stream):
         self._waiter: asyncio.Future[None] | None = None
 
     async def wait(self) -> None:
-        """Returns once `take` gives something or nothing more will come."""
+        """Waits until `take` has deltas or an error, or the stream has ended."""
         while self.is_open and not self.is_ready:
             self._waiter = self.loop.create_future()
             await self._waiter
 
     def wake(self) -> None:
-        """Ends `wait`; runs on the loop."""
+        """Ends `wait`; must run on the event loop."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
 
 class AsyncEngine:
-    """Owns the thread that runs a session's engine; whatever touches the engine is a command to that thread.
+    """Runs a session's engine on its own thread; other threads use the engine only through commands to that thread.
 
     Args:
-        session: Used by nobody else from here on, except to make prompts.
+        session: The session, from now on reserved for this object except for creating prompts.
     """
 
     def __init__(self, session: Session) -> None:
@@ -60,7 +60,7 @@ class AsyncEngine:
         self._thread.start()
 
     def shutdown(self) -> None:
-        """Ends running requests with an error, then ends the thread and waits for it."""
+        """Ends running requests with an error, then stops the thread and waits for it."""
         self._stopping = True
         self._commands.put(None)  # wakes the thread
         if self._thread is not None:
@@ -68,17 +68,17 @@ class AsyncEngine:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the thread runs and its current step, if any, has taken less than three minutes."""
+        """Returns whether the thread runs and its current step, if any, has taken less than 3 minutes."""
         if self._thread is None or not self._thread.is_alive() or self._failure is not None:
             return False
         return time.monotonic() - (self._step_began or math.inf) < _HUNG_AFTER_S
 
     def stats(self) -> dict[str, int]:
-        """Counts of requests, blocks and tokens, empty once the engine failed; any thread may ask."""
+        """Returns counts of requests, blocks and tokens, empty once the engine failed; callable from any thread."""
         return {} if self._failure is not None else self._engine.stats()
 
     async def generate(self, prompts: Sequence[Prompt]) -> AsyncGenerator[list[ChoiceDelta], None]:
-        """Runs prompts together and yields their deltas, in each list all that arrived since the list before.
+        """Runs prompts together and yields lists of their deltas, each with all that arrived since the previous list.
 
         Answers are numbered across prompts: first the `n` answers to the first prompt, then those to the second.
         Closing or cancelling the iterator frees the blocks of all of them.
@@ -86,9 +86,9 @@ class AsyncEngine:
         Raises:
             ContextLengthError: A prompt and its new tokens exceed the context (before the first delta).
             CapacityError: A request can never fit the cache (before the first delta).
-            QueueFullError: Too many requests or tokens wait (before the first delta).
-            InvalidArgumentError: A prompt is empty or holds an unknown token id (before the first delta).
-            EngineError: The model failed or the engine was shut down; an error of one answer ends them all.
+            QueueFullError: Too many requests or tokens are waiting (before the first delta).
+            InvalidArgumentError: A prompt is empty or contains an unknown token id (before the first delta).
+            EngineError: The model failed or the engine was shut down; an error in one answer ends all of them.
         """
         stream = _LoopStream(prompts)
         self._submit(lambda: self._admit(prompts, stream))
@@ -102,14 +102,14 @@ class AsyncEngine:
                 self._commands.put(lambda: self.session.abort(stream))
 
     def _submit(self, command: Callable[[], None]) -> None:
-        """Hands a command to the thread, unless it will obey no more."""
+        """Queues a command for the thread; raises EngineError if the thread no longer runs commands."""
         with self._lock:
             if self._thread is None or self._closed:
                 raise EngineError("the engine is not running")
             self._commands.put(command)
 
     def _work(self) -> None:
-        """The thread: commands first, then a step while anything runs."""
+        """Runs the thread: executes queued commands, then a step if any request runs, and repeats."""
         try:
             is_busy = False
             while not self._stopping:
@@ -126,8 +126,8 @@ class AsyncEngine:
             self._fail_all()
 
     def _obey(self, wait: bool) -> None:
-        """Runs every command that is there; waits for the first where there is nothing else to do."""
-        while wait or not self._commands.empty():  # nobody else takes from the queue
+        """Executes all queued commands; if `wait` is set, waits for the first one."""
+        while wait or not self._commands.empty():  # no other thread takes from the queue
             command = self._commands.get()
             if command is None:
                 return
@@ -142,7 +142,7 @@ class AsyncEngine:
             _wake([stream])
 
     def _fail_all(self) -> None:
-        """Tells every request, queued commands included, that nothing more will come."""
+        """Ends every request with an error, including commands still in the queue."""
         reason = f"the engine failed: {self._failure}" if self._failure else "the engine was shut down"
         with self._lock:
             self._closed = True
@@ -157,13 +157,13 @@ class AsyncEngine:
 
 
 def _wake(streams: Iterable[Stream]) -> None:
-    """Wakes the coroutines behind streams, with one call into each event loop."""
+    """Wakes the coroutines that wait for streams, with one call into each event loop."""
     by_loop: dict[asyncio.AbstractEventLoop, list[_LoopStream]] = {}
     for stream in streams:
         if isinstance(stream, _LoopStream):
             by_loop.setdefault(stream.loop, []).append(stream)
     for loop, woken in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to listen
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no coroutine waits
             loop.call_soon_threadsafe(_wake_all, woken)
 
 

@@ -1,1 +1,1 @@
-"""Model runners: each turns a step's plan into logits on its own kind of hardware."""
+"""Model runners, each of which computes the logits of a step's plan on one kind of hardware."""

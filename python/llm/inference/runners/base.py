@@ -1,4 +1,4 @@
-"""The contract of a model runner: from a step's plan to logits."""
+"""The interface of model runners, which compute the logits of a step's plan."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from llm.models import DecoderModel
 
 @dataclass
 class Step:
-    """A pass that no scheduler planned: the arrays of `StepPlan`."""
+    """The arrays of a pass that no scheduler planned, named as in `StepPlan`."""
 
     token_ids: NDArray[np.int64]
     positions: NDArray[np.int64]
@@ -33,7 +33,7 @@ class Step:
         token_ids: NDArray[np.int64],
         block_size: int,
     ) -> "Step":
-        """One request a span of positions (first, one past the last); logits of each one's last token."""
+        """Returns a step with one request per span of positions `(start, stop)`, and logits of each last token."""
         positions = np.concatenate([np.arange(start, stop) for start, stop in spans])
         rows = np.concatenate([np.full(stop - start, row) for row, (start, stop) in enumerate(spans)])
         blocks = block_tables[rows, positions // block_size].astype(np.int64)
@@ -50,16 +50,16 @@ class Step:
 
 
 class ModelRunner(Protocol):
-    """Computes the logits a plan asks for; kernels and CUDA graphs are other implementations.
+    """Computes the logits of a step's plan.
 
     Attributes:
-        model: Whose logits they are.
+        model: The model that computes the logits.
     """
 
     model: DecoderModel
 
     def run(self, plan: StepPlan | Step) -> Tensor:
-        """Writes the plan's tokens into the cache and returns logits, fp32 `[S, V]` on the CPU, contiguous.
+        """Writes the plan's tokens into the cache and returns the logits, contiguous fp32 `[S, V]` on the CPU.
 
-        The caller may change them; the next `run` may use their memory again.
+        The caller may modify the logits; the next `run` may reuse their memory.
         """

@@ -1,4 +1,4 @@
-"""Describes a model for the CPU kernels, or names the reason why they can't run the model."""
+"""Describes a model for the CPU kernels, or gives the reason why the kernels can't run the model."""
 
 from typing import Any
 
@@ -37,12 +37,12 @@ _COVERED: tuple[type[nn.Module], ...] = (
 )
 
 
-# A type of the crate's `kernels::spec` with the names of its fields, which Rust reads and checks.
+# The fields of a type in the crate's `kernels::spec` by name; Rust reads and checks them.
 Weights = dict[str, Any]
 
 
 def obstacle(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Returns why the kernels can't run a model, in a few words, or None if they can."""
+    """Returns a short reason why the kernels can't run a model, or None if they can."""
     components = {
         "attention": config.attention,
         "norm": config.norm,

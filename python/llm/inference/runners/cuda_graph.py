@@ -1,4 +1,4 @@
-"""Decode steps on CUDA as graphs: one launch for a whole pass instead of some hundred."""
+"""Runs decode steps on CUDA as graphs, with one launch per pass instead of hundreds."""
 
 import logging
 from collections.abc import Callable
@@ -23,16 +23,16 @@ logger = logging.getLogger(__name__)
 
 
 def graph_obstacle(config: ModelConfig) -> str | None:
-    """Why decode steps of a model can't be captured, or `None`."""
+    """Returns the reason why a model's decode steps can't be captured, or None if they can."""
     if registry.get("attention", config.attention) is not Attention:
         return f"attention {config.attention!r}"
     if registry.get("mlp", config.mlp) is MoE:
-        return "experts, whose loads the host must know"
+        return "experts: the host must know their loads"
     return None
 
 
 def graph_sizes(max_requests: int) -> list[int]:
-    """Batch sizes that graphs are made for: a batch is filled up to the next, by an eighth at most from 64 on."""
+    """Returns the batch sizes to capture; from 64 requests on, padding to the next size adds at most an eighth."""
     sizes = [1, 2, 4]
     while sizes[-1] < max_requests:
         sizes.append(sizes[-1] + max(4, sizes[-1] // 8 // 4 * 4))
@@ -40,17 +40,17 @@ def graph_sizes(max_requests: int) -> list[int]:
 
 
 class GraphModelRunner(TorchModelRunner):
-    """Replays a captured pass where every request adds one token; all other steps run as in `TorchModelRunner`.
+    """Replays captured passes for steps in which every request adds one token; runs other steps without graphs.
 
-    A graph reads and writes the same memory each time, so a step's arrays are copied there. A batch between two sizes
-    is filled up with copies of its first request, which write the same key and value to the same place once more.
+    A graph always reads and writes the same memory, so each step's arrays are copied there. A batch between two
+    captured sizes is padded with copies of its first request, which write the same key and value to the same slot.
 
     Source: NVIDIA, «CUDA C++ Programming Guide», chapter CUDA Graphs.
 
     Args:
-        model: In eval mode, one that `graph_obstacle` finds nothing against.
-        cache: Of the same device and dtype.
-        max_requests: That decode together.
+        model: A model in eval mode for which `graph_obstacle` returns None.
+        cache: A cache of the same device and dtype.
+        max_requests: Largest number of requests that decode together.
         max_model_len: Longest context in tokens.
     """
 
@@ -59,12 +59,12 @@ class GraphModelRunner(TorchModelRunner):
         self.sizes = graph_sizes(max_requests)
         self.num_replays = 0
         self._batch = _Batch(max_requests, -(-max_model_len // cache.block_size), self.device)
-        # Read once the device is done: from the memory of an array that it may write to itself.
+        # Pinned memory that the device writes to; the host reads it once the device is done.
         self._logits = _host_array((max_requests, model.config.vocab_size), torch.float32, self.device)
-        # Memory that all graphs share: no two run at once.
+        # Memory pool shared by all graphs, because no two run at once.
         self._pool: Any = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         self._passes: dict[int, Callable[[], None]] = {}
-        # The largest first: the others find room in its memory.
+        # The largest graph is captured first, so that the others fit in its memory.
         for size in reversed(self.sizes):
             self._passes[size] = self._capture(size)
 
@@ -84,7 +84,7 @@ class GraphModelRunner(TorchModelRunner):
 
     @torch.inference_mode()
     def _forward(self, size: int) -> None:
-        """Copies the batch to the device, runs the model and copies the logits back, all without waiting."""
+        """Copies the batch to the device, runs the model and copies the logits back, without waiting."""
         token_ids, positions, slots, lengths, tables = self._batch.to_device(size)
         cache = PagedCache(self.cache.keys, self.cache.values, slots, tables, Pages(tables, lengths))
         context = ForwardContext((1,) * size, (), cache=cache)
@@ -92,11 +92,11 @@ class GraphModelRunner(TorchModelRunner):
         self._logits[:size].copy_(logits.float(), non_blocking=True)
 
     def _capture(self, size: int) -> Callable[[], None]:
-        """A pass over the first `size` rows of the batch; off CUDA, where nothing can be captured, the pass itself."""
+        """Returns a function that replays a pass over the first `size` rows; without CUDA, it runs the pass."""
         if self.device.type != "cuda":
             return lambda: self._forward(size)
         self._batch.clear()
-        # Compilers and libraries set themselves up in a first pass, which must not be captured.
+        # Compilers and libraries initialize during a first pass, which must not be captured.
         side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
@@ -106,7 +106,7 @@ class GraphModelRunner(TorchModelRunner):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             self._forward(size)
-        logger.info("captured a decode step of %d requests", size)
+        logger.info("captured a decode step for %d requests", size)
 
         def replay() -> None:
             graph.replay()
@@ -116,7 +116,7 @@ class GraphModelRunner(TorchModelRunner):
 
 
 class _Batch:
-    """The arrays of a step, on the host and on the device, at the same place in memory each time."""
+    """The arrays of a step on the host and on the device, at fixed addresses."""
 
     def __init__(self, max_requests: int, max_blocks: int, device: torch.device) -> None:
         shapes = (
@@ -132,30 +132,30 @@ class _Batch:
         self.clear()
 
     def clear(self) -> None:
-        """Requests of one token each, in the first block."""
+        """Sets every row to a request of one token in the first block."""
         for array in self._arrays:
             array[:] = 0
         self._arrays[3][:] = 1
 
     def fill(self, plan: StepPlan | Step, num_requests: int, size: int) -> None:
-        """Takes a plan's arrays; the rows from `num_requests` to `size` become copies of its first."""
+        """Copies a plan's arrays; the rows from `num_requests` to `size` become copies of its first row."""
         columns: tuple[NDArray[Any], ...] = (plan.token_ids, plan.positions, plan.slot_mapping, plan.seq_lens)
         for target, array in zip(self._arrays, columns, strict=False):
             target[:num_requests] = array
             target[num_requests:size] = array[0]
         tables, blocks = self._arrays[4], plan.block_tables
-        # A plan may have columns to spare, which hold no blocks.
+        # A plan may have spare columns, which hold no blocks.
         width = min(blocks.shape[1], tables.shape[1])
         tables[:num_requests, :width] = blocks[:, :width]
         tables[num_requests:size, :width] = blocks[0, :width]
 
     def to_device(self, size: int) -> tuple[Tensor, ...]:
-        """Asks for the first `size` rows to be copied, and gives the device's arrays."""
+        """Starts copying the first `size` rows to the device and returns the device's arrays."""
         for source, target in zip(self._host, self._device, strict=True):
             target[:size].copy_(source[:size], non_blocking=True)
         return tuple(array[:size] for array in self._device)
 
 
 def _host_array(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros on the host, where CUDA may copy to and from them beside other work."""
+    """Returns zeros on the host, in pinned memory if CUDA is to copy them asynchronously."""
     return torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")

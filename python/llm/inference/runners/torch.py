@@ -1,4 +1,4 @@
-"""Runs a step's plan in PyTorch, on any device."""
+"""Runs a step's plan in PyTorch on any device."""
 
 import torch
 from torch import Tensor
@@ -10,11 +10,11 @@ from llm.models import DecoderModel, ForwardContext, PagedCache
 
 
 class TorchModelRunner:
-    """One PyTorch forward pass over the flattened batch.
+    """Runs each step as one PyTorch forward pass over the flattened batch.
 
     Args:
-        model: In eval mode, on its device.
-        cache: Of the same device and dtype.
+        model: The model in eval mode, on its device.
+        cache: A cache of the same device and dtype.
     """
 
     def __init__(self, model: DecoderModel, cache: KVCache) -> None:

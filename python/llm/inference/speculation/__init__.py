@@ -1,1 +1,1 @@
-"""Speculation: a draft model guesses tokens that the model then verifies in one pass."""
+"""Speculative decoding: a draft model proposes tokens that the main model then verifies in one pass."""

@@ -1,4 +1,4 @@
-"""A smaller model guesses what a larger one will say, for the larger one to check in one pass."""
+"""Drafts tokens with a smaller model, for the main model to verify in one pass."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from llm.inference.runners.base import ModelRunner, Step
 
 @dataclass
 class _Followed:
-    """What the smaller model's cache has of a request: its first `num_known` tokens, and then guesses."""
+    """The part of a request in the draft model's cache: its first `num_known` tokens, then draft tokens."""
 
     blocks: list[int]
     num_known: int = 0
@@ -19,7 +19,7 @@ class _Followed:
 
 @dataclass
 class _Row:
-    """A request's part of the passes of one `guess`."""
+    """One request's row in the passes of one `guess` call."""
 
     request_id: int
     state: _Followed
@@ -29,21 +29,21 @@ class _Row:
 
 
 class DraftModel:
-    """Greedy guesses by a smaller model with the same vocabulary.
+    """Drafts tokens greedily with a smaller model of the same vocabulary.
 
-    It has a cache of its own and reads what it hasn't seen of a request before it guesses: the prompt once, then the
-    tokens that were not its guesses. A request that finds no room in that cache goes without guesses.
+    The draft model has its own cache. Before drafting, it reads the tokens of a request that it hasn't seen: the prompt
+    once, then the tokens that differ from its drafts. A request that doesn't fit in that cache gets no draft tokens.
 
     Args:
-        runner: Of the smaller model.
-        num_blocks: Blocks of its cache.
-        block_size: Tokens a block.
-        num_draft_tokens: Guessed at most, for each request and step.
-        max_model_len: The smaller model's longest context.
-        vocab_size: Ids that both models have.
+        runner: The draft model's runner.
+        num_blocks: Number of blocks in the draft model's cache.
+        block_size: Number of tokens per block.
+        num_draft_tokens: Largest number of draft tokens per request and step.
+        max_model_len: The draft model's longest context.
+        vocab_size: Number of token ids that both models have.
 
-    Source: Leviathan, Kalman, Matias 2023, «Fast Inference from Transformers via Speculative Decoding», with guesses of
-    probability 1 (see ADR 11).
+    Source: Leviathan, Kalman, Matias 2023, «Fast Inference from Transformers via Speculative Decoding», with draft
+    tokens of probability 1 (see ADR 11).
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class DraftModel:
         self._followed: dict[int, _Followed] = {}
 
     def guess(self, core: EngineCore, request_ids: list[int]) -> None:
-        """Guesses the next tokens of requests that just got one, and tells `core`.
+        """Drafts the next tokens of requests that just got one, and passes the drafts to `core`.
 
         Raises:
-            RuntimeError: The model's pass failed.
+            RuntimeError: The draft model's pass failed.
         """
         states = list(self._followed.items())
         for request_id in [known for known, state in states if core.request_tokens(known, state.num_known) is None]:
@@ -81,12 +81,12 @@ class DraftModel:
                 row.tokens = [token]
             going_on = [row for row in going_on if len(row.guesses) < row.num_guesses]
         for row in rows:
-            row.state.guesses = row.guesses[:-1]  # nobody has read the last one yet
+            row.state.guesses = row.guesses[:-1]  # the model hasn't read the last one yet
             row.state.num_known -= len(row.state.guesses)
             core.set_drafts(row.request_id, row.guesses)
 
     def _row(self, core: EngineCore, request_id: int, request_ids: list[int]) -> _Row | None:
-        """The request with what is to be read of it, and room for its guesses; `None` if there are to be none."""
+        """Returns a request's row with its unread tokens and blocks for drafts, or None if it gets no drafts."""
         state = self._followed.get(request_id) or _Followed([])
         found = core.request_tokens(request_id, state.num_known)
         if found is None:
@@ -107,7 +107,7 @@ class DraftModel:
         return _Row(request_id, state, new[num_right:], num_guesses)
 
     def _make_room(self, state: _Followed, num_tokens: int, request_ids: list[int]) -> bool:
-        """Takes blocks for `num_tokens` tokens, if need be of requests that get no guesses now."""
+        """Allocates blocks for `num_tokens` tokens, if necessary from requests that get no drafts in this step."""
         num_missing = -(-num_tokens // self.block_size) - len(state.blocks)
         idle = [known for known in self._followed if known not in request_ids] if num_missing > len(self._free) else []
         while num_missing > len(self._free) and idle:
@@ -124,7 +124,7 @@ class DraftModel:
             self._free += state.blocks
 
     def _next_tokens(self, rows: list[_Row]) -> list[int]:
-        """Reads the rows' tokens; the likeliest token after each row."""
+        """Runs the draft model over the rows' tokens and returns the most likely token after each row."""
         spans = [(row.state.num_known, row.state.num_known + len(row.tokens)) for row in rows]
         tables = np.zeros((len(rows), max(len(row.state.blocks) for row in rows)), dtype=np.int32)
         for table, row in zip(tables, rows, strict=True):
