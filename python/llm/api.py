@@ -36,7 +36,7 @@ from llm.training import Callback, launch, read_run_config
 from llm.training import resume as resume_run
 
 Message = dict[str, Any]
-# Tokens that `embed` and `score` take in one pass: enough to keep the processor busy, few enough for any memory.
+# Tokens per pass of `embed` and `score`: enough to keep the processor busy, few enough to fit in any memory.
 SCORED_TOKENS = 4096
 
 
@@ -47,10 +47,10 @@ class LLM:
         path: A checkpoint or run directory.
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu` or `cuda[:N]`.
-        config: The engine's limits.
+        config: Engine limits.
 
     Raises:
-        CheckpointError: Missing, torn or contradictory files.
+        CheckpointError: Files are missing, damaged or contradictory.
         CapacityError: Not enough memory for one request of the longest context.
 
     Example:
@@ -71,7 +71,7 @@ class LLM:
 
     @property
     def engine(self) -> Engine:
-        """The engine, which `generate`, `stream` and `chat` share."""
+        """The engine, shared by `generate`, `stream` and `chat`."""
         return self.session.engine
 
     @property
@@ -81,11 +81,11 @@ class LLM:
 
     @property
     def default_params(self) -> dict[str, float]:
-        """The checkpoint's own sampling values."""
+        """The checkpoint's default sampling values."""
         return self.engine.generation_defaults
 
     def sampling_params(self, **values: Any) -> SamplingParams:
-        """`SamplingParams` of `values`; the checkpoint's defaults stand in for what is missing or `None`."""
+        """Returns `SamplingParams` of `values`, with the checkpoint's defaults for missing values and None."""
         return validated(self.session.sampling_params(**values))
 
     @overload
@@ -114,18 +114,18 @@ class LLM:
         progress: bool | None = None,
         add_special_tokens: bool = True,
     ) -> GenerationOutput | list[GenerationOutput]:
-        """Continues one prompt, or any number of them together.
+        """Returns continuations of one prompt or of several prompts run together.
 
         Args:
-            prompts: A text, or a list of texts or of token ids, which gives a list in the same order.
-            params: How to sample, one for all prompts or one per prompt; by default as the checkpoint says. With `n`
-                above 1, the `choices` of an output are all answers to its prompt.
-            progress: Whether to show a bar; by default for many prompts on a terminal.
-            add_special_tokens: Whether texts get the special tokens that the tokenizer puts around them, such as BOS.
+            prompts: A text, or a list of texts or of token ids; a list returns a list of outputs in the same order.
+            params: Sampling parameters, for all prompts or one per prompt; by default the checkpoint's. With `n` above
+                1, the `choices` of an output hold all answers to its prompt.
+            progress: Whether to show a progress bar; by default for more than 16 answers on a terminal.
+            add_special_tokens: Whether to add the tokenizer's special tokens, such as BOS, to texts.
 
         Raises:
             ContextLengthError: A prompt and its new tokens exceed the context.
-            InvalidArgumentError: An empty prompt, a value out of range, or not one `params` a prompt.
+            InvalidArgumentError: A prompt is empty, a value is out of range, or there isn't one `params` per prompt.
             EngineError: The model failed.
         """
         texts = [prompts] if isinstance(prompts, str) else prompts
@@ -136,32 +136,33 @@ class LLM:
         return outputs[0] if isinstance(prompts, str) else outputs
 
     def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> NDArray[np.float32]:
-        """One vector of unit length per text: the model's last hidden states, pooled.
+        """Returns one vector of unit length per text, pooled from the model's last hidden states.
 
         Args:
-            texts: Any number; each gets the special tokens that the tokenizer puts around a text, such as BOS.
-            pooling: `mean` over the tokens of a text, or the state of its `last` token.
+            texts: Texts to embed; each gets the tokenizer's special tokens, such as BOS.
+            pooling: `mean` averages over the tokens of a text; `last` takes the state of its last token.
 
         Returns:
             fp32 `[N, C]`; the product of two rows is their cosine.
 
         Raises:
-            InvalidArgumentError: A text without tokens, or an unknown pooling.
-            ContextLengthError: A text longer than the context.
+            InvalidArgumentError: A text has no tokens, or the pooling is unknown.
+            ContextLengthError: A text is longer than the context.
         """
         ids = [self.session.encode(text) for text in texts]
         return embed(self.engine.runner.model, ids, pooling, SCORED_TOKENS)
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
-        """The likelihood of each continuation after its prompt, token by token.
+        """Returns the log-probability of each continuation after its prompt, token by token.
 
         Args:
-            prompts: Texts of at least one token, BOS included if the tokenizer adds one.
-            continuations: One per prompt, encoded separately, so each must begin with the space that belongs there.
+            prompts: Texts of at least one token, including BOS if the tokenizer adds it.
+            continuations: One per prompt, encoded separately; start each with a space if one separates it from the
+                prompt.
 
         Raises:
-            InvalidArgumentError: An empty prompt, or not one continuation a prompt.
-            ContextLengthError: Both together are longer than the context.
+            InvalidArgumentError: A prompt is empty, or there isn't one continuation per prompt.
+            ContextLengthError: A prompt and its continuation together are longer than the context.
         """
         if len(prompts) != len(continuations):
             raise InvalidArgumentError(
@@ -174,27 +175,27 @@ class LLM:
         return score(self.engine.runner.model, pairs, SCORED_TOKENS)
 
     def stream(self, prompt: str, params: SamplingParams | None = None) -> Iterator[Delta]:
-        """Continues a prompt and yields text as it arrives; closing the iterator frees its blocks."""
+        """Continues a prompt and yields deltas as they arrive; closing the iterator frees the request's blocks."""
         return self._stream(Prompt(token_ids=self.session.encode(prompt), params=self._checked(params)))
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> GenerationOutput:
-        """Answers a conversation.
+        """Returns the next message of a conversation.
 
         Args:
-            messages: `{"role": …, "content": …}` in turn, as OpenAI's API takes them.
-            params: How to sample; the checkpoint's defaults if left out.
+            messages: Messages `{"role": …, "content": …}` in order, as in OpenAI's API.
+            params: Sampling parameters; by default the checkpoint's.
 
         Raises:
-            ChatTemplateError: The checkpoint has no chat template, or it refuses these messages.
+            ChatTemplateError: The checkpoint has no chat template, or the template rejects the messages.
         """
         return self._run([self.session.chat(messages, self._checked(params))], progress=False)[0]
 
     def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
-        """Like `chat`, yielding text as it arrives."""
+        """Answers a conversation like `chat` and yields deltas as they arrive."""
         return self._stream(self.session.chat(messages, self._checked(params)))
 
     def _checked(self, params: SamplingParams | None) -> SamplingParams:
-        """The caller's parameters, checked, or the checkpoint's defaults."""
+        """Returns the given parameters, validated, or the checkpoint's defaults."""
         return self.sampling_params() if params is None else validated(params)
 
     def _each_params(
@@ -221,7 +222,7 @@ class LLM:
 
     def _stream(self, prompt: Prompt) -> Iterator[Delta]:
         if prompt.params.n != 1:
-            raise InvalidArgumentError(f"`n` must be 1 here, got {prompt.params.n}\nhint: `generate` takes more")
+            raise InvalidArgumentError(f"`n` must be 1 here, got {prompt.params.n}\nhint: `generate` accepts more")
         with contextlib.closing(self.session.run([prompt])) as deltas:
             for _, delta in deltas:
                 yield delta
@@ -238,25 +239,26 @@ def train(
     callbacks: Sequence[Callback] | None = None,
     **training: Any,
 ) -> Checkpoint:
-    """Trains a model, or goes on with a run.
+    """Trains a model or resumes a run, and returns the last checkpoint.
 
     Args:
-        config: A TOML file or settings; defaults otherwise. `LLM_SECTION__FIELD` variables and the arguments win.
+        config: A TOML file or settings; by default the default settings. `LLM_SECTION__FIELD` variables and the other
+            arguments override it.
         data: Files, directories or globs of UTF-8 text.
-        tokenizer: An object, taken as it is, or a directory; by default one is trained on the training text.
-        out: The run's new directory.
-        resume: A run to continue instead, with its own settings; more `max_steps` also stretch the schedule of the
-            learning rate, so the run differs from one that was planned that long.
-        overrides: `section.field=value`, as on the command line.
-        callbacks: Instead of progress bar, log and picture.
+        tokenizer: A tokenizer, or a tokenizer's directory; by default, one is trained on the training text.
+        out: The new directory of the run.
+        resume: A run to resume with its own settings. A larger `max_steps` also stretches the learning rate schedule,
+            so the result differs from a run planned with that length from the start.
+        overrides: Settings as `section.field=value`, as on the command line.
+        callbacks: Callbacks that replace the progress bar, the log and the loss curve.
         **training: Fields of the `training` section, such as `max_steps=1000`.
 
     Returns:
         The last checkpoint; `str` and `os.fspath` give its directory.
 
     Raises:
-        ConfigError: Unknown or contradictory settings.
-        DataError: No text, or too little.
+        ConfigError: Settings are unknown or contradictory.
+        DataError: The text is missing or too short.
         TrainingError: A loss or gradient is not finite.
 
     Example:
@@ -278,18 +280,18 @@ def train(
     if resume is not None:
         if out is not None or tokenizer is not None or base is not None:
             raise ConfigError(
-                "`resume` takes the run as it is: `out`, `tokenizer` and a `RunConfig` can't come with it"
+                "`resume` uses the settings of the run: `out`, `tokenizer` and a `RunConfig` can't be combined with it"
             )
         settings = load_run_config(file, changes, base=read_run_config(resume))
         return resume_run(resume, settings, callbacks=callbacks)
     if out is None:
-        raise ConfigError("`out` is missing\nhint: name the run's new directory, or pass `resume`")
+        raise ConfigError("`out` is missing\nhint: pass a new directory for the run, or `resume`")
     settings = load_run_config(file, changes, base=base)
     return launch(settings, out, tokenizer=tokenizer, callbacks=callbacks)
 
 
 def serve(path: str | os.PathLike[str], **settings: Any) -> None:
-    """Serves a checkpoint or run behind OpenAI-compatible endpoints until it is told to stop.
+    """Serves a checkpoint or run over OpenAI-compatible endpoints until SIGINT or SIGTERM.
 
     Args:
         path: A checkpoint or run directory.
@@ -298,8 +300,8 @@ def serve(path: str | os.PathLike[str], **settings: Any) -> None:
 
     Raises:
         ConfigError: A setting is unknown or out of range.
-        ServerError: The port is taken, or the address is not this machine's.
-        CheckpointError: Missing, torn or contradictory files.
+        ServerError: The port is in use, or the address can't be bound.
+        CheckpointError: Files are missing, damaged or contradictory.
     """
     from llm.serving import serve as serve_path
 
@@ -307,5 +309,5 @@ def serve(path: str | os.PathLike[str], **settings: Any) -> None:
 
 
 def _toml(value: Any) -> str:
-    """`value` as the right side of a TOML assignment (JSON's text is TOML for what settings hold)."""
+    """Returns `value` as the right side of a TOML assignment; for the types of settings, JSON is valid TOML."""
     return msgspec.json.encode(value).decode()
