@@ -83,7 +83,7 @@ def test_bad_input_is_named() -> None:
         SimpleCharacterTokenizer.train("a\ud800")
     with pytest.raises(TokenizerError, match=r"must have '<\|unk\|>', got \['<a>'\]"):
         SimpleCharacterTokenizer.train("a", special_tokens=["<a>"])
-    with pytest.raises(TokenizerError, match=r"got several of \['<a>'\]"):
+    with pytest.raises(TokenizerError, match=r"got duplicates of \['<a>'\]"):
         SimpleCharacterTokenizer.train("a", special_tokens=["<|unk|>", "<a>", "<a>"])
     with pytest.raises(TokenizerError, match=r"two characters or more"):
         SimpleCharacterTokenizer.train("a", special_tokens=["<|unk|>", "b"])

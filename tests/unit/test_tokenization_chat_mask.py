@@ -145,7 +145,7 @@ def test_generation_block_that_is_changed_outside_is_an_error() -> None:
     source = "{% for m in messages %}{% set x %}{% generation %}{{ m.content }}{% endgeneration %}{% endset %}"
     for end in ("{{ x | trim }}", "{{ x | length }}", "{{ x[:-1] }}", "{{ x[2:] }}"):
         tokenizer = tokenizer_with(source + end + "{% endfor %}")
-        with pytest.raises(ChatTemplateError, match=r"must write the text of `\{% generation %\}` blocks as it is"):
+        with pytest.raises(ChatTemplateError, match=r"must write the text of `\{% generation %\}` blocks unchanged"):
             encode_chat_with_mask(tokenizer, MESSAGES)
 
 
@@ -182,25 +182,27 @@ def test_play_is_learned_up_to_its_blank_line() -> None:
     ("source", "messages", "index", "reason"),
     [
         # The system message stands before the last question, wherever that is.
-        (FAMILIES["mistral"], [{"role": "system", "content": "s"}, *MESSAGES], 2, "doesn't begin with what"),
-        ("{{ messages | length }}" + CHATML, MESSAGES, 1, "doesn't begin with what"),
+        (FAMILIES["mistral"], [{"role": "system", "content": "s"}, *MESSAGES], 2, "doesn't begin with the text before"),
+        ("{{ messages | length }}" + CHATML, MESSAGES, 1, "doesn't begin with the text before"),
         (FAMILIES["qwen-3"], MESSAGES[1:], 0, "failed: "),
         (
             CHATML.replace("'<|im_end|>'", "('<|im_end|>' if loop.last or message['role'] == 'user' else '')"),
             MESSAGES,
             1,
-            "it is written otherwise once others follow",
+            "the template changes it once other messages follow",
         ),
-        (CHATML.replace("assistant\\n", "assistant\\n<think>"), MESSAGES, 1, "doesn't begin with what"),
+        (CHATML.replace("assistant\\n", "assistant\\n<think>"), MESSAGES, 1, "doesn't begin with the text before"),
     ],
 )
 def test_turn_that_can_not_be_told_is_named(
     source: str, messages: list[dict[str, str]], index: int, reason: str
 ) -> None:
-    message = rf"^the turn of message {index} can't be told from the rest of the conversation: .*{re.escape(reason)}"
+    message = (
+        rf"^the turn of message {index} can't be separated from the rest of the conversation: .*{re.escape(reason)}"
+    )
     with pytest.raises(ChatTemplateError, match=message) as caught:
         encode_chat_with_mask(tokenizer_with(source), messages)
-    assert "hint: write the assistant's part in the template between `{% generation %}`" in str(caught.value)
+    assert "hint: enclose the assistant's part of the template in `{% generation %}`" in str(caught.value)
 
 
 def test_unknown_options_are_named() -> None:

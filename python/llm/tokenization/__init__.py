@@ -1,4 +1,4 @@
-"""Tokenizers and chat templates. This package needs neither PyTorch nor transformers."""
+"""Tokenizers and chat templates, without a dependency on PyTorch or transformers."""
 
 from llm._rust import TokenStream
 from llm.tokenization.base import BaseTokenizer

@@ -1,4 +1,4 @@
-"""The simplest tokenizer, with one id per character, for teaching, tests and tiny models."""
+"""A tokenizer with one id per character, for teaching, tests and tiny models."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,18 @@ from llm.tokenization.files import StrPath, read_json_object, tokenizer_file
 from llm.tokenization.options import TokenIds
 from llm.tokenization.settings import TokenizerSettings
 
-UNKNOWN_TOKEN = "<|unk|>"  # noqa: S105 -- a vocabulary's token, no secret
+UNKNOWN_TOKEN = "<|unk|>"  # noqa: S105 -- a vocabulary's token, not a secret
 DEFAULT_SPECIAL_TOKENS = (UNKNOWN_TOKEN, "<|endoftext|>")
 
-# `.` leaves out newlines, and engines disagree on the flag that changes it.
+# `.` excludes newlines, and regex engines disagree on the flag that includes them.
 _PRE_TOKENIZER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 _DECODER = {"type": "Fuse"}
 
 
 class SimpleCharacterTokenizer(BaseTokenizer):
-    """One id per character in code point order, then the special tokens; unknown characters become `<|unk|>`.
+    """Encodes each character as one id; unknown characters become `<|unk|>`.
+
+    Ids are in code point order, followed by the special tokens.
 
     Raises:
         TokenizerError: An entry is not one character or is repeated, or `<|unk|>` is not a special token.
@@ -68,7 +70,7 @@ class SimpleCharacterTokenizer(BaseTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids: one more than the highest id."""
+        """The number of ids, which is one more than the highest id."""
         return len(self._ids)
 
     @property
@@ -119,7 +121,7 @@ class SimpleCharacterTokenizer(BaseTokenizer):
     def _offsets(
         self, ids: NDArray[np.uint32], text: str, plan: _rust.EncodePlan
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        # A table of bytes can't tell: an unknown character has another text than its token.
+        # Token bytes can't give these offsets: the text of an unknown character differs from its token.
         del ids
         tokens = list(self._ids)
         pieces = [piece for part in plan.split(text) for piece in (part if isinstance(part, str) else [tokens[part]])]
@@ -148,7 +150,7 @@ def _check_vocabulary(characters: Sequence[str], special_tokens: Sequence[str]) 
         raise TokenizerError(f"special tokens must have two characters or more, got {list(special_tokens)}")
     if len(set(tokens)) != len(tokens):
         raise TokenizerError(
-            f"tokens must be there once each, got several of {sorted({t for t in tokens if tokens.count(t) > 1})}"
+            f"tokens must be unique, got duplicates of {sorted({t for t in tokens if tokens.count(t) > 1})}"
         )
 
 

@@ -14,13 +14,13 @@ from llm.tokenization.settings import DEFAULT_TEMPLATE, TokenizerSettings
 
 Message: TypeAlias = Mapping[str, Any]
 
-# The name of the template for conversations with tools, where there is one.
+# The name of an optional template for conversations with tools.
 TOOL_TEMPLATE = "tool_use"
 
-# Under these names a message's thinking is passed; templates read the first, gpt-oss' the second.
+# Keys of a message's reasoning text: most templates read the first, gpt-oss's template the second.
 _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 
-# Stands where a message goes on. The space shows whether the template trims.
+# Marks the place where the model continues a message. The space reveals whether the template trims text.
 _OPEN_END = "MESSAGE_GOES_ON_HERE "
 
 _CHATML = """\
@@ -48,12 +48,12 @@ _PLAY = """\
 
 
 class ConversationOptions(TypedDict, total=False):
-    """Template inputs beside the messages.
+    """Inputs of a chat template besides the messages.
 
     Attributes:
-        tools: Tools the model may call, as OpenAI's API takes them: `{"type": "function", "function": {…}}`.
+        tools: Tools that the model may call, in the format of OpenAI's API: `{"type": "function", "function": {…}}`.
         documents: Documents to answer from, each with `title` and `text`.
-        variables: More variables by name, such as `{"enable_thinking": False}` for Qwen 3.
+        variables: Additional variables by name, such as `{"enable_thinking": False}` for Qwen 3.
     """
 
     tools: Sequence[Mapping[str, Any]] | None
@@ -65,8 +65,9 @@ class ChatOptions(ConversationOptions, total=False):
     """Options for rendering a conversation.
 
     Attributes:
-        add_generation_prompt: End with what opens the assistant's turn; True unless the last message goes on.
-        continue_final_message: End with the last message's text, so that the model goes on with it.
+        add_generation_prompt: Whether to end with the opening of the assistant's turn; by default the opposite of
+            `continue_final_message`.
+        continue_final_message: Whether to end with the text of the last message, so that the model continues it.
     """
 
     add_generation_prompt: bool
@@ -74,26 +75,26 @@ class ChatOptions(ConversationOptions, total=False):
 
 
 class ChatTemplate(msgspec.Struct, frozen=True):
-    """A Jinja template for conversations with the strings that end its turns.
+    """A Jinja template for conversations, with the strings that end its turns.
 
-    It runs in a sandbox: a template comes with a checkpoint from strangers.
+    Templates run in a sandbox, because they come with checkpoints from untrusted sources.
     """
 
     source: str
     stop: tuple[str, ...] = ()
 
     def render(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> str:
-        """Renders a conversation as text, equal to the result of `transformers`.
+        """Returns a conversation as text, equal to the result of `transformers`.
 
         Args:
-            messages: Mappings with `role` and `content`; anything else in them is for the template to use. Content that
-                is a list of parts goes to the template as it is.
-            **options: Tools, documents and how the text ends: see `ChatOptions`.
+            messages: Mappings with `role` and `content`; the template may use their other keys. Content that is a list
+                of parts is passed to the template unchanged.
+            **options: Tools, documents and the end of the text; see `ChatOptions`.
 
         Raises:
-            ChatTemplateError: The template is not valid, fails, refuses the conversation, tries to leave its sandbox or
-                takes too much time or memory; or a message has no role or content.
-            InvalidArgumentError: Options that contradict each other.
+            ChatTemplateError: The template is invalid, fails, rejects the conversation, tries to leave its sandbox or
+                exceeds its budget of time or memory, or a message has no role or content.
+            InvalidArgumentError: Options contradict each other.
         """
         _check_messages(messages)
         return render_any(self.source, messages, options)
@@ -109,17 +110,17 @@ def use_chat_template(tokenizer: BaseTokenizer, template: str | ChatTemplate) ->
     """Replaces the tokenizer's chat template and stop strings; `save` stores them.
 
     Args:
-        tokenizer: Changed in place.
+        tokenizer: The tokenizer to change in place.
         template: A name in `TEMPLATES`, or a template.
 
     Raises:
-        ChatTemplateError: Unknown name, or not valid Jinja.
+        ChatTemplateError: The name is unknown, or the template is not valid Jinja.
     """
     if isinstance(template, str):
         if template not in TEMPLATES:
             raise ChatTemplateError(
                 f"a chat template's name must be one of {sorted(TEMPLATES)}, got {template!r}\n"
-                "hint: pass `ChatTemplate(source)` for one of your own"
+                "hint: pass `ChatTemplate(source)` to use your own template"
             )
         template = TEMPLATES[template]
     compile_template(template.source)
@@ -135,18 +136,18 @@ def render_chat(
     template_name: str | None = None,
     **options: Unpack[ChatOptions],
 ) -> str:
-    """Renders a conversation as text with the tokenizer's template.
+    """Returns a conversation as text, rendered with the tokenizer's template.
 
     Args:
-        tokenizer: With a chat template. Its special tokens are variables: `bos_token`, `eos_token` and so on.
-        messages: As in `ChatTemplate.render`.
-        template_name: One of the tokenizer's templates; None: `tool_use` where there are tools and such a template,
-            otherwise the default.
-        **options: See `ChatOptions`.
+        tokenizer: A tokenizer with a chat template. The template gets special tokens as variables such as `bos_token`.
+        messages: The conversation; see `ChatTemplate.render`.
+        template_name: Name of one of the tokenizer's templates. None chooses `tool_use` if there are tools and a
+            template of that name, otherwise the default template.
+        **options: Rendering options; see `ChatOptions`.
 
     Raises:
-        ChatTemplateError: The tokenizer has no such template, or as in `ChatTemplate.render`.
-        InvalidArgumentError: As in `ChatTemplate.render`.
+        ChatTemplateError: The tokenizer has no such template, or rendering failed; see `ChatTemplate.render`.
+        InvalidArgumentError: Options contradict each other.
     """
     template, options = tokenizer_template(tokenizer, template_name, options)
     return template.render(messages, **options)
@@ -159,11 +160,13 @@ def encode_chat(
     template_name: str | None = None,
     **options: Unpack[ChatOptions],
 ) -> list[int]:
-    """Encodes a conversation to ids; the template's special tokens become their ids, as in `transformers`.
+    """Returns a conversation as token ids; special tokens that the template writes become their ids.
+
+    The ids equal those of `transformers`. The arguments are those of `render_chat`.
 
     Raises:
-        ChatTemplateError: As in `render_chat`.
-        InvalidArgumentError: As in `render_chat`.
+        ChatTemplateError: The tokenizer has no such template, or rendering failed; see `ChatTemplate.render`.
+        InvalidArgumentError: Options contradict each other.
     """
     text = render_chat(tokenizer, messages, template_name=template_name, **options)
     return tokenizer.encode(text, allow_special=True)
@@ -175,7 +178,7 @@ def tokenizer_template(
     """Returns the tokenizer's template for these options, and the options with special tokens as variables.
 
     Raises:
-        ChatTemplateError: There is no such template.
+        ChatTemplateError: The tokenizer has no such template.
     """
     settings = tokenizer.settings
     named = settings.named_templates
@@ -193,13 +196,13 @@ def tokenizer_template(
 def render_any(
     source: str, messages: Sequence[Message], options: ChatOptions, marks: tuple[str, str] = ("", "")
 ) -> str:
-    """As `ChatTemplate.render`, of any messages, with `marks` around the text of `{% generation %}` blocks."""
+    """Renders any messages like `ChatTemplate.render`, with `marks` around the text of `{% generation %}` blocks."""
     check_names(options, ChatOptions)
     try:
         conversation = [_plain_message(message) for message in messages]
         variables = _variables(conversation, options)
     except RecursionError as error:
-        raise ChatTemplateError("messages, tools and variables are nested deeper than Python can follow") from error
+        raise ChatTemplateError("messages, tools and variables are nested too deeply") from error
     goes_on = options.get("continue_final_message", False)
     final = _open_final(conversation) if goes_on else ""
     text = render_template(source, variables, marks=marks)
@@ -219,7 +222,7 @@ def _variables(conversation: list[dict[str, Any]], options: ChatOptions) -> dict
     }
     variables = options.get("variables") or {}
     if taken := sorted(variables.keys() & own.keys()):
-        raise InvalidArgumentError(f"`variables` must not have names of options, got {taken[0]!r}")
+        raise InvalidArgumentError(f"`variables` must not contain names of options, got {taken[0]!r}")
     return {name: _plain(value) for name, value in variables.items()} | own
 
 
@@ -233,14 +236,14 @@ def _mappings(name: str, values: Any) -> list[Any] | None:
 
 
 def _plain_message(message: Message) -> dict[str, Any]:
-    """The message as templates expect it: no key without a value, thinking under the names they read."""
+    """Returns a message as templates expect it: without null values, and with reasoning under all known names."""
     plain: dict[str, Any] = {name: value for name, value in _plain(message).items() if value is not None}
     thinking = next((plain[name] for name in _REASONING_NAMES if name in plain), None)
     return plain if thinking is None else {"thinking": thinking, **plain, "reasoning_content": thinking}
 
 
 def _plain(value: Any) -> Any:
-    """The value of nothing but JSON's types: methods of any other would be a way out of the sandbox."""
+    """Returns a copy that consists of JSON types only; methods of other types could escape the sandbox."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     for kind in (str, int, float):
@@ -254,7 +257,7 @@ def _plain(value: Any) -> Any:
 
 
 def _open_final(conversation: list[dict[str, Any]]) -> str:
-    """Puts the open end after the text of the last message, and returns that text."""
+    """Appends `_OPEN_END` to the text of the last message and returns the text."""
     content = conversation[-1].get("content")
     if isinstance(content, str):
         conversation[-1]["content"] = content + _OPEN_END
@@ -271,7 +274,7 @@ def _cut_at_open_end(text: str, final: str) -> str:
     place = text.rfind(_OPEN_END.strip())
     if place < 0 or final.strip() not in text:
         raise ChatTemplateError(
-            "`continue_final_message` needs a template that writes all of the last message, got one that changes it"
+            "`continue_final_message` needs a template that writes the last message unchanged, got one that changes it"
         )
     kept = text[:place]
     return kept if text.startswith(_OPEN_END, place) else kept.rstrip()

@@ -1,7 +1,8 @@
-"""What the steps of a chat template take, reckoned before they are done: characters read and written, at least roughly.
+"""Estimates the cost of each step of a chat template before it runs, as characters read and written.
 
-A step that could make much of little (`'a' * 10**10`, `'a' | center(10**10)`, a list that holds itself twice, forty
-times over) is reckoned by its arguments. All else takes what it is given, a small number of times.
+The cost of a step that can produce a large result from small input (`'a' * 10**10`, `'a' | center(10**10)`, a list that
+contains itself twice, forty times over) is computed from its arguments. All other steps cost a small multiple of their
+input.
 """
 
 import re
@@ -13,8 +14,8 @@ MAX_CHARS = 2**27
 MAX_INTEGER_BITS = 4096
 MAX_DIGITS = 1000
 
-# What an entry of a list takes beside its text: a pointer's bytes; and where it is looked into, as long as it takes to
-# copy so many characters and more.
+# The cost of a list entry besides its text: the bytes of a pointer, and at least as much time to inspect the entry as
+# copying this many characters takes.
 _ENTRY = 8
 _VALUE = 128
 _TOO_MUCH = MAX_CHARS + 1
@@ -26,13 +27,13 @@ _DIGITS = re.compile(r"\d+")
 
 Size = Callable[..., int]
 
-# All that holds others in a template; asking for abstract classes instead takes several times as long.
+# All container types in a template; checking for abstract classes instead takes several times as long.
 _VIEWS: tuple[type[Collection[Any]], ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _MANY: tuple[type[Collection[Any]], ...] = (list, tuple, dict, range, set, frozenset, *_VIEWS)
 
 
 def size_of(value: Any) -> int:
-    """Characters of all text in `value`, entries of lists counted too; stops soon after `MAX_CHARS`."""
+    """Returns the number of characters in `value`, including list entries; stops counting soon after `MAX_CHARS`."""
     if isinstance(value, str):
         return len(value)
     if not isinstance(value, _MANY):
@@ -49,7 +50,7 @@ def size_of(value: Any) -> int:
 
 
 def call_size(called: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """What a call takes; macros, whose steps are counted on their own, are not asked for."""
+    """Returns the cost of a call; macros are excluded, because their steps are counted separately."""
     total = sum(map(size_of, args)) + sum(map(size_of, kwargs.values()))
     owner = called.__self__ if isinstance(called, BuiltinMethodType) else None
     if isinstance(owner, str):
@@ -59,7 +60,7 @@ def call_size(called: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
 
 
 def format_size(text: str, args: Collection[Any]) -> int:
-    """What `text.format(*args)` takes."""
+    """Returns the cost of `text.format(*args)`."""
     text = text.replace("{{", "")
     fields = _BRACE_FIELD.findall(text)
     widths = _whole_numbers(args) if _NESTED_FIELD.search(text) else 0
@@ -67,12 +68,12 @@ def format_size(text: str, args: Collection[Any]) -> int:
 
 
 def filter_size(name: str) -> Size:
-    """What the filter or test of this name takes, by its arguments."""
+    """Returns the function that computes the cost of the filter or test `name` from its arguments."""
     return _FILTERS.get(name, _no_size if name in _FREE else entries if name in _SHALLOW else _value_and_texts)
 
 
 def entries(value: Any = None, *args: Any, **kwargs: Any) -> int:
-    """What a step takes that only passes over the entries of a value."""
+    """Returns the cost of a step that only iterates over the entries of a value."""
     del args, kwargs
     if isinstance(value, str):
         return len(value)
@@ -80,7 +81,7 @@ def entries(value: Any = None, *args: Any, **kwargs: Any) -> int:
 
 
 def with_lists(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values, those that can be gone over only once as lists."""
+    """Returns the values, with one-pass iterators converted to lists."""
     return tuple(list(value) if isinstance(value, GeneratorType) else value for value in values)
 
 

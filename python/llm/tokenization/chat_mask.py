@@ -1,4 +1,4 @@
-"""Conversations for training: ids and a mask of the tokens that the model learns to write."""
+"""Encodes conversations for training, with a mask of the tokens that the model learns to write."""
 
 import re
 from collections.abc import Sequence
@@ -14,24 +14,24 @@ from llm.tokenization.chat import ChatOptions, ConversationOptions, Message, ren
 from llm.tokenization.chat_sandbox import has_generation_blocks
 from llm.tokenization.options import check_names
 
-# Unicode keeps these for a program's own use; no text has them.
+# Noncharacters, which Unicode reserves for internal use; valid text doesn't contain them.
 _MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 
 _HINT = (
-    "hint: write the assistant's part in the template between `{% generation %}` and `{% endgeneration %}`, as "
-    "`transformers` reads them too"
+    "hint: enclose the assistant's part of the template in `{% generation %}` and `{% endgeneration %}`, which "
+    "`transformers` supports too"
 )
 
 
 class ChatEncoding(msgspec.Struct, frozen=True, eq=False):
-    """A conversation's ids and a mask of the assistant's tokens."""
+    """The token ids of a conversation and a mask of the assistant's tokens."""
 
     ids: NDArray[np.uint32]  # (T,)
-    is_assistant: NDArray[np.bool_]  # (T,): what the model must learn
+    is_assistant: NDArray[np.bool_]  # (T,): tokens that the model must learn
 
 
 class _Span(NamedTuple):
-    """Characters of a text, from `start` to before `end`."""
+    """A range of characters in a text, from `start` to before `end`."""
 
     start: int
     end: int
@@ -44,25 +44,27 @@ def encode_chat_with_mask(
     template_name: str | None = None,
     **options: Unpack[ConversationOptions],
 ) -> ChatEncoding:
-    """Encodes a conversation and marks the tokens that the assistant wrote.
+    """Returns the token ids of a conversation and a mask of the tokens that the assistant wrote.
 
-    The ids are those of `encode_chat` without a generation prompt: what is trained is what is served. A turn's mask
-    begins after what the generation prompt writes and ends with the special token that ends the turn; what the template
-    writes after that, such as a line end, no model ever has to. A token that lies only partly in a turn is not learned.
+    The ids equal those of `encode_chat` without a generation prompt, so training and serving see the same tokens. The
+    mask of a turn begins after the text of the generation prompt and ends with the special token that ends the turn. It
+    excludes text that the template writes after that token, such as a line end, because the model never generates it. A
+    token that lies only partly in a turn is excluded too.
 
-    `{% generation %}` blocks of the template say it exactly. Without them a turn is what the conversation up to it has
-    more than the conversation before it with a generation prompt. That is checked: a template that writes a turn
-    otherwise once others follow is an error, save where just the turn's content changes, as in Qwen 3.
+    `{% generation %}` blocks in the template mark turns exactly. Without them, a turn is the difference between the
+    conversation up to the turn and the conversation before the turn with a generation prompt. A template that writes a
+    turn differently once other messages follow is an error, unless only the turn's content changes, as in Qwen 3.
 
     Args:
-        tokenizer: With a chat template.
-        messages: As in `ChatTemplate.render`.
-        template_name: As in `render_chat`.
-        **options: See `ConversationOptions`.
+        tokenizer: A tokenizer with a chat template.
+        messages: The conversation; see `ChatTemplate.render`.
+        template_name: Name of one of the tokenizer's templates; see `render_chat`.
+        **options: Template inputs; see `ConversationOptions`.
 
     Raises:
-        ChatTemplateError: As in `render_chat`, or it can't be told what a turn's text is.
-        InvalidArgumentError: As in `render_chat`, or the tokenizer changes the text, see `encode_with_offsets`.
+        ChatTemplateError: Rendering failed (see `render_chat`), or the text of a turn can't be determined.
+        InvalidArgumentError: Options contradict each other, or the tokenizer changes the text (see
+            `encode_with_offsets`).
     """
     check_names(options, ConversationOptions)
     chat_options = cast(ChatOptions, {**options, "add_generation_prompt": False})
@@ -77,7 +79,7 @@ def encode_chat_with_mask(
 
 
 class _Conversation(NamedTuple):
-    """A conversation, how it is rendered, and what that gives."""
+    """A conversation, its rendering options and the rendered text."""
 
     source: str
     messages: Sequence[Message]
@@ -85,7 +87,7 @@ class _Conversation(NamedTuple):
     text: str
 
     def generation_spans(self) -> list[_Span]:
-        """What lies in `{% generation %}` blocks, wherever their text goes: through macros, variables and filters."""
+        """Returns the spans of `{% generation %}` blocks, even if text passes through macros, variables or filters."""
         opening, closing = _unused(self.text, 2)
         marked = render_any(self.source, self.messages, self.options, (opening, closing))
         if marked.replace(opening, "").replace(closing, "") != self.text:
@@ -93,7 +95,7 @@ class _Conversation(NamedTuple):
         return _marked_spans(marked, opening, closing)
 
     def turn_spans(self, special_tokens: tuple[str, ...]) -> list[_Span]:
-        """The turns of the assistant, by what each adds to the conversation before it."""
+        """Returns the assistant's turns, found by the text that each adds to the conversation before it."""
         assistant = [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
         return [_without_rest(self.text, self._turn(index), special_tokens) for index in assistant]
 
@@ -101,7 +103,7 @@ class _Conversation(NamedTuple):
         try:
             before = self._render(self.messages[:index], add_generation_prompt=True)
             if not self.text.startswith(before):
-                raise ChatTemplateError("the conversation doesn't begin with what the generation prompt follows")
+                raise ChatTemplateError("the conversation doesn't begin with the text before the generation prompt")
             span = _Span(len(before), self._end(index))
         except ChatTemplateError as error:
             raise ChatTemplateError(f"{_cant_tell(index)}: {error}\n{_HINT}") from error
@@ -114,9 +116,9 @@ class _Conversation(NamedTuple):
         return len(through) if self.text.startswith(through) else self._end_by_content(index, through)
 
     def _end_by_content(self, index: int, through: str) -> int:
-        """Where the turn ends if its content is written otherwise once others follow.
+        """Returns the end of a turn that the template writes differently once other messages follow.
 
-        What follows the content must be the same in both.
+        The text after the turn's content must be the same in both cases.
         """
         (mark,) = _unused(self.text + through, 1)
         message = {**self.messages[index], "content": _with_mark(self.messages[index].get("content"), mark)}
@@ -125,7 +127,7 @@ class _Conversation(NamedTuple):
         whole = self._render(marked).split(mark)
         is_same = len(alone) == len(whole) == 2 and "".join(alone) == through and "".join(whole) == self.text
         if not is_same or not whole[1].startswith(alone[1]):
-            raise ChatTemplateError("it is written otherwise once others follow")
+            raise ChatTemplateError("the template changes it once other messages follow")
         return len(whole[0]) + len(alone[1])
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
@@ -133,28 +135,28 @@ class _Conversation(NamedTuple):
 
 
 def _cant_tell(index: int) -> str:
-    return f"the turn of message {index} can't be told from the rest of the conversation"
+    return f"the turn of message {index} can't be separated from the rest of the conversation"
 
 
 def _unused(text: str, number: int) -> tuple[str, ...]:
     marks = tuple(mark for mark in _MARKS if mark not in text)[:number]
     if len(marks) < number:
-        raise ChatTemplateError("a conversation must not have all of U+FDD0 to U+FDEF, which are not characters")
+        raise ChatTemplateError("a conversation must not contain all noncharacters from U+FDD0 to U+FDEF")
     return marks
 
 
 def _with_mark(content: Any, mark: str) -> Any:
-    """The content with a mark at its end, before white space there, which a template may cut off."""
+    """Returns the content with a mark at its end, before trailing white space, which a template may trim."""
     if isinstance(content, str):
         kept = content.rstrip()
         return kept + mark + content[len(kept) :]
     if not isinstance(content, list | tuple) or not content or "text" not in content[-1]:
-        raise ChatTemplateError("it is written otherwise once others follow, and its content is not text")
+        raise ChatTemplateError("the template changes it once other messages follow, and its content is not text")
     return [*content[:-1], {**content[-1], "text": _with_mark(content[-1]["text"], mark)}]
 
 
 def _marked_spans(marked: str, opening: str, closing: str) -> list[_Span]:
-    """What is marked, by its place in the text without marks; blocks may lie in each other."""
+    """Returns the marked spans, as positions in the text without marks; blocks may be nested."""
     spans, open_at, place = [], list[int](), 0
     for part in re.split(f"([{opening}{closing}])", marked):
         if part == opening:
@@ -172,19 +174,19 @@ def _marked_spans(marked: str, opening: str, closing: str) -> list[_Span]:
 
 def _torn_block() -> ChatTemplateError:
     return ChatTemplateError(
-        "the chat template must write the text of `{% generation %}` blocks as it is, got one that changes it by what "
-        "is around it\nhint: let the block contain the filters, not the filters the block"
+        "the chat template must write the text of `{% generation %}` blocks unchanged, got one that changes it by "
+        "filters around a block\nhint: move the filters into the block"
     )
 
 
 def _without_rest(text: str, span: _Span, special_tokens: tuple[str, ...]) -> _Span:
-    """The turn without white space after the special token that ends it."""
+    """Returns the turn without white space after the special token that ends it."""
     end = span.start + len(text[span.start : span.end].rstrip())
     return span._replace(end=end) if text[span.start : end].endswith(special_tokens) else span
 
 
 def _inside(char_offsets: NDArray[np.int64], spans: Sequence[_Span], num_chars: int) -> NDArray[np.bool_]:
-    """Which tokens, by their offsets (T, 2), lie in spans with all their characters, and have any."""
+    """Returns a mask of the tokens with offsets (T, 2) that are not empty and lie completely in a span."""
     is_inside = np.zeros(num_chars, np.bool_)
     for start, end in spans:
         is_inside[start:end] = True

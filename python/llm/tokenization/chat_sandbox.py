@@ -1,11 +1,13 @@
-"""Where a chat template runs: it comes with a checkpoint from strangers, so it may neither reach out nor run away.
+"""The sandbox of chat templates, which come with checkpoints from untrusted sources.
 
-Jinja's sandbox keeps a template from Python's inside, but not from taking all time and memory there is. Here a
-rendering has a budget of steps and of characters, counted, not timed, so that a template fails everywhere or nowhere. A
-step is one round of a loop, one call, filter, test or arithmetic operation; characters are what such a step reads and
-writes, reckoned before it does. Output counts too, in macros and `set` blocks as well.
+Jinja's sandbox keeps a template from Python's internals, but not from using unlimited time and memory. This sandbox
+also gives each rendering a budget of steps and characters. The budget is counted, not timed, so a template fails on
+every machine or on none. A step is one iteration of a loop, one call, filter, test or arithmetic operation; its
+characters are those that it reads and writes, estimated before it runs. Output counts too, including output in macros
+and `set` blocks.
 
-Not bounded: what `random` picks, and the time to compile a template of `MAX_SOURCE_CHARS`, some seconds at worst.
+The budget covers neither the choices of `random` nor the time to compile a template of `MAX_SOURCE_CHARS`, which is a
+few seconds at worst.
 """
 
 import datetime
@@ -33,10 +35,10 @@ MAX_STEPS = 1_000_000
 MAX_SOURCE_CHARS = 2**18
 MAX_ERROR_CHARS = 1000
 
-# Names no template can write, for the nodes that count.
+# Names of the counting nodes; no template can contain these names.
 _STEP, _READ, _SEARCH, _CONCAT = " step", " read", " search", " concat"
 
-# Methods of a string whose result is not longer than the string, and those reckoned below.
+# String methods with results no longer than the string, and methods with their own estimate below.
 _TEXT_METHODS = frozenset(
     (
         *("capitalize", "casefold", "count", "endswith", "find", "index", "lower", "lstrip", "partition"),
@@ -46,26 +48,26 @@ _TEXT_METHODS = frozenset(
         *("center", "format", "format_map", "join", "ljust", "replace", "rjust", "zfill"),
     )
 )
-# A call of a macro or of a recursive loop takes as long as so many other steps.
+# The cost of a macro call or a recursive loop call, in other steps.
 _BODY_STEPS = 4
 
-# What compiled templates add to the arguments of a call.
+# Arguments that compiled templates add to a call.
 _PASSED_BY_JINJA = ("_loop_vars", "_block_vars")
 
-# Nothing that a chat needs, and each a way to make much of little.
+# Functions that no chat template needs and that produce large results from small input.
 _LEFT_OUT = ("urlize", "wordwrap")
 
 
 class _BudgetError(SecurityError):
-    """A template took more than a rendering may."""
+    """A template exceeded the budget of a rendering."""
 
 
 class _RefusedError(jinja2.TemplateError):
-    """What a template raises by `raise_exception`."""
+    """The error that a template raises through `raise_exception`."""
 
 
 class _Rendering:
-    """What one rendering may still take, and what it writes around `{% generation %}` blocks."""
+    """The remaining budget of one rendering, and the marks that it writes around `{% generation %}` blocks."""
 
     __slots__ = ("chars_left", "marks", "steps_left")
 
@@ -87,15 +89,16 @@ _rendering: ContextVar[_Rendering] = ContextVar("_rendering")
 
 
 def render_template(source: str, variables: Mapping[str, Any], *, marks: tuple[str, str] = ("", "")) -> str:
-    """The text a template makes of `variables`, which must hold nothing but plain JSON values.
+    """Returns the text that a template renders from `variables`, which must contain only plain JSON values.
 
     Args:
-        source: Jinja, as `transformers` extends it.
-        variables: What the template may use.
-        marks: Written before and after the text of each `{% generation %}` block.
+        source: The template, in Jinja with the extensions of `transformers`.
+        variables: Variables of the template.
+        marks: Texts to write before and after the text of each `{% generation %}` block.
 
     Raises:
-        ChatTemplateError: The template is not valid, fails, refuses, tries to leave its sandbox or takes too much.
+        ChatTemplateError: The template is invalid, fails, rejects the conversation, tries to leave its sandbox or
+            exceeds its budget.
     """
     template = compile_template(source)
     token = _rendering.set(_Rendering(marks))
@@ -113,10 +116,10 @@ def render_template(source: str, variables: Mapping[str, Any], *, marks: tuple[s
 
 @functools.lru_cache(maxsize=32)
 def compile_template(source: str) -> jinja2.Template:
-    """The template, ready to run.
+    """Returns a compiled template.
 
     Raises:
-        ChatTemplateError: It is not valid Jinja, or too long.
+        ChatTemplateError: The template is not valid Jinja, or too long.
     """
     if len(source) > MAX_SOURCE_CHARS:
         raise ChatTemplateError(
@@ -134,15 +137,15 @@ def compile_template(source: str) -> jinja2.Template:
 
 @functools.lru_cache(maxsize=32)
 def has_generation_blocks(source: str) -> bool:
-    """Whether a valid template says by `{% generation %}` what the assistant writes."""
+    """Returns whether a valid template marks the assistant's text with `{% generation %}` blocks."""
     calls = (block.call.node for block in _environment().parse(source).find_all(nodes.CallBlock))
     return any(isinstance(called, nodes.ExtensionAttribute) for called in calls)
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}`, by which a template says what the assistant writes."""
+    """Adds `{% generation %}…{% endgeneration %}`, with which a template marks the assistant's text."""
 
-    tags = {"generation"}  # noqa: RUF012 -- Jinja declares it so
+    tags = {"generation"}  # noqa: RUF012 -- Jinja's declaration
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -155,7 +158,7 @@ class _GenerationBlock(Extension):
 
 
 class _Counting(NodeTransformer):
-    """Puts the counting into a parsed template, where calls and arithmetic don't meet it anyway."""
+    """Adds counting to the nodes of a parsed template that don't run through counted calls or arithmetic."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 -- the name Jinja looks for
         self.generic_visit(node)
@@ -207,7 +210,7 @@ def _read(value: nodes.Expr, how: str = _READ) -> nodes.Expr:
 
 
 class _RuntimeCodeGenerator(CodeGenerator):
-    """Leaves all work to the rendering: what is done while compiling, nobody counts."""
+    """Defers constant folding to the rendering, because work done while compiling isn't counted."""
 
     def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> NoReturn:
         del node, frame, finalize
@@ -215,7 +218,7 @@ class _RuntimeCodeGenerator(CodeGenerator):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The environment that templates on the Hugging Face hub are written for, counting what they take."""
+    """The Jinja environment of templates on the Hugging Face hub, with each step counted."""
 
     code_generator_class = _RuntimeCodeGenerator
     intercepted_binops = frozenset(("+", "*", "**", "%"))
@@ -261,7 +264,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _Dict:
-    """`dict` without its attributes."""
+    """A `dict` constructor without the attributes of the type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -271,10 +274,10 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """Jinja's, without private names, by which a template could pose as something else, and without a long text."""
+    """Jinja's namespace without private names, which could fake other types, and with a short `repr`."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
-        # So that `self` may be a name in it.
+        # `*args` allows `self` as a name in the namespace.
         own, *given = args
         values = dict(*given, **kwargs)
         for name in values:
@@ -318,7 +321,7 @@ def _environment() -> _Environment:
 
 
 def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter or test that reckons what it takes before it does it."""
+    """Returns a filter or test that counts its estimated cost before it runs."""
     size = filter_size(name)
     first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
@@ -360,12 +363,12 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML, which would change the prompt."""
+    """Returns a value as JSON without the HTML escapes of Jinja's own filter, which would change the prompt."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _brief(error: Exception) -> str:
-    """What the error says, which may hold as much text as a template can make."""
+    """Returns a shortened error message, because a template can make its text very long."""
     return str(error)[:MAX_ERROR_CHARS]
 
 
