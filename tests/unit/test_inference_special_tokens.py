@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from llm import LLM, SamplingParams
 from llm.inference import Session, load_engine
 from llm.inference.scoring import embed
-from llm.serving.generation import chat_prompts, completion_prompts
+from llm.serving.prompts import chat_prompts, completion_prompts
 from llm.serving.protocol import ChatCompletionRequest, CompletionRequest
 
 PARAMS = SamplingParams(seed=3, max_tokens=8, ignore_eos=True)

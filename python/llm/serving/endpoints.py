@@ -10,9 +10,9 @@ import msgspec
 
 from llm.inference import AsyncEngine, Collector, Prompt, Session
 from llm.serving.answers import Answer, ChatAnswer, TextAnswer
-from llm.serving.generation import chat_prompts, completion_prompts
 from llm.serving.http import Exchange
 from llm.serving.metrics import ServerMetrics
+from llm.serving.prompts import chat_prompts, completion_prompts
 from llm.serving.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 
 
