@@ -11,7 +11,7 @@ from llm.inference import EngineConfig
 from llm.inference.runners.cuda_graph import GraphModelRunner
 from llm.training.launch import launch, resume
 from llm.training.precision import autocast_dtype
-from tests.unit.test_training import config, losses_of
+from tests.unit.training_samples import config, losses_of
 
 pytestmark = pytest.mark.gpu
 

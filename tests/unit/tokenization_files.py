@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from llm.tokenization import BPETokenizer
 from tests.unit.tokenization_samples import TRAINING_TEXT
 
 ADDED = ("<|endoftext|>", "<s>", "</s>", "<unk>", "<0x0A>", "[W]", "<x>", "  ", "ex", " the", "\n\n")
@@ -203,3 +205,9 @@ for _behavior in ("removed", "isolated", "merged_with_previous", "merged_with_ne
             MAKES[f"{_behavior}{' inverted' * _invert} {_pattern[:12]}"] = lambda p=_pattern, b=_behavior, i=_invert: (
                 byte_level(in_bytes(split(p, b, i)))
             )
+
+
+def saved(make: str, directory: Path) -> BPETokenizer:
+    """One of Hugging Face's makes, opened from its file."""
+    MAKES[make]().save(str(directory / "tokenizer.json"))
+    return BPETokenizer.from_pretrained(directory)

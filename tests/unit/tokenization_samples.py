@@ -1,6 +1,7 @@
 """Texts and tokenizers that several tokenizer tests share."""
 
 import functools
+from typing import Any
 
 import tiktoken
 from hypothesis import strategies as st
@@ -9,6 +10,8 @@ from llm.tokenization import BPETokenizer
 from tests.reference import bpe as reference
 
 PATTERNS = tuple(reference.PATTERNS)
+BYTES = [bytes([byte]) for byte in range(256)]
+RANKS = {token: rank for rank, token in enumerate([*BYTES, b"ab", b"abc"])}
 
 TRAINING_TEXT = (
     "First Citizen:\nBefore we proceed any further, hear me speak.\n\n"
@@ -62,3 +65,8 @@ def tiktoken_twin(pattern: str) -> tiktoken.Encoding:
     return tiktoken.Encoding(
         pattern, pat_str=reference.PATTERNS[pattern], mergeable_ranks=ranks, special_tokens=special
     )
+
+
+def assert_same(one: Any, other: Any, *, allow_special: bool = True) -> None:
+    for text in SAMPLES.values():
+        assert one.encode(text, allow_special=allow_special) == other.encode(text, allow_special=allow_special)

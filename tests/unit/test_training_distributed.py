@@ -1,0 +1,63 @@
+"""Two processes train as one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm.checkpoint import Run
+from llm.training.launch import launch
+from tests.unit.training_samples import check_same_training, unclipped
+
+
+def test_two_processes_keep_loss_and_weights(tmp_path: Path) -> None:
+    settings = unclipped()
+    launch(settings, tmp_path / "1")
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.unit.training_samples import unclipped\n"
+        "from llm.training.launch import launch\n"
+        "launch(unclipped(), sys.argv[2])\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, str(script), str(Path(__file__).parents[2]), str(tmp_path / "2")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    check_same_training(tmp_path / "1", tmp_path / "2")
+    one, two = (Run(tmp_path / name) for name in ("1", "2"))
+    validation = [[line for line in run.read_log() if "validation_loss" in line][-1] for run in (one, two)]
+    assert validation[0]["validation_loss"] == pytest.approx(validation[1]["validation_loss"], rel=1e-4)
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.unit.training_samples import MODEL, config\n"
+        "from llm.training import LanguageModelingTask\n"
+        "from llm.training.launch import launch\n"
+        "real = LanguageModelingTask.loss_sum\n"
+        "calls = 0\n"
+        "def loss_sum(self, model, batch):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    if calls == 3 and os.environ['RANK'] == '1':\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return real(self, model, batch)\n"
+        "LanguageModelingTask.loss_sum = loss_sum\n"
+        "try:\n"
+        "    launch(config(max_steps=500), sys.argv[2], callbacks=[])\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted', os.environ['RANK'])\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, str(script), str(Path(__file__).parents[2]), str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("interrupted") == 2
+    assert Run(tmp_path / "run").newest().path.name == "step_00000003"

@@ -1,0 +1,100 @@
+"""Runs that were cut off, finished or lengthened, and resumed."""
+
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from llm.checkpoint import Run, load_model, write_model
+from llm.errors import ConfigError
+from llm.settings.run import GenerationConfig
+from llm.training import Callback, JsonlLogger, StepMetrics
+from llm.training.launch import launch, resume
+from tests.unit.training_samples import config, losses_of, weights_of
+
+
+class StopAfter(Callback):
+    """Interrupts a run as the terminal would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:
+        if metrics.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path: Path, precision: str) -> None:
+    settings = config(max_steps=11, checkpoint_every=4, precision=precision)
+    whole = launch(settings, tmp_path / "whole")
+    for stop_at in (3, 8):
+        run = Run(tmp_path / f"cut{stop_at}")
+        with pytest.raises(KeyboardInterrupt):
+            launch(settings, run.path, callbacks=[JsonlLogger(run), StopAfter(stop_at)])
+        assert run.newest() == run.checkpoint(stop_at)
+        assert weights_of(resume(run.path)) == weights_of(whole)
+        assert losses_of(run.path) == losses_of(tmp_path / "whole")
+        for name in ("optimizer.safetensors", "state.json"):
+            resumed = run.newest().training_state / name
+            assert resumed.read_bytes() == (whole.training_state / name).read_bytes()
+
+
+def test_a_run_whose_weights_are_in_several_files_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    settings = config(max_steps=5)
+    whole = launch(settings, tmp_path / "whole")
+    run = Run(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        launch(settings, run.path, callbacks=[StopAfter(3)])
+    checkpoint = run.newest().path
+    model = load_model(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    write_model(checkpoint, model, None, max_shard_bytes=4_000)
+    assert len(list(checkpoint.glob("model-0*.safetensors"))) > 2
+    assert weights_of(resume(run.path)) == weights_of(whole)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
+    whole = launch(config(), tmp_path / "whole")
+    run = Run(tmp_path / "run")
+    run.create(config(), {})
+    run.append_log({"step": 1, "loss": 3.0})
+    (run.path / "log.jsonl").open("a").write('{"step": 2, "lo')
+    assert weights_of(resume(run.path)) == weights_of(whole)
+    assert losses_of(run.path) == losses_of(tmp_path / "whole")
+
+
+def test_a_longer_run_may_be_asked_for_but_no_other(tmp_path: Path) -> None:
+    launch(config(max_steps=3), tmp_path / "run")
+    longer = resume(tmp_path / "run", config(max_steps=5))
+    assert longer.path.name == "step_00000005"
+    with pytest.raises(ConfigError, match=r"`training.batch_size` can't change on resume: the run has 8, got 4"):
+        resume(tmp_path / "run", config(max_steps=5, batch_size=4))
+
+
+def test_resuming_keeps_the_sampling_values(tmp_path: Path) -> None:
+    values = GenerationConfig(temperature=0.5, top_k=7)
+    run = Run(tmp_path / "run")
+    settings = msgspec.structs.replace(config(max_steps=2), generation=values)
+    launch(settings, run.path)
+    longer = msgspec.structs.replace(settings, training=config(max_steps=3).training)
+    resume(run.path, longer)
+    assert run.read_config().generation == values
+
+
+def test_a_finished_run_resumes_to_nothing_more(tmp_path: Path) -> None:
+    newest = launch(config(max_steps=2), tmp_path / "run")
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
+    assert resume(tmp_path / "run") == newest
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
+
+
+def test_what_a_crash_left_half_made_is_cleared_away(tmp_path: Path) -> None:
+    launch(config(max_steps=2), tmp_path / "run")
+    half = tmp_path / "run" / "checkpoints" / ".tmp-step_00000003"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    resume(tmp_path / "run", config(max_steps=4))
+    assert {entry.name for entry in half.parent.iterdir()} == {"step_00000002", "step_00000004"}

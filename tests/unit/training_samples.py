@@ -1,0 +1,51 @@
+"""A tiny run, and readers of the files of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from llm.checkpoint import Checkpoint, Run, load_tensors
+from llm.settings.model import ModelConfig
+from llm.settings.run import DataConfig, OptimizerConfig, RunConfig, TrainingConfig
+
+MODEL = ModelConfig(
+    vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, max_position_embeddings=16
+)
+
+
+def config(**training: Any) -> RunConfig:
+    values: dict[str, Any] = {"max_steps": 6, "batch_size": 8, "precision": "float32", "log_every": 1} | training
+    return RunConfig(
+        model=MODEL,
+        data=DataConfig(kind="synthetic", num_samples=64),
+        optimizer=OptimizerConfig(warmup_steps=2, learning_rate=1e-2),
+        training=TrainingConfig(**values),
+    )
+
+
+def weights_of(checkpoint: Checkpoint) -> bytes:
+    return (checkpoint.path / "model.safetensors").read_bytes()
+
+
+def losses_of(run: Path) -> list[float]:
+    return [line["loss"] for line in Run(run).read_log() if "loss" in line]
+
+
+def unclipped(**training: Any) -> RunConfig:
+    """Without clipping, which hides a wrong scale of the gradients; so does Adam, but not the logged norm."""
+    settings = config(**training)
+    optimizer = msgspec.structs.replace(settings.optimizer, max_grad_norm=None)
+    return msgspec.structs.replace(settings, optimizer=optimizer)
+
+
+def check_same_training(one: Path, other: Path) -> None:
+    """Losses, gradient norms and weights of two runs agree to rounding."""
+    logs = [[line for line in Run(run).read_log() if "loss" in line] for run in (one, other)]
+    for key in ("loss", "grad_norm"):
+        assert [line[key] for line in logs[0]] == pytest.approx([line[key] for line in logs[1]], rel=1e-4), key
+    weights = [load_tensors(Run(run).newest().path / "model.safetensors") for run in (one, other)]
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=2e-5), name
