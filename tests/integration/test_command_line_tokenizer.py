@@ -170,7 +170,7 @@ def test_bad_input_is_one_message_and_exit_code_2(directory: Path, tmp_path: Pat
         (("decode", directory, "1", "280"), ["(0 to 279), got 280"]),
         (("convert", directory, tmp_path / "out", "--to", "xml"), ["a format must be one of ['directory', ", "'xml'"]),
         (("info", directory, "--special-token", "<|a|>"), ["given as TOKEN=ID, got '<|a|>'", "hint:"]),
-        (("bench", directory, empty), ["a bench must have text"]),
+        (("bench", directory, empty), ["`text` must not be empty"]),
         (("info", tmp_path), ["must have tokenizer.json", "got none", "hint:"]),
         ((*train, "--pattern", "gpt5"), ["pattern", "gpt5"]),
         ((*train, "--pattern", "(a"), ["(a"]),

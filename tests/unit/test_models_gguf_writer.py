@@ -294,7 +294,7 @@ def test_arguments_that_make_no_file_are_errors(
 ) -> None:
     with pytest.raises(InvalidArgumentError, match="must be one of f32, f16, bf16, q8_0, q4_0, got 'q3'"):
         write(tmp_path / "a.gguf", saved["llama"], tiny_tokenizer, "q3")
-    with pytest.raises(TokenizerError, match="holds byte-level BPE alone, got a SimpleCharacterTokenizer"):
+    with pytest.raises(TokenizerError, match="stores only byte-level BPE, got a SimpleCharacterTokenizer"):
         write(tmp_path / "a.gguf", saved["llama"], SimpleCharacterTokenizer.train("abc"))
     config, tensors, logits = saved["llama"]
     small = tensors | {name: tensors[name][:300] for name in ("model.embed_tokens.weight", "lm_head.weight")}

@@ -191,7 +191,7 @@ def _train(**changes: object) -> Callable[[Path], object]:
     ("train", "content", "error", "message"),
     [
         (_train(), None, DataError, r"corpus\.txt: no such file or directory\nhint"),
-        (_train(), b"", DataError, r"a corpus must have text to learn from, got an empty one"),
+        (_train(), b"", DataError, r"a corpus must contain text, got an empty one"),
         (_train(), b"ab\xe9cd", DataError, r"corpus\.txt: text must be UTF-8, got byte 0xe9 at offset 2\nhint"),
         (_train(vocab_size=256), b"ab", InvalidArgumentError, r"`vocab_size` must be at least 257 .*, got 256"),
         (_train(vocab_size=-1), b"ab", InvalidArgumentError, r"`vocab_size` must be positive, got -1"),
@@ -230,8 +230,8 @@ def test_bad_training_input_is_named(
 @pytest.mark.parametrize(
     ("corpus", "error", "message"),
     [
-        ([], DataError, r"a corpus must have text to learn from"),
-        (["", ""], DataError, r"a corpus must have text to learn from"),
+        ([], DataError, r"a corpus must contain text"),
+        (["", ""], DataError, r"a corpus must contain text"),
         ("text", InvalidArgumentError, r"must be an iterable of texts, got one `str`\nhint"),
         (["a", b"b"], InvalidArgumentError, r"must have `str` items, got bytes"),
         (["\ud800"], InvalidArgumentError, r"without lone surrogates"),

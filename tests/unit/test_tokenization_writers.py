@@ -42,7 +42,7 @@ def test_gpt2s_pair_comes_back_and_opens_in_transformers(make: str, tmp_path: Pa
     tokenizer = trained("gpt2") if make == "gpt2" else trained("qwen2")
     if make == "smollm":
         with pytest.raises(
-            TokenizerError, match=r"GPT-2's pair of files can't hold this tokenizer's `normalizer`|`pre_tok"
+            TokenizerError, match=r"GPT-2's pair of files can't store this tokenizer's `normalizer`|`pre_tok"
         ):
             write_tokenizer(tokenizer, tmp_path, "gpt2")
         return
@@ -101,7 +101,7 @@ def test_what_a_format_cant_hold_is_named_and_nothing_is_written(
     tokenizer = saved(make, tmp_path)
     target = tmp_path / "out"
     with pytest.raises(
-        TokenizerError, match=rf"can't hold this tokenizer's `({part})`: .*\nhint: tokenizer\.json holds"
+        TokenizerError, match=rf"can't store this tokenizer's `({part})`: .*\nhint: write tokenizer\.json"
     ):
         write_tokenizer(tokenizer, target, format)
     assert not target.exists()
@@ -110,7 +110,7 @@ def test_what_a_format_cant_hold_is_named_and_nothing_is_written(
 def test_flags_of_added_tokens_are_lost_only_where_there_is_no_place_for_them(tmp_path: Path) -> None:
     tokenizer = saved("every flag", tmp_path)
     for format in ("tiktoken", "gguf"):
-        with pytest.raises(TokenizerError, match=r"can't hold this tokenizer's `added_tokens`: \["):
+        with pytest.raises(TokenizerError, match=r"can't store this tokenizer's `added_tokens`: \["):
             write_tokenizer(tokenizer, tmp_path / "out", format)
     write_tokenizer(tokenizer, tmp_path / "pair", "gpt2")
     assert_same(load_tokenizer(tmp_path / "pair"), tokenizer)
@@ -122,7 +122,7 @@ def test_unknown_formats_and_other_tokenizers_are_named(tmp_path: Path) -> None:
     ):
         write_tokenizer(trained("gpt2"), tmp_path / "x", "onnx")
     characters = SimpleCharacterTokenizer.train("abc")
-    with pytest.raises(TokenizerError, match=r"holds byte-level BPE alone, got a SimpleCharacterTokenizer"):
+    with pytest.raises(TokenizerError, match=r"stores only byte-level BPE, got a SimpleCharacterTokenizer"):
         write_tokenizer(characters, tmp_path / "x", "gguf")
     write_tokenizer(characters, tmp_path / "tokenizer.json", "tokenizer.json")
     assert load_tokenizer(tmp_path).encode("cab") == [2, 0, 1]

@@ -10,7 +10,7 @@ from llm.tokenization.formats import write_tokenizer
 
 DIRECTORY = "directory"
 FORMATS = (DIRECTORY, TOKENIZER_FILE, "tiktoken", "gpt2", "gguf")
-# What a file's name says of its format.
+# Format by file suffix.
 _SUFFIXES = {".json": TOKENIZER_FILE, ".tiktoken": "tiktoken", ".gguf": "gguf"}
 
 
@@ -18,15 +18,15 @@ def convert_tokenizer(tokenizer: BaseTokenizer, out: StrPath, format: str | None
     """Writes `tokenizer` to `out` and returns the format used.
 
     Args:
-        tokenizer: Any; formats other than `tokenizer.json` and a directory hold byte-level BPE alone.
+        tokenizer: The tokenizer; formats other than `tokenizer.json` and a directory store only byte-level BPE.
         out: A file, or a directory for "directory" and "gpt2".
-        format: One of `FORMATS`; None goes by the suffix of `out`: `.json`, `.tiktoken`, `.gguf`, else "directory",
-            `tokenizer.json` and `tokenizer_config.json` as `save` writes them.
+        format: One of `FORMATS`. None chooses by the suffix of `out`: `.json`, `.tiktoken` or `.gguf`, otherwise
+            "directory", which holds `tokenizer.json` and `tokenizer_config.json` as written by `save`.
 
     Raises:
-        FileError: It can't be written.
-        InvalidArgumentError: There is no such format.
-        TokenizerError: The format can't hold a part of the tokenizer; the message names it.
+        FileError: The file can't be written.
+        InvalidArgumentError: The format is unknown.
+        TokenizerError: The format can't store a part of the tokenizer; the message names the part.
     """
     if format is not None and format not in FORMATS:
         raise InvalidArgumentError(f"a format must be one of {list(FORMATS)}, got {format!r}")
@@ -39,10 +39,10 @@ def convert_tokenizer(tokenizer: BaseTokenizer, out: StrPath, format: str | None
 
 
 def parse_special_tokens(entries: Iterable[str]) -> dict[str, int]:
-    """Parses special tokens given as `TOKEN=ID`, for files that do not contain them.
+    """Returns ids by special token, parsed from `TOKEN=ID` entries, for files without special tokens.
 
     Raises:
-        InvalidArgumentError: An entry is not of this form.
+        InvalidArgumentError: An entry doesn't have this form.
     """
     tokens = {}
     for entry in entries:

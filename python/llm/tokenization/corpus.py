@@ -9,18 +9,18 @@ from llm.errors import DataError, InvalidArgumentError
 from llm.tokenization.files import StrPath
 
 TEXT_SUFFIX = ".txt"
-# Texts are handed over in groups of about this many characters: enough to keep all cores busy.
+# Texts are grouped into batches of about this many characters, enough to keep all cores busy.
 BATCH_CHARACTERS = 1 << 24
 
 
 def corpus_files(paths: StrPath | Iterable[StrPath]) -> list[Path]:
-    """Returns the files that `paths` name, sorted and without duplicates.
+    """Returns the files of `paths`, sorted and without duplicates.
 
     Args:
-        paths: Files, directories (their `*.txt` at any depth) or patterns such as `corpus/**/*.txt`.
+        paths: Files, directories (searched for `*.txt` at any depth) or patterns such as `corpus/**/*.txt`.
 
     Raises:
-        DataError: A path is missing, or a directory or pattern has no file.
+        DataError: A path doesn't exist, or a directory or pattern matches no file.
     """
     listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not listed:
@@ -29,10 +29,10 @@ def corpus_files(paths: StrPath | Iterable[StrPath]) -> list[Path]:
 
 
 def read_corpus_file(path: Path) -> str:
-    """Reads a file's text without translating line ends.
+    """Returns a file's text without translating line ends.
 
     Raises:
-        DataError: It can't be read, or is not UTF-8 (with the offset of the first bad byte).
+        DataError: The file can't be read or is not UTF-8; the message gives the offset of the first invalid byte.
     """
     try:
         return path.read_bytes().decode("utf-8")
@@ -46,10 +46,10 @@ def read_corpus_file(path: Path) -> str:
 
 
 def batched_texts(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Groups `texts` for one call each.
+    """Yields `texts` in batches, one for each call of the trainer.
 
     Raises:
-        InvalidArgumentError: Not text.
+        InvalidArgumentError: An item is not text.
     """
     if isinstance(texts, str):
         raise InvalidArgumentError("`texts` must be an iterable of texts, got one `str`\nhint: pass `[text]`")

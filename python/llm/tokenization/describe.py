@@ -19,7 +19,7 @@ from llm.tokenization.files import StrPath, read_text
 SAMPLE_BYTES = 1 << 20
 NUM_LONGEST = 5
 NUM_SPECIAL = 8
-# Two that keep neighbours apart on dark and light terminals, and one that stands out.
+# Two styles that separate adjacent tokens on dark and light terminals, and one that stands out.
 PIECE_STYLES = ("black on bright_cyan", "black on bright_yellow")
 SPECIAL_STYLE = "bold white on red"
 
@@ -73,17 +73,17 @@ def training_summary(tokenizer: BaseTokenizer, files: StrPath | Iterable[StrPath
 
 
 def bytes_per_token(tokenizer: BaseTokenizer, text: str) -> float:
-    """Returns the bytes per token in `text`, or 0 without text."""
+    """Returns the number of bytes per token in `text`, or 0 for an empty text."""
     return len(text.encode()) / max(1, tokenizer.count_tokens(text))
 
 
 def input_text(text: str | None, file: str | None, stdin: IO[bytes] | None) -> str:
-    """Returns a command's input text: an argument, a file or standard input.
+    """Returns a command's input text from an argument, a file or standard input.
 
     Raises:
-        InvalidArgumentError: Both an argument and a file, or standard input is not UTF-8.
+        InvalidArgumentError: Both an argument and a file are given, or standard input is not UTF-8.
         FileError: The file can't be read.
-        TokenizerError: It is not UTF-8.
+        TokenizerError: The file is not UTF-8.
     """
     if text is not None and file is not None:
         raise InvalidArgumentError("text must come from an argument or `--file`, got both")
@@ -103,7 +103,7 @@ def parse_ids(parts: Iterable[str | bytes]) -> Iterator[int]:
     """Yields the ids in texts such as `1 2 3` or `[1, 2, 3]` as they arrive.
 
     Raises:
-        InvalidArgumentError: Something that is not a whole number.
+        InvalidArgumentError: A part is not a whole number.
     """
     for part in parts:
         text = part if isinstance(part, str) else part.decode(errors="replace")

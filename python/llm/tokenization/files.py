@@ -1,4 +1,4 @@
-"""Files of a tokenizer: found, read and written so that a crash never leaves half of one."""
+"""Finds, reads and writes tokenizer files; a crash never leaves a partly written file."""
 
 import contextlib
 import json
@@ -21,19 +21,19 @@ StrPath: TypeAlias = str | os.PathLike[str]
 
 
 def tokenizer_file(path: StrPath) -> Path:
-    """The `tokenizer.json` that `path` means: the file itself, or the one in that directory.
+    """Returns the `tokenizer.json` at `path`, which is the file itself or its directory.
 
     Raises:
-        FileError: There is no such file.
-        TokenizerError: It is a file of another format.
+        FileError: The file doesn't exist.
+        TokenizerError: The file has another format.
     """
     path = Path(path)
     if path.is_dir():
         path = path / TOKENIZER_FILE
     if not path.is_file():
         raise FileError(
-            f"{path}: no such file\nhint: give a directory that has {TOKENIZER_FILE}, or such a file; "
-            "`llm tokenizer train` makes one"
+            f"{path}: no such file\nhint: pass a {TOKENIZER_FILE} or a directory that contains one; "
+            "`llm tokenizer train` creates one"
         )
     if path.suffix != ".json":
         raise TokenizerError(
@@ -43,11 +43,11 @@ def tokenizer_file(path: StrPath) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The file's text.
+    """Returns the file's text.
 
     Raises:
-        FileError: It can't be read.
-        TokenizerError: It is not UTF-8.
+        FileError: The file can't be read.
+        TokenizerError: The file is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -60,10 +60,10 @@ def read_text(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's bytes.
+    """Returns the file's bytes.
 
     Raises:
-        FileError: It can't be read.
+        FileError: The file can't be read.
     """
     try:
         return path.read_bytes()
@@ -72,10 +72,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_head(path: Path, num_bytes: int) -> bytes:
-    """The first bytes of a file, fewer if it is shorter.
+    """Returns the first `num_bytes` bytes of a file, or the whole file if it is shorter.
 
     Raises:
-        FileError: It can't be read.
+        FileError: The file can't be read.
     """
     try:
         with path.open("rb") as file:
@@ -85,11 +85,11 @@ def read_head(path: Path, num_bytes: int) -> bytes:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The file's JSON object.
+    """Returns the file's JSON object.
 
     Raises:
-        FileError: It can't be read.
-        TokenizerError: It is not a JSON object.
+        FileError: The file can't be read.
+        TokenizerError: The file is not a JSON object.
     """
     try:
         document = json.loads(read_text(path))
@@ -101,19 +101,19 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the whole file or leaves the old one; see `write_bytes`.
+    """Writes a text file atomically: after an error, the old file is unchanged.
 
     Raises:
-        FileError: It can't be written.
+        FileError: The file can't be written.
     """
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes the whole file or leaves the old one; see `replaced_file`.
+    """Writes a file atomically: after an error, the old file is unchanged.
 
     Raises:
-        FileError: It can't be written.
+        FileError: The file can't be written.
     """
     with replaced_file(path) as file:
         file.write(content)
@@ -121,10 +121,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replaced_file(path: Path) -> Iterator[IO[bytes]]:
-    """Gives a temporary file that takes the place of `path`, synced, once all is written; else the old one stays.
+    """Yields a temporary file that replaces `path`, synced to disk, on exit; after an error, the old file stays.
 
     Raises:
-        FileError: It can't be written.
+        FileError: The file can't be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def replaced_file(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            # `mkstemp` gives 0600; other users may read what was written.
+            # `mkstemp` sets mode 0600; other users should be able to read the file.
             Path(name).chmod(0o644)
             Path(name).replace(path)
         except BaseException:

@@ -1,4 +1,4 @@
-"""Opening and writing tokenizers in every supported format."""
+"""Opens and writes tokenizers in all supported formats."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from llm.tokenization.files import TOKENIZER_FILE, StrPath, tokenizer_file, writ
 from llm.tokenization.readers.detect import is_tokenizer_json, model_type
 from llm.tokenization.writers import WRITERS
 
-# Class by the model's type in tokenizer.json.
+# Class by `model.type` in tokenizer.json.
 TOKENIZERS: dict[str, type[BaseTokenizer]] = {"BPE": BPETokenizer, "WordLevel": SimpleCharacterTokenizer}
 
 
@@ -22,11 +22,11 @@ def load_tokenizer(
     special_tokens: Mapping[str, int] | None = None,
     allow_pickle: bool = False,
 ) -> BaseTokenizer:
-    """Opens the tokenizer in a directory or file of any format; see `BPETokenizer.from_pretrained`.
+    """Returns the tokenizer in a directory or file of any format; see `BPETokenizer.from_pretrained`.
 
     Raises:
-        FileError: There is no such file.
-        TokenizerError: It is of a kind, or has a component, that is not supported.
+        FileError: The file doesn't exist.
+        TokenizerError: The tokenizer's kind or one of its components is not supported.
     """
     path = Path(path)
     try:
@@ -34,7 +34,7 @@ def load_tokenizer(
             path, pattern=pattern, special_tokens=special_tokens, allow_pickle=allow_pickle
         )
     except TokenizerError:
-        # Only now, for the file may be large.
+        # The file is read only here, because it may be large.
         if not is_tokenizer_json(path):
             raise
         file = tokenizer_file(path)
@@ -52,15 +52,15 @@ def write_tokenizer(tokenizer: BaseTokenizer, path: StrPath, format: str) -> Non
     """Writes `tokenizer` in a format other than that of `save`.
 
     Args:
-        tokenizer: Any; formats other than `tokenizer.json` hold byte-level BPE alone.
-        path: A file; for "gpt2" a directory.
-        format: "tokenizer.json"; "tiktoken", ranks alone, without pattern and special tokens; "gpt2", `vocab.json` and
-            `merges.txt`; or "gguf", the vocabulary without weights.
+        tokenizer: The tokenizer; formats other than `tokenizer.json` store only byte-level BPE.
+        path: The file to write, or for "gpt2" the directory.
+        format: "tokenizer.json"; "tiktoken" (ranks without pattern and special tokens); "gpt2" (`vocab.json` and
+            `merges.txt`); or "gguf" (the vocabulary without weights).
 
     Raises:
-        FileError: It can't be written. A file that was there is whole, old or new.
-        InvalidArgumentError: There is no such format.
-        TokenizerError: The format can't hold a part of the tokenizer; the message names it.
+        FileError: The file can't be written; an existing file is then unchanged.
+        InvalidArgumentError: The format is unknown.
+        TokenizerError: The format can't store a part of the tokenizer; the message names the part.
     """
     if format not in WRITERS:
         raise InvalidArgumentError(f"`format` must be one of {sorted(WRITERS)}, got {format!r}")
@@ -69,4 +69,4 @@ def write_tokenizer(tokenizer: BaseTokenizer, path: StrPath, format: str) -> Non
     elif format == TOKENIZER_FILE:
         write_text(Path(path), tokenizer.to_json())
     else:
-        raise TokenizerError(f"`format` {format!r} holds byte-level BPE alone, got a {type(tokenizer).__name__}")
+        raise TokenizerError(f"`format` {format!r} stores only byte-level BPE, got a {type(tokenizer).__name__}")

@@ -1,4 +1,4 @@
-"""Feeds files or texts to a trainer and shows how far it is."""
+"""Trains tokenizers on files or texts, with progress bars."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,7 +12,9 @@ from llm.tokenization.corpus import batched_texts
 
 
 def train_on_files(trainer: _rust.BPETrainer, paths: Iterable[Path], *, progress: bool | None) -> _rust.Tokenizer:
-    """Trains on the text of `paths`, read in parts. Without `progress`, a terminal shows a bar.
+    """Returns a tokenizer trained on the text of `paths`, which is read in parts.
+
+    If `progress` is None, a progress bar is shown on a terminal.
 
     Raises:
         DataError: A file can't be read or is not UTF-8, or there is no text.
@@ -32,7 +34,7 @@ def train_on_files(trainer: _rust.BPETrainer, paths: Iterable[Path], *, progress
 
 
 def train_on_texts(trainer: _rust.BPETrainer, texts: Iterable[str], *, progress: bool | None) -> _rust.Tokenizer:
-    """Trains on `texts`. Without `progress`, a terminal shows a bar.
+    """Returns a tokenizer trained on `texts`; if `progress` is None, a progress bar is shown on a terminal.
 
     Raises:
         DataError: There is no text.
@@ -59,7 +61,7 @@ def _merge(trainer: _rust.BPETrainer, progress: bool | None) -> _rust.Tokenizer:
 
 
 def _advance(bar: Progress, task: TaskID, done: int) -> Callable[[int], None]:
-    """Shows the bytes read of one file after `done` of those before."""
+    """Returns a callback that shows the bytes read of one file, after `done` bytes of earlier files."""
     return lambda num_bytes: bar.update(task, completed=done + num_bytes)
 
 
@@ -71,4 +73,4 @@ def _num_bytes(path: Path) -> int:
 
 
 def _no_text() -> DataError:
-    return DataError("a corpus must have text to learn from, got an empty one")
+    return DataError("a corpus must contain text, got an empty one")

@@ -1,4 +1,4 @@
-"""Padding of rows of ids into one array."""
+"""Pads rows of ids to one array."""
 
 from typing import TypedDict
 
@@ -10,23 +10,23 @@ from llm.tokenization.options import FlatIds, PadOptions, check_names, length, s
 
 
 class PaddedBatch(TypedDict):
-    """Padded arrays under `transformers` names; `torch.from_numpy` converts them without a copy."""
+    """Padded arrays with the names of `transformers`; `torch.from_numpy` converts them without a copy."""
 
     input_ids: NDArray[np.int64]  # (B, T)
     attention_mask: NDArray[np.int64]  # (B, T): 1 for a token of the text, 0 for padding
 
 
 def pad_flat(rows: FlatIds, pad_id: int, options: PadOptions) -> PaddedBatch:
-    """Pads rows with `pad_id` to one length.
+    """Returns rows of ids padded to one length with `pad_id`, and their mask.
 
     Args:
-        rows: B rows of ids, of any lengths; none gives (0, 0).
-        pad_id: What to fill up with.
-        options: See `PadOptions`; its `pad_id` is not looked at.
+        rows: B rows of ids of any lengths; for B = 0 the arrays have shape (0, 0).
+        pad_id: The id to pad with.
+        options: Padding options; see `PadOptions`. Its `pad_id` is ignored.
 
     Raises:
-        InvalidArgumentError: A row is longer than `pad_to_length`, or a value is outside what is allowed.
-        TypeError: An unknown option.
+        InvalidArgumentError: A row is longer than `pad_to_length`, or a value is out of range.
+        TypeError: An option is unknown.
     """
     check_names(options, PadOptions)
     lengths = np.diff(rows.offsets)  # (B,)
@@ -35,7 +35,7 @@ def pad_flat(rows: FlatIds, pad_id: int, options: PadOptions) -> PaddedBatch:
         columns = columns[::-1]
     is_token = columns < lengths[:, None]  # (B, T)
     input_ids = np.full(is_token.shape, pad_id, dtype=np.int64)  # (B, T)
-    # A mask takes values row by row from left to right, so ids keep their order on either side.
+    # A mask assigns values row by row from left to right, so ids keep their order with padding on either side.
     input_ids[is_token] = rows.ids
     return {"input_ids": input_ids, "attention_mask": is_token.astype(np.int64)}
 
@@ -45,8 +45,8 @@ def _row_length(lengths: NDArray[np.int64], options: PadOptions) -> int:
     wanted = length("pad_to_length", options.get("pad_to_length"))
     if wanted is not None and longest > wanted:
         raise InvalidArgumentError(
-            f"rows must have `pad_to_length` ({wanted}) ids at most, got {longest} in row {int(lengths.argmax())}\n"
-            "hint: `max_length` cuts a text when it is encoded"
+            f"rows must have at most `pad_to_length` ({wanted}) ids, got {longest} in row {int(lengths.argmax())}\n"
+            "hint: set `max_length` to truncate texts when they are encoded"
         )
     multiple = length("pad_to_multiple_of", options.get("pad_to_multiple_of")) or 1
     return -(-(longest if wanted is None else wanted) // multiple) * multiple

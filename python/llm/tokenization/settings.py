@@ -1,4 +1,4 @@
-"""Settings of a tokenizer beside its vocabulary: roles of special tokens and the chat template."""
+"""Settings of a tokenizer besides its vocabulary: roles of special tokens and chat templates."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -19,21 +19,21 @@ from llm.tokenization.files import (
     write_text,
 )
 
-# Special tokens whose name says their role, in the order they are looked for.
+# Special tokens with names that imply a role, in order of priority.
 BOS_NAMES = ("<|begin_of_text|>", "<|bos|>", "<s>", "<|endoftext|>")
 EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<|eos|>", "</s>", "<|im_end|>", "<|eot_id|>")
 PAD_NAMES = ("<|pad|>", "<pad>")
 
-# The name of the template for conversations that ask for no other.
+# The name of the template for conversations that don't choose another.
 DEFAULT_TEMPLATE = "default"
 
 
 class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Roles of special tokens and chat template, saved as `tokenizer_config.json` with Hugging Face's names.
+    """Roles of special tokens and chat templates, saved as `tokenizer_config.json` with Hugging Face's names.
 
-    That file has room for one end token; all of `eos_tokens`, and `chat_stop`, stand beside it under names of ours.
-    `add_bos_token` and `add_eos_token` say what the model expects around a text; None says nothing. `named_templates`
-    are those beside `chat_template`, such as `tool_use`.
+    Hugging Face's format has one end token; `eos_tokens` and `chat_stop` are saved too, under names of this package.
+    `add_bos_token` and `add_eos_token` tell whether the model expects those tokens around a text; None means unknown.
+    `named_templates` holds the templates besides `chat_template`, such as `tool_use`.
     """
 
     bos_token: str | None = None
@@ -48,7 +48,7 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     @classmethod
     def for_special_tokens(cls, special_tokens: Iterable[str]) -> Self:
-        """Derives roles from the names of `special_tokens`; a sole `<|endoftext|>` both begins and ends a text."""
+        """Returns roles derived from token names; `<|endoftext|>` alone both begins and ends a text."""
         known = set(special_tokens)
         return cls(
             bos_token=next((name for name in BOS_NAMES if name in known), None),
@@ -58,16 +58,16 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     @property
     def has_roles(self) -> bool:
-        """Whether any token has a role."""
+        """Returns whether any token has a role."""
         return bool(self.bos_token or self.eos_tokens or self.pad_token or self.unk_token)
 
     @classmethod
     def load(cls, directory: Path, special_tokens: Mapping[str, int] | None = None) -> Self:
-        """Reads a directory's settings as `transformers` does; without files, nothing is set.
+        """Returns a directory's settings, read as by `transformers`; without files, the settings are empty.
 
-        `tokenizer_config.json` goes before `special_tokens_map.json`. Where neither has a list of end tokens,
-        `generation_config.json` may have ids of more, which `special_tokens` gives names to. `chat_template.jinja` and
-        `additional_chat_templates/*.jinja` go before all templates in another file.
+        `tokenizer_config.json` overrides `special_tokens_map.json`. If neither lists end tokens, the ids of more end
+        tokens may be in `generation_config.json`; `special_tokens` gives their names. `chat_template.jinja` and
+        `additional_chat_templates/*.jinja` override all templates in other files.
 
         Raises:
             FileError: A file can't be read.
@@ -96,7 +96,7 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         """Writes `tokenizer_config.json`, including the template.
 
         Raises:
-            FileError: It can't be written.
+            FileError: The file can't be written.
         """
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -115,7 +115,7 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             {name: value for name, value in config.items() if value is not None}, indent=2, ensure_ascii=False
         )
         write_text(directory / CONFIG_FILE, text + "\n")
-        # Template files from before would win over what was just written.
+        # Old template files would override the new settings.
         for file in (directory / TEMPLATE_FILE, *directory.glob(EXTRA_TEMPLATES)):
             file.unlink(missing_ok=True)
 
@@ -131,7 +131,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _end_tokens(config: Mapping[str, Any], directory: Path, special_tokens: Mapping[str, int]) -> list[Any]:
-    """The tokenizer's own end token, then those of the model's generation."""
+    """Returns the tokenizer's own end token, followed by those in the model's generation settings."""
     own = _token(config.get("eos_token"))
     ids = _json_object(directory / GENERATION_FILE).get("eos_token_id")
     names = {token_id: token for token, token_id in special_tokens.items()}
@@ -140,12 +140,12 @@ def _end_tokens(config: Mapping[str, Any], directory: Path, special_tokens: Mapp
 
 
 def _token(value: Any) -> Any:
-    """A special token's text; older files have it in an object."""
+    """Returns a special token's text, which older files wrap in an object."""
     return value.get("content") if isinstance(value, dict) else value
 
 
 def _templates(value: Any) -> dict[Any, Any]:
-    """Templates by name; one alone is the default."""
+    """Returns templates by name; a single template is the default."""
     if not isinstance(value, list):
         return {} if value is None else {DEFAULT_TEMPLATE: value}
     return {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}

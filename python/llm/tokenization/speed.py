@@ -1,4 +1,4 @@
-"""Speed of a tokenizer on this machine, beside tiktoken if it is installed and gives the same ids."""
+"""Measures a tokenizer's speed, compared with tiktoken if tiktoken is installed and gives the same ids."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ from llm.tokenization.bpe import BPETokenizer
 MAX_BYTES = 1 << 24
 PART_CHARACTERS = 500
 MIN_RUNS = 3
-# `tokenizer.json` has no expression for GPT-2's pattern: Hugging Face's ByteLevel has it built in.
+# `tokenizer.json` has no expression for GPT-2's pattern, which is built into Hugging Face's ByteLevel.
 GPT2_EXPRESSION = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -32,7 +32,7 @@ class Speed(NamedTuple):
 
 
 def sample_text() -> str:
-    """Returns Tiny Shakespeare (public domain), which ships with the package."""
+    """Returns Tiny Shakespeare (public domain), which is included in the package."""
     packed = resources.files("llm").joinpath("assets", "tinyshakespeare.txt.xz").read_bytes()
     return lzma.decompress(packed).decode()
 
@@ -40,20 +40,20 @@ def sample_text() -> str:
 def measure_speed(
     tokenizer: BaseTokenizer, text: str, *, num_threads: int | None = None, seconds: float = 1.0
 ) -> list[Speed]:
-    """Measures the median speed of each kind of work over about `seconds`, after one warm-up run.
+    """Returns the median speed of each operation, measured for about `seconds` after one warm-up run.
 
     Args:
-        tokenizer: Any.
-        text: The first 16 MiB of it are used.
-        num_threads: For batches; None: one for each core.
-        seconds: For each row and tokenizer.
+        tokenizer: The tokenizer to measure.
+        text: The text to encode; only the first 16 MiB are used.
+        num_threads: Number of threads for batches; None uses one per core.
+        seconds: Duration of each measurement in seconds.
 
     Raises:
-        DataError: There is no text.
+        DataError: The text is empty.
     """
     text = text.encode()[:MAX_BYTES].decode(errors="ignore")
     if not text:
-        raise DataError("a bench must have text to encode, got an empty one")
+        raise DataError("`text` must not be empty to measure speed, got an empty text")
     parts = [text[start : start + PART_CHARACTERS] for start in range(0, len(text), PART_CHARACTERS)]
     ids = tokenizer.encode(text)
     rows = tokenizer.encode_batch(parts)
@@ -75,7 +75,7 @@ def measure_speed(
 
 
 def speed_table(speeds: list[Speed]) -> Table:
-    """Formats the measurements as a table."""
+    """Returns the measurements as a table."""
     table = Table("", "MB/s", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     compared = any(speed.tiktoken is not None for speed in speeds)
@@ -89,7 +89,7 @@ def speed_table(speeds: list[Speed]) -> Table:
 
 
 def tiktoken_twin(tokenizer: BaseTokenizer, text: str) -> Any:
-    """A `tiktoken.Encoding` of the same vocabulary and with the same ids for `text`; None where there can't be one."""
+    """Returns a `tiktoken.Encoding` that gives the same ids for `text`, or None if that is impossible."""
     if not isinstance(tokenizer, BPETokenizer) or importlib.util.find_spec("tiktoken") is None:
         return None
     import tiktoken
@@ -106,7 +106,7 @@ def tiktoken_twin(tokenizer: BaseTokenizer, text: str) -> Any:
 
 
 def _expression(tokenizer: BPETokenizer) -> str:
-    """The regular expression that cuts text, for an engine with backtracking."""
+    """Returns the regular expression that splits text, for a backtracking engine."""
     if tokenizer.pattern == "gpt2":
         return GPT2_EXPRESSION
     splitter = json.loads(tokenizer.to_json())["pre_tokenizer"]["pretokenizers"][0]

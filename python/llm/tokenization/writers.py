@@ -1,7 +1,7 @@
-"""Writes a BPE tokenizer in other formats.
+"""Writes BPE tokenizers in other formats.
 
-Most hold less than `tokenizer.json`. So what was written is read again in memory, and a part that comes back another
-way is an error that names it: nothing is lost in silence.
+Most formats store less than `tokenizer.json`. The result is therefore read back in memory, and a part that differs is
+an error that names the part, so nothing is lost silently.
 """
 
 import base64
@@ -21,25 +21,26 @@ from llm.tokenization.readers.gpt2 import MERGES_FILES, VOCAB_FILES, way_of_clas
 
 Document: TypeAlias = dict[str, Any]
 
-# Class of transformers by the way it cuts text.
+# transformers' class by the way it splits text.
 _CLASSES = ("GPT2Tokenizer", "Qwen2Tokenizer")
 
 
 def write_json(tokenizer: BPETokenizer, path: Path) -> None:
-    """Writes only `tokenizer.json`; `save` also writes the settings.
+    """Writes `tokenizer.json` only; `save` also writes the settings.
 
     Raises:
-        FileError: It can't be written.
+        FileError: The file can't be written.
     """
     write_text(path, tokenizer.to_json())
 
 
 def write_ranks(tokenizer: BPETokenizer, path: Path) -> None:
-    """Writes tiktoken's rank file, which stores neither pattern nor special tokens; pass them to read it again.
+    """Writes tiktoken's rank file, which stores neither pattern nor special tokens; pass both to read the file.
 
     Raises:
-        FileError: It can't be written.
-        TokenizerError: Ids are not the ranks of the merges, or there is more to it than a pattern and special tokens.
+        FileError: The file can't be written.
+        TokenizerError: Ids are not the ranks of the merges, or the tokenizer has other components than a pattern and
+            special tokens.
     """
     target = "a rank file"
     document = _byte_level_document(tokenizer, target)
@@ -60,8 +61,8 @@ def write_gpt2(tokenizer: BPETokenizer, path: Path) -> None:
     """Writes `vocab.json`, `merges.txt` and `tokenizer_config.json` into the directory `path`.
 
     Raises:
-        FileError: They can't be written.
-        TokenizerError: Text is cut or changed in a way that none of transformers' classes for such files has.
+        FileError: A file can't be written.
+        TokenizerError: None of transformers' classes for these files splits or normalizes text in the same way.
     """
     target = "GPT-2's pair of files"
     document = _byte_level_document(tokenizer, target)
@@ -84,24 +85,24 @@ def write_gguf(tokenizer: BPETokenizer, path: Path) -> None:
     """Writes a GGUF file with vocabulary, roles and chat template but without weights.
 
     Raises:
-        FileError: It can't be written.
-        TokenizerError: As for `gguf_metadata`.
+        FileError: The file can't be written.
+        TokenizerError: The format can't store the tokenizer; see `gguf_metadata`.
     """
-    # Readers ask for an architecture even where there are no weights.
+    # Readers require an architecture even without weights.
     head = {"general.architecture": "llama", "general.type": "vocab"}
     write_bytes(path, metadata_bytes(head | gguf_metadata(tokenizer, path)))
 
 
 def gguf_metadata(tokenizer: BPETokenizer, path: Path, num_tokens: int = 0) -> Document:
-    """Vocabulary, roles and chat template as a GGUF file has them.
+    """Returns vocabulary, roles and chat template as the metadata of a GGUF file.
 
     Args:
-        tokenizer: Byte-level.
-        path: The file, for errors.
-        num_tokens: Names to write at least: llama.cpp wants one for each row of the model's embeddings.
+        tokenizer: A byte-level tokenizer.
+        path: The file, for error messages.
+        num_tokens: Smallest number of token names to write; llama.cpp needs one per row of the model's embeddings.
 
     Raises:
-        TokenizerError: It does not begin to merge with bytes, or text is cut in a way that has no name there.
+        TokenizerError: The tokenizer is not byte-level, or GGUF has no name for the way it splits text.
     """
     target = "a GGUF file"
     document = _byte_level_document(tokenizer, target)
@@ -119,7 +120,7 @@ def gguf_metadata(tokenizer: BPETokenizer, path: Path, num_tokens: int = 0) -> D
     return metadata
 
 
-# Writer by the name of the format.
+# Writer by format name.
 WRITERS: Mapping[str, Callable[[BPETokenizer, Path], None]] = {
     TOKENIZER_FILE: write_json,
     "tiktoken": write_ranks,
@@ -141,7 +142,7 @@ def _cuts_as(document: Document, pattern: str, normalizer: Document | None) -> b
 
 
 def _plain(value: Any) -> Any:
-    """A component without what changes no ids, so that equal ones compare so."""
+    """Returns a component without the fields that don't affect ids, so that equivalent components compare equal."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if not isinstance(value, dict):
@@ -150,9 +151,9 @@ def _plain(value: Any) -> Any:
 
 
 def _is_by_rank(document: Document, again: Document) -> bool:
-    """Whether merges go by the id of what they make and are those of a rank file, `again`, or more.
+    """Returns whether merges are ordered by the id of their result and include all merges of a rank file, `again`.
 
-    What is more are other cuts of tokens that merging reaches, which come to nothing; `transformers` writes them all.
+    Additional merges, which `transformers` writes, are other splits of tokens that merging reaches and have no effect.
     """
     model, ranked = document["model"], again["model"]
     if ranked["ignore_merges"] and not model["ignore_merges"]:
@@ -162,10 +163,10 @@ def _is_by_rank(document: Document, again: Document) -> bool:
 
 
 def _check_same(tokenizer: BPETokenizer, core: _rust.Tokenizer, target: str, proven: Collection[str] = ()) -> None:
-    """Compares all that changes ids or text, but parts of the model that are `proven` to make no difference.
+    """Checks that all parts that affect ids or text are equal, except the parts in `proven`, known to be equivalent.
 
     Raises:
-        TokenizerError: Naming the first part that `target` can't hold.
+        TokenizerError: `target` can't store a part; the message names the first such part.
     """
     document, again = json.loads(tokenizer.to_json()), json.loads(core.to_json())
     for name in ("normalizer", "pre_tokenizer"):
@@ -184,13 +185,13 @@ def _check_same(tokenizer: BPETokenizer, core: _rust.Tokenizer, target: str, pro
 def _lost(name: str, value: Any, target: str) -> TokenizerError:
     got = json.dumps(value, ensure_ascii=False)
     return TokenizerError(
-        f"{target} can't hold this tokenizer's `{name}`: {got[:120] + '…' if len(got) > 120 else got}\n"
-        f"hint: {TOKENIZER_FILE} holds all of it"
+        f"{target} can't store this tokenizer's `{name}`: {got[:120] + '…' if len(got) > 120 else got}\n"
+        f"hint: write {TOKENIZER_FILE}, which stores all parts"
     )
 
 
 def _merge_lines(document: Document) -> list[str]:
-    # Byte-level names have no space in them.
+    # Byte-level names contain no spaces.
     return [" ".join(pair) for pair in document["model"]["merges"]]
 
 
@@ -207,7 +208,7 @@ def _gguf_metadata(tokenizer: BPETokenizer, document: Document, pre: str, num_to
     values: Document = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
-        # Every id needs a name there.
+        # GGUF requires a name for every id.
         "tokenizer.ggml.tokens": [names.get(token_id, f"[UNUSED{token_id}]") for token_id in ids],
         "tokenizer.ggml.token_type": [
             kinds.get(token_id, gguf.NORMAL if token_id in names else gguf.UNUSED) for token_id in ids

@@ -81,7 +81,7 @@ def _metadata(path: Path, config: Mapping[str, Any], quantization: str, problems
 
 def _tokenizer_metadata(path: Path, tokenizer: BaseTokenizer, vocab_size: int) -> dict[str, Any]:
     if not isinstance(tokenizer, BPETokenizer):
-        raise TokenizerError(f"a GGUF file holds byte-level BPE alone, got a {type(tokenizer).__name__}")
+        raise TokenizerError(f"a GGUF file stores only byte-level BPE, got a {type(tokenizer).__name__}")
     if tokenizer.vocab_size > vocab_size:
         raise TokenizerError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {vocab_size}: they must fit it")
     return gguf_metadata(tokenizer, path, vocab_size)

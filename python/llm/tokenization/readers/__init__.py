@@ -1,4 +1,4 @@
-"""Reads every file format of a BPE tokenizer into the Rust core and its settings."""
+"""Reads BPE tokenizers in all file formats into the Rust core and their settings."""
 
 from llm.tokenization.readers.common import Loaded, ReadOptions
 from llm.tokenization.readers.detect import read_vocabulary

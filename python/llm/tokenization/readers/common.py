@@ -1,4 +1,4 @@
-"""What the readers of all formats share."""
+"""Functions shared by the readers of all formats."""
 
 import functools
 import json
@@ -16,21 +16,21 @@ MAX_IDS = 1 << 24
 
 
 class Loaded(NamedTuple):
-    """A vocabulary and what is said about its special tokens."""
+    """A vocabulary with the settings of its special tokens."""
 
     core: _rust.Tokenizer
     settings: TokenizerSettings
 
 
 class ReadOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller knows about a file that does not say it."""
+    """Information from the caller that some files don't contain."""
 
     pattern: str | None = None
     special_tokens: Mapping[str, int] | None = None
     allow_pickle: bool = False
 
     def reject_vocabulary(self, path: Path) -> None:
-        """Raises for options that `path` says itself.
+        """Raises an error if the caller gave options that the file at `path` defines itself.
 
         Raises:
             TokenizerError: `pattern` or `special_tokens` is given.
@@ -38,24 +38,24 @@ class ReadOptions(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("pattern", "special_tokens"):
             if getattr(self, name) is not None:
                 raise TokenizerError(
-                    f"{path}: has its own {name}; `{name}` is for rank files, GPT-2's files and pickles"
+                    f"{path}: contains its own {name}; `{name}` is only for rank files, GPT-2's files and pickles"
                 )
 
 
 def core_from_document(document: Mapping[str, Any], path: Path) -> _rust.Tokenizer:
-    """The core of a `tokenizer.json` made in memory.
+    """Returns the core of a `tokenizer.json` built in memory.
 
     Raises:
-        TokenizerError: A part of it is not supported; the message names `path`.
+        TokenizerError: A component is not supported; the message names `path`.
     """
     return core_from_json(json.dumps(document), path)
 
 
 def core_from_json(text: str, path: Path) -> _rust.Tokenizer:
-    """The core of the text of a `tokenizer.json`.
+    """Returns the core of the text of a `tokenizer.json`.
 
     Raises:
-        TokenizerError: As `core_from_document`.
+        TokenizerError: A component is not supported; the message names `path`.
     """
     try:
         return _rust.Tokenizer.from_json(text)
@@ -70,7 +70,7 @@ def byte_level_document(
     pre_tokenizer: Mapping[str, Any],
     **parts: Any,
 ) -> dict[str, Any]:
-    """A `tokenizer.json` of a byte-level BPE; `parts` are `normalizer`, `post_processor` and `ignore_merges`."""
+    """Returns a `tokenizer.json` of a byte-level BPE; `parts` are `normalizer`, `post_processor`, `ignore_merges`."""
     model = {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": parts.pop("ignore_merges", False)}
     decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {
@@ -84,7 +84,7 @@ def byte_level_document(
 
 
 def added_token(content: str, token_id: int, *, special: bool = True, normalized: bool = False) -> dict[str, Any]:
-    """An entry of `added_tokens` with no other flag set."""
+    """Returns an entry of `added_tokens` with all other flags unset."""
     return {
         "id": token_id,
         "content": content,
@@ -98,10 +98,10 @@ def added_token(content: str, token_id: int, *, special: bool = True, normalized
 
 @functools.cache
 def pre_tokenizer_json(pattern: str) -> str:
-    """The `pre_tokenizer` of a byte-level BPE that cuts text by `pattern`, a name or a regular expression.
+    """Returns the `pre_tokenizer` of a byte-level BPE that splits text by `pattern`, a name or regular expression.
 
     Raises:
-        InvalidArgumentError: It looks like a name and is none.
+        InvalidArgumentError: The pattern looks like a name but is unknown.
         TokenizerError: The expression does not compile.
     """
     bare = _rust.Tokenizer.from_ranks([bytes([byte]) for byte in range(256)], {}, pattern)
@@ -109,7 +109,7 @@ def pre_tokenizer_json(pattern: str) -> str:
 
 
 def pre_tokenizer(pattern: str) -> dict[str, Any]:
-    """As `pre_tokenizer_json`, decoded."""
+    """Returns the decoded JSON of `pre_tokenizer_json`."""
     value: dict[str, Any] = json.loads(pre_tokenizer_json(pattern))
     return value
 
@@ -117,11 +117,11 @@ def pre_tokenizer(pattern: str) -> dict[str, Any]:
 def core_from_ranks(
     ranks: Mapping[bytes, int], special_tokens: Mapping[str, int], pattern: str, path: Path
 ) -> _rust.Tokenizer:
-    """The core of tiktoken's table.
+    """Returns the core of tiktoken's table of ranks.
 
     Raises:
-        InvalidArgumentError: `pattern` looks like a name and is none.
-        TokenizerError: A rank is out of range or there twice, or as `_rust.Tokenizer.from_ranks`.
+        InvalidArgumentError: `pattern` looks like a name but is unknown.
+        TokenizerError: A rank is out of range or a duplicate, or `_rust.Tokenizer.from_ranks` rejects the table.
     """
     for token, rank in ranks.items():
         if not 0 <= rank < MAX_IDS:
@@ -129,7 +129,7 @@ def core_from_ranks(
     table = [b""] * (max(ranks.values(), default=-1) + 1)
     for token, rank in ranks.items():
         if table[rank]:
-            raise TokenizerError(f"{path}: ranks must be there once each, got {rank} for {table[rank]!r} and {token!r}")
+            raise TokenizerError(f"{path}: ranks must be unique, got {rank} for {table[rank]!r} and {token!r}")
         table[rank] = token
     try:
         return _rust.Tokenizer.from_ranks(table, dict(special_tokens), pattern)

@@ -1,4 +1,4 @@
-"""Finds out which format a path has, and reads it."""
+"""Detects a tokenizer's file format and reads it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,22 +22,22 @@ FORMATS = (
 
 
 def read_vocabulary(path: StrPath, options: ReadOptions) -> Loaded:
-    """Reads a tokenizer in any format.
+    """Reads and returns a tokenizer in any format.
 
     Raises:
-        FileError: There is no such file, or it can't be read.
-        TokenizerError: It is of another format, broken, or has a part that is not supported (named).
+        FileError: The file doesn't exist or can't be read.
+        TokenizerError: The file has another format, is damaged, or has an unsupported part, which the message names.
     """
     path = Path(path)
     if path.is_dir():
         return _read_directory(path, options)
     if not path.is_file():
-        raise FileError(f"{path}: no such file\nhint: give {FORMATS}; `llm tokenizer train` makes one")
+        raise FileError(f"{path}: no such file\nhint: pass {FORMATS}; `llm tokenizer train` creates one")
     return _reader(path)(path, options)
 
 
 def is_tokenizer_json(path: Path) -> bool:
-    """Whether `path` is a `tokenizer.json`, or a directory that has one."""
+    """Returns whether `path` is a `tokenizer.json` or a directory that contains one."""
     return (path / TOKENIZER_FILE).is_file() if path.is_dir() else path.suffix == ".json" and not _is_gpt2(path)
 
 
@@ -56,8 +56,8 @@ def _read_directory(directory: Path, options: ReadOptions) -> Loaded:
     if len(found) != 1:
         got = ", ".join(file.name for file in found) or "none"
         raise FileError(
-            f"{directory}: must have {TOKENIZER_FILE}, vocab.json with merges.txt, or one of tokenizer.model, "
-            f"*.tiktoken and *.gguf, got {got}\nhint: name the file; `llm tokenizer train` makes one"
+            f"{directory}: must contain {TOKENIZER_FILE}, vocab.json with merges.txt, or one of tokenizer.model, "
+            f"*.tiktoken and *.gguf, got {got}\nhint: pass the file; `llm tokenizer train` creates one"
         )
     return _reader(found[0])(found[0], options)
 
@@ -66,7 +66,7 @@ def _reader(path: Path) -> Reader:
     head = read_head(path, 256)
     if head.startswith(MAGIC):
         return read_gguf
-    # Every pickle since Python 2.3 begins so.
+    # Every pickle since Python 2.3 begins with this byte.
     if path.suffix in pickled.SUFFIXES or head[:1] == b"\x80":
         return pickled.read_pickle
     if _is_gpt2(path):
@@ -90,11 +90,11 @@ def _read_json(path: Path, options: ReadOptions) -> Loaded:
 
 
 def model_type(path: Path) -> str | None:
-    """`model.type` of a `tokenizer.json`.
+    """Returns `model.type` of a `tokenizer.json`.
 
     Raises:
-        FileError: It can't be read.
-        TokenizerError: It is no JSON object.
+        FileError: The file can't be read.
+        TokenizerError: The file is not a JSON object.
     """
     model = read_json_object(path).get("model")
     kind = model.get("type") if isinstance(model, dict) else None

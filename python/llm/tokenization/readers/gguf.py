@@ -1,4 +1,4 @@
-"""The vocabulary in a GGUF file's metadata.
+"""Reads the vocabulary in a GGUF file's metadata.
 
 Source: ggml-org/ggml `docs/gguf.md` for the keys; ggml-org/llama.cpp `src/llama-vocab.cpp` for the names of
 pre-tokenizers; huggingface/transformers `convert_slow_tokenizer.py`, `generate_merges`, for merges from scores.
@@ -21,9 +21,9 @@ from llm.tokenization.readers.common import (
 from llm.tokenization.readers.gguf_file import read_metadata
 from llm.tokenization.settings import TokenizerSettings
 
-# A key begins so for each template beside the default; its name follows.
+# Prefix of the keys of named templates; the name follows.
 NAMED_TEMPLATE = "tokenizer.chat_template."
-# Types of tokens.
+# Token types.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _DIGITS = {"type": "Digits", "individual_digits": True}
 _SPACE = "▁"
@@ -31,7 +31,7 @@ _ENDS = ("bos", "eos")
 
 
 class PreTokenizer:
-    """How text is cut by a name in `tokenizer.ggml.pre`."""
+    """The way of splitting text that a name in `tokenizer.ggml.pre` stands for."""
 
     def __init__(self, pattern: str, *, digits: bool = False, nfc: bool = False, whole_first: bool = False) -> None:
         self.pattern = pattern
@@ -40,14 +40,14 @@ class PreTokenizer:
         self.whole_first = whole_first
 
     def document(self) -> dict[str, Any]:
-        """As in `tokenizer.json`."""
+        """Returns the `pre_tokenizer` and related parts of a `tokenizer.json`."""
         cut = pre_tokenizer(self.pattern)
         return {"type": "Sequence", "pretokenizers": [_DIGITS, cut]} if self.digits else cut
 
 
 _GPT2, _LLAMA3, _QWEN2 = PreTokenizer("gpt2"), PreTokenizer("gpt4", whole_first=True), PreTokenizer("qwen2", nfc=True)
 _STARCODER = PreTokenizer("gpt2", digits=True)
-# The first name of each way is the one to write.
+# The writer uses the first name of each way of splitting text.
 PRE_TOKENIZERS = {
     "gpt-2": _GPT2,
     "llama-bpe": _LLAMA3,
@@ -71,11 +71,11 @@ PRE_TOKENIZERS = {
 
 
 def read_gguf(path: Path, options: ReadOptions) -> Loaded:
-    """Reads the vocabulary, roles of tokens and chat template; the weights are not looked at.
+    """Reads the vocabulary, roles of tokens and chat template of a GGUF file without reading its weights.
 
     Raises:
-        FileError: It can't be read.
-        TokenizerError: It is torn, has no vocabulary, or one of a kind that is not supported (named).
+        FileError: The file can't be read.
+        TokenizerError: The file is truncated, has no vocabulary or an unsupported kind, which the message names.
     """
     metadata = Metadata(read_metadata(path, "tokenizer."), path)
     model = metadata.get("tokenizer.ggml.model", str)
@@ -91,35 +91,35 @@ def read_gguf(path: Path, options: ReadOptions) -> Loaded:
 
 
 class Metadata:
-    """Values by key, of the types they must have."""
+    """Metadata values by key, with checks of their types."""
 
     def __init__(self, values: dict[str, Any], path: Path) -> None:
         self.values = values
         self.path = path
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
-        """The value under `key`; an error if it is of another type."""
+        """Returns the value of `key`, or `default`; raises TokenizerError if its type is not `kind`."""
         value = self.values.get(key, default)
         if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
             raise TokenizerError(f"{self.path}: `{key}` must be {kind.__name__}, got {str(value)[:60]!r}")
         return value
 
     def items(self, key: str, kind: type) -> list[Any]:
-        """The list under `key`; an error if it is missing or an item of another type."""
+        """Returns the list of `key`; raises TokenizerError if it is missing or an item's type is not `kind`."""
         values = self.get(key, list)
         if values is None or not all(isinstance(value, kind) for value in values):
             raise TokenizerError(f"{self.path}: `{key}` must be a list of {kind.__name__}, got {str(values)[:60]!r}")
         return list(values)
 
     def tokens(self) -> list[str]:
-        """The name of each id."""
+        """Returns the name of each id."""
         tokens: list[str] = self.items("tokenizer.ggml.tokens", str)
         if len(set(tokens)) != len(tokens):
-            raise TokenizerError(f"{self.path}: `tokenizer.ggml.tokens` must be there once each")
+            raise TokenizerError(f"{self.path}: `tokenizer.ggml.tokens` must be unique")
         return tokens
 
     def types(self, num_tokens: int) -> list[int]:
-        """The type of each id."""
+        """Returns the type of each id."""
         if "tokenizer.ggml.token_type" not in self.values:
             return [NORMAL] * num_tokens
         types = self.items("tokenizer.ggml.token_type", int)
@@ -127,19 +127,19 @@ class Metadata:
         return types
 
     def check_len(self, key: str, values: Sequence[Any], num_tokens: int) -> None:
-        """Raises if there is not one value for each token."""
+        """Raises TokenizerError unless there is one value per token."""
         if len(values) != num_tokens:
             raise TokenizerError(
-                f"{self.path}: `{key}` must have one for each of {num_tokens} tokens, got {len(values)}"
+                f"{self.path}: `{key}` must have one value for each of {num_tokens} tokens, got {len(values)}"
             )
 
     def id_of(self, role: str) -> int | None:
-        """The id of the token with this role."""
+        """Returns the id of the token with this role, or None."""
         value: int | None = self.get(f"tokenizer.ggml.{role}_token_id", int)
         return value
 
     def settings(self, special_tokens: dict[str, int]) -> TokenizerSettings:
-        """Roles and chat template."""
+        """Returns roles of special tokens and chat templates."""
         names: dict[int | None, str] = {token_id: token for token, token_id in special_tokens.items()}
         ends = [self.id_of(role) for role in ("eos", "eot", "eom")]
         return TokenizerSettings(
@@ -164,7 +164,7 @@ def _added(tokens: Sequence[str], types: Sequence[int], roles: set[int | None]) 
         if kind in (CONTROL, UNKNOWN) or token_id in roles:
             added.append(added_token(token, token_id))
         elif kind == USER_DEFINED and _SPACE not in token:
-            # One with spaces is reached by merging; as an added token the normalizer would change it.
+            # Merging reaches tokens with spaces; the normalizer would change such an added token.
             added.append(added_token(token, token_id, special=False))
     return added
 
@@ -176,10 +176,10 @@ def _roles(metadata: Metadata) -> set[int | None]:
 def byte_level(
     metadata: Metadata, way: PreTokenizer, special_tokens: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """The `tokenizer.json` of a byte-level vocabulary; `special_tokens` instead of those that the file names.
+    """Returns the `tokenizer.json` of a byte-level vocabulary; `special_tokens` replaces those of the file.
 
     Raises:
-        TokenizerError: A list is missing, of another type or of another length.
+        TokenizerError: A list is missing or has the wrong type or length.
     """
     tokens = metadata.tokens()
     types = metadata.types(len(tokens))
@@ -200,7 +200,7 @@ def byte_level(
 
 
 def _template(metadata: Metadata, tokens: Sequence[str], adds_bos: bool) -> dict[str, Any] | None:
-    """The post-processor that puts begin and end around a text, if the model expects it."""
+    """Returns the post-processor that adds begin and end tokens to a text, or None if the model expects neither."""
     wanted = {
         role: metadata.get(f"tokenizer.ggml.add_{role}_token", bool, role == "bos" and adds_bos) for role in _ENDS
     }
@@ -225,7 +225,7 @@ def _way_to_cut(metadata: Metadata, options: ReadOptions) -> PreTokenizer:
     if name not in PRE_TOKENIZERS:
         raise TokenizerError(
             f"{metadata.path}: unsupported `tokenizer.ggml.pre`: must be one of {sorted(PRE_TOKENIZERS)}, "
-            f"got {name!r}\nhint: give `pattern`, a name or a regular expression"
+            f"got {name!r}\nhint: pass `pattern`, a name or a regular expression"
         )
     return PRE_TOKENIZERS[name]
 
@@ -265,7 +265,7 @@ def _sentence_piece(metadata: Metadata) -> dict[str, Any]:
 
 
 def merges_from_scores(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Merges in the order that SentencePiece makes them: any two tokens that are one together, the best score first."""
+    """Returns merges in SentencePiece's order: all pairs of tokens that form a token, with the best score first."""
     ids = {token: index for index, token in enumerate(tokens) if types[index] in (NORMAL, USER_DEFINED)}
     merges = []
     for token, index in ids.items():

@@ -1,4 +1,4 @@
-"""The head of a GGUF file, read and written: metadata, and the table of tensors without their content.
+"""Reads and writes the head of a GGUF file: the metadata and the table of tensors, without tensor contents.
 
 Source: ggml-org/ggml `docs/gguf.md`, versions 2 and 3.
 """
@@ -14,7 +14,7 @@ from llm.errors import FileError, LLMError, TokenizerError
 
 MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
-# Format by number of the type; strings and arrays have formats of their own.
+# `struct` format by type number; strings and arrays are handled separately.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _UINT32, _FLOAT32, _INT32, _BOOL = 4, 6, 5, 7
 
@@ -24,13 +24,13 @@ _U64 = struct.Struct("<Q")
 
 
 class TensorEntry(NamedTuple):
-    """A row of the table of tensors.
+    """One entry of the table of tensors.
 
     Attributes:
-        name: In the words of llama.cpp.
-        shape: Sizes, the one of neighbours in memory last, as in PyTorch; the file has them the other way round.
-        type_id: Number of the type of its values.
-        offset: Of its first byte, counted from where the content of all tensors begins.
+        name: The tensor's name in llama.cpp.
+        shape: Sizes in PyTorch's order, with the contiguous dimension last; the file stores them reversed.
+        type_id: Number of the type of the values.
+        offset: Offset of the first byte from the start of the tensor contents.
     """
 
     name: str
@@ -40,18 +40,18 @@ class TensorEntry(NamedTuple):
 
     @property
     def num_values(self) -> int:
-        """Values in it, whatever their type."""
+        """The number of values in the tensor."""
         return prod(self.shape)
 
 
 class Head(NamedTuple):
-    """What comes before the content of the tensors.
+    """The part of a file before the tensor contents.
 
     Attributes:
-        metadata: Value by key, of the keys that were wanted.
-        tensors: In the order of the table.
-        num_bytes: Up to the end of the table; content begins at the next multiple of `general.alignment`.
-        content: The whole file, mapped; writing to it changes memory only.
+        metadata: Values of the requested keys.
+        tensors: Tensor entries in the order of the table.
+        num_bytes: Size up to the end of the table; contents begin at the next multiple of `general.alignment`.
+        content: The whole file, memory-mapped; writes change memory only.
     """
 
     metadata: dict[str, Any]
@@ -61,23 +61,23 @@ class Head(NamedTuple):
 
 
 def read_metadata(path: Path, prefix: str) -> dict[str, Any]:
-    """The values whose key begins with `prefix`. Cost: the metadata alone is looked at, however large the file is.
+    """Returns the metadata values of keys that begin with `prefix`; reads only the metadata, even of a large file.
 
     Raises:
-        FileError: It can't be read.
-        TokenizerError: It is no GGUF file of version 2 or 3, or torn: no count in it is believed before it is checked
-            against the file's size.
+        FileError: The file can't be read.
+        TokenizerError: The file is not GGUF of version 2 or 3, or is truncated; every count is checked against the
+            file's size before use.
     """
     with _mapped(path, TokenizerError) as content:
         return _Cursor(content, path, TokenizerError).head(lambda key: key.startswith(prefix)).metadata
 
 
 def read_head(path: Path, wanted: Callable[[str], bool], error: type[LLMError]) -> Head:
-    """The metadata whose key is `wanted`, and the table of tensors. Cost: as `read_metadata`.
+    """Returns the metadata of keys that are `wanted`, and the table of tensors, without reading tensor contents.
 
     Raises:
-        FileError: It can't be read.
-        LLMError: Of class `error`: no GGUF file of version 2 or 3, or torn, as for `read_metadata`.
+        FileError: The file can't be read.
+        LLMError: An error of class `error`: the file is not GGUF of version 2 or 3, or is truncated.
     """
     cursor = _Cursor(_mapped(path, error), path, error)
     head = cursor.head(wanted)
@@ -95,7 +95,7 @@ def _mapped(path: Path, error: type[LLMError]) -> mmap.mmap:
 
 
 class _Cursor:
-    """Reads values one after the other."""
+    """Reads values from a mapped file in order."""
 
     def __init__(self, content: mmap.mmap, path: Path, error: type[LLMError]) -> None:
         self._content = content
@@ -105,7 +105,7 @@ class _Cursor:
         self.num_tensors = 0
 
     def head(self, wanted: Callable[[str], bool]) -> Head:
-        """The metadata, without the table of tensors, which comes next."""
+        """Reads and returns the metadata, up to the table of tensors."""
         if self._take(4) != MAGIC:
             raise self._error(f"must begin with {MAGIC!r}, got {self._content[:4]!r}")
         version = self._number("I")
@@ -115,7 +115,7 @@ class _Cursor:
             raise self._error(f"must be of version 2 or 3 in little-endian order, got version {version}")
         self.num_tensors = self._number("Q")
         found = {}
-        # A key and its value take 13 bytes at least.
+        # A key and its value take at least 13 bytes.
         for _ in range(self._count(13)):
             key = self._text()
             kind = self._number("I")
@@ -126,7 +126,7 @@ class _Cursor:
         return Head(found, [], self.at, self._content)
 
     def tensor(self) -> TensorEntry:
-        """The next row of the table of tensors."""
+        """Reads and returns the next entry of the table of tensors."""
         name = self._text()
         num_dimensions = self._number("I")
         if num_dimensions > _MAX_DIMENSIONS:
@@ -141,7 +141,8 @@ class _Cursor:
         start, end = self.at, self.at + num_bytes
         if end > len(self._content):
             raise self._error(
-                f"is torn: {num_bytes} bytes are announced at offset {start}, the file ends at {len(self._content)}"
+                f"is truncated: {num_bytes} bytes are announced at offset {start}, "
+                f"the file ends at {len(self._content)}"
             )
         self.at = end
         return start
@@ -155,11 +156,11 @@ class _Cursor:
         return value
 
     def _count(self, min_bytes: int) -> int:
-        """A count of things that take `min_bytes` each at least; more than fit the file is an error."""
+        """Returns a count of items of at least `min_bytes` each; a count that exceeds the file is an error."""
         count: int = self._number("Q")
         left = len(self._content) - self.at
         if count * min_bytes > left:
-            raise self._error(f"is torn: {count} values are announced at offset {self.at}, {left} bytes are left")
+            raise self._error(f"is truncated: {count} values are announced at offset {self.at}, {left} bytes are left")
         return count
 
     def _text(self) -> str:
@@ -171,7 +172,7 @@ class _Cursor:
 
     def _letter(self, kind: int) -> str:
         if kind not in _SCALARS:
-            raise self._error(f"types of values must be from 0 to 12, got {kind} at offset {self.at}")
+            raise self._error(f"value types must be from 0 to 12, got {kind} at offset {self.at}")
         return _SCALARS[kind]
 
     def _value(self, kind: int) -> Any:
@@ -208,7 +209,7 @@ class _Cursor:
         self._advance(self._count(size) * size)
 
     def _skip_strings(self, count: int) -> None:
-        # A vocabulary and its merges are half a million strings; reading each by `_text` costs six times as much.
+        # A vocabulary and its merges have half a million strings; reading each with `_text` takes 6 times as long.
         at, last = self.at, len(self._content) - _U64.size
         for _ in range(count):
             if at > last:
@@ -218,9 +219,10 @@ class _Cursor:
 
 
 def metadata_bytes(values: Mapping[str, Any], tensors: Iterable[TensorEntry] = ()) -> bytes:
-    """The head of a GGUF file of version 3 with these values and tensors.
+    """Returns the head of a GGUF file of version 3 with these values and tensors.
 
-    Strings, bools, ints (as uint32), floats (float32) and lists of strings, ints (as int32) or floats are written.
+    Values may be strings, bools, ints (written as uint32), floats (float32), and lists of strings, ints (int32) or
+    floats.
     """
     table = [_tensor_bytes(entry) for entry in tensors]
     parts = [MAGIC, struct.pack("<IQQ", 3, len(table), len(values))]

@@ -1,4 +1,4 @@
-"""GPT-2's pair of files: ids by name in `vocab.json` or `encoder.json`, merges in `merges.txt` or `vocab.bpe`."""
+"""Reads GPT-2's pair of files: `vocab.json` or `encoder.json` (ids by name) and `merges.txt` or `vocab.bpe`."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from llm.tokenization.settings import TokenizerSettings
 
 VOCAB_FILES = ("vocab.json", "encoder.json")
 MERGES_FILES = ("merges.txt", "vocab.bpe")
-# Pattern and normalizer by the class that `tokenizer_config.json` names.
+# Pattern and normalizer by `tokenizer_class` of `tokenizer_config.json`.
 _BY_CLASS: dict[str, tuple[str, dict[str, str] | None]] = {
     "GPT2Tokenizer": ("gpt2", None),
     "Qwen2Tokenizer": ("qwen2", {"type": "NFC"}),
@@ -25,7 +25,7 @@ _BY_CLASS: dict[str, tuple[str, dict[str, str] | None]] = {
 
 
 def pair_in(directory: Path) -> tuple[Path, Path] | None:
-    """The two files in `directory`, if both are there."""
+    """Returns the vocabulary and merges files in `directory`, or None unless both exist."""
     found = [
         next((directory / name for name in names if (directory / name).is_file()), None)
         for names in (VOCAB_FILES, MERGES_FILES)
@@ -35,28 +35,28 @@ def pair_in(directory: Path) -> tuple[Path, Path] | None:
 
 
 def pair_of(path: Path) -> tuple[Path, Path]:
-    """The two files, one of which is `path`.
+    """Returns the vocabulary and merges files, given the path of one of them.
 
-    Names may have a prefix: `gpt2_encoder.json` goes with `gpt2_vocab.bpe`.
+    Names may have a common prefix, as in `gpt2_encoder.json` and `gpt2_vocab.bpe`.
 
     Raises:
-        FileError: The other one is not there.
+        FileError: The other file doesn't exist.
     """
     own, other = (VOCAB_FILES, MERGES_FILES) if path.suffix == ".json" else (MERGES_FILES, VOCAB_FILES)
     prefix = next((path.name.removesuffix(name) for name in own if path.name.endswith(name)), "")
     wanted = [path.with_name(prefix + name) for name in other]
     found = next((file for file in wanted if file.is_file()), None)
     if found is None:
-        raise FileError(f"{path}: needs {' or '.join(file.name for file in wanted)} beside it, which is not there")
+        raise FileError(f"{path}: needs {' or '.join(file.name for file in wanted)} in the same directory, got neither")
     return (path, found) if path.suffix == ".json" else (found, path)
 
 
 def read_pair(vocab_file: Path, merges_file: Path, options: ReadOptions) -> Loaded:
-    """Reads both files, and the settings beside them.
+    """Reads both files and the settings in their directory.
 
     Raises:
-        FileError: One can't be read.
-        TokenizerError: They are not such files, or text is cut in a way that is not known here.
+        FileError: A file can't be read.
+        TokenizerError: A file has another format, or the pattern that splits text is unknown.
     """
     vocab = read_json_object(vocab_file)
     directory = vocab_file.parent
@@ -72,7 +72,7 @@ def read_pair(vocab_file: Path, merges_file: Path, options: ReadOptions) -> Load
 
 
 def way_of_class(name: str) -> tuple[str, dict[str, str] | None]:
-    """Pattern and normalizer of a class of transformers."""
+    """Returns the pattern and normalizer of a tokenizer class of transformers."""
     return _BY_CLASS[name]
 
 
@@ -80,20 +80,20 @@ def _way_to_cut(config: dict[str, Any], options: ReadOptions, path: Path) -> tup
     if options.pattern is not None:
         return options.pattern, None
     name = str(config.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
-    # What this package and transformers say of any tokenizer.
+    # Names that this package and transformers write for any tokenizer.
     if name == "PreTrainedTokenizer":
         name = "GPT2Tokenizer"
     if name not in _BY_CLASS:
         raise TokenizerError(
             f"{path.parent / CONFIG_FILE}: unsupported `tokenizer_class`: must be one of {sorted(_BY_CLASS)} "
-            f"where there is no tokenizer.json, got {name!r}\nhint: give `pattern`, a name or a regular expression"
+            f"without a tokenizer.json, got {name!r}\nhint: pass `pattern`, a name or a regular expression"
         )
     return _BY_CLASS[name]
 
 
 def _merges(path: Path) -> list[str]:
     lines = read_text(path).split("\n")
-    # Names of tokens may begin with `#` too.
+    # Token names may begin with `#` too.
     start = 1 if lines[0].startswith("#version") else 0
     return [line.removesuffix("\r") for line in lines[start:] if line.strip("\r")]
 
@@ -109,7 +109,7 @@ def _added_tokens(
             return [{"id": int(token_id), **token} for token_id, token in decoder.items()]
         except (TypeError, ValueError) as error:
             raise TokenizerError(
-                f"{path.parent / CONFIG_FILE}: `added_tokens_decoder` must have tokens by id, got {str(decoder)[:200]}"
+                f"{path.parent / CONFIG_FILE}: `added_tokens_decoder` must map ids to tokens, got {str(decoder)[:200]}"
             ) from error
     roles = [config.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")]
     names = {"<|endoftext|>"} | {role for role in roles if isinstance(role, str)}

@@ -1,6 +1,6 @@
-"""Pickled tokenizers. A pickle can run any code, so nothing in it is called: plain values, and tiktoken's `Encoding`.
+"""Reads pickled tokenizers, restricted to plain values and tiktoken's `Encoding`.
 
-The one module that may read a pickle.
+A pickle can run any code when it is read, so no class or function in it is called. No other module may read pickles.
 """
 
 import io
@@ -21,7 +21,7 @@ _WANTED = (
 
 
 class _Encoding:
-    """Stands for `tiktoken.Encoding`: keeps the state that one was saved with."""
+    """Replaces `tiktoken.Encoding` and keeps its saved state."""
 
     state: Any = None
 
@@ -31,30 +31,31 @@ class _Encoding:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type:
-        """The stand-in for tiktoken's class; no other is ever looked up."""
+        """Returns the replacement for tiktoken's class; rejects all other classes without looking them up."""
         if (module, name) == ("tiktoken.core", "Encoding"):
             return _Encoding
         raise TokenizerError(
-            f"refused class `{module}.{name}`: a pickled tokenizer may hold plain values and tiktoken.core.Encoding\n"
-            "hint: where it was made, save it as tokenizer.json or write its ranks to a .tiktoken file"
+            f"rejected class `{module}.{name}`: a pickled tokenizer may hold plain values and tiktoken.core.Encoding\n"
+            "hint: save the original tokenizer as tokenizer.json, or its ranks as a .tiktoken file"
         )
 
     def persistent_load(self, pid: Any) -> Any:
-        """Refused: it would name something outside the file."""
-        raise TokenizerError(f"refused persistent id {str(pid)[:60]!r}: a pickled tokenizer must be whole")
+        """Rejects persistent ids, which refer to data outside the file."""
+        raise TokenizerError(f"rejected persistent id {str(pid)[:60]!r}: a pickled tokenizer must be one complete file")
 
 
 def read_pickle(path: Path, options: ReadOptions) -> Loaded:
-    """Reads a pickled tokenizer if the caller allows it.
+    """Reads a pickled tokenizer if the caller allows pickles.
 
     Raises:
-        FileError: It can't be read.
-        TokenizerError: It is not allowed, holds another class (named), is torn, or is no tokenizer.
+        FileError: The file can't be read.
+        TokenizerError: Pickles are not allowed, or the file contains another class (which the message names), is
+            truncated, or is not a tokenizer.
     """
     if not options.allow_pickle:
         raise TokenizerError(
-            f"{path}: is a pickle, which is read only where `allow_pickle=True` says so\n"
-            "hint: even then nothing but plain values and tiktoken's Encoding is taken from it"
+            f"{path}: is a pickle, which is read only with `allow_pickle=True`\n"
+            "hint: even then, only plain values and tiktoken's Encoding are read from it"
         )
     try:
         state = _Unpickler(io.BytesIO(read_bytes(path))).load()

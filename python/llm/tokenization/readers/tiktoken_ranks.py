@@ -1,6 +1,6 @@
-"""tiktoken's rank files: a line for each token, its bytes in Base64 and its rank, which is its id.
+"""Reads tiktoken's rank files, with one line per token: its bytes in Base64 and its rank, which is its id.
 
-They hold neither the pattern nor the special tokens; those of published files are known here.
+The files contain neither the pattern nor the special tokens; this module knows those of published files.
 Source: openai/tiktoken `tiktoken_ext/openai_public.py`; meta-llama/llama-models `llama3/tokenizer.py`; Qwen/Qwen-7B
 `tokenization_qwen.py`.
 """
@@ -18,7 +18,7 @@ from llm.tokenization.settings import TokenizerSettings
 
 
 class Published(NamedTuple):
-    """What a rank file does not say."""
+    """The pattern and special tokens of a published rank file, which the file doesn't contain."""
 
     pattern: str
     special_tokens: Mapping[str, int]
@@ -65,7 +65,7 @@ PUBLISHED = {
     "llama3": Published("llama3", _numbered(_LLAMA3, 128_000)),
     "qwen": Published("qwen2", _numbered(_QWEN, 151_643)),
 }
-# Name by the file's SHA-256: files get renamed.
+# Name by the file's SHA-256, because files get renamed.
 _NAME_BY_SHA256 = {
     "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930": "r50k_base",
     "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069": "p50k_base",
@@ -77,18 +77,19 @@ _NAME_BY_SHA256 = {
 
 
 def read_rank_file(path: Path, options: ReadOptions) -> Loaded:
-    """Reads a rank file; the pattern and special tokens of published ones are known by hash or name.
+    """Reads a rank file; the pattern and special tokens of a published file are found by its hash or name.
 
     Raises:
-        FileError: It can't be read.
-        TokenizerError: A line that is no token and rank, no single bytes, or an unknown file without `pattern`.
+        FileError: The file can't be read.
+        TokenizerError: A line is not a token and a rank, single bytes are missing, or the file is unknown and there is
+            no `pattern`.
     """
     content = read_bytes(path)
     published = _published(path, content)
     if published is None and options.pattern is None:
         raise TokenizerError(
-            f"{path}: a rank file does not say how text is cut, and this one is not known ({', '.join(PUBLISHED)})\n"
-            "hint: give `pattern` (a name or a regular expression), and `special_tokens` with their ids"
+            f"{path}: a rank file needs a pattern unless it is a known file ({', '.join(PUBLISHED)})\n"
+            "hint: pass `pattern` (a name or a regular expression) and `special_tokens` with their ids"
         )
     default = published or Published("", {})
     special_tokens = default.special_tokens if options.special_tokens is None else options.special_tokens
