@@ -1,14 +1,18 @@
 """The decoder: shapes, causality, paged equals dense, parity with transformers."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
 from torch import Tensor
 
+from llm.checkpoint import load_model, save_tensors, write_model
 from llm.errors import CheckpointError
 from llm.models import DecoderModel, ForwardContext, PagedCache, positions_of
 from llm.models.families.base import normalised
-from llm.models.hf import config_from_hf, config_to_hf, weights_from_hf, weights_to_hf
+from llm.models.hf import config_from_hf, config_to_hf, weights_to_hf
 from llm.settings.model import ModelConfig
 
 CONFIGS = {
@@ -48,10 +52,12 @@ def test_logits_equal_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS | OTHER_CONFIGS)
-def test_weights_survive_the_way_to_disk_names_and_back(name: str) -> None:
+def test_weights_survive_the_way_to_disk_names_and_back(name: str, tmp_path: Path) -> None:
     config = (CONFIGS | OTHER_CONFIGS)[name]
-    state = build(config).state_dict()
-    back = weights_from_hf(weights_to_hf(state, config), config)
+    model = build(config)
+    state = model.state_dict()
+    write_model(tmp_path, model, None)
+    back = load_model(tmp_path).state_dict()
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
     assert normalised(config_from_hf(config_to_hf(config))) == normalised(config)
@@ -115,14 +121,16 @@ def test_residual_projections_start_smaller() -> None:
     assert float(down.detach().std()) == pytest.approx(0.02 / 4, rel=0.05)
 
 
-def test_every_wrong_tensor_is_listed() -> None:
+def test_every_wrong_tensor_is_listed(tmp_path: Path) -> None:
     config = CONFIGS["gqa tied"]
     tensors = weights_to_hf(build(config).state_dict(), config)
     del tensors["model.norm.weight"]
     tensors["model.layers.1.self_attn.q_proj.weight"] = torch.zeros(3, 3)
     tensors["extra"] = torch.zeros(2)
+    save_tensors(tmp_path / "model.safetensors", tensors)
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config)))
     with pytest.raises(CheckpointError) as caught:
-        weights_from_hf(tensors, config)
+        load_model(tmp_path)
     for part in ("missing model.norm.weight [128]", "q_proj.weight has shape [3, 3]", "unexpected extra [2]"):
         assert part in str(caught.value)
 

@@ -45,25 +45,6 @@ def weight_parts(state: Mapping[str, Tensor], config: ModelConfig, family: Famil
             yield from family.pieces(name, tensor, config)
 
 
-def weights_from_hf(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Hugging Face's parameters under our names, q/k/v and gate/up fused.
-
-    Raises:
-        CheckpointError: Tensors are missing, unexpected or misshaped; every one is listed.
-    """
-    family = family_of(config)
-    model = empty_model(config)
-    check_shapes(tensors, model.state_dict(), config, family)
-    state = {}
-    for name, tensor in model.state_dict().items():
-        source = "embed_tokens.weight" if name == TIED and config.tie_word_embeddings else name
-        first = tensors[family.pieces(source, tensor, config)[0].name]
-        state[name] = torch.empty(tensor.shape, dtype=first.dtype)
-        for piece in family.pieces(source, state[name], config):
-            piece.fill(tensors[piece.name])
-    return state
-
-
 _OWN_DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
