@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, overload
 
 import msgspec
@@ -27,12 +26,12 @@ from llm.inference import (
 )
 from llm.inference.progress import generation_progress
 from llm.inference.scoring import embed, score
-from llm.settings.merge import load_run_config, validated
+from llm.settings.merge import validated
 from llm.settings.run import RunConfig
 from llm.settings.sampling import SamplingParams
 from llm.settings.server import server_config
 from llm.tokenization import BaseTokenizer
-from llm.training import Callback, launch, read_run_config
+from llm.training import Callback, launch
 from llm.training import resume as resume_run
 
 Message = dict[str, Any]
@@ -44,7 +43,7 @@ class LLM:
     """A checkpoint that generates text; not thread-safe.
 
     Args:
-        path: A checkpoint or run directory.
+        path: A `Checkpoint`, or the directory of a checkpoint or run.
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu` or `cuda[:N]`.
         config: Engine limits.
@@ -282,19 +281,17 @@ def train(
             raise ConfigError(
                 "`resume` uses the settings of the run: `out`, `tokenizer` and a `RunConfig` can't be combined with it"
             )
-        settings = load_run_config(file, changes, base=read_run_config(resume))
-        return resume_run(resume, settings, callbacks=callbacks)
+        return resume_run(resume, file=file, overrides=changes, callbacks=callbacks)
     if out is None:
         raise ConfigError("`out` is missing\nhint: pass a new directory for the run, or `resume`")
-    settings = load_run_config(file, changes, base=base)
-    return launch(settings, out, tokenizer=tokenizer, callbacks=callbacks)
+    return launch(base, out, file=file, overrides=changes, tokenizer=tokenizer, callbacks=callbacks)
 
 
 def serve(path: str | os.PathLike[str], **settings: Any) -> None:
     """Serves a checkpoint or run over OpenAI-compatible endpoints until SIGINT or SIGTERM.
 
     Args:
-        path: A checkpoint or run directory.
+        path: A `Checkpoint`, or the directory of a checkpoint or run.
         **settings: Fields of `llm.serving.ServerConfig` and of its `engine`, such as `port=8000` and
             `max_model_len=512`.
 
@@ -305,7 +302,7 @@ def serve(path: str | os.PathLike[str], **settings: Any) -> None:
     """
     from llm.serving import serve as serve_path
 
-    serve_path(Path(path), server_config(**settings))
+    serve_path(path, server_config(**settings))
 
 
 def _toml(value: Any) -> str:

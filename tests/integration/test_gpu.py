@@ -24,7 +24,7 @@ def test_training_on_the_device_gives_the_cpu_loss(tmp_path: Path) -> None:
 
 def test_a_longer_run_on_the_device_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     launch(config(device="cuda", max_steps=4), tmp_path / "run")
-    assert resume(tmp_path / "run", config(device="cuda", max_steps=8)).name == "step_00000008"
+    assert resume(tmp_path / "run", overrides=["training.max_steps=8"]).path.name == "step_00000008"
     assert len(losses_of(tmp_path / "run")) == 8
 
 

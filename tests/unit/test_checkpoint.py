@@ -82,7 +82,9 @@ def test_a_run_means_its_newest_complete_checkpoint(tmp_path: Path) -> None:
         (directory / "config.json").write_text("{}")
         if step < 20:
             (directory / COMPLETE).write_text("")
-    assert resolve(tmp_path).path.name == "step_00000010"
+    newest = resolve(tmp_path)
+    assert newest.path.name == "step_00000010"
+    assert resolve(newest) is newest
     assert Run(tmp_path / "nothing").newest() is None
 
 

@@ -7,12 +7,15 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from llm.checkpoint import atomic_directory, load_model, write_model
+from llm.checkpoint import Run, atomic_directory, load_model, resolve, write_model
 from llm.errors import CheckpointError, InvalidArgumentError
 from llm.export import export
+from llm.info import describe
 from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.settings.model import ExpertsConfig, ModelConfig
+from llm.settings.run import GenerationConfig
 from llm.tokenization import BPETokenizer, encode_chat, load_tokenizer
 
 SMALL: dict[str, Any] = {"vocab_size": 384, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
@@ -91,3 +94,33 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path, tiny_tokenizer: BPETok
     with pytest.raises(InvalidArgumentError, match=r"`quantization` must be one of .*q4_0, got 'q3'"):
         export(experts, tmp_path / "out", "gguf", quantization="q3")
     assert {entry.name for entry in tmp_path.iterdir()} == {"mix", "moe"}
+
+
+def publish(run: Run, tokenizer: BPETokenizer, step: int, keep: int) -> None:
+    """Adds a checkpoint with `step` layers and the temperature `step`."""
+    with torch.device("cpu"), atomic_directory(run.checkpoint(step).path) as directory:
+        model = DecoderModel(ModelConfig(**SMALL | {"num_hidden_layers": step}))
+        write_model(directory, model, tokenizer, GenerationConfig(temperature=float(step)))
+    run.prune(keep)
+
+
+@pytest.mark.parametrize(("keep", "exported_step"), [(9, 1), (1, 2)])
+def test_export_and_info_read_one_checkpoint_of_a_run(
+    tmp_path: Path, tiny_tokenizer: BPETokenizer, keep: int, exported_step: int
+) -> None:
+    run = Run(tmp_path / "run")
+    publish(run, tiny_tokenizer, 1, keep)
+    next_steps = [2]
+
+    def train_on(*_: object) -> None:
+        if next_steps:
+            publish(run, tiny_tokenizer, next_steps.pop(), keep)
+
+    with register_module_module_registration_hook(train_on):  # the run trains on while the model is built
+        exported = resolve(export(run, tmp_path / "out"))
+    assert next_steps == []
+    assert exported.config.num_hidden_layers == exported_step
+    assert exported.generation_defaults() == {"temperature": float(exported_step)}
+    facts = describe(run)
+    assert facts["checkpoint"] == str(run.checkpoint(2))
+    assert facts["layers"].startswith("2 × 64 wide")

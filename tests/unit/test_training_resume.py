@@ -3,16 +3,20 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+import torch
+from torch import nn
 
-from llm.checkpoint import Run, load_model, write_model
-from llm.errors import ConfigError
+from llm.checkpoint import Run, load_model, load_tensors, write_model
+from llm.data import SyntheticDataModule
+from llm.errors import CheckpointError, ConfigError
 from llm.settings.run import GenerationConfig
-from llm.training import Callback, JsonlLogger, StepMetrics
+from llm.training import Callback, JsonlLogger, RegressionTask, StepMetrics, TrainingEngine
 from llm.training.launch import launch, resume
-from tests.unit.training_samples import config, losses_of, weights_of
+from tests.unit.training_samples import MODEL, config, losses_of, weights_of
 
 
 class StopAfter(Callback):
@@ -68,10 +72,10 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) ->
 
 def test_a_longer_run_may_be_asked_for_but_no_other(tmp_path: Path) -> None:
     launch(config(max_steps=3), tmp_path / "run")
-    longer = resume(tmp_path / "run", config(max_steps=5))
+    longer = resume(tmp_path / "run", overrides=["training.max_steps=5"])
     assert longer.path.name == "step_00000005"
     with pytest.raises(ConfigError, match=r"`training.batch_size` can't change on resume: the run has 8, got 4"):
-        resume(tmp_path / "run", config(max_steps=5, batch_size=4))
+        resume(tmp_path / "run", overrides=["training.max_steps=5", "training.batch_size=4"])
 
 
 def test_resuming_keeps_the_sampling_values(tmp_path: Path) -> None:
@@ -79,8 +83,7 @@ def test_resuming_keeps_the_sampling_values(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     settings = msgspec.structs.replace(config(max_steps=2), generation=values)
     launch(settings, run.path)
-    longer = msgspec.structs.replace(settings, training=config(max_steps=3).training)
-    resume(run.path, longer)
+    resume(run.path, overrides=["training.max_steps=3"])
     assert run.read_config().generation == values
 
 
@@ -96,5 +99,38 @@ def test_what_a_crash_left_half_made_is_cleared_away(tmp_path: Path) -> None:
     half = tmp_path / "run" / "checkpoints" / ".tmp-step_00000003"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    resume(tmp_path / "run", config(max_steps=4))
+    resume(tmp_path / "run", overrides=["training.max_steps=4"])
     assert {entry.name for entry in half.parent.iterdir()} == {"step_00000002", "step_00000004"}
+
+
+class PlainTask(RegressionTask):
+    """A task whose model is a module of PyTorch alone."""
+
+    def build_model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1), nn.Flatten(0))
+
+
+def plain_engine(run: Run, **more: Any) -> TrainingEngine:
+    settings = config(task="regression")
+    return TrainingEngine(
+        settings, PlainTask(MODEL), SyntheticDataModule(64, "regression", num_features=16), run, **more
+    )
+
+
+def test_a_plain_module_is_saved_as_custom_and_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    runs = [Run(tmp_path / name) for name in ("whole", "cut")]
+    for run in runs:
+        run.create(config(task="regression"), {})
+    whole = plain_engine(runs[0]).fit()
+    with pytest.raises(KeyboardInterrupt):
+        plain_engine(runs[1], callbacks=[StopAfter(3)]).fit()
+    resumed = plain_engine(runs[1]).fit(resume=True)
+    assert resumed == runs[1].checkpoint(6)
+    assert weights_of(resumed) == weights_of(whole)
+    assert (resumed.values["model_type"], resumed.architecture) == ("custom", "Sequential")
+    with pytest.raises(CheckpointError, match="holds a Sequential, which only the task that trained it can build"):
+        resumed.model()
+    module = PlainTask(MODEL).build_model()
+    resumed.load_weights(module)
+    weights = load_tensors(resumed.path / "model.safetensors")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in module.state_dict().items())

@@ -17,12 +17,12 @@ _MAX_READS = 5
 
 
 def resolve(path: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint that `path` means: a directory or GGUF file itself, or the newest complete one of a run.
+    """Returns the checkpoint at `path`: a `Checkpoint`, directory or GGUF file itself, or a run's newest complete one.
 
     Raises:
         CheckpointError: There is nothing at `path`, or only a run without a complete checkpoint.
     """
-    given = Checkpoint(Path(path))
+    given = path if isinstance(path, Checkpoint) else Checkpoint(Path(path))
     if (given.path / "config.json").is_file() or given.is_gguf:
         return given
     if not given.path.is_dir():
@@ -39,10 +39,10 @@ def resolve(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def read_checkpoint(path: str | os.PathLike[str], read: Callable[[Checkpoint], T]) -> T:
-    """Calls `read` with the checkpoint that `path` means and returns the result.
+    """Calls `read` with the checkpoint at `path` and returns the result of the call.
 
-    A run that trains meanwhile may remove that checkpoint; `read` is then called anew with the newest one. The marker
-    of a checkpoint is removed first, so a marker that outlives `read` proves that every file was there.
+    Training may remove that checkpoint of a run meanwhile; the next call of `read` then gets the newest checkpoint.
+    `prune` removes a checkpoint's marker first, so a marker that outlives the call proves that every file was there.
 
     Raises:
         CheckpointError: There is no checkpoint, or the run removes each one before it is read.

@@ -51,27 +51,20 @@ class Run(os.PathLike[str]):
         return (self.path / _RUN_FILE).is_file()
 
     def create(self, config: RunConfig, facts: Mapping[str, Any]) -> None:
-        """Writes `run.json`: the config, then facts about the run.
-
-        Raises:
-            ConfigError: A run is here already, or something that is not a directory.
-        """
-        self.check_free()
+        """Begins a run where `check_free` found none: writes the config and facts about the run into `run.json`."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config(config, facts)
 
     def check_free(self) -> None:
-        """Checks that a run can begin here.
+        """Checks that the directory holds no run yet.
 
         Raises:
-            ConfigError: A run is here already, or something that is not a directory.
+            ConfigError: The directory holds a run.
         """
         if self.exists:
             raise ConfigError(
                 f"{self.path} already holds a run\nhint: continue it with `--resume`, or choose another `--out`"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"`--out` must be a directory, got the file {self.path}")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

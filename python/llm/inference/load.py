@@ -37,7 +37,7 @@ def load_engine(
     """Returns an engine that runs a checkpoint or the newest checkpoint of a run.
 
     Args:
-        path: A checkpoint or run directory.
+        path: A `Checkpoint`, or the directory of a checkpoint or run.
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu` or `cuda[:N]`.
         config: Engine limits.

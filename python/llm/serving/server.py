@@ -78,11 +78,13 @@ class _BoundServer(EmbeddedServer):
         self._shd = SocketHolder(*arguments)  # type: ignore[assignment]
 
 
-def serve(path: str | Path, config: ServerConfig | None = None, *, listener: socket.socket | None = None) -> None:
+def serve(
+    path: str | os.PathLike[str], config: ServerConfig | None = None, *, listener: socket.socket | None = None
+) -> None:
     """Serves a checkpoint until a signal stops the server.
 
     Args:
-        path: A checkpoint or run directory.
+        path: A `Checkpoint`, or the directory of a checkpoint or run.
         config: The server's settings.
         listener: A listening socket to use instead of the config's host and port.
 
@@ -123,7 +125,7 @@ def _let_native_threads_end() -> None:
     time.sleep(_NATIVE_THREADS_END_S)
 
 
-def _load(path: str | Path, config: ServerConfig) -> AsyncEngine:
+def _load(path: str | os.PathLike[str], config: ServerConfig) -> AsyncEngine:
     engine = load_async_engine(path, dtype=config.dtype, config=config.engine)
     # All objects alive now stay as long as the server; collecting garbage among them would only delay answers.
     gc.collect()

@@ -2,7 +2,7 @@
 
 from llm.training.callbacks import Callback, JsonlLogger, LossPlot, ProgressBar
 from llm.training.engine import TrainingEngine
-from llm.training.launch import launch, read_run_config, resume
+from llm.training.launch import launch, resume
 from llm.training.metrics import FitStart, StepMetrics
 from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
 
@@ -18,6 +18,5 @@ __all__ = [
     "Task",
     "TrainingEngine",
     "launch",
-    "read_run_config",
     "resume",
 ]

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ import torch
 from llm.checkpoint import Checkpoint, Run
 from llm.data import BaseDataModule, BatchLoader, SyntheticDataModule, TextDataModule, read_documents, split_documents
 from llm.errors import ConfigError
-from llm.settings.merge import validated
+from llm.settings.merge import load_run_config
 from llm.settings.run import RunConfig, TokenizerConfig
 from llm.tokenization import (
     BaseTokenizer,
@@ -29,71 +29,67 @@ from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
 
 
 def launch(
-    config: RunConfig,
+    config: RunConfig | None,
     out: str | os.PathLike[str],
     *,
+    file: str | os.PathLike[str] | None = None,
+    overrides: Iterable[str] = (),
     tokenizer: BaseTokenizer | None = None,
     callbacks: Sequence[Callback] | None = None,
 ) -> Checkpoint:
-    """Starts a run and trains it to its end.
+    """Starts a run, trains to the end and returns the last checkpoint.
 
     Args:
-        config: All settings.
-        out: The run's directory; must not hold a run yet.
-        tokenizer: Instead of the one `config.tokenizer` names or asks to train.
-        callbacks: Instead of progress bar, log and picture.
-
-    Returns:
-        The last checkpoint.
+        config: Settings to start from; `None` means the defaults. `load_run_config` merges `file`, the environment and
+            `overrides` into them.
+        out: The new directory of the run.
+        file: TOML with further settings.
+        overrides: Settings as `section.field=value`.
+        tokenizer: Replaces the tokenizer that `config.tokenizer` names or asks to train.
+        callbacks: Callbacks that replace the progress bar, the log and the loss curve.
 
     Raises:
-        ConfigError: Contradictory settings, or `out` holds a run.
-        DataError: No text, or less than a sample or a batch.
+        ConfigError: Settings are unknown or contradictory, or `out` holds a run.
+        DataError: The text is missing, or too short for one sample or batch.
         TrainingError: A loss or gradient is not finite.
     """
-    config = validated(config)
+    settings = load_run_config(file, overrides, base=config)
     run = Run(out)
-    distributed = Distributed.start(config.training.device)
+    distributed = Distributed.start(settings.training.device)
     with contextlib.ExitStack() as held:
         held.callback(distributed.stop)
-        distributed.main_first(lambda: _prepare(config, run, tokenizer, distributed.world_size, held))
+        distributed.main_first(lambda: _prepare(settings, run, tokenizer, distributed.world_size, held))
         return _engine(run.read_config(), run, distributed, callbacks).fit()
 
 
 def resume(
     path: str | os.PathLike[str],
-    config: RunConfig | None = None,
     *,
+    file: str | os.PathLike[str] | None = None,
+    overrides: Iterable[str] = (),
     callbacks: Sequence[Callback] | None = None,
 ) -> Checkpoint:
-    """Resumes a run from its newest complete checkpoint, exactly as if it had never stopped.
+    """Resumes a run from its newest complete checkpoint, exactly as if the run had never stopped.
 
     Args:
         path: The run's directory.
-        config: The run's own settings, changed in those that may change (`max_steps` and the like).
-        callbacks: Instead of progress bar, log and picture.
-
-    Returns:
-        The last checkpoint.
+        file: TOML with changed settings; only `max_steps` and a few others may change.
+        overrides: Changed settings as `section.field=value`.
+        callbacks: Callbacks that replace the progress bar, the log and the loss curve.
 
     Raises:
-        CheckpointError: There is no run.
-        ConfigError: A setting that can't change on resume.
+        CheckpointError: The directory holds no run.
+        ConfigError: A changed setting would make the run a different run.
     """
     run = Run(path)
     old = run.read_config()
-    new = validated(config or old)
+    new = load_run_config(file, overrides, base=old)
     check_resumable(old, new)
     distributed = Distributed.start(new.training.device)
     with contextlib.ExitStack() as held:
         held.callback(distributed.stop)
         distributed.main_first(lambda: _reopen(new, run, distributed.world_size, held))
         return _engine(new, run, distributed, callbacks).fit(resume=True)
-
-
-def read_run_config(path: str | os.PathLike[str]) -> RunConfig:
-    """The settings of the run at `path`."""
-    return Run(path).read_config()
 
 
 def _reopen(config: RunConfig, run: Run, world_size: int, held: contextlib.ExitStack) -> None:
