@@ -1,4 +1,4 @@
-"""Training: one loop, its tasks and its run directory."""
+"""Training: the loop, its tasks and its callbacks."""
 
 from llm.training.callbacks import Callback, JsonlLogger, LossPlot, ProgressBar
 from llm.training.engine import TrainingEngine

@@ -1,4 +1,4 @@
-"""What happens beside the loop: progress, log, picture. A user's own subclasses `Callback`."""
+"""Callbacks of the training loop: progress bar, log and loss curve. Subclass `Callback` to write your own."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -10,26 +10,26 @@ from llm.checkpoint import Checkpoint, Run
 from llm.progress import progress_bar
 from llm.training.metrics import FitStart, StepMetrics
 
-_MAX_LINES = 20  # of progress, where there is no terminal to draw a bar in
+_MAX_LINES = 20  # of progress, if the output is not a terminal
 
 
 class Callback:
-    """Hooks of a run; all do nothing by default. Only the main process calls them."""
+    """Hooks of a run, called in the main process only; by default, each hook does nothing."""
 
     def on_fit_start(self, start: FitStart) -> None:
-        """Before the first step."""
+        """Called before the first step."""
 
     def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:
-        """After each optimizer step; `should_log` at the steps the config asks to log."""
+        """Called after each optimizer step; `should_log` is set for steps that the settings select for logging."""
 
     def on_validation_end(self, step: int, metrics: Mapping[str, float]) -> None:
-        """After each validation."""
+        """Called after each validation."""
 
     def on_checkpoint(self, step: int, checkpoint: Checkpoint) -> None:
-        """After a checkpoint is whole on disk."""
+        """Called after a checkpoint is completely written to disk."""
 
     def on_fit_end(self) -> None:
-        """After the last step, and when the run is left early."""
+        """Called after the last step, or when the run ends early."""
 
 
 class JsonlLogger(Callback):
@@ -40,12 +40,12 @@ class JsonlLogger(Callback):
         self.unit = "targets"
 
     def on_fit_start(self, start: FitStart) -> None:
-        """Drops lines that will be written again."""
+        """Removes the log lines of steps that will be repeated."""
         self.unit = start.unit
         self.run.rewind_log(start.first_step)
 
     def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:
-        """Writes the step's line when it is due."""
+        """Writes the step's line if the step is selected for logging."""
         if should_log:
             self.run.append_log(metrics.record(self.unit))
 
@@ -55,7 +55,7 @@ class JsonlLogger(Callback):
 
 
 class ProgressBar(Callback):
-    """A bar with loss, speed and time left; plain lines where the output is no terminal."""
+    """Shows a bar with loss, speed and time left, or plain lines if the output is not a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -66,7 +66,7 @@ class ProgressBar(Callback):
         self._task = TaskID(0)
 
     def on_fit_start(self, start: FitStart) -> None:
-        """Says what is trained and draws the bar."""
+        """Prints the size of the model, its precision and device, and draws the bar."""
         self.unit, self.total_steps = start.unit, start.total_steps
         self.console.print(
             f"{start.num_parameters:,} parameters, {start.precision} on {start.device}, "
@@ -79,7 +79,7 @@ class ProgressBar(Callback):
             self._task = self._progress.add_task("", total=start.total_steps, completed=start.first_step)
 
     def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:
-        """Moves the bar."""
+        """Advances the bar."""
         text = f"loss {metrics.loss:.4f}  {metrics.targets_per_s:,.0f} {self.unit}/s"
         if self._progress is not None:
             self._progress.update(self._task, completed=metrics.step, description=text)
@@ -88,31 +88,31 @@ class ProgressBar(Callback):
             self.console.print(f"step {metrics.step}/{self.total_steps}  {text}", highlight=False)
 
     def on_validation_end(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Prints the figures above the bar."""
+        """Prints the validation metrics above the bar."""
         figures = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
         self.console.print(f"step {step}  {figures}", highlight=False)
 
     def on_fit_end(self) -> None:
-        """Leaves the bar as it stands."""
+        """Stops updating the bar and leaves it on the screen."""
         if self._progress is not None:
             self._progress.stop()
 
 
 class LossPlot(Callback):
-    """Draws the log as `loss.png` at each checkpoint, where matplotlib is installed."""
+    """Draws the loss curves as `loss.png` at each checkpoint if matplotlib is installed."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.enabled = importlib.util.find_spec("matplotlib") is not None
 
     def on_checkpoint(self, step: int, checkpoint: Checkpoint) -> None:  # noqa: ARG002
-        """Draws the curve so far."""
+        """Draws the loss curves so far."""
         if self.enabled:
             plot_losses(self.run)
 
 
 def plot_losses(run: Run) -> None:
-    """Writes the training and validation loss over steps as a picture."""
+    """Writes `loss.png` with the training and validation losses over steps."""
     from matplotlib.figure import Figure
 
     log = run.read_log()

@@ -1,4 +1,4 @@
-"""Processes of one training run; `torchrun` starts them."""
+"""The processes of a training run, started by `torchrun`."""
 
 import os
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _TIMEOUT = timedelta(hours=6)  # the others wait while the main process tokenize
 
 @dataclass(frozen=True)
 class Distributed:
-    """This process's place among all of a run, and the device it computes on."""
+    """The rank of this process in a training run, and its device."""
 
     rank: int
     world_size: int
@@ -26,13 +26,13 @@ class Distributed:
 
     @classmethod
     def start(cls, device: str) -> "Distributed":
-        """Joins the group that `torchrun` describes in the environment, if it does.
+        """Returns this process's place, after joining the process group that `torchrun` set in the environment, if any.
 
         Args:
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
         Raises:
-            ConfigError: The device is unknown or not there.
+            ConfigError: The device is unknown or unavailable.
         """
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")), world_size)
@@ -42,22 +42,22 @@ class Distributed:
 
     @staticmethod
     def is_main_process() -> bool:
-        """Whether this process is the only one or the main one, also before and after it is in a group."""
+        """Returns whether this process is the only or the main one; valid outside a process group too."""
         return os.environ.get("RANK", "0") == "0"
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and shows progress."""
+        """Returns whether this process writes files and shows progress."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over processes, where there are several."""
+        """Returns the model, wrapped to average gradients over processes if there are several."""
         if self.world_size == 1:
             return model
         return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def sum(self, *values: float) -> list[float]:
-        """Each value summed over all processes."""
+        """Returns each value summed over all processes."""
         if self.world_size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -65,10 +65,10 @@ class Distributed:
         return [float(value) for value in tensor]
 
     def main_first(self, work: Callable[[], None]) -> None:
-        """Runs `work` in the main process while the others wait; if it fails, all stop.
+        """Runs `work` in the main process while the other processes wait; if it fails, all stop.
 
         Raises:
-            TrainingError: In the other processes, where the main one failed.
+            TrainingError: The main process failed; raised in the other processes.
         """
         done = 0.0
         try:
@@ -78,7 +78,7 @@ class Distributed:
         finally:
             [num_done] = self.sum(done)
         if num_done < self.world_size:
-            raise TrainingError("the main process (rank 0) could not prepare the run; its message says why")
+            raise TrainingError("the main process (rank 0) failed to prepare the run; see its error message")
 
     def barrier(self) -> None:
         """Waits for all processes."""
@@ -86,7 +86,7 @@ class Distributed:
             dist.barrier()
 
     def stop(self) -> None:
-        """Leaves the group."""
+        """Leaves the process group."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 

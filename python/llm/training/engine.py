@@ -1,4 +1,4 @@
-"""The only training loop."""
+"""The training loop."""
 
 import contextlib
 import math
@@ -25,27 +25,27 @@ from llm.training.signals import StopRequest
 from llm.training.state import load_training_state, write_training_state
 from llm.training.tasks import Task
 
-# The loss scale halves at each skip: from 65,536 it is down to 1 after 16. More is no warm-up.
+# The loss scale halves at each skipped step, from 65,536 to 1 in 16 steps; more skips are not a warm-up.
 _MAX_SKIPS_IN_A_ROW = 20
 
 
 class TrainingEngine:
     """Trains a task's model on a data module's samples into a run directory.
 
-    A resumed run equals the uninterrupted one bit for bit, on the same machine with as many threads and processes:
-    the samples, the learning rate and the random numbers of a step depend on the seed and the step alone.
+    A resumed run is bit-identical to an uninterrupted one on the same machine with equal numbers of threads and
+    processes, because the samples, learning rate and random numbers of a step depend only on the seed and the step.
 
     Args:
         config: All settings; the loop reads `training`, `optimizer` and `generation`.
-        task: Model and loss.
-        data: Samples.
-        run: Where checkpoints go; `run.json` is there already.
+        task: The model and its loss.
+        data: The samples.
+        run: The run that stores checkpoints; its `run.json` must exist.
         distributed: This process and its device.
-        tokenizer: Saved into every checkpoint, so that what was trained can be served.
-        callbacks: Called by the main process only.
+        tokenizer: The tokenizer to save in every checkpoint, so that checkpoints can be served.
+        callbacks: Callbacks, called in the main process only.
 
     Raises:
-        DataError: Fewer samples than a batch, or a batch that doesn't divide over devices and passes.
+        DataError: There are fewer samples than a batch, or a batch can't be divided evenly over devices and passes.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class TrainingEngine:
     def fit(self, resume: bool = False) -> Checkpoint:
         """Trains to the last step and returns the newest checkpoint.
 
-        Ctrl-C or SIGTERM, to any process, finish the step at hand, save a checkpoint and raise `KeyboardInterrupt`.
+        Ctrl-C or SIGTERM in any process finishes the current step, saves a checkpoint and raises `KeyboardInterrupt`.
 
         Args:
-            resume: Go on from the run's newest complete checkpoint.
+            resume: Whether to resume from the run's newest complete checkpoint.
 
         Raises:
-            CheckpointError: The checkpoint to resume from is torn.
+            CheckpointError: The checkpoint to resume from is damaged.
             TrainingError: A loss or gradient is not finite.
         """
         if resume and self._restore() and self.step >= self.total_steps:
@@ -114,7 +114,7 @@ class TrainingEngine:
         return self.run.checkpoint(self.step)
 
     def validate(self) -> dict[str, float]:
-        """Loss (and bits per byte, for text) over the whole validation set; empty without one."""
+        """Returns the loss over the validation set, for text also bits per byte; empty without a validation set."""
         if self.validation is None:
             return {}
         self.model.eval()
@@ -132,13 +132,13 @@ class TrainingEngine:
         return self.task.validation_metrics(*self.distributed.sum(*sums))
 
     def _advance(self) -> None:
-        """One optimizer step and whatever is due after it."""
+        """Runs one optimizer step, then any validation, checkpoint and logging that is due."""
         metrics = self._train_step()
         should_log = self.step % self.config.training.log_every == 0 or self.step == self.total_steps
         for callback in self.callbacks:
             callback.on_step_end(metrics, should_log)
         if self._validate_and_checkpoint(force=False) or should_log:
-            self._window = (time.perf_counter(), 0.0)  # the speed is that of steps, not of validation
+            self._window = (time.perf_counter(), 0.0)  # the speed excludes validation
 
     def _train_step(self) -> StepMetrics:
         self._seed(self.step)
@@ -160,16 +160,16 @@ class TrainingEngine:
         return StepMetrics(self.step, loss, learning_rate, grad_norm, speed, self.skipped_steps, facts)
 
     def _accumulate_gradients(self) -> tuple[float, float, dict[str, float]]:
-        """Forward and backward over this process's parts of the batch.
+        """Runs forward and backward passes over this process's parts of the batch.
 
         Returns:
-            The global mean loss, its targets, and the means of further losses, each weighed by the targets of its part.
+            The global mean loss, the number of its targets, and the means of auxiliary losses, weighted by targets.
         """
         first = self.distributed.rank * self.accumulation
         parts = [self.loader.part(self.step, first + idx) for idx in range(self.accumulation)]
         [num_targets] = self.distributed.sum(sum(self.task.count_targets(part) for part in parts))
         if num_targets == 0:
-            raise TrainingError(f"step {self.step + 1}: every label of the batch is masked, there is nothing to learn")
+            raise TrainingError(f"step {self.step + 1}: every label of the batch is masked, so there is no target")
         total = 0.0
         further: dict[str, float] = {}
         for idx, part in enumerate(parts):
@@ -180,21 +180,21 @@ class TrainingEngine:
                 for name, (weight, value) in self.task.auxiliary_losses(self.model).items():
                     objective = objective + share * weight * value
                     further[name] = further.get(name, 0.0) + share * float(value.detach())
-                # DDP averages over processes; the loss is a share of a global mean, so the sum is wanted.
+                # DDP averages over processes, but each loss is a share of a global mean, so the losses must be summed.
                 self.scaler.scale(objective * self.distributed.world_size).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         loss_sum, stops, *values = self.distributed.sum(total, self._stop.received, *further.values())
-        self._stop_agreed = stops > 0  # a signal to one process must stop all of them at the same step
+        self._stop_agreed = stops > 0  # a signal to one process must stop all processes at the same step
         return loss_sum, num_targets, dict(zip(further, values, strict=True))
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[object]:
-        """Gradients travel once a step, in the last accumulation pass."""
+        """Returns a context that exchanges gradients once per step, in the last accumulation pass."""
         if isinstance(self.wrapped, DistributedDataParallel) and not last:
             return self.wrapped.no_sync()
         return contextlib.nullcontext()
 
     def _must_stop(self) -> bool:
-        """Whether a signal was received, the same answer in every process."""
+        """Returns whether any process received a signal; the result is the same in every process."""
         return self._stop.received if self.distributed.world_size == 1 else self._stop_agreed
 
     def _check_finite(self, loss: float, grad_norm: float) -> None:
@@ -211,7 +211,7 @@ class TrainingEngine:
         )
 
     def _validate_and_checkpoint(self, force: bool) -> bool:
-        """Does what is due after this step, or both when forced; whether it did anything."""
+        """Validates and saves a checkpoint if due or if `force` is set; returns whether it did either."""
         settings = self.config.training
         validate = force or self.step % settings.validate_every == 0
         checkpoint = force or self.step % settings.checkpoint_every == 0
@@ -225,7 +225,7 @@ class TrainingEngine:
         return validate or checkpoint
 
     def _checkpoint(self) -> None:
-        if self._last_checkpointed == self.step:  # known to every process alike, unlike what is on disk by now
+        if self._last_checkpointed == self.step:  # equal in all processes, unlike the state of the disk
             return
         self._last_checkpointed = self.step
         checkpoint = self.run.checkpoint(self.step)
@@ -241,7 +241,7 @@ class TrainingEngine:
         self.distributed.barrier()
 
     def _restore(self) -> bool:
-        """Puts the newest checkpoint's state back; `False` if the run was stopped before its first one."""
+        """Restores the newest checkpoint's state; returns False if the run has no checkpoint yet."""
         newest = self.run.newest()
         if newest is None:
             return False
@@ -266,7 +266,7 @@ class TrainingEngine:
         self._window = (time.perf_counter(), 0.0)
 
     def _seed(self, step: int) -> None:
-        """Makes what a step draws (dropout) depend on seed, step and rank alone; -1 is the weights' own step."""
+        """Seeds the random numbers of a step (dropout) by seed, step and rank only; step -1 draws the weights."""
         rank = self.distributed.rank if step >= 0 else 0
         key = np.random.SeedSequence([self.config.training.seed, step + 1, rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(key[0]) >> 1)

@@ -1,4 +1,4 @@
-"""From settings to a trained run: tokenizer, shards, model, loop."""
+"""Starts and resumes runs: builds tokenizer, shards, model and loop from settings."""
 
 import contextlib
 import os
@@ -100,7 +100,7 @@ def _reopen(config: RunConfig, run: Run, world_size: int, held: contextlib.ExitS
 def _prepare(
     config: RunConfig, run: Run, tokenizer: BaseTokenizer | None, world_size: int, held: contextlib.ExitStack
 ) -> None:
-    """Trains or loads the tokenizer, tokenizes the text, then writes `run.json`: from there on the run exists.
+    """Trains or loads the tokenizer, tokenizes the text, then writes `run.json`, which makes the run exist.
 
     Keeps the run's lock in `held`.
     """
@@ -122,7 +122,7 @@ def _prepare(
 
 
 def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
-    """Raises the loop's errors of before the first step, while nothing says yet that a run is here."""
+    """Raises any error that the loop would raise before its first step, before `run.json` exists."""
     BatchLoader.for_training(_data(config, run).train_dataset(), config.training, world_size)
     with torch.device("meta"):
         _task(config, None).build_model()
@@ -145,7 +145,7 @@ def _with_vocabulary(config: RunConfig, vocab_size: int) -> RunConfig:
     if wanted < vocab_size:
         raise ConfigError(
             f"`model.vocab_size` must be at least the tokenizer's {vocab_size}, got {wanted}\n"
-            "hint: leave it out to take the tokenizer's"
+            "hint: omit it to use the tokenizer's"
         )
     return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, vocab_size=wanted))
 
@@ -190,7 +190,7 @@ def _data(config: RunConfig, run: Run) -> BaseDataModule:
 
 
 def _facts(world_size: int) -> dict[str, Any]:
-    """Everything beside the settings that decides a run's numbers."""
+    """Returns all facts besides the settings that affect a run's numbers."""
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Figures of a run as it goes."""
+"""Metrics of a run in progress."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FitStart:
-    """What is known before the first step."""
+    """Facts about a run, known before its first step."""
 
     first_step: int
     total_steps: int
@@ -18,16 +18,16 @@ class FitStart:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One optimizer step.
+    """Metrics of one optimizer step.
 
     Attributes:
-        step: Optimizer steps done, this one included.
-        loss: Mean over the targets of the whole batch.
-        learning_rate: Used in this step.
-        grad_norm: Global, before clipping.
-        targets_per_s: Over the steps since the last line of the log.
-        skipped_steps: Steps the fp16 loss scaler has left out so far.
-        facts: What else the task says: further losses, the load of experts.
+        step: Number of optimizer steps so far, including this one.
+        loss: Mean loss over the targets of the whole batch.
+        learning_rate: Learning rate of this step.
+        grad_norm: Global gradient norm before clipping.
+        targets_per_s: Targets per second over the steps since the last line of the log.
+        skipped_steps: Number of steps that the fp16 loss scaler has skipped so far.
+        facts: Further values from the task, such as auxiliary losses and the load of experts.
     """
 
     step: int
@@ -39,7 +39,7 @@ class StepMetrics:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def record(self, unit: str) -> dict[str, Any]:
-        """The log's line."""
+        """Returns the step's line of the log."""
         values = asdict(self)
         values |= values.pop("facts")
         values[f"{unit}_per_s"] = round(values.pop("targets_per_s"), 1)

@@ -1,4 +1,4 @@
-"""The optimizer and its state under parameter names."""
+"""The optimizer, and its state by parameter name."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from llm.settings.run import OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
-    """AdamW with weight decay on matrices only.
+    """Returns an AdamW optimizer with weight decay on matrices only.
 
     Source: Loshchilov and Hutter 2019, «Decoupled Weight Decay Regularization», algorithm 2.
     """
@@ -23,7 +23,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
-    """Moments and step counts as `parameter/field`, so that no pickle is needed to store them."""
+    """Returns moments and step counts by name `parameter/field`, which can be stored without a pickle."""
     return {
         f"{name}/{field}": value
         for name, parameter in model.named_parameters()
@@ -32,10 +32,10 @@ def optimizer_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(model: nn.Module, optimizer: AdamW, tensors: dict[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` gave.
+    """Restores the state that `optimizer_tensors` returned.
 
     Raises:
-        CheckpointError: A parameter has no saved state, or one of another shape.
+        CheckpointError: A parameter has no saved state, or a state of another shape.
     """
     for name, parameter in model.named_parameters():
         state = {field: tensors.get(f"{name}/{field}") for field in ("step", "exp_avg", "exp_avg_sq")}
@@ -51,6 +51,6 @@ def load_optimizer_tensors(model: nn.Module, optimizer: AdamW, tensors: dict[str
 
 
 def clip_gradients(model: nn.Module, max_norm: float | None) -> float:
-    """Scales gradients down to a global norm of `max_norm` (`None`: leaves them) and returns the norm before."""
+    """Scales gradients to a global norm of at most `max_norm` (None: no limit) and returns the norm before scaling."""
     limit = float("inf") if max_norm is None else max_norm
     return float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))

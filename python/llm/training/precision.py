@@ -1,4 +1,4 @@
-"""The dtype of the products under automatic mixed precision."""
+"""The dtype of matrix products under automatic mixed precision."""
 
 import contextlib
 
@@ -8,9 +8,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype `precision` stands for on `device`.
+    """Returns the dtype that `precision` selects on `device`.
 
-    `auto` is bf16 where the device has native bf16 arithmetic (CPUs included), else fp16 on a GPU, else fp32.
+    `auto` selects bf16 if the device (GPU or CPU) has native bf16 arithmetic, otherwise fp16 on a GPU, otherwise fp32.
     """
     if precision != "auto":
         return _DTYPES[precision]
@@ -22,7 +22,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Runs products in `dtype`; nothing at all for fp32."""
+    """Returns a context that runs matrix products in `dtype`; for fp32, the context does nothing."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Which runs may be resumed, and with what changes."""
+"""Rules for the settings that may change when a run resumes."""
 
 import msgspec
 
@@ -17,10 +17,10 @@ _MAY_CHANGE = {  # of the section `training`
 
 
 def check_resumable(old: RunConfig, new: RunConfig) -> None:
-    """Raises when `new` changes a setting that would make the continued run another run.
+    """Checks that `new` changes only settings that may change when a run resumes.
 
     Raises:
-        ConfigError: The setting, its two values and what may change are named.
+        ConfigError: Another setting changed; the message gives its two values and the settings that may change.
     """
     before, after = msgspec.to_builtins(old), msgspec.to_builtins(new)
     for section, fields in after.items():

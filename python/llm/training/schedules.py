@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the step: nothing to save, nothing to step in the wrong order."""
+"""Learning rates as pure functions of the step, which need no saved state and no order of calls."""
 
 import math
 
@@ -6,9 +6,9 @@ from llm.settings.run import OptimizerConfig
 
 
 def warmup_cosine(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """Learning rate of optimizer step `step` (from 0): linear warm-up, then half a cosine down to the minimum.
+    """Returns the learning rate of step `step` (from 0): linear warm-up, then half a cosine down to the minimum.
 
-    A warm-up as long as the schedule or longer only warms up.
+    If the warm-up is at least as long as the schedule, there is no decay.
 
     Source: Loshchilov and Hutter 2017, «SGDR», equation 5, without restarts.
     """

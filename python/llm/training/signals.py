@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop after the step at hand."""
+"""Handles Ctrl-C and SIGTERM as requests to stop after the current step."""
 
 import signal
 import threading
@@ -9,9 +9,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """While entered, the first signal is remembered; a second one interrupts at once.
+    """A context manager that records the first signal; a second signal interrupts immediately.
 
-    Outside the main thread, where Python allows no handlers, it remembers nothing.
+    Outside the main thread, where Python allows no signal handlers, it records nothing.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The state that resuming needs beside the weights: the optimizer's moments, the step and the loss scale."""
+"""The training state needed to resume besides the weights: the optimizer's moments, the step and the loss scale."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from llm.training.optim import load_optimizer_tensors, optimizer_tensors
 def write_training_state(
     directory: Path, model: nn.Module, optimizer: AdamW, scaler: torch.amp.GradScaler, counters: dict[str, int]
 ) -> None:
-    """Writes the training state into a checkpoint's directory. Randomness needs none: each step seeds itself."""
+    """Writes the training state to a checkpoint's directory, without random states, because each step seeds itself."""
     folder = Checkpoint(directory).training_state
     folder.mkdir()
     save_tensors(folder / "optimizer.safetensors", optimizer_tensors(model, optimizer))
@@ -30,17 +30,17 @@ def load_training_state(
     """Restores weights, moments and loss scale from `checkpoint` and returns its counters.
 
     Raises:
-        CheckpointError: The checkpoint has no training state, or one that doesn't fit the model.
+        CheckpointError: The checkpoint has no training state, or its state doesn't fit the model.
     """
     folder = checkpoint.training_state
     if not folder.is_dir():
         raise CheckpointError(
-            f"{checkpoint} has no {folder.name}/\nhint: a checkpoint exported for serving can't resume"
+            f"{checkpoint} has no {folder.name}/\nhint: checkpoints exported for serving can't be resumed"
         )
     checkpoint.load_weights(model)
     load_optimizer_tensors(model, optimizer, load_tensors(folder / "optimizer.safetensors"))
     state = read_json(folder / "state.json")
     if not {"scaler", "step", "skipped_steps"} <= state.keys():
-        raise CheckpointError(f"{folder / 'state.json'} lacks the run's counters")
+        raise CheckpointError(f"{folder / 'state.json'} must contain the run's counters, got none")
     scaler.load_state_dict(state.pop("scaler"))
     return state

@@ -1,4 +1,4 @@
-"""What is learnt: a model, the sum of its losses, and how many targets they are over."""
+"""Training tasks, each of which defines a model, its loss and its number of targets."""
 
 import abc
 import math
@@ -15,40 +15,40 @@ from llm.tokenization import BaseTokenizer
 
 
 class Task(abc.ABC):
-    """Another dataset and loss for the same loop.
+    """A model and loss for the training loop.
 
-    The loss is a *sum*; the loop divides it by the number of targets in the whole batch, counted before the forward
-    pass over every device and accumulation pass, so neither changes the loss.
+    The loss is a *sum*. The loop divides it by the number of targets in the whole batch, counted before the forward
+    pass over all devices and accumulation passes, so neither number affects the loss.
     """
 
     unit: str
 
     @abc.abstractmethod
     def build_model(self) -> nn.Module:
-        """A freshly initialised model; the caller has seeded PyTorch."""
+        """Returns a freshly initialised model; the caller has seeded PyTorch."""
 
     @abc.abstractmethod
     def count_targets(self, batch: Any) -> int:
-        """Targets in `batch` that the loss sums over."""
+        """Returns the number of targets in `batch` that the loss sums over."""
 
     @abc.abstractmethod
     def loss_sum(self, model: nn.Module, batch: Any) -> Tensor:
-        """Sum of the losses of all targets in `batch`, fp32 scalar."""
+        """Returns the sum of the losses of all targets in `batch`, an fp32 scalar."""
 
     def count_bytes(self, batch: Any) -> int:  # noqa: ARG002
-        """Bytes of text the targets stand for; 0 where there is no text."""
+        """Returns the number of bytes of text that the targets represent; 0 if the data is not text."""
         return 0
 
     def auxiliary_losses(self, model: nn.Module) -> dict[str, tuple[float, Tensor]]:  # noqa: ARG002
-        """Weight and mean of each further loss of the model's last pass, by name; only training adds them."""
+        """Returns weight and mean of each auxiliary loss of the model's last pass, by name; only training adds them."""
         return {}
 
     def step_facts(self, model: nn.Module) -> dict[str, Any]:  # noqa: ARG002
-        """What else the log should say of the model's last pass."""
+        """Returns further values to log about the model's last pass."""
         return {}
 
     def validation_metrics(self, loss_sum: float, num_targets: float, num_bytes: float) -> dict[str, float]:
-        """Figures for the log from sums over the whole validation set."""
+        """Returns metrics to log, computed from sums over the whole validation set."""
         metrics = {"validation_loss": loss_sum / num_targets}
         if num_bytes:
             metrics["bits_per_byte"] = loss_sum / math.log(2) / num_bytes
@@ -56,11 +56,11 @@ class Task(abc.ABC):
 
 
 class LanguageModelingTask(Task):
-    """Predict the next token.
+    """Trains a model to predict the next token.
 
     Args:
-        config: Of the model; its `vocab_size` is the tokenizer's or more.
-        tokenizer: Gives the bytes behind each token for bits per byte; `None`: made-up tokens.
+        config: The model's settings; `vocab_size` is at least the tokenizer's.
+        tokenizer: The tokenizer, which gives the bytes of each token for bits per byte; None for synthetic tokens.
         attention_backend: See `ForwardContext`.
         gradient_checkpointing: See `DecoderModel`.
     """
@@ -84,29 +84,29 @@ class LanguageModelingTask(Task):
         self._byte_lengths = torch.tensor(lengths, dtype=torch.int64)
 
     def build_model(self) -> nn.Module:
-        """A `DecoderModel`."""
+        """Returns a `DecoderModel`."""
         model = DecoderModel(self.config)
         model.gradient_checkpointing = self.gradient_checkpointing
         return model
 
     def count_targets(self, batch: TokenBatch) -> int:
-        """Labels that are not ignored."""
+        """Returns the number of labels that are not ignored."""
         return int((batch.labels != IGNORED_LABEL).sum())
 
     def count_bytes(self, batch: TokenBatch) -> int:
-        """Bytes of the labels that are not ignored; special tokens have none."""
+        """Returns the number of bytes of labels that are not ignored; special tokens count as 0 bytes."""
         labels = batch.labels[batch.labels != IGNORED_LABEL].cpu()
         return int(self._byte_lengths[labels].sum()) if len(self._byte_lengths) else 0
 
     def loss_sum(self, model: nn.Module, batch: TokenBatch) -> Tensor:
-        """Summed cross-entropy, in nats."""
+        """Returns the summed cross-entropy in nats."""
         positions = positions_of(batch.lengths, batch.token_ids.device)
         context = ForwardContext.for_sequences(batch.lengths, attention_backend=self.attention_backend)
         logits = model(batch.token_ids, positions, context)
         return F.cross_entropy(logits.float(), batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
 
     def auxiliary_losses(self, model: nn.Module) -> dict[str, tuple[float, Tensor]]:
-        """The router's losses, where there are experts."""
+        """Returns the router's losses; empty without experts."""
         experts = self.config.experts
         if experts is None or not isinstance(model, DecoderModel):
             return {}
@@ -114,14 +114,14 @@ class LanguageModelingTask(Task):
         return {name: (weights[name], loss) for name, loss in model.router_losses().items()}
 
     def step_facts(self, model: nn.Module) -> dict[str, Any]:
-        """The share of assignments that each expert got, a list for each layer with experts."""
+        """Returns each expert's share of assignments, as one list per layer with experts; empty without experts."""
         if self.config.experts is None or not isinstance(model, DecoderModel):
             return {}
         return {"expert_load": [[round(share, 4) for share in layer] for layer in model.expert_loads().tolist()]}
 
 
 class RegressionTask(Task):
-    """Predict one number from features; the loss is the squared error."""
+    """Trains a model to predict one number from features, with the squared error as loss."""
 
     unit = "samples"
 
@@ -129,14 +129,14 @@ class RegressionTask(Task):
         self.config = config
 
     def build_model(self) -> nn.Module:
-        """A `RegressionModel`."""
+        """Returns a `RegressionModel`."""
         return RegressionModel(self.config)
 
     def count_targets(self, batch: RegressionBatch) -> int:
-        """One a sample."""
+        """Returns the number of samples, each of which has one target."""
         return len(batch.targets)
 
     def loss_sum(self, model: nn.Module, batch: RegressionBatch) -> Tensor:
-        """Summed squared error."""
+        """Returns the summed squared error."""
         predictions = model(batch.features)
         return F.mse_loss(predictions.float(), batch.targets, reduction="sum")
