@@ -96,7 +96,6 @@ def test_a_finished_run_resumes_to_nothing_more(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
 
 
-@pytest.mark.xfail(strict=True, reason="nothing is said today")
 def test_resuming_a_finished_run_says_so(tmp_path: Path) -> None:
     launch(config(max_steps=2), tmp_path / "run", callbacks=[])
     output = io.StringIO()

@@ -17,7 +17,7 @@ class Callback:
     """Hooks of a run, called in the main process only; by default, each hook does nothing."""
 
     def on_fit_start(self, start: FitStart) -> None:
-        """Called before the first step."""
+        """Called before the first step, and when a resumed run is already finished."""
 
     def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:
         """Called after each optimizer step; `should_log` is set for steps that the settings select for logging."""
@@ -66,8 +66,11 @@ class ProgressBar(Callback):
         self._task = TaskID(0)
 
     def on_fit_start(self, start: FitStart) -> None:
-        """Prints the size of the model, its precision and device, and draws the bar."""
+        """Prints model size, precision and device, and draws the bar; for a finished run, prints the last step."""
         self.unit, self.total_steps = start.unit, start.total_steps
+        if start.first_step >= start.total_steps:
+            self.console.print(f"already at step {start.first_step} of {start.total_steps}", highlight=False)
+            return
         self.console.print(
             f"{start.num_parameters:,} parameters, {start.precision} on {start.device}, "
             f"steps {start.first_step} → {start.total_steps}",

@@ -97,10 +97,11 @@ class TrainingEngine:
             CheckpointError: The checkpoint to resume from is damaged.
             TrainingError: A loss or gradient is not finite.
         """
-        if resume and self._restore() and self.step >= self.total_steps:
-            return self.run.checkpoint(self.step)
+        is_finished = resume and self._restore() and self.step >= self.total_steps
         self._call_start()
         try:
+            if is_finished:
+                return self.run.checkpoint(self.step)
             with self._stop:
                 while self.step < self.total_steps and not self._must_stop():
                     self._advance()
