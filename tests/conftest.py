@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -17,6 +18,10 @@ from llm.demo import demo_corpus
 from llm.models import DecoderModel
 from llm.settings.model import ModelConfig
 from llm.tokenization import BPETokenizer, use_chat_template
+
+# A busy machine takes its time: only a property that fails may fail a test.
+hypothesis.settings.register_profile("any_speed", deadline=None)
+hypothesis.settings.load_profile("any_speed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
