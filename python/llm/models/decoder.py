@@ -75,7 +75,8 @@ class DecoderModel(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        # Its own constructor draws numbers, which on the meta device imports PyTorch's compiler: seconds for nothing.
+        # The module's constructor draws random numbers, which on the meta device imports PyTorch's compiler and takes
+        # seconds.
         self.embed_tokens = nn.Embedding(
             config.vocab_size, config.hidden_size, _weight=torch.empty(config.vocab_size, config.hidden_size)
         )

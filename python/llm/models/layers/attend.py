@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llm.errors import ConfigError
 
-# Queries that share one mask: what a mask takes is this times the keys they see.
+# Queries that share one mask; the size of a mask is this number times the number of visible keys.
 QUERY_BLOCK = 512
 
 

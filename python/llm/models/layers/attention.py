@@ -15,7 +15,7 @@ from llm.models.layers.paged import attend_pages
 from llm.models.layers.rotary import Rotation, rotate, yarn_scale
 from llm.settings.model import LatentConfig, ModelConfig
 
-# DeepSeek's models leave the norm of compressed keys and queries at this, whatever their config says elsewhere.
+# Epsilon of the norms of compressed keys and queries in DeepSeek's models, independent of their config.
 LATENT_NORM_EPS = 1e-6
 
 
@@ -184,7 +184,7 @@ def latent_of(config: ModelConfig) -> LatentConfig:
     """Returns the widths of latent attention.
 
     Raises:
-        ConfigError: The config has none.
+        ConfigError: The config has no `latent` section.
     """
     if config.latent is None:
         raise ConfigError("`model.latent` must be given for `model.attention` = 'mla', got null")

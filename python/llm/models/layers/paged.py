@@ -9,7 +9,7 @@ from torch import Tensor
 from llm.models.layers import fused
 from llm.models.layers.attend import AttentionRule, attend_masked, flash_module
 
-# FlashAttention 2 takes blocks of so many tokens, or a multiple; FlashAttention 3 any.
+# FlashAttention 2 needs blocks of a multiple of this many tokens; FlashAttention 3 accepts any size.
 _FLASH_2_BLOCK = 256
 
 

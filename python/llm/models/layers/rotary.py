@@ -111,8 +111,8 @@ def scaled_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
             return _yarn(frequencies, scaling, config), yarn_attention_factor(scaling)
         case "longrope":
             return _longrope(frequencies, scaling, config)
-        # Dynamic scaling begins past the longest context, which no sequence here passes: it would change keys that are
-        # cached already.
+        # Dynamic scaling applies only beyond the longest context, which no sequence exceeds here: it would change keys
+        # that are already cached.
     return frequencies, 1.0
 
 
@@ -131,7 +131,7 @@ def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 def _longrope(frequencies: Tensor, scaling: RopeScaling, config: ModelConfig) -> tuple[Tensor, float]:
     """Divides each frequency by its own factor; a model with a longer context has its long factors at any length.
 
-    Choosing by the length of a sequence, as `transformers` does, would change keys that are cached already.
+    Choosing by the length of a sequence, as `transformers` does, would change keys that are already cached.
 
     Source: Ding et al. 2024, "LongRoPE", section 3.2, and Phi-3's published code.
     """

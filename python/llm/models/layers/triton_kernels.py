@@ -1,7 +1,7 @@
 """Triton kernels for the CUDA work between matrix products; each kernel replaces two to eight PyTorch kernels.
 
 `layers.fused` imports this module once it has found Triton and a device; tests import it under Triton's interpreter.
-Triton compiles in the arguments whose names are in capitals.
+Arguments with names in capitals are compile-time constants.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, import-not-found"
@@ -40,9 +40,9 @@ def attend_blocks(
         values: `[blocks, block_size, K, D]`.
         tables: int32 `[R, M]`: each request's blocks in order.
         lengths: int32 `[R]`: tokens of each request, at least one.
-        scale: Times the products of queries and keys.
-        window: Last tokens that are seen; `None`: all.
-        softcap: Bound of the scores by `c · tanh(s / c)`; `None`: none.
+        scale: Factor on the products of queries and keys.
+        window: Number of last tokens that a query sees; None means all.
+        softcap: Bound `c` of the scores in `c · tanh(s / c)`; None means no bound.
 
     Returns:
         `[R, H, D]`.
@@ -79,7 +79,7 @@ def attend_blocks(
 
 
 def _tile_and_splits(row_bytes: int, num_heads: int, longest: int) -> tuple[int, int]:
-    """Tokens per tile and parts per context, both powers of two.
+    """Returns the number of tokens per tile and of parts per context, both powers of two.
 
     Args:
         row_bytes: Size of one padded key.
@@ -122,7 +122,7 @@ def _attend_part(
     SPLITS: tl.constexpr,
     IS_CAPPED: tl.constexpr,
 ):
-    """One part of one request's context for the queries of one key head."""
+    """Attends to one part of one request's context for the queries of one key head."""
     request = tl.program_id(0) // num_kv_heads
     kv_head = tl.program_id(0) % num_kv_heads
     split = tl.program_id(1)
@@ -156,7 +156,7 @@ def _attend_part(
 
 @triton.jit
 def _part_bounds(length, window, split, TILE: tl.constexpr, SPLITS: tl.constexpr):
-    """First token of a part, and the token after its last one."""
+    """Returns the first token of a part and the token after its last one."""
     first = tl.maximum(length - window, 0)
     part = tl.cdiv(tl.cdiv(length - first, SPLITS), TILE) * TILE
     start = first + split * part
@@ -165,7 +165,7 @@ def _part_bounds(length, window, split, TILE: tl.constexpr, SPLITS: tl.constexpr
 
 @triton.jit
 def _cached(table, begin, stop, TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """Block and slot of each token of a tile, and which of them lie before `stop`."""
+    """Returns the block and slot of each token of a tile, and a mask of the tokens before `stop`."""
     places = begin + tl.arange(0, TILE)
     is_seen = places < stop
     blocks = tl.load(table + places // BLOCK_SIZE, is_seen, other=0).to(tl.int64)
@@ -189,7 +189,7 @@ def _online_softmax(scores, highest):
 
 @triton.jit
 def _join_parts(parts, weights, output, WIDTH: tl.constexpr, WIDTH_PADDED: tl.constexpr, SPLITS: tl.constexpr):
-    """The mean of one head's parts, weighed by their sums of exponentials."""
+    """Computes the mean of one head's parts, weighted by their sums of exponentials."""
     row = tl.program_id(0).to(tl.int64)
     splits = tl.arange(0, SPLITS)
     dims = tl.arange(0, WIDTH_PADDED)
@@ -270,7 +270,7 @@ def _rotate(
     HALF: tl.constexpr,
     HALF_PADDED: tl.constexpr,
 ):
-    """One head of one token: a query, a key or a value."""
+    """Processes one head of one token: a query, a key or a value."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     dims = tl.arange(0, HALF_PADDED)
@@ -300,13 +300,13 @@ def _rotate(
 
 
 def add_rms_norm(residual: Tensor, update: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The sum of `residual` and `update` (`None`: the first alone), and its RMS norm.
+    """Returns the sum of `residual` and `update` (or only `residual` if `update` is None), and its RMS norm.
 
     Args:
         residual: `[..., C]`, contiguous, as is `update`.
         update: `[..., C]`.
         weight: `[C]`.
-        eps: Added under the root.
+        eps: Number added under the root.
 
     Source: Zhang and Sennrich 2019, «Root Mean Square Layer Normalization», equation 4.
     """
@@ -341,13 +341,13 @@ def _add_rms_norm(
     WIDTH_PADDED: tl.constexpr,
     HAS_UPDATE: tl.constexpr,
 ):
-    """One row."""
+    """Processes one row."""
     dims = tl.arange(0, WIDTH_PADDED)
     is_inside = dims < WIDTH
     at = tl.program_id(0).to(tl.int64) * WIDTH + dims
     row = tl.load(residual + at, is_inside, other=0.0)
     if HAS_UPDATE:
-        # Rounded as the sum that is kept.
+        # Rounded like the returned sum.
         row = (row.to(tl.float32) + tl.load(update + at, is_inside, other=0.0).to(tl.float32)).to(row.dtype)
         tl.store(total + at, row, is_inside)
     row = row.to(tl.float32)
@@ -357,7 +357,7 @@ def _add_rms_norm(
 
 
 def silu_times(gate_up: Tensor) -> Tensor:
-    """`silu(gate) * up` of `[T, 2 C]`, contiguous, gate first: `[T, C]`.
+    """Returns `silu(gate) * up`, `[T, C]`, of contiguous `[T, 2 C]` with the gate first.
 
     Source: Shazeer 2020, «GLU Variants Improve Transformer», equation 6.
     """
@@ -369,7 +369,7 @@ def silu_times(gate_up: Tensor) -> Tensor:
 
 @triton.jit
 def _silu_times(gate_up, output, width, TILE: tl.constexpr):
-    """A tile of one row."""
+    """Processes a tile of one row."""
     token = tl.program_id(0).to(tl.int64)
     dims = tl.program_id(1) * TILE + tl.arange(0, TILE)
     is_inside = dims < width
