@@ -1,23 +1,39 @@
 """Checkpoints as users bring them: read as transformers reads them, or refused in one sentence."""
 
 import json
+import re
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 from llm.checkpoint import load_model, resolve, write_model
-from llm.errors import CheckpointError
+from llm.errors import CheckpointError, TokenizerError
 from llm.export import check_exportable
 from llm.info import describe
 from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.settings.model import ModelConfig
+from llm.tokenization import BPETokenizer, load_tokenizer
 from tests.compat.opened import LIMIT, distance
+from tests.compat.opened import main as open_all
 from tests.compat.written import FAMILY_VALUES, SMALL, cases, write
+
+FAILING = re.compile(
+    r"another_type.*dtype1|weights_is_named\[.*(page|index.json-pointer)\]|(tokenizers_file|vocabulary)_is_named"
+    r"|end_tokens(?!.*\[(257-wanted0|value1-|257\.0).*generation)(?!.*(None-wanted2|value3-wanted3)-config)"
+)
+
+
+@pytest.fixture(autouse=True)
+def mark_failing(request: pytest.FixtureRequest) -> None:
+    if FAILING.search(request.node.name):
+        request.applymarker(pytest.mark.xfail(strict=True, reason="not read, or refused in other words"))
 
 
 @pytest.mark.parametrize(("name", "values"), list(cases()), ids=[name for name, _ in cases()])
@@ -35,8 +51,8 @@ def llama(directory: Path, **changes: Any) -> Path:
     return directory
 
 
-def change(directory: Path, **changes: Any) -> None:
-    file = directory / "config.json"
+def change(directory: Path, name: str = "config.json", **changes: Any) -> None:
+    file = directory / name
     values = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
 
@@ -73,6 +89,22 @@ def test_a_tied_config_with_the_head_alone_opens(tmp_path: Path) -> None:
     del tensors["model.embed_tokens.weight"]
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     assert (logits_of(directory) - their_logits(directory)).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("row", [None, 0, 100])
+def test_a_head_of_another_type_is_compared_by_value(tmp_path: Path, dtype: torch.dtype, row: int | None) -> None:
+    directory = llama(tmp_path / "a", tie_word_embeddings=True, dtype="float32")
+    tensors = load_file(directory / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].to(dtype)
+    tensors["model.embed_tokens.weight"] = head.float()
+    if row is not None:
+        head[row, 0] += 1
+    save_file(tensors | {"lm_head.weight": head}, directory / "model.safetensors", metadata={"format": "pt"})
+    with warnings.catch_warnings(action="ignore"):
+        model = load_model(directory)
+    assert model.config.tie_word_embeddings == (row is None)
+    assert torch.equal(model.lm_head.weight, head.float())
 
 
 def write_raw(file: Path, tensors: dict[str, tuple[str, list[int], int]]) -> None:
@@ -195,20 +227,54 @@ def test_names_without_their_prefix_are_read(tmp_path: Path, family: str) -> Non
     assert torch.equal(logits_of(tmp_path / "a"), wanted)
 
 
-@pytest.mark.parametrize(
+STAND_INS = pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 135\n", "git lfs pull"),
-        (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "web page"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html><body>Sign in \xff</body></html>", "web page"),
     ],
+    ids=["pointer", "page"],
 )
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json"])
+
+
+@STAND_INS
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "config.json"]
+)
 def test_what_lies_in_place_of_weights_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     directory = llama(tmp_path / "a")
-    if name.endswith(".bin"):
+    if name.endswith((".bin", ".index.json")):
         (directory / "model.safetensors").unlink()
     (directory / name).write_bytes(content)
     assert said in message_of(directory)
+
+
+@STAND_INS
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
+)
+def test_what_lies_in_place_of_a_tokenizers_file_is_named(
+    tmp_path: Path, tiny_tokenizer: BPETokenizer, name: str, content: bytes, said: str
+) -> None:
+    tiny_tokenizer.save(tmp_path)
+    change(tmp_path, "tokenizer_config.json", eos_tokens=...)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TokenizerError, match=said) as error:
+        load_tokenizer(tmp_path)
+    assert str(error.value).startswith(str(tmp_path / name))
+
+
+@STAND_INS
+@pytest.mark.parametrize("name", ["tokenizer.model", "a.tiktoken", "a.gguf", "vocab.json", "merges.txt"])
+def test_what_lies_in_place_of_a_vocabulary_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    if name in ("vocab.json", "merges.txt"):
+        (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+        (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TokenizerError, match=said):
+        load_tokenizer(tmp_path)
+    if name == "a.gguf":
+        assert said in message_of(tmp_path / name)
 
 
 class Odd:
@@ -271,3 +337,50 @@ def test_the_nearest_family_is_the_one_with_the_fewest_differences() -> None:
     )
     with pytest.raises(CheckpointError, match="the nearest is gpt2, but for:\n  attention_bias = False"):
         check_exportable(DecoderModel(config))
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [(257, [257]), ([259, 257], [259, 257]), (None, []), ([], []), ("257", [257]), (["257"], [257]), (257.0, [257])]
+    + [(value, None) for value in ("three", True, 2.5, {"id": 257}, [None], [True])],
+)
+def test_end_tokens_of_a_config_are_read(tmp_path: Path, file: str, value: Any, wanted: list[int] | None) -> None:
+    special_tokens = [f"<|{number}|>" for number in range(5)]
+    tokenizer = BPETokenizer.train_from_iterator(["a"], vocab_size=261, special_tokens=special_tokens, progress=False)
+    assert list(tokenizer.special_tokens.values()) == [256, 257, 258, 259, 260]
+    tokenizer.save(tmp_path)
+    (tmp_path / file).write_text(json.dumps({"eos_token_id": value}))
+    if wanted is None:
+        with pytest.raises(TokenizerError, match=rf"{file}: `eos_token_id` must be an id or a list of ids"):
+            load_tokenizer(tmp_path)
+        return
+    assert list(load_tokenizer(tmp_path).eos_ids) == wanted
+    if file == "generation_config.json":
+        (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 256}))
+        assert list(load_tokenizer(tmp_path).eos_ids) == (wanted or [256])
+
+
+def test_windows_of_qwen2_moe_begin_at_max_window_layers(tmp_path: Path) -> None:
+    windows = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
+    write(tmp_path / "a", SMALL | FAMILY_VALUES["qwen2_moe"] | {"model_type": "qwen2_moe"} | windows)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["layer_types"] == ["full_attention", "sliding_attention"]
+    assert distance(tmp_path / "a") <= LIMIT
+    ours = logits_of(tmp_path / "a")
+    change(tmp_path / "a", layer_types=..., max_window_layers=1)
+    assert torch.equal(logits_of(tmp_path / "a"), ours)
+    # Without the list transformers 5 slides in other layers than Qwen 2 does: see the models page of the docs.
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path / "a")
+    assert theirs.layer_types == ["sliding_attention", "full_attention"]
+    assert transformers.Qwen2Config(num_hidden_layers=2, **windows).layer_types == config["layer_types"]
+
+
+def test_a_model_that_differs_or_none_fails_the_comparison(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "llama", SMALL | {"model_type": "llama"})
+    assert open_all(tmp_path / "a") == 0
+    expected = dict(np.load(tmp_path / "a" / "llama" / "expected.npz"))
+    np.savez(tmp_path / "a" / "llama" / "expected.npz", **expected | {"logits": expected["logits"] + 1})
+    assert open_all(tmp_path / "a") == 1
+    (tmp_path / "b").mkdir()
+    assert open_all(tmp_path / "b") == 1

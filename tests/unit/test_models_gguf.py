@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
+from tokenizers.pre_tokenizers import ByteLevel
 
-from llm.errors import CheckpointError, FileError
+from llm.errors import CheckpointError, FileError, TokenizerError
 from llm.models.gguf import read_config, read_tensors
 from llm.models.gguf.rope import llama3_factors, llama3_scaling
 from llm.models.gguf.types import TYPES, read_values, write_values
+from llm.tokenization import load_tokenizer
 from llm.tokenization.readers.gguf_file import TensorEntry, metadata_bytes
 from tests.fetch_data import CACHE
 
@@ -247,3 +249,61 @@ def test_factors_that_no_scaling_gives_are_an_error(tmp_path: Path) -> None:
         read_config(written(tmp_path / "a.gguf", LLAMA, tensors))
     tensors["rope_freqs.weight"][:] = 1
     assert "rope_scaling" not in read_config(written(tmp_path / "a.gguf", LLAMA, tensors))
+
+
+def by_gguf_py(path: Path, alignment: int = 32, order: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE) -> Path:
+    """Writes a Llama and a vocabulary of bytes, without merges, with llama.cpp's own package."""
+    writer = gguf.GGUFWriter(path, "llama", endianess=order)
+    if alignment != 32:
+        writer.add_custom_alignment(alignment)
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(sorted(ByteLevel.alphabet()))
+    writer.add_token_types([gguf.TokenType.NORMAL] * 256)
+    writer.add_token_merges([])
+    for name, values in random_tensors(SHAPES | {"token_embd.weight": (256, 64), "output_norm.weight": (63,)}).items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_gguf_py_leaves_empty_merges_out_and_the_file_is_read(tmp_path: Path) -> None:
+    file = by_gguf_py(tmp_path / "a.gguf")
+    assert "tokenizer.ggml.merges" not in gguf.GGUFReader(file).fields
+    tokenizer = load_tokenizer(file)
+    assert tokenizer.vocab_size == 256
+    alphabet = sorted(ByteLevel.alphabet())
+    assert [alphabet[token_id] for token_id in tokenizer.encode("aé\n")] == ["a", "Ã", "©", "Ċ"]
+    assert tokenizer.decode(tokenizer.encode("Hé, 👋")) == "Hé, 👋"
+
+
+@pytest.mark.parametrize("alignment", [8, 16, 32, 64, 4096])
+def test_alignments_of_gguf_py_are_read(tmp_path: Path, alignment: int) -> None:
+    file = by_gguf_py(tmp_path / "a.gguf", alignment)
+    tensors = read_tensors(file)
+    wanted = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
+    assert torch.equal(tensors["model.embed_tokens.weight"].load(), torch.tensor(wanted["token_embd.weight"]))
+    assert torch.equal(tensors["model.norm.weight"].load(), torch.tensor(wanted["output_norm.weight"]))
+
+
+@pytest.mark.parametrize("alignment", [1, 2, 4])
+def test_alignments_below_8_are_an_error(tmp_path: Path, alignment: int) -> None:
+    with pytest.raises(CheckpointError, match=f"`general.alignment` must be a multiple of 8, got {alignment}"):
+        read_tensors(by_gguf_py(tmp_path / "a.gguf", alignment))
+
+
+@pytest.mark.parametrize(("opened", "error"), [(read_config, CheckpointError), (load_tokenizer, TokenizerError)])
+def test_a_big_endian_file_is_named(tmp_path: Path, opened: Callable[[Path], object], error: type[Exception]) -> None:
+    file = by_gguf_py(tmp_path / "a.gguf", order=gguf.GGUFEndian.BIG)
+    with pytest.raises(error, match=r"a\.gguf: must be in little-endian order, got a big-endian file"):
+        opened(file)
