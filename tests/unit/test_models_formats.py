@@ -1,7 +1,6 @@
 """Checkpoints as users bring them: read as transformers reads them, or refused in one sentence."""
 
 import json
-import re
 import struct
 import warnings
 from pathlib import Path
@@ -23,17 +22,6 @@ from llm.tokenization import BPETokenizer, load_tokenizer
 from tests.compat.opened import LIMIT, distance
 from tests.compat.opened import main as open_all
 from tests.compat.written import FAMILY_VALUES, SMALL, cases, write
-
-FAILING = re.compile(
-    r"another_type.*dtype1|weights_is_named\[.*(page|index.json-pointer)\]|(tokenizers_file|vocabulary)_is_named"
-    r"|end_tokens(?!.*\[(257-wanted0|value1-|257\.0).*generation)(?!.*(None-wanted2|value3-wanted3)-config)"
-)
-
-
-@pytest.fixture(autouse=True)
-def mark_failing(request: pytest.FixtureRequest) -> None:
-    if FAILING.search(request.node.name):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="not read, or refused in other words"))
 
 
 @pytest.mark.parametrize(("name", "values"), list(cases()), ids=[name for name, _ in cases()])

@@ -15,11 +15,12 @@ from llm.errors import CheckpointError
 from llm.models import DecoderModel, RegressionModel
 from llm.models.families import Piece, family_named, family_of
 from llm.models.hf import agreed, check_shapes, empty_model, fill_model, own_dtype, weight_parts
-from llm.models.tensor_files import INDEX, SINGLE, OnDisk, raise_if_stand_in
+from llm.models.tensor_files import INDEX, SINGLE, OnDisk
 from llm.settings.merge import from_builtins
 from llm.settings.model import ModelConfig
 from llm.settings.run import GenerationConfig
 from llm.tokenization import BaseTokenizer
+from llm.tokenization.files import raise_if_stand_in
 
 MAX_SHARD_BYTES = 5 * 10**9
 CUSTOM = "custom"  # `model_type` of a user's own module
@@ -167,7 +168,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing\nhint: copy the whole checkpoint directory") from None
     except (ValueError, RecursionError) as error:
-        raise_if_stand_in(file)
+        raise_if_stand_in(file, CheckpointError)
         raise CheckpointError(f"{file} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} must hold a JSON object, got a {type(values).__name__}")

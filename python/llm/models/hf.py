@@ -17,6 +17,7 @@ from llm.models.tensor_files import OnDisk
 from llm.settings.model import ModelConfig
 
 TIED = "lm_head.weight"
+_COMPARED_ROWS = 1024
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -93,13 +94,21 @@ def settle_head(
     if embedding not in tensors:
         return {embedding if name == TIED else name: tensor for name, tensor in tensors.items()}, config
     head, shared = tensors[TIED], tensors[embedding]
-    if list(head.shape) != list(shared.shape) or torch.equal(head.load(torch.float32), shared.load(torch.float32)):
+    if list(head.shape) != list(shared.shape) or _are_equal(head.load(), shared.load()):
         return tensors, config
     warnings.warn(
         f"config.json has `tie_word_embeddings` true, but {TIED} differs from {embedding}: both are used",
         stacklevel=4,
     )
     return tensors, msgspec.structs.replace(config, tie_word_embeddings=False)
+
+
+def _are_equal(head: Tensor, shared: Tensor) -> bool:
+    """Compares two mapped matrices without a copy; matrices of different types need a copy of a few rows each."""
+    if head.dtype == shared.dtype:
+        return torch.equal(head, shared)
+    rows = zip(torch.split(head, _COMPARED_ROWS), torch.split(shared, _COMPARED_ROWS), strict=True)
+    return all(torch.equal(mine.double(), theirs.double()) for mine, theirs in rows)
 
 
 def agreed(
@@ -202,7 +211,7 @@ def check_type(name: str, tensor: OnDisk) -> None:
     Raises:
         CheckpointError: Integers, booleans, complex numbers or floats of fewer than 8 bits.
     """
-    if tensor.type_name.startswith(("F4", "F6", "I", "U", "BOOL", "C", "int", "uint", "bool", "complex")):
+    if tensor.type_name.startswith(("F4", "F6_", "I", "U", "BOOL", "C", "int", "uint", "bool", "complex")):
         raise CheckpointError(
             f"weights must be floating-point numbers of at least 8 bits, got {name} ({tensor.type_name})\n"
             "hint: quantized weights need a scheme that this package reads, such as a GGUF file's"

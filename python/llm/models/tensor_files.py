@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm.errors import CheckpointError
+from llm.tokenization.files import raise_if_stand_in
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -145,29 +146,11 @@ def _refuse_adapter(directory: Path) -> None:
         )
 
 
-def raise_if_stand_in(file: Path) -> None:
-    """Raises an error for a file that only stands for the real one.
-
-    Raises:
-        CheckpointError: A pointer of Git LFS or a web page.
-    """
-    with file.open("rb") as opened:
-        start = opened.read(512).lstrip()
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{file} is a pointer of Git LFS, not the file itself\nhint: run `git lfs pull` in its directory"
-        )
-    if start[:9].lower() == b"<!doctype" or start[:5].lower() == b"<html":
-        raise CheckpointError(
-            f"{file} is a web page, not the file itself\nhint: download the raw file; a gated model needs a login"
-        )
-
-
 def _unpickled(file: Path) -> dict[str, OnDisk]:
     try:
         values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise_if_stand_in(file)
+        raise_if_stand_in(file, CheckpointError)
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f", {named.group(1)} among them" if named else ""
         raise CheckpointError(
@@ -175,7 +158,7 @@ def _unpickled(file: Path) -> dict[str, OnDisk]:
             "hint: convert the file to safetensors where you trust it"
         ) from None
     except (RuntimeError, OSError, ValueError, EOFError) as error:
-        raise_if_stand_in(file)
+        raise_if_stand_in(file, CheckpointError)
         raise CheckpointError(f"{file} is truncated or no file of PyTorch: {str(error).splitlines()[0]}") from error
     if isinstance(values, dict) and isinstance(values.get("model"), dict):
         values = values["model"]
@@ -200,6 +183,7 @@ def _indexed(index: Path) -> list[tuple[Path, set[str]]]:
         for name, file in places.items():
             by_file.setdefault(file, set()).add(name)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise_if_stand_in(index, CheckpointError)
         raise CheckpointError(f"{index} must be a JSON object with a `weight_map`: {error}") from None
     outside = sorted(file for file in by_file if Path(file).name != file)
     if outside:
@@ -217,7 +201,7 @@ def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise_if_stand_in(file)
+        raise_if_stand_in(file, CheckpointError)
         raise CheckpointError(
             f"{file} is truncated or not a safetensors file ({file.stat().st_size} bytes): {error}\n"
             "hint: copy the checkpoint again, or use an older one of the run"

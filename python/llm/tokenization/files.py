@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from llm.errors import FileError, TokenizerError
+from llm.errors import FileError, LLMError, TokenizerError
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -16,6 +16,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 EXTRA_TEMPLATES = "additional_chat_templates/*.jinja"
 MAP_FILE = "special_tokens_map.json"
 GENERATION_FILE = "generation_config.json"
+MODEL_FILE = "config.json"
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -47,8 +48,9 @@ def read_text(path: Path) -> str:
 
     Raises:
         FileError: The file can't be read.
-        TokenizerError: The file is not UTF-8.
+        TokenizerError: The file is not UTF-8, or only stands for the real file.
     """
+    raise_if_stand_in(path, TokenizerError)
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -84,6 +86,22 @@ def read_head(path: Path, num_bytes: int) -> bytes:
         raise FileError(f"{path}: can't be read: {error.strerror}") from error
 
 
+def raise_if_stand_in(path: Path, error: type[LLMError]) -> None:
+    """Raises an error for a file that only stands for the real one.
+
+    Raises:
+        FileError: The file can't be read.
+        LLMError: A pointer of Git LFS or a web page, as an `error`.
+    """
+    start = read_head(path, 512).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"version https://git-lfs"):
+        raise error(f"{path} is a pointer of Git LFS, not the file itself\nhint: run `git lfs pull` in its directory")
+    if start[:9].lower() == b"<!doctype" or start[:5].lower() == b"<html":
+        raise error(
+            f"{path} is a web page, not the file itself\nhint: download the raw file; a gated model needs a login"
+        )
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Returns the file's JSON object.
 
@@ -93,7 +111,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise TokenizerError(f"{path}: must be JSON: {error}") from error
     if not isinstance(document, dict):
         raise TokenizerError(f"{path}: must be a JSON object, got {type(document).__name__}")

@@ -13,6 +13,7 @@ from llm.tokenization.files import (
     EXTRA_TEMPLATES,
     GENERATION_FILE,
     MAP_FILE,
+    MODEL_FILE,
     TEMPLATE_FILE,
     read_json_object,
     read_text,
@@ -66,8 +67,8 @@ class TokenizerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         """Returns a directory's settings, read as by `transformers`; without files, the settings are empty.
 
         `tokenizer_config.json` overrides `special_tokens_map.json`. If neither lists end tokens, the ids of more end
-        tokens may be in `generation_config.json`; `special_tokens` gives their names. `chat_template.jinja` and
-        `additional_chat_templates/*.jinja` override all templates in other files.
+        tokens may be in `generation_config.json`, or else in `config.json`; `special_tokens` gives their names.
+        `chat_template.jinja` and `additional_chat_templates/*.jinja` override all templates in other files.
 
         Raises:
             FileError: A file can't be read.
@@ -133,10 +134,24 @@ def _json_object(path: Path) -> dict[str, Any]:
 def _end_tokens(config: Mapping[str, Any], directory: Path, special_tokens: Mapping[str, int]) -> list[Any]:
     """Returns the tokenizer's own end token, followed by those in the model's generation settings."""
     own = _token(config.get("eos_token"))
-    ids = _json_object(directory / GENERATION_FILE).get("eos_token_id")
+    ids = _end_ids(directory / GENERATION_FILE) or _end_ids(directory / MODEL_FILE)
     names = {token_id: token for token, token_id in special_tokens.items()}
-    more = [names[token_id] for token_id in (ids if isinstance(ids, list) else [ids]) if token_id in names]
+    more = [names[token_id] for token_id in ids if token_id in names]
     return list(dict.fromkeys([own, *more] if own is not None else more))
+
+
+def _end_ids(path: Path) -> list[int]:
+    """Returns the ids in `eos_token_id`: an id, a list, or a decimal string, which transformers lets pass.
+
+    Raises:
+        TokenizerError: Another value.
+    """
+    value = _json_object(path).get("eos_token_id")
+    try:
+        ids = msgspec.convert([] if value is None else value, int | list[int], strict=False)
+    except msgspec.ValidationError:
+        raise TokenizerError(f"{path}: `eos_token_id` must be an id or a list of ids, got {value!r}") from None
+    return ids if isinstance(ids, list) else [ids]
 
 
 def _token(value: Any) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from llm.errors import FileError, TokenizerError
-from llm.tokenization.files import TOKENIZER_FILE, StrPath, read_head, read_json_object, read_text
+from llm.tokenization.files import TOKENIZER_FILE, StrPath, raise_if_stand_in, read_head, read_json_object, read_text
 from llm.tokenization.readers import gpt2, pickled
 from llm.tokenization.readers.common import Loaded, ReadOptions, core_from_json
 from llm.tokenization.readers.gguf import read_gguf
@@ -63,6 +63,7 @@ def _read_directory(directory: Path, options: ReadOptions) -> Loaded:
 
 
 def _reader(path: Path) -> Reader:
+    raise_if_stand_in(path, TokenizerError)
     head = read_head(path, 256)
     if head.startswith(MAGIC):
         return read_gguf

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm.errors import FileError, LLMError, TokenizerError
+from llm.tokenization.files import raise_if_stand_in
 
 MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
@@ -107,6 +108,7 @@ class _Cursor:
     def head(self, wanted: Callable[[str], bool]) -> Head:
         """Reads and returns the metadata, up to the table of tensors."""
         if self._take(4) != MAGIC:
+            raise_if_stand_in(self._path, self._error_class)
             raise self._error(f"must begin with {MAGIC!r}, got {self._content[:4]!r}")
         version = self._number("I")
         if version not in (2, 3) and not version % (1 << 24):
