@@ -80,15 +80,22 @@ test-rust: ## Tests of the Rust core
 	cargo test --quiet
 
 COMPAT := .cache/compat/transformers-4.57
-test-transformers: $(STAMPS)/test ## What is written here, opened by transformers 4.57
-	test -x $(COMPAT)/bin/python || { $(BIN)/python -m venv $(COMPAT) \
-	  && $(COMPAT)/bin/python -m pip install --quiet --no-deps 'transformers==4.57.*' 'tokenizers>=0.22,<0.23' 'huggingface_hub<1' \
-	  && $(COMPAT)/bin/python -m pip install --quiet requests; }
-	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
-	  >"$$($(COMPAT)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+test-transformers: $(COMPAT)/.done ## What is written here, opened by transformers 4.57
 	rm -rf .cache/compat/written
-	$(BIN)/python -m tests.compat.written .cache/compat/written
+	$(STEP) "writing a model of every family" $(BIN)/python -m tests.compat.written .cache/compat/written
+	echo "» opening them with transformers 4.57"
 	$(COMPAT)/bin/python tests/compat/opened.py .cache/compat/written
+
+# PyTorch and the rest come from .venv: its packages follow those of the environment itself.
+$(COMPAT)/.done: | $(STAMPS)/test
+	rm -rf $(COMPAT)
+	$(BIN)/python -m venv $(COMPAT)
+	$(STEP) "installing transformers 4.57" $(COMPAT)/bin/python -m pip --disable-pip-version-check install $(PIP_OPTIONS) \
+		--no-deps 'transformers==4.57.*' 'tokenizers>=0.22,<0.23' 'huggingface_hub<1' requests charset-normalizer idna \
+		urllib3 certifi
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		>"$$($(COMPAT)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+	touch $@
 
 test-python: test-data ## Tests of the package
 	echo "» tests of the package"
