@@ -16,7 +16,7 @@ from tests.unit.training_samples import MODEL, config, weights_of
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     newest = launch(config(max_steps=2), tmp_path / "run")
     before = weights_of(newest)
-    with pytest.raises(ConfigError, match="already holds a run\nhint: continue it with `--resume`"):
+    with pytest.raises(ConfigError, match="already holds a run\nhint: continue that run with `--resume`"):
         launch(config(max_steps=3), tmp_path / "run")
     assert weights_of(newest) == before
 

@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, and locks between processes."""
+"""Atomic writes of files and directories, and locks between processes."""
 
 import contextlib
 import errno
@@ -18,10 +18,10 @@ COMPLETE = "COMPLETE"
 
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Gives a temporary directory that becomes `target` by a rename, or not at all.
+    """Yields a temporary directory that is renamed to `target` on success and removed on failure.
 
-    Every file is synced, the marker `COMPLETE` is written last, then the directory is renamed; a crash at any point
-    leaves what was there before, and at most a `.tmp-…` or `.old-…` directory that nobody reads.
+    Every file is synced, then the marker `COMPLETE` is written, then the directory is renamed. A crash at any point
+    keeps the previous `target` and leaves at most a `.tmp-…` or `.old-…` directory, which nothing reads.
     """
     temporary = target.parent / f".tmp-{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -40,7 +40,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 def _swap(temporary: Path, target: Path) -> None:
-    """Puts `temporary` in the place of `target`, which is set aside first: a crash in between loses neither."""
+    """Replaces `target` with `temporary`; `target` is set aside first, so a crash in between loses neither."""
     aside = target.parent / f".old-{target.name}"
     shutil.rmtree(aside, ignore_errors=True)
     if target.exists():
@@ -56,7 +56,7 @@ def _swap(temporary: Path, target: Path) -> None:
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Replaces `file` in one step: readers see the old content or the new, never a part."""
+    """Replaces the content of `file` in one step: readers see the old content or the new content, never a part."""
     temporary = file.with_name(f".tmp-{file.name}")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     _sync(temporary)
@@ -66,9 +66,10 @@ def write_atomically(file: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def exclusive_lock(file: Path) -> Iterator[str | None]:
-    """Locks `file` against other processes; gives `None`, or the id of the process that holds the lock already.
+    """Locks `file` against other processes; yields `None`, or the id of the process that already holds the lock.
 
-    The system drops the lock when its process ends, however that happens. File systems without locks lock nothing.
+    The operating system releases the lock when the process ends, even if killed. On file systems without locks,
+    nothing is locked.
     """
     with file.open("a+", encoding="utf-8") as handle:
         try:

@@ -1,4 +1,4 @@
-"""From the path that a user names to one checkpoint."""
+"""Finds the checkpoint at a path."""
 
 import os
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def resolve(path: str | os.PathLike[str]) -> Checkpoint:
     """Returns the checkpoint at `path`: a `Checkpoint`, directory or GGUF file itself, or a run's newest complete one.
 
     Raises:
-        CheckpointError: There is nothing at `path`, or only a run without a complete checkpoint.
+        CheckpointError: Nothing exists at `path`, or the run there has no complete checkpoint.
     """
     given = path if isinstance(path, Checkpoint) else Checkpoint(Path(path))
     if (given.path / "config.json").is_file() or given.is_gguf:
@@ -45,7 +45,7 @@ def read_checkpoint(path: str | os.PathLike[str], read: Callable[[Checkpoint], T
     `prune` removes a checkpoint's marker first, so a marker that outlives the call proves that every file was there.
 
     Raises:
-        CheckpointError: There is no checkpoint, or the run removes each one before it is read.
+        CheckpointError: There is no checkpoint, or training removes each checkpoint before `read` returns.
     """
     for _ in range(_MAX_READS):
         checkpoint = resolve(path)
@@ -59,7 +59,7 @@ def read_checkpoint(path: str | os.PathLike[str], read: Callable[[Checkpoint], T
         if not is_of_run or checkpoint.is_complete:
             return result
     raise CheckpointError(
-        f"the run in {str(path)!r} removed {_MAX_READS} checkpoints while they were read\n"
+        f"the run in {str(path)!r} removed {_MAX_READS} checkpoints during reading\n"
         "hint: raise `training.keep_checkpoints` or `training.checkpoint_every`, or pass a copy of a checkpoint"
     )
 

@@ -25,9 +25,9 @@ _RUN_FILE = "run.json"
 
 
 class Run(os.PathLike[str]):
-    """`run.json`, `log.jsonl`, `loss.png`, `checkpoints/` and `latest` of one training run.
+    """The directory of one training run: `run.json`, `log.jsonl`, `loss.png`, `checkpoints/` and `latest`.
 
-    `latest` names the newest complete checkpoint for scripts; this package looks at the markers themselves.
+    `latest` names the newest complete checkpoint for scripts; this package reads the markers of the checkpoints.
 
     Example:
         >>> from llm.checkpoint import Run
@@ -47,11 +47,11 @@ class Run(os.PathLike[str]):
 
     @property
     def exists(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether the directory holds a run."""
         return (self.path / _RUN_FILE).is_file()
 
     def create(self, config: RunConfig, facts: Mapping[str, Any]) -> None:
-        """Begins a run where `check_free` found none: writes the config and facts about the run into `run.json`."""
+        """Writes `run.json` with the config and facts about the run; call `check_free` first."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config(config, facts)
 
@@ -63,7 +63,7 @@ class Run(os.PathLike[str]):
         """
         if self.exists:
             raise ConfigError(
-                f"{self.path} already holds a run\nhint: continue it with `--resume`, or choose another `--out`"
+                f"{self.path} already holds a run\nhint: continue that run with `--resume`, or choose another `--out`"
             )
 
     @contextlib.contextmanager
@@ -71,7 +71,7 @@ class Run(os.PathLike[str]):
         """Keeps other processes from training in this directory; a killed process leaves no lock behind.
 
         Raises:
-            ConfigError: Another process trains here, or the path is not a directory.
+            ConfigError: Another process trains in the directory, or the path is not a directory.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"`--out` must be a directory, got the file {self.path}")
@@ -79,7 +79,7 @@ class Run(os.PathLike[str]):
         with exclusive_lock(self.path / ".lock") as holder:
             if holder is not None:
                 raise ConfigError(
-                    f"process {holder} is training in {self.path}\nhint: wait for it or stop it, then try again"
+                    f"process {holder} is training in {self.path}\nhint: wait until that process ends, or stop it"
                 )
             yield
 
@@ -89,10 +89,10 @@ class Run(os.PathLike[str]):
         write_atomically(self.path / _RUN_FILE, json.dumps(content, indent=2) + "\n")
 
     def read_config(self) -> RunConfig:
-        """The config the run was started with.
+        """Reads the config of the run from `run.json`.
 
         Raises:
-            CheckpointError: There is no run here, or its `run.json` can't be read.
+            CheckpointError: The directory holds no run, or `run.json` can't be read.
         """
         if not self.exists:
             raise CheckpointError(
@@ -101,23 +101,23 @@ class Run(os.PathLike[str]):
         return from_builtins(self._read().get("config", {}), RunConfig)
 
     def read_facts(self) -> dict[str, Any]:
-        """What `run.json` says beside the config, such as the number of processes and threads."""
+        """Reads the other facts in `run.json`, such as the number of processes and threads."""
         return {name: value for name, value in self._read().items() if name != "config"}
 
     def _read(self) -> dict[str, Any]:
         return read_json(self.path / _RUN_FILE)
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """The checkpoint taken after `step` optimizer steps, whether it exists or not."""
+        """Returns the checkpoint for `step` optimizer steps, which may not exist yet."""
         return Checkpoint(self.path / _CHECKPOINTS / f"step_{step:08d}")
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The complete checkpoints, oldest first."""
+        """Returns the complete checkpoints, oldest first."""
         found = map(Checkpoint, (self.path / _CHECKPOINTS).glob("step_*"))
         return sorted((entry for entry in found if entry.is_complete), key=step_of)
 
     def newest(self) -> Checkpoint | None:
-        """The newest complete checkpoint."""
+        """Returns the newest complete checkpoint, or `None` before the first."""
         return next(reversed(self.checkpoints()), None)
 
     def publish(self, checkpoint: Checkpoint) -> None:
@@ -125,26 +125,26 @@ class Run(os.PathLike[str]):
         write_atomically(self.path / _LATEST, f"{_CHECKPOINTS}/{checkpoint.path.name}\n")
 
     def prune(self, keep: int) -> None:
-        """Removes all but the `keep` newest checkpoints, and what a crash left half-made."""
+        """Removes all but the `keep` newest checkpoints, and directories that a crash left incomplete."""
         kept = {checkpoint.path for checkpoint in self.checkpoints()[-keep:]}
         for stale in set((self.path / _CHECKPOINTS).iterdir()) - kept:
             (stale / COMPLETE).unlink(missing_ok=True)  # first: half a directory must not look whole
             shutil.rmtree(stale)
 
     def rewind_log(self, step: int) -> None:
-        """Drops lines of the log that a resumed run will write again, and one cut short by a crash."""
+        """Removes the lines after `step`, which a resumed run writes again, and a line cut short by a crash."""
         if not self.log_file.is_file():
             return
         kept = [record for record in self.read_log() if record["step"] <= step]
         write_atomically(self.log_file, "".join(map(_log_line, kept)))
 
     def append_log(self, record: Mapping[str, Any]) -> None:
-        """Adds one line to the log."""
+        """Appends one line to the log."""
         with self.log_file.open("a", encoding="utf-8") as log:
             log.write(_log_line(record))
 
     def read_log(self) -> list[dict[str, Any]]:
-        """All whole lines of the log; one that a crash cut short is left out."""
+        """Reads all complete lines of the log; a line cut short by a crash is skipped."""
         if not self.log_file.is_file():
             return []
         lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -153,13 +153,13 @@ class Run(os.PathLike[str]):
 
 
 def step_of(checkpoint: Checkpoint) -> int:
-    """The optimizer step that a run's checkpoint was taken after; -1 for a directory of another name."""
+    """Returns the number of optimizer steps in the checkpoint's name, or -1 for a different kind of name."""
     match = re.fullmatch(r"step_(\d+)", checkpoint.path.name)
     return int(match.group(1)) if match else -1
 
 
 def _log_line(record: Mapping[str, Any]) -> str:
-    """One line of JSON; a number that is not finite (JSON has none) is null."""
+    """Returns one line of JSON; NaN and infinity, which JSON lacks, become null."""
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
     }

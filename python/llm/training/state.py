@@ -35,7 +35,7 @@ def load_training_state(
     folder = checkpoint.training_state
     if not folder.is_dir():
         raise CheckpointError(
-            f"{checkpoint} has no {folder.name}/\nhint: checkpoints exported for serving can't be resumed"
+            f"{checkpoint} has no {folder.name}/\nhint: resume from a run's own checkpoint, not an exported one"
         )
     checkpoint.load_weights(model)
     load_optimizer_tensors(model, optimizer, load_tensors(folder / "optimizer.safetensors"))
