@@ -171,7 +171,7 @@ def test_bad_input_is_one_message_and_exit_code_2(directory: Path, tmp_path: Pat
         (("convert", directory, tmp_path / "out", "--to", "xml"), ["a format must be one of ['directory', ", "'xml'"]),
         (("info", directory, "--special-token", "<|a|>"), ["given as TOKEN=ID, got '<|a|>'", "hint:"]),
         (("bench", directory, empty), ["`text` must not be empty"]),
-        (("info", tmp_path), ["must have tokenizer.json", "got none", "hint:"]),
+        (("info", tmp_path), ["must contain tokenizer.json", "got none", "hint:"]),
         ((*train, "--pattern", "gpt5"), ["pattern", "gpt5"]),
         ((*train, "--pattern", "(a"), ["(a"]),
         ((*train, "--threads", "2000"), ["num_threads", "2000"]),
