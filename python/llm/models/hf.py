@@ -1,4 +1,4 @@
-"""Names, shapes and config on disk are Hugging Face's; fusing happens in memory."""
+"""Converts Hugging Face's config and tensors to ours and back; projections are fused in memory only."""
 
 import math
 import re
@@ -21,7 +21,7 @@ _COMPARED_ROWS = 1024
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` of a model, in the family that `family_of` finds."""
+    """Returns the `config.json` of a model, in the family that `family_of` finds."""
     return family_of(config).config_to(config)
 
 
@@ -29,18 +29,18 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """Reads a `config.json`.
 
     Raises:
-        CheckpointError: An unknown family, or a feature this package doesn't compute.
+        CheckpointError: An unknown family, or a feature that this package does not support.
     """
     return family_named(values).config_from(values)
 
 
 def weights_to_hf(state: Mapping[str, Tensor], config: ModelConfig, family: Family | None = None) -> dict[str, Tensor]:
-    """Our parameters under a family's names, fused ones split; a tied output projection is left out."""
+    """Returns our parameters under a family's names, fused ones split, without a tied output projection."""
     return {piece.name: piece.extract() for piece in weight_parts(state, config, family or family_of(config))}
 
 
 def weight_parts(state: Mapping[str, Tensor], config: ModelConfig, family: Family) -> Iterator[Piece]:
-    """The family's tensors in our parameters, not yet copied; a tied output projection is left out."""
+    """Yields the family's tensors as views of our parameters, without a tied output projection."""
     for name, tensor in state.items():
         if name != TIED or not config.tie_word_embeddings:
             yield from family.pieces(name, tensor, config)
@@ -59,7 +59,7 @@ def own_dtype(values: Mapping[str, Any], tensors: Mapping[str, OnDisk]) -> str:
 
 
 def known_names(tensors: Mapping[str, OnDisk], family: Family) -> dict[str, OnDisk]:
-    """Returns the tensors under the family's names, where files leave out a prefix or have transformers 5's names.
+    """Returns the tensors under the family's names, if files omit a prefix or use the names of transformers 5.
 
     Raises:
         CheckpointError: The weights of an adapter.
@@ -85,8 +85,8 @@ def settle_head(
 ) -> tuple[dict[str, OnDisk], ModelConfig]:
     """Returns tensors and config that agree on whether the output projection is the embedding, as transformers does.
 
-    A file may hold the shared matrix under the projection's name alone, or a projection of its own beside a config
-    that says they are one: then they are two.
+    A file may contain the shared matrix only under the projection's name. Where a file contains both matrices and they
+    differ, the model is untied, with a warning.
     """
     embedding = f"{family.top['embed_tokens']}.weight"
     if not config.tie_word_embeddings or TIED not in tensors:
@@ -114,7 +114,7 @@ def _are_equal(head: Tensor, shared: Tensor) -> bool:
 def agreed(
     config: ModelConfig, tensors: Mapping[str, OnDisk], family: Family
 ) -> tuple[ModelConfig, Mapping[str, OnDisk]]:
-    """Returns the config and the weights under the family's names, both true to the file.
+    """Returns config and weights as the file means them, the weights under the family's names.
 
     Raises:
         CheckpointError: The weights of an adapter, of too few layers or of the wrong type.
@@ -145,7 +145,7 @@ def check_layers(tensors: Mapping[str, OnDisk], config: ModelConfig, family: Fam
 
 
 def _pieces(tensors: Mapping[str, Any], family: Family, name: str, ours: Tensor, config: ModelConfig) -> list[Piece]:
-    """Returns the tensors on disk that make up ours; transformers 5 can write stacked experts whole, as ours are."""
+    """Returns the tensors on disk that make up ours; transformers 5 can store stacked experts as one tensor."""
     fused = f"model.{name}"
     if ".experts." in name and fused in tensors:
         return [Piece(fused, ours)]
@@ -153,7 +153,7 @@ def _pieces(tensors: Mapping[str, Any], family: Family, name: str, ours: Tensor,
 
 
 def empty_model(config: ModelConfig) -> DecoderModel:
-    """The model without memory for its parameters."""
+    """Builds the model without memory for its parameters."""
     try:
         with torch.device("meta"):
             return DecoderModel(config)
@@ -169,14 +169,14 @@ def fill_model(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Gives an empty model its parameters, one after the other.
+    """Fills an empty model with its parameters, one after the other.
 
     Args:
-        model: From `empty_model`.
-        family: Names the tensors.
-        tensors: Each one is loaded once.
-        dtype: Of the parameters.
-        device: Where they go.
+        model: Model from `empty_model`.
+        family: Family that names the tensors.
+        tensors: Tensors on disk; each is loaded once.
+        dtype: Type of the parameters.
+        device: Device of the parameters.
 
     Raises:
         CheckpointError: A weight is not a number.
@@ -186,7 +186,7 @@ def fill_model(
         tensor = torch.empty(empty.shape, dtype=dtype, device=device)
         for piece in _pieces(tensors, family, name, tensor, model.config):
             piece.fill(tensors[piece.name].load(dtype))
-            # The least and the greatest are found in one pass, and not a number if any is none.
+            # One pass finds minimum and maximum; both are NaN if any value is.
             if not all(math.isfinite(value) for value in piece.view.aminmax()):
                 broken.append(piece.name)
         _replace(model, name, torch.nn.Parameter(tensor))
@@ -206,7 +206,7 @@ def _replace(model: DecoderModel, name: str, parameter: torch.nn.Parameter) -> N
 
 
 def check_type(name: str, tensor: OnDisk) -> None:
-    """Checks that a weight is of floating-point numbers, before any is read.
+    """Checks that a weight holds floating-point numbers, before any weight is read.
 
     Raises:
         CheckpointError: Integers, booleans, complex numbers or floats of fewer than 8 bits.
@@ -224,7 +224,7 @@ def check_shapes(
     config: ModelConfig,
     family: Family,
 ) -> None:
-    """Compares what is on disk with what the config says.
+    """Checks that names and shapes on disk match the config.
 
     Raises:
         CheckpointError: Tensors are missing, unexpected or misshaped; every one is listed.

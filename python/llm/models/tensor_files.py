@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, in one file or many, read tensor by tensor."""
+"""Reads the weights of a checkpoint tensor by tensor, from one file or many."""
 
 import json
 import pickle
@@ -19,7 +19,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "model.pt")
 _TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-# What may stay mapped: a file is opened anew after this many bytes, so that what was read leaves memory.
+# A file is opened anew after this many bytes, so that tensors that were read leave memory.
 MAPPED_BYTES = 64 << 20
 
 
@@ -28,14 +28,14 @@ class OnDisk(Protocol):
 
     @property
     def shape(self) -> Sequence[int]:
-        """Its sizes."""
+        """Returns the sizes of the tensor."""
 
     @property
     def type_name(self) -> str:
-        """Returns the type of its numbers as the file names it."""
+        """Returns the name of the number type in the file."""
 
     def load(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Reads it. Where that means computing, the result is in `dtype`; else in that of the disk, mapped."""
+        """Reads the tensor: mapped, in the type on disk, or computed in `dtype` where values are quantized."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class _Unpickled:
 
 
 class TensorFiles(Mapping[str, OnDisk]):
-    """All tensors of a directory by name.
+    """Maps the names of a directory's tensors to the tensors on disk.
 
     Raises:
-        CheckpointError: No weights, only pickled ones, a file that is missing, truncated or not safetensors.
+        CheckpointError: No weights, only pickled weights, or a file that is missing, truncated or not safetensors.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -104,7 +104,7 @@ class TensorFiles(Mapping[str, OnDisk]):
         return len(self._found)
 
     def read(self, file: Path, name: str) -> Tensor:
-        """One tensor, mapped."""
+        """Reads one tensor, mapped."""
         if self._opened != file or self._mapped > MAPPED_BYTES:
             self._open, self._opened, self._mapped = _opened(file), file, 0
         tensor: Tensor = self._open.get_tensor(name)
@@ -113,12 +113,12 @@ class TensorFiles(Mapping[str, OnDisk]):
 
 
 def open_tensors(directory: Path) -> Mapping[str, OnDisk]:
-    """The weights of a checkpoint's directory: safetensors where there are any, else pickled tensors.
+    """Opens the weights of a checkpoint directory: safetensors if there are any, else pickled tensors.
 
     Older checkpoints (`pytorch_model.bin`, one or many, or `model.pt`) are read without running code.
 
     Raises:
-        CheckpointError: A file is missing, truncated, or holds anything but tensors in plain containers.
+        CheckpointError: A file is missing, truncated, or contains more than tensors in plain containers.
     """
     _refuse_adapter(directory)
     has_safetensors = (directory / SINGLE).is_file() or (directory / INDEX).is_file()
@@ -132,7 +132,7 @@ def open_tensors(directory: Path) -> Mapping[str, OnDisk]:
 
 
 def _refuse_adapter(directory: Path) -> None:
-    """Raises an error for a directory of PEFT, whose weights are changes to another model's."""
+    """Raises an error for a directory of PEFT, which contains changes to another model's weights."""
     config = directory / "adapter_config.json"
     if config.is_file():
         try:
@@ -170,7 +170,7 @@ def _unpickled(file: Path) -> dict[str, OnDisk]:
 
 
 def _files(directory: Path) -> list[tuple[Path, set[str]]]:
-    """Each file and the names that the index puts there."""
+    """Returns each file and the tensor names that the index assigns to it."""
     if (directory / SINGLE).is_file() or not (directory / INDEX).is_file():
         return [(_existing(directory / SINGLE), set())]
     return _indexed(directory / INDEX)

@@ -1,4 +1,4 @@
-"""Hugging Face's families of models, one file each, and which of them holds a model of ours."""
+"""Hugging Face's families of models, one file each, and the choice of one for a model of ours."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,10 +40,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_named(values: Mapping[str, Any]) -> Family:
-    """The family that a `config.json` names.
+    """Returns the family that a `config.json` names.
 
     Raises:
-        CheckpointError: None that is known here.
+        CheckpointError: An unknown family, or none.
     """
     name = values.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
@@ -52,7 +52,7 @@ def family_named(values: Mapping[str, Any]) -> Family:
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family to save a model as: the one its config asks for if that holds it, else the first that does."""
+    """Returns the family to save a model as: the one its config names if that fits, else the first that fits."""
     asked = FAMILIES.get(config.family or "")
     for family in ([asked] if asked else []) + list(FAMILIES.values()):
         if not family.difference(config):

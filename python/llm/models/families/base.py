@@ -1,6 +1,6 @@
-"""What a family of Hugging Face models is: its config and names beside ours.
+"""Maps a family's config and tensor names to ours.
 
-Nothing here knows a model; each family's file does.
+This file knows no model; each family's file describes its own.
 """
 
 import functools
@@ -23,12 +23,12 @@ Values: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Piece:
-    """Where one of their tensors lies in one of ours.
+    """Maps one tensor on disk to its place in one of our parameters.
 
     Attributes:
-        name: Theirs.
-        view: The part of our parameter that has the shape of their tensor.
-        rows: If given, row `i` of the view is their row `rows[i]`.
+        name: Name of the tensor on disk.
+        view: Part of our parameter that has the shape of the tensor on disk.
+        rows: Row order; row `i` of the view is row `rows[i]` on disk. None: the same order.
     """
 
     name: str
@@ -36,11 +36,11 @@ class Piece:
     rows: Tensor | None = None
 
     def fill(self, tensor: Tensor) -> None:
-        """Copies their tensor into our parameter, in its dtype."""
+        """Copies the tensor on disk into our parameter, in the parameter's dtype."""
         self.view.copy_(tensor if self.rows is None else tensor[self.rows])
 
     def extract(self) -> Tensor:
-        """Their tensor, with memory of its own."""
+        """Returns a copy of the tensor as on disk."""
         if self.rows is None:
             return self.view.detach().clone(memory_format=torch.contiguous_format)
         tensor = self.view.detach().clone(memory_format=torch.contiguous_format)
@@ -56,20 +56,20 @@ REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers
 
 @dataclass(frozen=True)
 class Family:
-    """One family: how its `config.json` and its tensors' names relate to ours.
+    """Maps the `config.json` and the tensor names of one family to ours.
 
     Attributes:
-        model_type: As in `config.json`.
-        architecture: The class of `transformers` that opens it.
-        read: From the values of a `config.json` to fields of `ModelConfig`.
-        write: The way back; what the family can't say is left out.
-        top: Our modules outside the blocks and their names.
-        block: Our modules inside block `{layer}` and how each of their tensors is cut: a name, or several whose rows
-            follow each other, or a function of our tensor.
-        prefix: Of a block's names.
-        ignored: Pattern of tensors that are no parameters.
-        required: Keys of `config.json` that have no usual value.
-        takes_any: Whether a parameter that is not listed, or has other sizes than a listed one, keeps our name.
+        model_type: Value of `model_type` in `config.json`.
+        architecture: Class of `transformers` that opens the family.
+        read: Converts the values of a `config.json` to fields of `ModelConfig`.
+        write: Converts a `ModelConfig` to values of `config.json`; fields without a key in the family are left out.
+        top: Names on disk of our modules outside the blocks.
+        block: Names on disk of our modules inside block `{layer}`: one name, several names for consecutive rows, or a
+            function that cuts our tensor.
+        prefix: Prefix of the names inside a block.
+        ignored: Pattern of tensors on disk that are not parameters.
+        required: Keys of `config.json` that have no default.
+        takes_any: Whether an unlisted parameter, or one with sizes unlike a listed one, keeps our name.
     """
 
     model_type: str
@@ -87,7 +87,7 @@ class Family:
         """Reads a `config.json`.
 
         Raises:
-            CheckpointError: A feature this package doesn't compute, or values that contradict each other.
+            CheckpointError: A feature that this package does not support, or values that contradict each other.
         """
         missing = [key for key in self.required if values.get(key) is None]
         if missing:
@@ -106,12 +106,12 @@ class Family:
             raise CheckpointError(f"config.json has a value of the wrong type: {error}") from error
 
     def config_to(self, config: ModelConfig) -> Values:
-        """The values of a `config.json`; see `difference` for what they don't say."""
+        """Returns the values of a `config.json`; `difference` lists the fields that they cannot hold."""
         named = {"architectures": [self.architecture], "model_type": self.model_type}
         return named | self.write(config)
 
     def difference(self, config: ModelConfig) -> list[str]:
-        """The fields of `config` that this family can't hold, as `field value`."""
+        """Returns the fields of `config` that this family cannot hold, as `field = value`."""
         try:
             back = self.config_from(self.config_to(config))
         except (CheckpointError, ConfigError, KeyError, TypeError, ValueError) as error:
@@ -120,7 +120,7 @@ class Family:
         return [f"{key} = {wanted[key]!r}" for key in wanted if wanted[key] != got[key]]
 
     def pieces(self, name: str, ours: Tensor, config: ModelConfig) -> list[Piece]:
-        """Their tensors that make up our parameter `name`."""
+        """Returns the tensors on disk that make up our parameter `name`."""
         match = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
         if match is None:
             module, _, leaf = name.rpartition(".")
@@ -149,20 +149,20 @@ class Family:
 
 @dataclass(frozen=True)
 class BlockCut:
-    """A cut that no list of names can say."""
+    """Cuts our tensor with a function, where a list of names is not enough."""
 
     cut: Cut
 
 
 def rows(ours: Tensor, names: Sequence[str], sizes: Sequence[int]) -> list[Piece]:
-    """Consecutive rows of our tensor as tensors of their own; one name takes all."""
+    """Splits consecutive rows of our tensor into named tensors; a single name takes all rows."""
     if len(names) == 1:
         return [Piece(names[0], ours)]
     return [Piece(name, part) for name, part in zip(names, torch.split(ours, list(sizes)), strict=True)]
 
 
 def _sizes(module: str, config: ModelConfig, parts: int) -> list[int]:
-    """Rows of q, k and v, or of gate and up, in the fused weight."""
+    """Returns the number of rows of q, k and v, or of gate and up, in the fused weight."""
     if parts == 2:
         shared = config.experts.shared_expert_intermediate_size if config.experts and "shared" in module else 0
         return [shared or config.intermediate_size] * 2
@@ -171,13 +171,13 @@ def _sizes(module: str, config: ModelConfig, parts: int) -> list[int]:
 
 
 def experts(names: str, gate: str, up: str, down: str) -> dict[str, BlockCut]:
-    """The cuts of stacked experts, whose tensors on disk are one file entry each.
+    """Returns the cuts of stacked experts, which have one tensor per expert and projection on disk.
 
     Args:
-        names: With `{expert}` and `{part}`.
-        gate: Their name of the gate's projection.
-        up: Of the other one.
-        down: Of the one back.
+        names: Pattern of the names on disk, with `{expert}` and `{part}`.
+        gate: Name of the gate projection on disk.
+        up: Name of the up projection on disk.
+        down: Name of the down projection on disk.
     """
 
     def cut_gate_up(ours: Tensor, config: ModelConfig) -> list[Piece]:
@@ -196,7 +196,7 @@ def experts(names: str, gate: str, up: str, down: str) -> dict[str, BlockCut]:
 
 
 def transposed(name: str) -> BlockCut:
-    """Our matrix is theirs turned over."""
+    """Returns the cut of a matrix that is stored transposed on disk."""
     return BlockCut(lambda ours, config: [Piece(name, ours.T if ours.dim() == 2 else ours)])
 
 
@@ -226,7 +226,7 @@ _SIZES = (
 
 
 def read_sizes(values: Mapping[str, Any]) -> Values:
-    """The fields that most families name alike, rotary settings among them."""
+    """Reads the fields that most families name alike, including the rotary settings."""
     fields = {key: values.get(key) for key in _SIZES}
     if fields["num_key_value_heads"] is None:
         fields["num_key_value_heads"] = fields["num_attention_heads"]
@@ -236,17 +236,17 @@ def read_sizes(values: Mapping[str, Any]) -> Values:
 
 
 def write_sizes(config: ModelConfig) -> Values:
-    """The way back from `read_sizes`."""
+    """Converts back the fields of `read_sizes`."""
     fields = {key: getattr(config, key) for key in _SIZES}
     tied = {"tie_word_embeddings": config.tie_word_embeddings}
     return fields | {"head_dim": config.head_width} | tied | write_rope(config)
 
 
 def read_rope(values: Mapping[str, Any]) -> Values:
-    """Rotary base and scaling, from where newer (`rope_parameters`) or older configs hold them.
+    """Reads rotary base and scaling from `rope_parameters` or from the keys of older configs.
 
     Raises:
-        CheckpointError: A kind of scaling that is not computed here.
+        CheckpointError: A kind of scaling that this package does not support.
     """
     given = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
@@ -314,14 +314,14 @@ def read_activation(values: Mapping[str, Any], key: str = "hidden_act", usual: s
     """Returns our name of the activation under `key`.
 
     Raises:
-        CheckpointError: An activation that is not computed here.
+        CheckpointError: An activation that this package does not support.
     """
     require(values, {key: tuple(ACTIVATIONS)})
     return ACTIVATIONS[values.get(key) or usual]
 
 
 def require(values: Mapping[str, Any], allowed: Mapping[str, Sequence[Any]]) -> None:
-    """Checks the values of features that are fixed here; the first allowed one, or silence, is usual.
+    """Checks that each key has one of its allowed values, or none.
 
     Raises:
         CheckpointError: Another value.
@@ -332,11 +332,16 @@ def require(values: Mapping[str, Any], allowed: Mapping[str, Sequence[Any]]) -> 
         if values.get(key) is not None and values[key] not in choices
     ]
     if wrong:
-        raise CheckpointError("config.json asks for what is not computed here:\n  " + "\n  ".join(wrong))
+        raise CheckpointError(
+            "config.json asks for features that this package does not support:\n  " + "\n  ".join(wrong)
+        )
 
 
 def read_windows(values: Mapping[str, Any]) -> Values:
-    """Which layers of a Qwen slide: those from `max_window_layers` on, if `use_sliding_window` says so."""
+    """Reads which layers of a Qwen model use a sliding window.
+
+    Without `layer_types`, layers from `max_window_layers` on do, if `use_sliding_window` is true.
+    """
     window = values.get("sliding_window") if values.get("use_sliding_window") else None
     types = values.get("layer_types")
     if window is None:
@@ -352,7 +357,7 @@ def read_windows(values: Mapping[str, Any]) -> Values:
 
 
 def write_windows(config: ModelConfig) -> Values:
-    """The way back from `read_windows`."""
+    """Converts back the fields of `read_windows`."""
     if config.sliding_window is None:
         return {"use_sliding_window": False, "sliding_window": None}
     types = config.layer_types or ("sliding_attention",) * config.num_hidden_layers
@@ -365,7 +370,7 @@ def write_windows(config: ModelConfig) -> Values:
 
 
 def normalised(config: ModelConfig) -> ModelConfig:
-    """The config with what can be said in two ways said in one, without the family and what is for training only."""
+    """Returns the config in one canonical form, without its family and its training-only fields."""
     types = config.layer_types
     if config.sliding_window is None or (types is not None and "full_attention" not in types):
         types = None
@@ -387,6 +392,6 @@ def normalised(config: ModelConfig) -> ModelConfig:
 
 @functools.cache
 def defaults() -> Values:
-    """The values of a `ModelConfig` that says nothing."""
+    """Returns the values of a `ModelConfig` without arguments."""
     values: Values = msgspec.to_builtins(ModelConfig())
     return values

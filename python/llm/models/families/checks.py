@@ -1,4 +1,4 @@
-"""What no family reads: quantized weights, and values that end in nonsense or endless work."""
+"""Checks of `config.json` that hold for all families."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _LARGEST = 2**31 - 1
 
 
 def check_values(values: Mapping[str, Any]) -> None:
-    """Checks what would end in nonsense or in endless work before any family reads the values.
+    """Rejects quantized weights, flags that are no booleans, and numbers out of range, before a family reads them.
 
     Raises:
         CheckpointError: A quantization scheme, a flag that is no boolean, a number that is not finite or far too large.

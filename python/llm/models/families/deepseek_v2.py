@@ -1,4 +1,4 @@
-"""DeepSeek-V2: latent attention, experts beside shared ones, the first layers dense."""
+"""DeepSeek-V2: latent attention, routed and shared experts, dense first layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ _LATENT = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim"
 
 
 def read(values: Mapping[str, Any]) -> Values:
-    """Fields of `ModelConfig`."""
+    """Reads the fields of `ModelConfig`."""
     require(
         values,
         {"topk_method": ("greedy", "group_limited_greedy"), "moe_layer_freq": (1,)},
@@ -68,14 +68,14 @@ def _read_experts(values: Mapping[str, Any]) -> Values:
 
 
 def write(config: ModelConfig) -> Values:
-    """Values of `config.json`."""
+    """Returns the values of `config.json`."""
     if config.latent is None or config.experts is None:
         return {}
     settings = config.experts
     values = {key: value for key, value in write_sizes(config).items() if key != "head_dim"}
     values |= {key: getattr(config.latent, key) for key in _LATENT}
     return values | {
-        # `transformers` takes the width of what is rotated from here.
+        # `transformers` reads the width of the rotated part from `head_dim`.
         "head_dim": config.latent.qk_rope_head_dim,
         "hidden_act": config.hidden_act or "silu",
         "attention_bias": config.attention_bias,
@@ -95,12 +95,12 @@ def write(config: ModelConfig) -> Values:
 
 
 def _halves(width: int) -> Tensor:
-    """The rows of interleaved pairs in the order of two halves."""
+    """Returns the rows of interleaved pairs in the order of two halves."""
     return torch.arange(width).view(-1, 2).T.flatten()
 
 
 def _query(name: str) -> BlockCut:
-    """Heads of a part without position and a rotated part, whose pairs are neighbours on disk."""
+    """Cuts heads that have a part without position and a rotated part; pairs are neighbours on disk."""
 
     def cut(ours: Tensor, config: ModelConfig) -> list[Piece]:
         widths = latent_of(config)
@@ -113,7 +113,7 @@ def _query(name: str) -> BlockCut:
 
 
 def _latent(leaf: str) -> BlockCut:
-    """The narrow vector and the rotated key."""
+    """Cuts the projection to the compressed vector and the rotated key."""
 
     def cut(ours: Tensor, config: ModelConfig) -> list[Piece]:
         widths = latent_of(config)

@@ -1,4 +1,4 @@
-"""Gemma 2: norms on both sides, capped scores and logits, a window in every other layer."""
+"""Gemma 2: norms before and after each part, capped scores and logits, a sliding window in every other layer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +18,8 @@ _CAPS = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcap
 
 
 def read(values: Mapping[str, Any]) -> Values:
-    """Fields of `ModelConfig`."""
-    # Older configs say both, and mean the newer name.
+    """Reads the fields of `ModelConfig`."""
+    # Where an older config has both keys, the newer one counts.
     act = values.get("hidden_activation") or "gelu_pytorch_tanh"
     require({"hidden_activation": act, **values}, {"hidden_activation": ("gelu_pytorch_tanh",)})
     require(values, {"use_bidirectional_attention": (False,)})
@@ -44,7 +44,7 @@ def read(values: Mapping[str, Any]) -> Values:
 
 
 def write(config: ModelConfig) -> Values:
-    """Values of `config.json`."""
+    """Returns the values of `config.json`."""
     types = config.layer_types or ("sliding_attention",) * config.num_hidden_layers
     caps = {key: getattr(config, key) for key in _CAPS} | {
         "query_pre_attn_scalar": int(config.query_pre_attn_scalar or config.head_width)

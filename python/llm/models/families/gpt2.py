@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, layer norms, biases everywhere, matrices stored turned over."""
+"""GPT-2: learned positions, layer norms, biases in every layer, matrices stored transposed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ _ACTIVATION = "activation_function"
 
 
 def read(values: Mapping[str, Any]) -> Values:
-    """Fields of `ModelConfig`."""
+    """Reads the fields of `ModelConfig`."""
     values = _DEFAULTS | {key: value for key, value in values.items() if value is not None}
     fixed = {
         "scale_attn_weights": (True,),
@@ -45,7 +45,7 @@ def read(values: Mapping[str, Any]) -> Values:
 
 
 def write(config: ModelConfig) -> Values:
-    """Values of `config.json`."""
+    """Returns the values of `config.json`."""
     act = "gelu_new" if config.hidden_act == "gelu_pytorch_tanh" else config.hidden_act or "gelu"
     return {theirs: getattr(config, ours) for ours, theirs in _NAMES.items()} | {
         "n_inner": config.intermediate_size,

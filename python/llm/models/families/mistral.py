@@ -8,14 +8,14 @@ from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:
-    """Fields of `ModelConfig`."""
+    """Reads the fields of `ModelConfig`."""
     return (
         read_sizes(values) | {"hidden_act": read_activation(values)} | {"sliding_window": values.get("sliding_window")}
     )
 
 
 def write(config: ModelConfig) -> Values:
-    """Values of `config.json`; silence about the window would mean 4,096."""
+    """Returns the values of `config.json`, always with a window: a missing one means 4,096."""
     values = write_sizes(config) | {"hidden_act": config.hidden_act or "silu"}
     return values | {"sliding_window": config.sliding_window}
 

@@ -18,7 +18,7 @@ from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:
-    """Fields of `ModelConfig`."""
+    """Reads the fields of `ModelConfig`."""
     require(values, {"router_jitter_noise": (0, 0.0)})
     chosen = {
         "num_experts": values.get("num_local_experts", 8),
@@ -34,7 +34,7 @@ def read(values: Mapping[str, Any]) -> Values:
 
 
 def write(config: ModelConfig) -> Values:
-    """Values of `config.json`; its `intermediate_size` is that of an expert."""
+    """Returns the values of `config.json`, with the width of an expert as `intermediate_size`."""
     settings = config.experts
     values = write_sizes(config) | {"hidden_act": config.hidden_act or "silu", "sliding_window": config.sliding_window}
     if settings is None:

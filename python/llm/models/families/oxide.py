@@ -1,4 +1,4 @@
-"""Any mix of components that no other family has: opens here only."""
+"""Combinations of components that no other family has; only this package opens them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +12,12 @@ from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:
-    """Fields of `ModelConfig`, under their own names."""
+    """Reads the fields of `ModelConfig` under their own names."""
     return {key: values[key] for key in defaults() if key in values}
 
 
 def write(config: ModelConfig) -> Values:
-    """All fields, under their own names."""
+    """Returns all fields under their own names."""
     values: Values = msgspec.to_builtins(config)
     return {key: value for key, value in values.items() if key != "family"}
 

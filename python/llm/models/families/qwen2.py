@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5: Llama with a bias on queries, keys and values."""
+"""Qwen 2 and 2.5: Llama with biases on queries, keys and values."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,13 +18,13 @@ from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:
-    """Fields of `ModelConfig`."""
+    """Reads the fields of `ModelConfig`."""
     windows = read_windows(values)
     return read_sizes(values) | {"hidden_act": read_activation(values)} | {"attention_bias": True} | windows
 
 
 def write(config: ModelConfig) -> Values:
-    """Values of `config.json`."""
+    """Returns the values of `config.json`."""
     return write_sizes(config) | {"hidden_act": config.hidden_act or "silu"} | write_windows(config)
 
 

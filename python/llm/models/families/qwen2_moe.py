@@ -1,4 +1,4 @@
-"""Qwen 2 MoE (also Qwen 1.5's): Qwen 2 with experts, and a shared one that each token weighs."""
+"""Qwen 2 MoE and Qwen 1.5 MoE: Qwen 2 with experts and a shared expert that each token weighs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:
-    """Fields of `ModelConfig`."""
+    """Reads the fields of `ModelConfig`."""
     windows = read_windows(values)
     chosen = read_experts(values, num_experts=60, per_token=4, width=1408) | {
         "shared_expert_intermediate_size": values.get("shared_expert_intermediate_size", 5632),
@@ -36,7 +36,7 @@ def read(values: Mapping[str, Any]) -> Values:
 
 
 def write(config: ModelConfig) -> Values:
-    """Values of `config.json`."""
+    """Returns the values of `config.json`."""
     shared = config.experts.shared_expert_intermediate_size if config.experts else 0
     values = {
         "hidden_act": config.hidden_act or "silu",
@@ -47,7 +47,7 @@ def write(config: ModelConfig) -> Values:
 
 
 def read_experts(values: Mapping[str, Any], *, num_experts: int, per_token: int, width: int) -> Values:
-    """What Qwen's models with experts say alike; the numbers are those of a config that is silent."""
+    """Reads the settings that all Qwen models with experts share; the arguments are the defaults."""
     sparse_step, dense = values.get("decoder_sparse_step", 1), set(values.get("mlp_only_layers") or ())
     layers = range(values["num_hidden_layers"])
     return {
@@ -61,7 +61,7 @@ def read_experts(values: Mapping[str, Any], *, num_experts: int, per_token: int,
 
 
 def write_experts(config: ModelConfig) -> Values:
-    """The way back from `read_experts`."""
+    """Converts back the settings of `read_experts`."""
     settings = config.experts
     if settings is None:
         return {}

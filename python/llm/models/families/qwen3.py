@@ -1,4 +1,4 @@
-"""Qwen 3: Llama with normalised queries and keys."""
+"""Qwen 3: Llama with norms of queries and keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:
-    """Fields of `ModelConfig`."""
+    """Reads the fields of `ModelConfig`."""
     bias = bool(values.get("attention_bias", False))
     windows = read_windows(values)
     fields = {"qk_norm": True, "attention_bias": bias, "attention_output_bias": bias}
@@ -26,7 +26,7 @@ def read(values: Mapping[str, Any]) -> Values:
 
 
 def write(config: ModelConfig) -> Values:
-    """Values of `config.json`."""
+    """Returns the values of `config.json`."""
     values = {"hidden_act": config.hidden_act or "silu", "attention_bias": config.attention_bias}
     return write_sizes(config) | values | write_windows(config)
 

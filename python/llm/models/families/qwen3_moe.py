@@ -18,7 +18,7 @@ from llm.settings.model import ModelConfig
 
 
 def read(values: Mapping[str, Any]) -> Values:
-    """Fields of `ModelConfig`; with `use_sliding_window` every layer slides."""
+    """Reads the fields of `ModelConfig`; with `use_sliding_window`, every layer has a window."""
     bias = bool(values.get("attention_bias", False))
     fields = {"qk_norm": True, "attention_bias": bias, "attention_output_bias": bias, "mlp": "moe"}
     window = values.get("sliding_window", 4096) if values.get("use_sliding_window") else None
@@ -32,7 +32,7 @@ def read(values: Mapping[str, Any]) -> Values:
 
 
 def write(config: ModelConfig) -> Values:
-    """Values of `config.json`."""
+    """Returns the values of `config.json`."""
     slides = config.sliding_window is not None
     values = {
         "hidden_act": config.hidden_act or "silu",

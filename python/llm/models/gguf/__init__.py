@@ -1,4 +1,4 @@
-"""Models in GGUF files, read as Hugging Face's config and tensors and written from them."""
+"""Reads GGUF files as Hugging Face's config and tensors, and writes them."""
 
 from llm.models.gguf.plan import QUANTIZATIONS
 from llm.models.gguf.reader import GGUFModel, LazyTensor, read_config, read_tensors

@@ -1,7 +1,7 @@
-"""Hyper-parameters of GGUF files as values of Hugging Face's `config.json`, both ways.
+"""Converts hyper-parameters of GGUF files to values of Hugging Face's `config.json` and back.
 
-Source: ggml-org/llama.cpp `gguf-py/gguf/constants.py` for keys, `src/llama-model.cpp` and `src/models/` for what
-llama.cpp takes where a key is missing and for what it computes whatever the file says.
+Source: ggml-org/llama.cpp `gguf-py/gguf/constants.py` for keys, `src/llama-model.cpp` and `src/models/` for
+llama.cpp's defaults and for behaviour that no key changes.
 """
 
 import math
@@ -16,13 +16,13 @@ _REQUIRED = object()
 
 
 class Key(NamedTuple):
-    """A hyper-parameter under both names.
+    """Describes a hyper-parameter under both names.
 
     Attributes:
-        hugging_face: Key of `config.json`.
-        gguf: Key of the file, after the architecture and a dot.
-        kind: Type of its value: int, at least 1, or float, above 0.
-        default: What llama.cpp takes where the file has none; None leaves it out of `config.json`.
+        hugging_face: Key in `config.json`.
+        gguf: Key in the file, after the architecture and a dot.
+        kind: Type of the value: int, at least 1, or float, above 0.
+        default: Value that llama.cpp uses if the file has none; None omits the key from `config.json`.
     """
 
     hugging_face: str
@@ -32,12 +32,12 @@ class Key(NamedTuple):
 
     @property
     def is_required(self) -> bool:
-        """Whether llama.cpp has no default for it."""
+        """Whether llama.cpp has no default for the key."""
         return self.default is _REQUIRED
 
     @property
     def is_optional(self) -> bool:
-        """Whether a file may lack it and `config.json` too."""
+        """Whether both the file and `config.json` may lack the key."""
         return self.default is None
 
 
@@ -94,7 +94,7 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("layer_norm_epsilon", "attention.layer_norm_epsilon", float),
     ),
 }
-# What llama.cpp computes for a family, whatever the file says. A value that `config.json` lacks is the first one here.
+# Values that llama.cpp assumes for a family and no key changes. The first one is the default of `config.json`.
 FIXED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "llama": {"hidden_act": ("silu",)},
     "mistral": {"hidden_act": ("silu",)},
@@ -135,7 +135,7 @@ CLASSES: Mapping[str, str] = {
 }
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 YARN_KEYS = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
-# Of these llama.cpp has a value with which it is as if they were not there.
+# Values with which llama.cpp ignores these keys.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "rope.scaling.attn_factor": (1.0,),
     "rope.scaling.yarn_attn_factor": (1.0,),
@@ -149,12 +149,12 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "logit_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
 }
-# llama.cpp goes by the number of layers to tell Gemma 2's largest model, which scales queries another way.
+# llama.cpp recognises the largest Gemma 2, which scales queries differently, by its number of layers.
 _GEMMA2_LARGEST_LAYERS = 46
 
 
 class HyperParameters:
-    """Values of the file by key; what is wrong with them is gathered in `problems`."""
+    """Reads values of the file by key and collects the errors in `problems`."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
@@ -171,7 +171,7 @@ class HyperParameters:
             )
 
     def number(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
-        """The value under `key`, which is one for all layers, and above 0; `default` if it is missing."""
+        """Returns the value of `key`, which must be the same for all layers and above 0; `default` if it is missing."""
         name = f"{self.architecture}.{key}"
         value = self.metadata.get(name)
         if isinstance(value, list) and value and value == value[:1] * len(value):
@@ -189,11 +189,11 @@ class HyperParameters:
         return None
 
     def is_present(self, key: str) -> bool:
-        """Whether there is a value under `key` that is not zero."""
+        """Whether `key` has a value other than zero."""
         return bool(self.metadata.get(f"{self.architecture}.{key}"))
 
     def model_type(self) -> str:
-        """Hugging Face's name of the family."""
+        """Returns Hugging Face's name of the family."""
         if self.architecture == "llama" and self.is_present("expert_count"):
             return "mixtral"
         if self.architecture == "llama" and self.is_present("attention.sliding_window"):
@@ -201,19 +201,19 @@ class HyperParameters:
         return {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}.get(str(self.architecture), str(self.architecture))
 
     def check_neutral(self) -> None:
-        """Adds to `problems` what changes the computation in a way that no family here has."""
+        """Adds keys to `problems` that change the computation in a way that no family supports."""
         for key, neutral in _NEUTRAL.items():
             value = self.metadata.get(f"{self.architecture}.{key}", neutral[0])
             if value not in neutral:
                 self.problems.append(f"`{self.architecture}.{key}` must be {neutral[0]}, got {str(value)[:60]}")
 
     def token_ids(self) -> dict[str, int]:
-        """Ids of special tokens, under the keys of `config.json`."""
+        """Returns the ids of special tokens under the keys of `config.json`."""
         values = {key: self.metadata.get(f"tokenizer.ggml.{role}_token_id") for key, role in _IDS.items()}
         return {key: value for key, value in values.items() if isinstance(value, int)}
 
     def rope_scaling(self) -> dict[str, Any] | None:
-        """The scaling of rotary angles, but for Llama 3's; None if there is none."""
+        """Returns the scaling of rotary angles, except Llama 3's; None if there is none."""
         prefix = "rope.scaling."
         # The second one is of older files.
         named = [key for key in (f"{prefix}factor", "rope.scale_linear") if self.is_present(key)]
@@ -238,7 +238,7 @@ class HyperParameters:
 
 
 def values_of(hyper: HyperParameters) -> dict[str, Any]:
-    """The values of `config.json` that metadata alone give; problems are gathered in `hyper`."""
+    """Returns the values of `config.json` that the metadata give; errors are collected in `hyper`."""
     hyper.check_neutral()
     model_type = hyper.model_type()
     values = {"model_type": model_type, "architectures": [CLASSES[model_type]]}
@@ -251,7 +251,7 @@ def values_of(hyper: HyperParameters) -> dict[str, Any]:
 
 
 def _rotary_values(hyper: HyperParameters, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What follows from other values: heads of keys, their width, scalings."""
+    """Returns values that depend on other values: key-value heads, their width, scaling."""
     heads, hidden_size = values["num_attention_heads"], values["hidden_size"]
     head_dim = values.get("head_dim", hidden_size // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -268,17 +268,17 @@ def _rotary_values(hyper: HyperParameters, values: Mapping[str, Any]) -> dict[st
 
 
 def num_experts(config: Mapping[str, Any]) -> int:
-    """Experts of a layer by `config.json`; 0 without."""
+    """Returns the number of experts of a layer in `config.json`; 0 without experts."""
     return int(config.get("num_local_experts") or config.get("num_experts") or 0)
 
 
 def query_scalar(values: Mapping[str, Any]) -> int:
-    """What llama.cpp divides Gemma 2's queries by the root of."""
+    """Returns the number by whose square root llama.cpp divides Gemma 2's queries."""
     if values["num_hidden_layers"] == _GEMMA2_LARGEST_LAYERS:
         return int(values["hidden_size"] // values["num_attention_heads"])
     return int(values["head_dim"])
 
 
 def _shortest(value: float) -> float:
-    """The shortest decimal of a float32: 1e-05, not 9.999999747378752e-06; the same number once it is float32 again."""
+    """Returns the shortest decimal that gives the same float32: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))

@@ -1,4 +1,4 @@
-"""What the tensors of a GGUF file say of the model's config."""
+"""Derives values of a model's config from the tensors of its GGUF file."""
 
 import re
 from collections import Counter
@@ -11,7 +11,7 @@ from llm.tokenization.readers.gguf_file import TensorEntry
 
 _Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
-# Values that files may leave out: the tensor whose rows they count.
+# Values that files may omit, with the tensor that has as many rows.
 _WIDTHS = {
     "moe_intermediate_size": ("blk.0.ffn_gate_exps.weight", ("qwen2_moe", "qwen3_moe")),
     "shared_expert_intermediate_size": ("blk.0.ffn_gate_shexp.weight", ("qwen2_moe",)),
@@ -21,7 +21,7 @@ _WIDTHS = {
 def values_from_tensors(
     values: Mapping[str, Any], tensors: Sequence[TensorEntry], hyper: HyperParameters
 ) -> dict[str, Any]:
-    """Values of `config.json` that only the tensors tell; contradictions to `values` are gathered in `hyper`."""
+    """Returns values of `config.json` that only the tensors show, and adds contradictions to `hyper.problems`."""
     shapes = {entry.name: entry.shape for entry in tensors}
     embedding = shapes.get("token_embd.weight", ())
     if len(embedding) != 2:
@@ -51,7 +51,7 @@ def _check(values: Mapping[str, Any], shapes: _Shapes, hyper: HyperParameters) -
 
 
 def _dtype(tensors: Sequence[TensorEntry]) -> str:
-    """What most values are stored in; float32 for quantised ones."""
+    """Returns the type of most values; float32 for quantised ones."""
     counts: Counter[str] = Counter()
     for entry in tensors:
         counts[str(TYPES_BY_ID[entry.type_id].dtype).removeprefix("torch.")] += entry.num_values

@@ -1,4 +1,4 @@
-"""Hugging Face's `config.json` as the hyper-parameters of a GGUF file."""
+"""Converts Hugging Face's `config.json` to the hyper-parameters of a GGUF file."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from llm.models.gguf.config import FIXED, KEYS, YARN_KEYS, Key, query_scalar
 from llm.models.gguf.names import family_of
 from llm.models.gguf.rope import llama3_factors
 
-# What Hugging Face's classes take for a key that is missing, where it is not what llama.cpp takes.
+# Defaults of Hugging Face's classes that differ from llama.cpp's.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gemma2": {"head_dim": 256},
     "mistral": {"sliding_window": 4096},
@@ -26,14 +26,14 @@ _MAX_UINT32 = 2**32 - 1
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with values that follow from others, and with scalings in one place whatever their age.
+    """Returns `config` with derived values, and with the rotary scaling under one key.
 
     Returns:
         `rope_parameters` holds `rope_type` and its values; `rope_theta`, `head_dim` and `num_key_value_heads` are
         there where the family has them.
 
     Raises:
-        CheckpointError: A scaling is no object.
+        CheckpointError: The scaling is not an object.
     """
     model_type = config["model_type"]
     values = {**_DEFAULTS.get(model_type, {}), **config}
@@ -41,7 +41,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         if values.get("n_inner") is None and isinstance(values.get("n_embd"), int):
             values["n_inner"] = 4 * values["n_embd"]
         return values
-    # transformers writes one name for both of its families of Qwen, older files have another.
+    # transformers writes one name for both Qwen families; older files have another.
     if values.get("num_experts") is None and model_type != "mixtral":
         values["num_experts"] = values.get("num_local_experts")
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
@@ -60,11 +60,11 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hyper_parameters(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """The metadata that say what llama.cpp has to compute.
+    """Returns the metadata that tell llama.cpp what to compute.
 
     Args:
-        config: A `complete` one.
-        problems: Values that are missing, wrong or that llama.cpp would not compute with are added.
+        config: Config from `complete`.
+        problems: List that receives values that are missing, wrong or not supported by llama.cpp.
     """
     model_type, architecture = config["model_type"], family_of(config).architecture
     found = {key.gguf: _value(key, config, problems) for key in KEYS[model_type]}
@@ -103,7 +103,7 @@ def _rotary(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 
 
 def _check_windows(config: Mapping[str, Any], problems: list[str]) -> None:
-    """llama.cpp attends to all tokens but for Gemma 2, where it has its own rule for layers and queries."""
+    """Checks windows: llama.cpp attends to all tokens, except in Gemma 2, which has fixed rules."""
     window = config.get("sliding_window")
     if config["model_type"] == "mistral" and window is not None and window < config["max_position_embeddings"]:
         problems.append(
@@ -121,7 +121,7 @@ def _check_windows(config: Mapping[str, Any], problems: list[str]) -> None:
 
 
 def _scaling(rope: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Metadata of a scaling; Llama 3's is a tensor, see `rope_factors`."""
+    """Returns the metadata of a scaling; Llama 3's is a tensor, see `rope_factors`."""
     kind = rope["rope_type"]
     names = {
         "linear": ("factor",),
@@ -151,7 +151,7 @@ def _scaling(rope: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 
 
 def rope_factors(config: Mapping[str, Any]) -> Tensor | None:
-    """What Llama 3's scaling divides frequencies by, shape (D / 2,), float32; None without such a scaling."""
+    """Returns the frequency divisors of Llama 3's scaling, shape (D / 2,), float32; None for other scalings."""
     rope = config.get("rope_parameters", {})
     if rope.get("rope_type") != "llama3":
         return None

@@ -1,4 +1,4 @@
-"""Names of tensors in GGUF files and at Hugging Face, and how the same values are laid out in each.
+"""Maps tensor names and layouts of GGUF files to Hugging Face's.
 
 Source: ggml-org/llama.cpp `gguf-py/gguf/tensor_mapping.py` for names; `conversion/` there (`convert_hf_to_gguf.py`),
 classes LlamaModel, GPT2Model, Gemma2Model, Qwen2Model, Qwen2MoeModel, for layouts.
@@ -17,29 +17,29 @@ ROPE_FREQS = "rope_freqs.weight"
 
 
 class Layout(Enum):
-    """How a tensor in the file differs from Hugging Face's."""
+    """Layout of a tensor in the file, compared with Hugging Face's."""
 
     SAME = auto()
     # Rows of each head are in pairs that rotate together, (0, half), (1, half + 1) …, rather than in halves.
     PAIRED_ROWS = auto()
     TRANSPOSED = auto()
-    # Norms that multiply by 1 + weight hold the sum.
+    # Norms that multiply by 1 + weight are stored as the sum.
     PLUS_ONE = auto()
-    # One row less: (columns,) for (1, columns).
+    # One dimension less: (columns,) for (1, columns).
     FLAT = auto()
 
 
 class Family(NamedTuple):
-    """Names of one `model_type`, without numbers of layers and `.weight` or `.bias`.
+    """Maps the names of one `model_type`, without layer numbers and `.weight` or `.bias`.
 
     Attributes:
-        architecture: llama.cpp's name of it.
-        layer_prefix: Before the number of the layer, at Hugging Face.
-        top: GGUF's name to Hugging Face's, outside layers.
-        layers: The same within a layer.
-        experts: The same for tensors that stack all experts; `{}` stands for the number of one.
-        layouts: By GGUF's name, those that are not the same.
-        biased: GGUF's names of which there must be a `.bias` too.
+        architecture: llama.cpp's name of the family.
+        layer_prefix: Hugging Face's prefix before the layer number.
+        top: Maps GGUF's names to Hugging Face's outside layers.
+        layers: Maps GGUF's names to Hugging Face's within a layer.
+        experts: Maps GGUF's names of stacked experts to Hugging Face's, with `{}` for the expert's number.
+        layouts: Maps GGUF's names to layouts that differ from Hugging Face's.
+        biased: GGUF's names that must have a `.bias` too.
     """
 
     architecture: str
@@ -51,7 +51,7 @@ class Family(NamedTuple):
     biased: frozenset[str] = frozenset()
 
     def layout(self, name: str) -> Layout:
-        """The layout of a tensor of the file."""
+        """Returns the layout of a tensor in the file."""
         base, _, leaf = re.sub(r"^blk\.\d+\.", "", name).rpartition(".")
         layout = self.layouts.get(base, Layout.SAME)
         return Layout.SAME if layout is Layout.TRANSPOSED and leaf == "bias" else layout
@@ -150,10 +150,10 @@ ARCHITECTURES = tuple(dict.fromkeys(family.architecture for family in FAMILIES.v
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a `config.json`.
+    """Returns the family of a `config.json`.
 
     Raises:
-        CheckpointError: GGUF files of it are not supported.
+        CheckpointError: A family without support for GGUF files.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -162,7 +162,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def to_hugging_face(name: str, family: Family, num_experts: int) -> list[str] | None:
-    """Hugging Face's names of a tensor of the file, one for each expert where it stacks them; None if it has none."""
+    """Returns Hugging Face's names of a tensor in the file, one per stacked expert; None if there are none."""
     base, _, leaf = name.rpartition(".")
     if base in family.top:
         return [f"{family.top[base]}.{leaf}"]
@@ -177,12 +177,12 @@ def to_hugging_face(name: str, family: Family, num_experts: int) -> list[str] | 
 
 
 def is_stacked(name: str, family: Family) -> bool:
-    """Whether a tensor of the file stacks all experts of a layer."""
+    """Whether a tensor in the file stacks all experts of a layer."""
     return re.sub(r"^blk\.\d+\.", "", name).rpartition(".")[0] in family.experts
 
 
 def expected_names(family: Family, num_layers: int) -> list[str]:
-    """The tensors that a file of this family must have, but for the output projection; in the order to write them."""
+    """Returns the tensors that a file must have, except the output projection, in the order to write them."""
     outside = [name for name in family.top if name != "output"]
     blocks = [f"blk.{layer}.{name}" for layer in range(num_layers) for name in (*family.layers, *family.experts)]
     bases = [*outside, *blocks]
@@ -191,12 +191,12 @@ def expected_names(family: Family, num_layers: int) -> list[str]:
 
 
 def optional_names(family: Family, num_layers: int) -> list[str]:
-    """Biases that a model of this family may have."""
+    """Returns the biases that a model of this family may have."""
     biases = [name for name in family.layers if name not in family.biased and name.removesuffix("_norm") == name]
     return [f"blk.{layer}.{name}.bias" for layer in range(num_layers) for name in biases if "inp" not in name]
 
 
 def pair_rows(tensor: Tensor, num_heads: int) -> Tensor:
-    """Rows of each head from halves to pairs. Shape (heads · head_dim, ...), as the result."""
+    """Reorders the rows of each head from halves to pairs; input and result have shape (heads · head_dim, ...)."""
     halves = tensor.reshape(num_heads, 2, -1, *tensor.shape[1:])  # (H, 2, D / 2, ...)
     return halves.transpose(1, 2).reshape(tensor.shape)

@@ -1,4 +1,4 @@
-"""What is written into a GGUF file: every tensor's name, shape and type, before the first byte is."""
+"""Plans name, shape and type of every tensor of a GGUF file before the first byte is written."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -27,24 +27,24 @@ QUANTIZATIONS: Mapping[str, tuple[str, int]] = {
     "q8_0": ("Q8_0", 7),
     "q4_0": ("Q4_0", 2),
 }
-# llama.cpp computes with these in float32.
+# Tensors that llama.cpp uses in float32.
 _ALWAYS_F32 = ("ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd")
-# Buffers of old checkpoints, which no class of today has.
+# Buffers of old checkpoints that current classes no longer have.
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
-# Families whose class ties the embeddings unless `config.json` says otherwise.
+# Families that tie the embeddings unless `config.json` says otherwise.
 _TIED = ("gpt2", "gemma2")
 
 
 class Planned(NamedTuple):
-    """A tensor to be written.
+    """A tensor to write.
 
     Attributes:
-        name: In the file.
-        sources: Names at Hugging Face, several if it stacks experts.
-        shape: In the file.
-        kind: Type of its values.
-        layout: How it differs from Hugging Face's.
-        num_heads: Whose rows are paired.
+        name: Name in the file.
+        sources: Hugging Face's names, several for stacked experts.
+        shape: Shape in the file.
+        kind: Type of the values.
+        layout: Layout compared with Hugging Face's.
+        num_heads: Number of heads whose rows are paired.
     """
 
     name: str
@@ -56,20 +56,20 @@ class Planned(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of it, without padding."""
+        """Returns the bytes of the tensor, without padding."""
         return self.kind.num_bytes(TensorEntry(self.name, self.shape, 0, 0).num_values)
 
 
 class Plan:
-    """The tensors of a model, as its file will have them.
+    """Lists the tensors of a model as its file will contain them.
 
     Attributes:
-        problems: Tensors that are missing, left over or misshaped.
-        planned: In the order to write them; empty if some are missing.
+        problems: Errors for tensors that are missing, left over or misshaped.
+        planned: Tensors in the order to write them; empty if some are missing.
     """
 
     def __init__(self, config: Mapping[str, Any], tensors: Tensors, quantization: str) -> None:
-        """As for `write_gguf_model`; `config` is a `complete` one."""
+        """Takes the arguments of `write_gguf_model`, with a config from `complete`."""
         self._config = config
         self._tensors = tensors
         self._quantization = quantization
@@ -81,7 +81,7 @@ class Plan:
         self.planned = [] if self.problems else [self._planned(name, sources) for name, sources in used.items()]
 
     def _used(self) -> dict[str, list[str]]:
-        """Names at Hugging Face by those in the file, of all that must be there or may be and are."""
+        """Maps names in the file to Hugging Face's, for all required tensors and the optional ones that exist."""
         layers = self._config.get("num_hidden_layers", self._config.get("n_layer", 0))
         expected = expected_names(self._family, layers)
         expected += [] if self._is_tied else [self._output]
@@ -120,7 +120,7 @@ class Plan:
         return Planned(name, sources, shape, self._kind(name, shape), layout, heads)
 
     def _check_shape(self, name: str, source: str, shape: tuple[int, ...], num_heads: int) -> None:
-        """Embeddings and rows that move must be what the config says; llama.cpp checks all others as it loads."""
+        """Checks embeddings and reordered rows against the config; llama.cpp checks all other shapes on loading."""
         config = self._config
         embedding = (config["vocab_size"], config.get("hidden_size", config.get("n_embd")))
         if name in ("token_embd.weight", "output.weight") and shape != embedding:

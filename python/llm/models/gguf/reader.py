@@ -1,4 +1,4 @@
-"""Weights and config of a GGUF file, under Hugging Face's names and in its shapes."""
+"""Reads weights and config of a GGUF file under Hugging Face's names and in Hugging Face's shapes."""
 
 import mmap
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ class LazyTensor:
     """A tensor that stays in the file until it is loaded.
 
     Attributes:
-        shape: Hugging Face's.
-        type_name: How the file stores it, such as "Q4_1".
-        dtype: What `load` gives unless asked otherwise: float16 and bfloat16 as stored, float32 for all other types.
+        shape: Hugging Face's shape.
+        type_name: Type in the file, such as "Q4_1".
+        dtype: Default of `load`: float16 and bfloat16 as stored, float32 for all other types.
     """
 
     def __init__(self, content: Bytes, entry: TensorEntry, layout: Layout, num_heads: int) -> None:
@@ -43,13 +43,13 @@ class LazyTensor:
         self.dtype = self._kind.dtype
 
     def load(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The values. Cost: memory for them alone; of the file, only this tensor's bytes are read.
+        """Reads the values. Cost: memory for the result; only this tensor's bytes of the file are read.
 
         Args:
-            dtype: A floating one; None is `self.dtype`. Quantised values are computed in float32 and rounded to it.
+            dtype: Floating type; None is `self.dtype`. Quantised values are computed in float32 and rounded.
 
         Returns:
-            Memory of its own, contiguous, on the CPU. Shape `self.shape`.
+            A contiguous tensor on the CPU that shares no memory. Shape `self.shape`.
         """
         content, dtype = self._content, dtype or self.dtype
         if self._layout is Layout.PAIRED_ROWS:
@@ -69,17 +69,17 @@ def _shape(stored: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
 
 
 def _halve_rows(content: Bytes, num_heads: int, num_rows: int) -> Bytes:
-    """Rows of each head from pairs to halves, while they are still quantised and so a seventh of the size."""
+    """Reorders the rows of each head from pairs to halves while still quantised, at a seventh of the size."""
     pairs = content.reshape(num_heads, num_rows // num_heads // 2, 2, -1)
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)
 
 
 class GGUFModel:
-    """A GGUF file that was looked through once and found whole.
+    """A GGUF file after its one complete check.
 
     Attributes:
         config: Values of Hugging Face's `config.json`.
-        tensors: By Hugging Face's names, one for each expert; one that has no such name keeps the file's.
+        tensors: Tensors by Hugging Face's names, one per expert; a tensor without such a name keeps the file's.
     """
 
     def __init__(self, path: StrPath) -> None:
@@ -99,27 +99,27 @@ class GGUFModel:
 
 
 def read_config(path: StrPath) -> dict[str, Any]:
-    """What Hugging Face's `config.json` says of the model in a GGUF file.
+    """Returns the values of Hugging Face's `config.json` for the model in a GGUF file.
 
-    `dtype` is what most values are stored in, `float32` if they are quantised; scalings of rotary angles are under
-    `rope_scaling`; GPT-2's keys are its own (`n_embd` …). The end of a Mistral's window, where the file gives one,
-    makes it a `mistral`; other files of the architecture `llama` are a `llama` or, with experts, a `mixtral`.
+    `dtype` is the type of most values, `float32` if they are quantised. Rotary scaling is under `rope_scaling`. GPT-2
+    has its own keys (`n_embd` …). A file of the architecture `llama` is a `mixtral` if it has experts, a `mistral` if
+    it has a sliding window, else a `llama`.
 
     Raises:
-        FileError: It can't be read.
+        FileError: The file can't be read.
         CheckpointError: As for `read_tensors`.
     """
     return GGUFModel(path).config
 
 
 def read_tensors(path: StrPath) -> Mapping[str, LazyTensor]:
-    """The weights of a GGUF file under Hugging Face's names, none of them loaded yet.
+    """Opens the weights of a GGUF file under Hugging Face's names; none is loaded yet.
 
-    Experts have a tensor each. A tensor that no model of this family has keeps the name that the file gives it;
-    whether all that the model needs are there, and in which shapes, is the caller's to check.
+    Each expert has a tensor of its own. A tensor that is unknown in the family keeps its name in the file. The caller
+    checks that all tensors of the model are there, in the right shapes.
 
     Raises:
-        FileError: It can't be read.
+        FileError: The file can't be read.
         CheckpointError: No GGUF file, torn, of an architecture or with types of values that are not supported, or
             hyper-parameters are missing or contradict the tensors; every problem is listed.
     """
@@ -127,7 +127,7 @@ def read_tensors(path: StrPath) -> Mapping[str, LazyTensor]:
 
 
 def _is_wanted(key: str) -> bool:
-    """Not the vocabulary: it is most of the metadata."""
+    """Whether a model needs `key`; the vocabulary, which is most of the metadata, is skipped."""
     return not key.startswith("tokenizer.") or key.endswith("_token_id")
 
 
@@ -141,7 +141,7 @@ def _raise(path: StrPath, problems: list[str]) -> None:
 
 
 def _contents(head: Head, problems: list[str]) -> dict[str, _Stored]:
-    """Entry and bytes of each tensor by its name in the file."""
+    """Returns entry and bytes of each tensor by its name in the file."""
     alignment = head.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 8 or alignment % 8:
         problems.append(f"`general.alignment` must be a multiple of 8, got {str(alignment)[:60]}")
@@ -161,7 +161,7 @@ def _contents(head: Head, problems: list[str]) -> dict[str, _Stored]:
 
 
 def _problem(entry: TensorEntry, alignment: int, num_bytes: int) -> str | None:
-    """What is wrong with a row of the table, when `num_bytes` of content are there."""
+    """Returns the error of a row of the table for `num_bytes` of content, or None."""
     kind = TYPES_BY_ID.get(entry.type_id)
     if kind is None:
         return f"has values of type {name_of_type(entry.type_id)}, supported are {', '.join(TYPES)}"
@@ -183,7 +183,7 @@ def _bytes_of(content: mmap.mmap, start: int, entry: TensorEntry) -> Bytes:
 
 
 def _add_factors(config: dict[str, Any], stored: _Stored, problems: list[str]) -> None:
-    """Puts the scaling that gives these factors for the frequencies of rotary angles into `config`."""
+    """Adds the rotary scaling that gives these frequency factors to `config`."""
     entry, content = stored
     factors = read_values(content, TYPES_BY_ID[entry.type_id], torch.float32)
     if bool((factors == 1).all()):
@@ -199,7 +199,7 @@ def _add_factors(config: dict[str, Any], stored: _Stored, problems: list[str]) -
 
 
 def _named(contents: Mapping[str, _Stored], config: Mapping[str, Any], problems: list[str]) -> dict[str, LazyTensor]:
-    """The tensors by Hugging Face's names, those of experts one by one."""
+    """Returns the tensors by Hugging Face's names, one per expert."""
     family = family_of(config)
     found: dict[str, LazyTensor] = {}
     for name, (entry, content) in contents.items():
@@ -221,7 +221,7 @@ def _named(contents: Mapping[str, _Stored], config: Mapping[str, Any], problems:
 
 
 def _layout_problem(entry: TensorEntry, layout: Layout, num_heads: int, experts: int) -> str | None:
-    """Why a tensor can't be laid out as Hugging Face's."""
+    """Returns the reason why a tensor can't be laid out as Hugging Face's, or None."""
     shape = list(entry.shape)
     if experts and (len(shape) != 3 or shape[0] != experts):
         return f"must stack {experts} experts, got the shape {shape}"

@@ -1,4 +1,4 @@
-"""Llama 3's scaling of rotary angles, which GGUF holds as a tensor with a factor for each frequency.
+"""Converts Llama 3's rotary scaling to the tensor of frequency factors in GGUF files and back.
 
 Source: ggml-org/llama.cpp `conversion/llama.py`, `generate_extra_tensors`; huggingface/transformers
 `modeling_rope_utils.py`, `_compute_llama3_parameters`.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of every Llama 3 that was published.
+# Values of every published Llama 3.
 _PUBLISHED: Mapping[str, Any] = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -20,7 +20,7 @@ _PUBLISHED: Mapping[str, Any] = {
 
 
 def llama3_factors(scaling: Mapping[str, Any], rope_theta: float, head_dim: int) -> Tensor:
-    """What each frequency is divided by.
+    """Returns the divisor of each frequency.
 
     Args:
         scaling: `factor`, `low_freq_factor`, `high_freq_factor` and `original_max_position_embeddings`.
@@ -38,7 +38,7 @@ def llama3_factors(scaling: Mapping[str, Any], rope_theta: float, head_dim: int)
 
 
 def llama3_scaling(factors: Tensor, rope_theta: float, head_dim: int) -> dict[str, Any] | None:
-    """The parameters that give these factors; None if there are none.
+    """Returns the parameters that give these factors, or None.
 
     Args:
         factors: Shape (D / 2,), float32.
@@ -61,7 +61,7 @@ def _frequencies(rope_theta: float, head_dim: int) -> Tensor:
 
 
 def _fitted(factors: Tensor, factor: float, frequencies: Tensor) -> dict[str, Any]:
-    """Parameters by the factors between 1 and the largest; the low one is set to 1, as only ratios count."""
+    """Fits parameters to the factors between 1 and the largest; the low one is set to 1, as only ratios count."""
     between = ((factors > 1.0001) & (factors < factor * 0.9999)).nonzero().flatten()
     if len(between) < 2:
         return {**_PUBLISHED, "original_max_position_embeddings": _original(factors, factor, frequencies)}
@@ -77,7 +77,7 @@ def _fitted(factors: Tensor, factor: float, frequencies: Tensor) -> dict[str, An
 
 
 def _original(factors: Tensor, factor: float, frequencies: Tensor) -> int:
-    """The original context where at most one factor is between 1 and the largest, for 1 to 4 turns within it."""
+    """Returns the original context if at most one factor lies between 1 and the largest, for 1 to 4 turns in it."""
     ones = int((factors <= 1.0001).sum())
     below = float(frequencies[min(ones, len(frequencies) - 1)])
     if ones < len(factors) and float(factors[ones]) < factor * 0.9999:

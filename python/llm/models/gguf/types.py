@@ -1,4 +1,4 @@
-"""How GGUF stores values, to PyTorch and back.
+"""Converts stored values of GGUF files to PyTorch and back.
 
 Source: ggml-org/ggml `src/ggml-quants.c` for the layout of blocks; its Python twin, the package `gguf`, for all types
 but Q8_0, Q4_0 and Q4_1, which are read here in half the time (4096 × 4096 values of Q4_1: 38 ms instead of 113 ms).
@@ -24,13 +24,13 @@ _CHUNK_BLOCKS = 2048
 
 
 class ValueType(NamedTuple):
-    """A type of values.
+    """A type of stored values.
 
     Attributes:
-        name: As llama.cpp writes it.
-        type_id: Its number in a file.
-        block_values: Values that are stored together.
-        block_bytes: Bytes that they take.
+        name: llama.cpp's name.
+        type_id: Number in a file.
+        block_values: Number of values in a block.
+        block_bytes: Number of bytes in a block.
     """
 
     name: str
@@ -40,11 +40,11 @@ class ValueType(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The smallest dtype that holds every value as it is stored, or float32."""
+        """Returns the smallest dtype that holds every stored value, or float32."""
         return _PLAIN.get(self.name, torch.float32)
 
     def num_bytes(self, num_values: int) -> int:
-        """Bytes of so many values, a multiple of `block_values`."""
+        """Returns the bytes of `num_values`, which must be a multiple of `block_values`."""
         return num_values // self.block_values * self.block_bytes
 
 
@@ -58,21 +58,21 @@ TYPES_BY_ID: Mapping[int, ValueType] = {kind.type_id: kind for kind in TYPES.val
 
 
 def name_of_type(type_id: int) -> str:
-    """The name of a type, supported or not; its number if it has none."""
+    """Returns the name of a type, supported or not; its number if it has no name."""
     names = {int(number): number.name for number in GGMLQuantizationType}
     return names.get(type_id, str(type_id))
 
 
 def read_values(content: Bytes, kind: ValueType, dtype: torch.dtype) -> Tensor:
-    """The values in `content`.
+    """Reads the values in `content`.
 
     Args:
-        content: Whole blocks, one after the other. Shape (bytes,).
-        kind: Of the values.
-        dtype: Of the result; quantised values are computed in float32 and rounded to it.
+        content: Consecutive whole blocks. Shape (bytes,).
+        kind: Type of the values.
+        dtype: Type of the result; quantised values are computed in float32 and rounded.
 
     Returns:
-        Memory of its own. Shape (values,).
+        A tensor that shares no memory. Shape (values,).
     """
     if kind.name in _PLAIN:
         return torch.from_numpy(content).view(kind.dtype).to(dtype, copy=True)
@@ -94,11 +94,11 @@ def read_values(content: Bytes, kind: ValueType, dtype: torch.dtype) -> Tensor:
 
 
 def write_values(values: Tensor, kind: ValueType) -> Any:
-    """The bytes of `values`, as a buffer.
+    """Returns the bytes of `values` as a buffer.
 
     Args:
-        values: Shape (..., columns), columns a multiple of `kind.block_values`; any floating dtype.
-        kind: F32, F16, BF16, or one that the package `gguf` can quantise to.
+        values: Values of any floating dtype. Shape (..., columns), columns a multiple of `kind.block_values`.
+        kind: F32, F16, BF16, or a type that the package `gguf` can quantise to.
     """
     if kind.name in _PLAIN:
         return values.to(kind.dtype).contiguous().view(torch.uint8).numpy()
@@ -108,18 +108,18 @@ def write_values(values: Tensor, kind: ValueType) -> Any:
 
 
 def _by_package(blocks: Bytes, kind: ValueType) -> Tensor:
-    # One row: the package walks through groups of rows in Python.
+    # All blocks in one row: the package loops over groups of rows in Python.
     floats = dequantize(np.ascontiguousarray(blocks).reshape(1, -1), GGMLQuantizationType[kind.name])
     return torch.from_numpy(floats).view(len(blocks), kind.block_values)
 
 
 def _scales(blocks: Bytes, count: int) -> Floats:
-    """The `count` half-precision numbers that blocks begin with. Shape (blocks, count)."""
+    """Returns the first `count` half-precision numbers of each block. Shape (blocks, count)."""
     return np.ascontiguousarray(blocks[:, : 2 * count]).view(np.float16).astype(np.float32)
 
 
 def _nibbles(codes: Bytes, out: Floats) -> None:
-    """Low halves of the 16 bytes of a block, then the high ones."""
+    """Unpacks the low halves of the 16 bytes of a block, then the high halves."""
     np.bitwise_and(codes, 15, out=out[:, :16], casting="unsafe")
     np.right_shift(codes, 4, out=out[:, 16:], casting="unsafe")
 

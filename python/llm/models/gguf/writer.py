@@ -1,4 +1,4 @@
-"""Models written as GGUF files that llama.cpp runs."""
+"""Writes models as GGUF files that llama.cpp runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,22 +25,22 @@ def write_gguf_model(
 ) -> None:
     """Writes a model with its tokenizer as one GGUF file that llama.cpp runs.
 
-    Norms, biases and routers stay in float32. Where `q4_0` is asked for, the output projection (the embeddings, if they
-    are it) is in `q8_0`; where the columns are no multiple of 32, a quantised tensor is in `f16` instead.
+    Norms, biases and routers stay in float32. With `q4_0`, the output projection (or the tied embeddings) is in `q8_0`.
+    A tensor to be quantised whose columns are not a multiple of 32 is in `f16`.
 
     Args:
-        path: The file; one that is there stays whole until the new one is.
-        config: What Hugging Face's `config.json` says, of any of the families in `names.FAMILIES`.
-        tensors: By the names and in the shapes that Hugging Face's files have, each expert alone; any floating dtype
-            and device. Each is looked up for its shape, and again to be written: a mapping may load them one by one.
-        tokenizer: A byte-level BPE.
-        quantization: One of `QUANTIZATIONS`.
+        path: Path of the file; an existing file is replaced once the new one is complete.
+        config: Values of Hugging Face's `config.json`, of any family in `names.FAMILIES`.
+        tensors: Tensors by Hugging Face's names and in Hugging Face's shapes, each expert apart, of any floating dtype
+            and device. A tensor is looked up for its shape and again for writing: a mapping may load one at a time.
+        tokenizer: Byte-level BPE tokenizer.
+        quantization: Name in `QUANTIZATIONS`.
 
     Raises:
-        CheckpointError: Such a file can't hold the model; every obstacle, missing and unexpected tensor is listed.
-        FileError: It can't be written.
-        InvalidArgumentError: There is no such quantization.
-        TokenizerError: Such a file can't hold the tokenizer.
+        CheckpointError: A GGUF file can't contain the model; every obstacle, missing and unexpected tensor is listed.
+        FileError: The file can't be written.
+        InvalidArgumentError: An unknown quantization.
+        TokenizerError: A GGUF file can't contain the tokenizer.
     """
     if quantization not in QUANTIZATIONS:
         raise InvalidArgumentError(f"`quantization` must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
@@ -106,7 +106,7 @@ def _write_tensor(file: IO[bytes], tensor: Planned, tensors: Tensors, problems: 
                 f"{source} must be finite and at most {limit:.6g} in {tensor.kind.name}, got {largest:.6g}"
                 + ("" if limit > 1e6 else "\n  hint: `bf16` and `f32` hold larger values")
             )
-            continue  # Only for what else is wrong: the file won't be kept.
+            continue  # The loop goes on only to find more problems: the file won't be kept.
         file.write(write_values(_laid_out(values, tensor), tensor.kind))
     file.write(bytes(-tensor.num_bytes % _ALIGNMENT))
 
