@@ -368,6 +368,16 @@ class Tokenizer:
             TokenizerError: A custom pattern backtracks too much on it.
         """
 
+    def offsets(self, text: str, plan: EncodePlan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Start and end in `text` of each id of `plan` before truncation, in bytes and in code points, (T, 2).
+
+        Where the tokenizer changes the text first, they are in the text before the change. Cost: that of encoding.
+
+        Raises:
+            InvalidArgumentError: A lone surrogate in `text`.
+            TokenizerError: A custom pattern backtracks too much on it.
+        """
+
     def encode_batch(
         self, texts: Sequence[str], plan: EncodePlan | None = None, num_threads: int | None = None
     ) -> list[list[int]]:

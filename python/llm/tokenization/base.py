@@ -227,7 +227,7 @@ class BaseTokenizer(abc.ABC):
         A token can begin or end inside a character; its character offsets then cover the whole character.
 
         Raises:
-            InvalidArgumentError: As in `encode`, or the tokenizer changes the text, so tokens have no position in it.
+            InvalidArgumentError: As in `encode`.
         """
         plan = self._plan(options)
         special = {name: value for name, value in options.items() if "special" in name}

@@ -225,5 +225,11 @@ class BPETokenizer(BaseTokenizer):
     def _encode_planned(self, text: str, plan: _rust.EncodePlan) -> NDArray[np.uint32]:
         return self._core.encode_planned(text, plan)
 
+    def _offsets(
+        self, ids: NDArray[np.uint32], text: str, plan: _rust.EncodePlan
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        del ids  # the core encodes again: a token may come from other bytes than its own
+        return self._core.offsets(text, plan)
+
     def _encode_flat(self, texts: list[str], plan: _rust.EncodePlan | None, num_threads: int | None) -> FlatIds:
         return FlatIds(*self._core.encode_batch_flat(texts, plan, num_threads))

@@ -12,7 +12,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use super::convert::{self, positive, token_ids, utf8};
 use super::shared_ints::SharedInts;
 use super::tokenizer_batch::{self, FlatArrays, PyEncodePlan};
-use super::tokenizer_stream::PyTokenTable;
+use super::tokenizer_stream::{OffsetArrays, PyTokenTable};
 use crate::Error;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::memory::join_freed;
@@ -184,6 +184,15 @@ impl PyTokenizer {
         plan: &PyEncodePlan,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
         tokenizer_batch::encode_planned(py, &self.inner, text, plan)
+    }
+
+    fn offsets<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyString>,
+        plan: &PyEncodePlan,
+    ) -> PyResult<OffsetArrays<'py>> {
+        tokenizer_batch::offsets(py, &self.inner, text, plan)
     }
 
     #[pyo3(signature = (texts, plan=None, num_threads=None))]

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use super::convert::{positive, special_tokens, token_ids, utf8};
+use super::tokenizer_stream::{OffsetArrays, offset_arrays};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::batch::Rows;
 use crate::tokenizer::options::{Allowed, EncodePlan, Side, Template, Truncation};
@@ -81,6 +82,18 @@ pub fn encode_planned<'py>(
     let mut ids = Vec::with_capacity(text.len() / 4);
     py.detach(|| tokenizer.encode_planned(text, &plan.inner, &mut ids))?;
     Ok(ids.into_pyarray(py))
+}
+
+/// Where in a text the tokens that the plan gives come from.
+pub fn offsets<'py>(
+    py: Python<'py>,
+    tokenizer: &Tokenizer,
+    text: &Bound<'py, PyString>,
+    plan: &PyEncodePlan,
+) -> PyResult<OffsetArrays<'py>> {
+    let text = utf8(text)?;
+    let (_, found) = py.detach(|| tokenizer.encode_with_offsets(text, plan.inner.allowed()))?;
+    offset_arrays(py, found)
 }
 
 /// The ids of each text; without a plan, as plain encoding gives them.

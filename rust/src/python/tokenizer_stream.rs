@@ -9,7 +9,7 @@ use pyo3::types::PyString;
 use super::convert::{token_ids, utf8};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::decode::join::Joiner;
-use crate::tokenizer::decode::offsets::offsets;
+use crate::tokenizer::decode::offsets::{Offsets, offsets};
 use crate::tokenizer::decode::token_stream::{TokenStream, unknown};
 use crate::tokenizer::tokens::TokenTable;
 
@@ -33,7 +33,16 @@ impl From<&Tokenizer> for PyTokenTable {
 }
 
 /// Byte and character offsets, (T, 2) each.
-type OffsetArrays<'py> = (Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<i64>>);
+pub type OffsetArrays<'py> = (Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<i64>>);
+
+/// Offsets as two arrays.
+pub fn offset_arrays(py: Python<'_>, found: Offsets) -> PyResult<OffsetArrays<'_>> {
+    let array = |pairs: Vec<[usize; 2]>| {
+        let flat: Vec<i64> = pairs.iter().flatten().map(|&place| place as i64).collect();
+        flat.into_pyarray(py).reshape([pairs.len(), 2])
+    };
+    Ok((array(found.bytes)?, array(found.chars)?))
+}
 
 #[pymethods]
 impl PyTokenTable {
@@ -64,12 +73,7 @@ impl PyTokenTable {
         text: &Bound<'py, PyString>,
     ) -> PyResult<OffsetArrays<'py>> {
         let (ids, text) = (token_ids(ids)?, utf8(text)?);
-        let found = py.detach(|| offsets(&self.inner, self.joiner, &ids, text))?;
-        let array = |pairs: Vec<[usize; 2]>| {
-            let flat: Vec<i64> = pairs.iter().flatten().map(|&place| place as i64).collect();
-            flat.into_pyarray(py).reshape([pairs.len(), 2])
-        };
-        Ok((array(found.bytes)?, array(found.chars)?))
+        offset_arrays(py, py.detach(|| offsets(&self.inner, self.joiner, &ids, text))?)
     }
 }
 

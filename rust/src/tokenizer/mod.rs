@@ -24,13 +24,15 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use self::decode::join::{Joiner, run_text, stands_for_byte};
+use self::decode::offsets::{Offsets, offsets};
 use self::encoder::{PieceEncoder, Session, TextEncoder};
 use self::formats::components::Components;
 use self::options::{Allowed, EncodePlan, Template};
+use self::split::aligned::Origin;
 use self::split::pipeline::{Part, Pipeline};
 use self::split::pretokenize::Pattern;
 use self::split::special::{Segment, SpecialMatcher};
-use self::split::stages::Stage;
+use self::split::stages::{Stage, Stretch};
 use self::vocab::Vocab;
 use crate::{Error, Result};
 
@@ -147,7 +149,7 @@ impl Tokenizer {
         if let ([Stage::Pattern(_)], None) = (pipeline.stages(), self.vocab.sentence_piece()) {
             return pipeline.for_each_stretch(text, finds_special, &mut |part| match part {
                 Part::Text(stretch) => self.encode_ordinary(stretch.text, session),
-                Part::Token(id) => {
+                Part::Token(id, _) => {
                     session.push(id);
                     Ok(())
                 }
@@ -155,8 +157,76 @@ impl Tokenizer {
         }
         pipeline.for_each_piece(text, finds_special, &mut |part| match part {
             Part::Text(piece) => self.encode_piece(piece.text, session),
-            Part::Token(id) => session.push(id),
+            Part::Token(id, _) => session.push(id),
         })
+    }
+
+    /// The ids of `text` and where in it each token comes from.
+    ///
+    /// # Errors
+    ///
+    /// See [`Tokenizer::encode`].
+    pub fn encode_with_offsets(&self, text: &str, allowed: &Allowed) -> Result<(Vec<u32>, Offsets)> {
+        let mut ids = Vec::new();
+        let Some(pipeline) = &self.pipeline else {
+            self.encode_into(text, allowed, &mut ids)?;
+            let found = offsets(self.vocab.tokens(), self.joiner, &ids, text)?;
+            return Ok((ids, found));
+        };
+        let mut bytes = Vec::new();
+        let chosen = SpecialMatcher::new(&[]);
+        let (chosen, finds_special) = match allowed {
+            Allowed::None => (&chosen, false),
+            Allowed::All => (&chosen, true),
+            Allowed::Some(tokens) => (&**tokens, false),
+        };
+        for (range, segment) in chosen.located_segments(text, true) {
+            match segment {
+                Segment::Special(id) => {
+                    ids.push(id);
+                    bytes.push([range.start, range.end]);
+                }
+                Segment::Text(part) => pipeline.for_each_aligned(part, finds_special, &mut |part| {
+                    let first = bytes.len();
+                    match part {
+                        Part::Token(id, origin) => {
+                            ids.push(id);
+                            bytes.push(origin);
+                        }
+                        Part::Text(piece) => self.align_piece(piece, &mut ids, &mut bytes),
+                    }
+                    bytes[first..].iter_mut().flatten().for_each(|at| *at += range.start);
+                })?,
+            }
+        }
+        let found = Offsets::of(bytes, text);
+        Ok((ids, found))
+    }
+
+    /// Appends the ids of a piece and the origin of each: the symbols that a token was merged from say how many bytes of
+    /// the piece it covers, whatever its name.
+    fn align_piece(&self, piece: Stretch<'_>, ids: &mut Vec<u32>, bytes: &mut Vec<Origin>) {
+        let (mut symbols, first) = (Vec::new(), ids.len());
+        self.vocab.symbols(piece.text, |id, num_bytes| symbols.push((id, num_bytes)));
+        self.encoder.session(ids, |session| self.encode_piece(piece.text, session));
+        let (mut at, mut symbols) = (0, symbols.into_iter());
+        for &id in &ids[first..] {
+            let (num_token, mut num_known, mut start) = (self.vocab.symbol_bytes(id), 0, at);
+            for (symbol, num_bytes) in symbols.by_ref() {
+                at += num_bytes;
+                match symbol {
+                    // Bytes without a token, before the first symbol or between two that merged.
+                    None if num_known == 0 => start = at,
+                    None => {}
+                    Some(symbol) => num_known += if symbol == id { num_token.max(num_bytes) } else { num_bytes },
+                }
+                if num_known >= num_token && num_known > 0 {
+                    break;
+                }
+            }
+            let origins = &piece.origins[start.min(piece.origins.len())..at.min(piece.origins.len())];
+            bytes.push([origins.first().map_or(0, |origin| origin[0]), origins.last().map_or(0, |origin| origin[1])]);
+        }
     }
 
     fn encode_ordinary(&self, text: &str, session: &mut Session<'_>) -> Result<()> {
@@ -182,7 +252,7 @@ impl Tokenizer {
         let mut pieces = Vec::new();
         pipeline.for_each_piece(text, false, &mut |part| match part {
             Part::Text(piece) => pieces.push(piece.text.to_owned()),
-            Part::Token(id) => {
+            Part::Token(id, _) => {
                 let token = self.vocab.tokens().bytes(id).unwrap_or_default();
                 pieces.push(String::from_utf8_lossy(token).into_owned());
             }

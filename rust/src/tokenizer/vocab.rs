@@ -241,6 +241,12 @@ impl Vocab {
         }
     }
 
+    /// The number of bytes of a piece that the token covers, unless it stands for unknown characters.
+    pub fn symbol_bytes(&self, id: u32) -> usize {
+        let name = self.sentence_piece().and_then(|start| start.names().get(id as usize));
+        name.map_or_else(|| self.tokens.bytes(id).map_or(0, <[u8]>::len), |name| name.len())
+    }
+
     fn byte_symbols(&self, piece: &[u8], emit: impl FnMut(Option<u32>, usize)) {
         let mut symbols = Symbols::new(self.unknown, emit);
         for &byte in piece {

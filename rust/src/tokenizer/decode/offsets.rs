@@ -13,6 +13,22 @@ pub struct Offsets {
     pub chars: Vec<[usize; 2]>,
 }
 
+impl Offsets {
+    /// Offsets in bytes of `text` as both; a token that covers a part of a code point covers all of it in code points.
+    pub fn of(bytes: Vec<[usize; 2]>, text: &str) -> Self {
+        // The code point that each byte is part of, and one past the last.
+        let mut char_of: Vec<usize> = Vec::with_capacity(text.len() + 1);
+        for (index, character) in text.chars().enumerate() {
+            char_of.extend(std::iter::repeat_n(index, character.len_utf8()));
+        }
+        char_of.push(char_of.last().map_or(0, |last| last + 1));
+        let chars = |&[start, end]: &[usize; 2]| {
+            [char_of[start], if end > start { char_of[end - 1] + 1 } else { char_of[start] }]
+        };
+        Self { chars: bytes.iter().map(chars).collect(), bytes }
+    }
+}
+
 /// The places of `ids` in `text`, whose tokens' bytes must be the text.
 ///
 /// A space that a tokenizer with a [`Joiner::Words`] puts before a text has no place: it counts as nothing.

@@ -1,5 +1,6 @@
 //! From text to the pieces that merges stay within: added tokens, normalisation, patterns.
 
+pub mod aligned;
 pub mod normalizer;
 pub mod pipeline;
 pub mod pretokenize;

@@ -1,5 +1,6 @@
 //! The way of a text to pieces where it is longer than one pattern: added tokens with flags, normalizer, stages.
 
+use super::aligned::{AlignedText, Origin};
 use super::normalizer::{Normalizer, NormalizerStep};
 use super::special::{AddedToken, Segment, SpecialMatcher};
 use super::stages::{Behavior, Needle, Stage, Stretch, cut};
@@ -19,8 +20,8 @@ pub struct Pipeline {
 /// Part of a text: an added token, or text to cut or to merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part<'a> {
-    /// An added token's id.
-    Token(u32),
+    /// An added token's id, and its origin if offsets are wanted.
+    Token(u32, Origin),
     /// Normalised text.
     Text(Stretch<'a>),
 }
@@ -97,20 +98,59 @@ impl Pipeline {
         visit: &mut dyn FnMut(Part<'_>) -> Result<()>,
     ) -> Result<()> {
         for (raw_range, segment) in self.raw.located_segments(text, finds_special) {
-            let raw = match segment {
-                Segment::Text(raw) => raw,
-                Segment::Special(id) => {
-                    visit(Part::Token(id))?;
-                    continue;
+            match segment {
+                Segment::Special(id) => visit(Part::Token(id, [raw_range.start, raw_range.end]))?,
+                Segment::Text(raw) => {
+                    let normalized = self.normalizer.normalize(raw);
+                    let whole = Stretch { text: &normalized, origins: &[], is_first: raw_range.start == 0 };
+                    self.for_each_normalized(whole, finds_special, visit)?;
                 }
-            };
-            let normalized = self.normalizer.normalize(raw);
-            for (range, segment) in self.normalized.located_segments(&normalized, finds_special) {
-                visit(match segment {
-                    Segment::Text(text) => Part::Text(Stretch { text, is_first: raw_range.start + range.start == 0 }),
-                    Segment::Special(id) => Part::Token(id),
-                })?;
             }
+        }
+        Ok(())
+    }
+
+    /// As [`Pipeline::for_each_piece`], with the origin of each byte and token in `text`.
+    ///
+    /// # Errors
+    ///
+    /// See [`Pipeline::for_each_piece`].
+    pub fn for_each_aligned(&self, text: &str, finds_special: bool, visit: &mut dyn FnMut(Part<'_>)) -> Result<()> {
+        let mut cut_part = |part: Part<'_>| match part {
+            Part::Text(stretch) => cut(&self.stages, stretch, &mut |piece| visit(Part::Text(piece))),
+            token => {
+                visit(token);
+                Ok(())
+            }
+        };
+        for (range, segment) in self.raw.located_segments(text, finds_special) {
+            match segment {
+                Segment::Special(id) => cut_part(Part::Token(id, [range.start, range.end]))?,
+                Segment::Text(raw) => {
+                    let aligned = AlignedText::new(raw, range.start).normalized(&self.normalizer);
+                    let (normalized, origins) = aligned.into_parts(text);
+                    let whole = Stretch { text: &normalized, origins: &origins, is_first: range.start == 0 };
+                    self.for_each_normalized(whole, finds_special, &mut cut_part)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `visit` with the added tokens that are found in normalised text and the text between them.
+    fn for_each_normalized(
+        &self,
+        whole: Stretch<'_>,
+        finds_special: bool,
+        visit: &mut dyn FnMut(Part<'_>) -> Result<()>,
+    ) -> Result<()> {
+        for (range, segment) in self.normalized.located_segments(whole.text, finds_special) {
+            let part = whole.slice(range);
+            visit(match (segment, part.origins) {
+                (Segment::Text(_), _) => Part::Text(part),
+                (Segment::Special(id), [first, .., last]) => Part::Token(id, [first[0], last[1]]),
+                (Segment::Special(id), origins) => Part::Token(id, origins.first().copied().unwrap_or_default()),
+            })?;
         }
         Ok(())
     }

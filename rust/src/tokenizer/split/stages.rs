@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::aligned::Origin;
 use super::pretokenize::{CustomPattern, Pattern};
 use crate::Result;
 
@@ -77,13 +78,26 @@ type Span = (Range<usize>, bool);
 pub struct Stretch<'a> {
     /// The text.
     pub text: &'a str,
+    /// The origin of each byte; empty unless offsets are wanted.
+    pub origins: &'a [Origin],
     /// Whether it begins the whole text, the only place where some tokenizers insert a space.
     pub is_first: bool,
 }
 
 impl Stretch<'_> {
-    fn slice(&self, range: Range<usize>) -> Self {
-        Self { is_first: self.is_first && range.start == 0, text: &self.text[range] }
+    pub(super) fn slice(&self, range: Range<usize>) -> Self {
+        Self {
+            is_first: self.is_first && range.start == 0,
+            origins: self.origins.get(range.clone()).unwrap_or_default(),
+            text: &self.text[range],
+        }
+    }
+
+    /// The origins with those of `num_bytes` inserted ones before them, which share the first character's.
+    fn origins_after(&self, num_bytes: usize) -> Vec<Origin> {
+        let num_first = self.text.chars().next().map_or(0, char::len_utf8);
+        let first = self.origins.get(..num_first).and_then(|first| Some([first.first()?[0], first.last()?[1]]));
+        first.into_iter().flat_map(|first| vec![first; num_bytes]).chain(self.origins.iter().copied()).collect()
     }
 }
 
@@ -97,7 +111,7 @@ pub fn cut(stages: &[Stage], stretch: Stretch<'_>, visit: &mut dyn FnMut(Stretch
         visit(stretch);
         return Ok(());
     };
-    let Stretch { text, is_first } = stretch;
+    let Stretch { text, is_first, .. } = stretch;
     match stage {
         Stage::Pattern(pattern) => {
             let mut result = Ok(());
@@ -113,10 +127,13 @@ pub fn cut(stages: &[Stage], stretch: Stretch<'_>, visit: &mut dyn FnMut(Stretch
             spans.into_iter().try_for_each(|span| cut(rest, stretch.slice(span), visit))
         }
         Stage::PrefixSpace if text.starts_with(' ') => cut(rest, stretch, visit),
-        Stage::PrefixSpace => cut(rest, Stretch { text: &format!(" {text}"), is_first }, visit),
+        Stage::PrefixSpace => {
+            let origins = stretch.origins_after(1);
+            cut(rest, Stretch { text: &format!(" {text}"), origins: &origins, is_first }, visit)
+        }
         Stage::Metaspace { replacement, prepend, split } => {
-            let text = meta_spaced(text, *replacement, *prepend, is_first);
-            let stretch = Stretch { text: &text, is_first };
+            let (text, origins) = meta_spaced(stretch, *replacement, *prepend);
+            let stretch = Stretch { text: &text, origins: &origins, is_first };
             if !*split {
                 return cut(rest, stretch, visit);
             }
@@ -125,10 +142,18 @@ pub fn cut(stages: &[Stage], stretch: Stretch<'_>, visit: &mut dyn FnMut(Stretch
     }
 }
 
-fn meta_spaced(text: &str, replacement: char, prepend: Prepend, is_first: bool) -> String {
+fn meta_spaced(stretch: Stretch<'_>, replacement: char, prepend: Prepend) -> (String, Vec<Origin>) {
+    let Stretch { text, origins, is_first } = stretch;
     let replaced = text.replace(' ', replacement.encode_utf8(&mut [0; 4]));
+    let num_bytes = |byte: u8| if byte == b' ' { replacement.len_utf8() } else { 1 };
+    let bytes = text.bytes().zip(origins);
+    let origins = bytes.flat_map(|(byte, &origin)| std::iter::repeat_n(origin, num_bytes(byte))).collect::<Vec<_>>();
     let wanted = prepend == Prepend::Always || prepend == Prepend::First && is_first;
-    if wanted && !replaced.starts_with(replacement) { format!("{replacement}{replaced}") } else { replaced }
+    if !wanted || replaced.starts_with(replacement) {
+        return (replaced, origins);
+    }
+    let origins = Stretch { text: &replaced, origins: &origins, is_first }.origins_after(replacement.len_utf8());
+    (format!("{replacement}{replaced}"), origins)
 }
 
 fn before_each(text: &str, character: char) -> Vec<Range<usize>> {
