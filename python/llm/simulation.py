@@ -1,10 +1,9 @@
 """The request scheduler without a model: replays a trace or a made-up load, and says what it costs."""
 
 import csv
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,66 +13,12 @@ from rich.table import Table
 from llm._rust import SimulatedLoad, simulate_scheduler
 from llm.errors import DataError
 from llm.progress import progress_bar
-from llm.settings.engine import EngineConfig
 from llm.settings.merge import validated
+from llm.settings.simulation import Simulation
 
 _COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 # What a request may hold without a limit given: far more than its mean, so that hardly any is cut.
 _LONGEST = 16
-
-
-class Simulation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A load, the scheduler's limits, and the simulated clock."""
-
-    requests: Annotated[int, msgspec.Meta(ge=1, description="Requests to make up.")] = 100_000
-    prompt_tokens: Annotated[int, msgspec.Meta(ge=1, description="Tokens of a prompt, on average.")] = 500
-    output_tokens: Annotated[int, msgspec.Meta(ge=1, description="Tokens of an answer, on average.")] = 200
-    rate: Annotated[float, msgspec.Meta(gt=0.0, description="Arrivals a second; null: one always waits.")] | None = None
-    prefixes: Annotated[int, msgspec.Meta(ge=0, description="Beginnings that prompts share.")] = 0
-    prefix_tokens: Annotated[int, msgspec.Meta(ge=0, description="Tokens of such a beginning.")] = 0
-    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, description="Of the made-up load.")] = 0
-    running: Annotated[int, msgspec.Meta(ge=1, description="Requests decoded together.")] = 256
-    block_size: Annotated[int, msgspec.Meta(ge=1, description="Tokens a block.")] = 16
-    blocks: Annotated[int, msgspec.Meta(ge=1, description="Blocks; null: twice what runs on average.")] | None = None
-    max_batch_tokens: Annotated[int, msgspec.Meta(ge=1, description="Token budget of a step.")] = 2048
-    prefix_caching: bool = True
-    step_ms: Annotated[float, msgspec.Meta(ge=0.0, description="Simulated time of a step.")] = 20.0
-    token_us: Annotated[float, msgspec.Meta(ge=0.0, description="Simulated time more for each token.")] = 0.0
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of the cache."""
-        mean_tokens = self.prefix_tokens * bool(self.prefixes) + self.prompt_tokens + self.output_tokens
-        return self.blocks or 2 * self.running * math.ceil(mean_tokens / self.block_size)
-
-    @property
-    def max_model_len(self) -> int:
-        """Longest request, prompt and answer: one that fills the cache."""
-        return self.num_blocks * self.block_size
-
-    def limits(self) -> EngineConfig:
-        """The scheduler's limits."""
-        return EngineConfig(
-            block_size=self.block_size,
-            max_batch_tokens=self.max_batch_tokens,
-            max_running_requests=self.running,
-            max_model_len=self.max_model_len,
-            enable_prefix_caching=self.prefix_caching,
-        )
-
-    def load(self) -> SimulatedLoad:
-        """The requests made up."""
-        room = (self.max_model_len - self.prefix_tokens) // 2
-        return SimulatedLoad.synthetic(
-            num_requests=self.requests,
-            mean_prompt_tokens=self.prompt_tokens,
-            mean_output_tokens=self.output_tokens,
-            max_tokens=max(1, min(room, _LONGEST * max(self.prompt_tokens, self.output_tokens))),
-            rate_per_s=self.rate,
-            num_prefixes=self.prefixes,
-            prefix_tokens=self.prefix_tokens,
-            seed=self.seed,
-        )
 
 
 def run_simulation(
@@ -95,7 +40,7 @@ def run_simulation(
         ConfigError: A value out of range.
     """
     simulation = validated(simulation)
-    load = simulation.load() if trace is None else read_trace(trace)
+    load = synthetic_load(simulation) if trace is None else read_trace(trace)
     with progress_bar(MofNCompleteColumn(), wanted=progress) as bar:
         task = bar.add_task("Requests", total=len(load))
         return simulate_scheduler(
@@ -106,6 +51,21 @@ def run_simulation(
             token_s=simulation.token_us / 1e6,
             progress=lambda finished: bar.update(task, completed=finished),
         )
+
+
+def synthetic_load(simulation: Simulation) -> SimulatedLoad:
+    """The requests of a made-up load."""
+    room = (simulation.max_model_len - simulation.prefix_tokens) // 2
+    return SimulatedLoad.synthetic(
+        num_requests=simulation.requests,
+        mean_prompt_tokens=simulation.prompt_tokens,
+        mean_output_tokens=simulation.output_tokens,
+        max_tokens=max(1, min(room, _LONGEST * max(simulation.prompt_tokens, simulation.output_tokens))),
+        rate_per_s=simulation.rate,
+        num_prefixes=simulation.prefixes,
+        prefix_tokens=simulation.prefix_tokens,
+        seed=simulation.seed,
+    )
 
 
 def read_trace(path: str | Path) -> SimulatedLoad:

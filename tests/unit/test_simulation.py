@@ -10,7 +10,8 @@ from llm import _rust
 from llm.cli.main import app
 from llm.errors import ConfigError, DataError, InvalidArgumentError
 from llm.settings.engine import EngineConfig
-from llm.simulation import Simulation, read_trace, report_table, run_simulation
+from llm.settings.simulation import Simulation
+from llm.simulation import read_trace, report_table, run_simulation, synthetic_load
 
 SMALL = Simulation(requests=300, prompt_tokens=40, output_tokens=20, running=16, block_size=4)
 
@@ -88,7 +89,7 @@ def test_values_out_of_range_are_refused():
         run_simulation(Simulation(running=0))
     with pytest.raises(InvalidArgumentError, match="`step_s` must be at least 0, got -1"):
         _rust.simulate_scheduler(
-            SMALL.load(), EngineConfig(max_batch_tokens=4, max_model_len=16), num_blocks=4, step_s=-1.0
+            synthetic_load(SMALL), EngineConfig(max_batch_tokens=4, max_model_len=16), num_blocks=4, step_s=-1.0
         )
 
 

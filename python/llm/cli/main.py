@@ -2,24 +2,37 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from llm import __version__
 from llm.cli import bench, chat, demo, export, generate, info, serve, tokenizer, train
 from llm.cli.options import as_options
 from llm.errors import LLMError
 
 app = typer.Typer(
     name="llm",
-    help="From a text corpus to a chat endpoint.",
     epilog="Start with:  llm demo",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(bench.app, name="bench")
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version and exit.")] = False,
+) -> None:
+    """From a text corpus to a chat endpoint."""
+    if version:
+        print(f"llm-oxide {__version__}")
+        raise typer.Exit
+
+
 for verb in (train, generate, chat, serve, export, info, demo):
     app.command(verb.command.__name__, epilog=verb.EXAMPLE)(verb.command)
 

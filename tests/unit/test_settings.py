@@ -1,0 +1,154 @@
+"""A setting is declared once: its option, wire field, documentation and Rust side follow from the declaration."""
+
+import ast
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from llm.cli.main import app
+from llm.cli.options import FLAGS, as_options, with_options
+from llm.errors import ConfigError
+from llm.settings.engine import EngineConfig, NgramSpeculation
+from llm.settings.fields import default_of
+from llm.settings.sampling import UNPRINTED, SamplingParams
+from llm.settings.server import ServerConfig, server_config
+
+ROOT = Path(__file__).parents[2]
+PYTHON = [*sorted((ROOT / "python" / "llm").rglob("*.py")), ROOT / "python" / "llm" / "_rust.pyi"]
+RUST = sorted((ROOT / "rust" / "src").rglob("*.rs"))
+# Files that use a setting's word for something else, or name the setting only in an error.
+NO_DECLARATION = {
+    "block_size": {"kernels/cache.rs"},  # the layout of a cache in memory
+    "logprobs": {"inference/outputs.py", "engine/outputs.rs", "python/engine.rs", "sampling/sample.rs"},
+    "max_tokens": {"_rust.pyi", "python/simulation.rs", "scheduler/load.rs", "scheduler/request.rs"}
+    | {"scheduler/scheduler.rs", "serving/errors.py", "serving/parsing.py"},
+    "num_threads": {"cli/tokenizer/bench.py", "cli/tokenizer/train.py", "python/tokenizer.rs", "training/launch.py"}
+    | {"python/tokenizer_batch.rs", "tokenizer/trainer/mod.rs"},
+    "prompt_logprobs": {"inference/outputs.py", "engine/outputs.rs", "python/engine.rs", "serving/parsing.py"}
+    | {"serving/protocol.py"},
+    "seed": {"_rust.pyi", "settings/run.py", "settings/simulation.py", "python/simulation.rs", "scheduler/load.rs"},
+    "skip_special_tokens": {"_rust.pyi", "cli/tokenizer/decode.py", "python/tokenizer.rs"}
+    | {"python/tokenizer_batch.rs"},
+    # The finish reason, and a key of tokenizer files.
+    "stop": {"_rust.pyi", "inference/outputs.py", "engine/outputs.rs", "tokenization/chat.py"}
+    | {"tokenization/readers/gguf.py", "tokenizer/formats/read.rs"},
+}
+
+
+def python_places(file: Path) -> set[str]:
+    """Names declared in a Python file: annotated fields, whole strings, and parameters of commands and of the stub."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            fields = [part.target for part in node.body if isinstance(part, ast.AnnAssign)]
+            found |= {field.id for field in fields if isinstance(field, ast.Name)}
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            found.add(node.value.removeprefix("--").replace("-", "_"))
+        if isinstance(node, ast.arg) and (file.suffix == ".pyi" or "cli" in file.parts):
+            found.add(node.arg)
+        if isinstance(node, ast.keyword) and node.arg and "cli" in file.parts:
+            found.add(node.arg)
+    return found
+
+
+def rust_places(file: Path) -> set[str]:
+    """Names declared in a Rust file: public fields, whole strings, and arguments of functions Python calls."""
+    text = re.sub(r"//[^\n]*", "", file.read_text(encoding="utf-8"))
+    found = set(re.findall(r"\bpub (\w+)(?::|,)", text)) | set(re.findall(r'"(\w+)"', text))
+    if "python" in file.parts:
+        found |= set(re.findall(r"^\s*(\w+): [\w<>\[\]&', ]+,$", text, re.MULTILINE))
+    return found
+
+
+PLACES = {str(file.relative_to(ROOT / "python" / "llm")): python_places(file) for file in PYTHON} | {
+    str(file.relative_to(ROOT / "rust" / "src")): rust_places(file) for file in RUST
+}
+
+
+def places_of(name: str) -> set[str]:
+    return {file for file, names in PLACES.items() if name in names} - NO_DECLARATION.get(name, set())
+
+
+@pytest.mark.parametrize("name", SamplingParams.__struct_fields__)
+def test_a_sampling_field_is_declared_in_at_most_four_places(name: str) -> None:
+    """A place is a file that declares or retypes the field, however often, rather than using its value.
+
+    In Python that is an annotated field of a class, a string that is the whole name (the key of a table or of a
+    mapping), and in the command line and the stub also a parameter or keyword. In Rust that is a public field, a whole
+    string, and an argument of a function that Python calls. Reading an attribute is no place; documentation tables and
+    options of the command line are derived, so they are none either.
+    """
+    assert len(places_of(name)) <= 4, sorted(places_of(name))
+
+
+# `speculative` holds a struct of settings, which are counted themselves.
+LIMITS = [*EngineConfig.__struct_fields__, *NgramSpeculation.__struct_fields__]
+
+
+@pytest.mark.parametrize("name", [name for name in LIMITS if name != "speculative"])
+def test_a_limit_of_the_engine_is_declared_in_at_most_three_places(name: str) -> None:
+    """A place is counted as for a sampling field."""
+    assert len(places_of(name)) <= 3, sorted(places_of(name))
+
+
+def test_words_that_are_no_declaration_are_still_there() -> None:
+    stale = {
+        (name, file) for name, files in NO_DECLARATION.items() for file in files if name not in PLACES.get(file, ())
+    }
+    assert stale == set()
+
+
+def test_rust_and_python_have_the_same_defaults() -> None:
+    declared = re.compile(r"pub (\w+): [^=\n]+ = ([^\n]+),$", re.MULTILINE)
+    for kind, files in (
+        (SamplingParams, ("sampling/params.rs", "engine/params.rs")),
+        (EngineConfig, ("scheduler/config.rs",)),
+        (NgramSpeculation, ("speculation/ngram.rs",)),
+    ):
+        text = "".join((ROOT / "rust" / "src" / file).read_text(encoding="utf-8") for file in files)
+        ours = {field.name: default_of(field) for field in msgspec.structs.fields(kind)}
+        theirs = {name: value for name, value in declared.findall(text) if name in ours}
+        assert len(theirs) >= 3
+        for name, value in theirs.items():
+            if ours[name] is not None and value[0].isdigit():
+                assert float(value) == ours[name], name
+            if value in ("true", "false"):
+                assert (value == "true") == ours[name], name
+
+
+def test_server_takes_limits_of_its_engine_as_keywords() -> None:
+    config = server_config(port=0, max_model_len=64, engine=EngineConfig(block_size=8))
+    assert config == ServerConfig(port=0, engine=EngineConfig(max_model_len=64, block_size=8))
+    with pytest.raises(ConfigError, match="unknown setting `max_model_length`; did you mean `max_model_len`"):
+        server_config(max_model_length=64)
+    with pytest.raises(ConfigError, match="`max_running_requests` must be `int` >= 1, got 0"):
+        server_config(max_running_requests=0)
+
+
+def test_every_setting_of_a_server_has_an_option_and_messages_name_it() -> None:
+    options = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
+    fields = {*ServerConfig.__struct_fields__, *EngineConfig.__struct_fields__} - {"engine", "speculative"}
+    assert [name for name in sorted(fields) if f"{FLAGS[name]} " not in options] == []
+    assert as_options("`max_model_len` must be at most 64\nhint: `block_size`") == (
+        "`--max-model-len` must be at most 64\nhint: `--block-size`"
+    )
+
+
+def test_generate_passes_what_is_given_and_nothing_else() -> None:
+    found = {}
+
+    @with_options(SamplingParams, skip=UNPRINTED, fallback=True)
+    def command(**values):
+        found.update(values)
+
+    given = ["--temperature", "0", "--stop", "a", "--stop", "b", "--ignore-eos", "--no-skip-special-tokens"]
+    one = typer.Typer()
+    one.command()(command)
+    assert CliRunner().invoke(one, given).exit_code == 0
+    assert found == {"temperature": 0.0, "stop": ("a", "b"), "ignore_eos": True, "skip_special_tokens": False}
