@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, overload
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +25,7 @@ from llm.inference import (
 )
 from llm.inference.progress import generation_progress
 from llm.inference.scoring import embed, score
-from llm.settings.merge import validated
+from llm.settings.merge import Override, validated
 from llm.settings.run import RunConfig
 from llm.settings.sampling import SamplingParams
 from llm.settings.server import server_config
@@ -265,15 +264,13 @@ def train(
         >>> base = train("tiny.toml", data="corpus/*.txt", out="runs/base")  # doctest: +SKIP
         >>> base = train(resume="runs/base", max_steps=20_000)  # doctest: +SKIP
     """
-    changes = [
-        *overrides,
-        *(f"training.{name}={_toml(value)}" for name, value in training.items() if value is not None),
-    ]
+    changes: list[Override] = [*overrides]
+    changes += [(f"training.{name}", value) for name, value in training.items() if value is not None]
     if data is not None:
         paths = [data] if isinstance(data, str | os.PathLike) else data
-        changes.append(f"data.paths={_toml([os.fspath(path) for path in paths])}")
+        changes.append(("data.paths", [os.fspath(path) for path in paths]))
     if isinstance(tokenizer, str | os.PathLike):
-        changes.append(f"tokenizer.path={_toml(os.fspath(tokenizer))}")
+        changes.append(("tokenizer.path", os.fspath(tokenizer)))
         tokenizer = None
     base, file = (config, None) if isinstance(config, RunConfig) else (None, config)
     if resume is not None:
@@ -303,8 +300,3 @@ def serve(path: str | os.PathLike[str], **settings: Any) -> None:
     from llm.serving import serve as serve_path
 
     serve_path(path, server_config(**settings))
-
-
-def _toml(value: Any) -> str:
-    """Returns `value` as the right side of a TOML assignment; for the types of settings, JSON is valid TOML."""
-    return msgspec.json.encode(value).decode()

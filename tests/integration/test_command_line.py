@@ -1,6 +1,7 @@
 """The command `llm` as a user meets it: help, work, and every bad input as one message with exit code 2."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import llm
 
 LLM_COMMAND = str(Path(sys.executable).parent / "llm")
 VERBS = [
@@ -37,6 +40,13 @@ def test_help_fits_a_screen_and_has_an_example(verb: tuple[str, ...]) -> None:
     assert len(done.stdout.splitlines()) <= (75 if verb[0:1] in (("generate",), ("chat",), ("serve",)) else 40)
     if verb in VERBS:
         assert f"Example:  llm {' '.join(verb)}" in done.stdout
+
+
+def test_version_and_all_settings_can_be_printed() -> None:
+    assert run("--version").stdout == f"llm-oxide {llm.__version__}\n"
+    settings = run("train", "--list-settings").stdout.splitlines()
+    assert settings[-1].startswith("generation.top_p=null  # ")
+    assert all(re.fullmatch(r"[\w.]+=\S+  # \S.*", line) for line in settings)
 
 
 @pytest.mark.parametrize("command", ["llm-train", "llm-serve"])
@@ -120,6 +130,9 @@ def test_bad_input_is_one_message_and_exit_code_2(corpus_file: Path, tmp_path: P
             (("train", "--data", empty, "--out", out), ["the corpus is empty"]),
             ((*train, "tokenizer.vocab_size=200"), ["vocab_size", "200", "257"]),
             (("tokenizer", "train", corpus_file, "--vocab-size", "9", "--out", out), ["vocab_size", "257", "9"]),
+            (("train", "c.txt", "--out", "r"), ["must end in .toml", "`--data c.txt`"]),
+            (("train", "--lr", "1e-3"), ["no such option `--lr`", "`section.field=value`", "optimizer.learning_rate"]),
+            (("train", "--resume", tmp_path / "none"), ["no run to resume in"]),
             ((*train, "training.epoch=2"), ["unknown setting `training.epoch`", "did you mean `epochs`"]),
             ((*train, "data.context_length=999"), ["`data.context_length`", "(256), got 999", "hint:"]),
             ((*train, "--resume"), ["no run to resume", "hint:"]),

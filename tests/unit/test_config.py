@@ -39,6 +39,14 @@ def test_values_are_read_as_toml_or_text() -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
+        (
+            "training.learning_rate=1",
+            ["unknown setting `training.learning_rate`; did you mean `optimizer.learning_rate`"],
+        ),
+        ("optimizer.lr=1", ["did you mean `optimizer.learning_rate`"]),
+        ("training.max_grad_norm=1", ["did you mean `optimizer.max_grad_norm`"]),
+        ("training.block_size=32", ["did you mean `data.context_length`"]),
+        ("learning_rate=1", ["`section.field=value`", "hint: did you mean `optimizer.learning_rate=…`?"]),
         ("training.epoch=3", ["unknown setting `training.epoch`", "did you mean `epochs`"]),
         ("trainin.epochs=3", ["unknown setting `trainin`", "did you mean `training`"]),
         ("training.zzzz=3", ["unknown setting `training.zzzz`", "Valid: attention_backend, batch_size,"]),
@@ -112,3 +120,16 @@ def test_sizes_are_read_in_the_usual_words(text: str, wanted: int) -> None:
 def test_a_size_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="must be a size such as 2GiB"):
         size_in_bytes(text)
+
+
+def test_common_spellings_of_values_are_taken() -> None:
+    overrides = ["training.max_steps=1e2", "model.tie_word_embeddings=False", "training.precision=bf16"]
+    config = load_run_config(overrides=overrides, environ={})
+    assert (config.training.max_steps, config.model.tie_word_embeddings) == (100, False)
+    assert config.training.precision == "bfloat16"
+
+
+def test_overrides_may_be_values_instead_of_text() -> None:
+    overrides = ["training.max_steps=5", ("training.max_steps", 7), ("data.paths", ["a'b"])]
+    config = load_run_config(overrides=overrides, environ={})
+    assert (config.training.max_steps, config.data.paths) == (7, ("a'b",))

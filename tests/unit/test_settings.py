@@ -22,7 +22,10 @@ PYTHON = [*sorted((ROOT / "python" / "llm").rglob("*.py")), ROOT / "python" / "l
 RUST = sorted((ROOT / "rust" / "src").rglob("*.rs"))
 # Files that use a setting's word for something else, or name the setting only in an error.
 NO_DECLARATION = {
-    "block_size": {"kernels/cache.rs"},  # the layout of a cache in memory
+    "block_size": {
+        "kernels/cache.rs",
+        "settings/merge.py",
+    },  # the layout of a cache, and a synonym of the context length
     "logprobs": {"inference/outputs.py", "engine/outputs.rs", "python/engine.rs", "sampling/sample.rs"},
     "max_tokens": {"_rust.pyi", "python/simulation.rs", "scheduler/load.rs", "scheduler/request.rs"}
     | {"scheduler/scheduler.rs", "serving/errors.py", "serving/parsing.py"},

@@ -18,7 +18,7 @@ from llm.models.families import family_named
 from llm.models.gguf import GGUFModel, read_config
 from llm.models.tensor_files import OnDisk, open_tensors
 from llm.settings.model import ModelConfig
-from llm.settings.sampling import SamplingParams
+from llm.settings.sampling import GREEDY, SamplingParams
 from llm.tokenization import BaseTokenizer, load_tokenizer
 
 
@@ -108,8 +108,8 @@ class Checkpoint(os.PathLike[str]):
         file = self.path / "generation_config.json"
         values = read_json(file) if file.is_file() else {}
         asks = values.get("do_sample")
-        if file.is_file() and (asks is False or (asks is None and values.get("temperature") is None)):
-            return {"temperature": 0.0}
+        if file.is_file() and (asks is False or (asks is None and all(values.get(name) is None for name in GREEDY))):
+            return dict(GREEDY)
         return {key: values[key] for key in SamplingParams.__struct_fields__ if values.get(key) is not None}
 
     def model(self, dtype: str = "auto", device: str | torch.device = "cpu") -> DecoderModel | RegressionModel:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llm import __version__
+import llm
 from llm.cli import bench, chat, demo, export, generate, info, serve, tokenizer, train
 from llm.cli.options import as_options
 from llm.errors import LLMError
@@ -29,12 +29,13 @@ def root(
 ) -> None:
     """From a text corpus to a chat endpoint."""
     if version:
-        print(f"llm-oxide {__version__}")
+        print(f"llm-oxide {llm.__version__}")
         raise typer.Exit
 
 
 for verb in (train, generate, chat, serve, export, info, demo):
-    app.command(verb.command.__name__, epilog=verb.EXAMPLE)(verb.command)
+    context = getattr(verb, "CONTEXT", None)
+    app.command(verb.command.__name__, epilog=verb.EXAMPLE, context_settings=context)(verb.command)
 
 
 def main() -> None:

@@ -6,15 +6,36 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeAlias, TypeVar, get_args, get_type_hints
 
 import msgspec
 
 from llm.errors import ConfigError
+from llm.settings.fields import flat_fields, structs_of
 from llm.settings.run import RunConfig
 
 T = TypeVar("T", bound=msgspec.Struct)
+Override: TypeAlias = str | tuple[str, Any]
 ENV_PREFIX = "LLM_"
+# Names of settings in other training programs.
+_SYNONYMS = {
+    "block_size": "data.context_length",
+    "eval_interval": "training.validate_every",
+    "grad_clip": "optimizer.max_grad_norm",
+    "lr": "optimizer.learning_rate",
+    "max_iters": "training.max_steps",
+    "max_length": "data.context_length",
+    "max_seq_len": "data.context_length",
+    "min_lr": "optimizer.min_learning_rate_ratio",
+    "n_embd": "model.hidden_size",
+    "n_head": "model.num_attention_heads",
+    "n_layer": "model.num_hidden_layers",
+    "seq_len": "data.context_length",
+    "steps": "training.max_steps",
+    "warmup_iters": "optimizer.warmup_steps",
+}
+_WORDS = {"null": None, "none": None, "None": None, "True": True, "False": False}
+_PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def validated(config: T) -> T:
@@ -23,7 +44,7 @@ def validated(config: T) -> T:
     Raises:
         ConfigError: A field breaks its declared type or range; the message names it, the value and what is allowed.
     """
-    return from_builtins(msgspec.to_builtins(config), type(config))
+    return _converted(msgspec.to_builtins(config), type(config))
 
 
 def from_builtins(values: Any, kind: type[T]) -> T:
@@ -33,6 +54,10 @@ def from_builtins(values: Any, kind: type[T]) -> T:
         ConfigError: An unknown key (the nearest valid one is named), a wrong type or a value out of range.
     """
     _refuse_unknown_keys(values, kind, "")
+    return _converted(values, kind)
+
+
+def _converted(values: Any, kind: type[T]) -> T:
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
@@ -43,7 +68,7 @@ def from_builtins(values: Any, kind: type[T]) -> T:
 
 def load_run_config(
     file: str | os.PathLike[str] | None = None,
-    overrides: Iterable[str] = (),
+    overrides: Iterable[Override] = (),
     environ: Mapping[str, str] | None = None,
     base: RunConfig | None = None,
 ) -> RunConfig:
@@ -63,11 +88,24 @@ def load_run_config(
     for dotted, value in _from_environment(os.environ if environ is None else environ):
         _assign(values, dotted, value)
     for override in overrides:
-        dotted, separator, text = override.partition("=")
-        if not separator or "." not in dotted:
-            raise ConfigError(f"a setting must look like `section.field=value`, got {override!r}")
-        _assign(values, dotted.strip(), _parse_value(text.strip()))
+        _assign(values, *(_parsed(override) if isinstance(override, str) else override))
+    training = values.get("training")
+    if isinstance(training, dict) and isinstance(precision := training.get("precision"), str):
+        training["precision"] = _PRECISIONS.get(precision, precision)
     return from_builtins(values, RunConfig)
+
+
+def hint_for(name: str) -> str:
+    """A hint with the setting of a run that `name` is short for, a synonym of, or a misspelling of; else nothing."""
+    setting = _full_name(name.strip().replace("-", "_"))
+    return f"\nhint: did you mean `{setting}=…`?" if setting else ""
+
+
+def _full_name(name: str) -> str | None:
+    names = {dotted.rpartition(".")[2]: dotted for dotted, _ in flat_fields(RunConfig)}
+    names |= _SYNONYMS
+    nearest = [name] if name in names else difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    return names[nearest[0]] if nearest else None
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
@@ -99,13 +137,23 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, Any]]:
     return found
 
 
+def _parsed(override: str) -> tuple[str, Any]:
+    dotted, separator, text = override.partition("=")
+    if not separator or "." not in dotted:
+        raise ConfigError(f"a setting must look like `section.field=value`, got {override!r}{hint_for(dotted)}")
+    return dotted.strip(), _parse_value(text.strip())
+
+
 def _parse_value(text: str) -> Any:
-    if text in ("null", "none", "None"):
-        return None
+    if text in _WORDS:
+        return _WORDS[text]
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    # `1e6` steps are a million: a number written as whole is taken for an integer.
+    is_whole = isinstance(value, float) and value.is_integer() and "e" in text.lower()
+    return int(value) if is_whole else value
 
 
 def _merge(values: dict[str, Any], new: Mapping[str, Any]) -> None:
@@ -131,9 +179,19 @@ def _refuse_unknown_keys(values: Any, kind: type[msgspec.Struct], prefix: str) -
         if key == kind.__struct_config__.tag_field:
             continue
         if key not in fields:
-            raise ConfigError(f"unknown setting `{prefix}{key}`; {suggest(str(key), fields)}")
-        for nested in _chosen(_structs_of(fields[key]), value, f"{prefix}{key}"):
+            raise ConfigError(f"unknown setting `{prefix}{key}`; {_suggest_setting(prefix, str(key), fields)}")
+        for nested in _chosen(structs_of(fields[key]), value, f"{prefix}{key}"):
             _refuse_unknown_keys(value, nested, f"{prefix}{key}.")
+
+
+def _suggest_setting(prefix: str, key: str, fields: Iterable[str]) -> str:
+    """The setting of another section if `key` names one exactly, else the nearest of this section."""
+    sections = RunConfig.__struct_fields__
+    is_of_run = prefix.partition(".")[0] in sections or tuple(fields) == sections
+    dotted = {name.rpartition(".")[2]: name for name, _ in flat_fields(RunConfig)} | _SYNONYMS
+    if is_of_run and key in dotted and dotted[key] != f"{prefix}{key}":
+        return f"did you mean `{dotted[key]}`?"
+    return suggest(key, fields)
 
 
 def _chosen(kinds: list[type[msgspec.Struct]], values: Any, name: str) -> list[type[msgspec.Struct]]:
@@ -146,13 +204,6 @@ def _chosen(kinds: list[type[msgspec.Struct]], values: Any, name: str) -> list[t
         allowed = ", ".join(map(str, tags))
         raise ConfigError(f"`{name}.{tag_field}` must be one of {allowed}, got {values.get(tag_field)!r}")
     return [tags[values[tag_field]]]
-
-
-def _structs_of(kind: Any) -> list[type[msgspec.Struct]]:
-    """The structs that a field of this type may hold."""
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return [kind]
-    return [found for part in get_args(kind) for found in _structs_of(part)]
 
 
 def _explain(error: msgspec.ValidationError, values: Any, kind: Any) -> str:

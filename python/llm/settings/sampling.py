@@ -88,6 +88,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             )
 
 
+# The value that makes every draw take the likeliest token.
+GREEDY = {"temperature": 0.0}
 # Fields that a command which prints one text has no option for.
 UNPRINTED = ("n", "logit_bias", "logprobs", "prompt_logprobs")
 

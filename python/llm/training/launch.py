@@ -12,7 +12,7 @@ import torch
 from llm.checkpoint import Checkpoint, Run
 from llm.data import BaseDataModule, BatchLoader, SyntheticDataModule, TextDataModule, read_documents, split_documents
 from llm.errors import ConfigError
-from llm.settings.merge import load_run_config
+from llm.settings.merge import Override, load_run_config
 from llm.settings.run import RunConfig, TokenizerConfig
 from llm.tokenization import (
     BaseTokenizer,
@@ -33,7 +33,7 @@ def launch(
     out: str | os.PathLike[str],
     *,
     file: str | os.PathLike[str] | None = None,
-    overrides: Iterable[str] = (),
+    overrides: Iterable[Override] = (),
     tokenizer: BaseTokenizer | None = None,
     callbacks: Sequence[Callback] | None = None,
 ) -> Checkpoint:
@@ -44,7 +44,7 @@ def launch(
             `overrides` into them.
         out: The new directory of the run.
         file: TOML with further settings.
-        overrides: Settings as `section.field=value`.
+        overrides: Settings as `section.field=value`, or as pairs of name and value.
         tokenizer: Replaces the tokenizer that `config.tokenizer` names or asks to train.
         callbacks: Callbacks that replace the progress bar, the log and the loss curve.
 
@@ -66,7 +66,7 @@ def resume(
     path: str | os.PathLike[str],
     *,
     file: str | os.PathLike[str] | None = None,
-    overrides: Iterable[str] = (),
+    overrides: Iterable[Override] = (),
     callbacks: Sequence[Callback] | None = None,
 ) -> Checkpoint:
     """Resumes a run from its newest complete checkpoint, exactly as if the run had never stopped.
@@ -74,7 +74,7 @@ def resume(
     Args:
         path: The run's directory.
         file: TOML with changed settings; only `max_steps` and a few others may change.
-        overrides: Changed settings as `section.field=value`.
+        overrides: Changed settings as `section.field=value`, or as pairs of name and value.
         callbacks: Callbacks that replace the progress bar, the log and the loss curve.
 
     Raises:
