@@ -94,7 +94,7 @@ def test_taken_port_is_refused_with_a_hint(server, checkpoint):
 
 
 def test_missing_checkpoint_ends_the_server_with_its_reason(tmp_path):
-    with pytest.raises(ServerError, match="exit code 2") as caught, ServerHandle(tmp_path / "nothing"):
+    with pytest.raises(ServerError, match="exited with code 2") as caught, ServerHandle(tmp_path / "nothing"):
         pass
     assert "no checkpoint at" in str(caught.value)
     assert "Traceback" not in str(caught.value)

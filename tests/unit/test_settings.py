@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from llm.cli.main import app
-from llm.cli.options import FLAGS, as_options, with_options
+from llm.cli.options import NamingOptions, with_options
 from llm.errors import ConfigError
 from llm.settings.engine import EngineConfig, NgramSpeculation
 from llm.settings.fields import default_of
@@ -135,10 +135,12 @@ def test_server_takes_limits_of_its_engine_as_keywords() -> None:
 
 
 def test_every_setting_of_a_server_has_an_option_and_messages_name_it() -> None:
+    serve = typer.main.get_command(app).commands["serve"]
+    assert isinstance(serve, NamingOptions)
     options = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
     fields = {*ServerConfig.__struct_fields__, *EngineConfig.__struct_fields__} - {"engine", "speculative"}
-    assert [name for name in sorted(fields) if f"{FLAGS[name]} " not in options] == []
-    assert as_options("`max_model_len` must be at most 64\nhint: `block_size`") == (
+    assert [name for name in sorted(fields) if f"{serve.flags[name]} " not in options] == []
+    assert serve.reworded("`max_model_len` must be at most 64\nhint: `block_size`") == (
         "`--max-model-len` must be at most 64\nhint: `--block-size`"
     )
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 import llm
 from llm.cli import bench, chat, demo, export, generate, info, serve, tokenizer, train
-from llm.cli.options import as_options
+from llm.cli.options import NamingOptions
 from llm.errors import LLMError
 
 app = typer.Typer(
@@ -35,7 +36,9 @@ def root(
 
 for verb in (train, generate, chat, serve, export, info, demo):
     context = getattr(verb, "CONTEXT", None)
-    app.command(verb.command.__name__, epilog=verb.EXAMPLE, context_settings=context)(verb.command)
+    # Messages of `train` name settings, most of which have no option.
+    kind = TyperCommand if verb is train else NamingOptions
+    app.command(verb.command.__name__, cls=kind, epilog=verb.EXAMPLE, context_settings=context)(verb.command)
 
 
 def main() -> None:
@@ -58,7 +61,7 @@ def run(command: Callable[..., Any], *verb: str) -> None:
     try:
         command([*verb, *sys.argv[1:]], prog_name=" ".join(("llm", *verb)) if not verb else f"llm-{verb[0]}")
     except LLMError as error:
-        print(f"error: {as_options(str(error))}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

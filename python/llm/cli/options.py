@@ -8,20 +8,44 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import typer
+import typer.core
 
-from llm.errors import ConfigError
+from llm.errors import ConfigError, LLMError
 from llm.settings.engine import DraftSpeculation, NgramSpeculation, Speculation
 from llm.settings.fields import declared, default_of
 
 Path = Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint, run or .gguf file.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 
-# The option of each field that commands take, for messages that name the field.
-FLAGS: dict[str, str] = {}
-
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 Command = Callable[..., None]
+
+
+class NamingOptions(typer.core.TyperCommand):
+    """A command whose errors name its options instead of fields: `--max-model-len` for `max_model_len`."""
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """The option of each parameter."""
+        return {str(option.name): option.opts[0] for option in self.params if option.opts[0].startswith("--")}
+
+    def reworded(self, message: str) -> str:
+        """Replaces the fields in a message with their options."""
+        flags = self.flags
+        return re.sub(r"`(\w+)`", lambda found: f"`{flags.get(found[1], found[1])}`", message)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command.
+
+        Raises:
+            LLMError: The command's error, reworded.
+        """
+        try:
+            return super().invoke(ctx)
+        except LLMError as error:
+            error.args = (self.reworded(str(error)),)
+            raise
 
 
 def with_options(
@@ -43,7 +67,6 @@ def with_options(
     """
     fields = [field for field in msgspec.structs.fields(kind) if field.name not in skip]
     names = {field.name: (flags or {}).get(field.name, _flag(field)) for field in fields}
-    FLAGS.update(names)
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -62,11 +85,6 @@ def with_options(
         return run
 
     return decorate
-
-
-def as_options(message: str) -> str:
-    """Names options instead of fields: `--max-model-len` for `max_model_len`."""
-    return re.sub(r"`(\w+)`", lambda found: f"`{FLAGS.get(found[1], found[1])}`", message)
 
 
 def size_in_bytes(text: str | int) -> int:
