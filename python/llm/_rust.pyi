@@ -310,103 +310,79 @@ def simulate_scheduler(
 
 @final
 class Tokenizer:
-    """BPE on bytes.
+    """Byte-level BPE. Immutable and safe to share between threads; every method releases the GIL while it works.
 
-    Immutable and safe to share between threads; every method releases the GIL while it works.
+    Raises:
+        InvalidArgumentError: A text holds a lone surrogate, or an id is outside the vocabulary.
+        TokenizerError: A custom pattern backtracks too much on a text.
     """
 
     @staticmethod
     def from_json(text: str) -> Tokenizer:
-        """Reads Hugging Face's `tokenizer.json`.
-
-        Cost: O(bytes of all tokens); about 0.2 s for 100,000 tokens.
+        """Reads Hugging Face's `tokenizer.json`. Cost: O(bytes of all tokens), about 0.2 s for 100,000 tokens.
 
         Raises:
-            TokenizerError: Not such a file, or a component that is not supported (named).
+            TokenizerError: The text is no such file, or names a component that is not supported.
         """
 
     @staticmethod
     def from_ranks(ranks: Sequence[bytes], special_tokens: dict[str, int], pattern: str) -> Tokenizer:
-        """Builds a tokenizer from tokens in order of rank, which is their id, as tiktoken has them.
+        """Builds a tokenizer from tokens in order of rank, as tiktoken stores them; the rank is the id.
 
-        An empty one is a rank that no token has. Tokens that merging never makes are found as whole pieces.
+        An empty entry is an unused rank. Tokens that merges never produce match whole pieces only. `pattern` is a name
+        or a regular expression.
 
         Raises:
-            InvalidArgumentError: Unknown name of a pattern; `pattern` is a name or a regular expression.
-            TokenizerError: A single byte is missing, two tokens are the same, a special token's id or text is taken,
-                or the regular expression does not compile.
+            InvalidArgumentError: The pattern has an unknown name.
+            TokenizerError: A single byte is missing, two tokens are equal, a special token's id or text is taken, or
+                the regular expression does not compile.
         """
 
     def to_json(self) -> str:
-        """The tokenizer as Hugging Face's `tokenizer.json`.
+        """Returns the tokenizer as Hugging Face's `tokenizer.json`.
 
         Raises:
-            TokenizerError: A special token is written there like an ordinary token.
+            TokenizerError: A special token has the text of an ordinary token.
         """
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """The ids of `text`. Cost: O(n log n) in the longest piece, O(n) in the text; one Python int per id.
-
-        Raises:
-            InvalidArgumentError: A lone surrogate in `text`.
-            TokenizerError: A custom pattern backtracks too much on it.
-        """
+        """Encodes `text`. Cost: O(n log n) in the longest piece, O(n) in the text; one Python int per id."""
 
     def encode_to_numpy(self, text: str, allow_special: bool = False) -> NDArray[np.uint32]:
-        """The ids of `text` as an array (T,), without a Python object per id.
-
-        Raises:
-            InvalidArgumentError: A lone surrogate in `text`.
-            TokenizerError: A custom pattern backtracks too much on it.
-        """
+        """Encodes `text` into an array (T,), without a Python object per id."""
 
     def encode_planned(self, text: str, plan: EncodePlan) -> NDArray[np.uint32]:
-        """The ids of `text` as an array (T,), as `plan` says.
+        """Encodes `text` into an array (T,) with the options of `plan`.
 
         Raises:
-            InvalidArgumentError: A lone surrogate or a disallowed special token in `text`.
-            TokenizerError: A custom pattern backtracks too much on it.
+            InvalidArgumentError: `text` holds a disallowed special token.
         """
 
     def offsets(self, text: str, plan: EncodePlan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Start and end in `text` of each id of `plan` before truncation, in bytes and in code points, (T, 2).
+        """Start and end in `text` of each id of `plan` before truncation, in bytes and in code points, (T, 2) each.
 
-        Where the tokenizer changes the text first, they are in the text before the change. Cost: that of encoding.
-
-        Raises:
-            InvalidArgumentError: A lone surrogate in `text`.
-            TokenizerError: A custom pattern backtracks too much on it.
+        If the tokenizer normalizes text, offsets refer to the text before normalization. Cost: that of encoding.
         """
 
     def encode_batch(
         self, texts: Sequence[str], plan: EncodePlan | None = None, num_threads: int | None = None
     ) -> list[list[int]]:
-        """The ids of each text, on `num_threads` threads or all cores; then one Python int per id, with the GIL.
+        """Encodes each text on `num_threads` threads or all cores; then makes one Python int per id, with the GIL.
 
         Raises:
-            InvalidArgumentError: A lone surrogate or a disallowed special token in a text, or `num_threads` is not from
-                1 to 1024.
-            TokenizerError: A custom pattern backtracks too much on one.
+            InvalidArgumentError: A text holds a disallowed special token, or `num_threads` is not from 1 to 1024.
         """
 
     def encode_batch_flat(
         self, texts: Sequence[str], plan: EncodePlan | None = None, num_threads: int | None = None
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """As `encode_batch`: all ids (T,), and where each text's begin, with the end of the last (B + 1,)."""
+        """Encodes as `encode_batch`; returns all ids (T,), and the index of each text's first id, then T (B + 1,)."""
 
     def decode_bytes(self, ids: Sequence[int] | NDArray[np.uint32], skip_special_tokens: bool = False) -> bytes:
-        """The bytes of `ids`. Cost: O(bytes); a uint32 array is read without a Python object per id.
-
-        Raises:
-            InvalidArgumentError: An id that is not in the vocabulary.
-        """
+        """Decodes `ids` to bytes. Cost: O(bytes); a uint32 array is read without a Python object per id."""
 
     def decode(self, ids: Sequence[int] | NDArray[np.uint32], skip_special_tokens: bool = False) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
-
-        Raises:
-            InvalidArgumentError: An id that is not in the vocabulary.
-        """
+        """Decodes `ids` to text; bytes that are not UTF-8 become U+FFFD."""
 
     def decode_batch(
         self,
@@ -414,25 +390,16 @@ class Tokenizer:
         skip_special_tokens: bool = False,
         num_threads: int | None = None,
     ) -> list[str]:
-        """The text of each row, as `decode` gives it; threads as in `encode_batch`.
-
-        Raises:
-            InvalidArgumentError: An id that is not in the vocabulary, naming the row, or `num_threads` out of range.
-        """
+        """Decodes each row as `decode` does, on `num_threads` threads or all cores; errors name the row."""
 
     def pieces(self, text: str) -> list[str]:
-        """How the pattern cuts `text`, special tokens as text; merges stay within a piece. For looking at: it is slow.
-
-        Raises:
-            InvalidArgumentError: A lone surrogate in `text`.
-            TokenizerError: A custom pattern backtracks too much on it.
-        """
+        """Splits `text` by the pattern, special tokens as text; merges stay within a piece. Slow, for inspection."""
 
     def token_bytes(self) -> list[bytes | None]:
-        """The bytes of each id; None for an id that is not used. Cost: one bytes object per id."""
+        """Returns the bytes of each id, None for an unused id. Cost: one bytes object per id."""
 
     def token_table(self) -> TokenTable:
-        """The bytes of each id, for streams and offsets. Cost: a copy, without a Python object per id."""
+        """Returns the bytes of each id for streams and offsets. Cost: a copy, without a Python object per id."""
 
     @property
     def special_tokens(self) -> dict[str, int]:
@@ -440,26 +407,26 @@ class Tokenizer:
 
     @property
     def template(self) -> tuple[list[int], list[int]] | None:
-        """Ids before and after a text where special tokens are asked for; None if there are none."""
+        """Ids that special tokens add before and after a text; None if the tokenizer adds none."""
 
     @property
     def cuts_at_line_ends(self) -> bool:
-        """Whether no token reaches over the end of a line between two that begin and end with neither space nor `/`."""
+        """Whether no token crosses a line end between lines that begin and end with neither a space nor `/`."""
 
     @property
     def vocab_size(self) -> int:
-        """One more than the highest id."""
+        """The highest id plus one."""
 
     @property
     def pattern(self) -> str:
-        """Name of the pattern that cuts text into pieces; a custom pattern's regular expression."""
+        """Name of the pattern that splits text into pieces, or a custom pattern's regular expression."""
 
 @final
 class EncodePlan:
-    """What `llm.tokenization.EncodeOptions` mean for one tokenizer. Immutable and safe to share between threads.
+    """`llm.tokenization.EncodeOptions` resolved for one tokenizer. Immutable and safe to share between threads.
 
     Raises:
-        InvalidArgumentError: `max_length` has no room for the ids around a text, or a disallowed text is empty.
+        InvalidArgumentError: `max_length` is too small for the ids around a text, or a disallowed text is empty.
     """
 
     def __new__(
@@ -473,17 +440,17 @@ class EncodePlan:
         truncate_left: bool,
     ) -> EncodePlan: ...
     def check(self, text: str) -> None:
-        """Refuses a text with a disallowed special token.
+        """Checks a text for disallowed special tokens.
 
         Raises:
-            InvalidArgumentError: Naming the token and its place.
+            InvalidArgumentError: The text holds one; the message names the token and its place.
         """
 
     def split(self, text: str) -> list[str | int]:
-        """`text` cut at the special tokens allowed: their ids, and what lies between them."""
+        """Splits `text` at allowed special tokens into their ids and the texts between them."""
 
     def kept(self, num_ids: int) -> tuple[int, int]:
-        """Which of `num_ids` ids of a text stay: start and stop."""
+        """Returns start and stop of the ids that truncation keeps of `num_ids`."""
 
     @property
     def template(self) -> tuple[list[int], list[int]]:
@@ -494,16 +461,16 @@ class TokenTable:
     """The bytes of each id, of any tokenizer. Immutable and safe to share between threads.
 
     Raises:
-        InvalidArgumentError: A special id past the table.
+        InvalidArgumentError: A special id is outside the table.
     """
 
     def __new__(cls, token_bytes: Sequence[bytes | None], special_ids: Sequence[int]) -> TokenTable: ...
     def __len__(self) -> int: ...
     def bytes(self, token_id: int) -> bytes | None:
-        """What an id adds to a text; None if nothing, or if there is no such id."""
+        """Returns the bytes that an id adds to a text; None for an unused or unknown id."""
 
     def stream(self, *, skip_special_tokens: bool = False) -> TokenStream:
-        """An empty text to push ids to. Cost: none of the table's size."""
+        """Starts an empty text to push ids to. Cost: independent of the table's size."""
 
     def offsets(
         self, ids: Sequence[int] | NDArray[np.uint32], text: str
@@ -518,19 +485,19 @@ class TokenTable:
 
 @final
 class TokenStream:
-    """The text of ids that come one by one. For one thread at a time."""
+    """Text of ids that arrive one by one. For one thread at a time."""
 
     def push(self, token_id: int) -> str:
-        """Takes an id and returns the text that is now certain: whole characters, often none.
+        """Appends an id and returns the text that became certain: complete characters, often none.
 
-        Bytes that can't become a character are U+FFFD.
+        Bytes that cannot become a character are U+FFFD.
 
         Raises:
-            InvalidArgumentError: An id without bytes; the stream goes on as if it had not come.
+            InvalidArgumentError: The id has no bytes; the stream stays as it was.
         """
 
     def finish(self) -> str:
-        """The rest: an incomplete character as U+FFFD."""
+        """Returns the rest, with an incomplete character as U+FFFD."""
 
 @final
 class CpuModel:
@@ -579,7 +546,7 @@ def instruction_sets() -> list[str]:
 
 @final
 class BPETrainer:
-    """Counts pieces of text, then learns merges. The result depends on the text alone, not on threads or order."""
+    """Counts pieces of text, then learns merges. The result depends only on the text, not on threads or order."""
 
     def __new__(
         cls,
@@ -591,41 +558,40 @@ class BPETrainer:
         max_token_length: int | None = None,
         num_threads: int | None = None,
     ) -> BPETrainer:
-        """A trainer that has seen no text.
+        """Creates a trainer that has seen no text.
 
-        `min_frequency`: pairs seen less often are not merged; `max_token_length`: bytes of a token at most;
-        `num_threads`: None for one a core, or as many as `RAYON_NUM_THREADS` says.
+        `min_frequency` is the smallest count at which a pair is merged, `max_token_length` the largest token in bytes.
+        `num_threads` of None means one per core, or `RAYON_NUM_THREADS`.
 
         Raises:
-            InvalidArgumentError: `vocab_size` is below 256 + special tokens, a number is not positive, more than 1,024
-                threads, or an unknown name of a pattern.
-            TokenizerError: A special token is empty, repeated or a single byte, or `pattern` is a regular expression
-                that does not compile.
+            InvalidArgumentError: `vocab_size` is below 256 plus the special tokens, a number is not positive, there are
+                more than 1,024 threads, or the pattern has an unknown name.
+            TokenizerError: A special token is empty, repeated or a single byte, or the regular expression is broken.
         """
 
     def add(self, texts: Sequence[str], progress: Callable[[int], object] | None = None) -> None:
-        """Counts the pieces of `texts` on all threads, GIL released. Keeps only counts, never the text.
+        """Counts the pieces of `texts` on all threads with the GIL released. Keeps counts, never the text.
 
-        `progress(bytes)` is called at least every 50 ms with the bytes of `texts` counted so far; what it raises ends
-        the counting, as Ctrl-C does. The trainer refuses to go on after a call that failed midway.
+        `progress(bytes)` receives the bytes counted so far at least every 50 ms; an exception ends the count, as
+        does Ctrl-C. A trainer whose `add` failed midway cannot be used any more.
 
         Raises:
-            InvalidArgumentError: A lone surrogate in a text.
-            TokenizerError: A custom pattern backtracks too much on one.
+            InvalidArgumentError: A text holds a lone surrogate.
+            TokenizerError: A custom pattern backtracks too much on a text.
         """
 
     def add_file(self, path: str | os.PathLike[str], progress: Callable[[int], object] | None = None) -> None:
-        """As `add` for the text of a file, read part by part; with a custom pattern, as a whole.
+        """Counts a file as `add` does, read in parts; a custom pattern needs the whole file at once.
 
         Raises:
-            DataError: It can't be read, or is not UTF-8 (with the offset of the first bad byte).
+            DataError: The file cannot be read, or is not UTF-8; the message has the offset of the first bad byte.
             TokenizerError: A custom pattern backtracks too much on it.
         """
 
     def train(self, progress: Callable[[int, int], object] | None = None) -> Tokenizer:
-        """Learns merges, GIL released.
+        """Learns merges with the GIL released.
 
-        `progress(done, total)` is called about every 64 merges; what it raises ends training, as Ctrl-C does.
+        `progress(done, total)` is called about every 64 merges; an exception from it ends training, as does Ctrl-C.
 
         Raises:
             InvalidArgumentError: No text was added, or adding one failed.
