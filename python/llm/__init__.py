@@ -1,6 +1,6 @@
 """llm-oxide: from a text corpus to a chat endpoint.
 
-Names are imported on first use, so that `import llm` and `llm --help` load neither torch nor the server.
+Names are imported on first use, so `import llm` and `llm --help` load neither PyTorch nor the server.
 """
 
 import importlib

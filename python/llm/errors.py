@@ -1,7 +1,7 @@
-"""Every error this package raises on purpose.
+"""Every error that this package raises on purpose.
 
-A message says what, the value got, what is allowed, then the way out (`hint: …` on a line of its own).
-Each class is an `LLMError` and the builtin a caller would expect.
+A message states the problem, the value, the allowed values, and then a way out (`hint: …` on a line of its own).
+Each class is an `LLMError` and the builtin that a caller would expect.
 """
 
 
@@ -10,23 +10,23 @@ class LLMError(Exception):
 
 
 class InvalidArgumentError(LLMError, ValueError):
-    """An argument is outside what is allowed."""
+    """An argument has a value that is not allowed."""
 
 
 class ConfigError(LLMError, ValueError):
-    """A setting is unknown, of the wrong type or contradicts another."""
+    """A setting is unknown, has the wrong type or contradicts another setting."""
 
 
 class RegistryError(LLMError, LookupError):
-    """No component has this name."""
+    """No component is registered under this name."""
 
 
 class TokenizerError(LLMError, ValueError):
-    """Tokenizer data can't be read, represented or used."""
+    """Tokenizer data cannot be read, represented or used."""
 
 
 class ChatTemplateError(LLMError, ValueError):
-    """A conversation can't be rendered by the checkpoint's chat template."""
+    """The checkpoint's chat template cannot render a conversation."""
 
 
 class DataError(LLMError, ValueError):
@@ -34,27 +34,27 @@ class DataError(LLMError, ValueError):
 
 
 class CheckpointError(LLMError, ValueError):
-    """A checkpoint is missing, torn or contradicts its config."""
+    """A checkpoint is missing, incomplete or contradicts its config."""
 
 
 class FileError(LLMError, OSError):
-    """A file can't be read or written."""
+    """A file cannot be read or written."""
 
 
 class TrainingError(LLMError, RuntimeError):
-    """Training can't go on (non-finite loss, mismatched resume)."""
+    """Training cannot continue, for example after a non-finite loss or a mismatched resume."""
 
 
 class CapacityError(LLMError, RuntimeError):
-    """A request can never fit the cache or the limits."""
+    """A request exceeds the cache or a limit and could never run."""
 
 
 class QueueFullError(CapacityError):
-    """Too many requests wait already; the same request may work a moment later."""
+    """The queue is full; the same request can succeed later."""
 
 
 class ContextLengthError(CapacityError, ValueError):
-    """Prompt and new tokens don't fit the model's context."""
+    """Prompt and new tokens exceed the model's context."""
 
 
 class UnknownRequestError(LLMError, LookupError):
@@ -66,12 +66,12 @@ class EngineError(LLMError, RuntimeError):
 
 
 class ServerError(LLMError, RuntimeError):
-    """The server can't start (port taken, bad address)."""
+    """The server cannot start, for example because the port is in use."""
 
 
 class MissingExtraError(LLMError, ImportError):
-    """An optional dependency is needed for this."""
+    """A feature needs an optional dependency that is not installed."""
 
 
 class InternalError(LLMError, RuntimeError):
-    """An invariant of this package was broken: a bug here."""
+    """An invariant of this package was violated; this is a bug."""

@@ -1,4 +1,4 @@
-"""A checkpoint in the formats of other makers."""
+"""Export of checkpoints for other programs."""
 
 import os
 from collections.abc import Mapping
@@ -29,23 +29,23 @@ def export(
     dtype: str = "auto",
     quantization: str = "f16",
 ) -> Path:
-    """Writes a checkpoint for other programs; whole or not at all.
+    """Writes a checkpoint for other programs. The output is complete, or nothing is written.
 
     Args:
-        path: A checkpoint, run or GGUF file.
-        out: A new directory for `hf`, else a file.
-        format: `hf` opens in `transformers`, `gguf` in llama.cpp, `onnx` in ONNX Runtime (one sequence of any length,
+        path: A checkpoint, a run or a GGUF file.
+        out: A new directory for `hf`, a new file for the other formats.
+        format: `hf` for `transformers`, `gguf` for llama.cpp, `onnx` for ONNX Runtime (one sequence of any length,
             `input_ids` [1, T] to `logits` [1, T, V]).
-        dtype: Of the weights in `hf` and `onnx`; `auto`: as they are.
-        quantization: Of the weights in `gguf`: f32, f16, bf16, q8_0 or q4_0.
+        dtype: Number type of the weights in `hf` and `onnx`; `auto` keeps the checkpoint's own.
+        quantization: Number type of the weights in `gguf`: f32, f16, bf16, q8_0 or q4_0.
 
     Returns:
-        Where it is.
+        The path that was written.
 
     Raises:
-        CheckpointError: A broken checkpoint, or a mix of components that the format can't hold; they are named.
-        InvalidArgumentError: An unknown format or quantization, or `out` is there already.
-        MissingExtraError: ONNX without the packages that write it.
+        CheckpointError: The checkpoint is broken, or the format cannot represent a component, which is named.
+        InvalidArgumentError: The format or quantization is unknown, or `out` exists.
+        MissingExtraError: The packages that write ONNX are not installed.
     """
     if format not in get_args(Format):
         raise InvalidArgumentError(f"`format` must be one of {', '.join(get_args(Format))}, got {format!r}")
@@ -90,10 +90,10 @@ def _in_directory(file: Path) -> Path:
 
 
 def check_exportable(model: DecoderModel) -> None:
-    """Checks that some family holds the model.
+    """Checks that a family can represent the model.
 
     Raises:
-        CheckpointError: None does; what stands in the way of the nearest one is listed.
+        CheckpointError: No family can; the message lists what the nearest one lacks.
     """
     if family_of(model.config).model_type != "llm_oxide":
         return
@@ -114,14 +114,14 @@ def _write_gguf(model: DecoderModel, tokenizer: BaseTokenizer, target: Path, qua
 
 
 class _OneSequence(nn.Module):
-    """The decoder as others call one."""
+    """The decoder behind the signature that ONNX programs expect."""
 
     def __init__(self, model: DecoderModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """`[1, T]` to `[1, T, V]`."""
+        """Maps ids `[1, T]` to logits `[1, T, V]`."""
         length = input_ids.shape[1]
         context = ForwardContext.for_sequences((length,), attention_backend="math")
         logits: Tensor = self.model(input_ids[0], torch.arange(length), context)
@@ -131,7 +131,7 @@ class _OneSequence(nn.Module):
 def _write_onnx(model: DecoderModel, target: Path) -> None:
     if model.config.mlp == "moe":
         raise CheckpointError(
-            "ONNX can't hold a mixture of experts here: how many tokens each gets is not known before"
+            "ONNX export does not support mixtures of experts: the number of tokens per expert varies at run time"
         )
     example = torch.zeros(1, 8, dtype=torch.int64)
     try:
@@ -148,10 +148,10 @@ def _write_onnx(model: DecoderModel, target: Path) -> None:
         )
     except (ImportError, ModuleNotFoundError) as error:
         raise MissingExtraError(
-            f"ONNX needs `onnx` and `onnxscript`: {error}\nhint: pip install 'llm-oxide[onnx]'"
+            f"ONNX export needs `onnx` and `onnxscript`: {error}\nhint: pip install 'llm-oxide[onnx]'"
         ) from error
     if program is None:
-        raise CheckpointError("PyTorch gave no ONNX program for this model")
+        raise CheckpointError("PyTorch returned no ONNX program for this model")
     temporary = target.with_name(f".tmp-{target.name}")
     try:
         program.save(temporary)

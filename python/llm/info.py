@@ -1,4 +1,4 @@
-"""What a checkpoint is, in words."""
+"""Facts about a checkpoint, in words."""
 
 import os
 
@@ -17,10 +17,10 @@ from llm.tokenization.describe import pattern_fact
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Facts about the checkpoint, run or GGUF file at `path`, in the order to show them; weights are not read.
+    """Returns facts about the checkpoint, run or GGUF file at `path` in display order, without reading weights.
 
     Raises:
-        CheckpointError: Missing or contradictory files, an unknown architecture.
+        CheckpointError: Files are missing or contradictory, or the architecture is unknown.
     """
     return read_checkpoint(path, _facts)
 

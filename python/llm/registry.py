@@ -1,6 +1,7 @@
-"""Components that users can plug in, by kind and name.
+"""Registry of pluggable components by kind and name.
 
-Built-in ones are known by their place (`module:attribute`) and imported on first use, so that `import llm` stays light.
+Built-in components are listed by import path (`module:attribute`) and imported on first use, which keeps `import llm`
+light.
 """
 
 import importlib
@@ -37,7 +38,7 @@ BUILTIN_COMPONENTS: dict[str, dict[str, str]] = {
 
 
 class ComponentRegistry:
-    """Finds a component's class by its kind and name.
+    """Maps a kind and a name to a component class.
 
     Example:
         >>> from llm import registry
@@ -49,22 +50,22 @@ class ComponentRegistry:
         self._components: dict[str, dict[str, Any]] = {kind: dict(named) for kind, named in components.items()}
 
     def kinds(self) -> list[str]:
-        """The kinds of component there are."""
+        """Returns the kinds of components."""
         return sorted(self._components)
 
     def names(self, kind: str) -> list[str]:
-        """The names known for `kind`.
+        """Returns the names registered for `kind`.
 
         Raises:
-            RegistryError: No such kind; the valid ones are listed.
+            RegistryError: The kind is unknown; the message lists the valid kinds.
         """
         return sorted(self._of_kind(kind))
 
     def register(self, kind: str, name: str) -> Callable[[C], C]:
-        """Decorator that makes a class known as `name`.
+        """Returns a decorator that registers a class as `name`.
 
         Raises:
-            RegistryError: No such kind, or the name is taken by another class.
+            RegistryError: The kind is unknown, or another class has this name.
         """
         named = self._of_kind(kind)
 
@@ -78,10 +79,10 @@ class ComponentRegistry:
         return add
 
     def get(self, kind: str, name: str) -> Any:
-        """The class registered as `name`, imported if need be.
+        """Returns the class registered as `name`, importing it if necessary.
 
         Raises:
-            RegistryError: No such kind or name; the valid ones are listed.
+            RegistryError: The kind or name is unknown; the message lists the valid ones.
         """
         named = self._of_kind(kind)
         if name not in named:

@@ -1,4 +1,4 @@
-"""The request scheduler without a model: replays a trace or a made-up load, and says what it costs."""
+"""Simulation of the request scheduler without a model: replays a trace or a synthetic load and measures the cost."""
 
 import csv
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _LONGEST = 16
 def run_simulation(
     simulation: Simulation, trace: str | Path | None = None, *, progress: bool | None = None
 ) -> dict[str, float]:
-    """Runs a load to its end and measures each step.
+    """Runs a load to completion and measures every step.
 
     Args:
         simulation: The load and the limits.
@@ -36,8 +36,8 @@ def run_simulation(
         preemptions, prefix-cache tokens, most blocks held, and seconds, real and simulated.
 
     Raises:
-        DataError: The trace can't be read.
-        ConfigError: A value out of range.
+        DataError: The trace cannot be read.
+        ConfigError: A value is out of range.
     """
     simulation = validated(simulation)
     load = synthetic_load(simulation) if trace is None else read_trace(trace)
@@ -109,7 +109,7 @@ def _request(row: Any, number: int) -> tuple[float, int, int, int, int]:
 
 
 def report_table(report: Mapping[str, float]) -> Table:
-    """What a simulation found, as people read it."""
+    """Formats a simulation's results as a table."""
     queries = report["prefix_query_tokens"]
     rows = {
         "requests finished": f"{report['num_finished']:,.0f}",

@@ -18,12 +18,12 @@ EXAMPLE = 'Example:  llm chat runs/demo --message "What news from Verona?" --see
 )
 def chat(
     path: Path,
-    message: Annotated[str | None, typer.Option(help="Print the answer to this message, then exit.")] = None,
-    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    message: Annotated[str | None, typer.Option(help="Send one message, print the answer and exit.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
     dtype: Dtype = "auto",
     **sampling: Any,
 ) -> None:
-    """Talk with a model that has a chat template; an empty line or Ctrl-D ends the conversation."""
+    """Chat with a model that has a chat template. An empty line or Ctrl-D ends the conversation."""
     from llm.api import LLM
     from llm.errors import ContextLengthError
 
@@ -40,7 +40,7 @@ def chat(
         except ContextLengthError:
             if len(messages) == 1 or message is not None:
                 raise
-            print("(the conversation no longer fits the context; it begins anew)")
+            print("(the conversation no longer fits the context; starting a new one)")
             messages = messages[:1] if system else []
             continue
         print()

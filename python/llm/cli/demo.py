@@ -8,12 +8,10 @@ EXAMPLE = "Example:  llm demo"
 
 
 def demo(
-    out: Annotated[str, typer.Option(help="The run's directory; made anew each time.")] = "runs/demo",
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps; default: what the demo was tuned for.")
-    ] = None,
+    out: Annotated[str, typer.Option(help="Directory for the run; an earlier demo's run is replaced.")] = "runs/demo",
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of optimizer steps; default: 800.")] = None,
 ) -> None:
-    """Train a small model on Shakespeare, serve it and stream an answer: a few minutes on a laptop."""
+    """Train a small model on Shakespeare, serve it and stream an answer. Takes a few minutes on a laptop."""
     from llm.demo import run_demo
 
     run_demo(out, max_steps=steps)

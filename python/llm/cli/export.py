@@ -8,17 +8,17 @@ EXAMPLE = "Example:  llm export runs/demo --format gguf --quantization q8_0 --ou
 
 
 def export(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint, run or .gguf file.")],
-    out: Annotated[str, typer.Option(metavar="PATH", help="Where to write: a directory for hf, else a file.")],
-    format_: Annotated[Literal["hf", "gguf", "onnx"], typer.Option("--format", help="For which program.")] = "hf",
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Checkpoint, run or .gguf file.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="New directory (hf) or file (gguf, onnx) to write.")],
+    format_: Annotated[Literal["hf", "gguf", "onnx"], typer.Option("--format", help="Target format.")] = "hf",
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights in hf and onnx.")
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Number type of the weights (hf, onnx).")
     ] = "auto",
     quantization: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0", "q4_0"], typer.Option(help="Of the weights in gguf.")
+        Literal["f32", "f16", "bf16", "q8_0", "q4_0"], typer.Option(help="Number type of the weights (gguf).")
     ] = "f16",
 ) -> None:
-    """Write a checkpoint for transformers (hf), llama.cpp (gguf) or ONNX Runtime (onnx)."""
+    """Export a checkpoint for transformers (hf), llama.cpp (gguf) or ONNX Runtime (onnx)."""
     from llm.export import export as export_checkpoint
 
     print(export_checkpoint(path, out, format_, dtype=dtype, quantization=quantization))

@@ -7,8 +7,8 @@ import typer
 EXAMPLE = "Example:  llm info runs/demo"
 
 
-def info(path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint, run or .gguf file.")]) -> None:
-    """Say what a checkpoint is: size, memory, context, tokenizer, chat template."""
+def info(path: Annotated[str, typer.Argument(metavar="PATH", help="Checkpoint, run or .gguf file.")]) -> None:
+    """Describe a checkpoint: size, memory, context, tokenizer, chat template."""
     from llm.info import describe
 
     facts = describe(path)

@@ -1,4 +1,4 @@
-"""The command `llm`: one verb a public function, each in a file of its own."""
+"""The command `llm`. Each subcommand wraps one public function and has its own file."""
 
 import sys
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def main_serve() -> None:
 
 
 def run(command: Callable[..., Any], *verb: str) -> None:
-    """Runs a command; an error of ours becomes one message and exit code 2."""
+    """Runs a command; an `LLMError` becomes one message and exit status 2."""
     try:
         command([*verb, *sys.argv[1:]], prog_name=" ".join(("llm", *verb)) if not verb else f"llm-{verb[0]}")
     except LLMError as error:
@@ -69,7 +69,7 @@ def run(command: Callable[..., Any], *verb: str) -> None:
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
-        print(f"error: out of memory: {error}\nhint: a smaller model, context or batch needs less", file=sys.stderr)
+        print(f"error: out of memory: {error}\nhint: use a smaller model, context or batch", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""Where training samples come from."""
+"""Sources of training samples."""
 
 from llm.data.base import BaseDataModule, Dataset
 from llm.data.batch import IGNORED_LABEL, Batch, RegressionBatch, TokenBatch

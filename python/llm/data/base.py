@@ -1,4 +1,4 @@
-"""What every source of training samples offers."""
+"""Base classes for sources of training samples."""
 
 import abc
 
@@ -9,27 +9,27 @@ from llm.data.batch import Batch
 
 
 class Dataset(abc.ABC):
-    """Samples that can be taken in any order."""
+    """A collection of samples with random access."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Number of samples."""
+        """Returns the number of samples."""
 
     @abc.abstractmethod
     def batch(self, indices: NDArray[np.int64]) -> Batch:
-        """The samples at `indices`, in this order."""
+        """Returns the samples at `indices`, in that order."""
 
 
 class BaseDataModule(abc.ABC):
-    """A training and a validation set.
+    """A source with a training set and a validation set.
 
-    A user's own source subclasses this and goes straight to `TrainingEngine`.
+    Subclass it for data of your own and pass the instance to `TrainingEngine`.
     """
 
     @abc.abstractmethod
     def train_dataset(self) -> Dataset:
-        """Samples to learn from."""
+        """Returns the training samples."""
 
     @abc.abstractmethod
     def validation_dataset(self) -> Dataset | None:
-        """Samples to be judged by; `None`: no validation."""
+        """Returns the validation samples, or None to skip validation."""

@@ -1,4 +1,4 @@
-"""What a data module hands to a task."""
+"""Batches that a data module passes to a task."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Sequences of tokens, one after the other.
+    """Token sequences, concatenated.
 
     Attributes:
         token_ids: int64 `[T]`.
-        labels: int64 `[T]`, the token that follows each; `IGNORED_LABEL` where none is to be learnt.
-        lengths: Of the sequences; their sum is `T`.
+        labels: int64 `[T]`, the next token at each position, or `IGNORED_LABEL` to exclude the position from the loss.
+        lengths: Length of each sequence; they sum to `T`.
     """
 
     token_ids: Tensor
@@ -23,19 +23,19 @@ class TokenBatch:
     lengths: tuple[int, ...]
 
     def to(self, device: torch.device) -> "TokenBatch":
-        """The same batch on `device`."""
+        """Returns the batch on `device`."""
         return TokenBatch(self.token_ids.to(device), self.labels.to(device), self.lengths)
 
 
 @dataclass(frozen=True)
 class RegressionBatch:
-    """Features fp32 `[B, F]` and targets fp32 `[B]`."""
+    """Regression samples: features fp32 `[B, F]` and targets fp32 `[B]`."""
 
     features: Tensor
     targets: Tensor
 
     def to(self, device: torch.device) -> "RegressionBatch":
-        """The same batch on `device`."""
+        """Returns the batch on `device`."""
         return RegressionBatch(self.features.to(device), self.targets.to(device))
 
 

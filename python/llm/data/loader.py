@@ -1,4 +1,4 @@
-"""The order of samples: shuffled each epoch, resumable from two integers, sharded without changing the batch."""
+"""Order of training samples: shuffled per epoch, resumable from two integers, sharded without changing the batch."""
 
 from collections.abc import Iterator
 
@@ -12,10 +12,10 @@ from llm.settings.run import TrainingConfig
 
 
 class BatchLoader:
-    """Finds the samples of any optimizer step in O(1), so that resuming skips nothing one by one.
+    """Finds the samples of any optimizer step in O(1), so resuming does not iterate over earlier samples.
 
-    The samples of a step depend on the seed and the step alone. `world_size` processes and `accumulation` passes cut
-    the same batch into parts, so they see together what one process sees alone.
+    The samples of a step depend on the seed and the step only. Processes and accumulation passes split the same batch
+    into parts, so together they see the samples that a single process would see.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, parts: int = 1) -> None:
@@ -37,21 +37,21 @@ class BatchLoader:
 
     @classmethod
     def for_training(cls, dataset: Dataset, settings: TrainingConfig, world_size: int) -> "BatchLoader":
-        """The loader of a run of `world_size` processes.
+        """Returns the loader for a run of `world_size` processes.
 
         Raises:
-            DataError: Fewer samples than a batch, or a batch that doesn't divide over processes and passes.
+            DataError: There are fewer samples than one batch, or the batch is not divisible by processes × passes.
         """
         parts = settings.gradient_accumulation_steps * world_size
         return cls(dataset, settings.batch_size, settings.seed, parts)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one pass; the rest of an epoch's shuffle is left out."""
+        """Number of whole batches per epoch; the samples left over are skipped in that epoch."""
         return len(self.dataset) // self.batch_size
 
     def part(self, step: int, idx: int) -> Batch:
-        """Part `idx` of the `parts` of the batch of `step` (from 0)."""
+        """Returns part `idx` of the batch of `step`; both count from 0."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size + idx * (self.batch_size // self.parts)
         return self.dataset.batch(self._epoch_order(epoch)[start : start + self.batch_size // self.parts])
@@ -64,7 +64,7 @@ class BatchLoader:
 
 
 def in_order(dataset: Dataset, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-    """Every sample once, in batches; with several processes each takes every `world_size`-th batch."""
+    """Yields every sample once, in batches; each of `world_size` processes gets every `world_size`-th batch."""
     for number, start in enumerate(range(0, len(dataset), batch_size)):
         if number % world_size == rank:
             yield dataset.batch(np.arange(start, min(start + batch_size, len(dataset))))

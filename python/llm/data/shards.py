@@ -1,4 +1,4 @@
-"""Token ids on disk, mapped into memory."""
+"""Token ids on disk, memory-mapped."""
 
 import json
 from collections.abc import Iterable
@@ -12,9 +12,9 @@ from llm.errors import DataError
 
 
 def write_shard(file: Path, pieces: Iterable[NDArray[np.uint32]], vocab_size: int) -> int:
-    """Writes token ids one after the other and returns how many.
+    """Writes token ids to `file` and returns their number.
 
-    The file appears under its name only when it is whole; `file.json` beside it tells the type.
+    The file appears under its name only once it is complete; the `.json` beside it records the number type.
     """
     dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -31,10 +31,10 @@ def write_shard(file: Path, pieces: Iterable[NDArray[np.uint32]], vocab_size: in
 
 
 def open_shard(file: Path) -> NDArray[np.uint16] | NDArray[np.uint32]:
-    """Maps a shard's ids, read-only.
+    """Memory-maps a shard's ids, read-only.
 
     Raises:
-        DataError: The shard is missing or its size is not what was written.
+        DataError: The shard is missing, or its size differs from the recorded one.
     """
     meta_file = file.with_suffix(".json")
     if not file.is_file() or not meta_file.is_file():

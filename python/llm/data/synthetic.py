@@ -1,4 +1,4 @@
-"""Made-up samples that can be learnt: for tests, benches and trying the loop without data."""
+"""Synthetic samples that a model can learn, for tests, benchmarks and trial runs without data."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from llm.errors import InvalidArgumentError
 
 
 class _CountingTokens(Dataset):
-    """Sequences that count up from a random start by a random step, modulo the vocabulary."""
+    """Sequences that count up from a random start by a random stride, modulo the vocabulary."""
 
     def __init__(self, num_samples: int, context_length: int, vocab_size: int, seed: int) -> None:
         generator = np.random.default_rng(seed)
@@ -27,7 +27,7 @@ class _CountingTokens(Dataset):
 
 
 class _LinearTargets(Dataset):
-    """Normal features; targets are a fixed linear map of them plus a little noise."""
+    """Normally distributed features; the targets are a fixed linear map of them plus noise."""
 
     def __init__(self, num_samples: int, num_features: int, seed: int, weight_seed: int) -> None:
         generator = np.random.default_rng(seed)
@@ -44,12 +44,12 @@ class _LinearTargets(Dataset):
 
 
 class SyntheticDataModule(BaseDataModule):
-    """Seeded samples of a simple rule: counting sequences, or linear regression.
+    """Seeded synthetic samples: counting sequences or linear regression.
 
     Args:
-        num_samples: Training samples; an eighth as many more for validation.
+        num_samples: Number of training samples; validation gets an eighth as many in addition.
         task: `lm` (needs `vocab_size` and `context_length`) or `regression` (needs `num_features`).
-        seed: Decides every sample.
+        seed: Determines every sample.
 
     Example:
         >>> from llm import SyntheticDataModule
@@ -78,11 +78,12 @@ class SyntheticDataModule(BaseDataModule):
         self.seed = seed
 
     def train_dataset(self) -> Dataset:
-        """The first samples."""
+        """Returns the training samples."""
+        # Even seeds train and odd ones validate, so no two modules share a sample stream.
         return self._make(self.num_samples, seed=2 * self.seed)
 
     def validation_dataset(self) -> Dataset | None:
-        """Samples of the same rule that training never sees."""
+        """Returns samples of the same rule that training never sees."""
         return self._make(max(1, self.num_samples // 8), seed=2 * self.seed + 1)
 
     def _make(self, num_samples: int, seed: int) -> Dataset:

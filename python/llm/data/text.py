@@ -21,10 +21,10 @@ _LINE_END = re.compile(r"(?<=\S)\n(?=[^\s/])")
 
 
 def read_documents(paths: Sequence[str]) -> list[str]:
-    """The text of each file that `paths` mean (see `llm.tokenization.corpus.corpus_files`).
+    """Returns the text of every file that `paths` name (see `llm.tokenization.corpus.corpus_files`).
 
     Raises:
-        DataError: No file, a file that is not UTF-8, or only empty files.
+        DataError: There is no file, a file is not UTF-8, or all files are empty.
     """
     if not paths:
         raise DataError("no training text was named\nhint: pass `--data PATH` (a file, a directory or a pattern)")
@@ -35,7 +35,7 @@ def read_documents(paths: Sequence[str]) -> list[str]:
 
 
 def split_documents(documents: Sequence[str], validation_fraction: float) -> tuple[list[str], list[str]]:
-    """Cuts the concatenated documents into a first and a last part by bytes, at a code point's border."""
+    """Splits the concatenated documents by bytes into a training and a validation part, between two code points."""
     sizes = [len(document.encode()) for document in documents]
     border = sum(sizes) - round(sum(sizes) * validation_fraction)
     train, validation = [], []
@@ -49,7 +49,7 @@ def split_documents(documents: Sequence[str], validation_fraction: float) -> tup
 
 
 class TokenWindows(Dataset):
-    """Consecutive windows of `context_length` tokens; every token but the first is predicted exactly once."""
+    """Consecutive windows of `context_length` tokens; every token except the first is predicted exactly once."""
 
     def __init__(
         self, token_ids: NDArray[np.uint16] | NDArray[np.uint32], context_length: int, keep_rest: bool
@@ -63,7 +63,7 @@ class TokenWindows(Dataset):
         return self.num_windows
 
     def batch(self, indices: NDArray[np.int64]) -> TokenBatch:
-        """The windows at `indices`; the last window of all may be shorter."""
+        """Returns the windows at `indices`; the last window of the text can be shorter."""
         starts = [int(idx) * self.context_length for idx in indices]
         windows = [self.token_ids[start : start + self.context_length + 1].astype(np.int64) for start in starts]
         return TokenBatch(
@@ -84,12 +84,12 @@ class Limited(Dataset):
         return min(self.num_samples, len(self.dataset))
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
-        """The samples at `indices`."""
+        """Returns the samples at `indices`."""
         return self.dataset.batch(indices)
 
 
 def encode_documents(documents: Iterable[str], tokenizer: BaseTokenizer) -> Iterator[NDArray[np.uint32]]:
-    """Ids of each document, long ones in pieces, then the end-of-text token where the tokenizer has one."""
+    """Yields each document's ids, in pieces if it is long, then the end-of-text token if the tokenizer has one."""
     end = np.array(tokenizer.eos_ids[:1], dtype=np.uint32)
     for document in documents:
         borders = _piece_borders(document) if tokenizer.cuts_at_line_ends else [0, len(document)]
@@ -99,7 +99,7 @@ def encode_documents(documents: Iterable[str], tokenizer: BaseTokenizer) -> Iter
 
 
 def _piece_borders(document: str) -> list[int]:
-    """Borders about `_PIECE_CHARS` apart, where no built-in pattern of pre-tokenisation can join what they part."""
+    """Returns split points about `_PIECE_CHARS` apart that no built-in pre-tokenization pattern spans."""
     borders = [0]
     while match := _LINE_END.search(document, borders[-1] + _PIECE_CHARS):
         borders.append(match.end())
@@ -107,12 +107,12 @@ def _piece_borders(document: str) -> list[int]:
 
 
 class TextDataModule(BaseDataModule):
-    """Text files, tokenized once into memory-mapped shards under `directory`.
+    """Text files that were tokenized once into memory-mapped shards under `directory`.
 
     Args:
-        directory: Holds `train.bin` and `validation.bin`; made by `prepare`.
-        context_length: Tokens a sample.
-        num_samples: Train on the first ones only; `None`: on all.
+        directory: Contains `train.bin` and `validation.bin`, which `prepare` writes.
+        context_length: Number of tokens per sample.
+        num_samples: Train on the first samples only; None uses all.
     """
 
     def __init__(self, directory: Path, context_length: int, num_samples: int | None = None) -> None:
@@ -122,12 +122,12 @@ class TextDataModule(BaseDataModule):
 
     @staticmethod
     def prepare(directory: Path, train: Sequence[str], validation: Sequence[str], tokenizer: BaseTokenizer) -> None:
-        """Tokenizes both parts into `directory`."""
+        """Tokenizes both parts and writes them to `directory`."""
         for name, documents in (("train", train), ("validation", validation)):
             write_shard(directory / f"{name}.bin", encode_documents(documents, tokenizer), tokenizer.vocab_size)
 
     def train_dataset(self) -> Dataset:
-        """Windows of the training part.
+        """Returns windows of the training part.
 
         Raises:
             DataError: The text is shorter than one sample.
@@ -142,6 +142,6 @@ class TextDataModule(BaseDataModule):
         return windows if self.num_samples is None else Limited(windows, self.num_samples)
 
     def validation_dataset(self) -> Dataset | None:
-        """Windows of the held-out part, its rest included."""
+        """Returns windows of the held-out part, including a shorter last one."""
         windows = TokenWindows(open_shard(self.directory / "validation.bin"), self.context_length, keep_rest=True)
         return windows if len(windows) else None

@@ -11,14 +11,14 @@ EXAMPLE = "Example:  llm tokenizer bench tokenizers/mine corpus.txt"
 
 def bench(
     path: TokenizerPath,
-    file: Annotated[str | None, typer.Argument(help="Text to measure on; default: the built-in Shakespeare.")] = None,
+    file: Annotated[str | None, typer.Argument(help="Text file to encode; default: the built-in Shakespeare.")] = None,
     threads: Threads = None,
-    seconds: Annotated[float, typer.Option(min=0.01, help="Time spent on each row.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Seconds per measurement.")] = 1.0,
     pattern: Pattern = None,
     special_token: SpecialTokens = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Measure MB/s, beside tiktoken where it is installed and gives the same ids."""
+    """Measure MB/s, beside tiktoken if it is installed and produces the same ids."""
     from rich.console import Console
 
     from llm.tokenization.describe import input_text

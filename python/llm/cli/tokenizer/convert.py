@@ -11,15 +11,16 @@ EXAMPLE = "Example:  llm tokenizer convert tokenizers/mine mine.tiktoken"
 
 def convert(
     path: TokenizerPath,
-    out: Annotated[str, typer.Argument(help="A directory, or a .json, .tiktoken or .gguf file.")],
+    out: Annotated[str, typer.Argument(help="Directory, or .json, .tiktoken or .gguf file, to write.")],
     to: Annotated[
-        str | None, typer.Option(help="directory, tokenizer.json, tiktoken, gpt2 or gguf; default: by OUT's name.")
+        str | None,
+        typer.Option(help="Format: directory, tokenizer.json, tiktoken, gpt2 or gguf; default: derived from OUT."),
     ] = None,
     pattern: Pattern = None,
     special_token: SpecialTokens = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Write a tokenizer in another format; what that can't hold is an error that names it."""
+    """Convert a tokenizer to another format. A feature that the format cannot store is an error."""
     from llm.tokenization.convert import convert_tokenizer
 
     tokenizer = open_tokenizer(path, pattern, special_token, allow_pickle)

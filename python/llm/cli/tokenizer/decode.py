@@ -15,14 +15,15 @@ EXAMPLE = (
 def decode(
     path: TokenizerPath,
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Token ids; default: standard input, as they come.")
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", help="Token ids; default: read them from standard input as they arrive."),
     ] = None,
-    skip_special: Annotated[bool, typer.Option("--skip-special", help="Leave special tokens out.")] = False,
+    skip_special: Annotated[bool, typer.Option("--skip-special", help="Omit special tokens.")] = False,
     pattern: Pattern = None,
     special_token: SpecialTokens = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Turn token ids into text."""
+    """Decode token ids to text."""
     from llm.tokenization.describe import parse_ids
 
     tokenizer = open_tokenizer(path, pattern, special_token, allow_pickle)

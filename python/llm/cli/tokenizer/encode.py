@@ -12,18 +12,20 @@ EXAMPLE = "Example:  llm tokenizer encode tokenizers/mine 'To be, or not to be' 
 
 def encode(
     path: TokenizerPath,
-    text: Annotated[str | None, typer.Argument(help="What to encode; default: standard input.")] = None,
-    file: Annotated[str | None, typer.Option(help="Encode a file's text instead.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="A JSON list.")] = False,
-    pieces: Annotated[bool, typer.Option("--pieces", help="The text of each token, in colours on a terminal.")] = False,
-    allow_special: Annotated[bool, typer.Option("--allow-special", help="Special tokens become their id.")] = False,
-    add_bos: Annotated[bool, typer.Option("--add-bos", help="Begin with BOS.")] = False,
-    add_eos: Annotated[bool, typer.Option("--add-eos", help="End with EOS.")] = False,
+    text: Annotated[str | None, typer.Argument(help="Text to encode; default: standard input.")] = None,
+    file: Annotated[str | None, typer.Option(help="Encode the text of this file instead.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the ids as a JSON list.")] = False,
+    pieces: Annotated[
+        bool, typer.Option("--pieces", help="Print the text of each token, coloured on a terminal.")
+    ] = False,
+    allow_special: Annotated[bool, typer.Option("--allow-special", help="Encode special tokens as their ids.")] = False,
+    add_bos: Annotated[bool, typer.Option("--add-bos", help="Add the beginning-of-text token.")] = False,
+    add_eos: Annotated[bool, typer.Option("--add-eos", help="Add the end-of-text token.")] = False,
     pattern: Pattern = None,
     special_token: SpecialTokens = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Turn text into token ids, one line of numbers."""
+    """Encode text to token ids, printed on one line."""
     from llm.tokenization.describe import input_text, print_pieces
 
     tokenizer = open_tokenizer(path, pattern, special_token, allow_pickle)

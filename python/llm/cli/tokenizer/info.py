@@ -11,7 +11,7 @@ def info(
     special_token: SpecialTokens = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Say what a tokenizer is: entries, pattern, special tokens and their roles, longest tokens, chat template."""
+    """Describe a tokenizer: entries, pattern, special tokens and their roles, longest tokens, chat template."""
     from llm.tokenization.describe import describe_tokenizer
 
     facts = describe_tokenizer(open_tokenizer(path, pattern, special_token, allow_pickle))

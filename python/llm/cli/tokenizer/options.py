@@ -1,4 +1,4 @@
-"""Arguments that several verbs of `llm tokenizer` share."""
+"""Arguments that several subcommands of `llm tokenizer` share."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,20 +8,23 @@ if TYPE_CHECKING:
     from llm.tokenization import BaseTokenizer
 
 TokenizerPath = Annotated[
-    str, typer.Argument(metavar="TOKENIZER", help="A directory, checkpoint, tokenizer.json, .tiktoken or .gguf file.")
+    str, typer.Argument(metavar="TOKENIZER", help="Directory, checkpoint, tokenizer.json, .tiktoken or .gguf file.")
 ]
-Pattern = Annotated[str | None, typer.Option(help="How text is split, for a file that does not say it.")]
+Pattern = Annotated[str | None, typer.Option(help="Split pattern, for files that do not contain it.")]
 SpecialTokens = Annotated[
-    list[str] | None, typer.Option("--special-token", metavar="TOKEN=ID", help="For the same; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--special-token", metavar="TOKEN=ID", help="Special token, for files that do not contain them; repeatable."
+    ),
 ]
-AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Open a pickled tokenizer.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads to use; default: one for each core.")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Allow opening a pickled tokenizer.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Number of threads; default: one per core.")]
 
 
 def open_tokenizer(
     path: str, pattern: str | None, special_tokens: list[str] | None, allow_pickle: bool
 ) -> "BaseTokenizer":
-    """The tokenizer that the arguments above mean."""
+    """Opens the tokenizer that these arguments describe."""
     from llm.tokenization import load_tokenizer
     from llm.tokenization.convert import parse_special_tokens
 

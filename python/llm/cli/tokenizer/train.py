@@ -10,17 +10,19 @@ EXAMPLE = "Example:  llm tokenizer train corpus.txt --vocab-size 8192 --out toke
 
 
 def train(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="UTF-8 text: files, directories or globs.")],
-    vocab_size: Annotated[int, typer.Option(help="Entries, the 256 bytes and special tokens included.")],
-    out: Annotated[str, typer.Option(help="Directory to save to.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="UTF-8 text: files, directories or glob patterns.")
+    ],
+    vocab_size: Annotated[int, typer.Option(help="Number of entries, including the 256 bytes and the special tokens.")],
+    out: Annotated[str, typer.Option(help="Directory to write.")],
     pattern: Annotated[
-        str, typer.Option(help="How text is split before merging: gpt2, gpt4, o200k, qwen2 …, or a regular expression.")
+        str, typer.Option(help="Split pattern: gpt2, gpt4, o200k, qwen2 … or a regular expression.")
     ] = "gpt4",
-    special_token: Annotated[
-        list[str] | None, typer.Option(help="Never merged, never from ordinary text; may be repeated.")
+    special_token: Annotated[list[str] | None, typer.Option(help="Special token to add; repeatable.")] = None,
+    min_frequency: Annotated[int, typer.Option(min=1, help="Minimum count of a pair to be merged.")] = 1,
+    max_token_length: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of bytes of a merged token.")
     ] = None,
-    min_frequency: Annotated[int, typer.Option(min=1, help="A pair seen less often is not merged.")] = 1,
-    max_token_length: Annotated[int | None, typer.Option(min=1, help="Bytes of a merged token at most.")] = None,
     threads: Threads = None,
 ) -> None:
     """Train a byte-level BPE tokenizer."""
