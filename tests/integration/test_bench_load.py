@@ -9,7 +9,7 @@ import pytest
 from llm.serving import ServerConfig, ServerHandle
 from llm.tokenization import encode_chat, load_tokenizer
 from tests.fetch_data import CACHE
-from tests.integration.test_server import write_checkpoint
+from tests.integration.server_client import write_checkpoint
 
 sys.path.append(str(Path(__file__).parents[2] / "benches" / "peers"))
 
