@@ -66,6 +66,12 @@ pub struct EngineCore {
     sequences: FxHashMap<u64, Sequence>,
 }
 
+/// The logits of a step, row after row.
+struct StepLogits<'a> {
+    values: &'a mut [f32],
+    row_len: usize,
+}
+
 impl EngineCore {
     /// Creates an engine without requests.
     ///
@@ -187,11 +193,12 @@ impl EngineCore {
         self.check_shape(logits.len(), shape)?;
         let rows = self.scheduler.complete_step()?;
         let mut outputs = StepOutputs::default();
-        self.update_prompts(&rows, (&mut *logits, shape.1), &mut outputs)?;
+        let mut logits = StepLogits { values: logits, row_len: shape.1 };
+        self.update_prompts(&rows, &mut logits, &mut outputs)?;
         let is_next = |row: &Option<LogitsRow>| row.is_some_and(|row| row.kind == RowKind::Next);
         let mut wave: Vec<usize> = (0..rows.len()).filter(|&index| is_next(&rows[index])).collect();
         while !wave.is_empty() {
-            wave = self.update_rows(&wave, &rows, (&mut *logits, shape.1), &mut outputs)?;
+            wave = self.update_rows(&wave, &rows, &mut logits, &mut outputs)?;
         }
         self.check_in_debug()?;
         Ok(outputs)
@@ -201,7 +208,7 @@ impl EngineCore {
     fn update_prompts(
         &mut self,
         rows: &[Option<LogitsRow>],
-        (logits, vocab_len): (&mut [f32], usize),
+        logits: &mut StepLogits<'_>,
         outputs: &mut StepOutputs,
     ) -> Result<()> {
         let token_of = |row: &Option<LogitsRow>| match row {
@@ -210,13 +217,13 @@ impl EngineCore {
         };
         let mut start = 0;
         for run in rows.chunk_by(|one, other| token_of(one).map(|row| row.0) == token_of(other).map(|row| row.0)) {
-            let range = start * vocab_len..(start + run.len()) * vocab_len;
+            let range = start * logits.row_len..(start + run.len()) * logits.row_len;
             start += run.len();
             let Some((id, _)) = token_of(&run[0]) else { continue };
             let Some(sequence) = self.sequences.get_mut(&id) else { continue };
             let tokens: Vec<u32> = run.iter().filter_map(token_of).map(|(_, token)| token).collect();
             let num_top = sequence.num_prompt_logprobs().unwrap_or(0);
-            let scored = token_logprobs(&mut logits[range], vocab_len, self.mask, &tokens, num_top);
+            let scored = token_logprobs(&mut logits.values[range], logits.row_len, self.mask, &tokens, num_top);
             match scored.into_iter().collect::<Result<Vec<_>>>() {
                 Ok(scored) => sequence.push_prompt_logprobs(tokens.into_iter().zip(scored)),
                 Err(error) => self.push_failure(id, &error, outputs)?,
@@ -233,14 +240,14 @@ impl EngineCore {
         &mut self,
         wave: &[usize],
         rows: &[Option<LogitsRow>],
-        (logits, vocab_len): (&mut [f32], usize),
+        logits: &mut StepLogits<'_>,
         outputs: &mut StepOutputs,
     ) -> Result<Vec<usize>> {
         let mut specs = vec![None; rows.len()];
         for &index in wave {
             specs[index] = rows[index].and_then(|row| self.sequences.get(&row.id)).map(Sequence::row_spec);
         }
-        let sampled = sample_rows(logits, vocab_len, self.mask, &specs);
+        let sampled = sample_rows(logits.values, logits.row_len, self.mask, &specs);
         let mut next_wave = Vec::new();
         for (index, sampled) in sampled.into_iter().enumerate() {
             let (Some(LogitsRow { id, .. }), Some(sampled)) = (rows[index], sampled) else { continue };
