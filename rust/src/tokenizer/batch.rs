@@ -1,4 +1,4 @@
-//! Many texts at once, on several threads.
+//! Encodes and decodes many texts at once, on several threads.
 
 use std::ops::Range;
 
@@ -9,16 +9,16 @@ use super::options::EncodePlan;
 use super::threads::{MAX_THREADS, default_num_threads, pool};
 use crate::{Error, Result};
 
-/// Bytes of text that make a job of their own. Waking a thread costs some microseconds, which is what 1 KB takes to
-/// encode; much more, and the last job keeps one thread busy while the others wait.
+/// Number of bytes of text per job. Waking a thread costs some microseconds, as much as encoding 1 KB; with much larger
+/// jobs, the last job keeps one thread busy while the others wait.
 const JOB_BYTES: usize = 1 << 15;
 
 /// The ids of many texts: a few long lists instead of one allocation per text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rows {
-    /// Ids of all texts, one after the other.
+    /// The ids of all texts, one after the other.
     pub ids: Vec<u32>,
-    /// Where each text's ids end in `ids`; they start where the text before ends.
+    /// Where the ids of each text end in `ids`; they start where those of the text before end.
     pub ends: Vec<usize>,
 }
 
@@ -39,7 +39,8 @@ impl Rows {
 }
 
 impl Tokenizer {
-    /// The ids of each text, as `plan` says; on all cores if `num_threads` is `None`. The ids depend on neither.
+    /// The ids of each text, according to `plan`; on all cores if `num_threads` is `None`. The ids do not depend on the
+    /// number of threads or cores.
     ///
     /// ```
     /// # use llm_core::tokenizer::{Tokenizer, split::pretokenize::Pattern, vocab::Vocab};
@@ -55,7 +56,8 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// As [`Tokenizer::encode_planned`], naming the text; `InvalidArgument` if `num_threads` is 0 or too high.
+    /// The errors of [`Tokenizer::encode_planned`], naming the text; `InvalidArgument` if `num_threads` is 0 or too
+    /// high.
     pub fn encode_rows(&self, texts: &[&str], plan: &EncodePlan, num_threads: Option<usize>) -> Result<Rows> {
         let encode = |range: Range<usize>| {
             let mut rows = Rows::default();
@@ -73,24 +75,26 @@ impl Tokenizer {
         Ok(all)
     }
 
-    /// The text of each row of ids, bytes that are not UTF-8 as U+FFFD; threads as in [`Tokenizer::encode_rows`].
+    /// The text of each row of ids; bytes that are not valid UTF-8 become U+FFFD. Uses threads as
+    /// [`Tokenizer::encode_rows`] does.
     ///
     /// # Errors
     ///
-    /// As [`Tokenizer::decode`], naming the row; `InvalidArgument` if `num_threads` is 0 or too high.
+    /// The errors of [`Tokenizer::decode`], naming the row; `InvalidArgument` if `num_threads` is 0 or too high.
     pub fn decode_rows(&self, rows: &[Vec<u32>], skip: bool, num_threads: Option<usize>) -> Result<Vec<String>> {
         let decode = |range: Range<usize>| {
             let text = |index: usize| self.decode(&rows[index], skip).map_err(|error| in_text(index, error));
             range.map(text).collect::<Result<Vec<String>>>()
         };
-        // Decoding a token is about as much work as encoding a byte.
+        // Decoding a token takes about as much work as encoding a byte.
         Ok(in_jobs(rows.len(), |index| rows[index].len(), num_threads, decode)?.into_iter().flatten().collect())
     }
 }
 
-/// Does `work` for consecutive ranges of about [`JOB_BYTES`] that cover `0..num_items`; results in order.
+/// Runs `work` for consecutive ranges of about [`JOB_BYTES`] that cover `0..num_items`; returns the results in order.
 ///
-/// One job, or one thread, is done by the caller's thread. The first error by place is returned.
+/// With one job or one thread, the caller's thread does the work. If several jobs fail, the first error by position is
+/// returned.
 fn in_jobs<T: Send>(
     num_items: usize,
     size: impl Fn(usize) -> usize,
@@ -114,7 +118,7 @@ fn in_jobs<T: Send>(
     results.into_iter().collect()
 }
 
-/// Says in which text of a batch the error is.
+/// Adds the index of the text in the batch to an error.
 fn in_text(index: usize, error: Error) -> Error {
     let named = |message| format!("item {index} of the batch: {message}");
     match error {

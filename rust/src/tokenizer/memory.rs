@@ -1,21 +1,21 @@
-//! Tables that look-ups hit at random.
+//! Memory for tables with random look-ups.
 
 use std::hint::black_box;
 
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use memmap2::MmapMut;
 
-/// Has the allocator join the many small pieces of memory that reading a vocabulary left: else the first text would wait
-/// for it, some ten milliseconds.
+/// Makes the allocator join the many small blocks of freed memory that reading a vocabulary left; otherwise the first
+/// text would wait for this, some ten milliseconds.
 pub fn join_freed() {
     drop(black_box(Vec::<u8>::with_capacity(1 << 16)));
 }
 
-/// Where the processor's large pages begin.
+/// Size and alignment of the processor's large pages.
 const LARGE_PAGE_BYTES: usize = 2 << 20;
 
-/// Many `T` of zeros, on large pages where the system has them: with 4 KB pages the place of a page is rarely known to
-/// the processor when a look-up in some megabytes needs it. Memory is used when it is first written to.
+/// A slice of zeroed `T`, on large pages where the system has them: with 4 KB pages, a random look-up in some megabytes
+/// usually misses the processor's cache of page addresses (TLB). Memory is used only when it is first written.
 pub struct LargeSlice<T> {
     memory: Memory<T>,
 }
@@ -26,21 +26,21 @@ enum Memory<T> {
         start: usize,
         end: usize,
     },
-    /// What is small, or where the system maps no memory.
+    /// A small slice, or any slice where the system maps no memory.
     Heap(Vec<T>),
 }
 
 impl<T: Pod> LargeSlice<T> {
-    /// `len` of them, all bits zero.
+    /// Creates a slice of `len` values with all bits zero.
     pub fn new(len: usize) -> Self {
         let num_bytes = len * size_of::<T>();
-        // The last page has to be there wholly, and is used as far as it is written to.
+        // The last large page must be mapped in full, and uses memory only as far as it is written.
         let num_mapped = num_bytes.next_multiple_of(LARGE_PAGE_BYTES) + LARGE_PAGE_BYTES;
         let map = (num_bytes >= LARGE_PAGE_BYTES / 2).then(|| MmapMut::map_anon(num_mapped));
         let memory = match map {
             Some(Ok(map)) => {
                 #[cfg(target_os = "linux")]
-                // Only advice: without it everything works, somewhat slower.
+                // This is only advice: without it everything works, somewhat slower.
                 let _ = map.advise(memmap2::Advice::HugePage);
                 let start = map.as_ptr().align_offset(LARGE_PAGE_BYTES).min(LARGE_PAGE_BYTES);
                 Memory::Mapped { map, start, end: start + num_bytes }
@@ -50,7 +50,7 @@ impl<T: Pod> LargeSlice<T> {
         Self { memory }
     }
 
-    /// All of them.
+    /// All values of the slice.
     #[inline]
     pub fn get(&self) -> &[T] {
         match &self.memory {
@@ -59,7 +59,7 @@ impl<T: Pod> LargeSlice<T> {
         }
     }
 
-    /// All of them, to write to.
+    /// All values of the slice, for writing.
     #[inline]
     pub fn get_mut(&mut self) -> &mut [T] {
         match &mut self.memory {

@@ -1,6 +1,6 @@
-//! BPE: text to ids and back.
+//! BPE tokenization: encodes text into ids and decodes ids into text.
 //!
-//! Encoding goes down through `split` (text to pieces), `cache` (pieces seen before), `merge` (new pieces to tokens), all
+//! Encoding passes through `split` (text to pieces), `cache` (pieces seen before) and `merge` (new pieces to tokens),
 //! driven by `encoder`; `decode` turns ids into text. `vocab` and `tokens` hold the data, `formats` reads and writes
 //! `tokenizer.json`, `trainer` learns a vocabulary.
 
@@ -36,7 +36,7 @@ use self::split::stages::{Stage, Stretch};
 use self::vocab::Vocab;
 use crate::{Error, Result};
 
-/// A BPE tokenizer. Immutable, so threads share it freely.
+/// A BPE tokenizer. It is immutable, so threads share it freely.
 ///
 /// ```
 /// use llm_core::tokenizer::options::Allowed;
@@ -54,9 +54,9 @@ pub struct Tokenizer {
     vocab: Arc<Vocab>,
     pattern: Pattern,
     special: SpecialMatcher,
-    /// Shared by clones, together with the pieces it remembers.
+    /// The encoder and the pieces that it remembers, shared by all clones.
     encoder: Arc<PieceEncoder>,
-    /// The way from text to pieces if there is more to it than special tokens and one pattern.
+    /// Turns text into pieces; `None` if special tokens and one pattern are enough for that.
     pipeline: Option<Pipeline>,
     joiner: Joiner,
     template: Option<Template>,
@@ -64,7 +64,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// A tokenizer that cuts text by `pattern` and merges each piece by `vocab`.
+    /// Creates a tokenizer that cuts text by `pattern` and merges each piece by `vocab`.
     pub fn new(vocab: Vocab, pattern: Pattern) -> Self {
         let special = SpecialMatcher::new(vocab.special());
         let components = Components::byte_level(&pattern);
@@ -83,7 +83,7 @@ impl Tokenizer {
         &self.pattern
     }
 
-    /// The ids of `text`. The `allowed` special tokens in it become their id.
+    /// The ids of `text`. The `allowed` special tokens in `text` become their ids.
     ///
     /// # Errors
     ///
@@ -98,15 +98,15 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// See [`Tokenizer::encode`]; `ids` may then hold the ids of a part of the text.
+    /// See [`Tokenizer::encode`]; `ids` may then hold the ids of part of the text.
     pub fn encode_into(&self, text: &str, allowed: &Allowed, ids: &mut Vec<u32>) -> Result<()> {
-        // English text has four to five bytes a token; a guess on the low side grows once.
+        // English text has four to five bytes per token; a guess on the low side grows once.
         ids.reserve(text.len() / 4);
         self.encoder.session(ids, |session| {
             let finds_special = matches!(allowed, Allowed::All);
             let chosen = match allowed {
                 Allowed::Some(tokens) => &**tokens,
-                // A pipeline looks for special tokens itself: among other added tokens, before and after normalising.
+                // A pipeline finds special tokens itself, among other added tokens, before and after normalising.
                 Allowed::All if self.pipeline.is_none() => &self.special,
                 _ => return self.encode_segment(text, finds_special, session),
             };
@@ -120,7 +120,7 @@ impl Tokenizer {
         })
     }
 
-    /// Appends the ids of `text` to `ids`, as `plan` says.
+    /// Appends the ids of `text` to `ids`, according to `plan`.
     ///
     /// # Errors
     ///
@@ -133,7 +133,7 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The ids of each text, on all cores.
+    /// The ids of each text, computed on all cores.
     ///
     /// # Errors
     ///
@@ -142,10 +142,10 @@ impl Tokenizer {
         texts.par_iter().map(|text| self.encode(text, allowed)).collect()
     }
 
-    /// Encodes text in which only a pipeline looks for special tokens, if it `finds_special`.
+    /// Encodes text. Only a pipeline looks for special tokens in the text, and only if `finds_special` is true.
     fn encode_segment(&self, text: &str, finds_special: bool, session: &mut Session<'_>) -> Result<()> {
         let Some(pipeline) = &self.pipeline else { return self.encode_ordinary(text, session) };
-        // One pattern and bytes, as after NFC alone, is as fast as without a pipeline.
+        // With one pattern and a byte vocabulary, as after NFC alone, encoding is as fast as without a pipeline.
         if let ([Stage::Pattern(_)], None) = (pipeline.stages(), self.vocab.sentence_piece()) {
             return pipeline.for_each_stretch(text, finds_special, &mut |part| match part {
                 Part::Text(stretch) => self.encode_ordinary(stretch.text, session),
@@ -161,7 +161,7 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of `text` and where in it each token comes from.
+    /// The ids of `text`, and the part of `text` that each token comes from.
     ///
     /// # Errors
     ///
@@ -203,8 +203,8 @@ impl Tokenizer {
         Ok((ids, found))
     }
 
-    /// Appends the ids of a piece and the origin of each: the symbols that a token was merged from say how many bytes of
-    /// the piece it covers, whatever its name.
+    /// Appends the ids of a piece and the origin of each id. The symbols that a token was merged from say how many
+    /// bytes of the piece the token covers, whatever its name.
     fn align_piece(&self, piece: Stretch<'_>, ids: &mut Vec<u32>, bytes: &mut Vec<Origin>) {
         let (mut symbols, first) = (Vec::new(), ids.len());
         self.vocab.symbols(piece.text, |id, num_bytes| symbols.push((id, num_bytes)));
@@ -240,7 +240,7 @@ impl Tokenizer {
         }
     }
 
-    /// The normalised pieces that `text` is cut into. Special tokens in it are ordinary text.
+    /// The normalised pieces that `text` is cut into. Special tokens in `text` are ordinary text.
     ///
     /// # Errors
     ///
@@ -265,26 +265,26 @@ impl Tokenizer {
         self.joiner
     }
 
-    /// The ids around a text that is encoded with special tokens; `None` if there are none.
+    /// The ids added around a text that is encoded with special tokens; `None` if there are none.
     pub fn template(&self) -> Option<&Template> {
         self.template.as_ref()
     }
 
-    /// Whether no token crosses the end of a line between two lines that begin and end with neither white space nor `/`.
-    /// The parts of a long text then have the ids of the whole.
+    /// Whether no token crosses a line end between two lines that begin and end with neither white space nor `/`. The
+    /// parts of a long text then have the ids of the whole.
     pub fn cuts_at_line_ends(&self) -> bool {
         self.pipeline.as_ref().map_or(!self.pattern.is_custom(), Pipeline::cuts_at_line_ends)
             && self.vocab.sentence_piece().is_none()
     }
 
-    /// The bytes of `ids`. Special tokens are their text, or left out if `skip_special`.
+    /// The bytes of `ids`. A special token gives its text, or nothing if `skip_special`.
     ///
     /// # Errors
     ///
     /// `InvalidArgument` if an id is not in the vocabulary.
     pub fn decode_bytes(&self, ids: &[u32], skip_special: bool) -> Result<Vec<u8>> {
         if self.joiner == Joiner::Bytes && !skip_special {
-            // English text has four to five bytes a token.
+            // English text has four to five bytes per token.
             let mut bytes = Vec::with_capacity(ids.len() * 5);
             return match self.vocab.tokens().append(ids, &mut bytes) {
                 None => Ok(bytes),
@@ -301,7 +301,8 @@ impl Tokenizer {
         Ok(bytes)
     }
 
-    /// The text of `ids`. Bytes that are not UTF-8 become as many U+FFFD as `tokenizers` gives for such a vocabulary.
+    /// The text of `ids`. Bytes that are not valid UTF-8 become as many U+FFFD as `tokenizers` gives for such a
+    /// vocabulary.
     ///
     /// # Errors
     ///

@@ -1,18 +1,18 @@
-//! Options of encoding: special tokens, the ids around a text, its maximum length.
+//! Options of encoding: special tokens, the ids around a text and the maximum length.
 
 use std::ops::Range;
 
 use super::split::special::{Segment, SpecialMatcher};
 use crate::{Error, Result};
 
-/// Which special tokens in a text become their id. All other special tokens are ordinary text.
+/// The special tokens in a text that become their ids. All other special tokens are ordinary text.
 #[derive(Debug, Clone)]
 pub enum Allowed {
-    /// None of them.
+    /// No special tokens.
     None,
     /// All special tokens of the tokenizer.
     All,
-    /// Only these.
+    /// Only these special tokens.
     Some(Box<SpecialMatcher>),
 }
 
@@ -25,7 +25,7 @@ pub enum Side {
     Left,
 }
 
-/// Ids around the ids of a text.
+/// Ids added around the ids of a text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Template {
     /// Ids before the text.
@@ -34,16 +34,16 @@ pub struct Template {
     pub after: Vec<u32>,
 }
 
-/// How a long text is cut.
+/// How a long text is truncated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Truncation {
-    /// Maximum number of ids, those of the template included.
+    /// Maximum number of ids, including those of the template.
     pub max_length: usize,
-    /// The side that is cut off.
+    /// The side of the text that is cut off.
     pub side: Side,
 }
 
-/// How a text is encoded: special tokens, the ids around it, its maximum length.
+/// How a text is encoded: special tokens, the ids around the text and the maximum length.
 ///
 /// ```
 /// use llm_core::tokenizer::options::{Allowed, EncodePlan, Side, Template, Truncation};
@@ -58,7 +58,7 @@ pub struct Truncation {
 pub struct EncodePlan {
     allowed: Allowed,
     disallowed: Vec<String>,
-    /// Finds the disallowed texts; the index of each is its id.
+    /// Finds the disallowed strings; the index of each is its id.
     finder: SpecialMatcher,
     template: Template,
     /// The truncation of the text alone, without the template.
@@ -66,12 +66,12 @@ pub struct EncodePlan {
 }
 
 impl EncodePlan {
-    /// A plan in which the `allowed` special tokens become ids, a text with a `disallowed` string is an error, and
-    /// `template` surrounds each text.
+    /// Creates a plan in which the `allowed` special tokens become ids, a text with a `disallowed` string is an error,
+    /// and `template` surrounds each text.
     ///
     /// # Errors
     ///
-    /// `InvalidArgument` if the template alone exceeds the maximum length, or a disallowed text is empty.
+    /// `InvalidArgument` if the template alone exceeds the maximum length, or a disallowed string is empty.
     pub fn new(
         allowed: Allowed,
         disallowed: Vec<String>,
@@ -94,17 +94,17 @@ impl EncodePlan {
         Ok(Self { allowed, disallowed, finder: SpecialMatcher::new(&indexed), template, own: own.transpose()? })
     }
 
-    /// The special tokens that become their id.
+    /// The special tokens that become their ids.
     pub fn allowed(&self) -> &Allowed {
         &self.allowed
     }
 
-    /// The ids around each text.
+    /// The ids added around each text.
     pub fn template(&self) -> &Template {
         &self.template
     }
 
-    /// The range of a text's `num_ids` ids that is kept.
+    /// The range of ids that is kept of a text with `num_ids` ids.
     pub fn kept(&self, num_ids: usize) -> Range<usize> {
         match self.own {
             Some(Truncation { max_length, side: Side::Right }) if max_length < num_ids => 0..max_length,
@@ -117,7 +117,7 @@ impl EncodePlan {
     ///
     /// # Errors
     ///
-    /// `InvalidArgument` that names the first such token and its index.
+    /// `InvalidArgument` naming the first such token and its index.
     pub fn check(&self, text: &str) -> Result<()> {
         if self.disallowed.is_empty() {
             return Ok(());
@@ -137,7 +137,7 @@ impl EncodePlan {
         )))
     }
 
-    /// Truncates the ids from `start` on and puts the template around them.
+    /// Truncates the ids from `start` on and adds the template around them.
     pub(super) fn frame(&self, ids: &mut Vec<u32>, start: usize) {
         let kept = self.kept(ids.len() - start);
         ids.truncate(start + kept.end);

@@ -7,23 +7,24 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::{Error, Result};
 
-/// Limit of threads asked for: more is a mistake, and each costs a stack.
+/// Maximum number of threads that may be asked for: more is a mistake, and each thread costs a stack.
 pub const MAX_THREADS: usize = 1024;
 
-/// Pools by process and number of threads. A pool lives on, since threads keep what they have cached. A process that
-/// was forked has the table but not the threads, and would wait for them for ever: so the process is in the key.
+/// Pools by process and number of threads. A pool is never dropped, because its threads keep what they have cached. A
+/// forked process has the table but not the threads, and would wait for them forever, so the process id is part of the
+/// key.
 static POOLS: Mutex<BTreeMap<(u32, usize), Arc<ThreadPool>>> = Mutex::new(BTreeMap::new());
 
-/// Number of threads for work without a wish: as many as this process may use at once.
+/// Default number of threads: as many as this process may use at once.
 pub fn default_num_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The pool of `num_threads` threads, all cores if `None`; made on first use.
+/// The pool of `num_threads` threads, or of one per core if `None`; created on first use.
 ///
 /// # Errors
 ///
-/// `InvalidArgument` if `num_threads` is 0 or above [`MAX_THREADS`]; `Internal` if threads can't be started.
+/// `InvalidArgument` if `num_threads` is 0 or above [`MAX_THREADS`]; `Internal` if the threads cannot be started.
 pub fn pool(num_threads: Option<usize>) -> Result<Arc<ThreadPool>> {
     let num_threads = num_threads.unwrap_or_else(default_num_threads);
     if num_threads == 0 || num_threads > MAX_THREADS {

@@ -4,35 +4,36 @@ use std::ops::Range;
 
 use crate::{Error, Result, prefetch};
 
-/// Number of single bytes.
+/// Number of byte values.
 pub const NUM_BYTES: usize = 256;
 
-/// Limit of ids: a table has a place for every id below the highest, so a wild id must not make it huge.
+/// Exclusive upper limit of ids. A table has an entry for every id up to the highest, so an absurdly high id must not
+/// make the table huge.
 pub const MAX_IDS: usize = 1 << 24;
 
-/// Stands for "no id"; no table has that many tokens.
+/// Marks a missing id; no table has that many tokens.
 pub const NO_ID: u32 = u32::MAX;
 
-/// Two tokens that merge into one. The rank of a merge is its place in the list: the first goes first.
+/// Two tokens that merge into one. The rank of a merge is its place in the list of merges; the first merge goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Merge {
     /// Id of the token that comes first in the text.
     pub left: u32,
-    /// Id of the token after it.
+    /// Id of the token that comes second in the text.
     pub right: u32,
-    /// Id they become.
+    /// Id of the token that they become.
     pub id: u32,
 }
 
-/// Bytes that are copied for a token, whatever its length; longer ones are copied one by one.
+/// Number of bytes copied for each token of up to this length; a longer token is copied with its exact length.
 const COPIED_BYTES: usize = 16;
 
-/// Room that a text is given at least where it has none.
+/// Minimum number of bytes by which a text without room grows.
 const ROOM_BYTES: usize = 256;
 
-/// Bytes of each id, shared by all requests of an engine.
+/// The bytes of each id, shared by all requests of an engine.
 ///
-/// An id without text and an id with empty text are the same: both add nothing.
+/// An id without text is the same as an id with empty text: both add nothing.
 ///
 /// ```
 /// use llm_core::tokenizer::tokens::TokenTable;
@@ -45,9 +46,9 @@ const ROOM_BYTES: usize = 256;
 /// ```
 #[derive(Debug, Clone)]
 pub struct TokenTable {
-    /// All tokens' bytes, one after the other: one allocation instead of one per id.
+    /// The bytes of all tokens, one after the other: one allocation instead of one per id.
     bytes: Vec<u8>,
-    /// Where each id's bytes end; they start where the id before ends.
+    /// Where the bytes of each id end; they start where those of the id before end.
     ends: Vec<u32>,
     special: Vec<bool>,
 }
@@ -101,7 +102,7 @@ impl TokenTable {
         (start < end).then_some(start..end)
     }
 
-    /// Has where the bytes of an id begin brought near; an id that is not there is left out.
+    /// Prefetches the position of the bytes of an id; ignores an id that is not in the table.
     #[inline]
     pub fn fetch(&self, id: u32) {
         if let Some(end) = self.ends.get(id as usize) {
@@ -109,9 +110,10 @@ impl TokenTable {
         }
     }
 
-    /// Adds the bytes of each id to `text`; the index of the first id that has none, if there is one.
+    /// Appends the bytes of each id to `text`. Returns the index of the first id without bytes, if there is one.
     ///
-    /// Short tokens are copied as 16 bytes, of which the next token overwrites the rest: no call and no branch on length.
+    /// Copies a short token as 16 bytes, of which the next token overwrites the excess: no call and no branch on
+    /// length.
     pub fn append(&self, ids: &[u32], text: &mut Vec<u8>) -> Option<usize> {
         let mut end = text.len();
         for (index, &id) in ids.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Ids, their bytes and the merges that make them.
+//! Token ids, their bytes and the merges that make them.
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -9,28 +9,28 @@ use super::split::special::AddedToken;
 use super::tokens::{MAX_IDS, Merge, NO_ID, NUM_BYTES, TokenTable};
 use crate::{Error, Result};
 
-/// What a vocabulary is made of.
+/// The parts from which a vocabulary is built.
 #[derive(Debug, Clone)]
 pub struct VocabParts {
-    /// Ids and bytes of the tokens that text is merged into, in any order; not all ids need a token.
+    /// Ids and bytes of the tokens that text is merged into, in any order; ids without a token are allowed.
     pub tokens: Vec<(u32, Vec<u8>)>,
-    /// Ids and bytes of tokens that no text becomes.
+    /// Ids and bytes of tokens that no text is encoded into.
     pub unreached: Vec<(u32, Vec<u8>)>,
-    /// The id of each single byte, [`NO_ID`] for one that has none.
+    /// The id of each single byte; [`NO_ID`] for a byte without one.
     pub byte_ids: [u32; NUM_BYTES],
-    /// The token for a byte or character that has none; without it, such a one is left out.
+    /// The token for a byte or character without one; if `None`, such a byte or character is left out.
     pub unknown: Option<Unknown>,
-    /// How merging begins with characters; None if it begins with bytes.
+    /// How merging starts from characters; `None` if it starts from bytes.
     pub sentence_piece: Option<SentencePiece>,
     /// Merges by rank; several may make the same token.
     pub merges: Vec<Merge>,
-    /// A piece that is a token as a whole is that token, even if merging would not make it.
+    /// Whether a piece that is a token as a whole becomes that token, even if merging would not make it.
     pub whole_first: bool,
-    /// Tokens that are found in the text before it is cut into pieces.
+    /// Tokens that are found in the text before the text is cut into pieces.
     pub added: Vec<AddedToken>,
 }
 
-/// The vocabulary: any ids, as long as each byte has one, or merging begins with characters.
+/// A vocabulary. Ids may be any numbers, as long as each byte has one or merging starts from characters.
 #[derive(Debug, Clone)]
 pub struct Vocab {
     tokens: TokenTable,
@@ -48,12 +48,12 @@ pub struct Vocab {
 
 impl Vocab {
     /// Builds a vocabulary in the order of training: the byte of each of the first 256 ids, the merges, each of which
-    /// makes the next id, and special tokens.
+    /// makes the next id, and the special tokens.
     ///
     /// # Errors
     ///
-    /// `Tokenizer` if a byte is missing, a merge uses a later id or is there twice, two tokens have the same bytes, a
-    /// special token is empty, repeated, or has an id or text that is taken, or an id of [`MAX_IDS`] or more.
+    /// `Tokenizer` if a byte is missing, a merge uses a later id or occurs twice, two tokens have the same bytes, a
+    /// special token is empty, repeated, or has an id or text that is taken, or an id is [`MAX_IDS`] or more.
     pub fn new(bytes: &[u8], merges: Vec<(u32, u32)>, special: Vec<(String, u32)>) -> Result<Self> {
         let mut tokens: Vec<Vec<u8>> = bytes.iter().map(|&byte| vec![byte]).collect();
         let byte_ids = byte_ids(&tokens)?;
@@ -80,16 +80,17 @@ impl Vocab {
         })
     }
 
-    /// Builds a vocabulary from the bytes of each token in order of rank, which is its id, as tiktoken has them. An
-    /// empty one is a rank that no token has.
+    /// Builds a vocabulary from the bytes of each token in order of rank, as tiktoken stores them. The rank is the id;
+    /// empty bytes stand for a rank without a token.
     ///
-    /// tiktoken merges any two neighbours that are a token together, the lowest first. A token whose two parts come
-    /// from lower ranks needs that one merge alone: its bytes never lie there cut in another way when its turn comes.
-    /// Any other token gets a merge for every way to cut it in two tokens, and is found as a whole piece too.
+    /// tiktoken merges any two neighbours that are a token together, the lowest rank first. If merging by lower ranks
+    /// leaves two parts of a token, the token needs only the merge of these two: its bytes are never cut in another way
+    /// when its turn comes. Any other token gets a merge for every way to cut it into two tokens, and is also found as
+    /// a whole piece.
     ///
     /// # Errors
     ///
-    /// `Tokenizer` if a single byte is missing, two tokens have the same bytes, or a special token is as in
+    /// `Tokenizer` if a single byte is missing, two tokens have the same bytes, or a special token is invalid as in
     /// [`Vocab::new`].
     pub fn from_ranks(ranks: &[Vec<u8>], special: Vec<(String, u32)>) -> Result<Self> {
         let byte_ids = byte_ids(ranks)?;
@@ -123,13 +124,14 @@ impl Vocab {
     ///
     /// # Errors
     ///
-    /// `Tokenizer` if an id is there twice or [`MAX_IDS`] or more, a merge is there twice, uses ids that have no token
-    /// or does not make the bytes of its token, or an added token is empty or there twice.
+    /// `Tokenizer` if an id occurs twice or is [`MAX_IDS`] or more, a merge occurs twice, uses ids without a token or
+    /// does not make the bytes of its token, or an added token is empty or occurs twice.
     pub fn build(parts: VocabParts) -> Result<Self> {
         Self::assemble(parts, None)
     }
 
-    /// `ranked` is the table of the merges of a rank file, of which it is known what they make and reach.
+    /// Builds a vocabulary from its parts. `ranked` is the merge table of a rank file, for which it is known which
+    /// bytes the merges make and which tokens they reach.
     fn assemble(parts: VocabParts, ranked: Option<MergeTable>) -> Result<Self> {
         check_added(&parts.added)?;
         let (tokens, is_ordinary) = token_table(&parts)?;
@@ -157,46 +159,47 @@ impl Vocab {
         })
     }
 
-    /// One more than the highest id.
+    /// One plus the highest id.
     pub fn size(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Bytes of each id, added tokens included.
+    /// The bytes of each id, including added tokens.
     pub fn tokens(&self) -> &TokenTable {
         &self.tokens
     }
 
-    /// The id of each single byte; [`NO_ID`] for one that has none, as in vocabularies learned from text without it.
+    /// The id of each single byte; [`NO_ID`] for a byte without one, as in vocabularies learned from text without that
+    /// byte.
     pub fn byte_ids(&self) -> &[u32; NUM_BYTES] {
         &self.byte_ids
     }
 
-    /// Merges by rank. Each makes the bytes of its two tokens together; several may make the same token.
+    /// Merges by rank. Each makes the joined bytes of its two tokens; several may make the same token.
     pub fn merges(&self) -> &[Merge] {
         &self.merges
     }
 
-    /// How its tokens merge.
+    /// The table that finds the merge of two tokens.
     pub fn merge_table(&self) -> &MergeTable {
         &self.table
     }
 
-    /// Whether a piece that is a token as a whole is that token even if merging would not make it.
+    /// Whether a piece that is a token as a whole becomes that token, even if merging would not make it.
     ///
-    /// Hugging Face has it as `ignore_merges`. tiktoken always does it, but it makes no difference if merging reaches
+    /// Hugging Face calls this `ignore_merges`. tiktoken always does it, but it makes no difference if merging reaches
     /// every token.
     pub fn whole_first(&self) -> bool {
         self.whole_first
     }
 
-    /// Whether it is known that merging the bytes of each ordinary token gives that token, as in a table of ranks that
-    /// was read without finding another; else it may do so or not.
+    /// Whether merging the bytes of each ordinary token is known to give that token, as in a rank file that was read
+    /// without finding an exception. If false, merging may give that token or not.
     pub fn reaches_all(&self) -> bool {
         self.reaches_all
     }
 
-    /// Whether `id` is a token that text is merged into, and no added one.
+    /// Whether `id` is a token that text is merged into and not an added token.
     pub fn is_ordinary(&self, id: u32) -> bool {
         self.is_ordinary.get(id as usize).copied().unwrap_or(false)
     }
@@ -221,19 +224,20 @@ impl Vocab {
         self.unknown
     }
 
-    /// Whether all bytes that text can have are tokens.
+    /// Whether every byte that text can have is a token.
     pub fn has_all_bytes(&self) -> bool {
         (0..=u8::MAX).all(|byte| matches!(byte, 0xC0 | 0xC1 | 0xF5..) || self.byte_ids[byte as usize] != NO_ID)
     }
 
-    /// Appends what merging makes of the bytes of a piece to `ids`. The unknown token stands for a byte without one.
+    /// Merges the bytes of a piece and appends the tokens to `ids`. The unknown token stands for a byte without a
+    /// token.
     pub fn merge_bytes(&self, piece: &[u8], ids: &mut Vec<u32>) {
         let start = ids.len();
         self.byte_symbols(piece, |id, _| ids.extend(id));
         self.table.apply(ids, start);
     }
 
-    /// Emits the symbols that merging a piece starts from, each with its number of bytes.
+    /// Emits the symbols from which merging a piece starts, each with its number of bytes.
     pub fn symbols(&self, piece: &str, emit: impl FnMut(Option<u32>, usize)) {
         match &self.sentence_piece {
             Some(sentence_piece) => sentence_piece.symbols(piece, self.unknown, emit),
@@ -288,7 +292,7 @@ fn ids_by_bytes(tokens: &[Vec<u8>]) -> FxHashMap<&[u8], u32> {
     tokens.iter().map(Vec::as_slice).zip(0..).filter(|(token, _)| !token.is_empty()).collect()
 }
 
-/// Every way to cut `token` in two tokens.
+/// Every way to cut `token` into two tokens.
 fn cuts<'a>(token: &'a [u8], id: u32, ids: &'a FxHashMap<&[u8], u32>) -> impl Iterator<Item = Merge> + 'a {
     (1..token.len()).filter_map(move |at| {
         let (left, right) = token.split_at(at);
@@ -296,7 +300,7 @@ fn cuts<'a>(token: &'a [u8], id: u32, ids: &'a FxHashMap<&[u8], u32>) -> impl It
     })
 }
 
-/// The special tokens, if neither their ids nor their texts are taken by `tokens` or each other.
+/// Builds the special tokens, after checking that neither `tokens` nor another special token has their ids or texts.
 fn special_tokens(special: Vec<(String, u32)>, tokens: &[Vec<u8>]) -> Result<Vec<AddedToken>> {
     let added: Vec<AddedToken> = special.into_iter().map(|(text, id)| AddedToken::special(text, id)).collect();
     check_added(&added)?;
@@ -357,7 +361,7 @@ fn token_table(parts: &VocabParts) -> Result<(TokenTable, Vec<bool>)> {
     }
     for token in &parts.added {
         is_ordinary[token.id as usize] = false;
-        // One that merging makes as well keeps the bytes it has there.
+        // An added token that merging makes as well keeps the bytes that it has there.
         bytes[token.id as usize].get_or_insert_with(|| token.content.as_bytes().to_vec());
     }
     let special: Vec<u32> = parts.added.iter().filter(|token| token.special).map(|token| token.id).collect();
@@ -377,7 +381,7 @@ fn merge_table(merges: &[Merge], tokens: &TokenTable) -> Result<MergeTable> {
     Ok(table)
 }
 
-/// Whether another merge, of ids up to `id`, fits the table.
+/// Checks that another merge, of ids up to `id`, fits in the table.
 fn check_room(num_merges: usize, id: u32) -> Result<()> {
     if num_merges < MAX_MERGES && (id as usize) < MAX_MERGED_IDS {
         return Ok(());

@@ -1,22 +1,23 @@
-//! Pieces as they are looked up: 16 bytes, made without a branch.
+//! Keys of pieces: 16 bytes, computed without a branch.
 
-/// Pieces up to this many bytes take 16 bytes in the cache: most of any text.
+/// Maximum number of bytes of a small piece, which takes 16 bytes in the cache. Most pieces of any text are small.
 pub const SMALL_BYTES: usize = 8;
 
-/// Pieces up to this many bytes are their own key; with their length they fill 16 bytes.
+/// Maximum number of bytes of a piece that is its own key; with its length, the piece fills 16 bytes.
 pub const MEDIUM_BYTES: usize = 15;
 
-/// A piece as it is looked up. A small one: its bytes and length, and zero. A medium one: its bytes and length. A long one:
-/// a hash, and its length as no other kind has it. Of text alone, for a byte that no UTF-8 has tells a length.
+/// The key under which a piece is cached. A small piece: its bytes and length, and zero. A medium piece: its bytes and
+/// length. A long piece: a hash, and its length in a form that no other kind has. Keys are valid for text only, because
+/// a byte that never occurs in UTF-8 marks the length.
 pub type Key = [u64; 2];
 
-/// Whether the key is a small piece's.
+/// Whether the key belongs to a small piece.
 #[inline(always)]
 pub fn is_small(key: Key) -> bool {
     key[1] == 0
 }
 
-/// The bytes that belong to a piece, by its length.
+/// The mask that keeps the bytes of a piece, by the length of the piece.
 const KEPT: [u128; MEDIUM_BYTES + 1] = {
     let mut kept = [0; MEDIUM_BYTES + 1];
     let mut len = 1;
@@ -27,7 +28,7 @@ const KEPT: [u128; MEDIUM_BYTES + 1] = {
     kept
 };
 
-/// What tells the length, in the last byte of the last word that has room.
+/// The tag of each length, stored in the last byte of the last word that has room.
 const LENGTHS: [u128; MEDIUM_BYTES + 1] = {
     let mut lengths = [0; MEDIUM_BYTES + 1];
     let mut len = 0;
@@ -70,7 +71,7 @@ pub fn key_hash(key: Key) -> u64 {
 /// The key of a piece of more than [`MEDIUM_BYTES`].
 fn long_key(piece: &[u8]) -> Key {
     let (chunks, _) = piece.as_chunks();
-    // The last bytes may be there twice.
+    // The last chunk may repeat bytes of the chunk before.
     let hash = chunks.iter().chain(piece.last_chunk()).fold(0, |state, chunk| {
         let [low, high] = words(u128::from_le_bytes(*chunk));
         mix(low ^ state, high)
@@ -83,7 +84,7 @@ fn words(bytes: u128) -> [u64; 2] {
     [bytes as u64, (bytes >> 64) as u64]
 }
 
-/// The last bytes of a text, and zeros.
+/// The last bytes of a text, padded with zeros.
 #[cold]
 fn last_bytes(rest: &[u8]) -> u128 {
     let mut bytes = [0; 16];
@@ -92,7 +93,8 @@ fn last_bytes(rest: &[u8]) -> u128 {
     u128::from_le_bytes(bytes)
 }
 
-/// Both halves of the product of two words: every bit of the result depends on every bit of both.
+/// Multiplies two words and combines both halves of the product, so that every bit of the result depends on every bit
+/// of both words.
 #[inline(always)]
 fn mix(one: u64, other: u64) -> u64 {
     let product = u128::from(one ^ 0x9E37_79B9_7F4A_7C15) * u128::from(other ^ 0xD1B5_4A32_D192_ED03);

@@ -1,4 +1,4 @@
-//! The tokens of whole vocabularies and of earlier pieces, found by the bytes of a piece.
+//! Tables that find tokens by the bytes of a piece: the tokens of the vocabulary, and the tokens of earlier pieces.
 
 pub mod key;
 pub mod table;

@@ -1,8 +1,9 @@
-//! Remembers the tokens of pieces, in bounded memory.
+//! Caches the tokens of pieces, in bounded memory.
 //!
-//! What counts is how little memory the pieces of a text touch, and that it is asked for before it is needed: a look-up
-//! in the processor's second cache costs 5 ns, in the third 20, beyond it over 100. So entries are dense, a table grows
-//! only as it fills, and a key is separate from the look-up so that the lines of many can be asked for at once.
+//! Speed depends on how little memory the pieces of a text touch, and on requesting it before it is needed: a look-up
+//! takes 5 ns in the processor's second-level cache, 20 ns in the third and over 100 ns beyond it. Entries are
+//! therefore dense, a table grows only as it fills, and computing a key is separate from looking it up, so that the
+//! lines of many keys can be requested at once.
 
 use std::hint::{black_box, select_unpredictable};
 
@@ -12,32 +13,33 @@ use super::key::{Key, MEDIUM_BYTES, is_small, key_hash};
 use crate::prefetch;
 use crate::tokenizer::memory::LargeSlice;
 
-/// Pieces longer than this are rarely there twice, and are not kept.
+/// Maximum number of bytes of a cached piece; longer pieces rarely occur twice.
 pub const LONG_BYTES: usize = 256;
 
-/// Lines of small pieces at first and at most: 4 and 8 MB.
+/// Initial and maximum number of lines for small pieces: 4 and 8 MB.
 const SMALL_LINES: [usize; 2] = [1 << 16, 1 << 17];
 
-/// Lines of other pieces at first and at most: 8 and 16 MB.
+/// Initial and maximum number of lines for other pieces: 8 and 16 MB.
 const LARGER_LINES: [usize; 2] = [1 << 17, 1 << 18];
 
-/// Lines that an entry may be put away from its own. Hardly any is, but for pieces made to share one: those are forgotten
-/// rather than looked for at length.
+/// Number of lines, from its home line on, where an entry may be stored. Hardly any entry leaves its home line, except
+/// pieces made to share a line: those are forgotten rather than searched for at length.
 const MAX_WAY: usize = 32;
 
-/// Limit of the words that entries hold elsewhere; where it is reached all entries are forgotten.
+/// Limit of the pool in words; when the pool exceeds it, all entries are forgotten.
 const MAX_POOL_WORDS: usize = 1 << 21;
 
-/// Up to three tokens of 20 bits, from the lowest bits on, their number and a bit that is always set; zero is none.
+/// Up to three tokens of 20 bits, from the lowest bits up, then their number and a bit that is always set; zero means
+/// none.
 pub type Triple = u64;
 
-/// Ids from this one on go to the pool.
+/// Ids from this one on do not fit in a triple and go to the pool.
 const MAX_TOKENS: u32 = 1 << TOKEN_BITS;
 const TOKEN_BITS: u32 = 20;
 const COUNT_BITS: u32 = 3 * TOKEN_BITS;
 const IS_TRIPLE: Triple = 1 << 63;
 
-/// One to three tokens as a triple; zero if there are more or none, or one with too high an id.
+/// Packs one to three tokens into a triple; zero if there are none, more than three, or one with too high an id.
 #[inline]
 fn triple(ids: &[u32]) -> Triple {
     let [one, two, three] = match *ids {
@@ -53,66 +55,67 @@ fn triple(ids: &[u32]) -> Triple {
     IS_TRIPLE | (ids.len() as u64) << COUNT_BITS | tokens
 }
 
-/// The tokens of a triple, and how many there are; the others are without meaning.
+/// Unpacks the tokens of a triple and their number; tokens past that number have no meaning.
 #[inline(always)]
 pub fn tokens_of(triple: Triple) -> ([u32; 3], usize) {
     let tokens = [0, 1, 2].map(|index| (triple >> (index * TOKEN_BITS)) as u32 & (MAX_TOKENS - 1));
     (tokens, (triple >> COUNT_BITS) as usize & 3)
 }
 
-/// What is known of a piece: a triple and, for a piece that is not small, a second one or zero. Or where its tokens are
-/// in the pool, and how many. Zeros if nothing is known.
+/// The cache words of a piece: a triple and, for a piece that is not small, a second triple or zero; or the position
+/// and number of its tokens in the pool. Zeros mean that the piece is not cached.
 pub type Words = [u64; 2];
 
 const IS_POOLED: u64 = 1 << 62;
 
-/// Whether the tokens are in the words themselves.
+/// Whether the cache words of a piece hold its tokens, given the first word.
 #[inline(always)]
 pub fn is_inline(first: u64) -> bool {
     first & IS_TRIPLE != 0
 }
 
-/// A cache line of entries: four words of keys, then four words of tokens. Four small pieces, or two others.
+/// A cache line of entries: four words of keys, then four words of tokens. A line holds four small pieces or two
+/// others.
 type Line = [u64; 8];
 
-/// Tokens of pieces: a table of small ones and one of the others.
+/// The cached tokens of pieces: one table of small pieces and one of the others.
 pub struct PieceCache {
-    /// Of both tables, each as large as it may get: memory is used when it is first written to.
+    /// The lines of both tables, at their maximum size; memory is used only when it is first written.
     lines: LargeSlice<Line>,
     small: Table,
     larger: Table,
-    /// The tokens that fit no entry, and before those of a long piece its bytes.
+    /// Tokens that fit in no entry; the bytes of a long piece come before its tokens.
     pool: Vec<u32>,
 }
 
-/// One of the two tables in the lines. An entry is in the line where it belongs or, if that is full, in the next that is
-/// not; a table is never so full that those are far.
+/// One of the two tables in the lines. An entry is in its home line or, if that line is full, in the next line that is
+/// not full; a table is never so full that this line is far away.
 #[derive(Clone, Copy)]
 struct Table {
     first: usize,
     num_lines: usize,
     max_lines: usize,
-    /// Entries of a line.
+    /// Number of entries per line.
     per_line: usize,
-    /// Entries of the table, and how many make it full: more would make ways too long.
+    /// Number of entries in the table; at `max_entries` the table is full, because more would make searches too long.
     num_entries: usize,
     max_entries: usize,
 }
 
 impl Table {
-    /// The line where a hash belongs.
+    /// The home line of a hash.
     #[inline(always)]
     fn home(&self, hash: u64) -> usize {
         self.first + (hash as usize & (self.num_lines - 1))
     }
 
-    /// The line after this one.
+    /// The line after this one, or the first line after the last.
     #[inline(always)]
     fn after(&self, line: usize) -> usize {
         self.first + ((line - self.first + 1) & (self.num_lines - 1))
     }
 
-    /// A table without entries. Where a line has more of them, more lines may be full.
+    /// An empty table. A table with more entries per line may have more full lines.
     fn of(first: usize, num_lines: usize, max_lines: usize, per_line: usize) -> Self {
         let percent = if per_line == 4 { 75 } else { 60 };
         let max_entries = (percent * per_line * num_lines).div_ceil(100);
@@ -124,7 +127,7 @@ impl Table {
     }
 }
 
-/// A cache, for look-ups one after the other.
+/// A view of a cache for a series of look-ups.
 #[derive(Clone, Copy)]
 pub struct Look<'a> {
     lines: &'a [Line],
@@ -134,28 +137,28 @@ pub struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// The line where the key belongs.
+    /// The home line of a key.
     #[inline(always)]
     pub fn home(&self, key: Key) -> usize {
         let hash = key_hash(key);
         select_unpredictable(is_small(key), self.small.home(hash), self.larger.home(hash))
     }
 
-    /// Has a line brought near, without waiting for it.
+    /// Prefetches a line, without waiting for it.
     #[inline(always)]
     pub fn fetch(&self, line: usize) {
         prefetch::near(&raw const self.lines[line]);
     }
 
-    /// What is known of the piece with this key, if it is in this line. Without a branch: which entry it is can't be
-    /// foreseen.
+    /// The cache words of the piece with this key, if this line has them. Has no branch, because the processor cannot
+    /// predict which entry matches.
     #[inline(always)]
     pub fn get(&self, key: Key, line: usize) -> Words {
         let line = &self.lines[line];
         let is_small = is_small(key);
         let keys = [key[0], select_unpredictable(is_small, key[0], key[1])];
         let equal: u32 = (0..4).map(|at| u32::from(line[at] == keys[at % 2]) << at).sum();
-        // Of a larger piece two neighbours must be equal, from an even place on.
+        // A larger piece must match two adjacent words, from an even position on.
         let found = equal & select_unpredictable(is_small, 0b1111, equal >> 1 & 0b0101);
         let at = found.trailing_zeros() as usize;
         let first = select_unpredictable(found != 0, line[4 + at % 4], 0);
@@ -163,14 +166,14 @@ impl Look<'_> {
         [first, second]
     }
 
-    /// Has the tokens of words that don't have them brought near.
+    /// Prefetches the tokens of a piece whose cache words point into the pool.
     #[inline(always)]
     pub fn fetch_pooled(&self, [first, _]: Words) {
         let is_pooled = first & (IS_TRIPLE | IS_POOLED) == IS_POOLED;
         prefetch::near(self.pool.as_ptr().wrapping_add(select_unpredictable(is_pooled, first as u32 as usize, 0)));
     }
 
-    /// What is known of the piece with this key.
+    /// The cache words of the piece with this key, or zeros if the piece is not cached.
     #[inline]
     pub fn find(&self, key: Key) -> Words {
         let table = if is_small(key) { &self.small } else { &self.larger };
@@ -186,7 +189,7 @@ impl Look<'_> {
     }
 }
 
-/// Whether a line has all its entries: the last has a key.
+/// Whether a line has all its entries: its last entry has a key.
 #[inline(always)]
 fn is_full(line: &Line) -> bool {
     line[3] != 0
@@ -198,18 +201,19 @@ impl PieceCache {
         Self::with_lines(SMALL_LINES, LARGER_LINES)
     }
 
-    /// An empty cache with so many lines at first and at most: powers of two, not one, which could get full.
+    /// An empty cache with these initial and maximum numbers of lines. Each must be a power of two above one, because a
+    /// single line could become full.
     fn with_lines(small: [usize; 2], larger: [usize; 2]) -> Self {
         let mut lines = LargeSlice::new(small[1] + larger[1]);
         let (small, larger) = (Table::of(0, small[0], small[1], 4), Table::of(small[1], larger[0], larger[1], 2));
         for table in [small, larger] {
-            // Has the system give the memory now: the first text would wait for each page.
+            // Make the system provide the memory now; otherwise the first text would wait for each page.
             black_box(&mut lines.get_mut()[table.first..][..table.num_lines]).fill([0; 8]);
         }
         Self { lines, small, larger, pool: Vec::new() }
     }
 
-    /// Forgets all where the pool has become too large. Words that were found before are without meaning then.
+    /// Forgets all entries if the pool has become too large. Cache words found before then lose their meaning.
     pub fn bound(&mut self) {
         if self.pool.len() > MAX_POOL_WORDS {
             self.pool.clear();
@@ -220,23 +224,23 @@ impl PieceCache {
         }
     }
 
-    /// The cache as it is, to look up from.
+    /// A view of the cache for a series of look-ups.
     #[inline(always)]
     pub fn look(&self) -> Look<'_> {
         Look { lines: self.lines.get(), small: self.small, larger: self.larger, pool: &self.pool }
     }
 
-    /// The tokens of a piece whose words are not [`is_inline`].
+    /// The tokens of a piece whose cache words are not [`is_inline`].
     #[inline]
     pub fn pooled(&self, [first, _]: Words) -> &[u32] {
         &self.pool[first as u32 as usize..][..(first >> 32) as u16 as usize]
     }
 
-    /// Keeps the tokens of the piece with this key, which are not there. Returns its words: zeros for one that can't be
-    /// kept.
+    /// Caches the tokens of the piece with this key, which must not be cached yet. Returns its cache words, or zeros if
+    /// the piece cannot be cached.
     #[inline]
     pub fn insert(&mut self, key: Key, piece: &[u8], ids: &[u32]) -> Words {
-        // A key of zeros, of eight bytes of zero, is what a gap has.
+        // A key of zeros, which a piece of eight zero bytes has, marks a free place.
         if key[0] == 0 && is_small(key) {
             return [0; 2];
         }
@@ -263,7 +267,7 @@ impl PieceCache {
         words
     }
 
-    /// Whether the words of a long piece are those of this one: two may have one hash, so the bytes decide.
+    /// Whether the cache words belong to this long piece. Two pieces may have the same hash, so the bytes decide.
     #[inline]
     pub fn is_of(&self, [first, _]: Words, piece: &[u8]) -> bool {
         let ids_start = first as u32 as usize;
@@ -276,7 +280,7 @@ impl PieceCache {
         if is_small(key) { &mut self.small } else { &mut self.larger }
     }
 
-    /// Puts an entry into the first gap on its way; where there may be no more, in place of another one.
+    /// Stores an entry in the first free place from its home line on; replaces another entry if no more may be added.
     fn put(&mut self, key: Key, words: Words) {
         if self.table(key).is_full() {
             if self.table(key).num_lines == self.table(key).max_lines {
@@ -295,7 +299,7 @@ impl PieceCache {
         self.replace(key, words);
     }
 
-    /// Puts an entry into the first gap of a line that is not full.
+    /// Stores an entry in the first free place of a line that is not full.
     #[inline]
     fn add(&mut self, line: usize, key: Key, words: Words) {
         let table = self.table(key);
@@ -304,8 +308,8 @@ impl PieceCache {
         self.write(line, gap(&self.lines.get()[line], per_line), key, words);
     }
 
-    /// Puts an entry in place of one in the line where it belongs, which one is without system: what is needed again comes
-    /// back soon. An empty line stays empty, for no look-up ends where all lines are full.
+    /// Stores an entry in place of an arbitrary one in its home line; an entry that is needed again soon returns. An
+    /// empty line stays empty, because no search ends where all lines are full.
     fn replace(&mut self, key: Key, words: Words) {
         let (home, per_line) = (self.look().home(key), self.table(key).per_line);
         let num_there = gap(&self.lines.get()[home], per_line);
@@ -314,7 +318,7 @@ impl PieceCache {
         }
     }
 
-    /// Writes an entry.
+    /// Writes an entry to a place of a line.
     #[inline]
     fn write(&mut self, line: usize, entry: usize, key: Key, words: Words) {
         let line = &mut self.lines.get_mut()[line];
@@ -326,8 +330,8 @@ impl PieceCache {
         }
     }
 
-    /// Doubles a table in place: an entry stays or moves as many lines on as there were. Begins after a gap, so what
-    /// stays has nothing before it that is still to move.
+    /// Doubles a table in place: each entry stays in its line or moves on by the old number of lines. Begins after a
+    /// line that is not full, so no entry that stays comes after one that still has to move.
     fn grow(&mut self, is_small: bool) {
         let table = if is_small { &mut self.small } else { &mut self.larger };
         let old = *table;
@@ -351,7 +355,7 @@ impl PieceCache {
     }
 }
 
-/// The number of a line's entries, and so where the next one goes.
+/// Number of entries of a line, and so the place of the next entry.
 #[inline]
 fn gap(line: &Line, per_line: usize) -> usize {
     let is_there = |at: usize| usize::from(line[4 + at] != 0);
@@ -367,7 +371,7 @@ mod tests {
     use super::*;
     use crate::tokenizer::cache::key::piece_key;
 
-    /// The ids that the cache has for a piece, as an encoder reads them.
+    /// The ids that the cache has for a piece, read as an encoder reads them.
     fn known(cache: &PieceCache, piece: &str) -> Option<Vec<u32>> {
         let words = cache.look().find(piece_key(piece.as_bytes(), 0, piece.len()));
         if is_inline(words[0]) {
@@ -386,7 +390,7 @@ mod tests {
         cache.insert(key, piece.as_bytes(), ids);
     }
 
-    /// Pieces of text of every kind of key, and ids of every kind of words.
+    /// Pieces with every kind of key, and ids with every kind of cache words.
     fn entries() -> impl Strategy<Value = FxHashMap<String, Vec<u32>>> {
         let id = prop_oneof![0..MAX_TOKENS, MAX_TOKENS - 1..1 << 24];
         let piece = prop_oneof!["[a-c\\x00\\x09-\\x0f]{1,20}", "\\PC{1,60}"];
@@ -404,7 +408,7 @@ mod tests {
                 insert(&mut cache, piece, ids);
             }
             for (piece, ids) in &entries {
-                // Eight zeros are what a gap looks like, and are not kept.
+                // Eight zero bytes look like a free place and are not cached.
                 let expected = (piece != "\0\0\0\0\0\0\0\0").then(|| ids.clone());
                 prop_assert_eq!(known(&cache, piece), expected);
             }
@@ -431,7 +435,7 @@ mod tests {
         assert_eq!(known(&cache, medium), Some(vec![2]));
     }
 
-    /// The ids of a piece made for a number.
+    /// The ids of the piece made from a number.
     fn ids_of(number: u32) -> [u32; 2] {
         [number % 1_000, number / 1_000]
     }

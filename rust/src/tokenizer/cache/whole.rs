@@ -1,4 +1,4 @@
-//! Pieces that are a token: found at once, though merging would reach most of them too.
+//! Finds, without merging, the pieces that are a token as a whole, although merging would reach most of them too.
 
 use super::key::{Key, key_hash, piece_key};
 use crate::prefetch;
@@ -6,11 +6,12 @@ use crate::tokenizer::memory::LargeSlice;
 use crate::tokenizer::split::pretokenize::MAX_PIECES;
 use crate::tokenizer::tokens::TokenTable;
 
-/// Tokens by their bytes, which stay in the table of tokens; behind a filter, for most new pieces are no token.
+/// Finds tokens by their bytes, which stay in the token table. A filter comes first, because most new pieces are not a
+/// token.
 pub struct WholeTable {
-    /// One more than the id, and half of the hash of its bytes; zero where there is none.
+    /// One plus the id, and half of the hash of the token's bytes; zero marks an empty slot.
     slots: LargeSlice<[u32; 2]>,
-    /// Two bits for each hash that a token has.
+    /// Two bits for each hash of a token.
     filter: Vec<u64>,
 }
 
@@ -21,14 +22,14 @@ impl WholeTable {
         Self { slots: LargeSlice::new(num_slots), filter: vec![0; num_slots / 16] }
     }
 
-    /// Half of a hash, and the slots to look at.
+    /// Half of a hash, and the slots to search.
     #[inline]
     fn places(&self, hash: u64) -> (u32, impl Iterator<Item = usize> + use<>) {
         let len = self.slots.get().len();
         ((hash >> 32) as u32, (0..len).map(move |step| (hash as usize).wrapping_add(step) & (len - 1)))
     }
 
-    /// Word and bits of the filter.
+    /// The word and the bits of the filter for a hash.
     #[inline]
     fn filter_place(&self, hash: u64) -> (usize, u64) {
         ((hash >> 44) as usize & (self.filter.len() - 1), 1 << (hash >> 32 & 63) | 1 << (hash >> 38 & 63))
@@ -41,7 +42,7 @@ impl WholeTable {
         self.filter[word] & bits == bits
     }
 
-    /// Adds a token, of which there are at most as many as there is room for.
+    /// Adds a token; the table must have room for it.
     pub fn insert(&mut self, id: u32, token: &[u8]) {
         let hash = key_hash(piece_key(token, 0, token.len()));
         let (word, bits) = self.filter_place(hash);
@@ -53,8 +54,8 @@ impl WholeTable {
         }
     }
 
-    /// Has brought near what looking up these keys, at most [`MAX_PIECES`], reads: step by step, for each step depends on
-    /// what the one before read.
+    /// Prefetches the memory that looking up these keys (at most [`MAX_PIECES`]) reads. Goes step by step, because each
+    /// step depends on memory read by the step before.
     pub fn fetch(&self, keys: impl Iterator<Item = Key>, tokens: &TokenTable) {
         let (mut hashes, mut count, mut num_left) = ([0; MAX_PIECES], 0, 0);
         for (hash, key) in hashes.iter_mut().zip(keys) {
@@ -77,7 +78,7 @@ impl WholeTable {
         }
     }
 
-    /// The token that the piece with this key is.
+    /// The token that is equal to the piece with this key.
     #[inline]
     pub fn get(&self, piece: &[u8], key: Key, tokens: &TokenTable) -> Option<u32> {
         let hash = key_hash(key);

@@ -1,23 +1,23 @@
-//! What becomes of the tokens' bytes when ids are text again.
+//! Joins the bytes of tokens when ids become text again.
 
 use crate::tokenizer::vocab::Vocab;
 
-/// How the bytes of tokens are put together.
+/// How the bytes of tokens are joined into text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Joiner {
-    /// One after the other.
+    /// Joins the bytes one after the other.
     Bytes,
-    /// One after the other, but a space that the normalizer put before the text goes.
+    /// Joins the bytes one after the other, without a space that the normalizer put before the text.
     Words {
-        /// This many spaces go at most at the start.
+        /// Maximum number of spaces removed at the start of the text.
         strip_start: usize,
-        /// All spaces in the first token go.
+        /// Whether all spaces in the first token are removed.
         bare_first: bool,
     },
 }
 
 impl Joiner {
-    /// Adds what is left of the bytes of a token; `is_first` says whether it is the first.
+    /// Appends the bytes of a token to `bytes`, without removed spaces; `is_first` marks the first token of the text.
     pub(crate) fn push(&self, token: &[u8], is_first: bool, bytes: &mut Vec<u8>) {
         match self {
             Self::Words { bare_first: true, .. } if is_first => {
@@ -27,7 +27,7 @@ impl Joiner {
         }
     }
 
-    /// How many bytes of a whole text go at its start.
+    /// Number of bytes to remove at the start of a whole text.
     pub(crate) fn stripped(&self, text: &[u8]) -> usize {
         match self {
             Self::Bytes => 0,
@@ -36,7 +36,7 @@ impl Joiner {
     }
 }
 
-/// The text of tokens that stand for a byte each: where together they are no UTF-8, each is U+FFFD.
+/// The text of a run of single-byte tokens; if the run is not valid UTF-8, each token becomes U+FFFD.
 pub(crate) fn run_text(run: &[u8]) -> String {
     String::from_utf8(run.to_vec()).unwrap_or_else(|_| "\u{fffd}".repeat(run.len()))
 }

@@ -1,4 +1,4 @@
-//! From ids back to text: joined tokens, streams and offsets.
+//! Decodes ids into text: joined tokens, streams and offsets.
 
 pub mod join;
 pub mod offsets;

@@ -1,4 +1,4 @@
-//! Where in a text each token lies.
+//! Finds the position of each token in a text.
 
 use super::join::Joiner;
 use crate::tokenizer::tokens::TokenTable;
@@ -7,16 +7,19 @@ use crate::{Error, Result};
 /// Start and end of each token in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offsets {
-    /// In bytes of the text's UTF-8: one token's end is the next one's start.
+    /// Offsets in bytes of the text's UTF-8. If the tokenizer does not change the text, one token's end is the next
+    /// one's start.
     pub bytes: Vec<[usize; 2]>,
-    /// In code points. A token that begins or ends inside a code point covers all of it, so neighbours may overlap.
+    /// Offsets in code points. A token that begins or ends inside a code point covers all of it, so neighbours may
+    /// overlap.
     pub chars: Vec<[usize; 2]>,
 }
 
 impl Offsets {
-    /// Offsets in bytes of `text` as both; a token that covers a part of a code point covers all of it in code points.
+    /// Builds the offsets in bytes and in code points from the offsets in bytes of `text`. A token that covers part of
+    /// a code point covers all of it in code points.
     pub fn of(bytes: Vec<[usize; 2]>, text: &str) -> Self {
-        // The code point that each byte is part of, and one past the last.
+        // The code point of each byte, then one past the last code point.
         let mut char_of: Vec<usize> = Vec::with_capacity(text.len() + 1);
         for (index, character) in text.chars().enumerate() {
             char_of.extend(std::iter::repeat_n(index, character.len_utf8()));
@@ -29,9 +32,9 @@ impl Offsets {
     }
 }
 
-/// The places of `ids` in `text`, whose tokens' bytes must be the text.
+/// The offsets of `ids` in `text`, which must be the joined bytes of the tokens.
 ///
-/// A space that a tokenizer with a [`Joiner::Words`] puts before a text has no place: it counts as nothing.
+/// A space that a tokenizer with a [`Joiner::Words`] puts before a text has no position and counts as nothing.
 ///
 /// ```
 /// use llm_core::tokenizer::decode::{join::Joiner, offsets::offsets};
@@ -46,12 +49,13 @@ impl Offsets {
 ///
 /// # Errors
 ///
-/// `InvalidArgument` if the tokens' bytes are not the text, as where the tokenizer normalises it first.
+/// `InvalidArgument` if the bytes of the tokens are not the text, for example because the tokenizer normalises it
+/// first.
 pub fn offsets(table: &TokenTable, decoder: Joiner, ids: &[u32], text: &str) -> Result<Offsets> {
     let mut found = Offsets { bytes: Vec::with_capacity(ids.len()), chars: Vec::with_capacity(ids.len()) };
     let num_bytes: usize = ids.iter().map(|&id| table.bytes(id).unwrap_or_default().len()).sum();
     let mut has_added_space = decoder != Joiner::Bytes && num_bytes == text.len() + 1;
-    // `chars_begun`: code points that begin before `end`.
+    // `chars_begun` is the number of code points that begin before `end`.
     let (mut end, mut chars_begun) = (0, 0);
     for &id in ids {
         let mut token = table.bytes(id).unwrap_or_default();
@@ -75,7 +79,7 @@ pub fn offsets(table: &TokenTable, decoder: Joiner, ids: &[u32], text: &str) -> 
     Ok(found)
 }
 
-/// Whether a byte of valid UTF-8 begins a code point.
+/// Whether a byte of valid UTF-8 is the first of a code point.
 fn is_first(byte: u8) -> bool {
     byte & 0xC0 != 0x80
 }

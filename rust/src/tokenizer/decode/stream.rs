@@ -1,24 +1,24 @@
-//! Text of a running request: UTF-8-safe deltas and stop strings that may cross token borders.
+//! Streams the text of a running request: UTF-8-safe deltas and stop strings that may cross token boundaries.
 //!
-//! Works on the bytes of each id alone, so any tokenizer that can list them can serve.
+//! Streaming uses only the bytes of each id, so any tokenizer that can list them works.
 
 use crate::tokenizer::tokens::TokenTable;
 use crate::{Error, Result};
 
-/// What one token added to a request's text.
+/// The result of adding one token to the text of a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Delta {
-    /// Text that is now certain: whole code points that no stop string can still take back.
+    /// Text that is now final: whole code points that no stop string can still remove.
     pub text: String,
-    /// Index of the stop string that was hit, in the order given to [`Detokenizer::new`].
+    /// Index of the stop string that was found, in the order given to [`Detokenizer::new`].
     pub stopped: Option<usize>,
 }
 
-/// One request's text so far.
+/// The text of one request so far.
 ///
-/// All deltas and [`Detokenizer::finish`] together are `String::from_utf8_lossy` of all tokens' bytes, cut before the
-/// first stop string, or behind it where [`Detokenizer::including_stop`] says so. *First* is the one that is complete first; of several complete at the same byte the longest.
-/// Neither depends on where tokens end.
+/// All deltas and [`Detokenizer::finish`] together equal `String::from_utf8_lossy` of all tokens' bytes, cut before the
+/// first stop string, or after it with [`Detokenizer::including_stop`]. *First* means complete first; of several
+/// complete at the same byte, the longest counts. Neither depends on where tokens end.
 ///
 /// ```
 /// use llm_core::tokenizer::decode::stream::Detokenizer;
@@ -35,7 +35,7 @@ pub struct Delta {
 pub struct Detokenizer {
     stop: Vec<StopMatcher>,
     skip_special: bool,
-    /// The first bytes of a code point whose rest has not come yet.
+    /// The first bytes of an incomplete code point.
     partial: Vec<u8>,
     /// Decoded text that may be the beginning of a stop string.
     held: String,
@@ -45,7 +45,7 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    /// Starts an empty text that ends at any string in `stop`; `skip_special` leaves out the text of special tokens.
+    /// Creates an empty text that ends at any string in `stop`; `skip_special` leaves out the text of special tokens.
     ///
     /// # Errors
     ///
@@ -66,17 +66,18 @@ impl Detokenizer {
         })
     }
 
-    /// Whether the stop string that ends the text is part of it. Then its beginning needn't be held back.
+    /// Sets whether the text includes the stop string that ends it. If it does, no beginning of a stop string is held
+    /// back.
     #[must_use]
     pub fn including_stop(mut self, includes_stop: bool) -> Self {
         self.includes_stop = includes_stop;
         self
     }
 
-    /// Takes one token and returns the text that is now certain, and whether a stop string was hit.
+    /// Adds one token. Returns the text that is now final and the stop string that was found, if any.
     ///
-    /// With `check_stop` false the token's text can't be part of a stop string (`min_tokens` is not reached yet).
-    /// After a stop nothing more is added.
+    /// With `check_stop` false, the token's text cannot be part of a stop string (`min_tokens` is not reached yet).
+    /// After a stop, nothing more is added.
     pub fn push(&mut self, table: &TokenTable, id: u32, check_stop: bool) -> Delta {
         if self.stopped.is_some() {
             return Delta { text: String::new(), stopped: self.stopped };
@@ -92,9 +93,9 @@ impl Detokenizer {
         Delta::default()
     }
 
-    /// The held-back rest, when generation ends for another reason than a stop string.
+    /// Returns the held-back rest when generation ends for another reason than a stop string.
     ///
-    /// An incomplete code point becomes one U+FFFD here and nowhere before.
+    /// An incomplete code point becomes one U+FFFD here and nowhere earlier.
     pub fn finish(&mut self) -> String {
         if self.stopped.is_some() {
             return String::new();
@@ -107,7 +108,7 @@ impl Detokenizer {
         text
     }
 
-    /// Decodes what `partial` has up to a code point that could still be completed, which stays there.
+    /// Decodes `partial` up to a code point that could still be completed, which stays there.
     fn decode_complete(&mut self) -> String {
         let mut decoded = String::new();
         let mut start = 0;
@@ -132,7 +133,7 @@ impl Detokenizer {
         }
     }
 
-    /// Adds decoded text, looks for stop strings in it and releases what is certain.
+    /// Appends decoded text, searches it for stop strings and returns the text that is now final.
     fn advance(&mut self, decoded: &str) -> Delta {
         let fresh_start = self.held.len();
         self.held.push_str(decoded);
@@ -156,7 +157,7 @@ impl Detokenizer {
         Delta { text: std::mem::replace(&mut self.held, rest), stopped: None }
     }
 
-    /// Advances every stop string by one byte; the longest complete one wins, then the first given.
+    /// Advances every stop string by one byte. Of several complete ones the longest wins, then the first given.
     fn match_byte(&mut self, byte: u8) -> Option<usize> {
         let mut hit: Option<usize> = None;
         for index in 0..self.stop.len() {
@@ -168,10 +169,10 @@ impl Detokenizer {
     }
 }
 
-/// One stop string and how much of it the text ends with.
+/// One stop string, and how much of it the text ends with.
 ///
-/// Source: Knuth, Morris, Pratt, "Fast Pattern Matching in Strings", SIAM Journal on Computing 6(2), 1977. It never
-/// looks back at the text, so what is held stays as short as the longest possible beginning of a stop string.
+/// Source: Knuth, Morris, Pratt, "Fast Pattern Matching in Strings", SIAM Journal on Computing 6(2), 1977. The matcher
+/// never looks back at the text, so the held text stays as short as the longest possible beginning of a stop string.
 #[derive(Debug, Clone)]
 struct StopMatcher {
     pattern: Vec<u8>,
@@ -200,7 +201,7 @@ impl StopMatcher {
         self.matched = 0;
     }
 
-    /// Takes one byte of text; true if the whole pattern has now been seen.
+    /// Adds one byte of text; returns true if the whole pattern has now been seen.
     fn advance(&mut self, byte: u8) -> bool {
         self.matched = Self::step(&self.pattern, &self.fallback, self.matched, byte);
         self.matched == self.pattern.len()

@@ -1,15 +1,15 @@
-//! The text of ids that come one by one.
+//! Decodes ids that arrive one by one.
 
 use super::join::Joiner;
 use super::stream::Detokenizer;
 use crate::tokenizer::tokens::TokenTable;
 use crate::{Error, Result};
 
-/// Text so far, in parts that never end inside a character.
+/// The text of ids that arrive one by one, in parts that never end inside a character.
 ///
-/// All parts and [`TokenStream::finish`] together are what [`crate::tokenizer::Tokenizer::decode_text`] gives of all ids. (Only
-/// where tokens that stand for a byte each are no UTF-8 together may the number of U+FFFD differ: how many there must
-/// be is known at the end of them all, and nobody wants to wait for that.)
+/// All parts and [`TokenStream::finish`] together equal [`crate::tokenizer::Tokenizer::decode`] of all ids. Exception:
+/// if a run of single-byte tokens is not valid UTF-8, the number of U+FFFD may differ, because the right number is
+/// known only once the run ends.
 ///
 /// ```
 /// use llm_core::tokenizer::decode::join::Joiner;
@@ -27,18 +27,18 @@ use crate::{Error, Result};
 pub struct TokenStream {
     text: Detokenizer,
     skip_special: bool,
-    /// Spaces in the first token go.
+    /// Whether spaces in the first token are still to be removed.
     is_bare: bool,
-    /// Spaces that still go at the start of the text.
+    /// Number of spaces still to be removed at the start of the text.
     num_to_strip: usize,
 }
 
 impl TokenStream {
-    /// An empty text; `skip_special` leaves out the text of special tokens.
+    /// Creates an empty text; `skip_special` leaves out the text of special tokens.
     ///
     /// # Errors
     ///
-    /// None: the detokenizer refuses only stop strings, and there are none.
+    /// None: the detokenizer rejects only empty stop strings, and a token stream has no stop strings.
     pub fn new(decoder: Joiner, skip_special: bool) -> Result<Self> {
         let (num_to_strip, is_bare) = match decoder {
             Joiner::Bytes => (0, false),
@@ -47,25 +47,25 @@ impl TokenStream {
         Ok(Self { text: Detokenizer::new(Vec::new(), skip_special)?, skip_special, is_bare, num_to_strip })
     }
 
-    /// Takes one token and returns the text that is now certain.
+    /// Adds one token and returns the text that is now final.
     ///
     /// # Errors
     ///
-    /// `InvalidArgument` if there is no such id; the stream then is as before.
+    /// `InvalidArgument` if the table does not have the id; the stream is then unchanged.
     pub fn push(&mut self, table: &TokenTable, id: u32) -> Result<String> {
         if table.bytes(id).is_none() {
             return Err(unknown(table, i64::from(id)));
         }
         let mut part = self.text.push(table, id, true).text;
         if self.is_bare && !(self.skip_special && table.is_special(id)) {
-            // A space is a whole character, so all of this token's are in this part.
+            // A space is a whole character, so all spaces of this token are in this part.
             part.retain(|character| character != ' ');
             self.is_bare = false;
         }
         Ok(self.stripped(part))
     }
 
-    /// The rest: an incomplete character as one U+FFFD.
+    /// Returns the rest of the text; an incomplete character becomes one U+FFFD.
     pub fn finish(&mut self) -> String {
         let rest = self.text.finish();
         self.stripped(rest)

@@ -1,4 +1,4 @@
-//! From the pieces of a text to ids, at the speed of a look-up.
+//! Encodes the pieces of a text into token ids, at the speed of a table look-up.
 
 mod worker;
 
@@ -15,33 +15,36 @@ use crate::tokenizer::merge::{BATCH, BATCH_BYTES, PieceMerger};
 use crate::tokenizer::split::pretokenize::{MAX_PIECES, Visit};
 use crate::tokenizer::vocab::Vocab;
 
-/// Up to this many bytes a piece is merged; a [`Backtracker`] pays for longer ones only.
+/// Maximum number of bytes of a piece that is always merged; a [`Backtracker`] pays off only for longer pieces.
 const MERGED_BYTES: usize = 512;
 
-/// Bytes of longer pieces that are merged as well: making a backtracker costs as much as merging some hundred kilobytes.
+/// Number of bytes of longer pieces that are merged before a [`Backtracker`] is built: building one costs as much as
+/// merging a few hundred kilobytes.
 const MERGED_LONG_BYTES: usize = 1 << 16;
 
-/// Ids that may come before the buffer is looked at again: those of a kept piece, then six for each of a round.
+/// Maximum number of ids written before the buffer is checked again: the ids of one cached piece, then six ids for each
+/// piece of a round.
 const ROOM_IDS: usize = LONG_BYTES + 6 * (MAX_PIECES + 1);
 
-/// Merges pieces by a vocabulary that begins with bytes. Threads share it; each takes tables of its own for as long as it
-/// encodes.
+/// Encodes pieces with a vocabulary that merges from bytes. Threads share the encoder; each thread takes its own tables
+/// for as long as it encodes.
 pub struct PieceEncoder {
     vocab: Arc<Vocab>,
     whole: WholeTable,
     has_all_bytes: bool,
-    /// Where merging begins.
+    /// Merges pieces, starting from their bytes.
     merger: PieceMerger,
-    /// For long pieces; made when [`MERGED_LONG_BYTES`] of them have come.
+    /// The backtracker for long pieces; built once [`MERGED_LONG_BYTES`] bytes of them have been encoded.
     backtracker: OnceLock<Option<Backtracker>>,
-    /// Bytes of long pieces so far.
+    /// Number of bytes encoded so far in pieces longer than [`MERGED_BYTES`].
     long_bytes: AtomicUsize,
-    /// What no thread uses right now; as many as threads ever encoded at once.
+    /// Workers that no thread is using right now; at most as many as threads have ever encoded at once.
     workers: Mutex<Vec<Box<Worker>>>,
 }
 
 impl PieceEncoder {
-    /// The encoder of a vocabulary; of one that begins with characters it has nothing to encode.
+    /// Builds the encoder of a vocabulary. For a vocabulary that merges from characters, the encoder stays empty
+    /// because it has nothing to encode.
     pub fn new(vocab: Arc<Vocab>) -> Self {
         let whole = WholeTable::new(vocab.size());
         let (merger, has_all_bytes) = (PieceMerger::new(&vocab), vocab.has_all_bytes());
@@ -60,7 +63,7 @@ impl PieceEncoder {
         }
         for id in (0..vocab.size() as u32).filter(|&id| vocab.is_ordinary(id)) {
             let Some(token) = vocab.tokens().bytes(id) else { continue };
-            // A merge list can hold tokens that merging never reaches; looking those up would change ids.
+            // A merge list can contain tokens that merging never reaches; finding those by look-up would change ids.
             if vocab.whole_first() || vocab.reaches_all() || encoder.makes(token, id) {
                 encoder.whole.insert(id, token);
             }
@@ -75,7 +78,7 @@ impl PieceEncoder {
         }
     }
 
-    /// Adds to `ids` what `work` encodes.
+    /// Calls `work` with a session that appends ids to `ids`.
     #[inline]
     pub fn session<T>(&self, ids: &mut Vec<u32>, work: impl FnOnce(&mut Session) -> T) -> T {
         let free = self.workers.lock().ok().and_then(|mut workers| workers.pop());
@@ -87,14 +90,14 @@ impl PieceEncoder {
         result
     }
 
-    /// Whether merging makes this id of a token's bytes.
+    /// Whether merging the bytes of a token gives this id alone.
     fn makes(&self, token: &[u8], id: u32) -> bool {
         let mut ids = Vec::new();
         self.merge(token, &mut ids);
         ids == [id]
     }
 
-    /// Adds the ids of a piece to `ids`, by merging alone.
+    /// Appends the ids of a piece to `ids`, by merging alone.
     fn merge(&self, piece: &[u8], ids: &mut Vec<u32>) {
         if piece.len() <= SHORT_PIECE && self.has_all_bytes {
             let mut left = [0; SHORT_PIECE];
@@ -116,13 +119,14 @@ impl PieceEncoder {
         self.vocab.merge_table().apply(ids, start);
     }
 
-    /// Merges a piece of at most [`SHORT_PIECE`] bytes that all are tokens into `ids`, and returns how many those are.
+    /// Merges a piece of at most [`SHORT_PIECE`] bytes into `ids` and returns the number of tokens. Each byte must be a
+    /// token.
     #[inline(always)]
     fn merge_short(&self, piece: &[u8], ids: &mut [u32]) -> usize {
         self.merger.merge(piece, self.vocab.byte_ids(), &self.vocab.merge_table().merges(), ids)
     }
 
-    /// Adds the ids of a piece to `ids`.
+    /// Appends the ids of a piece to `ids`, by look-up or by merging.
     fn encode(&self, piece: &[u8], key: Key, ids: &mut Vec<u32>) {
         match self.whole.get(piece, key, self.vocab.tokens()) {
             Some(id) => ids.push(id),
@@ -133,9 +137,9 @@ impl PieceEncoder {
 
 /// Encodes the pieces of a text.
 pub struct TextEncoder<'t, 's, 'a> {
-    /// The text.
+    /// The text that the pieces are part of.
     pub text: &'t [u8],
-    /// Takes the ids.
+    /// The session that collects the ids.
     pub session: &'s mut Session<'a>,
 }
 
@@ -145,7 +149,7 @@ impl Visit for TextEncoder<'_, '_, '_> {
         self.session.encode(self.text, start, end);
     }
 
-    /// All pieces are looked up before the first is encoded, so that memory comes for one while others ask for theirs.
+    /// Looks up every piece before encoding the first, so that cache misses overlap.
     #[inline(always)]
     fn pieces(&mut self, start: usize, ends: &[usize]) {
         self.session.make_room();
@@ -168,17 +172,17 @@ impl Visit for TextEncoder<'_, '_, '_> {
     }
 }
 
-/// A thread's use of an encoder.
+/// One thread's use of an encoder.
 pub struct Session<'a> {
     encoder: &'a PieceEncoder,
     worker: &'a mut Worker,
-    /// Ids in the worker's buffer.
+    /// Number of ids in the worker's buffer.
     len: usize,
     ids: &'a mut Vec<u32>,
 }
 
 impl Session<'_> {
-    /// Adds an id.
+    /// Appends an id.
     pub fn push(&mut self, id: u32) {
         self.ids().push(id);
     }
@@ -189,13 +193,14 @@ impl Session<'_> {
         self.ids
     }
 
-    /// Adds the ids of the piece `text[start..end]`.
+    /// Appends the ids of the piece `text[start..end]`.
     pub fn encode(&mut self, text: &[u8], start: usize, end: usize) {
         self.worker.cache.bound();
         self.encode_other(&text[start..end], piece_key(text, start, end), 0);
     }
 
-    /// Looks up the pieces of a text from `start` on that end at `ends`, in rounds without a branch.
+    /// Looks up the pieces of a text, of which the first starts at `start` and each ends at one of `ends`, in passes
+    /// without a branch.
     #[inline(always)]
     fn look_for(&mut self, text: &[u8], start: usize, ends: &[usize]) {
         let Worker { cache, round, .. } = &mut *self.worker;
@@ -216,8 +221,8 @@ impl Session<'_> {
         }
     }
 
-    /// Adds the tokens of the pieces from `first` on whose words have them; returns which of the `count` is the first that
-    /// is left.
+    /// Appends the tokens of the pieces from `first` on, up to the first piece whose cache words do not hold its
+    /// tokens. Returns the index of that piece, or `count` if there is none.
     #[inline(always)]
     fn push_known(&mut self, first: usize, count: usize) -> usize {
         let Worker { round, buffer, .. } = &mut *self.worker;
@@ -237,7 +242,7 @@ impl Session<'_> {
         next
     }
 
-    /// Finds which of the pieces from `first` on are new, and returns how many. Has brought near what they need.
+    /// Finds the new pieces from `first` on, prefetches the memory that encoding them reads, and returns their number.
     fn find_new(&mut self, first: usize, count: usize) -> usize {
         let Worker { cache, round, .. } = &mut *self.worker;
         let mut num_new = 0;
@@ -252,8 +257,8 @@ impl Session<'_> {
         num_new
     }
 
-    /// Encodes the pieces from `first` on that are new, so that their words are known, unless they are long; short ones
-    /// together, for that is faster.
+    /// Encodes the new pieces from `first` on, except long ones, so that their cache words are known. Merges short
+    /// pieces in batches, which is faster.
     #[inline(never)]
     fn encode_ahead(&mut self, text: &[u8], start: usize, ends: &[usize], first: usize) {
         let encoder = self.encoder;
@@ -270,7 +275,7 @@ impl Session<'_> {
             }
             let words = cache.look().find(key);
             if words[0] != 0 {
-                // Of a long one another may have this key.
+                // Another long piece may have the same key.
                 if piece.len() <= MEDIUM_BYTES || cache.is_of(words, piece) {
                     round.set(index, words);
                 }
@@ -290,7 +295,7 @@ impl Session<'_> {
         (0..2).for_each(|kind| self.encode_batch(kind, piece_at));
     }
 
-    /// Merges the pieces of one kind that wait.
+    /// Merges the pending pieces of one kind, shorter or longer.
     fn encode_batch<'t>(&mut self, kind: usize, piece_at: impl Fn(usize) -> &'t [u8]) {
         let (vocab, worker) = (&self.encoder.vocab, &mut *self.worker);
         let (indices, count) = worker.waiting[kind].take();
@@ -304,7 +309,7 @@ impl Session<'_> {
         }
     }
 
-    /// For pieces whose tokens are not in the words that were found; `first` is the first of these.
+    /// Encodes a piece for which no inline tokens were found; `first` is the first cache word found for it, or zero.
     #[inline(never)]
     fn encode_other(&mut self, piece: &[u8], key: Key, first: u64) {
         self.make_room();
@@ -322,7 +327,7 @@ impl Session<'_> {
         }
     }
 
-    /// Makes room for [`ROOM_IDS`].
+    /// Makes room for [`ROOM_IDS`] ids in the buffer.
     fn make_room(&mut self) {
         if self.len + ROOM_IDS > BUFFER_IDS {
             self.flush();
@@ -335,7 +340,7 @@ impl Session<'_> {
         self.len = 0;
     }
 
-    /// For pieces that are new, or too long to be kept.
+    /// Encodes a piece that is new, or too long to be cached.
     #[inline(never)]
     fn encode_new(&mut self, piece: &[u8], key: Key) {
         let encoder = self.encoder;
@@ -361,7 +366,7 @@ impl Session<'_> {
     }
 }
 
-/// Puts all three tokens of a triple into `buffer`, and counts those that are there.
+/// Copies all three tokens of a triple into `buffer` and returns how many of them are valid.
 #[inline(always)]
 fn push(buffer: &mut [u32; BUFFER_IDS], len: usize, triple: Triple) -> usize {
     let (tokens, count) = tokens_of(triple);

@@ -1,37 +1,37 @@
-//! What a thread needs for itself while it encodes.
+//! The tables and buffers of one encoding thread.
 
 use crate::tokenizer::cache::key::Key;
 use crate::tokenizer::cache::table::{PieceCache, Words};
 use crate::tokenizer::merge::{BATCH, Batch};
 use crate::tokenizer::split::pretokenize::MAX_PIECES;
 
-/// Ids that are collected before they go to the caller's vector.
+/// Number of ids collected before they are appended to the caller's vector.
 pub const BUFFER_IDS: usize = 8192;
 
-/// What a thread needs for itself while it encodes.
+/// The tables and buffers of one encoding thread.
 pub struct Worker {
     pub cache: PieceCache,
     pub round: LookupRound,
-    /// Shorter and longer pieces: together they would take the time of the longest.
+    /// Pending shorter and longer pieces, kept apart because a mixed batch takes as long as its longest piece.
     pub waiting: [PendingMerges; 2],
     pub batch: Batch,
     pub buffer: [u32; BUFFER_IDS],
 }
 
-/// The pieces that are looked up together.
+/// Pieces that are looked up together.
 pub struct LookupRound {
     pub keys: [Key; MAX_PIECES],
-    /// Where each belongs in the cache.
+    /// The home line of each piece in the cache.
     pub lines: [usize; MAX_PIECES],
-    /// The two words that were found there.
+    /// The first of the two cache words found for each piece; `seconds` has the second.
     pub firsts: [u64; MAX_PIECES],
     pub seconds: [u64; MAX_PIECES],
-    /// Which of them are new.
+    /// The indices of the new pieces.
     pub new: [usize; MAX_PIECES],
 }
 
 impl Worker {
-    /// What has not encoded anything.
+    /// A worker that has not encoded anything yet.
     pub fn new() -> Box<Self> {
         let round = LookupRound {
             keys: [[0; 2]; MAX_PIECES],
@@ -49,7 +49,7 @@ impl Worker {
         })
     }
 
-    /// Keeps the tokens of a piece of the round, which are not there.
+    /// Caches the tokens of a piece of the round. The piece must not be cached yet.
     #[inline]
     pub fn keep(&mut self, index: usize, piece: &[u8], ids: &[u32]) {
         let words = self.cache.insert(self.round.keys[index], piece, ids);
@@ -58,18 +58,18 @@ impl Worker {
 }
 
 impl LookupRound {
-    /// Puts the words of a piece where those that were found are.
+    /// Sets the two cache words of a piece.
     #[inline(always)]
     pub fn set(&mut self, index: usize, [first, second]: Words) {
         (self.firsts[index], self.seconds[index]) = (first, second);
     }
 }
 
-/// New pieces of a round that are to be merged together.
+/// New pieces of a round that wait to be merged together.
 pub struct PendingMerges {
-    /// Which of the round they are.
+    /// The index of each piece in the round.
     indices: [usize; BATCH],
-    /// Where each belongs in the cache.
+    /// The home line of each piece in the cache.
     lines: [u32; BATCH],
     count: usize,
 }
@@ -79,7 +79,8 @@ impl PendingMerges {
         Self { indices: [0; BATCH], lines: [u32::MAX; BATCH], count: 0 }
     }
 
-    /// Adds a piece, unless there is one of the same line: most often it is the same. Returns how many there are.
+    /// Adds a piece and returns the number of pending pieces. Skips the piece if another one with the same home line is
+    /// pending, because that is usually the same piece.
     #[inline]
     pub fn push(&mut self, index: usize, line: u32) -> usize {
         let is_there = self.lines.iter().fold(false, |is_there, &other| is_there | (other == line));
@@ -88,7 +89,7 @@ impl PendingMerges {
         self.count
     }
 
-    /// Which wait, from now on none.
+    /// Returns the indices and the number of the pending pieces, and clears them.
     pub fn take(&mut self) -> ([usize; BATCH], usize) {
         self.lines = [u32::MAX; BATCH];
         (self.indices, std::mem::take(&mut self.count))

@@ -1,8 +1,8 @@
-//! Merging a short piece in 512-bit registers, a lane for each symbol: as `bpe` does it, with hardly a branch.
+//! Merges a short piece in 512-bit registers, one lane per symbol: like `table`, but with hardly a branch.
 //!
-//! Byte by byte the beginning alone is some six hundred instructions a piece, and its loops end where the processor can't
-//! foresee. The table of merges is looked up one pair after the other here too: fetching a piece's lines ahead, lines that
-//! are compared at once, and look-ups without a branch all made it slower.
+//! Byte by byte, the first step alone takes about six hundred instructions per piece, in loops whose end the processor
+//! cannot predict. The merge table is still searched one pair at a time: prefetching the slots of a piece, comparing
+//! several slots at once, and look-ups without a branch were all slower.
 
 #![expect(unsafe_code, reason = "AVX-512: text of 532 languages that is new takes a tenth less time")]
 
@@ -14,7 +14,7 @@ use super::table::{HASH_FACTOR, Merges, NO_MERGE, SHORT_PIECE};
 use crate::tokenizer::bits::{low_bits, places};
 use crate::tokenizer::tokens::NUM_BYTES;
 
-/// Whether this processor has what is needed here.
+/// Whether the processor supports the instructions of this module.
 pub fn is_supported() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
@@ -26,34 +26,35 @@ pub fn is_supported() -> bool {
         && is_x86_feature_detected!("popcnt")
 }
 
-/// What merging reads, of a vocabulary in which the id of a merge is the first one and its rank.
+/// The tables that merging reads, for a vocabulary in which the id of a merge is the first id plus the rank.
 #[derive(Debug, Clone, Copy)]
 pub struct Avx512Tables<'a> {
-    /// Of each two bytes that meet.
+    /// The boundary of each pair of adjacent bytes.
     pub boundaries: &'a [ByteBoundary; NUM_BOUNDARIES],
     /// The token of each byte.
     pub byte_ids: &'a [u32; NUM_BYTES],
-    /// All merges.
+    /// All merges of the vocabulary.
     pub merges: Merges<'a>,
-    /// Of the merge of rank zero.
+    /// The id of the merge of rank zero.
     pub first_id: u32,
 }
 
-/// A piece of as many symbols as `V` vectors have lanes, whose sure pairs of bytes are merged.
+/// A piece of at most as many symbols as `V` vectors have lanes, with every pair of bytes merged that merges for
+/// certain.
 #[repr(C, align(64))]
 struct Begun<const V: usize> {
-    /// The symbols.
+    /// The ids of the symbols.
     ids: [[u32; LANES]; V],
-    /// Rank and place of the merge of each with the next, as far as that is known.
+    /// Rank and position of the merge of each symbol with the next, as far as known.
     queue: [[i32; LANES]; V],
-    /// Which of the others may merge with the next.
+    /// The other symbols that may merge with the next, one bit each.
     open: u64,
-    /// How many symbols there are.
+    /// Number of symbols.
     count: usize,
 }
 
 impl<const V: usize> Begun<V> {
-    /// The first vectors, which have all symbols.
+    /// The first `W` vectors, which must hold all symbols.
     #[inline(always)]
     fn narrowed<const W: usize>(&self) -> Begun<W> {
         let Self { ids, queue, open, count } = *self;
@@ -62,11 +63,12 @@ impl<const V: usize> Begun<V> {
 }
 
 impl Avx512Tables<'_> {
-    /// Merges a piece of one to [`SHORT_PIECE`] bytes, which all are tokens, into `out`, and returns how many are left.
+    /// Merges a piece of 1 to [`SHORT_PIECE`] bytes into `out` and returns the number of tokens. Each byte must be a
+    /// token.
     #[inline]
     pub fn merge(&self, piece: &[u8], out: &mut [u32]) -> usize {
-        // SAFETY: `PieceMerger` makes these tables only if `is_supported` holds: the processor has every instruction that
-        // these functions enable.
+        // SAFETY: `PieceMerger` builds these tables only if `is_supported` holds, so the processor has every
+        // instruction that these functions enable.
         unsafe {
             match piece.len().div_ceil(LANES) {
                 0 | 1 => self.finish(&mut self.begin::<1>(piece), out),
@@ -76,7 +78,7 @@ impl Avx512Tables<'_> {
         }
     }
 
-    /// Merges all pairs of bytes that no other merge can take a part of; see `merger`.
+    /// Merges every pair of bytes that merges whatever surrounds it, as described in `merge`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
     #[inline]
     fn begin<const V: usize>(&self, piece: &[u8]) -> Begun<V> {
@@ -106,7 +108,7 @@ impl Avx512Tables<'_> {
         for v in 0..V {
             let sure = lanes(sure, v);
             symbols[v] = _mm512_mask_add_epi32(symbols[v], sure, ranks[v], _mm512_set1_epi32(self.first_id as i32));
-            // A pair is followed by what follows its second byte.
+            // The symbol after a pair is the symbol after its second byte.
             ranks_after[v] = _mm512_mask_mov_epi32(ranks[v], sure, following(&ranks, v));
         }
         let (ids, ranks) = (compressed(&symbols, kept), compressed(&ranks_after, kept));
@@ -129,15 +131,15 @@ impl Avx512Tables<'_> {
         begun
     }
 
-    /// The tokens of bytes, and the borders after them.
+    /// The tokens of the bytes in vector `v`, and the boundaries after these bytes.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
     #[inline]
     fn look_up(&self, piece: &[u8], here: u64, v: usize) -> [__m512i; 2] {
         let none = _mm512_set1_epi32(NO_MERGE as i32);
         let (here, with_next) = (lanes(here, v), lanes(here >> 1, v));
         let from = piece.as_ptr().wrapping_add(LANES * v);
-        // SAFETY: lanes that are masked out are not read, so no byte past the piece is. A byte is below 256 and a pair of
-        // bytes below NUM_BOUNDARIES, the lengths of the two tables.
+        // SAFETY: masked-out lanes are not read, so no byte past the piece is read. A byte is below 256 and a pair of
+        // bytes below NUM_BOUNDARIES, which are the lengths of the two tables.
         unsafe {
             let first = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(here, from.cast()));
             let second = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(with_next, from.wrapping_add(1).cast()));
@@ -148,21 +150,21 @@ impl Avx512Tables<'_> {
         }
     }
 
-    /// Which of the pairs in `wanted`, by the upper halves of their hashes, the filter of the merges lets pass.
+    /// The pairs in `wanted` that the filter of the merges admits, given the upper halves of their hashes.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
     #[inline]
     pub fn passed(&self, hashes: __m512i, wanted: u16) -> u16 {
         let (filter, shift) = self.merges.filter();
         let at = _mm512_srl_epi32(hashes, _mm_cvtsi32_si128(shift as i32));
         let (word, bit) = (_mm512_srli_epi32::<5>(at), _mm512_and_si512(at, _mm512_set1_epi32(31)));
-        // SAFETY: lanes that are masked out are not read. In the others the shift leaves the number of a bit of the filter,
-        // so `word` is an index into it.
+        // SAFETY: masked-out lanes are not read. In the other lanes the shift leaves the number of a bit of the filter,
+        // so `word` is an index into the filter.
         let words =
             unsafe { _mm512_mask_i32gather_epi32::<4>(_mm512_setzero_si512(), wanted, word, filter.as_ptr().cast()) };
         _mm512_test_epi32_mask(words, _mm512_sllv_epi32(_mm512_set1_epi32(1), bit))
     }
 
-    /// As `finish`, in as few vectors as the symbols that are left fill.
+    /// Like `finish`, in as few vectors as the remaining symbols need.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
     #[inline]
     fn finish_narrowed<const V: usize>(&self, begun: &mut Begun<V>, out: &mut [u32]) -> usize {
@@ -173,8 +175,8 @@ impl Avx512Tables<'_> {
         }
     }
 
-    /// Merges what was begun into `out`, always the lowest rank there is and the leftmost of equal ones; returns how many
-    /// symbols are left.
+    /// Merges the begun piece into `out`: always the lowest rank, the leftmost of equal ranks. Returns the number of
+    /// tokens.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
     #[inline]
     fn finish<const V: usize>(&self, begun: &mut Begun<V>, out: &mut [u32]) -> usize {
@@ -198,7 +200,7 @@ impl Avx512Tables<'_> {
             let (after, before) = (live >> at >> 1, live & low_bits(at));
             let right = (at + 1 + after.trailing_zeros() as usize) % ids.len();
             let left = (63 - (before | 1).leading_zeros() as usize) % ids.len();
-            // The least of the others is found while the new ones are looked up.
+            // The minimum of the other pairs is computed while the new pairs are looked up.
             set(&mut queue, swallowed | 1 << at | 1 << left, i32::MAX);
             let others = least(&queue);
             let with_right = if after == 0 { i32::MAX } else { self.merges.place_if_any(id, ids[right], at) };
@@ -212,7 +214,7 @@ impl Avx512Tables<'_> {
             let live = lanes(live, v);
             let row = _mm512_maskz_compress_epi32(live, row);
             let left = &mut out[count..][..live.count_ones() as usize];
-            // SAFETY: only the first `left.len()` lanes are written.
+            // SAFETY: the store writes only the first `left.len()` lanes, and `left` has room for them.
             unsafe { _mm512_mask_storeu_epi32(left.as_mut_ptr().cast(), low_bits(left.len()) as u16, row) };
             count += left.len();
         }
@@ -220,13 +222,13 @@ impl Avx512Tables<'_> {
     }
 }
 
-/// The bits of a vector's lanes.
+/// The bits of the lanes of vector `v`.
 #[inline(always)]
 fn lanes(bits: u64, v: usize) -> u16 {
     (bits >> (LANES * v)) as u16
 }
 
-/// What follows each lane of a row.
+/// The value after each lane of vector `v`; [`NO_MERGE`] after the last vector.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
 fn following<const V: usize>(rows: &[__m512i; V], v: usize) -> __m512i {
@@ -234,7 +236,7 @@ fn following<const V: usize>(rows: &[__m512i; V], v: usize) -> __m512i {
     _mm512_alignr_epi32::<1>(next, rows[v])
 }
 
-/// The lanes in `kept` one after the other, then [`NO_MERGE`].
+/// The lanes in `kept`, moved together and followed by [`NO_MERGE`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
 fn compressed<const V: usize>(rows: &[__m512i; V], kept: u64) -> [__m512i; V] {
@@ -255,7 +257,7 @@ fn compressed<const V: usize>(rows: &[__m512i; V], kept: u64) -> [__m512i; V] {
     std::array::from_fn(|v| unsafe { _mm512_loadu_si512(room[LANES * v..][..LANES].as_ptr().cast()) })
 }
 
-/// The bounds of borders.
+/// The bound of each boundary.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
 pub fn bounds_of(borders: __m512i) -> __m512i {
@@ -266,7 +268,7 @@ pub fn bounds_of(borders: __m512i) -> __m512i {
     _mm512_sub_epi32(_mm512_sllv_epi32(_mm512_or_si512(mantissa, least), exponent), least)
 }
 
-/// The upper halves of the hashes of pairs.
+/// The upper half of the hash of each pair.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
 pub fn hashes(left: __m512i, right: __m512i) -> __m512i {
@@ -282,7 +284,7 @@ pub fn hashes(left: __m512i, right: __m512i) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
 }
 
-/// Gives the lanes in `bits` a value.
+/// Sets the lanes in `bits` to `value`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
 fn set<const V: usize>(rows: &mut [__m512i; V], bits: u64, value: i32) {
@@ -291,7 +293,7 @@ fn set<const V: usize>(rows: &mut [__m512i; V], bits: u64, value: i32) {
     }
 }
 
-/// The least of all lanes.
+/// The minimum of all lanes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
 fn least<const V: usize>(rows: &[__m512i; V]) -> i32 {

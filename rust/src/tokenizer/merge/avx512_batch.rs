@@ -1,8 +1,8 @@
-//! Merging up to sixteen short pieces side by side in 512-bit registers, one lane per piece.
+//! Merges up to sixteen short pieces side by side in 512-bit registers, one lane per piece.
 //!
-//! When `avx512` merges a single piece, half of the time passes because the processor cannot predict how many symbols the
-//! piece has and which of them merge, and because each look-up waits for the one before. Here each step merges once in
-//! every piece, has hardly a branch, and issues its look-ups together.
+//! When `avx512` merges a single piece, half of the time is lost because the processor cannot predict how many symbols
+//! the piece has and which of them merge, and because each look-up waits for the one before. Here each step merges once
+//! in every piece, has hardly a branch, and issues its look-ups together.
 
 #![expect(unsafe_code, reason = "AVX-512: merging a new piece takes half the time")]
 
@@ -17,66 +17,67 @@ use super::table::NO_MERGE;
 use crate::tokenizer::bits::low_bits;
 use crate::tokenizer::tokens::NUM_BYTES;
 
-/// Whether this processor has what is needed here, beside that for `avx512`.
+/// Whether the processor supports the instructions of this module, in addition to those of `avx512`.
 pub fn is_supported() -> bool {
     is_x86_feature_detected!("avx512cd") && is_x86_feature_detected!("avx512vbmi")
 }
 
-/// The symbols of all pieces: a row for each byte of a piece, a lane for each piece. A symbol stays where its first byte
-/// was.
+/// The symbols of all pieces: one row per byte of a piece, one lane per piece. A symbol stays in the row of its first
+/// byte.
 #[repr(C, align(64))]
 pub struct Columns {
     ids: [[u32; LANES]; BATCH_BYTES],
-    /// Rank and place of the merge of each with the next. The last two rows take what a step looks up.
+    /// Rank and position of the merge of each symbol with the next. The last two rows receive the look-ups of a step.
     queue: [[i32; LANES]; BATCH_BYTES + 2],
     pairs: Pairs,
-    /// The last two rows have no bytes.
+    /// The rows of bytes; the last two rows have no bytes.
     rows: [Row; BATCH_BYTES + 2],
     bytes: [[u8; BATCH_BYTES]; LANES],
     lens: [u32; LANES],
-    /// Rows that have symbols.
+    /// Number of rows that have symbols.
     num_rows: usize,
 }
 
 impl Columns {
-    /// Room for pieces.
+    /// Empty columns for a batch of pieces.
     pub fn new() -> Self {
-        // SAFETY: all fields are integers, vectors of integers or arrays of these, for which zero bits are a value.
+        // SAFETY: all fields are integers, vectors of integers or arrays of these, for which all-zero bits are a valid
+        // value.
         unsafe { MaybeUninit::zeroed().assume_init() }
     }
 }
 
-/// Pairs to be looked up.
+/// Pairs of symbols that will be looked up together.
 #[repr(C, align(64))]
 struct Pairs {
     left: [u32; ROOM],
     right: [u32; ROOM],
-    /// Where in the table of merges looking begins.
+    /// The slot of the merge table where the search for each pair begins.
     home: [u32; ROOM],
-    /// Where in the queue the answer belongs.
+    /// The index in the queue where each result belongs.
     target: [u32; ROOM],
     count: usize,
 }
 
-/// The rows of the queue for the merges of new symbols with those after and before them.
+/// The queue row for the merge of each new symbol with the symbol after it; [`WITH_LEFT`] is for the symbol before it.
 const WITH_RIGHT: usize = BATCH_BYTES;
 const WITH_LEFT: usize = BATCH_BYTES + 1;
 
-/// All pairs of neighbours, and a vector more that may be written to.
+/// Capacity for all pairs of neighbours, plus one vector that a store may overwrite.
 const ROOM: usize = (BATCH_BYTES + 1) * LANES;
 
-/// What is known of the bytes in a row.
+/// The bytes in one row, with their tokens and the boundaries after them.
 #[derive(Clone, Copy)]
 struct Row {
     bytes: __m512i,
     ids: __m512i,
     /// Rank of the merge with the next byte.
     rank: __m512i,
-    /// Bound of the border after it.
+    /// Bound of the boundary after the byte.
     bound: __m512i,
-    /// Which pieces have a next byte.
+    /// The pieces that have a next byte, one bit each.
     has_next: u16,
-    /// In which pieces it merges with the next for sure.
+    /// The pieces in which the byte certainly merges with the next byte, one bit each.
     is_sure: u16,
 }
 
@@ -91,7 +92,7 @@ impl Row {
 }
 
 impl Avx512Tables<'_> {
-    /// Merges at most [`LANES`] pieces of one to [`BATCH_BYTES`] bytes. `byte_ids` has the token of each byte.
+    /// Merges at most [`LANES`] pieces of 1 to [`BATCH_BYTES`] bytes. `byte_ids` has the token of each byte.
     pub fn merge_batch(
         &self,
         pieces: &[&[u8]],
@@ -99,8 +100,8 @@ impl Avx512Tables<'_> {
         columns: &mut Columns,
         merged: &mut MergedPieces,
     ) {
-        // SAFETY: `PieceMerger` has `batch_ids`, without which it does not call this, only if `is_supported` holds here
-        // and in `avx512`: the processor has every instruction that these functions enable.
+        // SAFETY: `PieceMerger` calls this function only if it has `batch_ids`, which requires that `is_supported`
+        // holds here and in `avx512`, so the processor has every instruction that these functions enable.
         unsafe {
             let live = self.begin_batch(pieces, byte_ids, columns);
             let live = self.finish_batch(columns, live);
@@ -108,8 +109,8 @@ impl Avx512Tables<'_> {
         }
     }
 
-    /// Merges all pairs of bytes that no other merge can take a part of, as `begin` does, and looks up what merges then.
-    /// Returns the places of each piece's symbols, a bit each.
+    /// Merges every pair of bytes that merges whatever surrounds it, like `begin`, and looks up the pairs that this
+    /// creates. Returns the positions of each piece's symbols, one bit each.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vbmi,bmi1,bmi2,lzcnt,popcnt")]
     #[inline]
     fn begin_batch(&self, pieces: &[&[u8]], byte_ids: &[u8; NUM_BYTES], columns: &mut Columns) -> __m512i {
@@ -130,7 +131,7 @@ impl Avx512Tables<'_> {
         for at in 0..columns.num_rows {
             let [row, next, after] = [0, 1, 2].map(|step| columns.rows[at + step]);
             let before = if at == 0 { 0 } else { columns.rows[at - 1].is_sure };
-            // A pair is followed by what follows its second byte.
+            // The symbol after a pair is the symbol after its second byte.
             let has_next = !before & (row.has_next & !row.is_sure | next.has_next & row.is_sure);
             let is_changed = has_next & (row.is_sure | next.is_sure);
             let is_known = has_next & !is_changed & _mm512_cmpneq_epi32_mask(row.rank, all(NO_MERGE as usize));
@@ -143,7 +144,8 @@ impl Avx512Tables<'_> {
         live
     }
 
-    /// Ranks and bounds of all pairs of bytes, and which of them merge for sure. The last row has no bytes.
+    /// Looks up the ranks and bounds of all pairs of bytes, and finds the pairs that certainly merge. The last row must
+    /// have no bytes.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vbmi,bmi1,bmi2,lzcnt,popcnt")]
     #[inline]
     fn look_up_borders(&self, rows: &mut [Row]) {
@@ -170,8 +172,8 @@ impl Avx512Tables<'_> {
         }
     }
 
-    /// Merges in every piece the lowest rank there is and the leftmost of equal ones, until nothing merges. Takes and
-    /// returns the places of symbols.
+    /// Merges in every piece the pair with the lowest rank, the leftmost of equal ranks, until no pair merges. Takes
+    /// and returns the positions of the symbols.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vbmi,bmi1,bmi2,lzcnt,popcnt")]
     #[inline]
     fn finish_batch(&self, columns: &mut Columns, mut live: __m512i) -> __m512i {
@@ -188,7 +190,8 @@ impl Avx512Tables<'_> {
         live
     }
 
-    /// Merges once in every piece that has a `merge`, a rank and a place; returns the next ones, and the places of symbols.
+    /// Merges once in every piece that has a `merge`, given as a rank and a position. Returns the next merges and the
+    /// positions of the remaining symbols.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vbmi,bmi1,bmi2,lzcnt,popcnt")]
     #[inline]
     fn step(&self, columns: &mut Columns, merge: __m512i, live: __m512i) -> (__m512i, __m512i) {
@@ -204,7 +207,7 @@ impl Avx512Tables<'_> {
         let (after, before) = (_mm512_xor_si512(after, swallowed), _mm512_maskz_and_epi32(is_merged, live, below));
         let (right, left) = (highest_place(lowest_bit(after)), highest_place(before));
         let (has_right, has_left) = (_mm512_test_epi32_mask(after, after), _mm512_test_epi32_mask(before, before));
-        // SAFETY: lanes that are masked out are not read. In the others `at` is the row of a live symbol, below
+        // SAFETY: masked-out lanes are not read. In the other lanes `at` is the row of a live symbol, below
         // BATCH_BYTES, so row and lane give an index into `ids`.
         let [right_id, left_id] = [(has_right, right), (has_left, left)].map(|(has, at)| unsafe {
             let at = _mm512_or_si512(_mm512_slli_epi32::<4>(at), numbers());
@@ -234,7 +237,7 @@ impl Avx512Tables<'_> {
         (next, live)
     }
 
-    /// Notes those of the wanted pairs that the filter of the merges lets pass; their ranks belong into this row of the
+    /// Adds to `pairs` the wanted pairs that the filter of the merges admits; their ranks belong in row `row` of the
     /// queue.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vbmi,bmi1,bmi2,lzcnt,popcnt")]
     #[inline]
@@ -252,7 +255,7 @@ impl Avx512Tables<'_> {
         *count += passed.count_ones() as usize;
     }
 
-    /// Puts the ranks of the pairs that were noted into the queue, without a place.
+    /// Stores the ranks of the noted pairs in the queue, without a position.
     #[inline(always)]
     fn look_up_pairs(&self, columns: &mut Columns) {
         let Pairs { left, right, home, target, count } = &columns.pairs;
@@ -271,7 +274,7 @@ impl Avx512Tables<'_> {
     }
 }
 
-/// Reads the bytes of pieces, and their tokens.
+/// Reads the bytes of the pieces and the token of each byte.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vbmi,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
 fn read(pieces: &[&[u8]], byte_ids: &[u8; NUM_BYTES], columns: &mut Columns) {
@@ -307,7 +310,7 @@ fn read(pieces: &[&[u8]], byte_ids: &[u8; NUM_BYTES], columns: &mut Columns) {
     rows[*num_rows..][..2].fill(Row::none());
 }
 
-/// Puts the symbols that are left into the batch, those of a piece one after the other.
+/// Stores the remaining symbols in the batch, those of each piece one after the other.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vbmi,bmi1,bmi2,lzcnt,popcnt")]
 #[inline]
 fn take(columns: &Columns, live: __m512i, merged: &mut MergedPieces) {

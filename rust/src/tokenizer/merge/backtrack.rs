@@ -1,4 +1,4 @@
-//! Tokens of long pieces in linear time.
+//! Finds the tokens of long pieces in linear time.
 
 use super::table::{Merges, NO_MERGE};
 use crate::tokenizer::memory::LargeSlice;
@@ -6,47 +6,48 @@ use crate::tokenizer::tokens::NO_ID;
 use crate::tokenizer::tokens::TokenTable;
 use crate::tokenizer::vocab::Vocab;
 
-/// Pairs of neighbours whose check is remembered; a long piece that cannot be cut repeats few.
+/// Number of pairs of adjacent tokens whose check is remembered; a long piece that cannot be cut repeats few pairs.
 const REMEMBERED_PAIRS: usize = 4096;
 
 /// Finds the tokens that merging would make of a piece from left to right, without merging.
 ///
-/// A sequence of tokens is what merging makes if and only if each two neighbours are what merging makes of their bytes
-/// together. So the longest token is taken while it can stand after the one before; where none can, the last is given up
-/// for a shorter one. A place that was given up is never tried again: the cost is linear.
+/// Merging gives a sequence of tokens if and only if, for every two adjacent tokens, merging their joined bytes gives
+/// these two tokens. The search therefore takes the longest token that can follow the one before; if no token can, it
+/// gives up the last token for a shorter one. A position that was given up is never tried again, so the cost is linear.
 ///
-/// Source: Antoine, van Antwerpen, "So many tokens, so little time", 2024, and Berglund, van der Merwe, "Formalizing BPE
-/// Tokenization", NCMA 2023, for the condition on neighbours.
+/// Source: Antoine, van Antwerpen, "So many tokens, so little time", 2024, and Berglund, van der Merwe, "Formalizing
+/// BPE Tokenization", NCMA 2023, for the condition on adjacent tokens.
 pub struct Backtracker {
     trie: Trie,
-    /// What each id is made of.
+    /// The merge that makes each id.
     parts: Vec<Parts>,
-    /// The longest token that each begins with, itself left out.
+    /// The longest token that is a proper prefix of each token.
     shorter: Vec<u32>,
     lens: Vec<u32>,
 }
 
-/// What was found from a place on, and how many bytes that depends on: more than there are, if the piece ended before.
+/// The token found at a position, and the number of bytes that the result depends on: more than remain if the piece
+/// ended before.
 struct Walk {
     from: usize,
     len: usize,
     token: Option<u32>,
-    /// Whether the walk before found the same: most texts are spared a comparison.
+    /// Whether the walk before found the same token. Bytes are compared only then, so most texts need no comparison.
     repeats: bool,
 }
 
-/// The merge that makes a token; of a byte, itself and rank zero.
+/// The merge that makes a token; a single byte has itself as both parts, and rank zero.
 #[derive(Debug, Clone, Copy)]
 struct Parts {
     left: u32,
     right: u32,
-    /// One more than the merge's rank.
+    /// One plus the rank of the merge.
     rank: u32,
 }
 
 impl Backtracker {
-    /// For a vocabulary in which each token comes from one merge, of tokens that come from merges of lower rank; other
-    /// vocabularies have none.
+    /// Builds the backtracker of a vocabulary in which each token comes from one merge, of tokens that come from merges
+    /// of lower rank. Returns `None` for any other vocabulary.
     pub fn new(vocab: &Vocab, merges: Merges<'_>) -> Option<Self> {
         let tokens = vocab.tokens();
         if vocab.byte_ids().contains(&NO_ID) {
@@ -64,7 +65,7 @@ impl Backtracker {
                 return None;
             }
             parts[id] = Parts { left: pair.0, right: pair.1, rank };
-            // A token is never made if its parts aren't, or don't stay beside each other until its turn comes.
+            // A token is never made if its parts are never made, or do not stay adjacent until its merge has its turn.
             let has_parts = is_reached[pair.0 as usize] && is_reached[pair.1 as usize];
             is_reached[id] = has_parts && are_neighbours(&parts, merges, pair, rank);
         }
@@ -76,7 +77,7 @@ impl Backtracker {
     }
 
     fn add(&mut self, tokens: &TokenTable, mut reached: Vec<u32>) {
-        // Shorter tokens first, so that the longest one that another begins with is there before it.
+        // Shorter tokens first, so that the longest proper prefix of a token is in the trie before the token.
         reached.sort_by_key(|&id| tokens.bytes(id).map_or(0, <[u8]>::len));
         for id in reached {
             let Some(token) = tokens.bytes(id) else { continue };
@@ -86,7 +87,7 @@ impl Backtracker {
         }
     }
 
-    /// Adds the tokens of `piece` to `ids`.
+    /// Appends the tokens of `piece` to `ids`.
     pub fn encode(&self, piece: &[u8], merges: Merges<'_>, ids: &mut Vec<u32>) {
         let first = ids.len();
         let mut remembered = [u64::MAX; REMEMBERED_PAIRS];
@@ -105,7 +106,7 @@ impl Backtracker {
             } else if self.shorter[token as usize] != NO_ID {
                 Some(self.shorter[token as usize])
             } else {
-                // Nothing can stand here, so the token before can't end here.
+                // No token can stand here, so the token before cannot end here.
                 given_up[at] = true;
                 let last = ids[first..].last().copied();
                 if let Some(last) = last {
@@ -117,7 +118,8 @@ impl Backtracker {
         }
     }
 
-    /// The longest token from `at` on. Where it repeats and the bytes are those that the last walk saw, what that found.
+    /// The longest token from `at` on. Reuses the last walk if its token repeats and the bytes are those that the walk
+    /// saw.
     #[inline]
     fn longest(&self, piece: &[u8], at: usize, walk: &mut Walk) -> Option<u32> {
         let bytes = |from: usize| piece.get(from..)?.get(..walk.len);
@@ -131,7 +133,7 @@ impl Backtracker {
 
     #[inline]
     fn stays(&self, remembered: &mut [u64; REMEMBERED_PAIRS], merges: Merges<'_>, pair: (u32, u32)) -> bool {
-        // Ids are below 2^24, so a pair leaves a bit for the answer.
+        // Ids are below 2^24, so a pair leaves one bit for the answer.
         let key = u64::from(pair.0) << 32 | u64::from(pair.1) << 1;
         let place = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (u64::BITS - REMEMBERED_PAIRS.ilog2())) as usize;
         if remembered[place] & !1 != key {
@@ -141,10 +143,10 @@ impl Backtracker {
     }
 }
 
-/// Whether merging leaves the border between two tokens alone, up to the merge of rank `limit - 1`.
+/// Whether merging leaves the boundary between two tokens alone, up to the merge of rank `limit - 1`.
 ///
-/// Their last merges are undone, the later one first; before each, the two at the border must not have had a merge that
-/// goes first.
+/// Undoes the last merges of the two tokens, the later merge first. Before each step, the two tokens at the boundary
+/// must not have a merge that goes first.
 fn are_neighbours(parts: &[Parts], merges: Merges<'_>, (mut left, mut right): (u32, u32), mut limit: u32) -> bool {
     loop {
         let rank = merges.rank(left, right);
@@ -153,7 +155,7 @@ fn are_neighbours(parts: &[Parts], merges: Merges<'_>, (mut left, mut right): (u
         }
         let [before, after] = [left, right].map(|id| parts[id as usize]);
         if before.rank > after.rank {
-            // Of equal ranks the one on the left goes first, which is this one.
+            // Of equal ranks the left merge goes first, and the merge undone here is on the left.
             (limit, left) = (before.rank, before.right);
         } else if after.rank > 0 {
             (limit, right) = (after.rank + 1, after.left);
@@ -163,9 +165,10 @@ fn are_neighbours(parts: &[Parts], merges: Merges<'_>, (mut left, mut right): (u
     }
 }
 
-/// Tokens by their bytes, for the longest that a text begins with.
+/// A trie of tokens, to find the longest token that a text begins with.
 struct Trie {
-    /// A node and a byte, plus one, in the upper half, and the node after them; zero where there is none. Open addressing.
+    /// Hash table with open addressing: one plus a node and a byte in the upper half, the node after them in the lower
+    /// half; zero marks an empty slot.
     next: LargeSlice<u64>,
     shift: u32,
     /// The token that ends at each node.
@@ -177,7 +180,7 @@ impl Trie {
         Self { next: LargeSlice::new(2), shift: 63, tokens: vec![NO_ID] }
     }
 
-    /// The slot of a node and a byte, or the empty one where it belongs.
+    /// The slot of a node and a byte, or the empty slot where they belong.
     #[inline(always)]
     fn find(slots: &[u64], shift: u32, key: u64) -> usize {
         let mut at = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> shift) as usize;
@@ -215,7 +218,8 @@ impl Trie {
         self.tokens[node as usize] = id;
     }
 
-    /// The longest token that `text` begins with, and how many bytes it depends on, one more than all if on the end too.
+    /// The longest token that `text` begins with, and the number of bytes that this result depends on: one more than
+    /// all if it depends on the end of the text too.
     #[inline]
     fn longest(&self, text: &[u8]) -> (Option<u32>, usize) {
         let (slots, mut node, mut longest) = (self.next.get(), 0, None);
@@ -231,7 +235,7 @@ impl Trie {
     }
 }
 
-/// What is looked up for a node and a byte.
+/// The key of a node and a byte in the hash table.
 #[inline(always)]
 fn key(node: u32, byte: u8) -> u64 {
     u64::from(node << 8 | u32::from(byte)) + 1
@@ -243,7 +247,7 @@ mod tests {
 
     use super::*;
 
-    /// A vocabulary of the bytes and of merges that choose among what is there, in any order that is legal.
+    /// A vocabulary of all bytes and of merges chosen from the tokens so far, in any valid order.
     fn vocab(choices: &[(usize, usize)]) -> Vocab {
         let bytes: Vec<u8> = (0..=u8::MAX).collect();
         let mut tokens: Vec<Vec<u8>> = bytes.iter().map(|&byte| vec![byte]).collect();

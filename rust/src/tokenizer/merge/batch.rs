@@ -1,4 +1,4 @@
-//! Short pieces that are merged together.
+//! Batches of short pieces that are merged together.
 
 /// Maximum number of pieces in a batch.
 pub const BATCH: usize = 16;

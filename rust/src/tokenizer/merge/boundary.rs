@@ -1,4 +1,4 @@
-//! What a vocabulary does where two bytes meet.
+//! For each pair of adjacent bytes, stores the lowest rank of any merge that crosses the boundary between them.
 
 use std::hint::select_unpredictable;
 
@@ -9,11 +9,11 @@ use crate::tokenizer::vocab::Vocab;
 /// Number of pairs of adjacent bytes.
 pub const NUM_BOUNDARIES: usize = NUM_BYTES * NUM_BYTES;
 
-/// The boundary between two adjacent bytes: the rank of the merge of just these bytes, and a lower bound for the rank of
-/// every merge that crosses the boundary.
+/// The boundary between two adjacent bytes: the rank of the merge of just these bytes, and a lower bound for the rank
+/// of every merge that crosses the boundary.
 ///
-/// Both share four bytes so that the table stays in the processor's caches. The bound has few bits and may be lower than
-/// the true one, which is still correct: slightly fewer pairs are then known to merge.
+/// Both share four bytes so that the table stays in the processor's caches. The bound has few bits and may be lower
+/// than the true one, which is still correct: slightly fewer pairs are then known to merge.
 #[derive(Debug, Clone, Copy)]
 #[repr(transparent)]
 pub struct ByteBoundary(u32);

@@ -1,8 +1,9 @@
-//! Merging the bytes or characters of a piece into tokens.
+//! Merges the bytes or characters of a piece into tokens.
 //!
 //! Merging by the lowest rank is a chain of look-ups, each of which waits for the one before. For each pair of adjacent
-//! bytes we precompute the lowest rank of any merge that crosses the boundary between them. A pair of bytes with a lower
-//! rank than the boundaries on both sides merges whatever surrounds it, so all such pairs are merged at once.
+//! bytes, `boundary` therefore stores the lowest rank of any merge that crosses the boundary between them. A pair of
+//! bytes with a lower rank than the boundaries on both sides merges whatever surrounds it, so all such pairs are merged
+//! at once.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -27,10 +28,10 @@ use self::table::Merges;
 use crate::tokenizer::tokens::NUM_BYTES;
 use crate::tokenizer::vocab::Vocab;
 
-/// Fewer pieces than this are merged faster one after the other.
+/// Minimum number of pieces of a batch; fewer pieces are merged faster one by one.
 const MIN_BATCH: usize = 4;
 
-/// Room to merge a batch of pieces in.
+/// Working memory for merging a batch of pieces.
 #[repr(C, align(64))]
 pub(crate) struct Batch {
     /// The tokens of the pieces that were merged last.
@@ -51,17 +52,18 @@ impl Batch {
     }
 }
 
-/// Merges pieces by one vocabulary, with the widest registers the processor has.
+/// Merges pieces with one vocabulary, in the widest registers of the processor.
 pub(crate) struct PieceMerger {
     boundaries: Box<[ByteBoundary; NUM_BOUNDARIES]>,
-    /// Whether the processor has the instructions of `avx512`.
+    /// Whether the processor supports the instructions of `avx512`.
     has_avx512: bool,
-    /// The token of each byte, if each fits a byte and the processor has the instructions of `avx512_batch`.
+    /// The token of each byte, if every id fits in a byte and the processor supports the instructions of
+    /// `avx512_batch`.
     batch_ids: Option<Box<[u8; NUM_BYTES]>>,
 }
 
 impl PieceMerger {
-    /// Prepares the tables of a vocabulary.
+    /// Builds the merge tables of a vocabulary.
     pub fn new(vocab: &Vocab) -> Self {
         #[cfg(target_arch = "x86_64")]
         let (has_avx512, is_batched) = (avx512::is_supported(), avx512_batch::is_supported());
@@ -74,13 +76,14 @@ impl PieceMerger {
         Self { boundaries: boundaries(vocab), has_avx512, batch_ids }
     }
 
-    /// Appends the tokens to start merging a piece of any length from. Each of its bytes must be a token.
+    /// Appends the tokens from which merging a piece starts. The piece may have any length; each of its bytes must be a
+    /// token.
     pub fn begin(&self, piece: &[u8], byte_ids: &[u32; NUM_BYTES], merges: &Merges<'_>, ids: &mut Vec<u32>) {
         ScalarTables { boundaries: &self.boundaries, byte_ids, merges }.begin(piece, ids);
     }
 
-    /// Merges a piece of 1 to [`SHORT_PIECE`](table::SHORT_PIECE) bytes into `out` and returns the number of tokens. Each
-    /// byte must be a token.
+    /// Merges a piece of 1 to [`SHORT_PIECE`](table::SHORT_PIECE) bytes into `out` and returns the number of tokens.
+    /// Each byte must be a token.
     #[inline(always)]
     pub fn merge(&self, piece: &[u8], byte_ids: &[u32; NUM_BYTES], merges: &Merges<'_>, out: &mut [u32]) -> usize {
         #[cfg(target_arch = "x86_64")]
@@ -116,8 +119,8 @@ mod tests {
     use crate::tokenizer::tokens::Merge;
     use crate::tokenizer::vocab::VocabParts;
 
-    /// A vocabulary of all bytes and of merges of `a` to `d` and what comes of them, each given by two places in the list
-    /// of tokens so far. Every `late`-th merge of a pair comes after all others.
+    /// A vocabulary of all bytes and of merges of `a` to `d` and their results. Each pair has two positions in the list
+    /// of tokens so far; every `late`-th merge comes after all others.
     fn vocab(pairs: &[(usize, usize)], late: usize) -> Vocab {
         let mut texts: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();
         let mut merges = Vec::new();
@@ -125,7 +128,7 @@ mod tests {
             let [left, right] = [left, right].map(|place| (97 + place % (texts.len() - 252)) as u32);
             let [left, right] = [left, right].map(|id| if id > 100 { id + 155 } else { id });
             let text = [&texts[left as usize][..], &texts[right as usize]].concat();
-            // A pair merges into one token alone, and two tokens don't have the same text.
+            // A pair merges into only one token, and no two tokens have the same text.
             if !texts.contains(&text) {
                 merges.push(Merge { left, right, id: texts.len() as u32 });
                 texts.push(text);
@@ -183,7 +186,7 @@ mod tests {
             let vocab = vocab(&merges, late);
             let (merger, table, mut batch) = (PieceMerger::new(&vocab), vocab.merge_table(), Batch::new());
             let texts: Vec<&[u8]> = pieces.iter().map(|piece| piece.as_bytes()).collect();
-            // What was there before leaves nothing behind.
+            // An earlier batch must not affect the next one.
             for texts in [&texts[..], &texts[texts.len() / 2..]] {
                 merger.merge_batch(texts, vocab.byte_ids(), &table.merges(), &mut batch);
                 for ((text, ids), &count) in texts.iter().zip(&batch.merged.ids).zip(&batch.merged.counts) {

@@ -1,4 +1,4 @@
-//! Rows of sixteen 32-bit lanes in 512-bit registers.
+//! Operations on rows of sixteen 32-bit lanes in 512-bit registers.
 
 #![expect(unsafe_code, reason = "AVX-512 loads and stores: criterion `tokenizer/encode`")]
 
@@ -9,7 +9,7 @@ use bytemuck::Pod;
 /// Number of lanes of a register.
 pub const LANES: usize = 16;
 
-/// Columns of rows.
+/// Transposes sixteen rows into sixteen columns.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
@@ -18,7 +18,7 @@ pub fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
         pair[0] = _mm512_unpacklo_epi32(row[0], row[1]);
         pair[1] = _mm512_unpackhi_epi32(row[0], row[1]);
     }
-    // In the quarter `q` of the one at `4 * i + j`: rows from `4 * i` on of the column `4 * q + j`.
+    // Quarter `q` of register `4 * i + j` holds the rows from `4 * i` on of column `4 * q + j`.
     let mut fours = pairs;
     for (four, pair) in fours.chunks_exact_mut(4).zip(pairs.chunks_exact(4)) {
         four[0] = _mm512_unpacklo_epi64(pair[0], pair[2]);
@@ -28,7 +28,7 @@ pub fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
     }
     let mut columns = fours;
     for at in 0..4 {
-        // Even quarters, then odd ones.
+        // Even quarters first, then odd quarters.
         let even = [0, 8].map(|row| _mm512_shuffle_i32x4::<0x88>(fours[row + at], fours[row + 4 + at]));
         let odd = [0, 8].map(|row| _mm512_shuffle_i32x4::<0xDD>(fours[row + at], fours[row + 4 + at]));
         columns[at] = _mm512_shuffle_i32x4::<0x88>(even[0], even[1]);
@@ -39,21 +39,21 @@ pub fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
     columns
 }
 
-/// The lowest bit of each lane.
+/// The lowest set bit of each lane.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub fn lowest_bit(bits: __m512i) -> __m512i {
     _mm512_and_si512(bits, _mm512_sub_epi32(all(0), bits))
 }
 
-/// The place of the highest bit of each lane.
+/// The position of the highest set bit of each lane.
 #[target_feature(enable = "avx512f,avx512cd")]
 #[inline]
 pub fn highest_place(bits: __m512i) -> __m512i {
     _mm512_sub_epi32(all(31), _mm512_lzcnt_epi32(bits))
 }
 
-/// The number of each lane.
+/// The index of each lane.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub fn numbers() -> __m512i {
@@ -67,7 +67,7 @@ pub fn all(value: usize) -> __m512i {
     _mm512_set1_epi32(value as i32)
 }
 
-/// A row of memory.
+/// Loads a row from memory.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub fn load<T: Pod>(row: &[T; LANES]) -> __m512i {
@@ -76,7 +76,7 @@ pub fn load<T: Pod>(row: &[T; LANES]) -> __m512i {
     unsafe { _mm512_loadu_si512(row.as_ptr().cast()) }
 }
 
-/// Puts a row into memory.
+/// Stores a row to memory.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub fn store<T: Pod>(row: &mut [T; LANES], values: __m512i) {

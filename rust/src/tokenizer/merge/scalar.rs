@@ -1,4 +1,4 @@
-//! Merging a short piece with the instructions every processor has.
+//! Merges short pieces with instructions that every processor has.
 
 use super::boundary::{ByteBoundary, NUM_BOUNDARIES, boundary_index};
 use super::table::{Merges, NO_MERGE, SHORT_PIECE};
@@ -11,12 +11,13 @@ pub struct ScalarTables<'a> {
     pub boundaries: &'a [ByteBoundary; NUM_BOUNDARIES],
     /// The token of each byte.
     pub byte_ids: &'a [u32; NUM_BYTES],
-    /// All merges.
+    /// All merges of the vocabulary.
     pub merges: &'a Merges<'a>,
 }
 
 impl ScalarTables<'_> {
-    /// Appends the tokens to start merging from: single bytes, and the pairs of bytes that merge whatever surrounds them.
+    /// Appends the tokens from which merging starts: single bytes, and pairs of bytes that merge whatever surrounds
+    /// them.
     ///
     /// The piece may have any length; each of its bytes must be a token.
     pub fn begin(&self, piece: &[u8], ids: &mut Vec<u32>) {
@@ -25,7 +26,7 @@ impl ScalarTables<'_> {
         let (mut at, mut before) = (0, NO_MERGE);
         while at < piece.len() {
             let rank = boundary_at(at).map_or(NO_MERGE, ByteBoundary::rank);
-            // Of two merges with the same rank the left one goes first.
+            // Of two merges with the same rank, the left one goes first.
             let is_pair = rank < before && rank <= bound_at(at + 1);
             ids.push(if is_pair { self.merges.id(rank) } else { self.byte_ids[usize::from(piece[at])] });
             at += usize::from(is_pair);
@@ -34,12 +35,13 @@ impl ScalarTables<'_> {
         }
     }
 
-    /// Merges a piece of 1 to [`SHORT_PIECE`] bytes into `out` and returns the number of tokens. Each byte must be a token.
+    /// Merges a piece of 1 to [`SHORT_PIECE`] bytes into `out` and returns the number of tokens. Each byte must be a
+    /// token.
     #[inline(always)]
     pub fn merge(&self, piece: &[u8], out: &mut [u32]) -> usize {
         let merges = self.merges;
         let mut ranks = [NO_MERGE; SHORT_PIECE];
-        // Nothing crosses the start and the end of the piece.
+        // No merge crosses the start or the end of the piece.
         let mut bounds = [NO_MERGE; SHORT_PIECE + 1];
         for (at, pair) in piece.windows(2).enumerate() {
             let boundary = self.boundaries[boundary_index(pair[0], pair[1])];

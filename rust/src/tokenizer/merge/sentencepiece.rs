@@ -9,7 +9,7 @@ use crate::tokenizer::tokens::{Merge, NO_ID, NUM_BYTES};
 /// The character that stands for a space in token names.
 const SPACE_NAME: char = '▁';
 
-/// The token names of a SentencePiece-style vocabulary, and how a piece becomes its first symbols.
+/// The token names of a SentencePiece-style vocabulary, and the rules that turn a piece into its first symbols.
 #[derive(Debug, Clone)]
 pub struct SentencePiece {
     /// The name of each id; empty for an id without one.
@@ -22,8 +22,8 @@ pub struct SentencePiece {
 }
 
 impl SentencePiece {
-    /// Takes the name of each id and, if bytes stand in for characters without a token, the id of each byte ([`NO_ID`] for
-    /// a byte without one).
+    /// Takes the name of each id and, if bytes stand in for characters without a token, the id of each byte ([`NO_ID`]
+    /// for a byte without one).
     pub fn new(names: Vec<Box<str>>, byte_ids: Option<[u32; NUM_BYTES]>) -> Self {
         let mut ids = FxHashMap::default();
         for (id, name) in (0u32..).zip(&names) {
@@ -35,8 +35,8 @@ impl SentencePiece {
         Self { names, ids, whole: FxHashMap::default(), byte_ids, cuts_at_spaces: false }
     }
 
-    /// Learns what the merges allow: tokens for whole pieces, or cutting before spaces, which changes no ids where no merge
-    /// joins a space to the text before it.
+    /// Derives the shortcuts that the merges allow: tokens for whole pieces, or cutting before spaces, which changes no
+    /// ids if no merge joins a space to the text before it.
     pub(crate) fn prepare(&mut self, merges: &[Merge], whole_first: bool) {
         if whole_first {
             let named = (0u32..).zip(&self.names).filter(|(_, name)| !name.is_empty());
@@ -56,7 +56,7 @@ impl SentencePiece {
 
     /// Appends the ids of one piece to `ids`.
     ///
-    /// Cost: O(n log n) in the longest stretch without a space, or in the piece if merges cross spaces.
+    /// Cost: O(n log n) in the longest run without a space, or in the piece if merges cross spaces.
     pub fn encode(&self, piece: &str, unknown: Option<Unknown>, table: &MergeTable, ids: &mut Vec<u32>) {
         if let Some(&id) = self.whole.get(piece) {
             ids.push(id);
@@ -80,10 +80,10 @@ impl SentencePiece {
         })
     }
 
-    /// Emits the symbols that merging `text` starts from, each with its number of bytes.
+    /// Emits the symbols from which merging `text` starts, each with its number of bytes.
     ///
-    /// An unknown character waits for the next known one, and the bytes that stand in for another character overtake it.
-    /// `tokenizers` does the same; the order matters only where some bytes have no token.
+    /// An unknown character is held back until the next known one, so the bytes that stand in for another character
+    /// overtake it. `tokenizers` does the same; the order matters only where some bytes have no token.
     pub fn symbols(&self, text: &str, unknown: Option<Unknown>, emit: impl FnMut(Option<u32>, usize)) {
         let mut symbols = Symbols::new(unknown, emit);
         for character in text.chars() {

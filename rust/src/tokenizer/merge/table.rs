@@ -1,4 +1,4 @@
-//! Merges the symbols of one piece into tokens.
+//! Merges the symbols of a piece into tokens by rank.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -8,42 +8,44 @@ use crate::prefetch;
 use crate::tokenizer::bits::places;
 use crate::tokenizer::memory::LargeSlice;
 
-/// Up to this many symbols, looking at every pair for the lowest rank beats a heap, and one bit each says which symbols
-/// are left.
+/// Maximum number of symbols merged without a heap: up to this number, scanning every pair for the lowest rank is
+/// faster, and one bit per symbol records which symbols remain.
 pub const SHORT_PIECE: usize = 64;
 
-/// Most words have fewer symbols than this, many others fewer than that, and get by with a part of the room.
+/// Maximum number of symbols of most words; many other words have at most [`LONG_WORD`]. Both kinds need only part of
+/// the memory of a longer piece.
 const WORD: usize = 16;
 const LONG_WORD: usize = 32;
 
-/// Stands for "these two can't be merged"; no table has that many merges.
+/// The rank of a pair that cannot be merged; no table has that many merges.
 pub const NO_MERGE: u32 = u32::MAX;
 
-/// Most merges of a table: a rank and a place among [`SHORT_PIECE`] symbols share a word, as do a pair and its rank.
+/// Maximum number of merges of a table: a rank shares a word with a position among [`SHORT_PIECE`] symbols, and with a
+/// pair of ids.
 pub const MAX_MERGES: usize = (1 << RANK_BITS) - 2;
 
-/// Limit of the ids of tokens that merge.
+/// Exclusive upper limit of the ids of tokens that merge.
 pub const MAX_MERGED_IDS: usize = 1 << ID_BITS;
 const RANK_BITS: u32 = 22;
 const ID_BITS: u32 = 21;
 
-/// Which two tokens merge into which. A merge inserted earlier comes first.
+/// Maps each pair of tokens to the token that they merge into. A merge inserted earlier has a lower rank.
 ///
-/// Eight bytes a merge in open addressing, behind a filter: most pairs that are looked up do not merge, and
-/// for most of those the filter, which stays in the processor's caches, says so.
+/// The table uses open addressing with eight bytes per merge, behind a filter: most pairs that are looked up do not
+/// merge, and the filter, which stays in the processor's caches, rejects most of those.
 #[derive(Debug, Clone)]
 pub struct MergeTable {
-    /// Each pair and one more than its rank; zero where there is none.
+    /// Each pair, combined with one plus its rank; zero marks an empty slot.
     slots: LargeSlice<u64>,
-    /// A bit for each hash that a pair has.
+    /// A bit for each hash of a pair in the table.
     filter: Vec<u32>,
-    /// The id that the merge of each rank makes.
+    /// The id made by the merge of each rank.
     ids: Vec<u32>,
-    /// Whether those count up by one, as in most vocabularies: then none has to be looked up.
+    /// Whether these ids are consecutive, as in most vocabularies; an id then needs no look-up.
     counts_up: bool,
 }
 
-/// A table, for look-ups one after the other.
+/// A view of a [`MergeTable`] for a series of look-ups.
 #[derive(Debug, Clone, Copy)]
 pub struct Merges<'a> {
     slots: &'a [u64],
@@ -70,13 +72,13 @@ impl MergeTable {
         self.ids.len()
     }
 
-    /// Whether nothing merges.
+    /// Whether the table has no merges.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// Makes `left` and `right` merge into `id`, after all merges before; false if they already merge into something.
-    /// Ids are below [`MAX_MERGED_IDS`], merges at most [`MAX_MERGES`].
+    /// Adds the merge of `left` and `right` into `id`, ranked after all earlier merges. Returns false if the pair
+    /// already has a merge. Ids must be below [`MAX_MERGED_IDS`], and a table has at most [`MAX_MERGES`] merges.
     pub fn insert(&mut self, left: u32, right: u32, id: u32) -> bool {
         debug_assert!((left.max(right) as usize) < MAX_MERGED_IDS && self.ids.len() < MAX_MERGES);
         if 8 * (self.ids.len() + 1) > 7 * self.slots.get().len() {
@@ -108,14 +110,14 @@ impl MergeTable {
         }
     }
 
-    /// The table, to look up from.
+    /// A view of the table for a series of look-ups.
     #[inline]
     pub fn merges(&self) -> Merges<'_> {
         let first_id = self.ids.first().copied().filter(|_| self.counts_up);
         Merges { slots: self.slots.get(), filter: &self.filter, ids: &self.ids, first_id }
     }
 
-    /// Merges the tokens `ids[start..]` in place: always the lowest rank there is, the leftmost of equal ones.
+    /// Merges the tokens `ids[start..]` in place: always the pair with the lowest rank, the leftmost of equal ranks.
     ///
     /// Cost: O(n²) up to 64 tokens, O(n log n) above, so no input is quadratic.
     ///
@@ -140,10 +142,12 @@ fn pair(left: u32, right: u32) -> u64 {
     u64::from(left) << (ID_BITS + RANK_BITS) | u64::from(right) << RANK_BITS
 }
 
-/// Odd, and so no two pairs have one hash: the binary digits of the golden ratio.
+/// The multiplier of the hash: the binary digits of the golden ratio. The multiplier is odd, so no two pairs have the
+/// same hash.
 pub const HASH_FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// In vectors there is no upper half of a product, so the upper bits of the pair come down before.
+/// Hashes a pair. Folds down the upper bits of the pair first, because vector instructions give no upper half of a
+/// product.
 #[inline(always)]
 fn hash(pair: u64) -> u64 {
     (pair ^ pair >> 32).wrapping_mul(HASH_FACTOR)
@@ -154,7 +158,7 @@ fn filter_shift(num_words: usize) -> u32 {
     u32::BITS - u32::BITS.ilog2() - num_words.ilog2()
 }
 
-/// Word and bit of the filter, by the uppermost bits of a hash.
+/// The word and the bit of the filter for a hash, given by the uppermost bits of the hash.
 #[inline(always)]
 fn filter_place(hash: u64, num_words: usize) -> (usize, u32) {
     let at = (hash >> 32) as u32 >> filter_shift(num_words);
@@ -162,13 +166,13 @@ fn filter_place(hash: u64, num_words: usize) -> (usize, u32) {
 }
 
 impl Merges<'_> {
-    /// Where looking for a pair begins.
+    /// The slot where the search for a pair begins.
     #[inline(always)]
     fn home(&self, pair: u64) -> usize {
         (hash(pair) >> 32) as usize & (self.slots.len() - 1)
     }
 
-    /// The slot of a pair, or the empty one where it belongs.
+    /// The slot of a pair, or the empty slot where the pair belongs.
     #[inline]
     fn find(&self, pair: u64) -> usize {
         let last = self.slots.len() - 1;
@@ -179,60 +183,62 @@ impl Merges<'_> {
         at
     }
 
-    /// Rank of the merge of `left` and `right`, or `NO_MERGE`.
+    /// The rank of the merge of `left` and `right`, or [`NO_MERGE`].
     #[inline]
     pub fn rank(&self, left: u32, right: u32) -> u32 {
         let pair = pair(left, right);
         if self.may_merge(pair) { self.rank_of(pair) } else { NO_MERGE }
     }
 
-    /// Whether the filter lets a pair pass.
+    /// Whether the filter admits a pair; a pair that the filter rejects never merges.
     #[inline(always)]
     fn may_merge(&self, pair: u64) -> bool {
         let (word, bit) = filter_place(hash(pair), self.filter.len());
         self.filter[word] & bit != 0
     }
 
-    /// The filter's words, and by how much the upper half of a hash is shifted for the number of its bit.
+    /// The words of the filter, and the shift that turns the upper half of a hash into the number of its bit in the
+    /// filter.
     #[inline(always)]
     pub fn filter(&self) -> (&[u32], u32) {
         (self.filter, filter_shift(self.filter.len()))
     }
 
-    /// The first id, if ids count up.
+    /// The id of the merge of rank zero, if ids are consecutive in order of rank.
     #[inline(always)]
     pub fn first_id(&self) -> Option<u32> {
         self.first_id
     }
 
-    /// Rank of the merge of `left` and `right`, and a place: the least is the lowest rank, and of equal ones the leftmost.
+    /// The rank of the merge of `left` and `right`, combined with the position `at`. The smallest such value has the
+    /// lowest rank, and the leftmost position of equal ranks.
     #[inline(always)]
     pub fn place_of(&self, left: u32, right: u32, at: usize) -> i32 {
         place(self.rank_of(pair(left, right)), at)
     }
 
-    /// The same where the filter lets the pair pass.
+    /// The value of [`Merges::place_of`], with a look-up only if the filter admits the pair.
     #[inline(always)]
     pub fn place_if_any(&self, left: u32, right: u32, at: usize) -> i32 {
         let pair = pair(left, right);
         if self.may_merge(pair) { place(self.rank_of(pair), at) } else { i32::MAX }
     }
 
-    /// Number of slots, a power of two: in vectors looking for a pair begins at the lowest bits of the upper half of its
-    /// hash.
+    /// Number of slots, a power of two. Vector code begins the search for a pair at the slot given by the lowest bits
+    /// of the upper half of the hash.
     #[inline(always)]
     pub fn num_slots(&self) -> usize {
         self.slots.len()
     }
 
-    /// Has brought near where looking begins.
+    /// Prefetches the slot where a search begins.
     #[inline(always)]
     pub fn fetch(&self, home: usize) {
         prefetch::near(&raw const self.slots[home]);
     }
 
-    /// As [`Merges::place_of`] the place zero, from where looking begins. Without a branch for the first two slots: which of
-    /// them it is can't be foreseen.
+    /// The value of [`Merges::place_of`] for position zero, with the search beginning at slot `home`. Reads the first
+    /// two slots without a branch, because the processor cannot predict which of them matches.
     #[inline(always)]
     pub fn place_from(&self, home: usize, left: u32, right: u32) -> i32 {
         let (pair, last) = (pair(left, right), self.slots.len() - 1);
@@ -249,13 +255,13 @@ impl Merges<'_> {
         ((self.slots[self.find(pair)] & RANK_MASK) as u32).wrapping_sub(1)
     }
 
-    /// The id that the merge of this rank makes.
+    /// The id made by the merge of this rank.
     #[inline]
     pub fn id(&self, rank: u32) -> u32 {
         self.first_id.map_or_else(|| self.ids[rank as usize], |first| first + rank)
     }
 
-    /// The id that the merge of this rank makes if it `is_made`, else `other`: without a branch in most vocabularies.
+    /// The id made by the merge of this rank if `is_made`, else `other`. Has no branch in most vocabularies.
     #[inline(always)]
     pub fn id_or(&self, is_made: bool, rank: u32, other: u32) -> u32 {
         match self.first_id {
@@ -265,8 +271,8 @@ impl Merges<'_> {
         }
     }
 
-    /// Puts into `ranks` that of the merge of each of some ids, a bit each in `which`, with the next. Asks the filter for all
-    /// of them first, for each look-up has to wait for memory.
+    /// Stores in `ranks` the rank of the merge of some ids, one bit each in `which`, with the next id. Checks the
+    /// filter for all of them first, because each look-up has to wait for memory.
     #[inline(always)]
     pub fn look_up(&self, ids: &[u32; SHORT_PIECE], which: u64, ranks: &mut [u32; SHORT_PIECE]) {
         let pair = |at: usize| pair(ids[at], ids[(at + 1) % SHORT_PIECE]);
@@ -280,8 +286,8 @@ impl Merges<'_> {
         }
     }
 
-    /// Merges at most [`SHORT_PIECE`] symbols into `out`, and returns how many are left; `ranks` has the rank of the merge
-    /// of each with the next.
+    /// Merges at most [`SHORT_PIECE`] symbols into `out` and returns the number of tokens. `ranks` has the rank of the
+    /// merge of each symbol with the next.
     #[inline]
     pub fn apply_short(
         &self,
@@ -304,7 +310,7 @@ impl Merges<'_> {
             (0..chain.end()).filter_map(|at| chain.look_up(at, self).map(Reverse)).collect();
         while let Some(Reverse(entry)) = heap.pop() {
             let (rank, at) = ((entry >> 32) as u32, entry as u32);
-            // Entries are not removed when a neighbour merges; one that no longer holds is passed over here.
+            // Entries are not removed when a neighbour merges; outdated entries are skipped here.
             if chain.ranks[at as usize] != rank {
                 continue;
             }
@@ -316,12 +322,13 @@ impl Merges<'_> {
     }
 }
 
-/// At most `N` symbols, each at the place where it began; a merged pair stays at the place of its first.
+/// At most `N` symbols, each at the position where it began; a merged pair stays at the position of its first symbol.
 struct ShortPiece<const N: usize> {
     ids: [u32; N],
-    /// Rank of the merge with the next symbol and, in the last bits, the place: the least is the lowest, leftmost one.
+    /// Rank of the merge with the next symbol, with the position in the lowest bits. The smallest value has the lowest
+    /// rank, and the leftmost position of equal ranks.
     merges: [i32; N],
-    /// One bit for each place that still has a symbol.
+    /// One bit for each position that still has a symbol.
     live: u64,
 }
 
@@ -337,11 +344,11 @@ impl<const N: usize> ShortPiece<N> {
 
     #[inline]
     fn set(&mut self, left: usize, rank: u32) {
-        // Signed, for SSE2 has no least of unsigned words.
+        // Signed, because SSE2 has no minimum of unsigned words.
         self.merges[left] = if rank == NO_MERGE { i32::MAX } else { (rank << 6) as i32 | left as i32 };
     }
 
-    /// Merges until nothing merges; puts the ids that are left into `out`, and returns their number.
+    /// Merges until no pair merges, writes the remaining ids to `out` and returns their number.
     #[inline]
     fn merge(&mut self, table: &Merges<'_>, out: &mut [u32]) -> usize {
         loop {
@@ -356,7 +363,8 @@ impl<const N: usize> ShortPiece<N> {
             self.live &= !(1 << next);
             self.merges[next % N] = i32::MAX;
             self.merges[at] = i32::MAX;
-            // Both answers of the filter are asked for before a branch depends on either: they come from far away.
+            // Check the filter for both pairs before a branch depends on either, because its words come from far away
+            // in memory.
             let (after, before) = (self.live >> at >> 1, self.live & ((1 << at) - 1));
             let right = (at + 1 + after.trailing_zeros() as usize) % N;
             let left = (63 - (before | 1).leading_zeros() as usize) % N;
@@ -380,18 +388,18 @@ impl<const N: usize> ShortPiece<N> {
     }
 }
 
-/// A rank and a place: the least is the lowest rank, and of equal ones the leftmost.
+/// Combines a rank and a position. The smallest value has the lowest rank, and the leftmost position of equal ranks.
 #[inline(always)]
 fn place(rank: u32, left: usize) -> i32 {
-    // Signed, for SSE2 has no least of unsigned words.
+    // Signed, because SSE2 has no minimum of unsigned words.
     if rank == NO_MERGE { i32::MAX } else { (rank << 6) as i32 | left as i32 }
 }
 
-/// A doubly linked list of tokens in arrays, each token at the place of its first symbol.
+/// A doubly linked list of tokens in arrays, with each token at the position of its first symbol.
 struct Chain {
-    /// `NO_MERGE` where a token was swallowed by the one before.
+    /// The id at each position; `NO_MERGE` where the token before has absorbed the symbol.
     ids: Vec<u32>,
-    /// Rank of the merge with the next, or `NO_MERGE`.
+    /// Rank of the merge with the next token, or `NO_MERGE`.
     ranks: Vec<u32>,
     next: Vec<u32>,
     previous: Vec<u32>,
@@ -408,7 +416,8 @@ impl Chain {
         self.ids.len() as u32
     }
 
-    /// Looks up the merge of the token at `at` with the next; gives its rank and place in one, if there is one.
+    /// Looks up the merge of the token at `at` with the next token. Returns its rank and position in one word, if the
+    /// pair merges.
     fn look_up(&mut self, at: u32, table: &Merges<'_>) -> Option<u64> {
         let right = self.ids.get(self.next[at as usize] as usize);
         let rank = right.map_or(NO_MERGE, |&right| table.rank(self.ids[at as usize], right));
@@ -416,7 +425,7 @@ impl Chain {
         (rank != NO_MERGE).then_some(u64::from(rank) << 32 | u64::from(at))
     }
 
-    /// Merges the token at `at` with the next into `id`; returns the place of the token before.
+    /// Merges the token at `at` with the next token into `id` and returns the position of the token before.
     fn merge(&mut self, at: u32, id: u32) -> Option<u32> {
         let swallowed = self.next[at as usize] as usize;
         let after = self.next[swallowed];

@@ -3,25 +3,25 @@
 /// The token for text that has no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unknown {
-    /// Its id.
+    /// The id of the unknown token.
     pub id: u32,
     /// Whether a run of unknown characters is one token.
     pub fuse: bool,
 }
 
-/// Emits the symbols that merging a piece starts from, each with its number of bytes. Bytes that become no token are
+/// Emits the symbols from which merging a piece starts, each with its number of bytes. Bytes that become no token are
 /// emitted without an id.
 ///
-/// A run of unknown characters waits for the known symbol that ends it.
+/// A run of unknown characters is held back until the known symbol that ends it.
 pub struct Symbols<F> {
     unknown: Option<Unknown>,
     emit: F,
-    /// Bytes of the run of unknown characters.
+    /// Number of bytes in the pending run of unknown characters.
     waiting_bytes: usize,
 }
 
 impl<F: FnMut(Option<u32>, usize)> Symbols<F> {
-    /// Starts a piece; `emit` takes each symbol.
+    /// Starts a piece; `emit` receives each symbol.
     pub fn new(unknown: Option<Unknown>, emit: F) -> Self {
         Self { unknown, emit, waiting_bytes: 0 }
     }
@@ -33,13 +33,13 @@ impl<F: FnMut(Option<u32>, usize)> Symbols<F> {
         (self.emit)(Some(id), num_bytes);
     }
 
-    /// Emits a known symbol ahead of the unknown characters that are still waiting.
+    /// Emits a known symbol ahead of the pending unknown characters.
     #[inline]
     pub fn overtaking(&mut self, id: u32, num_bytes: usize) {
         (self.emit)(Some(id), num_bytes);
     }
 
-    /// Takes an unknown character.
+    /// Adds an unknown character.
     #[inline]
     pub fn unknown(&mut self, num_bytes: usize) {
         if self.unknown.is_some_and(|unknown| !unknown.fuse) {
@@ -48,7 +48,7 @@ impl<F: FnMut(Option<u32>, usize)> Symbols<F> {
         self.waiting_bytes += num_bytes;
     }
 
-    /// Ends a run of unknown characters.
+    /// Ends the run of unknown characters and emits it.
     #[inline]
     pub fn close(&mut self) {
         if self.waiting_bytes > 0 {
