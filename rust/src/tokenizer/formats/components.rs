@@ -1,10 +1,11 @@
-//! The parts of a `tokenizer.json` that are kept as they were read.
+//! The parts of a `tokenizer.json` that are stored as read.
 
 use serde_json::{Map, Value, json};
 
 use crate::tokenizer::split::pretokenize::Pattern;
 
-/// What a `tokenizer.json` has beside vocabulary, merges and added tokens, kept as it was read to be written again.
+/// Everything in a `tokenizer.json` except vocabulary, merges and added tokens, stored as read so that it can be
+/// written again.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Components {
     pub normalizer: Value,
@@ -13,14 +14,14 @@ pub struct Components {
     pub decoder: Value,
     pub truncation: Value,
     pub padding: Value,
-    /// All of the model but vocabulary and merges.
+    /// All fields of the model except vocabulary and merges.
     pub model: Map<String, Value>,
-    /// Tokens that no text becomes and whose name does not stand for bytes.
+    /// Tokens that no text encodes to and that have a name that does not stand for bytes.
     pub raw_names: Vec<(u32, String)>,
 }
 
 impl Components {
-    /// Those of a byte-level tokenizer that cuts text by `pattern`.
+    /// Creates the components of a byte-level tokenizer that splits text by `pattern`.
     pub fn byte_level(pattern: &Pattern) -> Self {
         let model = json!({
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
@@ -59,10 +60,10 @@ pub fn byte_level(use_regex: bool) -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
 }
 
-/// The pre-tokenizer for one pattern.
+/// Returns the pre-tokenizer for one pattern.
 pub fn pre_tokenizer(pattern: &Pattern) -> Value {
     match pattern {
-        // ByteLevel's own pattern is GPT-2's.
+        // The built-in pattern of `ByteLevel` is GPT-2's.
         Pattern::Gpt2 => byte_level(true),
         _ => {
             let split = json!({

@@ -1,16 +1,16 @@
-//! Reading the fields of a JSON object.
+//! Reads the fields of a JSON object.
 
 use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// The value if it is allowed, else an error that names it.
+/// Checks that the field `name` has an allowed value; the error names the field and its value.
 pub fn expect(object: &Value, name: &str, allowed: &str, is_allowed: impl Fn(&Value) -> bool) -> Result<()> {
     let value = &object[name];
     if is_allowed(value) { Ok(()) } else { Err(unsupported(name, allowed, value)) }
 }
 
-/// A flag of `object`; `default` where it is not there.
+/// Returns a flag of `object`, or `default` if the flag is missing.
 pub fn flag(object: &Value, name: &str, default: bool) -> Result<bool> {
     match &object[name] {
         Value::Null => Ok(default),
@@ -23,7 +23,7 @@ pub fn text<'a>(object: &'a Value, name: &str) -> Result<&'a str> {
     object[name].as_str().ok_or_else(|| unsupported(name, "a string", &object[name]))
 }
 
-/// The list under `name`; an empty one where there is none.
+/// Returns the list under `name`, or an empty list if the field is missing.
 pub fn list<'a>(object: &'a Value, name: &str) -> Result<&'a [Value]> {
     match &object[name] {
         Value::Null => Ok(&[]),
@@ -36,7 +36,7 @@ pub fn as_id(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
 }
 
-/// The error about a component; a long one is cut.
+/// Creates the error for an unsupported component; a long value is truncated.
 pub fn unsupported(name: &str, allowed: &str, value: &Value) -> Error {
     let mut got = value.to_string();
     if let Some((cut, _)) = got.char_indices().nth(200) {

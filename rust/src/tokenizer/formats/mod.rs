@@ -1,4 +1,4 @@
-//! Hugging Face's `tokenizer.json`, written and read.
+//! Writes and reads Hugging Face's `tokenizer.json`.
 
 pub(super) mod components;
 mod json;
@@ -21,15 +21,16 @@ use crate::tokenizer::split::stages::Stage;
 use crate::tokenizer::vocab::Vocab;
 use crate::{Error, Result};
 
-/// The expression of a tokenizer that does not cut text by one.
+/// The regular expression written for a tokenizer that does not split text by a pattern.
 const WHOLE_TEXT: &str = r"[\s\S]+";
 
 impl Tokenizer {
-    /// The tokenizer as Hugging Face's `tokenizer.json`; `tokenizers` and `transformers` give the same ids with it.
+    /// Writes the tokenizer as Hugging Face's `tokenizer.json`; `tokenizers` and `transformers` encode to the same ids
+    /// with it.
     ///
     /// # Errors
     ///
-    /// `Tokenizer` if a special token reads like an ordinary token in that file, which has one namespace for both.
+    /// `Tokenizer` if a special token has the name of an ordinary token in that file, which has one namespace for both.
     pub fn to_json(&self) -> Result<String> {
         let (vocab, components) = (self.vocab(), &self.components);
         let (ids, merges) = written_tokens(vocab, &components.raw_names)?;
@@ -53,12 +54,12 @@ impl Tokenizer {
 
     /// Reads Hugging Face's `tokenizer.json`.
     ///
-    /// Sections on truncation and padding are kept and change nothing here.
+    /// The sections on truncation and padding are kept but have no effect here.
     ///
     /// # Errors
     ///
-    /// `Tokenizer` if it is not such a file, or has a component that would change ids and is not supported; the
-    /// message names it.
+    /// `Tokenizer` if the text is not such a file, or has an unsupported component that would change ids; the message
+    /// names the component.
     pub fn from_json(text: &str) -> Result<Self> {
         let document: Value =
             serde_json::from_str(text).map_err(|error| Error::Tokenizer(format!("must be JSON: {error}")))?;
@@ -91,7 +92,7 @@ fn check_template(template: Option<&Template>, vocab: &Vocab) -> Result<()> {
     }
 }
 
-/// The pattern that does most of the cutting.
+/// Returns the pattern that does most of the splitting.
 fn main_pattern(stages: &[Stage]) -> Result<Pattern> {
     let last = stages.iter().rev().find_map(|stage| match stage {
         Stage::Pattern(pattern) => Some(pattern.clone()),

@@ -1,4 +1,4 @@
-//! Vocabulary, merges and added tokens of a `tokenizer.json`.
+//! Reads and writes the vocabulary, merges and added tokens of a `tokenizer.json`.
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::{Map, Value};
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 type Ids<'a> = FxHashMap<&'a str, u32>;
 
-/// The character that stands for each byte, so that any bytes can be written as text.
+/// Returns the character that stands for each byte, so that any bytes can be written as text.
 ///
 /// Source: openai/gpt-2 `encoder.py`, `bytes_to_unicode`.
 fn byte_characters() -> [char; NUM_BYTES] {
@@ -25,7 +25,7 @@ fn byte_characters() -> [char; NUM_BYTES] {
     })
 }
 
-/// Names and ids, and pairs of names, as they are written.
+/// Returns tokens as names with ids, and merges as pairs of names, in the form that the file uses.
 pub fn written_tokens(vocab: &Vocab, raw_names: &[(u32, String)]) -> Result<(Map<String, Value>, Value)> {
     let names = match vocab.sentence_piece() {
         Some(characters) => characters.names().iter().map(|name| name.to_string()).collect(),
@@ -65,7 +65,7 @@ fn byte_level_names(vocab: &Vocab, raw_names: &[(u32, String)]) -> Vec<String> {
     names
 }
 
-/// The vocabulary, and the names of tokens that don't stand for bytes where they should.
+/// Reads the vocabulary; also returns the tokens of a byte-level model that have names that don't stand for bytes.
 pub fn read_model(
     document: &Value,
     is_byte_level: bool,
@@ -122,7 +122,7 @@ fn read_ids(model: &Value) -> Result<Ids<'_>> {
         .collect()
 }
 
-/// Merges in order; of two alike the later counts, as for Hugging Face.
+/// Reads the merges in order; of two equal merges the later one counts, as in Hugging Face's libraries.
 fn read_merges(model: &Value, ids: &Ids<'_>) -> Result<Vec<Merge>> {
     let merges = model["merges"].as_array().ok_or_else(|| unsupported("merges", "a list", &model["merges"]))?;
     let mut name = String::new();
@@ -134,7 +134,7 @@ fn read_merges(model: &Value, ids: &Ids<'_>) -> Result<Vec<Merge>> {
     Ok(merges)
 }
 
-/// One merge, as a list of two names or as both with a space between.
+/// Reads one merge: a list of two names, or both names separated by a space.
 fn read_merge(merge: &Value, ids: &Ids<'_>, name: &mut String) -> Result<Merge> {
     let names = match merge {
         Value::String(text) => text.split_once(' '),
@@ -171,7 +171,7 @@ fn read_added(token: &Value, ids: &Ids<'_>) -> Result<AddedToken> {
     })
 }
 
-/// Adds tokens whose names stand for bytes; returns the names of those that don't.
+/// Adds the tokens with names that stand for bytes; returns the names of all others.
 fn add_byte_level(parts: &mut VocabParts, ids: &Ids<'_>) -> Vec<(u32, String)> {
     let bytes: FxHashMap<char, u8> = byte_characters().into_iter().zip(0..=u8::MAX).collect();
     let mut made = FxHashSet::from_iter(parts.merges.iter().map(|merge| merge.id));
@@ -202,7 +202,7 @@ fn add_byte_level(parts: &mut VocabParts, ids: &Ids<'_>) -> Vec<(u32, String)> {
     raw_names
 }
 
-/// Adds tokens whose names are text.
+/// Adds the tokens with names that are text.
 fn add_characters(parts: &mut VocabParts, model: &Value, ids: &Ids<'_>, token_text: &TokenText) -> Result<()> {
     let num_names = ids.values().max().map_or(0, |&id| id as usize + 1);
     let mut names: Vec<Box<str>> = vec![Box::default(); num_names];

@@ -1,4 +1,4 @@
-//! Normalizer, pre-tokenizer, post-processor and decoder of a `tokenizer.json`.
+//! Reads the normalizer, pre-tokenizer, post-processor and decoder of a `tokenizer.json`.
 
 use serde_json::Value;
 
@@ -10,14 +10,14 @@ use crate::tokenizer::split::normalizer::NormalizerStep;
 use crate::tokenizer::split::pretokenize::{CustomPattern, Pattern};
 use crate::tokenizer::split::stages::{Behavior, Needle, Prepend, Stage};
 
-/// How text is cut.
+/// How text is split before merging.
 pub struct PreTokenizer {
     pub stages: Vec<Stage>,
-    /// Whether merging begins with bytes.
+    /// Whether merging starts from bytes.
     pub is_byte_level: bool,
 }
 
-/// How the name of a token becomes its text.
+/// How a token's name is converted to its text.
 pub struct TokenText {
     pub replacements: Vec<(String, String)>,
     pub byte_fallback: bool,
@@ -54,7 +54,7 @@ pub fn read_normalizer(value: &Value) -> Result<Vec<NormalizerStep>> {
     Ok(vec![step])
 }
 
-/// Needle and replacement of a `Replace`.
+/// Reads the needle and replacement of a `Replace`.
 fn read_replacement(value: &Value) -> Result<(String, String)> {
     let from = value["pattern"]["String"].as_str().filter(|from| !from.is_empty());
     let from = from.ok_or_else(|| unsupported("Replace", "of a string that is not empty", value))?;
@@ -72,7 +72,7 @@ pub fn read_pre_tokenizer(value: &Value) -> Result<PreTokenizer> {
     Ok(read)
 }
 
-/// The component, or those in a Sequence of any depth; none for null.
+/// Returns the component itself, or the components of a `Sequence` nested to any depth; none for null.
 fn flattened<'a>(value: &'a Value, name: &str) -> Result<Vec<&'a Value>> {
     match value["type"].as_str() {
         _ if value.is_null() => Ok(vec![]),
@@ -131,7 +131,7 @@ fn read_split(value: &Value) -> Result<Stage> {
         return Err(unsupported("pattern", "a Regex, or a String that is not empty", pattern));
     };
     let pattern = Pattern::from_regex(regex)?;
-    // The published expressions but those for white space leave nothing between their matches.
+    // The matches of all published expressions except the white-space one cover the whole text.
     let matches_all = !matches!(pattern, Pattern::Custom(_) | Pattern::Whitespace);
     if behavior == Behavior::Isolated || matches_all && behavior == Behavior::Removed && invert {
         return Ok(Stage::Pattern(pattern));
@@ -141,7 +141,7 @@ fn read_split(value: &Value) -> Result<Stage> {
 
 fn read_metaspace(value: &Value) -> Result<Stage> {
     let replacement = read_character(value, "replacement", "▁")?;
-    // Older files have a flag instead.
+    // Older files have the flag `add_prefix_space` instead of `prepend_scheme`.
     let prepends = flag(value, "add_prefix_space", true)?;
     let prepend = match value["prepend_scheme"].as_str() {
         None if value["prepend_scheme"].is_null() => {
@@ -229,13 +229,13 @@ pub fn read_template(value: &Value) -> Result<Option<Template>> {
                 return Err(unsupported("post_processor", allowed, part));
             }
         };
-        // Each is put around what the one before left.
+        // Each processor wraps the output of the previous one.
         template = Template { before: [before, template.before].concat(), after: [template.after, after].concat() };
     }
     Ok((template != Template::default()).then_some(template))
 }
 
-/// The id of `"cls": ["<s>", 0]`.
+/// Returns the id in an entry such as `"cls": ["<s>", 0]`.
 fn named_id(value: &Value, name: &str) -> Result<u32> {
     as_id(&value[name][1]).ok_or_else(|| unsupported(name, "a token and its id", &value[name]))
 }

@@ -1,38 +1,38 @@
-//! Normalising text while keeping track of the bytes of the original that each character comes from.
+//! Normalizes text and tracks the bytes of the original that each character comes from.
 
 use unicode_normalization::char::{canonical_combining_class, compose, decompose_canonical, decompose_compatible};
 
 use super::normalizer::{Normalizer, NormalizerStep};
 
-/// Start and end in the bytes of the original text.
+/// Start and end byte of a range in the original text.
 pub type Origin = [usize; 2];
 
-/// Text whose characters remember their origin, as `NormalizedString` of Hugging Face's `tokenizers` does.
+/// Text with the origin of each character, like `NormalizedString` in Hugging Face's `tokenizers`.
 #[derive(Debug, Clone)]
 pub struct AlignedText {
     characters: Vec<(char, Origin)>,
 }
 
-/// A character of a changed text: 0 replaces the next character, 1 is inserted after the last one replaced, and `-n`
-/// replaces the next character and removes `n` more.
+/// A character of a changed text, and its alignment: 0 replaces the next character, 1 is inserted after the last
+/// replaced one, and `-n` replaces the next character and removes `n` more.
 type Change = (char, isize);
 
 impl AlignedText {
-    /// A part of the original text that begins at byte `start`.
+    /// Wraps a part of the original text that begins at byte `start`.
     pub fn new(text: &str, start: usize) -> Self {
         let origin = |(at, character): (usize, char)| (character, [start + at, start + at + character.len_utf8()]);
         Self { characters: text.char_indices().map(origin).collect() }
     }
 
-    /// The text after all changes of `normalizer`.
+    /// Applies all steps of `normalizer` to the text.
     #[must_use]
     pub fn normalized(mut self, normalizer: &Normalizer) -> Self {
         normalizer.steps().iter().for_each(|step| self.apply(step));
         self
     }
 
-    /// The text, and the origin of each of its bytes. A character that is the same in `original` has an origin for each
-    /// byte; the bytes of others share one.
+    /// Returns the text and the origin of each of its bytes. A character that is unchanged from `original` has one
+    /// origin per byte; the bytes of a changed character share one origin.
     pub fn into_parts(self, original: &str) -> (String, Vec<Origin>) {
         let (mut text, mut origins) = (String::new(), Vec::new());
         for (character, origin) in self.characters {
@@ -86,14 +86,14 @@ impl AlignedText {
         }
     }
 
-    /// What is prepended has the origin of the first character.
+    /// Inserts `start` before the text; its characters get the origin of the first character.
     fn prepend(&mut self, start: &str) {
         if let Some(&(_, origin)) = self.characters.first() {
             self.characters.splice(0..0, start.chars().map(|character| (character, origin)));
         }
     }
 
-    /// What replaces a match has the origin of the last character of the match.
+    /// Replaces each match of `from`; the replacement gets the origin of the match's last character.
     fn replace(&mut self, from: &str, to: &str) {
         let text = self.text();
         let (num_from, mut characters, mut done, mut done_bytes) = (from.chars().count(), Vec::new(), 0, 0);
@@ -108,7 +108,7 @@ impl AlignedText {
         self.characters = characters;
     }
 
-    /// Combining class and change of each character of the decomposed form.
+    /// Returns the combining class and change of each character in the decomposed form.
     fn decomposed(&self, compatible: bool) -> Vec<(u8, Change)> {
         let mut decomposed: Vec<(u8, Change)> = Vec::new();
         for &(character, _) in &self.characters {
@@ -130,7 +130,7 @@ fn plain(decomposed: Vec<(u8, Change)>) -> Vec<Change> {
     decomposed.into_iter().map(|(_, change)| change).collect()
 }
 
-/// The composed form: a composed character replaces all characters that it comes from.
+/// Returns the composed form: a composed character replaces all characters that it is composed of.
 ///
 /// Source: Unicode Standard Annex #15, "Unicode Normalization Forms", canonical composition algorithm.
 fn composed(decomposed: Vec<(u8, Change)>) -> Vec<Change> {

@@ -1,4 +1,4 @@
-//! From text to the pieces that merges stay within: added tokens, normalisation, patterns.
+//! Splits text into the pieces that merges stay within: added tokens, normalization, patterns.
 
 pub mod aligned;
 pub mod normalizer;

@@ -1,58 +1,58 @@
-//! Changes text before it is cut into pieces.
+//! Changes text before it is split into pieces.
 
 use std::borrow::Cow;
 
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
-/// One change.
+/// One change to a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NormalizerStep {
-    /// Unicode's composed form; other forms make most texts longer.
+    /// Unicode's composed form (NFC); the other forms make most texts longer.
     Nfc,
-    /// Unicode's decomposed form.
+    /// Unicode's decomposed form (NFD).
     Nfd,
-    /// Unicode's composed form for compatibility.
+    /// Unicode's compatibility composed form (NFKC).
     Nfkc,
-    /// Unicode's decomposed form for compatibility.
+    /// Unicode's compatibility decomposed form (NFKD).
     Nfkd,
-    /// Small letters, each character by itself.
+    /// Converts each character to lowercase, independent of its neighbours.
     Lowercase,
-    /// White space goes at the start, at the end.
+    /// Removes white space at the start, at the end or at both.
     Strip {
-        /// At the start.
+        /// Whether to strip the start.
         left: bool,
-        /// At the end.
+        /// Whether to strip the end.
         right: bool,
     },
-    /// Begins text that is not empty with this.
+    /// Inserts this string at the start of text that is not empty.
     Prepend(String),
-    /// Puts one string for another.
+    /// Replaces every occurrence of one string with another.
     Replace {
-        /// What is replaced, not empty.
+        /// String to replace; not empty.
         from: String,
-        /// By what.
+        /// Replacement.
         to: String,
     },
 }
 
-/// Changes in order.
+/// A sequence of changes to text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Normalizer {
     steps: Vec<NormalizerStep>,
 }
 
 impl Normalizer {
-    /// Makes these changes, in this order.
+    /// Creates a normalizer that applies `steps` in order.
     pub fn new(steps: Vec<NormalizerStep>) -> Self {
         Self { steps }
     }
 
-    /// The changes it makes.
+    /// Returns the changes in order.
     pub fn steps(&self) -> &[NormalizerStep] {
         &self.steps
     }
 
-    /// The text after all changes; the same text, uncopied, where there is nothing to change.
+    /// Returns the text after all changes; borrows the text if nothing changes.
     ///
     /// ```
     /// use llm_core::tokenizer::split::normalizer::{Normalizer, NormalizerStep};
@@ -72,14 +72,14 @@ impl Normalizer {
 }
 
 impl NormalizerStep {
-    /// The changed text; None if it stays as it is.
+    /// Returns the changed text, or `None` if the text stays the same.
     fn apply(&self, text: &str) -> Option<String> {
         match self {
             Self::Nfc => (is_nfc_quick(text.chars()) != IsNormalized::Yes).then(|| text.nfc().collect()),
             Self::Nfd => (!text.is_ascii()).then(|| text.nfd().collect()),
             Self::Nfkc => (!text.is_ascii()).then(|| text.nfkc().collect()),
             Self::Nfkd => (!text.is_ascii()).then(|| text.nfkd().collect()),
-            // `str::to_lowercase` would look at what is around a sigma.
+            // `str::to_lowercase` would make a sigma depend on its neighbours.
             Self::Lowercase => Some(text.chars().flat_map(char::to_lowercase).collect()),
             Self::Strip { left, right } => {
                 let text = if *left { text.trim_start() } else { text };

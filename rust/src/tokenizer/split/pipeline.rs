@@ -1,4 +1,4 @@
-//! The way of a text to pieces where it is longer than one pattern: added tokens with flags, normalizer, stages.
+//! Splits text for tokenizers that need more than one pattern: added tokens with flags, normalizer, stages.
 
 use super::aligned::{AlignedText, Origin};
 use super::normalizer::{Normalizer, NormalizerStep};
@@ -6,28 +6,28 @@ use super::special::{AddedToken, Segment, SpecialMatcher};
 use super::stages::{Behavior, Needle, Stage, Stretch, cut};
 use crate::Result;
 
-/// Finds added tokens, normalises what lies between and cuts it into pieces.
+/// Finds added tokens, normalizes the text between them and splits it into pieces.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
     normalizer: Normalizer,
     stages: Vec<Stage>,
-    /// Finds added tokens in the text as it is.
+    /// Finds added tokens in the unchanged text.
     raw: SpecialMatcher,
-    /// Finds added tokens in the normalised text.
+    /// Finds added tokens in the normalized text.
     normalized: SpecialMatcher,
 }
 
-/// Part of a text: an added token, or text to cut or to merge.
+/// Part of a text: an added token, or text to split or merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part<'a> {
-    /// An added token's id, and its origin if offsets are wanted.
+    /// Id of an added token, and its origin if offsets are requested.
     Token(u32, Origin),
-    /// Normalised text.
+    /// Normalized text.
     Text(Stretch<'a>),
 }
 
 impl Pipeline {
-    /// Looks for `added`, then normalises, then cuts by `stages` in order.
+    /// Creates a pipeline that finds `added`, then normalizes, then splits by `stages` in order.
     pub fn new(normalizer: Normalizer, stages: Vec<Stage>, added: &[AddedToken]) -> Self {
         let (mut normalized, raw): (Vec<AddedToken>, Vec<AddedToken>) =
             added.iter().cloned().partition(|token| token.normalized);
@@ -35,23 +35,24 @@ impl Pipeline {
             token.content = normalizer.normalize(&token.content).into_owned();
         }
         normalized.retain(|token| !token.content.is_empty());
-        // Of two that are normalised to the same, the special one is found.
+        // If two tokens normalize to the same text, the special one is found.
         normalized.sort_by_key(|token| !token.special);
         let [raw, normalized] = [raw, normalized].map(SpecialMatcher::with_flags);
         Self { normalizer, stages, raw, normalized }
     }
 
-    /// The changes made to text.
+    /// Returns the changes made to text.
     pub fn normalizer(&self) -> &Normalizer {
         &self.normalizer
     }
 
-    /// The ways text is cut.
+    /// Returns the stages that split text.
     pub fn stages(&self) -> &[Stage] {
         &self.stages
     }
 
-    /// Whether no piece and no added token reaches over the end of a line, and no change depends on what is around it.
+    /// Returns whether no piece and no added token crosses the end of a line, and no change depends on surrounding
+    /// text.
     pub fn cuts_at_line_ends(&self) -> bool {
         let keeps_lines = |stage: &Stage| match stage {
             Stage::Pattern(pattern) => !pattern.is_custom(),
@@ -63,15 +64,15 @@ impl Pipeline {
         has_pattern && self.stages.iter().all(keeps_lines) && only_composes && !self.adds_line_ends()
     }
 
-    /// Whether an added token that is no special one may reach over the end of a line, or looks at what is around it.
+    /// Returns whether an added token that is not special may cross the end of a line or depend on surrounding text.
     fn adds_line_ends(&self) -> bool {
         let tokens = self.raw.tokens().iter().chain(self.normalized.tokens());
         let mut ordinary = tokens.filter(|token| !token.special);
         ordinary.any(|token| token.content.contains(['\r', '\n']) || token.lstrip || token.rstrip || token.single_word)
     }
 
-    /// Calls `visit` with every added token and every piece of `text` in order. Unless `finds_special`, special tokens are
-    /// ordinary text.
+    /// Calls `visit` with every added token and every piece of `text` in order. Unless `finds_special` is set, special
+    /// tokens are ordinary text.
     ///
     /// # Errors
     ///
@@ -86,11 +87,11 @@ impl Pipeline {
         })
     }
 
-    /// Calls `visit` with every added token of `text` and the normalised text between them, in order.
+    /// Calls `visit` with every added token of `text` and the normalized text between them, in order.
     ///
     /// # Errors
     ///
-    /// The error of `visit`.
+    /// The error that `visit` returns.
     pub fn for_each_stretch(
         &self,
         text: &str,
@@ -110,11 +111,11 @@ impl Pipeline {
         Ok(())
     }
 
-    /// As [`Pipeline::for_each_piece`], with the origin of each byte and token in `text`.
+    /// Does the same as [`Pipeline::for_each_piece`], with the origin of each byte and token in `text`.
     ///
     /// # Errors
     ///
-    /// See [`Pipeline::for_each_piece`].
+    /// Same as [`Pipeline::for_each_piece`].
     pub fn for_each_aligned(&self, text: &str, finds_special: bool, visit: &mut dyn FnMut(Part<'_>)) -> Result<()> {
         let mut cut_part = |part: Part<'_>| match part {
             Part::Text(stretch) => cut(&self.stages, stretch, &mut |piece| visit(Part::Text(piece))),
@@ -137,7 +138,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Calls `visit` with the added tokens that are found in normalised text and the text between them.
+    /// Calls `visit` with the added tokens found in normalized text, and with the text between them.
     fn for_each_normalized(
         &self,
         whole: Stretch<'_>,

@@ -1,73 +1,75 @@
-//! Added tokens: those found in the text before it is cut into pieces, special ones among them.
+//! Added tokens, special ones included: found in text before it is split into pieces.
 
 use std::ops::Range;
 
 use unicode_general_category::{GeneralCategory, get_general_category};
 
-/// A token that text is not merged into; flags as Hugging Face's `AddedToken` has them.
+/// A token that is found in text as a whole instead of being built by merges; the flags are those of Hugging Face's
+/// `AddedToken`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddedToken {
-    /// Its text.
+    /// Text of the token.
     pub content: String,
-    /// Its id.
+    /// Id of the token.
     pub id: u32,
-    /// Whether it stands for something that is no text, such as the end of one.
+    /// Whether the token marks something other than text, such as the end of a text.
     pub special: bool,
-    /// Only found where no letter, digit or underscore touches it.
+    /// Matches only where no letter, digit or underscore is adjacent.
     pub single_word: bool,
-    /// Takes in the white space before it.
+    /// Includes the white space before the token in the match.
     pub lstrip: bool,
-    /// Takes in the white space after it.
+    /// Includes the white space after the token in the match.
     pub rstrip: bool,
-    /// Looked for in the normalised text, itself normalised.
+    /// Normalizes the token, and matches it in normalized text.
     pub normalized: bool,
 }
 
 impl AddedToken {
-    /// A special token found anywhere, as it is.
+    /// Creates a special token that is found anywhere in unchanged text.
     pub fn special(content: String, id: u32) -> Self {
         Self { content, id, special: true, single_word: false, lstrip: false, rstrip: false, normalized: false }
     }
 
-    /// Whether it is like those that [`AddedToken::special`] makes.
+    /// Returns whether the token has the same flags as one from [`AddedToken::special`].
     pub fn is_plain(&self) -> bool {
         self.special && !(self.single_word || self.lstrip || self.rstrip || self.normalized)
     }
 }
 
-/// Added tokens by text: the first in the text wins, of several at one place the longest.
+/// Finds added tokens in text: the leftmost match wins, and the longest of several at one place.
 #[derive(Debug, Clone)]
 pub struct SpecialMatcher {
     tokens: Vec<AddedToken>,
-    /// Whether any token starts with this byte; most places in a text are passed over by this alone.
+    /// Whether any token starts with this byte; this test alone skips most places in a text.
     starts: [bool; 256],
-    /// A tree of their bytes; the root is first.
+    /// Trie of the tokens' bytes; the root is first.
     nodes: Vec<Node>,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Node {
     children: Vec<(u8, usize)>,
-    /// The token that ends here.
+    /// Index of the token that ends at this node.
     token: Option<usize>,
 }
 
-/// Part of a text.
+/// Part of a text: ordinary text or an added token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Segment<'a> {
     /// Ordinary text, not empty.
     Text(&'a str),
-    /// A special or other added token's id.
+    /// Id of a special or other added token.
     Special(u32),
 }
 
 impl SpecialMatcher {
-    /// Finds these tokens anywhere, as they are; none may be empty.
+    /// Creates a matcher that finds these tokens anywhere in unchanged text; no token may be empty.
     pub fn new(tokens: &[(String, u32)]) -> Self {
         Self::with_flags(tokens.iter().map(|(text, id)| AddedToken::special(text.clone(), *id)).collect())
     }
 
-    /// Finds these tokens as their flags say, the first of several with one text; none may be empty.
+    /// Creates a matcher that respects the tokens' flags. Of several tokens with the same text the first is found; no
+    /// token may be empty.
     pub fn with_flags(tokens: Vec<AddedToken>) -> Self {
         let mut nodes = vec![Node::default()];
         for (index, token) in tokens.iter().enumerate() {
@@ -92,25 +94,25 @@ impl SpecialMatcher {
         Self { tokens, starts, nodes }
     }
 
-    /// Whether it finds nothing.
+    /// Returns whether the matcher has no tokens.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
-    /// What it finds.
+    /// Returns the tokens of the matcher.
     pub fn tokens(&self) -> &[AddedToken] {
         &self.tokens
     }
 
-    /// Cuts `text` at its added tokens.
+    /// Splits `text` at its added tokens.
     ///
     /// Cost: O(text · longest token).
     pub fn segments<'a>(&'a self, text: &'a str) -> impl Iterator<Item = Segment<'a>> {
         self.located_segments(text, true).map(|(_, segment)| segment)
     }
 
-    /// The segments of `text` and their bytes in it. Unless `finds_special`, special tokens are ordinary text, inside which
-    /// no other token is found.
+    /// Iterates over the segments of `text` and their byte ranges. Unless `finds_special` is set, special tokens are
+    /// ordinary text, and no other token is found inside them.
     pub fn located_segments<'a>(
         &'a self,
         text: &'a str,
@@ -119,7 +121,7 @@ impl SpecialMatcher {
         Segments { matcher: self, text, finds_special, searched: 0, done: 0, found: None }
     }
 
-    /// Start, end and token of the first from `from` on.
+    /// Returns start, end and token of the first match at or after `from`.
     fn find(&self, text: &str, from: usize) -> Option<(usize, usize, &AddedToken)> {
         if self.is_empty() {
             return None;
@@ -152,11 +154,11 @@ struct Segments<'a> {
     matcher: &'a SpecialMatcher,
     text: &'a str,
     finds_special: bool,
-    /// Where the next search begins.
+    /// Offset where the next search begins.
     searched: usize,
-    /// End of the text that was given out.
+    /// End of the text returned so far.
     done: usize,
-    /// A token that waits until the text before it was given out.
+    /// Token to return after the text before it.
     found: Option<(Range<usize>, u32)>,
 }
 
@@ -178,10 +180,11 @@ impl<'a> Iterator for Segments<'a> {
 }
 
 impl Segments<'_> {
-    /// The next token and its bytes, including the white space it takes in.
+    /// Returns the next token and its byte range, including the white space that its flags add.
     ///
-    /// A special token that is not looked for, or a token that must stand alone and does not, still hides the tokens inside
-    /// it; a token that takes in white space does not hide the tokens in there. `tokenizers` does both.
+    /// A token that is found but rejected, because it is special and not wanted or because a word character touches it,
+    /// still hides the tokens inside it. White space added to a token does not hide the tokens inside that space.
+    /// `tokenizers` does both.
     fn next_token(&mut self) -> Option<(Range<usize>, u32)> {
         loop {
             let (start, end, token) = self.matcher.find(self.text, self.searched)?;

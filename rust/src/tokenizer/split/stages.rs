@@ -1,4 +1,4 @@
-//! Ways to cut text into pieces, one after the other, for `tokenizer.json` files that have more than one pattern.
+//! Stages that split text into pieces one after another, for `tokenizer.json` files with more than one pattern.
 
 use std::ops::Range;
 
@@ -6,81 +6,82 @@ use super::aligned::Origin;
 use super::pretokenize::{CustomPattern, Pattern};
 use crate::Result;
 
-/// One way to cut each piece that the stage before left.
+/// One way to split each piece of the previous stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stage {
-    /// Pieces of a pattern: its matches and what lies between.
+    /// Splits into a pattern's matches and the text between them.
     Pattern(Pattern),
-    /// Pieces around what is looked for.
+    /// Splits around the matches of a needle.
     Split {
-        /// What is looked for.
+        /// Text, regular expression or character class to match.
         needle: Needle,
-        /// What becomes of it.
+        /// Treatment of a match.
         behavior: Behavior,
-        /// Takes what lies between for what is looked for.
+        /// Swaps matches and the text between them.
         invert: bool,
     },
-    /// A space before a piece that has none.
+    /// Inserts a space before a piece that does not start with one.
     PrefixSpace,
-    /// Spaces become another character, which may begin the text and every piece.
+    /// Replaces spaces with another character; may also insert the character at the start of the text and split before
+    /// each occurrence.
     Metaspace {
-        /// The character for a space.
+        /// Character that replaces a space.
         replacement: char,
-        /// Where it is put before a text that does not begin with it.
+        /// Where to insert the character before a text that does not start with it.
         prepend: Prepend,
-        /// Cuts before each.
+        /// Whether to split before each occurrence of the character.
         split: bool,
     },
 }
 
-/// What a [`Stage::Split`] looks for.
+/// What a [`Stage::Split`] matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Needle {
-    /// This text, not empty.
+    /// This text, which is not empty.
     Text(String),
     /// Any match of a regular expression.
     Regex(CustomPattern),
-    /// Each number character: `\p{N}`.
+    /// Each numeric character: `\p{N}`.
     Number,
 }
 
-/// What becomes of a match; names as in Hugging Face's `tokenizer.json`.
+/// Treatment of a match; the names are those in Hugging Face's `tokenizer.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behavior {
-    /// It is left out.
+    /// Drops the match.
     Removed,
-    /// It is a piece.
+    /// Makes the match a piece.
     Isolated,
-    /// It ends the piece before it.
+    /// Appends the match to the previous piece.
     MergedWithPrevious,
-    /// It begins the piece after it.
+    /// Prepends the match to the next piece.
     MergedWithNext,
-    /// It is one piece with the matches beside it.
+    /// Makes one piece of adjacent matches.
     Contiguous,
 }
 
-/// Where [`Stage::Metaspace`] puts its character first.
+/// Where [`Stage::Metaspace`] inserts its character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prepend {
     /// Before every stretch of text between added tokens.
     Always,
-    /// Before the whole text.
+    /// Before the whole text only.
     First,
     /// Nowhere.
     Never,
 }
 
-/// A match or what lies between two.
+/// A range of text, and whether it is a match or lies between matches.
 type Span = (Range<usize>, bool);
 
-/// Normalised text to cut into pieces, or a piece of it.
+/// Normalized text to split into pieces, or a piece of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stretch<'a> {
-    /// The text.
+    /// Text of the stretch.
     pub text: &'a str,
-    /// The origin of each byte; empty unless offsets are wanted.
+    /// Origin of each byte; empty unless offsets are requested.
     pub origins: &'a [Origin],
-    /// Whether it begins the whole text, the only place where some tokenizers insert a space.
+    /// Whether the stretch begins the whole text, the only place where some tokenizers insert a space.
     pub is_first: bool,
 }
 
@@ -93,7 +94,8 @@ impl Stretch<'_> {
         }
     }
 
-    /// The origins with those of `num_bytes` inserted ones before them, which share the first character's.
+    /// Returns the origins preceded by those of `num_bytes` inserted bytes, which share the origin of the first
+    /// character.
     fn origins_after(&self, num_bytes: usize) -> Vec<Origin> {
         let num_first = self.text.chars().next().map_or(0, char::len_utf8);
         let first = self.origins.get(..num_first).and_then(|first| Some([first.first()?[0], first.last()?[1]]));
@@ -101,7 +103,7 @@ impl Stretch<'_> {
     }
 }
 
-/// Calls `visit` with every piece that `stages` cut `stretch` into, in order.
+/// Calls `visit` with every piece that `stages` split `stretch` into, in order.
 ///
 /// # Errors
 ///
@@ -175,7 +177,7 @@ impl Needle {
     }
 }
 
-/// Matches and what lies between.
+/// Returns the matches and the text between them.
 fn spans(text: &str, matches: impl IntoIterator<Item = Range<usize>>) -> Vec<Span> {
     let (mut spans, mut end) = (Vec::new(), 0);
     for found in matches {
@@ -192,7 +194,7 @@ fn spans(text: &str, matches: impl IntoIterator<Item = Range<usize>>) -> Vec<Spa
 }
 
 impl Behavior {
-    /// The pieces, none empty. An empty match still parts what it stands between.
+    /// Returns the pieces, none of them empty. An empty match still separates the text around it.
     fn pieces(self, spans: Vec<Span>) -> Vec<Range<usize>> {
         let mut pieces: Vec<Range<usize>> = match self {
             Self::Removed => spans.into_iter().filter(|(_, is_match)| !is_match).map(|(span, _)| span).collect(),
@@ -211,7 +213,8 @@ impl Behavior {
     }
 }
 
-/// Joins each span with the one before it where `joins` says so of both; before the first lies no match.
+/// Joins each span with the previous one if `joins` returns true for the two flags. The first span counts as following
+/// no match.
 fn joined(spans: Vec<Span>, joins: impl Fn(bool, bool) -> bool) -> Vec<Range<usize>> {
     let mut pieces: Vec<Range<usize>> = Vec::new();
     let mut was_match = false;

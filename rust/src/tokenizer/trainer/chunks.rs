@@ -1,4 +1,4 @@
-//! Cuts texts and files into parts that have the same pieces as the whole.
+//! Cuts texts and files into parts that split into the same pieces as the whole.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,23 +6,24 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Text is counted in parts of about this many bytes: enough to make handing out a part cheap, few enough that several
-/// threads end together and that a thread's part stays in its cache.
+/// Approximate size of a part in bytes: large enough to make handing out a part cheap, small enough for several threads
+/// to finish together and for a part to stay in its thread's cache.
 const CHUNK_BYTES: usize = 1 << 18;
 
 /// Finds the places where text may be cut.
 ///
-/// Every built-in pattern ends a piece between a letter and white space, and none looks from that letter further ahead.
+/// Every built-in pattern ends a piece between a letter and white space, and no pattern looks ahead beyond that letter.
 #[derive(Debug, Clone)]
 pub struct Cutter {
-    /// Parts of about this many bytes; a custom pattern may join what is around any border, so it has but one part.
+    /// Approximate size of a part in bytes. A custom pattern may match across any border, so it gets the whole text as
+    /// one part.
     pub target_bytes: usize,
-    /// Special tokens that have such a place inside; most vocabularies have none.
+    /// Special tokens that contain a possible cut; most vocabularies have none.
     pub bordered: Vec<Box<[u8]>>,
 }
 
 impl Cutter {
-    /// For a pattern that is custom or not, and these special tokens.
+    /// Creates a cutter for these special tokens and a pattern that is custom or built in.
     pub fn new(is_custom: bool, special_tokens: &[String]) -> Self {
         let bordered = special_tokens.iter().map(|token| token.as_bytes());
         let bordered = bordered.filter(|token| (1..token.len()).any(|at| is_border(token, at)));
@@ -32,7 +33,7 @@ impl Cutter {
         }
     }
 
-    /// `text` in parts.
+    /// Iterates over the parts of a text.
     pub fn chunks<'a>(&self, mut rest: &'a str) -> impl Iterator<Item = &'a str> {
         std::iter::from_fn(move || {
             if rest.is_empty() {
@@ -46,9 +47,9 @@ impl Cutter {
         })
     }
 
-    /// The last place after `from` where `bytes`, the beginning of a longer text, may be cut.
+    /// Returns the last place after `from` where `bytes`, the beginning of a longer text, may be cut.
     fn last_cut(&self, bytes: &[u8], from: usize) -> Option<usize> {
-        // A special token that crosses the place must be there to its end.
+        // A special token that crosses the cut must be completely in `bytes` to be recognized.
         let end = bytes.len().saturating_sub(self.margin());
         (from.max(1)..end).rev().find(|&at| self.may_cut(bytes, at))
     }
@@ -68,15 +69,15 @@ fn is_border(bytes: &[u8], at: usize) -> bool {
     bytes[at - 1].is_ascii_alphabetic() && matches!(bytes[at], b' ' | b'\n')
 }
 
-/// A file, read part by part.
+/// A file that is read part by part.
 #[derive(Debug)]
 pub struct FileChunks<'a> {
     path: &'a Path,
     cutter: &'a Cutter,
     file: File,
-    /// What was read past the last part.
+    /// Bytes read past the end of the last part.
     rest: Vec<u8>,
-    /// Where in the file `rest` starts.
+    /// Offset in the file where `rest` starts.
     offset: u64,
     ended: bool,
 }
@@ -86,13 +87,13 @@ impl<'a> FileChunks<'a> {
     ///
     /// # Errors
     ///
-    /// `Data` if it can't be.
+    /// `Data` if the file can't be opened.
     pub fn open(path: &'a Path, cutter: &'a Cutter) -> Result<Self> {
         let file = File::open(path).map_err(|error| unreadable(path, &error))?;
         Ok(Self { path, cutter, file, rest: vec![], offset: 0, ended: false })
     }
 
-    /// Puts the next part into `chunk` and returns its offset; None at the end.
+    /// Reads the next part into `chunk` and returns its offset; returns `None` at the end of the file.
     ///
     /// # Errors
     ///
@@ -114,7 +115,7 @@ impl<'a> FileChunks<'a> {
                 break;
             }
             searched = searched.max(chunk.len().saturating_sub(self.cutter.margin()));
-            // Twice as much each time: a part without a border is read in linear time.
+            // The target doubles each time, so that a part without a border is read in linear time.
             target_bytes = target_bytes.saturating_mul(2);
         }
         let offset = self.offset;
@@ -127,7 +128,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     Error::Data(format!("{}: can't be read: {error}", path.display()))
 }
 
-/// The text of a part of a file that starts at `offset`.
+/// Returns the text of a part of a file that starts at `offset`.
 ///
 /// # Errors
 ///

@@ -14,20 +14,20 @@ use crate::tokenizer::split::pretokenize::Pattern;
 use crate::tokenizer::split::special::SpecialMatcher;
 use crate::{Error, Result};
 
-/// Longest time between two calls of the progress callback, which also looks for Ctrl-C.
+/// Longest time between two calls of the progress callback, which also checks for Ctrl-C.
 const REPORT_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Where the parts of a text come from; threads share it.
+/// The source of the text's parts, shared by all threads.
 #[derive(Debug)]
 pub enum Source<'a> {
-    /// Parts in memory and the next one's index.
+    /// Parts in memory, and the index of the next part.
     Texts(Vec<&'a str>, AtomicUsize),
-    /// A file.
+    /// Parts read from a file.
     File(&'a Path, Mutex<FileChunks<'a>>),
 }
 
 impl Source<'_> {
-    /// The next part, perhaps in `buffer`, and its place in the order of parts.
+    /// Returns the next part, which may be stored in `buffer`, and its position in the order of parts.
     fn next<'b>(&'b self, buffer: &'b mut Vec<u8>) -> (u64, Result<Option<&'b str>>) {
         match self {
             Self::Texts(parts, next) => {
@@ -46,27 +46,27 @@ impl Source<'_> {
     }
 }
 
-/// How text is counted.
+/// The pattern, special tokens and shared table for counting text.
 #[derive(Debug, Clone, Copy)]
 pub struct Counter<'a> {
-    /// Cuts text into pieces.
+    /// Pattern that splits text into pieces.
     pub pattern: &'a Pattern,
-    /// Finds what is left out.
+    /// Matcher of the special tokens to skip.
     pub special: &'a SpecialMatcher,
-    /// Gets what the threads count.
+    /// Shared table that receives the counts of all threads.
     pub counts: &'a WordCounts,
 }
 
-/// The first error in the order of parts, and that part's place.
+/// The first error in the order of parts, and the position of the part that caused it.
 type FirstError = Mutex<Option<(u64, Error)>>;
 
 impl Counter<'_> {
-    /// Counts all of `source`, a thread of `pool` for each of `locals`. `progress` gets the bytes counted so far and
-    /// stops it by returning false; it is called by the calling thread, which does not count.
+    /// Counts all of `source`, with one thread of `pool` for each of `locals`. `progress` receives the number of bytes
+    /// counted so far and stops counting by returning false; the calling thread calls it and does not count.
     ///
     /// # Errors
     ///
-    /// `Data` or `Tokenizer`, the first in the order of the text; `InvalidArgument` if `progress` stopped it.
+    /// `Data` or `Tokenizer`, the first in the order of the text; `InvalidArgument` if `progress` stopped counting.
     pub fn run(
         &self,
         source: &Source<'_>,
@@ -87,7 +87,7 @@ impl Counter<'_> {
                 });
             }
             drop(at_work);
-            // Nothing is sent: the channel closes when the last thread drops its end.
+            // No thread sends anything: the channel closes when the last thread drops its end.
             while goes_on && all_done.recv_timeout(REPORT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 goes_on = progress(num_bytes.load(Ordering::Relaxed));
             }

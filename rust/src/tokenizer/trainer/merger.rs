@@ -1,4 +1,4 @@
-//! Finds the pairs to merge, round by round.
+//! Selects the pairs to merge, round by round.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,61 +11,63 @@ use super::words::Word;
 use crate::Result;
 use crate::tokenizer::tokens::NUM_BYTES;
 
-/// Merges of one round at most, so that `progress` is asked often.
+/// Maximum number of merges in one round, so that `progress` is called often.
 const MAX_ROUND: usize = 64;
 
-/// Rounds that look at fewer places are not worth waking other threads for.
+/// Minimum number of places in a round that justifies waking other threads.
 const MIN_PARALLEL_PLACES: usize = 1024;
 
-/// What a pair must be like to be merged.
+/// Conditions for merging a pair.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Ids that may be made.
+    /// Maximum number of merges, each of which creates an id.
     pub num_merges: usize,
-    /// How often the pair occurs, at least; 1 or more.
+    /// Minimum count of the pair; 1 or more.
     pub min_count: u64,
-    /// Bytes of the two tokens together, at most.
+    /// Maximum number of bytes in the two tokens together.
     pub max_len: u32,
-    /// About how many pairs to keep track of from the start of the first epoch; see [`Merger`].
+    /// Approximate number of pairs to track from the start of the first epoch; see [`Merger`].
     pub num_tracked: usize,
 }
 
-/// Words as tokens so far, and the pairs to merge next.
+/// The words as tokens so far, and the pairs to merge next.
 ///
-/// Only pairs that occur at least `threshold` times are kept track of. That is enough, because a pair's count never
-/// rises after the round that made its newer token: whatever is not tracked has a lower count than all that is. When no
-/// such pair is left, an *epoch* ends: all pairs are counted again and the threshold falls. Most pairs of a text are so
-/// rare that they are never looked at one by one, which saves both time and memory.
+/// Only pairs that occur at least `threshold` times are tracked. That is enough, because a pair's count never rises
+/// after the round that created its newer token: an untracked pair always has a lower count than every tracked pair.
+/// When no pair reaches the threshold any more, an *epoch* ends: all pairs are counted again and the threshold falls.
+/// Most pairs of a text are so rare that they are never examined one by one, which saves both time and memory.
 ///
-/// A *round* merges several pairs: the first in order as long as none starts with the token another ends with, and none
-/// after a pair of twins. Merging one of them changes neither the count nor the place in order of the next. What a merge
-/// of (a, b) into c makes is (x, c) with a count of at most that of (x, a), and (c, y) with at most that of (b, y). Those are
-/// not in the round, so they come after all that is; and with equal counts, so do the new ones, whose ids are higher.
+/// A *round* merges several pairs: the first in order, as long as no pair starts with the token that another one ends
+/// with; the round stops after a pair of equal tokens. Merging one of the pairs changes neither the count nor the rank
+/// of the next. Merging (a, b) into c creates pairs (x, c), whose count is at most that of (x, a), and (c, y), whose
+/// count is at most that of (b, y). The pairs (x, a) and (b, y) are not in the round, so they rank below all pairs in
+/// it; at equal counts the new pairs do too, because their ids are higher.
 #[derive(Debug)]
 pub struct Merger<'a> {
     limits: Limits,
     shards: Vec<Shard>,
     pool: &'a ThreadPool,
-    /// Bytes of each token.
+    /// Number of bytes in each token.
     lens: Vec<u32>,
-    /// Places each token takes in the words.
+    /// Number of places that each token takes in the words.
     widths: Vec<u32>,
     merges: Vec<Pair>,
     threshold: u64,
     tracked: Tracked,
     new_pairs: Vec<NewPair>,
     sums: Sums,
-    /// For each id, the last round that has a pair which starts, which ends with it.
+    /// For each id, the last round with a pair that starts with it (`[0]`) and the last with a pair that ends with it
+    /// (`[1]`).
     in_round: [Vec<u32>; 2],
     round: u32,
 }
 
 impl<'a> Merger<'a> {
-    /// Words to be merged by `num_shards` threads.
+    /// Creates a merger that divides `words` among `num_shards` threads.
     ///
     /// # Errors
     ///
-    /// `Capacity` if there are too many; see [`Shard::new`].
+    /// `Capacity` if there are too many words; see [`Shard::new`].
     pub fn new(mut words: Vec<Word<'_>>, num_shards: usize, limits: Limits, pool: &'a ThreadPool) -> Result<Self> {
         words.retain(|word| word.len() > 1);
         words.sort_unstable_by_key(|word| Reverse(word.count));
@@ -90,12 +92,12 @@ impl<'a> Merger<'a> {
         })
     }
 
-    /// The merges so far, in order.
+    /// Returns the merges so far, in order.
     pub fn merges(&self) -> &[Pair] {
         &self.merges
     }
 
-    /// Merges some more pairs; false if there are none.
+    /// Merges the pairs of one round; returns false if no pair is left.
     pub fn step(&mut self) -> bool {
         let mut merges = self.next_round();
         while merges.is_empty() {
@@ -113,7 +115,7 @@ impl<'a> Merger<'a> {
         true
     }
 
-    /// Takes the pairs of the next round and gives them ids.
+    /// Takes the pairs of the next round and assigns ids to them.
     fn next_round(&mut self) -> Vec<Merge> {
         let mut merges = Vec::new();
         self.round += 1;
@@ -148,10 +150,11 @@ impl<'a> Merger<'a> {
         self.new_pairs.clear();
     }
 
-    /// Counts down the pairs that merge number `index` of the round broke, and tracks those it made.
+    /// Lowers the counts of the pairs that merge number `index` of the round broke, and tracks the pairs it created.
     fn update_pairs(&mut self, index: usize, merge: Merge) {
         let (left, right) = merge.pair;
-        // Right first: where merged tokens stand side by side, the left one's neighbour was counted before it was merged.
+        // Right neighbours first: where two merged tokens are adjacent, the left token's neighbour was counted before
+        // that neighbour was merged.
         for is_left in [false, true] {
             for met in self.sums.add_up(&self.shards, index, is_left, self.lens.len()) {
                 let neighbour = met.neighbour;
@@ -185,7 +188,7 @@ impl<'a> Merger<'a> {
         }
         self.list_pairs(sketch.as_ref());
         while self.tracked.num_lists == 0 && self.threshold > self.limits.min_count {
-            // The sketch promised more than there is.
+            // The sketch only bounds counts from above, so no pair may reach the threshold it suggested.
             self.threshold = (self.threshold / 2).max(self.limits.min_count);
             self.list_pairs(sketch.as_ref());
         }
@@ -211,17 +214,17 @@ impl<'a> Merger<'a> {
     }
 }
 
-/// The pairs that are kept track of.
+/// The tracked pairs.
 #[derive(Debug, Default)]
 struct Tracked {
     table: PairTable,
-    /// Counts when pushed, which may have fallen.
+    /// Pairs with their counts when pushed; a pair's current count may be lower.
     heap: BinaryHeap<(u64, Reverse<Pair>)>,
     num_lists: usize,
 }
 
 impl Tracked {
-    /// The first pair in order and its list, if its count is `threshold` or more. It stays on the heap.
+    /// Returns the first pair in order and its list, if its count is at least `threshold`. The pair stays on the heap.
     fn most_frequent(&mut self, threshold: u64) -> Option<(Pair, u32)> {
         while let Some(&(count, Reverse(pair))) = self.heap.peek() {
             let entry = self.table.get(pair)?;
@@ -252,11 +255,11 @@ impl Tracked {
     }
 }
 
-/// Adds up what several shards met.
+/// Adds up the neighbours that several shards met.
 #[derive(Debug, Default)]
 struct Sums {
     met: Vec<Met>,
-    /// For each id: one more than its index in `met`, or 0.
+    /// For each id: its index in `met` plus one, or 0 if `met` lacks the id.
     marks: Vec<u32>,
 }
 

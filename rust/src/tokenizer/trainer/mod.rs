@@ -25,32 +25,34 @@ use crate::tokenizer::tokens::{MAX_IDS, NUM_BYTES};
 use crate::tokenizer::vocab::Vocab;
 use crate::{Error, Result};
 
-/// Merges between two calls of the progress callback, about: often enough for Ctrl-C, too seldom to cost anything.
+/// Approximate number of merges between two calls of the progress callback: often enough to notice Ctrl-C, too seldom
+/// to cost time.
 const MERGES_PER_REPORT: usize = 64;
 
-/// Pairs to keep track of at first; later twice as many as there are merges. More make an epoch's rounds slower and
-/// take memory, fewer make more epochs. 32,768 entries from 22 MB of text take four of them.
+/// Number of pairs to track at first; later epochs track twice as many pairs as there are merges. More pairs make the
+/// rounds of an epoch slower and take memory; fewer pairs make more epochs. A vocabulary of 32,768 entries from 22 MB
+/// of text takes four epochs.
 const NUM_TRACKED: usize = 1 << 11;
 
-/// What a vocabulary shall be like, and how it is learned.
+/// What the vocabulary should contain, and how to learn it.
 #[derive(Debug, Clone)]
 pub struct TrainerOptions {
-    /// Bytes, merges and special tokens together.
+    /// Number of bytes, merges and special tokens together.
     pub vocab_size: usize,
-    /// How text is cut into pieces.
+    /// Pattern that splits text into pieces.
     pub pattern: Pattern,
-    /// Tokens that are never merged.
+    /// Special tokens, which are never merged.
     pub special_tokens: Vec<String>,
-    /// Pairs seen less often are not merged.
+    /// Minimum count of a pair to be merged.
     pub min_frequency: u64,
-    /// Bytes of a token at most; None for any number.
+    /// Maximum number of bytes in a token; `None` sets no limit.
     pub max_token_length: Option<usize>,
-    /// Threads to count and merge on; None for one a core, or as many as `RAYON_NUM_THREADS` says.
+    /// Number of threads for counting and merging; `None` uses one per core, or `RAYON_NUM_THREADS` if that is set.
     pub num_threads: Option<usize>,
 }
 
 impl TrainerOptions {
-    /// Every pair may be merged, on all cores.
+    /// Creates options that allow every pair to be merged and use all cores.
     pub fn new(vocab_size: usize, pattern: Pattern, special_tokens: &[String]) -> Self {
         Self {
             vocab_size,
@@ -83,12 +85,13 @@ impl TrainerOptions {
     }
 }
 
-/// Limit of threads: each is given a share of the words.
+/// Maximum number of threads; each thread holds a share of the words.
 const MAX_THREADS: usize = 1024;
 
 /// Counts pieces of text, then learns merges from the counts.
 ///
-/// The result depends on the text alone, not on its order, on how it was split into calls or on the number of threads.
+/// The result depends only on the text: not on the order of texts, the way they are divided into calls, or the number
+/// of threads.
 ///
 /// ```
 /// use llm_core::tokenizer::{split::pretokenize::Pattern, tokens::Merge, trainer::Trainer};
@@ -106,28 +109,29 @@ pub struct Trainer {
     cutter: Cutter,
     pool: ThreadPool,
     counts: WordCounts,
-    /// One a thread.
+    /// Counts of each thread.
     locals: Vec<LocalCounts>,
-    /// Whether part of a text was counted when counting failed.
+    /// Whether counting failed after part of a text was counted.
     failed: bool,
 }
 
 impl Trainer {
-    /// A trainer that has seen no text. `vocab_size` counts bytes, merges and special tokens.
+    /// Creates a trainer that has seen no text. `vocab_size` includes bytes, merges and special tokens.
     ///
     /// # Errors
     ///
-    /// As [`Trainer::with_options`].
+    /// Same as [`Trainer::with_options`].
     pub fn new(vocab_size: usize, pattern: Pattern, special_tokens: &[String]) -> Result<Self> {
         Self::with_options(TrainerOptions::new(vocab_size, pattern, special_tokens))
     }
 
-    /// A trainer that has seen no text.
+    /// Creates a trainer that has seen no text.
     ///
     /// # Errors
     ///
-    /// `InvalidArgument` if the bytes and special tokens don't fit `vocab_size`, or a number is 0 that must not be;
-    /// `Tokenizer` if a special token is empty, repeated or a single byte; `Internal` if threads can't be started.
+    /// `InvalidArgument` if the bytes and special tokens don't fit in `vocab_size`, or if a number that must be
+    /// positive is 0; `Tokenizer` if a special token is empty, repeated or a single byte; `Internal` if threads can't
+    /// be started.
     pub fn with_options(options: TrainerOptions) -> Result<Self> {
         options.validate()?;
         let indexed: Vec<(String, u32)> = options.special_tokens.iter().cloned().zip(0..).collect();
@@ -144,25 +148,27 @@ impl Trainer {
         })
     }
 
-    /// Counts the pieces of `texts` on all threads. Special tokens in them are left out: they are never merged.
+    /// Counts the pieces of `texts` on all threads. Special tokens in the texts are skipped, since they are never
+    /// merged.
     ///
     /// # Errors
     ///
-    /// As [`Trainer::add_with_progress`].
+    /// Same as [`Trainer::add_with_progress`].
     pub fn add(&mut self, texts: &[&str]) -> Result<()> {
         self.add_with_progress(texts, &mut |_| true)
     }
 
-    /// As [`Trainer::add`]. `progress` gets the bytes counted and stops it by returning false.
+    /// Does the same as [`Trainer::add`]. `progress` receives the number of bytes counted and stops counting by
+    /// returning false.
     ///
     /// # Errors
     ///
-    /// `Tokenizer` if a custom pattern backtracks too much on a text; `InvalidArgument` if `progress` stopped it. Part
-    /// of `texts` is counted then, so the trainer refuses to go on.
+    /// `Tokenizer` if a custom pattern backtracks too much on a text; `InvalidArgument` if `progress` stopped counting.
+    /// Either way only part of `texts` is counted, so the trainer accepts no further calls.
     pub fn add_with_progress(&mut self, texts: &[&str], progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
         let parts: Vec<&str> = texts.iter().flat_map(|text| self.cutter.chunks(text)).collect();
         if let [part] = parts[..] {
-            // Waking a thread would cost more than most single parts.
+            // Waking a thread would cost more than counting most single parts.
             return self.guarded(|counter, locals, _| match locals.first_mut() {
                 Some(local) => local.count(part, counter.pattern, counter.special, counter.counts),
                 None => Ok(()),
@@ -172,26 +178,26 @@ impl Trainer {
         self.guarded(|counter, locals, pool| counter.run(&source, locals, pool, progress))
     }
 
-    /// Counts the pieces of a UTF-8 file as one text, without holding more than a part of it for each thread; all of it
-    /// if the pattern is custom. `progress` as for [`Trainer::add_with_progress`].
+    /// Counts the pieces of a UTF-8 file as one text. Each thread holds only one part of the file in memory; with a
+    /// custom pattern, the part is the whole file. `progress` works as in [`Trainer::add_with_progress`].
     ///
     /// # Errors
     ///
-    /// `Data` if the file can't be read, or with the offset of the first byte that is not UTF-8; as for
-    /// [`Trainer::add_with_progress`].
+    /// `Data` if the file can't be read, or is not UTF-8 (with the offset of the first invalid byte); also the errors
+    /// of [`Trainer::add_with_progress`].
     pub fn add_file(&mut self, path: &Path, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
         let cutter = self.cutter.clone();
         let source = Source::File(path, Mutex::new(FileChunks::open(path, &cutter)?));
         self.guarded(|counter, locals, pool| counter.run(&source, locals, pool, progress))
     }
 
-    /// Runs `count`, and remembers if it failed.
+    /// Runs `count`, and remembers whether it failed.
     fn guarded(
         &mut self,
         count: impl FnOnce(Counter<'_>, &mut [LocalCounts], &ThreadPool) -> Result<()>,
     ) -> Result<()> {
         self.check_whole()?;
-        // Until it comes back: a panic fails too.
+        // Marked as failed until `count` returns, so that a panic also counts as a failure.
         self.failed = true;
         let counter = Counter { pattern: &self.options.pattern, special: &self.special, counts: &self.counts };
         count(counter, &mut self.locals, &self.pool)?;
@@ -211,15 +217,15 @@ impl Trainer {
 
     /// Learns merges until the vocabulary is full or no pair is left.
     ///
-    /// The most frequent pair is merged first; of equal ones the one with the smaller left id, then right id.
-    /// `progress` gets the merges done and wanted, and stops the training by returning false.
+    /// Each step merges the most frequent pair; ties go to the smaller left id, then to the smaller right id.
+    /// `progress` receives the number of merges done and wanted, and stops the training by returning false.
     ///
     /// Source: Sennrich, Haddow, Birch, "Neural Machine Translation of Rare Words with Subword Units", ACL 2016, §3.2.
     ///
     /// # Errors
     ///
-    /// `InvalidArgument` if there was no text, if counting one failed, or if `progress` stopped it; `Capacity` if there
-    /// are more than 4 GiB of distinct pieces a thread.
+    /// `InvalidArgument` if there was no text, if counting a text failed, or if `progress` stopped the training;
+    /// `Capacity` if the distinct pieces exceed 4 GiB per thread.
     pub fn train(&mut self, progress: &mut dyn FnMut(usize, usize) -> bool) -> Result<Tokenizer> {
         self.check_whole()?;
         self.locals.iter_mut().for_each(|local| local.hand_over(&self.counts));
@@ -337,8 +343,8 @@ mod tests {
             prop_assert_eq!(counted, expected);
         }
 
-        /// Many epochs and several shards give the merges of one epoch and one shard, which the public tests hold to the
-        /// slow twin.
+        /// Many epochs and several shards produce the same merges as one epoch and one shard, which the public tests
+        /// compare with the slow reference implementation.
         #[test]
         fn merges_do_not_depend_on_epochs_or_shards(
             text in "([ab]{1,9} |[a-e]{1,5} |a{1,20} ){1,60}", num_tracked in 1usize..6, num_shards in 1usize..4,
@@ -395,7 +401,7 @@ mod tests {
             let reached = 1001 - sketch.count_of_top(wanted);
             assert!(reached <= wanted as u64 && reached + 70 >= wanted as u64, "{wanted}: {reached}");
         }
-        // From 960 on: the highest class is too large, and taken all the same.
+        // The highest size class starts at 960. It exceeds the wanted number of pairs, but is taken anyway.
         assert_eq!(sketch.count_of_top(1), 960);
         assert_eq!(sketch.count_of_top(1000), 1);
     }

@@ -4,54 +4,54 @@ use super::pairs::{Pair, PairFilter, PairTable, Sketch};
 use super::words::Word;
 use crate::{Error, Result};
 
-/// Before, between and after words.
+/// Marks the places before, between and after words.
 const BORDER: u32 = u32::MAX;
-/// Where no token starts or ends.
+/// Marks a place where no token starts or ends.
 const HOLE: u32 = u32::MAX - 1;
 
 /// A merge to apply.
 #[derive(Debug, Clone, Copy)]
 pub struct Merge {
-    /// What to replace.
+    /// Pair to replace.
     pub pair: Pair,
-    /// By what.
+    /// Id that replaces the pair.
     pub id: u32,
-    /// The pair's list of places.
+    /// Index of the pair's list of places.
     pub list: u32,
 }
 
-/// How often a merge met a neighbour, which lost one pair and got another that often.
+/// A neighbour that a merge met: the merge replaced `count` occurrences of a pair with this neighbour by a new pair.
 #[derive(Debug, Clone, Copy)]
 pub struct Met {
-    /// The token beside the merged one.
+    /// Token next to the merged token.
     pub neighbour: u32,
-    /// In how many places.
+    /// Number of places with this neighbour.
     pub num_places: u32,
-    /// How often in the text.
+    /// Number of occurrences in the text.
     pub count: u64,
 }
 
-/// A pair made in the last round that is frequent enough to be kept track of.
+/// A pair created in the last round that is frequent enough to be tracked.
 #[derive(Debug, Clone, Copy)]
 pub struct NewPair {
     /// Index of the merge in its round.
     pub merge: u32,
     /// Whether the neighbour is on the left.
     pub is_left: bool,
-    /// The token beside the merged one.
+    /// Token next to the merged token.
     pub neighbour: u32,
-    /// The pair's list of places.
+    /// Index of the pair's list of places.
     pub list: u32,
 }
 
-/// What the merges of a round met on one side.
+/// The neighbours that the merges of a round met on one side.
 #[derive(Debug, Default)]
 struct Side {
-    /// What the first merge met, then the second, and so on.
+    /// Neighbours of the first merge, then of the second, and so on.
     met: Vec<Met>,
-    /// Likewise neighbour and place of the pair of it and the merged token, in order of places.
+    /// Neighbour and place of each pair of a neighbour and the merged token, by merge and then by place.
     places: Vec<(u32, u32)>,
-    /// Where in `met` and in `places` each merge ends.
+    /// End of each merge's entries in `met` and in `places`.
     ends: Vec<(usize, usize)>,
 }
 
@@ -62,7 +62,7 @@ impl Side {
         self.ends.clear();
     }
 
-    /// Counts a neighbour of the merge at hand, which has the pair with it at `place`.
+    /// Counts a neighbour of the current merge; `place` is where the pair of the neighbour and the merged token starts.
     fn meet(&mut self, marks: &mut [u32], neighbour: u32, place: u32, count: u64) {
         self.places.push((neighbour, place));
         let mark = &mut marks[neighbour as usize];
@@ -82,7 +82,7 @@ impl Side {
         self.ends.push((self.met.len(), self.places.len()));
     }
 
-    /// What merge number `merge` met, and where.
+    /// Returns the neighbours that merge number `merge` met, and their places.
     fn of(&self, merge: usize) -> (&[Met], &[(u32, u32)]) {
         let (met_start, places_start) = merge.checked_sub(1).map_or((0, 0), |before| self.ends[before]);
         let (met_end, places_end) = self.ends[merge];
@@ -90,28 +90,29 @@ impl Side {
     }
 }
 
-/// Words, one after the other. A token is as wide as the two it was made of, or one place after [`Shard::compact`]; all
-/// places of a token's id are of one width, since one round makes them all. The first and last place have the id, those
-/// between are holes, so both neighbours of a token are found by their width.
+/// Words laid out one after another. A token is as wide as the two tokens it was merged from, or one place wide after
+/// [`Shard::compact`]; all occurrences of an id have the same width, since one round creates them all. The first and
+/// last places of a token hold its id and the places between are holes, so widths lead to both neighbours.
 #[derive(Debug)]
 pub struct Shard {
     ids: Vec<u32>,
-    /// Words come in order of count: places below this end, but not the group's before, have this count.
+    /// End and count of each group of words with the same count. Words are sorted by count, so a group starts where the
+    /// previous one ends.
     groups: Vec<(u32, u64)>,
-    /// Places of each pair that is kept track of, in order; some no longer have it.
+    /// Places of each tracked pair, in ascending order; some places no longer hold the pair.
     lists: Vec<Vec<u32>>,
-    /// What the last round met on the left, on the right.
+    /// Neighbours that the last round met on the left and on the right.
     sides: [Side; 2],
-    /// For each id on the left, on the right: one more than its index in the list at hand, or 0.
+    /// For each id on the left and on the right: its index in the current list plus one, or 0.
     marks: [Vec<u32>; 2],
 }
 
 impl Shard {
-    /// Words in order of count, most frequent first; `max_ids` ids at most will come.
+    /// Creates a shard from words sorted by count, most frequent first. Ids will stay below `max_ids`.
     ///
     /// # Errors
     ///
-    /// `Capacity` if the words have more than 4 GiB.
+    /// `Capacity` if the words exceed 4 GiB.
     pub fn new<'a>(words: impl Iterator<Item = &'a Word<'a>> + Clone, max_ids: usize) -> Result<Self> {
         let num_places = words.clone().map(|word| word.len() + 1).sum::<usize>() + 1;
         if num_places >= HOLE as usize {
@@ -134,14 +135,14 @@ impl Shard {
         Ok(Self { ids, groups, lists: vec![], sides: Default::default(), marks: [vec![0; max_ids], vec![0; max_ids]] })
     }
 
-    /// Bytes of the words and of what lies between them.
+    /// Returns the number of places, including those between words.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Gives every token one place, and drops words that are one token. Later rounds have less to read then.
+    /// Gives every token one place and drops words of a single token, so that later rounds have less to read.
     pub fn compact(&mut self, widths: &[u32]) {
-        // Places change.
+        // The places in the lists are no longer valid.
         self.lists.clear();
         let (mut read, mut write) = (1, 1);
         let mut word = write;
@@ -164,8 +165,8 @@ impl Shard {
         self.ids.truncate(write);
     }
 
-    /// Calls `visit` with the place, pair and count of each two neighbours whose lengths together are at most `max_len`.
-    /// Only in compact words, where neighbours are a place apart.
+    /// Calls `visit` with the place, pair and count of every two neighbours with at most `max_len` bytes together. The
+    /// words must be compact, so that neighbours are one place apart.
     fn for_each_pair(&self, lens: &[u32], max_len: u32, mut visit: impl FnMut(usize, Pair, u64)) {
         let mut start = 1;
         for &(end, count) in &self.groups {
@@ -182,14 +183,14 @@ impl Shard {
         }
     }
 
-    /// Sums the counts of all pairs.
+    /// Sums the counts of all pairs in a sketch.
     pub fn sketch(&self, lens: &[u32], max_len: u32, num_pairs: usize) -> Sketch {
         let mut sketch = Sketch::new(num_pairs);
         self.for_each_pair(lens, max_len, |_, pair, count| sketch.add(pair, count));
         sketch
     }
 
-    /// Counts the pairs of `filter`, all without one, and lists their places.
+    /// Counts the pairs that `filter` contains, or all pairs without a filter, and lists their places.
     pub fn list(&mut self, lens: &[u32], max_len: u32, filter: Option<&PairFilter>) -> PairTable {
         let (mut table, mut lists) = (PairTable::default(), Vec::new());
         self.for_each_pair(lens, max_len, |place, pair, count| {
@@ -208,7 +209,8 @@ impl Shard {
         table
     }
 
-    /// Keeps the lists of the pairs in `table`, under its numbers; `here` is what [`Shard::list`] returned.
+    /// Keeps the lists of the pairs in `table`, under the numbers of that table; `here` is the result of
+    /// [`Shard::list`].
     pub fn keep(&mut self, here: &PairTable, table: &PairTable, num_lists: usize) {
         let mut listed = std::mem::take(&mut self.lists);
         self.lists.resize_with(num_lists, Vec::new);
@@ -221,13 +223,13 @@ impl Shard {
         }
     }
 
-    /// About how many places [`Shard::apply`] will look at.
+    /// Returns about how many places [`Shard::apply`] will read.
     pub fn num_places(&self, merges: &[Merge]) -> usize {
         merges.iter().map(|merge| self.lists.get(merge.list as usize).map_or(0, Vec::len)).sum()
     }
 
-    /// Applies one round of merges that have no token in common in a way that matters to their order, after listing
-    /// the places of `new_pairs` of the round before. `widths` has the new ids'.
+    /// Applies one round of merges, which share no token in a way that makes their order matter, after listing the
+    /// places of the previous round's `new_pairs`. `widths` includes the widths of the new ids.
     pub fn apply(&mut self, new_pairs: &[NewPair], num_lists: usize, merges: &[Merge], widths: &[u32]) {
         self.lists.resize_with(num_lists, Vec::new);
         for same_side in new_pairs.chunk_by(|one, other| (one.merge, one.is_left) == (other.merge, other.is_left)) {
@@ -239,7 +241,7 @@ impl Shard {
         }
     }
 
-    /// What merge number `merge` of the last round met on one side.
+    /// Returns the neighbours that merge number `merge` of the last round met on one side.
     pub fn met(&self, merge: usize, is_left: bool) -> &[Met] {
         self.sides[usize::from(!is_left)].of(merge).0
     }

@@ -1,4 +1,4 @@
-//! Counts of pieces, in tables that hold short pieces by value.
+//! Counts of pieces, in tables that store short pieces by value.
 
 use std::hash::Hasher;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,32 +9,33 @@ use crate::Result;
 use crate::tokenizer::split::pretokenize::Pattern;
 use crate::tokenizer::split::special::{Segment, SpecialMatcher};
 
-/// Bytes that fit a key beside their number. Of the distinct pieces of mixed text nine in ten are no longer.
+/// Maximum number of bytes in a short piece, which fit in a key beside their number. In mixed text, 90 % of the
+/// distinct pieces are no longer.
 const MAX_SHORT_BYTES: usize = 15;
 
-/// Slots of a thread's own table: 1.5 MiB, which stays in a core's cache while the common pieces are counted.
+/// Number of slots in a thread's own table: 1.5 MiB, which stays in a core's cache while the common pieces are counted.
 const LOCAL_SLOTS: usize = 1 << 16;
 
-/// Bytes of long pieces a thread may hold before it hands them over.
+/// Bytes of long pieces that a thread may hold before it hands them over.
 const LOCAL_LONG_BYTES: usize = 1 << 21;
 
-/// Parts of the shared table; each is locked on its own.
+/// Base-2 logarithm of the number of parts of the shared table; each part has its own lock.
 const NUM_PARTS_LOG2: u32 = 6;
 
-/// A short piece: its bytes, zeros, and their number in the last byte. Zero is no piece.
+/// A short piece: its bytes, then zeros, and the number of bytes in the last byte. Zero means no piece.
 type Key = u128;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
-    /// A [`Key`] in halves, because a `u128` would be padded to 32 bytes.
+    /// A [`Key`] in two halves, because a `u128` would pad the slot to 32 bytes.
     key: [u64; 2],
     count: u64,
 }
 
-/// A piece and how often it was seen.
+/// A piece and its count.
 #[derive(Debug, Clone, Copy)]
 pub struct Word<'a> {
-    /// How often.
+    /// Number of occurrences of the piece.
     pub count: u64,
     bytes: WordBytes<'a>,
 }
@@ -46,7 +47,7 @@ enum WordBytes<'a> {
 }
 
 impl Word<'_> {
-    /// Number of bytes.
+    /// Returns the number of bytes in the piece.
     pub fn len(&self) -> usize {
         match self.bytes {
             WordBytes::Short(key) => (key[1] >> 56) as usize,
@@ -54,7 +55,7 @@ impl Word<'_> {
         }
     }
 
-    /// Calls `visit` with its bytes.
+    /// Calls `visit` with the bytes of the piece.
     pub fn with_bytes<T>(&self, visit: impl FnOnce(&[u8]) -> T) -> T {
         match self.bytes {
             WordBytes::Short(key) => visit(&join(key).to_le_bytes()[..self.len()]),
@@ -63,13 +64,13 @@ impl Word<'_> {
     }
 }
 
-/// Counts of pieces: open addressing with linear probing, at most 13/16 full.
+/// A table of counts by piece: open addressing with linear probing, at most 13/16 full.
 #[derive(Debug, Default)]
 struct Table {
     slots: Vec<Slot>,
     num_used: usize,
     long: FxHashMap<Box<[u8]>, u64>,
-    /// Bytes of the pieces in `long`.
+    /// Total number of bytes of the pieces in `long`.
     long_bytes: usize,
 }
 
@@ -120,20 +121,20 @@ impl Table {
     }
 }
 
-/// The counts of all threads together. Its memory is bounded by the distinct pieces, whatever the number of threads.
+/// The counts of all threads together. The distinct pieces bound the memory, regardless of the number of threads.
 #[derive(Debug)]
 pub struct WordCounts {
-    /// By the highest bits of the hash.
+    /// Tables, indexed by the highest bits of the hash.
     parts: Vec<Mutex<Table>>,
 }
 
 impl WordCounts {
-    /// No pieces.
+    /// Creates counts without pieces.
     pub fn new() -> Self {
         Self { parts: (0..1 << NUM_PARTS_LOG2).map(|_| Mutex::default()).collect() }
     }
 
-    /// Every distinct piece, in no particular order.
+    /// Calls `visit` with every distinct piece, in no particular order.
     pub fn with_words<T>(&mut self, visit: impl FnOnce(Vec<Word<'_>>) -> T) -> T {
         let tables: Vec<&Table> =
             self.parts.iter_mut().map(|part| &*part.get_mut().unwrap_or_else(PoisonError::into_inner)).collect();
@@ -141,12 +142,12 @@ impl WordCounts {
     }
 
     fn part(&self, hash: u64) -> MutexGuard<'_, Table> {
-        // A thread that panicked leaves a table that lacks counts at worst, and its panic reaches the caller.
+        // A thread that panicked can only leave a table that lacks counts, and its panic reaches the caller.
         self.parts[(hash >> (64 - NUM_PARTS_LOG2)) as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Counts of one thread, handed over to [`WordCounts`] when they no longer fit.
+/// Counts of one thread, moved to [`WordCounts`] when they no longer fit.
 #[derive(Debug, Default)]
 pub struct LocalCounts {
     table: Table,
@@ -208,7 +209,7 @@ impl LocalCounts {
     }
 }
 
-/// The key of the first `len` bytes of `text`.
+/// Returns the key of the first `len` bytes of `text`.
 fn short_key(text: &[u8], len: usize) -> Key {
     let bytes = match text.first_chunk::<16>() {
         Some(window) => *window,
@@ -230,7 +231,7 @@ fn join(key: [u64; 2]) -> Key {
     u128::from(key[0]) | u128::from(key[1]) << 64
 }
 
-/// A folded product, as in wyhash: every bit of the key reaches the low and the high bits.
+/// Hashes a key by a folded product, as wyhash does: every bit of the key affects the low and the high bits.
 fn hash(key: [u64; 2]) -> u64 {
     let product = u128::from(key[0] ^ 0x9E37_79B9_7F4A_7C15) * u128::from(key[1] ^ 0xD1B5_4A32_D192_ED03);
     (product as u64) ^ (product >> 64) as u64

@@ -1,41 +1,41 @@
-//! Borders of pieces, 64 bytes at a time, without a branch for each byte or piece: a character beyond ASCII is looked up
-//! by itself, and stands for a letter or symbol of several bytes from then on.
+//! Finds the borders of pieces 64 bytes at a time, without a branch per byte or piece. A character beyond ASCII is
+//! looked up on its own, and is then handled as a letter or symbol of several bytes.
 //!
-//! A block starts where a piece starts, so no state is carried from one to the next. Its masks are combined by bit
-//! operations into one mask of borders. What the bytes after the block could change is left out; the piece that is cut
-//! off starts the next block.
+//! A block starts where a piece starts, so no state carries over from block to block. Bit operations combine the masks
+//! of a block into one mask of borders. Borders that the bytes after the block could change are left out; the piece
+//! that is cut off starts the next block.
 //!
-//! Source: the idea of bit-parallel classification is Langdale, Lemire, "Parsing Gigabytes of JSON per Second", VLDB
-//! Journal 28(6), 2019, §3.1; the rules are those of the published patterns.
+//! Source: Langdale, Lemire, "Parsing Gigabytes of JSON per Second", VLDB Journal 28(6), 2019, §3.1 (the idea of
+//! bit-parallel classification); the rules are those of the published patterns.
 
 use super::classes::{BLANK, CASELESS, Class, Classes, LOWER, MARK, NUMBER, UPPER};
 use super::masks::{BLOCK_BYTES, Masks};
 use super::scanners::contraction_len;
 use crate::tokenizer::bits::{low_bits, places};
 
-/// A block and how many of its first bytes are known: not those from an incomplete character on, nor from a digit or
-/// white space beyond ASCII.
+/// A block, and the number of its first bytes that are known: these end before an incomplete character, and before a
+/// digit or white space beyond ASCII.
 pub struct Block<'a> {
     bytes: &'a [u8; BLOCK_BYTES],
     pub len: usize,
-    /// Letters and upper ones are of any script, the others ASCII.
+    /// Class masks: `letters` and `uppers` cover all scripts, the other masks ASCII only.
     masks: Masks,
     foreign: Foreign,
 }
 
-/// Characters beyond ASCII, by all their bytes.
+/// Masks of the characters beyond ASCII, with all of their bytes.
 #[derive(Default)]
 struct Foreign {
     /// `[\p{Lm}\p{Lo}]`
     caseless: u64,
     /// `\p{M}`
     marks: u64,
-    /// Bytes of any of them after the first.
+    /// Continuation bytes of all characters beyond ASCII.
     rests: u64,
 }
 
 impl<'a> Block<'a> {
-    /// The block of the text `bytes`, of which `len` bytes are there.
+    /// Classifies the first `len` bytes of `bytes`; the rest is padding.
     #[inline(always)]
     pub fn new(bytes: &'a [u8; BLOCK_BYTES], len: usize, classes: &Classes) -> Self {
         let mut block = Self { bytes, len, masks: Masks::of(bytes), foreign: Foreign::default() };
@@ -60,7 +60,7 @@ impl<'a> Block<'a> {
             found[class.trailing_zeros() as usize % 8] |= 1 << at;
         }
         let of = |class: Class| found[class.trailing_zeros() as usize];
-        // Adding what follows a first byte carries through the others of its character.
+        // Adding the bit after a first byte carries through the continuation bytes of its character.
         let whole = |firsts: u64| firsts | ((firsts << 1).wrapping_add(rests) ^ rests) & rests;
         let [uppers, caseless] = [of(UPPER), of(CASELESS)].map(whole);
         self.masks.uppers |= uppers;
@@ -68,7 +68,7 @@ impl<'a> Block<'a> {
         self.foreign = Foreign { caseless, marks: whole(of(MARK)), rests };
     }
 
-    /// Leaves what is known.
+    /// Clears the bits of unknown bytes.
     fn cut(&mut self) {
         let (known, Masks { letters, uppers, digits, spaces, tabs, newlines, quotes, .. }) =
             (low_bits(self.len), &mut self.masks);
@@ -86,12 +86,13 @@ impl<'a> Block<'a> {
         low_bits(self.len) & !(self.masks.letters | self.masks.digits | self.white())
     }
 
-    /// Characters that are white space no more; their run is known to end.
+    /// Returns the bytes directly before a byte that is not white space; a run of white space there is known to end.
     fn before_text(&self) -> u64 {
         (low_bits(self.len) & !self.white()) >> 1
     }
 
-    /// Leaves the borders that nothing after the block can change: white space that goes on there ends who knows where.
+    /// Keeps the borders that no byte after the block can change. White space at the end of the block may continue, so
+    /// its end is unknown.
     #[inline(always)]
     fn certain(&self, borders: u64) -> u64 {
         let text = low_bits(self.len) & !self.white();
@@ -99,7 +100,7 @@ impl<'a> Block<'a> {
         borders & low_bits(self.len) & low_bits(run_start + 1)
     }
 
-    /// Bytes of the contraction at `at`, or `None` where the block ends too early to say.
+    /// Returns the length of the contraction at `at` in bytes, or `None` if the block ends too early to tell.
     #[inline(always)]
     fn contraction_len(&self, at: usize, ignore_case: bool) -> Option<usize> {
         let known = &self.bytes[at..self.len];
@@ -114,13 +115,13 @@ impl<'a> Block<'a> {
     }
 }
 
-/// The first byte of each run.
+/// Returns the first byte of each run.
 #[inline(always)]
 fn starts(mask: u64) -> u64 {
     mask & !(mask << 1)
 }
 
-/// Borders as [`Pattern::Gpt2`](super::Pattern::Gpt2) sets them.
+/// Returns the borders of [`Pattern::Gpt2`](super::Pattern::Gpt2).
 #[inline(always)]
 pub fn gpt2(block: &Block) -> u64 {
     let Masks { letters, digits, spaces, quotes, .. } = block.masks;
@@ -137,8 +138,8 @@ pub fn gpt2(block: &Block) -> u64 {
     block.certain(borders)
 }
 
-/// Borders as [`Pattern::Gpt4`](super::Pattern::Gpt4) (and cl100k inside a text) sets them: digits in groups of
-/// `NUMBERS`.
+/// Returns the borders of [`Pattern::Gpt4`](super::Pattern::Gpt4), and of cl100k before the end of a text. Digits form
+/// groups of at most `NUMBERS`.
 #[inline(always)]
 pub fn gpt4<const NUMBERS: u32>(block: &Block) -> u64 {
     let symbols = Symbols::of(block, block.symbols());
@@ -151,24 +152,24 @@ pub fn gpt4<const NUMBERS: u32>(block: &Block) -> u64 {
     block.certain(borders)
 }
 
-/// Borders as [`Pattern::O200k`](super::Pattern::O200k) sets them.
+/// Returns the borders of [`Pattern::O200k`](super::Pattern::O200k).
 #[inline(always)]
 pub fn o200k(block: &Block) -> u64 {
     let (Masks { letters, uppers, quotes, .. }, Foreign { caseless, marks, .. }) = (block.masks, &block.foreign);
     let symbols = Symbols::of(block, block.symbols() & !marks);
-    // Caseless letters and marks pass for upper and for lower ones: an upper one starts a word if before those is a lower
-    // one, and if there is none, the scanner tells what it does.
+    // Caseless letters and marks count as either case: an uppercase letter after them starts a word if a lowercase
+    // letter precedes them. If none does, the scanner decides.
     let (letters, either) = (letters | marks, caseless | marks);
     let lowers = letters & !(uppers | either);
     let after_lower = (lowers << 1).wrapping_add(either) & !either;
     let words = starts(letters) & !(symbols.leads << 1) | uppers & after_lower;
     let mut borders = words | symbols.starts | white_borders(block, &symbols) | number_borders::<3>(block);
-    // So it does what a mark is that follows a symbol.
+    // The scanner also decides the role of a mark that follows a symbol.
     let open = uppers & !after_lower & either << 1 | marks & symbols.all << 1;
     let mut known = low_bits(open.trailing_zeros() as usize);
     let mut last_end = 0;
     for at in places(quotes & letters << 1) {
-        // A word has one contraction at most; what follows it starts another piece.
+        // A word has at most one contraction; text after it starts another piece.
         if at == last_end {
             continue;
         }
@@ -178,7 +179,7 @@ pub fn o200k(block: &Block) -> u64 {
                 last_end = at + len;
                 let end = 1u64.checked_shl(last_end as u32).unwrap_or(0);
                 borders = borders & !(low_bits(len) << at) | end;
-                // There a word starts, before which is no lower letter.
+                // The next word starts here with a caseless letter or mark, so it has no lowercase letter yet.
                 if end & either != 0 {
                     known &= low_bits(last_end + 1);
                 }
@@ -186,24 +187,24 @@ pub fn o200k(block: &Block) -> u64 {
             None => known &= low_bits(at),
         }
     }
-    // Newlines after symbols may go on with a slash; where they do, the piece is left to the scanner.
+    // A slash may follow the newlines after symbols in the same piece; that piece is left to the scanner.
     let slash = places(symbols.newlines << 1 & symbols.all).find(|&at| block.bytes[at] == b'/');
     block.certain(borders & known & low_bits(slash.unwrap_or(64)))
 }
 
-/// Borders as [`Pattern::Whitespace`](super::Pattern::Whitespace) sets them.
+/// Returns the borders of [`Pattern::Whitespace`](super::Pattern::Whitespace).
 #[inline(always)]
 pub fn whitespace(block: &Block) -> u64 {
     let white = block.white();
     (starts(white) | starts(low_bits(block.len) & !white)) & low_bits(block.len)
 }
 
-/// What patterns since GPT-4's make of symbols.
+/// Masks of symbols, as patterns from GPT-4's on treat them.
 struct Symbols {
     all: u64,
-    /// First bytes of their pieces, but for those that a space leads.
+    /// First bytes of symbol pieces, except those that a space leads.
     starts: u64,
-    /// The last byte of what a word may begin with: a blank, or a symbol that stands alone.
+    /// Last byte of each character that may lead a word: a blank, or a symbol that stands alone.
     leads: u64,
     /// Newlines that belong to the symbols before them.
     newlines: u64,
@@ -214,15 +215,15 @@ impl Symbols {
     fn of(block: &Block, all: u64) -> Self {
         let Masks { spaces, tabs, newlines, .. } = block.masks;
         let starts = starts(all) & !(spaces << 1);
-        // Adding a run's first bit carries through all of it, so what the sum lacks is the run.
+        // Adding a run's first bit carries through the whole run, so the bits that the sum lacks are the run.
         let taken = newlines & !newlines.wrapping_add(newlines & all << 1);
-        // Where the character after the first one is.
+        // First byte of the character after each piece's first symbol.
         let second = (starts << 1).wrapping_add(block.foreign.rests) & !block.foreign.rests;
         Self { all, starts, leads: spaces | tabs | (second & !all) >> 1, newlines: taken }
     }
 }
 
-/// `\s*[\r\n]+|\s+(?!\S)|\s+` where a run goes on with text.
+/// Returns the borders of `\s*[\r\n]+|\s+(?!\S)|\s+` where text follows the run.
 #[inline(always)]
 fn white_borders(block: &Block, symbols: &Symbols) -> u64 {
     let Masks { spaces, tabs, newlines, .. } = block.masks;
@@ -238,7 +239,7 @@ fn white_borders(block: &Block, symbols: &Symbols) -> u64 {
     starts(blanks | free_newlines) | after_newline | blanks & block.before_text()
 }
 
-/// `\p{N}{1,NUMBERS}`
+/// Returns the borders of `\p{N}{1,NUMBERS}`.
 #[inline(always)]
 fn number_borders<const NUMBERS: u32>(block: &Block) -> u64 {
     let digits = block.masks.digits;
@@ -247,7 +248,7 @@ fn number_borders<const NUMBERS: u32>(block: &Block) -> u64 {
     }
     let mut group = starts(digits);
     let mut borders = group;
-    // A further group starts three digits after the last, if all in between are digits.
+    // The next group starts three digits after the previous one, if all bytes between are digits.
     let follows = digits & digits << 1 & digits << 2 & digits << 3;
     while group & follows >> 3 != 0 {
         group = group << 3 & follows;

@@ -1,10 +1,10 @@
-//! What the patterns can tell apart.
+//! The character classes that the patterns distinguish.
 
 use std::sync::LazyLock;
 
 use unicode_general_category::{GeneralCategory, get_general_category};
 
-/// A set of kinds of character, one bit each; every character is of one kind.
+/// A set of character kinds, one bit each; every character is of exactly one kind.
 pub type Class = u8;
 
 /// `[\p{Lu}\p{Lt}]`
@@ -33,7 +33,8 @@ pub const SYMBOL: Class = MARK | OTHER;
 /// `[^\r\n\p{L}\p{N}]`, which may lead a word.
 pub const LEAD: Class = BLANK | SYMBOL;
 
-/// Characters share a block by all but their last six bits, which are the last byte of their UTF-8.
+/// Number of low bits of a code point that select its place in a block: the six bits in the last byte of the
+/// character's UTF-8.
 const BLOCK_BITS: u32 = 6;
 const BLOCK_LEN: usize = 1 << BLOCK_BITS;
 
@@ -46,7 +47,7 @@ const ASCII_CLASSES: [Class; 128] = {
             b'a'..=b'z' => LOWER,
             b'0'..=b'9' => NUMBER,
             b'\r' | b'\n' => NEWLINE,
-            // \v and \f too: White_Space has them, `u8::is_ascii_whitespace` lacks \v.
+            // White_Space includes \v and \f; `u8::is_ascii_whitespace` lacks \v.
             b' ' | b'\t' | 0x0B | 0x0C => BLANK,
             _ => OTHER,
         };
@@ -55,9 +56,9 @@ const ASCII_CLASSES: [Class; 128] = {
     classes
 };
 
-/// The class of every character, in two stages: two loads in place of a search.
+/// The class of every character in a two-stage table: two loads instead of a search.
 pub struct Classes {
-    /// Where each block's classes are, by the code point without its last bits.
+    /// Index of each block's classes, by the code point without its low bits.
     blocks: Box<[u16]>,
     classes: Box<[[Class; BLOCK_LEN]]>,
 }
@@ -65,7 +66,7 @@ pub struct Classes {
 static CLASSES: LazyLock<Classes> = LazyLock::new(Classes::build);
 
 impl Classes {
-    /// The table; the first call builds it in some milliseconds.
+    /// Returns the table; the first call takes a few milliseconds to build it.
     pub fn get() -> &'static Self {
         &CLASSES
     }
@@ -76,7 +77,7 @@ impl Classes {
         let blocks = (0..=char::MAX as u32 >> BLOCK_BITS)
             .map(|block| {
                 let block = match block >> (16 - BLOCK_BITS) {
-                    // Unicode has no characters in planes 4 to 13, and two planes for private use.
+                    // Planes 4 to 13 have no characters, and planes 15 and 16 are for private use.
                     4..=13 | 15.. => [OTHER; BLOCK_LEN],
                     _ => std::array::from_fn(|low| class_of(block << BLOCK_BITS | low as u32)),
                 };
@@ -89,7 +90,7 @@ impl Classes {
         Self { blocks, classes: classes.into() }
     }
 
-    /// Class and bytes of the character at `at`, if the text does not end there.
+    /// Returns the class and the number of bytes of the character at `at`, or `None` at the end of the text.
     #[inline(always)]
     pub fn at(&self, text: &[u8], at: usize) -> Option<(Class, usize)> {
         let first = *text.get(at)?;
@@ -106,13 +107,13 @@ impl Classes {
         Some((self.classes[usize::from(place)][rest(len - 1)], len))
     }
 
-    /// Bytes of the character at `at` if it is one of `classes`.
+    /// Returns the number of bytes of the character at `at` if the character is in `classes`.
     #[inline(always)]
     pub fn match_at(&self, text: &[u8], at: usize, classes: Class) -> Option<usize> {
         self.at(text, at).and_then(|(class, len)| (class & classes != 0).then_some(len))
     }
 
-    /// End of the run of characters of `classes` from `at` on.
+    /// Returns the end of the run of characters in `classes` that starts at `at`.
     #[inline]
     pub fn run_end(&self, text: &[u8], mut at: usize, classes: Class) -> usize {
         while let Some(len) = self.match_at(text, at, classes) {

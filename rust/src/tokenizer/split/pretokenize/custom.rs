@@ -1,4 +1,4 @@
-//! The general path: any regular expression.
+//! The general path: splits text by any regular expression.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use fancy_regex::{Regex, RegexBuilder};
 use super::visit::Visit;
 use crate::{Error, Result};
 
-/// A regular expression that no scanner is written for.
+/// A regular expression without a scanner of its own.
 ///
-/// It is read as Hugging Face's libraries read it, in Oniguruma's Ruby dialect: `^` and `$` are at line ends, `\A` and
-/// `\z` at those of the text, and `a{1,3}+` is `(?:a{1,3})+`.
+/// Its syntax is that of Hugging Face's libraries, Oniguruma's Ruby dialect: `^` and `$` match at line ends, `\A` and
+/// `\z` at the ends of the text, and `a{1,3}+` means `(?:a{1,3})+`.
 #[derive(Debug, Clone)]
 pub struct CustomPattern {
     text: Box<str>,
-    /// Shared: a compiled expression is some hundred kilobytes.
+    /// Shared between clones, because a compiled expression takes some hundred kilobytes.
     regex: Arc<Regex>,
 }
 
@@ -28,11 +28,11 @@ impl PartialEq for CustomPattern {
 impl Eq for CustomPattern {}
 
 impl CustomPattern {
-    /// Compiles `text`.
+    /// Compiles the regular expression `text`.
     ///
     /// # Errors
     ///
-    /// `Tokenizer` if it is not a regular expression, or one too large.
+    /// `Tokenizer` if `text` is not a regular expression, or is too large.
     pub fn new(text: &str) -> Result<Self> {
         let regex =
             RegexBuilder::new(text).oniguruma_mode(true).multi_line(true).build().map_err(|error| {
@@ -41,12 +41,12 @@ impl CustomPattern {
         Ok(Self { text: text.into(), regex: Arc::new(regex) })
     }
 
-    /// The regular expression.
+    /// Returns the regular expression.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Calls `visit` with where every match, and what lies between matches, starts and ends.
+    /// Calls `visit` with the start and end of every match and of the text between matches.
     ///
     /// # Errors
     ///
@@ -68,11 +68,11 @@ impl CustomPattern {
         Ok(())
     }
 
-    /// Where it matches, in order.
+    /// Returns the ranges of all matches, in order.
     ///
     /// # Errors
     ///
-    /// As [`CustomPattern::for_each_piece`].
+    /// Same as [`CustomPattern::for_each_span`].
     pub fn matches(&self, text: &str) -> Result<Vec<Range<usize>>> {
         let range = |found: fancy_regex::Result<fancy_regex::Match<'_>>| found.map(|found| found.range());
         self.regex

@@ -1,9 +1,9 @@
-//! The classes of 64 bytes at once, as far as they are ASCII.
+//! Classifies the ASCII characters in 64 bytes at once.
 
-/// Bytes of a block; one bit of a mask stands for each.
+/// Number of bytes in a block; each bit of a mask stands for one.
 pub const BLOCK_BYTES: usize = 64;
 
-/// Which bytes of a block are of which class: bit `i` for byte `i`.
+/// One mask for each class of byte: bit `i` is set if byte `i` is in the class.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Masks {
     /// `[A-Za-z]`
@@ -20,26 +20,26 @@ pub struct Masks {
     pub newlines: u64,
     /// An apostrophe.
     pub quotes: u64,
-    /// Bytes that are not ASCII.
+    /// Bytes beyond ASCII.
     pub foreign: u64,
-    /// Those of them that go on with a character.
+    /// Bytes beyond ASCII that continue a character.
     pub rests: u64,
 }
 
 impl Masks {
-    /// The masks of `block`.
+    /// Returns the masks of `block`.
     #[inline(always)]
     pub fn of(block: &[u8; BLOCK_BYTES]) -> Self {
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "classes 64 or 16 bytes at once, words 8: criterion `tokenizer/pieces`")]
-        // SAFETY: `wide` runs only on a processor with AVX-512, and every x86-64 processor has SSE2.
+        // SAFETY: `wide` is called only if the processor has AVX-512, and every x86-64 processor has SSE2.
         return unsafe { if wide::is_supported() { wide::masks(block) } else { x86::masks(block) } };
         #[cfg(not(target_arch = "x86_64"))]
         return portable::masks(block);
     }
 }
 
-/// SSE2, which every x86-64 processor has; 240 instructions a block, counted by callgrind.
+/// Masks with SSE2, which every x86-64 processor has; 240 instructions per block, counted by callgrind.
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
@@ -99,7 +99,7 @@ mod x86 {
     }
 }
 
-/// AVX-512: all bytes at once.
+/// Masks with AVX-512, all 64 bytes at once.
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "classes 64 bytes at once: criterion `tokenizer/pieces`")]
 mod wide {
@@ -115,7 +115,7 @@ mod wide {
     #[target_feature(enable = "avx512f,avx512bw")]
     #[inline]
     pub fn masks(block: &[u8; BLOCK_BYTES]) -> Masks {
-        // SAFETY: a block has the 64 bytes of the register, and the load needs no alignment.
+        // SAFETY: the block is 64 readable bytes, as wide as the register, and the load has no alignment requirement.
         let bytes = unsafe { _mm512_loadu_si512(block.as_ptr().cast()) };
         let splat = |byte: u8| _mm512_set1_epi8(byte as i8);
         let equal = |byte: u8| _mm512_cmpeq_epi8_mask(bytes, splat(byte));
@@ -137,7 +137,7 @@ mod wide {
     }
 }
 
-/// Eight bytes in a word, for every other processor.
+/// Masks for all other processors, from eight bytes in a `u64` at a time.
 #[cfg(any(test, not(target_arch = "x86_64")))]
 mod portable {
     use crate::tokenizer::split::pretokenize::masks::{BLOCK_BYTES, Masks};
@@ -164,7 +164,7 @@ mod portable {
         masks
     }
 
-    /// The high bit of each byte from `first` to `last`, both ASCII.
+    /// Returns the high bit of each byte from `first` to `last`; both bounds are ASCII.
     fn in_range(word: u64, first: u8, last: u8) -> u64 {
         let low = word & !HIGH;
         let at_least = low + ONES * u64::from(0x80 - first);
@@ -172,7 +172,7 @@ mod portable {
         at_least & !above & !word & HIGH
     }
 
-    /// The high bits of eight bytes as the low bits of a byte.
+    /// Returns the high bits of eight bytes as the low eight bits of a number.
     fn gather(flags: u64) -> u64 {
         (flags >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56
     }
@@ -200,7 +200,7 @@ mod tests {
         }
     }
 
-    /// The block is classed as byte by byte, by this processor's best way and by the others.
+    /// Compares this processor's masks and those of all other paths with masks computed byte by byte.
     fn check(block: &[u8; BLOCK_BYTES]) {
         let expected = byte_by_byte(block);
         assert_eq!(Masks::of(block), expected);

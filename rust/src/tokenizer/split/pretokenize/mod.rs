@@ -1,7 +1,7 @@
-//! Cuts text into the pieces that BPE merges stay within.
+//! Splits text into the pieces that BPE merges stay within.
 //!
-//! The published patterns are regular expressions with a look-ahead. Here each is a scanner without backtracking; tests
-//! prove them equal to a regex engine. Any other expression goes to that engine.
+//! The published patterns are regular expressions with a look-ahead. Each has a scanner here that never backtracks;
+//! tests check that every scanner and a regex engine find the same pieces. Any other expression runs on that engine.
 
 mod blocks;
 mod classes;
@@ -17,43 +17,44 @@ use self::masks::BLOCK_BYTES;
 pub use self::visit::{MAX_PIECES, Visit};
 use crate::{Error, Result};
 
-/// Which pieces text is cut into.
+/// A rule that splits text into pieces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pattern {
-    /// GPT-2's (also r50k, p50k).
+    /// GPT-2's pattern (also r50k, p50k).
     Gpt2,
-    /// GPT-4's as first published and used by most tokenizers since, Llama 3's among them: digits in threes,
-    /// contractions in any case.
+    /// GPT-4's pattern as first published and used by most later tokenizers, such as Llama 3's: groups of up to three
+    /// digits, and contractions in any case.
     Gpt4,
-    /// GPT-4's as tiktoken has it today: as [`Pattern::Gpt4`], but white space that ends the text is one piece even
-    /// with newlines in it.
+    /// GPT-4's pattern as in tiktoken today: like [`Pattern::Gpt4`], but white space at the end of the text is one
+    /// piece even if it contains newlines.
     Cl100k,
-    /// GPT-4o's: words end where capitals follow small letters, and contractions belong to their word.
+    /// GPT-4o's pattern: a word ends where a capital follows lowercase letters, and a contraction belongs to its word.
     O200k,
-    /// Qwen 2's and 3's: as [`Pattern::Gpt4`], but every digit alone.
+    /// The pattern of Qwen 2 and 3: like [`Pattern::Gpt4`], but every digit is a piece.
     Qwen2,
-    /// Runs of white space, and what lies between them.
+    /// Runs of white space, and the text between them.
     Whitespace,
-    /// Any other regular expression.
+    /// Any regular expression without a scanner.
     Custom(CustomPattern),
 }
 
-/// cl100k's expression in tiktoken. Elsewhere it means something else: Oniguruma, which reads `tokenizer.json`, takes
-/// `{1,3}+` for a repeated group, so [`Pattern::regex`] has it without that `+`, which makes no difference.
+/// cl100k's expression in tiktoken. It means something else in Oniguruma, which reads `tokenizer.json` and takes
+/// `{1,3}+` for a repeated group. [`Pattern::regex`] therefore drops that `+`, which changes no match.
 const TIKTOKEN_CL100K: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s";
 
-/// Names beside [`Pattern::name`] that mean the same.
+/// Aliases of a [`Pattern::name`].
 const ALIASES: [(&str, Pattern); 1] = [("llama3", Pattern::Gpt4)];
 
 impl Pattern {
-    /// Every pattern that has a scanner.
+    /// All patterns that have a scanner.
     pub const ALL: [Self; 6] = [Self::Gpt2, Self::Gpt4, Self::Cl100k, Self::O200k, Self::Qwen2, Self::Whitespace];
 
-    /// The pattern with this name, or else this regular expression as tiktoken or Hugging Face write it.
+    /// Parses a pattern's name, or a regular expression as tiktoken or Hugging Face write it.
     ///
     /// # Errors
     ///
-    /// `InvalidArgument` listing the names if it looks like one and is none; else as [`Pattern::from_regex`].
+    /// `InvalidArgument` listing the names if `text` looks like a name but is none; otherwise the same as
+    /// [`Pattern::from_regex`].
     pub fn parse(text: &str) -> Result<Self> {
         let names = || Self::ALL.into_iter().map(|pattern| (pattern.built_in_name(), pattern)).chain(ALIASES);
         if let Some((_, pattern)) = names().find(|(name, _)| *name == text) {
@@ -69,12 +70,12 @@ impl Pattern {
         if text == TIKTOKEN_CL100K { Ok(Self::Cl100k) } else { Self::from_regex(text) }
     }
 
-    /// The pattern of a regular expression in a `tokenizer.json`: one with a scanner if the expression is published,
-    /// else [`Pattern::Custom`].
+    /// Returns the pattern of a regular expression in a `tokenizer.json`: the pattern with a scanner if the expression
+    /// is published, otherwise [`Pattern::Custom`].
     ///
     /// # Errors
     ///
-    /// `Tokenizer` if it does not compile.
+    /// `Tokenizer` if the expression does not compile.
     pub fn from_regex(text: &str) -> Result<Self> {
         match Self::ALL.into_iter().find(|pattern| pattern.published().contains(&text)) {
             Some(pattern) => Ok(pattern),
@@ -82,7 +83,7 @@ impl Pattern {
         }
     }
 
-    /// Its name; a custom pattern has none and gives its regular expression.
+    /// Returns the name of the pattern; a custom pattern returns its regular expression instead.
     pub fn name(&self) -> &str {
         match self {
             Self::Custom(pattern) => pattern.text(),
@@ -102,12 +103,12 @@ impl Pattern {
         }
     }
 
-    /// Whether it goes to the regex engine, for want of a scanner.
+    /// Returns whether the pattern has no scanner and runs on the regex engine.
     pub fn is_custom(&self) -> bool {
         matches!(self, Self::Custom(_))
     }
 
-    /// The regular expression it is equal to.
+    /// Returns the regular expression that the pattern is equivalent to.
     pub fn regex(&self) -> &str {
         match self {
             Self::Custom(pattern) => pattern.text(),
@@ -115,7 +116,7 @@ impl Pattern {
         }
     }
 
-    /// The forms its regular expression was published in; all cut alike, and the first is the one to write.
+    /// Returns the published forms of the regular expression. All split text alike, and the first is the form to write.
     ///
     /// Source: openai/gpt-2 `encoder.py`; openai/tiktoken `openai_public.py` of several releases; meta-llama/llama3
     /// `tokenizer.py`; Qwen/Qwen2 `tokenizer.json`.
@@ -144,20 +145,20 @@ impl Pattern {
         }
     }
 
-    /// Calls `visit` with every piece of `text` in order; together they are `text`.
+    /// Calls `visit` with every piece of `text` in order; joined, the pieces are `text`.
     ///
     /// # Errors
     ///
-    /// `Tokenizer` if a custom pattern backtracks too much on this text; others never fail.
+    /// `Tokenizer` if a custom pattern backtracks too much on this text; the other patterns never fail.
     pub fn for_each_piece<'a>(&self, text: &'a str, mut visit: impl FnMut(&'a str)) -> Result<()> {
         self.for_each_span(text, |start, end| visit(&text[start..end]))
     }
 
-    /// Calls `visit` with where every piece of `text` starts and ends, in bytes.
+    /// Calls `visit` with the start and end of every piece of `text`, in bytes.
     ///
     /// # Errors
     ///
-    /// As [`Pattern::for_each_piece`].
+    /// Same as [`Pattern::for_each_piece`].
     #[inline(always)]
     pub fn for_each_span(&self, text: &str, visit: impl Visit) -> Result<()> {
         let bytes = text.as_bytes();
@@ -173,7 +174,7 @@ impl Pattern {
         Ok(())
     }
 
-    /// The pieces of `text`.
+    /// Returns the pieces of `text`.
     ///
     /// ```
     /// use llm_core::tokenizer::split::pretokenize::Pattern;
@@ -184,7 +185,7 @@ impl Pattern {
     ///
     /// # Errors
     ///
-    /// As [`Pattern::for_each_piece`].
+    /// Same as [`Pattern::for_each_piece`].
     pub fn pieces<'a>(&self, text: &'a str) -> Result<Vec<&'a str>> {
         let mut pieces = Vec::new();
         self.for_each_piece(text, |piece| pieces.push(piece))?;
@@ -192,10 +193,11 @@ impl Pattern {
     }
 }
 
-/// A shorter text is cut piece by piece.
+/// Minimum length of a text that is split by blocks; a shorter text is scanned piece by piece.
 const MIN_BLOCK_BYTES: usize = 8;
 
-/// Calls `visit` with each piece: from the borders of whole blocks, and one by one what those can't tell.
+/// Calls `visit` with each piece: whole blocks give most borders, and the scanner finds the remaining pieces one by
+/// one.
 #[inline(always)]
 fn scan(
     text: &[u8],
@@ -207,7 +209,7 @@ fn scan(
     let (mut first, mut start) = (0, 0);
     let (mut ends, mut num_ends) = ([0; MAX_PIECES], 0);
     while let Some(rest) = text.get(start..).filter(|rest| !rest.is_empty()) {
-        // A block has no more than 64 pieces.
+        // A block has at most 64 pieces.
         if num_ends >= MAX_PIECES - BLOCK_BYTES {
             visit.pieces(first, &ends[..num_ends]);
             (first, num_ends) = (start, 0);
@@ -225,7 +227,7 @@ fn scan(
                 continue;
             }
         }
-        // What a block can't tell the end of.
+        // The block does not show the end of this piece, so the scanner finds it.
         start += first_piece_len(classes, &text[start..]);
         ends[num_ends] = start;
         num_ends += 1;
@@ -233,7 +235,8 @@ fn scan(
     visit.pieces(first, &ends[..num_ends]);
 }
 
-/// Borders in the block that `text` starts with, its start left out, and whether another block may follow.
+/// Returns the borders in the block that `text` starts with, without the block's start, and whether another block may
+/// follow.
 #[inline(always)]
 fn block_borders(text: &[u8], classes: &Classes, borders: impl Fn(&Block) -> u64) -> (u64, bool) {
     let mut padded = [0; BLOCK_BYTES];
@@ -244,6 +247,6 @@ fn block_borders(text: &[u8], classes: &Classes, borders: impl Fn(&Block) -> u64
             Block::new(&padded, text.len(), classes)
         }
     };
-    // The first bit is where the block starts. Of its last character there may be up to three bytes.
+    // The first bit is the start of the block. Up to three bytes of an incomplete character may end the block.
     (borders(&block) & !1, block.len > BLOCK_BYTES - 4)
 }

@@ -1,11 +1,11 @@
-//! One scanner for each published pattern: the bytes of the first piece of a text that is not empty.
+//! One scanner for each published pattern: returns the length in bytes of the first piece of a text that is not empty.
 //!
-//! A piece depends on nothing before it. No scanner reads a character more than twice, so all are linear. These take
-//! any text; [`super::blocks`] finds the same borders faster where text is ASCII.
+//! A piece does not depend on the text before it. No scanner reads a character more than twice, so all scanners are
+//! linear. They accept any text; [`super::blocks`] finds the same borders faster where text is ASCII.
 
 use super::classes::{BLANK, CASELESS, Classes, LEAD, LETTER, LOWER, MARK, NEWLINE, NUMBER, SYMBOL, UPPER, WHITE};
 
-/// How a run of white space ends.
+/// The rule for the end of a run of white space.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum WhiteRule {
     /// `\s+(?!\S)|\s+`
@@ -16,7 +16,7 @@ enum WhiteRule {
     WholeAtEndOfText,
 }
 
-/// See [`Pattern::Gpt2`](super::Pattern::Gpt2).
+/// Scans a piece of [`Pattern::Gpt2`](super::Pattern::Gpt2).
 pub fn gpt2(classes: &Classes, text: &[u8]) -> usize {
     if let Some(len) = contraction_len(text, false) {
         return len;
@@ -30,22 +30,22 @@ pub fn gpt2(classes: &Classes, text: &[u8]) -> usize {
     white_len(classes, text, WhiteRule::LeaveLast)
 }
 
-/// See [`Pattern::Gpt4`](super::Pattern::Gpt4).
+/// Scans a piece of [`Pattern::Gpt4`](super::Pattern::Gpt4).
 pub fn gpt4(classes: &Classes, text: &[u8]) -> usize {
     gpt4_like(classes, text, 3, WhiteRule::EndAtNewline)
 }
 
-/// See [`Pattern::Cl100k`](super::Pattern::Cl100k).
+/// Scans a piece of [`Pattern::Cl100k`](super::Pattern::Cl100k).
 pub fn cl100k(classes: &Classes, text: &[u8]) -> usize {
     gpt4_like(classes, text, 3, WhiteRule::WholeAtEndOfText)
 }
 
-/// See [`Pattern::Qwen2`](super::Pattern::Qwen2).
+/// Scans a piece of [`Pattern::Qwen2`](super::Pattern::Qwen2).
 pub fn qwen2(classes: &Classes, text: &[u8]) -> usize {
     gpt4_like(classes, text, 1, WhiteRule::EndAtNewline)
 }
 
-/// See [`Pattern::O200k`](super::Pattern::O200k).
+/// Scans a piece of [`Pattern::O200k`](super::Pattern::O200k).
 pub fn o200k(classes: &Classes, text: &[u8]) -> usize {
     if let Some(end) = cased_word_end(classes, text) {
         return end + contraction_len(&text[end..], true).unwrap_or(0);
@@ -55,7 +55,7 @@ pub fn o200k(classes: &Classes, text: &[u8]) -> usize {
         .unwrap_or_else(|| white_len(classes, text, WhiteRule::EndAtNewline))
 }
 
-/// See [`Pattern::Whitespace`](super::Pattern::Whitespace).
+/// Scans a piece of [`Pattern::Whitespace`](super::Pattern::Whitespace).
 pub fn whitespace(classes: &Classes, text: &[u8]) -> usize {
     classes.run_end(text, 0, if classes.match_at(text, 0, WHITE).is_some() { WHITE } else { !WHITE })
 }
@@ -74,11 +74,11 @@ fn gpt4_like(classes: &Classes, text: &[u8], max_numbers: usize, white: WhiteRul
         .unwrap_or_else(|| white_len(classes, text, white))
 }
 
-/// End of the word that `text` starts with: capitals and then small letters, or capitals alone; caseless letters and
-/// marks pass for either.
+/// Returns the end of the word that `text` starts with: capitals and then lowercase letters, or capitals alone.
+/// Caseless letters and marks count as either case.
 ///
-/// The first of `[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+` and
-/// `[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*` that matches.
+/// The word is the match of the first of `[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+`
+/// and `[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*` that matches.
 fn cased_word_end(classes: &Classes, text: &[u8]) -> Option<usize> {
     const EITHER: u8 = CASELESS | MARK;
     let lead = classes.match_at(text, 0, LEAD).unwrap_or(0);
@@ -94,19 +94,19 @@ fn cased_word_end(classes: &Classes, text: &[u8]) -> Option<usize> {
     if classes.match_at(text, end, LOWER).is_some() {
         return Some(classes.run_end(text, end, LOWER | EITHER));
     }
-    // No small letter follows: the last character that passes for one ends the word, and capitals after it begin
-    // another.
+    // No lowercase letter follows: the last character that counts as one ends the word, and capitals after it begin
+    // another word.
     if after_either.is_some() {
         return after_either;
     }
-    // A mark can lead a word, but before capitals alone (or nothing) it rather passes for a small letter itself.
+    // A mark can lead a word, but before capitals alone (or nothing) the mark itself counts as a lowercase letter.
     if classes.match_at(text, 0, MARK).is_some() {
         return Some(lead);
     }
     (end > lead).then_some(end)
 }
 
-/// `\p{N}{1,max}`
+/// Returns the length of `\p{N}{1,max}`.
 #[inline(always)]
 fn numbers_len(classes: &Classes, text: &[u8], max: usize) -> Option<usize> {
     let mut end = 0;
@@ -116,7 +116,7 @@ fn numbers_len(classes: &Classes, text: &[u8], max: usize) -> Option<usize> {
     (end > 0).then_some(end)
 }
 
-/// ` ?[^\s\p{L}\p{N}]+`, then any of the bytes `tail`.
+/// Returns the length of ` ?[^\s\p{L}\p{N}]+` followed by any of the bytes in `tail`.
 #[inline(always)]
 fn symbols_len(classes: &Classes, text: &[u8], tail: &[u8]) -> Option<usize> {
     let body = usize::from(text.starts_with(b" "));
@@ -125,10 +125,10 @@ fn symbols_len(classes: &Classes, text: &[u8], tail: &[u8]) -> Option<usize> {
     (end > body).then_some(end + tail_len)
 }
 
-/// Bytes of the white space that `text` starts with, as one piece.
+/// Returns the length in bytes of the white-space piece that `text` starts with.
 ///
-/// A run may end after its last newline; else it leaves its last character to the word that follows, unless it has
-/// only one or the text ends.
+/// A run may end after its last newline. Otherwise the run leaves its last character to the next word, unless it has
+/// only one character or ends the text.
 #[inline(always)]
 fn white_len(classes: &Classes, text: &[u8], rule: WhiteRule) -> usize {
     let (mut end, mut last_len, mut after_newline) = (0, 0, 0);
@@ -147,10 +147,10 @@ fn white_len(classes: &Classes, text: &[u8], rule: WhiteRule) -> usize {
     if text_ends || end == last_len { end } else { end - last_len }
 }
 
-/// Bytes of `'s`, `'t`, `'re`, `'ve`, `'m`, `'ll` or `'d` at the start of `text`.
+/// Returns the length in bytes of `'s`, `'t`, `'re`, `'ve`, `'m`, `'ll` or `'d` at the start of `text`.
 ///
-/// Unicode's simple case folding maps the long s (`ſ`) to `s`, and it is the only character beyond ASCII that folds to
-/// one of these letters.
+/// Unicode's simple case folding maps the long s (`ſ`) to `s`; no other character beyond ASCII folds to one of these
+/// letters.
 #[inline(always)]
 pub fn contraction_len(text: &[u8], ignore_case: bool) -> Option<usize> {
     if *text.first()? != b'\'' {

@@ -1,16 +1,16 @@
-//! How pieces are handed over.
+//! The interface that receives pieces.
 
 use super::masks::BLOCK_BYTES;
 
 /// Maximum number of pieces that [`Visit::pieces`] takes at once: the pieces of six blocks.
 pub const MAX_PIECES: usize = 6 * BLOCK_BYTES;
 
-/// Takes the pieces of a text. Every closure is a visitor; a named type can be inlined into the loop.
+/// Receives the pieces of a text. Every closure is a visitor; a named type can be inlined into the loop.
 pub trait Visit {
-    /// Takes the piece from byte `start` to byte `end`.
+    /// Receives the piece from byte `start` to byte `end`.
     fn piece(&mut self, start: usize, end: usize);
 
-    /// Takes adjacent pieces: the first starts at `start`, every other one where the previous one ends.
+    /// Receives adjacent pieces: the first starts at `start`, and every other piece starts where the previous one ends.
     #[inline(always)]
     fn pieces(&mut self, start: usize, ends: &[usize]) {
         let mut start = start;
