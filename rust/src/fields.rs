@@ -1,4 +1,4 @@
-//! Structs whose fields a caller fills or reads by name.
+//! Structs with fields that a caller fills or reads by name.
 
 use crate::Result;
 
@@ -14,8 +14,8 @@ pub trait Fields<T> {
 
 /// Declares a settings struct once: its fields, their defaults, and `read`, which fills the fields by name.
 ///
-/// `read` keeps the names in Rust equal to those of the caller's struct: a renamed field fails at the first request
-/// instead of falling back to a default in silence. Fields after `own:` are not read; they keep their defaults.
+/// `read` keeps the names in Rust equal to those of the caller's struct: after a rename on one side, the first request
+/// fails instead of silently using a default. Fields after `own:` are not read; they keep their defaults.
 macro_rules! settings {
     (
         $(#[$meta:meta])*

@@ -6,7 +6,7 @@ use super::row::LogitsRow;
 use super::scale::Scale;
 use super::scan::{CHUNK, collect_from, sum_weights};
 
-/// Memory reused from draw to draw.
+/// Memory that each draw reuses.
 #[derive(Debug, Default)]
 pub(super) struct DrawScratch {
     candidates: Candidates,
@@ -67,7 +67,7 @@ fn least_weight(params: &SamplingParams, total: Option<f64>, vocab_len: usize) -
     by_top_p.max(params.min_p * (1.0 - 1e-6))
 }
 
-/// Draws from all tokens: the chunk sums give the chunk, then a scan of that chunk gives the token.
+/// Draws from all tokens: the chunk sums select the chunk, then a scan of that chunk selects the token.
 fn pick_from_all(row: &LogitsRow<'_>, scale: Scale, uniform: f64, sums: &mut Vec<f64>) -> u32 {
     sum_weights(row.logits(), row.maxima(), scale, sums);
     let target = uniform * sums.iter().sum::<f64>();
@@ -78,7 +78,7 @@ fn pick_from_all(row: &LogitsRow<'_>, scale: Scale, uniform: f64, sums: &mut Vec
             mass += sum;
             continue;
         }
-        // Added one by one, the weights may round to less than the chunk's sum; the draw is then the chunk's last token.
+        // Added one by one, the weights may round to less than the chunk's sum; the chunk's last token is then drawn.
         for (offset, &logit) in chunk.iter().enumerate() {
             let weight = f64::from(scale.weight(logit));
             if weight > 0.0 {
@@ -91,6 +91,6 @@ fn pick_from_all(row: &LogitsRow<'_>, scale: Scale, uniform: f64, sums: &mut Vec
         }
         return last_possible;
     }
-    // Since `uniform` < 1, only the rounding of the product leads here.
+    // Since `uniform` < 1, only rounding of the product can lead here.
     row.logits().iter().rposition(|&logit| scale.weight(logit) > 0.0).unwrap_or_default() as u32
 }

@@ -1,9 +1,9 @@
 //! Sampling: turns a row of logits into a token.
 //!
 //! Each row goes through `mask → allowed ids → bias → penalties → banned ids → temperature → top-k → top-p → min-p →
-//! typical-p → draw`. A draw depends on the row, the request's own history and its seed alone: never on the batch, the
-//! threads, the machine's vectors, the request's id or the step. `tests/reference/sampling.py` is the slow twin of this
-//! module.
+//! typical-p → draw`. A draw depends only on the row, the request's own history and its seed, never on the batch, the
+//! threads, the machine's vector width, the request's id or the step. `tests/reference/sampling.py` is the slow
+//! reference implementation of this module.
 
 mod draw;
 mod exp;

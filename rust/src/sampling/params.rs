@@ -1,4 +1,4 @@
-//! How one request is sampled.
+//! Sampling parameters of one request.
 
 use std::sync::Arc;
 
@@ -7,17 +7,17 @@ use crate::fields::settings;
 use crate::{Error, Result};
 
 settings! {
-    /// Settings that decide the next token, once the logits are there. The range of each setting is the caller's to
-    /// declare and [`Self::validate`]'s to check.
+    /// Settings that decide the next token from the model's logits. The caller declares the range of each setting, and
+    /// [`Self::validate`] checks it.
     #[derive(Debug, Clone, PartialEq)]
     pub struct SamplingParams {
-        /// Temperature: 0 is greedy, 1 the model's own distribution.
+        /// Temperature: 0 is greedy; 1 keeps the model's own distribution.
         pub temperature: f64 = 1.0,
-        /// Number of likeliest tokens to keep; 0 keeps all.
+        /// Number of most likely tokens to keep; 0 keeps all.
         pub top_k: usize = 0,
-        /// Mass of the smallest set of likeliest tokens to keep, in (0, 1].
+        /// Mass of the smallest set of most likely tokens to keep, in (0, 1]; 1 keeps all.
         pub top_p: f64 = 1.0,
-        /// Share of the likeliest token's probability below which tokens are dropped, in [0, 1].
+        /// Share of the most likely token's probability below which tokens are dropped, in [0, 1].
         pub min_p: f64 = 0.0,
         /// Mass of the set of most typical tokens to keep, in (0, 1]; 1 keeps all.
         pub typical_p: f64 = 1.0,
@@ -25,17 +25,17 @@ settings! {
         pub logit_bias: Vec<(u32, f32)> = Vec::new(),
         /// The only ids that may be drawn; `None` allows all.
         pub allowed_token_ids: Option<Arc<TokenMask>> = None,
-        /// Divisor of positive and factor of negative logits of tokens seen in prompt or output.
+        /// Divisor of positive logits and factor of negative logits, for tokens in the prompt or output.
         pub repetition_penalty: f64 = 1.0,
-        /// Value subtracted once from each token seen in the output.
+        /// Value subtracted once from the logit of each token in the output.
         pub presence_penalty: f64 = 0.0,
-        /// Value subtracted for each time a token was seen in the output.
+        /// Value subtracted from a token's logit for each of its occurrences in the output.
         pub frequency_penalty: f64 = 0.0,
         /// Key of the request's random stream.
         pub seed: u64 = 0,
-        /// `Some(n)`: report the chosen token's log-probability and rank, and the n likeliest tokens.
+        /// `Some(n)`: report the chosen token's log-probability and rank, and the n most likely tokens.
         pub logprobs: Option<usize> = None,
-        /// `Some(n)`: report the same of each prompt token but the first.
+        /// `Some(n)`: report the same for every prompt token except the first.
         pub prompt_logprobs: Option<usize> = None,
         own:
         /// Index of this answer among the answers to its prompt; each answer has a random stream of its own.
@@ -75,24 +75,25 @@ impl SamplingParams {
         Ok(())
     }
 
-    /// Whether the likeliest token is always taken. A temperature that is 0 in fp32 counts: dividing by it can't.
+    /// Returns whether the most likely token is always taken. A temperature that rounds to 0 in f32 counts as greedy,
+    /// since logits can't be divided by it.
     pub fn is_greedy(&self) -> bool {
         self.temperature as f32 == 0.0
     }
 
-    /// Whether earlier tokens change the logits.
+    /// Returns whether earlier tokens change the logits.
     pub fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0 || self.counts_output()
     }
 
-    /// Whether the output's tokens weigh more than the prompt's.
+    /// Returns whether a presence or frequency penalty applies; both need the counts of the output tokens.
     pub(super) fn counts_output(&self) -> bool {
         self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
 
 impl SamplingParams {
-    /// Whether top-p, min-p or typical-p drop any token.
+    /// Returns whether top-p, min-p or typical-p may drop a token.
     pub(super) fn has_mass_filters(&self) -> bool {
         self.top_p < 1.0 || self.min_p > 0.0 || self.typical_p < 1.0
     }

@@ -1,4 +1,4 @@
-//! Changes to single logits before probabilities are computed: bias and penalties.
+//! Changes individual logits before probabilities are computed: bias and penalties.
 
 use rustc_hash::FxHashMap;
 
@@ -76,7 +76,8 @@ impl Seen {
     }
 }
 
-/// Applies only the repetition penalty to each token of a history. Needs no counts, which takes half the time.
+/// Applies only the repetition penalty to each token of a history. Takes half the time of [`apply_penalties`], because
+/// it needs no counts.
 pub(super) fn apply_repetition(row: &mut LogitsRow<'_>, penalty: f64, history: [&[u32]; 2], seen: &mut Seen) {
     let vocab_len = row.logits().len();
     let ids = || history.into_iter().flatten().copied().filter(|&id| (id as usize) < vocab_len);

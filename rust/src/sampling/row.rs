@@ -1,4 +1,4 @@
-//! One row of logits, with the maximum of each chunk kept up to date.
+//! One row of logits, with an up-to-date maximum for each chunk.
 
 use super::scan::{CHUNK, chunk_max, scan_maxima};
 use crate::{Error, Result};
@@ -82,7 +82,7 @@ impl<'a> LogitsRow<'a> {
     ///
     /// # Errors
     ///
-    /// If the row holds a NaN or +inf, or only -inf: its softmax would silently be meaningless.
+    /// If the row holds a NaN or +inf, or only -inf: its softmax would be meaningless without any error.
     pub fn finite_max(&mut self, what: &str) -> Result<f32> {
         while let Some(chunk) = self.maxima.stale.pop() {
             let start = chunk * CHUNK;
@@ -90,7 +90,7 @@ impl<'a> LogitsRow<'a> {
             self.maxima.of_chunk[chunk] = chunk_max(&self.logits[start..end]);
         }
         if self.has_nan {
-            // The NaN may have been masked since.
+            // The NaN may have been masked since the last scan.
             self.rescan();
         }
         let max = chunk_max(&self.maxima.of_chunk);

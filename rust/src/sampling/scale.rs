@@ -15,7 +15,7 @@ impl Scale {
         Self { max, inverse_temperature: (1.0 / temperature).min(f32::MAX) }
     }
 
-    /// The distance below the maximum, divided by the temperature.
+    /// Returns the logit's difference from the maximum, divided by the temperature.
     #[inline(always)]
     pub fn scaled(self, logit: f32) -> f32 {
         (logit - self.max) * self.inverse_temperature
