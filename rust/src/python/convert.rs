@@ -1,4 +1,4 @@
-//! Arguments from Python as the core takes them.
+//! Converts arguments from Python to types of the core.
 
 use numpy::PyReadonlyArray1;
 use pyo3::buffer::PyBuffer;
@@ -9,10 +9,10 @@ use pyo3::types::{PyDict, PyList, PyString};
 
 use crate::Error;
 
-/// From this many ids on, a detour through Python's `array` reads a list faster than asking each integer.
+/// Minimum length of a list at which a detour through Python's `array` is faster than converting each integer.
 const MIN_ARRAY_IDS: usize = 32;
 
-/// The ids in a `uint32` array, copied at once, or in any sequence of integers.
+/// Returns the ids in a `uint32` array, copied in one go, or in any sequence of integers.
 pub fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     if let Ok(list) = ids.cast::<PyList>()
         && list.len() >= MIN_ARRAY_IDS
@@ -27,7 +27,7 @@ pub fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     ids.into_iter().enumerate().map(|(index, id)| narrow(index, id)).collect()
 }
 
-/// The ids in a list, if all are integers from 0 to 2**32 - 1.
+/// Returns the ids in a list if all are integers from 0 to 2**32 - 1.
 fn ids_by_array(list: &Bound<'_, PyList>) -> Option<Vec<u32>> {
     static ARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let py = list.py();
@@ -42,12 +42,12 @@ fn narrow(index: usize, id: i64) -> PyResult<u32> {
     })
 }
 
-/// The special tokens in a dict of texts and ids.
+/// Returns the special tokens in a dict from texts to ids.
 pub fn special_tokens(tokens: &Bound<'_, PyDict>) -> PyResult<Vec<(String, u32)>> {
     tokens.iter().map(|(text, id)| Ok((text.extract()?, id.extract()?))).collect()
 }
 
-/// The text as UTF-8, without a copy where Python already holds it that way.
+/// Returns the text as UTF-8, without a copy if Python already holds it as UTF-8.
 pub fn utf8<'a>(text: &'a Bound<'_, PyString>) -> PyResult<&'a str> {
     text.to_str().map_err(|_| {
         Error::InvalidArgument(
@@ -59,7 +59,7 @@ pub fn utf8<'a>(text: &'a Bound<'_, PyString>) -> PyResult<&'a str> {
     })
 }
 
-/// A number from Python that must be above 0.
+/// Checks that a number from Python is above 0.
 pub fn positive(name: &str, number: i64) -> crate::Result<usize> {
     usize::try_from(number)
         .ok()

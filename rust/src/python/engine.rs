@@ -1,4 +1,4 @@
-//! Binding of the `engine` module: arrays in, arrays out, one crossing each for schedule and update.
+//! Binding of the `engine` module: arrays in, arrays out, with one call each for schedule and update.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -18,7 +18,7 @@ use crate::scheduler::{SchedulerConfig, StepPlan};
 use crate::tokenizer::tokens::TokenTable;
 use crate::{Error, Result};
 
-/// The engine without its model. Any thread may call it; calls wait for each other with the GIL released.
+/// The engine without its model. Any thread may call it; concurrent calls wait for each other with the GIL released.
 #[pyclass(frozen, name = "EngineCore", module = "llm._rust")]
 struct PyEngineCore(Mutex<EngineCore>);
 
@@ -76,7 +76,7 @@ impl PyEngineCore {
     }
 
     fn schedule(&self, py: Python<'_>) -> PyResult<Option<PyStepPlan>> {
-        // The lock is kept until the plan's buffers are copied, for which the GIL is needed again.
+        // Holds the lock until the plan's buffers are copied, since copying needs the GIL again.
         let mut guard = self.0.lock_py_attached(py).map_err(poisoned)?;
         let core = &mut *guard;
         let plan = py.detach(|| core.schedule())?;
@@ -126,7 +126,7 @@ impl PyEngineCore {
     }
 }
 
-/// What one forward pass computes, as NumPy arrays.
+/// The input of one forward pass, as NumPy arrays.
 #[pyclass(frozen, get_all, name = "StepPlan", module = "llm._rust")]
 struct PyStepPlan {
     token_ids: Py<PyArray1<i64>>,
@@ -141,7 +141,7 @@ struct PyStepPlan {
 }
 
 impl PyStepPlan {
-    /// Copies the plan, whose buffers the next step fills anew: what the caller keeps stays as it is.
+    /// Copies the plan into arrays that the caller may keep; the next step overwrites the plan's buffers.
     fn new(py: Python<'_>, plan: &StepPlan) -> PyResult<Self> {
         let table_shape = [plan.request_ids.len(), plan.max_blocks];
         let copies = plan.block_copies.as_flattened();
@@ -159,12 +159,12 @@ impl PyStepPlan {
     }
 }
 
-/// What a step gave each request.
+/// The tokens and results of a step, one entry per request.
 #[pyclass(frozen, get_all, name = "StepOutputs", module = "llm._rust")]
 struct PyStepOutputs {
     request_ids: Py<PyArray1<u64>>,
     token_ids: Py<PyArray1<u32>>,
-    // Lists, not vectors: a vector would be converted anew at each access.
+    // Lists rather than vectors, because each access to a vector would convert it again.
     texts: Py<PyList>,
     finish_reasons: Py<PyArray1<u8>>,
     logprobs: Py<PyArray1<f32>>,

@@ -1,15 +1,15 @@
-//! Maps every error of the core to one class of `llm.errors`.
+//! Maps each error of the core to a class of `llm.errors`.
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::Error;
 
-/// The Python exception for `error`.
+/// Converts `error` to a Python exception.
 ///
 /// # Errors
 ///
-/// Never fails: where `llm.errors` can't be imported, the import's own exception is what the caller sees.
+/// Never fails: if `llm.errors` can't be imported, the import's own exception is returned.
 pub fn to_python(error: Error) -> PyErr {
     let class = match &error {
         Error::InvalidArgument(_) => "InvalidArgumentError",

@@ -47,7 +47,7 @@ impl Fields<Option<Arc<TokenMask>>> for Attributes<'_, '_> {
 }
 
 impl Fields<Option<NgramConfig>> for Attributes<'_, '_> {
-    /// `None` for a draft model as well: its tokens come through `set_drafts`.
+    /// Returns `None` for a draft model too, because its tokens arrive through `set_drafts`.
     fn field(&self, name: &'static str) -> Result<Option<NgramConfig>> {
         let settings = self.get(name, |value| Ok(value.hasattr("max_ngram")?.then(|| value.clone())))?;
         settings.map(|value| NgramConfig::read(&Attributes(&value))).transpose()

@@ -1,4 +1,4 @@
-//! Binding of the `kernels` module: tensors that PyTorch owns as addresses, checked here and kept alive.
+//! Binding of the `kernels` module: takes the addresses of PyTorch's tensors, checks the tensors and keeps them alive.
 
 use std::sync::Mutex;
 
@@ -14,7 +14,7 @@ use crate::kernels::{
 };
 use crate::{Error, Result};
 
-/// The address, shape and type of a PyTorch tensor; checked when the tensor is used.
+/// The address, shape and type of a PyTorch tensor; each use checks them.
 struct Tensor {
     address: usize,
     shape: Vec<usize>,
@@ -38,7 +38,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Tensor {
 }
 
 impl Tensor {
-    /// Returns the number format, if kernels can read the tensor in place.
+    /// Returns the number format, provided that kernels can read the tensor in place.
     fn dtype(&self) -> Result<Dtype> {
         let dtype = match self.dtype.as_str() {
             "torch.float32" => Some(Dtype::F32),
@@ -64,7 +64,7 @@ impl Tensor {
         self.part(0, rows, cols)
     }
 
-    /// Returns the layers along the first of three dimensions.
+    /// Returns the linear layers stacked along the first of three dimensions.
     fn stacked(&self) -> Result<Vec<Linear>> {
         let [num, rows, cols] = self.shape[..] else {
             return Err(Error::InvalidArgument(format!(
@@ -75,11 +75,12 @@ impl Tensor {
         (0..num).map(|idx| Ok(Linear { weight: self.part(idx * rows * cols, rows, cols)?, bias: None })).collect()
     }
 
-    /// Returns the matrix that begins at number `start`.
+    /// Returns the `rows × cols` matrix that begins at element `start`.
     fn part(&self, start: usize, rows: usize, cols: usize) -> Result<Matrix> {
         let dtype = self.dtype()?;
         let address = self.address + start * dtype.size();
-        // SAFETY: the tensor is contiguous and of this size; `PyCpuModel` keeps it alive, and nobody trains it.
+        // SAFETY: `dtype` found the tensor contiguous, and it holds this matrix from `start` on; `PyCpuModel` keeps the
+        // tensor alive, and nothing writes to weights during inference.
         #[expect(unsafe_code, reason = "PyTorch owns the memory")]
         unsafe {
             Matrix::from_raw(address as *const u8, rows, cols, dtype)
@@ -94,7 +95,7 @@ fn entry<'py, T: FromPyObjectOwned<'py>>(weights: &Bound<'py, PyDict>, name: &st
     value.extract().map_err(Into::into)
 }
 
-/// Reads a type of the kernels from a dictionary with the names of its fields.
+/// Reads a type of the kernels from a dictionary keyed by the type's field names.
 macro_rules! from_dict {
     ($type:ty, |$weights:ident| $read:expr) => {
         impl<'a, 'py> FromPyObject<'a, 'py> for $type {
@@ -204,7 +205,7 @@ from_dict!(ModelSpec, |model| Self {
     activation: entry(model, "activation")?,
 });
 
-/// A model on the CPU kernels, over weights and a cache that PyTorch owns.
+/// A model on the CPU kernels; PyTorch owns its weights and cache.
 #[pyclass(frozen, name = "CpuModel", module = "llm._rust")]
 struct PyCpuModel {
     model: Mutex<CpuModel>,
@@ -271,13 +272,13 @@ impl PyCpuModel {
         Ok(())
     }
 
-    /// Instruction set of the kernels.
+    /// Returns the name of the kernels' instruction set.
     #[getter]
     fn instruction_set(&self) -> &'static str {
         self.isa.name()
     }
 
-    /// Threads that share a step, the calling thread included.
+    /// Returns the number of threads that share a step, including the calling thread.
     #[getter]
     fn num_threads(&self) -> usize {
         self.num_threads
@@ -293,7 +294,7 @@ fn named_set(name: Option<&str>) -> Result<Isa> {
     })
 }
 
-/// Returns the instruction sets that this machine has and the kernels are compiled for, best last.
+/// Returns the instruction sets that this machine supports and the kernels are compiled for, the best one last.
 #[pyfunction]
 fn instruction_sets() -> Vec<&'static str> {
     Isa::supported().into_iter().map(Isa::name).collect()
@@ -309,7 +310,8 @@ fn caches_of(keys: &[Tensor], values: &[Tensor]) -> Result<(CacheShape, Vec<Cach
     if keys.len() != values.len() || !keys.iter().chain(values).all(is_same) {
         return Err(Error::InvalidArgument("keys and values of all layers must be of one shape and dtype".to_owned()));
     }
-    // SAFETY: the tensors are contiguous and of this shape; `PyCpuModel` keeps them alive and runs one step at a time.
+    // SAFETY: the checks above found contiguous tensors of one shape; `PyCpuModel` keeps them alive, and its mutex
+    // admits one step at a time.
     #[expect(unsafe_code, reason = "PyTorch owns the memory")]
     let part = |tensor: &Tensor| unsafe { CachePart::from_raw(tensor.address as *mut u8) };
     let caches =

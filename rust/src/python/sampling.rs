@@ -1,4 +1,4 @@
-//! Binding of the `sampling` module, and of the parameters it shares with the engine.
+//! Binding of the `sampling` module and of the parameters that it shares with the engine.
 
 use std::borrow::Cow;
 
@@ -35,7 +35,7 @@ impl PyRequestParams {
     }
 }
 
-/// One token a row, drawn or given. Arrays are made where they are asked for: most callers want the ids alone.
+/// One token per row, sampled or given. Arrays are created on access, because most callers need only the ids.
 #[pyclass(frozen, name = "SampledTokens", module = "llm._rust")]
 struct PySampledTokens(Vec<Sampled>);
 
@@ -108,7 +108,7 @@ fn sample(
     Ok(PySampledTokens(name_rows(sampled.into_iter().flatten())?))
 }
 
-/// Log-probability, rank and likeliest alternatives of one given token a row.
+/// Returns the log-probability and rank of one given token per row, and the most likely alternatives.
 #[pyfunction]
 #[pyo3(name = "token_logprobs", signature = (logits, token_ids, n=0, *, vocab_size=None, pad_id=None))]
 fn py_token_logprobs(
@@ -140,7 +140,7 @@ fn py_token_logprobs(
     Ok(PySampledTokens(scored.map(|(id, logprobs)| Sampled { id, logprobs: Some(logprobs) }).collect()))
 }
 
-/// A row's request.
+/// The parameters and history of a row's request.
 struct Row<'a> {
     params: &'a RequestParams,
     prompt: Cow<'a, [u32]>,
@@ -166,10 +166,10 @@ fn banned_ids(params: &RequestParams, output_len: usize, eos_ids: &[u32]) -> Vec
     if output_len >= params.min_tokens { Vec::new() } else { params.stop_ids(eos_ids) }
 }
 
-/// A history that is read, held for reading; none where no penalty asks for it.
+/// A history array borrowed for reading; `None` if no penalty needs it.
 type HeldIds<'py> = Option<PyReadonlyArray1<'py, u32>>;
 
-/// The histories of rows that read them; borrowing an array takes longer than sampling a short row.
+/// Borrows the histories of rows with penalties only: borrowing an array takes longer than sampling a short row.
 fn histories<'py>(arrays: &[Bound<'py, PyArray1<u32>>], params: &[&RequestParams]) -> PyResult<Vec<HeldIds<'py>>> {
     let borrowed = |(array, params): (&Bound<'py, PyArray1<u32>>, &&RequestParams)| {
         let is_read = params.sampling.has_penalties() && !array.is_empty();
@@ -178,7 +178,7 @@ fn histories<'py>(arrays: &[Bound<'py, PyArray1<u32>>], params: &[&RequestParams
     arrays.iter().zip(params).map(borrowed).collect()
 }
 
-/// An array's ids without a copy, unless they lie apart.
+/// Returns the ids of an array, copied only if the array is not contiguous.
 fn ids_of<'a>(history: &'a HeldIds<'_>) -> Cow<'a, [u32]> {
     match history.as_ref().map(|array| (array, array.as_slice())) {
         None => Cow::Borrowed(&[]),
@@ -198,7 +198,7 @@ fn check_lengths(num_rows: usize, lengths: [usize; 3]) -> Result<()> {
     )))
 }
 
-/// All rows' results, or the first error with its row's number.
+/// Returns the results of all rows, or the first error together with its row number.
 fn name_rows<T>(rows: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
     let named = |(row, result): (usize, Result<T>)| {
         result.map_err(|error| Error::InvalidArgument(format!("row {row}: {error}")))
@@ -206,27 +206,27 @@ fn name_rows<T>(rows: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
     rows.into_iter().enumerate().map(named).collect()
 }
 
-/// A list with `(ids, logprobs)` for each row that asked for its likeliest tokens, else `None`.
+/// Creates a list with `(ids, logprobs)` for each row that requested its most likely tokens, and `None` for other rows.
 pub(super) fn top_logprobs_list(py: Python<'_>, rows: Vec<Option<Vec<(u32, f32)>>>) -> PyResult<Py<PyList>> {
     let split = |row: Option<Vec<(u32, f32)>>| row.map(|top| top.into_iter().unzip::<_, _, Vec<_>, Vec<_>>());
     Ok(PyList::new(py, rows.into_iter().map(split))?.unbind())
 }
 
-/// Logits as a caller gives them: float32, or bfloat16 as the 16-bit integers of its bits.
+/// Logits from a caller: float32, or bfloat16 as 16-bit integers with the same bits.
 pub(super) enum Logits<'py> {
     F32(PyReadwriteArray2<'py, f32>),
     Bits(PyReadwriteArray2<'py, u16>),
     SignedBits(PyReadwriteArray2<'py, i16>),
 }
 
-/// The same while the GIL is released.
+/// The data of [`Logits`] while the GIL is released.
 pub(super) enum LogitsMut<'a> {
     F32(&'a mut [f32]),
     Bf16(&'a mut [u16]),
 }
 
 impl<'py> Logits<'py> {
-    /// A view that may be written, or an error that says what was given.
+    /// Returns a writable view of the logits, or an error that describes the argument.
     pub fn new(array: &Bound<'py, PyAny>) -> Result<Self> {
         let logits = (writable(array).map(Self::F32))
             .or_else(|| writable(array).map(Self::Bits))
@@ -244,7 +244,7 @@ impl<'py> Logits<'py> {
         })
     }
 
-    /// Rows and columns; there must be a column.
+    /// Returns the number of rows and columns; fails if there are no columns.
     pub fn shape(&self) -> Result<[usize; 2]> {
         let shape = match self {
             Self::F32(array) => array.shape(),
@@ -257,7 +257,7 @@ impl<'py> Logits<'py> {
         }
     }
 
-    /// Works on them with the GIL released.
+    /// Runs `work` on the logits with the GIL released.
     pub fn work<R: Send>(&mut self, py: Python<'_>, work: impl FnOnce(LogitsMut<'_>) -> R + Send) -> PyResult<R> {
         Ok(match self {
             Self::F32(array) => {
@@ -281,7 +281,7 @@ fn writable<'py, T: Element>(array: &Bound<'py, PyAny>) -> Option<PyReadwriteArr
     array.try_readwrite().ok()
 }
 
-/// A view of logits that may be written, or an error that says what was given.
+/// Returns a writable view of float32 logits, or an error that describes the argument.
 pub(super) fn writable_logits<'py>(array: &Bound<'py, PyAny>) -> Result<PyReadwriteArray2<'py, f32>> {
     array
         .cast::<PyArray2<f32>>()
@@ -300,7 +300,7 @@ pub(super) fn writable_logits<'py>(array: &Bound<'py, PyAny>) -> Result<PyReadwr
         })
 }
 
-/// The uniform number a request draws for its output token `output_idx`.
+/// Returns the uniform number that a request draws for its output token `output_idx`.
 #[pyfunction]
 #[pyo3(signature = (seed, output_idx, *, choice_index=0, draw_idx=0))]
 fn philox_uniform(seed: u64, output_idx: u64, choice_index: u32, draw_idx: u32) -> f64 {

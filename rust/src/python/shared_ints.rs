@@ -1,4 +1,4 @@
-//! Python's integers for token ids, shared by all lists: a new one takes 15 ns and 32 bytes.
+//! Python integers for token ids, shared by all lists; creating one takes 15 ns and 32 bytes.
 
 #![expect(unsafe_code, reason = "bench `encode-list`: a list takes a fifth less time than with pointers of `Py`")]
 
@@ -9,35 +9,35 @@ use pyo3::types::{PyInt, PyList};
 use crate::prefetch;
 use crate::tokenizer::memory::LargeSlice;
 
-/// How many ids before it is needed an integer is asked for.
+/// Number of ids ahead of its use at which an integer is prefetched.
 const AHEAD: usize = 12;
 
-/// With more ids than this their distances lie on a large page, half of which has room for as many as the other says.
+/// With more ids than this, the distances are stored on a large page; half a page holds `HALF_PAGE_IDS` of them.
 const MANY_IDS: usize = 1 << 16;
 const HALF_PAGE_IDS: usize = 1 << 18;
 
-/// Distances are in words of so many bytes.
+/// Unit of a distance in bytes.
 const WORD: isize = 8;
 
-/// The integer of each id, from when it was first listed.
+/// The Python integer of each id, created when the id is first listed.
 ///
-/// They are spread over megabytes, and a list reads where each is. Distances take half the room of pointers, and on a large
-/// page the processor knows where to look.
+/// The integers are spread over megabytes, and every list looks up their addresses. Distances take half the memory of
+/// pointers, and a large page makes TLB misses on them rare.
 pub struct SharedInts {
-    /// How far from the first in `kept` each is; zero where there is none.
+    /// Distance of each integer from the first in `kept`; 0 for an id without an integer.
     distances: LargeSlice<i32>,
-    /// Keeps them alive. The first stands for no id.
+    /// Owns the integers. The first one stands for no id.
     kept: Vec<Py<PyInt>>,
 }
 
 impl SharedInts {
-    /// None yet, for ids below `len`.
+    /// Creates a table without integers for ids below `len`.
     pub fn new(py: Python<'_>, len: usize) -> Self {
         let len = if len > MANY_IDS { len.max(HALF_PAGE_IDS) } else { len };
         Self { distances: LargeSlice::new(len), kept: vec![PyInt::new(py, u64::MAX).unbind()] }
     }
 
-    /// A list of ids.
+    /// Creates a list of ids.
     pub fn list<'py>(&mut self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
         let (origin, kept) = (self.kept[0].as_ptr(), &mut self.kept);
         let distances = self.distances.get_mut();
@@ -45,7 +45,7 @@ impl SharedInts {
             if let Some(&ahead) = ids.get(index + AHEAD)
                 && let Some(&distance) = distances.get(ahead as usize)
             {
-                // Its count will be written to.
+                // Prefetched because adding it to the list writes to its reference count.
                 prefetch::near(at(origin, distance));
             }
             match distances.get_mut(id as usize) {
@@ -56,8 +56,8 @@ impl SharedInts {
                             None => return PyInt::new(py, id),
                         }
                     }
-                    // SAFETY: `keep` measured this distance from the first integer of `kept` to another one that it put into
-                    // `kept`, which never drops one: the pointer is that of a live `int`.
+                    // SAFETY: `keep` measured this distance from the first integer in `kept` to another integer that it
+                    // pushed to `kept`. `kept` never drops an integer, so the pointer is that of a live `int`.
                     unsafe { Bound::from_borrowed_ptr(py, at(origin, *distance)).cast_into_unchecked() }
                 }
                 None => PyInt::new(py, id),
@@ -67,7 +67,7 @@ impl SharedInts {
     }
 }
 
-/// Makes the integer of an id, and tells how far from the first it is, if that can be told.
+/// Creates the integer of an id and returns its distance from the first, or `None` if the distance does not fit.
 #[cold]
 #[inline(never)]
 fn keep(py: Python<'_>, kept: &mut Vec<Py<PyInt>>, id: u32) -> Option<i32> {

@@ -11,7 +11,7 @@ use crate::scheduler::{
 };
 use crate::{Error, Result};
 
-/// Requests for `simulate_scheduler`.
+/// A load of requests for `simulate_scheduler`.
 #[pyclass(frozen, name = "SimulatedLoad", module = "llm._rust")]
 struct PySimulatedLoad(Load);
 

@@ -27,16 +27,16 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyTrainer>()
 }
 
-/// Shorter texts are encoded with the GIL held, within some microseconds.
+/// Length from which a text is encoded with the GIL released; shorter texts take only a few microseconds.
 const DETACHED_BYTES: usize = 2048;
 
 /// Byte-level BPE; see `_rust.pyi`.
 #[pyclass(name = "Tokenizer", module = "llm._rust", frozen)]
 struct PyTokenizer {
     inner: Tokenizer,
-    /// The integers in lists.
+    /// Python integers shared by all lists of ids.
     ints: Mutex<Option<SharedInts>>,
-    /// Ids in lists so far: room for those integers pays once there are some.
+    /// Number of ids listed so far; shared integers pay off once there are enough.
     listed: AtomicUsize,
 }
 
@@ -45,21 +45,21 @@ impl PyTokenizer {
         Self { inner, ints: Mutex::default(), listed: AtomicUsize::new(0) }
     }
 
-    /// The ids of a text. Special tokens in it are ordinary text unless `allow_special`.
+    /// Returns the ids of a text. Special tokens in the text are ordinary text unless `allow_special` is set.
     #[inline]
     fn ids(&self, py: Python<'_>, text: &Bound<'_, PyString>, allow_special: bool) -> PyResult<Vec<u32>> {
         let text = utf8(text)?;
         let allowed = if allow_special { Allowed::All } else { Allowed::None };
-        // A short text is encoded before another thread could make use of the GIL.
+        // A short text is encoded before another thread could use the GIL.
         let encode = || self.inner.encode(text, &allowed);
         Ok(if text.len() < DETACHED_BYTES { encode() } else { py.detach(encode) }?)
     }
 
-    /// Ids of this tokenizer as a list.
+    /// Creates a list of ids of this tokenizer.
     fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
         let size = self.inner.vocab().size();
         let listed = self.listed.fetch_add(ids.len(), Ordering::Relaxed) + ids.len();
-        // Not waited for: who has it may be waiting for the GIL.
+        // Does not wait for the lock, because its holder may be waiting for the GIL.
         let mut ints = match self.ints.try_lock() {
             Ok(ints) if listed > size / 16 => ints,
             _ => return PyList::new(py, ids),
@@ -233,7 +233,8 @@ impl PyTokenizer {
 /// Counts text and learns merges; see `_rust.pyi`.
 #[pyclass(name = "BPETrainer", module = "llm._rust", frozen)]
 struct PyTrainer {
-    /// Locked only with the GIL released, so a thread that waits here never keeps the one that counts from ending.
+    /// Locked only while the GIL is released, so that a thread waiting for the lock never blocks the thread that
+    /// counts.
     inner: Mutex<Trainer>,
 }
 
@@ -283,8 +284,8 @@ impl PyTrainer {
 }
 
 impl PyTrainer {
-    /// Runs `work` with the GIL released. What it reports goes to `progress`, once Ctrl-C was looked for; what either
-    /// raises ends `work` and is raised here.
+    /// Runs `work` with the GIL released. Each report checks for Ctrl-C and then calls `progress`; an exception from
+    /// either ends `work` and is raised here.
     fn reporting<T: Send, A>(
         &self,
         py: Python<'_>,

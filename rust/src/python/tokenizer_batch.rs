@@ -1,4 +1,4 @@
-//! Binding of the ways to encode and decode beyond the plain one: plans and batches.
+//! Binding of encoding with plans, and of encoding and decoding in batches.
 
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
@@ -16,11 +16,11 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEncodePlan>()
 }
 
-/// How texts become ids; see `_rust.pyi`.
+/// Options for encoding texts to ids; see `_rust.pyi`.
 #[pyclass(name = "EncodePlan", module = "llm._rust", frozen)]
 pub struct PyEncodePlan {
     inner: EncodePlan,
-    /// Cuts a text for tokenizers that are not in Rust; there `inner` may say `All` of tokens it does not have.
+    /// Splits text at special tokens for tokenizers outside Rust, where `inner` may allow `All` but lack their tokens.
     allowed: SpecialMatcher,
 }
 
@@ -71,7 +71,7 @@ impl PyEncodePlan {
     }
 }
 
-/// The ids of a text as an array, as the plan says.
+/// Encodes a text by the plan to an array of ids.
 pub fn encode_planned<'py>(
     py: Python<'py>,
     tokenizer: &Tokenizer,
@@ -84,7 +84,7 @@ pub fn encode_planned<'py>(
     Ok(ids.into_pyarray(py))
 }
 
-/// Where in a text the tokens that the plan gives come from.
+/// Returns the place in the text of each token that the plan produces.
 pub fn offsets<'py>(
     py: Python<'py>,
     tokenizer: &Tokenizer,
@@ -96,7 +96,7 @@ pub fn offsets<'py>(
     offset_arrays(py, found)
 }
 
-/// The ids of each text; without a plan, as plain encoding gives them.
+/// Encodes each text to ids; without a plan, the same ids as plain encoding.
 pub fn encode_rows(
     py: Python<'_>,
     tokenizer: &Tokenizer,
@@ -111,16 +111,16 @@ pub fn encode_rows(
     Ok(py.detach(|| tokenizer.encode_rows(&texts, plan, num_threads))?)
 }
 
-/// Ids of all rows in one array, and where each row begins, with the end of the last.
+/// The ids of all rows in one array, and the start of each row followed by the end of the last.
 pub type FlatArrays<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
 
-/// Rows as two arrays.
+/// Converts rows to two arrays.
 pub fn arrays(py: Python<'_>, rows: Rows) -> FlatArrays<'_> {
     let starts = std::iter::once(0).chain(rows.ends.iter().map(|&end| end as i64));
     (rows.ids.into_pyarray(py), starts.collect::<Vec<i64>>().into_pyarray(py))
 }
 
-/// The text of each list or array of ids.
+/// Decodes each list or array of ids to text.
 pub fn decode_rows(
     py: Python<'_>,
     tokenizer: &Tokenizer,

@@ -1,4 +1,4 @@
-//! Binding of the `tokenizer` module's table of bytes, and of what needs nothing else: streams and offsets.
+//! Binding of the `tokenizer` module's table of bytes, and of streams and offsets, which need only that table.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyTokenStream>()
 }
 
-/// Bytes of each id; see `_rust.pyi`.
+/// The bytes of each id; see `_rust.pyi`.
 #[pyclass(name = "TokenTable", module = "llm._rust", frozen)]
 pub struct PyTokenTable {
     inner: Arc<TokenTable>,
@@ -32,10 +32,10 @@ impl From<&Tokenizer> for PyTokenTable {
     }
 }
 
-/// Byte and character offsets, (T, 2) each.
+/// Byte offsets and character offsets, each of shape (T, 2).
 pub type OffsetArrays<'py> = (Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<i64>>);
 
-/// Offsets as two arrays.
+/// Converts offsets to two arrays.
 pub fn offset_arrays(py: Python<'_>, found: Offsets) -> PyResult<OffsetArrays<'_>> {
     let array = |pairs: Vec<[usize; 2]>| {
         let flat: Vec<i64> = pairs.iter().flatten().map(|&place| place as i64).collect();
@@ -77,7 +77,7 @@ impl PyTokenTable {
     }
 }
 
-/// The text of ids that come one by one; see `_rust.pyi`.
+/// Decodes ids to text one by one; see `_rust.pyi`.
 #[pyclass(name = "TokenStream", module = "llm._rust")]
 struct PyTokenStream {
     table: Arc<TokenTable>,
