@@ -18,6 +18,9 @@ from llm.settings.model import ExpertsConfig, ModelConfig
 from llm.settings.run import GenerationConfig
 from llm.tokenization import BPETokenizer, encode_chat, load_tokenizer
 
+# Takes 10 to 50 seconds; `make check` leaves it out.
+pytestmark = pytest.mark.long
+
 SMALL: dict[str, Any] = {"vocab_size": 384, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 
 

@@ -90,7 +90,10 @@ def test_a_padded_batch_is_what_torch_takes() -> None:
     ("options", "message"),
     [
         ({}, r"padding needs a tokenizer with a pad token, got one without\nhint: pass `pad_id`"),
-        ({"pad_id": 0, "pad_to_length": 2}, r"`pad_to_length` \(2\) ids at most, got 3 in row 1\nhint: `max_length`"),
+        (
+            {"pad_id": 0, "pad_to_length": 2},
+            r"at most `pad_to_length` \(2\) ids, got 3 in row 1\nhint: set `max_length`",
+        ),
         ({"pad_id": 0, "pad_to_length": 0}, r"`pad_to_length` must be a whole number from 1 on or None, got 0"),
         ({"pad_id": 0, "pad_to_multiple_of": -8}, r"`pad_to_multiple_of` must be a whole number from 1 on"),
         ({"pad_id": 0, "padding_side": "both"}, r"`padding_side` must be one of \['left', 'right'\], got 'both'"),

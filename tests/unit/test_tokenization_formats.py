@@ -17,6 +17,9 @@ from tests.unit.test_tokenization_vocabularies import any_text as any_published_
 from tests.unit.tokenization_files import FLAGGED, MAKES, any_text, byte_level, sentence_piece
 from tests.unit.tokenization_samples import SAMPLES
 
+# Takes 10 to 50 seconds; `make check` leaves it out.
+pytestmark = pytest.mark.long
+
 SMOLLM = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf"
 LLAMA3 = CACHE / "tokenizer.model"
 CL100K = DATA / "derived" / "cl100k_tokenizer.json"

@@ -23,6 +23,9 @@ from llm.settings.run import PatternName
 from llm.tokenization import BPETokenizer
 from tests.unit.tokenization_samples import SAMPLES, TRAINING_TEXT
 
+# Takes 10 to 50 seconds; `make check` leaves it out.
+pytestmark = pytest.mark.long
+
 DATA = Path(__file__).parents[3] / "shared" / "data"
 CACHE = Path(__file__).parents[2] / ".cache"
 

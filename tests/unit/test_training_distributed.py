@@ -11,6 +11,9 @@ from llm.checkpoint import Run
 from llm.training.launch import launch
 from tests.unit.training_samples import check_same_training, unclipped
 
+# Takes 10 to 50 seconds; `make check` leaves it out.
+pytestmark = pytest.mark.long
+
 
 def test_two_processes_keep_loss_and_weights(tmp_path: Path) -> None:
     settings = unclipped()

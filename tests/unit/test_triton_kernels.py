@@ -22,6 +22,9 @@ from llm.models.layers.paged import Pages, _gathered
 from llm.models.layers.rotary import rotate
 from llm.models.layers.triton_kernels import add_rms_norm, attend_blocks, rotate_into_cache, silu_times
 
+# Takes 10 to 50 seconds; `make check` leaves it out.
+pytestmark = pytest.mark.long
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter multiplies matrices of bfloat16 as if they were integers.
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
