@@ -100,10 +100,6 @@ class Run(os.PathLike[str]):
             )
         return from_builtins(self._read().get("config", {}), RunConfig)
 
-    def read_facts(self) -> dict[str, Any]:
-        """Reads the other facts in `run.json`, such as the number of processes and threads."""
-        return {name: value for name, value in self._read().items() if name != "config"}
-
     def _read(self) -> dict[str, Any]:
         return read_json(self.path / _RUN_FILE)
 
