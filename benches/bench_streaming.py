@@ -100,8 +100,8 @@ async def measure(endpoint, num_streams, max_tokens, pause_s, extra):
     lifespan = asyncio.create_task(app({"type": "lifespan"}, incoming.get, outgoing.put))
     await incoming.put({"type": "lifespan.startup"})
     await outgoing.get()
-    await app.engine.settled.wait()
-    assert app.engine.error is None, app.engine.error
+    await app.services.engine.settled.wait()
+    assert app.services.engine.error is None, app.services.engine.error
     prompt = {"messages": [{"role": "user", "content": "To be"}]} if endpoint == "chat" else {"prompt": "To be"}
     body = {"model": "tiny", "stream": True, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
     body |= prompt | extra

@@ -116,7 +116,7 @@ def test_health_is_503_until_the_model_is_loaded(checkpoint):
             loading = await client.get("/health")
             refused = await client.post("/v1/completions", json={"model": "tiny", "prompt": "x"})
             gate.set()
-            await app.engine.settled.wait()
+            await app.services.engine.settled.wait()
             healthy = await client.get("/health")
             answered = await client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 1})
         stop.set()

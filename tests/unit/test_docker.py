@@ -4,8 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from llm.inference.outputs import Usage
 from llm.serving.metrics import ServerMetrics
-from llm.serving.protocol import Usage
 
 DOCKER = Path(__file__).parents[2] / "docker"
 STATS = (

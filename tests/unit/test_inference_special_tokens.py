@@ -13,7 +13,8 @@ from llm import LLM, SamplingParams
 from llm.inference import Session, load_engine
 from llm.inference.scoring import embed
 from llm.serving.prompts import chat_prompts, completion_prompts
-from llm.serving.protocol import ChatCompletionRequest, CompletionRequest
+from llm.serving.protocol.chat import ChatCompletionRequest
+from llm.serving.protocol.completions import CompletionRequest
 
 PARAMS = SamplingParams(seed=3, max_tokens=8, ignore_eos=True)
 BOS = "<|endoftext|>"

@@ -58,7 +58,7 @@ async def run_lifespan_until_settled(app):
     task = asyncio.create_task(app({"type": "lifespan"}, incoming.get, outgoing.put))
     await incoming.put({"type": "lifespan.startup"})
     assert await outgoing.get() == {"type": "lifespan.startup.complete"}
-    await app.engine.settled.wait()
+    await app.services.engine.settled.wait()
     await incoming.put({"type": "lifespan.shutdown"})
     assert await outgoing.get() == {"type": "lifespan.shutdown.complete"}
     await task
@@ -74,7 +74,7 @@ def test_failed_load_is_told_by_health():
     app = create_app(fail, model_name="tiny")
     asyncio.run(run_lifespan_until_settled(app))
     assert loaded_in == ["llm-load"]
-    assert isinstance(app.engine.error, CheckpointError)
+    assert isinstance(app.services.engine.error, CheckpointError)
     response = send(app, "GET", "/health")
     assert response.status_code == 503
     assert response.json() == {"status": "failed", "reason": "runs/x has no config.json"}

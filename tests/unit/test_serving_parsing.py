@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from llm.serving.errors import APIError
 from llm.serving.parsing import NEUTRAL, WITHOUT_EFFECT, UnknownKeys, parse_request
-from llm.serving.protocol import ChatCompletionRequest, CompletionRequest
+from llm.serving.protocol.chat import ChatCompletionRequest
+from llm.serving.protocol.completions import CompletionRequest
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"model": "m", "prompt": "Hi"}

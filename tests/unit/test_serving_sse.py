@@ -5,8 +5,10 @@ from hypothesis import strategies as st
 from llm import SamplingParams
 from llm.inference import Collector, Delta, Prompt, TokenLogprob, Usage
 from llm.serving import sse
-from llm.serving.answers import ChatAnswer, TextAnswer
-from llm.serving.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest
+from llm.serving.answers.chat import ChatAnswer
+from llm.serving.answers.text import TextAnswer
+from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage
+from llm.serving.protocol.completions import CompletionRequest
 from llm.tokenization import SimpleCharacterTokenizer
 
 TOKENIZER = SimpleCharacterTokenizer.train("abc é")

@@ -11,7 +11,7 @@ import msgspec
 from llm.inference import Usage
 from llm.serving import sse
 from llm.serving.errors import APIError, ErrorResponse, body_too_large, unavailable
-from llm.serving.protocol import encoder
+from llm.serving.protocol.common import encoder
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -3,13 +3,7 @@
 from collections.abc import Sequence
 
 from llm.inference import TokenLogprob
-from llm.serving.protocol import (
-    ChatLogprobs,
-    CompletionLogprobs,
-    ContentLogprob,
-    PromptLogprob,
-    TopLogprob,
-)
+from llm.serving.protocol.logprobs import ChatLogprobs, CompletionLogprobs, ContentLogprob, PromptLogprob, TopLogprob
 from llm.tokenization import BaseTokenizer
 
 

@@ -14,14 +14,9 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from llm.serving.errors import APIError, bad_request, unsupported
-from llm.serving.protocol import (
-    MAX_PROMPTS,
-    ChatCompletionRequest,
-    ChatMessage,
-    CompletionRequest,
-    GenerationRequest,
-    TextPart,
-)
+from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage, TextPart
+from llm.serving.protocol.common import GenerationRequest
+from llm.serving.protocol.completions import MAX_PROMPTS, CompletionRequest
 
 logger = logging.getLogger(__name__)
 

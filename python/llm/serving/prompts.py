@@ -4,7 +4,9 @@ from typing import Any
 
 from llm.inference import Prompt, Session
 from llm.serving.errors import bad_request
-from llm.serving.protocol import ChatCompletionRequest, ChatMessage, CompletionRequest, GenerationRequest
+from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage
+from llm.serving.protocol.common import GenerationRequest
+from llm.serving.protocol.completions import CompletionRequest
 from llm.settings.sampling import SamplingParams
 
 COMPLETION_MAX_TOKENS = 16

@@ -187,7 +187,7 @@ async def run(app: App, listener: socket.socket, *, stop: asyncio.Event, grace_s
     Args:
         app: The app to serve; its engine is loaded here and shut down at the end.
         listener: The listening socket; closed at the end.
-        stop: Stops the server once set; if `app.stopping` is set too, running requests get no time to finish.
+        stop: Stops the server once set; if `app.services.stopping` is set too, running requests get no time to finish.
         grace_s: Seconds that running requests get to finish once the server stops.
 
     Raises:
@@ -195,19 +195,19 @@ async def run(app: App, listener: socket.socket, *, stop: asyncio.Event, grace_s
         ServerError: The HTTP server stopped unexpectedly.
     """
     url = url_of(listener)
-    logger.info("listening url=%s model=%s", url, app.model.id)
+    logger.info("listening url=%s model=%s", url, app.services.model.id)
     server = _BoundServer(app, listener)
     serving = asyncio.create_task(server.serve())
     stopped = asyncio.create_task(stop.wait())
-    loaded = asyncio.create_task(app.engine.settled.wait())
+    loaded = asyncio.create_task(app.services.engine.settled.wait())
     await asyncio.wait({serving, stopped, loaded}, return_when=asyncio.FIRST_COMPLETED)
-    if loaded.done() and app.engine.error is None:
-        sys.stdout.write(f"Serving {app.model.id} at {url} (base URL for OpenAI clients: {url}/v1)\n")
+    if loaded.done() and app.services.engine.error is None:
+        sys.stdout.write(f"Serving {app.services.model.id} at {url} (base URL for OpenAI clients: {url}/v1)\n")
         sys.stdout.flush()
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
     await _drain(server, serving, app, grace_s)
-    if app.engine.error is not None:
-        raise app.engine.error
+    if app.services.engine.error is not None:
+        raise app.services.engine.error
 
 
 async def _run_until_signal(app: App, listener: socket.socket, config: ServerConfig) -> None:
@@ -226,11 +226,11 @@ async def _drain(server: _BoundServer, serving: asyncio.Task[None], app: App, gr
         raise ServerError(f"the HTTP server stopped: {error}") from error
     logger.info("stopping grace_s=%g", grace_s)
     server.stop()  # type: ignore[no-untyped-call]
-    impatient = asyncio.create_task(app.stopping.wait())
+    impatient = asyncio.create_task(app.services.stopping.wait())
     await asyncio.wait({serving, impatient}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-    app.stopping.set()
+    app.services.stopping.set()
     await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
-    await app.engine.shutdown()
+    await app.services.engine.shutdown()
 
 
 @contextlib.contextmanager
@@ -242,7 +242,7 @@ def _signals(stop: asyncio.Event, app: App) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def on_signal() -> None:
-        (app.stopping if stop.is_set() else stop).set()
+        (app.services.stopping if stop.is_set() else stop).set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)

@@ -5,7 +5,7 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 import msgspec
 
-from llm.serving.protocol import encoder
+from llm.serving.protocol.common import encoder
 
 DONE = b"data: [DONE]\n\n"
 

@@ -9,11 +9,16 @@ from typing import Any
 import msgspec
 
 from llm.inference import AsyncEngine, Collector, Prompt, Session
-from llm.serving.answers import Answer, ChatAnswer, TextAnswer
+from llm.serving.answers.base import Answer
+from llm.serving.answers.chat import ChatAnswer
+from llm.serving.answers.text import TextAnswer
 from llm.serving.http import Exchange
 from llm.serving.metrics import ServerMetrics
 from llm.serving.prompts import chat_prompts, completion_prompts
-from llm.serving.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from llm.serving.protocol.chat import ChatCompletionRequest
+from llm.serving.protocol.common import GenerationRequest
+from llm.serving.protocol.completions import CompletionRequest
+from llm.serving.services import Services
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +34,13 @@ CHAT = Endpoint(request_type=ChatCompletionRequest, prompt_param="messages", pro
 COMPLETIONS = Endpoint(
     request_type=CompletionRequest, prompt_param="prompt", prompts=completion_prompts, answer=TextAnswer
 )
+
+
+async def handle(endpoint: Endpoint, services: Services, exchange: Exchange) -> None:
+    """Handles `POST /v1/chat/completions` and `POST /v1/completions`."""
+    request = await services.read(exchange, endpoint.request_type)
+    work = generate(endpoint, request, exchange, services.engine.ready(), services.metrics)
+    await services.run(exchange, work, prompt_param=endpoint.prompt_param)
 
 
 async def generate(

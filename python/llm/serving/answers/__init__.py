@@ -1,0 +1,1 @@
+"""Response bodies of the endpoints, a file for each."""

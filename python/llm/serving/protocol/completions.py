@@ -1,0 +1,46 @@
+"""Types of `/v1/completions`."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta
+
+from llm.inference.outputs import FinishReason
+from llm.serving.protocol.common import GenerationRequest, UsageField
+from llm.serving.protocol.logprobs import CompletionLogprobs, PromptLogprobs
+from llm.settings.sampling import NumLogprobs, TokenId
+
+MAX_PROMPTS = 256
+
+
+class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
+    """The request body of `POST /v1/completions`; each prompt gets `n` choices."""
+
+    prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1, max_length=2**20)]
+    logprobs: NumLogprobs | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Returns how many most likely tokens to report per position, or None for no log-probabilities."""
+        return self.logprobs
+
+
+class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """The text of one choice, or the part of the text that a chunk adds."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+    logprobs: CompletionLogprobs | None = None
+    prompt_logprobs: PromptLogprobs = UNSET
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """The response of `/v1/completions`, and also each of its chunks."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    object: Literal["text_completion"] = "text_completion"
+    usage: UsageField = UNSET

@@ -1,0 +1,133 @@
+"""What every endpoint works with: the engine, once it is loaded, and the server's model, settings and metrics."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from llm.errors import LLMError
+from llm.inference import AsyncEngine
+from llm.serving import metrics as prometheus
+from llm.serving.errors import from_llm_error, unavailable, unknown_model
+from llm.serving.http import Exchange
+from llm.serving.parsing import UnknownKeys, parse_request
+from llm.serving.protocol.common import GenerationRequest
+from llm.serving.protocol.models import Health, Model
+from llm.settings.server import ServerConfig
+
+logger = logging.getLogger(__name__)
+
+RequestT = TypeVar("RequestT", bound=GenerationRequest)
+
+
+class EngineHolder:
+    """Loads the engine once, in a thread, and reports its state."""
+
+    def __init__(self, load_engine: Callable[[], AsyncEngine]) -> None:
+        self._load_engine = load_engine
+        self._engine: AsyncEngine | None = None
+        self.error: BaseException | None = None
+        self.settled = asyncio.Event()
+
+    def start(self) -> None:
+        """Starts loading; `settled` is set once the engine is loaded or loading has failed."""
+        loop = asyncio.get_running_loop()
+        # A daemon thread, so that a load that hangs can't keep the process from exiting.
+        threading.Thread(target=self._load, args=(loop,), name="llm-load", daemon=True).start()
+
+    def _load(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            engine = self._load_engine()
+            engine.start()
+            self._engine = engine
+        except BaseException as error:  # noqa: BLE001 - kept, and raised again by the server's runner
+            self.error = error
+        finally:
+            loop.call_soon_threadsafe(self.settled.set)
+
+    @property
+    def health(self) -> Health:
+        """Returns the body of `/health`."""
+        if self.error is not None:
+            return Health(status="failed", reason=str(self.error))
+        if self._engine is None:
+            return Health(status="loading")
+        if not self._engine.is_healthy:
+            return Health(status="failed", reason="the engine stopped")
+        return Health(status="ok")
+
+    def ready(self) -> AsyncEngine:
+        """Returns the engine.
+
+        Raises:
+            APIError: 503 if the engine is still loading, failed or stopped.
+        """
+        health = self.health
+        if self._engine is None or health.status != "ok":
+            code = "model_loading" if health.status == "loading" else "engine_failed"
+            raise unavailable(f"The model is unavailable: {health.reason or 'still loading'}", code)
+        return self._engine
+
+    def stats(self) -> Mapping[str, int]:
+        """Returns the engine's statistics; empty until the engine is loaded."""
+        return self._engine.stats() if self._engine is not None else {}
+
+    async def shutdown(self) -> None:
+        """Stops the engine if it is loaded; running requests end with an error."""
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.shutdown)
+
+
+class Services:
+    """The parts of a server that endpoints share.
+
+    Args:
+        load_engine: Returns the engine; called once, in a separate thread.
+        model_name: The model name that clients send.
+        config: The server's settings.
+    """
+
+    def __init__(self, load_engine: Callable[[], AsyncEngine], model_name: str, config: ServerConfig) -> None:
+        self.model = Model(id=model_name, created=int(time.time()))
+        self.engine = EngineHolder(load_engine)
+        self.metrics = prometheus.ServerMetrics(self.engine.stats)
+        self.stopping = asyncio.Event()  # once set, running requests are ended
+        self.config = config
+        self._unknown_keys = UnknownKeys()
+
+    async def read(self, exchange: Exchange, request_type: type[RequestT]) -> RequestT:
+        """Reads and checks the body of a request that names a model.
+
+        Raises:
+            APIError: The body is too large, a parameter is invalid, or the model is another one.
+        """
+        request = parse_request(await exchange.body(self.config.max_body_bytes), request_type, self._unknown_keys)
+        self.check_model(request.model)
+        return request
+
+    def check_model(self, name: str) -> None:
+        """Checks the name of the model.
+
+        Raises:
+            APIError: 404 if the server serves another model.
+        """
+        if name != self.model.id:
+            raise unknown_model(name, self.model.id)
+
+    async def run(self, exchange: Exchange, work: Coroutine[Any, Any, None], *, prompt_param: str) -> None:
+        """Runs an endpoint's work until it ends, the client disconnects or the server stops.
+
+        Raises:
+            APIError: The engine rejected the request or failed.
+            ClientDisconnectedError: The client disconnected.
+        """
+        try:
+            with self.metrics.in_flight.track_inprogress():
+                await exchange.unless_abandoned(work, self.stopping)
+        except LLMError as error:
+            answer = from_llm_error(error, prompt_param=prompt_param)
+            if answer.status >= 500:
+                logger.exception("request %s failed", exchange.request_id)
+            raise answer from error
