@@ -11,6 +11,7 @@ import msgspec
 
 from llm.settings.engine import EngineConfig
 from llm.settings.fields import declared, default_of
+from llm.settings.keys import ApiKey
 from llm.settings.model import ExpertsConfig, LatentConfig, ModelConfig, RopeScaling
 from llm.settings.run import DataConfig, GenerationConfig, OptimizerConfig, TokenizerConfig, TrainingConfig
 from llm.settings.sampling import SamplingParams
@@ -30,6 +31,7 @@ TABLES: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "SamplingParams": ("", SamplingParams),
     "EngineConfig": ("EngineConfig.", EngineConfig),
     "ServerConfig": ("", ServerConfig),
+    "ApiKey": ("", ApiKey),
 }
 _MARKED = re.compile(r"(<!-- settings: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -28,7 +28,7 @@ from tests.integration.server_client import (
 EXAMPLE = Path(__file__).parents[2] / "examples" / "openai_client_demo.py"
 
 
-def test_full_queue_is_429_and_says_when_to_retry(checkpoint):
+def test_full_queue_is_503_and_says_when_to_retry(checkpoint):
     engine = EngineConfig(max_running_requests=1, max_waiting_requests=1)
     config = ServerConfig(port=0, engine=engine, grace_s=0)
     with ServerHandle(checkpoint, config) as server, ThreadPoolExecutor(1) as pool:
@@ -37,9 +37,9 @@ def test_full_queue_is_429_and_says_when_to_retry(checkpoint):
         next(iter(running))
         waiting = pool.submit(lambda: complete(client, max_tokens=1))
         wait_until(lambda: metric(server, "llm_requests_waiting") == 1)
-        with pytest.raises(openai.RateLimitError) as caught:
+        with pytest.raises(openai.InternalServerError) as caught:
             complete(client)
-        assert caught.value.code == "queue_full"
+        assert (caught.value.status_code, caught.value.code) == (503, "queue_full")
         assert caught.value.response.headers["retry-after"] == "1"
         running.close()
         assert waiting.result().usage.completion_tokens == 1

@@ -31,7 +31,7 @@ class App:
 
     def __init__(self, services: Services) -> None:
         self.services = services
-        self._authenticator = Authenticator(services.config.api_keys)
+        self.authenticator = Authenticator(services.config.api_keys, services.config.api_key_file)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one ASGI connection: the lifespan or an HTTP request."""
@@ -80,9 +80,14 @@ class App:
         handler = handlers.get("GET" if exchange.method == "HEAD" else exchange.method)
         if handler is None:
             raise method_not_allowed(exchange.method, exchange.shown_path, _allowed(route))
-        if route not in OPEN_ROUTES:
-            self._authenticator.check(exchange.headers)
-        await handler(self.services, exchange)
+        usage = None if route in OPEN_ROUTES else self.authenticator.check(exchange.headers)
+        if usage is not None:
+            exchange.key_name = usage.name
+        if usage is None or not usage.key.is_limited or exchange.method != "POST":
+            await handler(self.services, exchange)
+            return
+        with usage.counted(exchange):
+            await handler(self.services, exchange)
 
 
 def create_app(load_engine: Callable[[], AsyncEngine], *, model_name: str, config: ServerConfig | None = None) -> App:

@@ -94,14 +94,20 @@ def body_too_large(limit_bytes: int) -> APIError:
     return APIError(413, ErrorBody(message=message, type=INVALID_REQUEST, code="request_too_large"))
 
 
-def overloaded(message: str) -> APIError:
-    """Returns a 429 for a full queue; the same request may succeed a moment later."""
-    body = ErrorBody(message=message, type="rate_limit_error", code="queue_full")
-    return APIError(429, body, [(b"retry-after", RETRY_AFTER_S.encode())])
+def rate_limited(message: str, kind: str, retry_after_s: int) -> APIError:
+    """Returns a 429 for a key that has reached one of its limits.
+
+    Args:
+        message: Names the limit.
+        kind: `requests` or `tokens`, which OpenAI's clients find in the error's type.
+        retry_after_s: Seconds until the limit allows another request.
+    """
+    body = ErrorBody(message=message, type=kind, code="rate_limit_exceeded")
+    return APIError(429, body, [(b"retry-after", str(retry_after_s).encode())])
 
 
 def unavailable(message: str, code: str) -> APIError:
-    """Returns a 503 for an engine that is still loading or has stopped."""
+    """Returns a 503 for a full queue, or an engine that is still loading, is stopping or has stopped."""
     body = ErrorBody(message=message, type=SERVER_ERROR, code=code)
     return APIError(503, body, [(b"retry-after", RETRY_AFTER_S.encode())])
 
@@ -124,7 +130,7 @@ def from_llm_error(error: LLMError, *, prompt_param: str | None = None) -> APIEr
         case ContextLengthError():
             answer = context_overflow(message, prompt_param or "max_tokens")
         case QueueFullError():
-            answer = overloaded(message)
+            answer = unavailable(message, "queue_full")
         case CapacityError():  # larger than the whole cache, so it can never fit
             answer = bad_request(message, param="max_tokens")
         case ChatTemplateError():

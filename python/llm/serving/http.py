@@ -45,6 +45,7 @@ class Exchange:
         self.status: int | None = None
         self.finished = False
         self.usage: Usage | None = None
+        self.key_name: str | None = None
 
     async def body(self, limit_bytes: int) -> bytes:
         """Reads and returns the whole body.

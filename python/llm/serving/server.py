@@ -26,7 +26,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -235,7 +235,10 @@ async def _drain(server: _BoundServer, serving: asyncio.Task[None], app: App, gr
 
 @contextlib.contextmanager
 def _signals(stop: asyncio.Event, app: App) -> Iterator[None]:
-    """Stops the server on SIGINT or SIGTERM; a second signal ends running requests without waiting."""
+    """Stops the server on SIGINT or SIGTERM; a second signal ends running requests without waiting.
+
+    SIGHUP reads the key file again. Without a key file it keeps its usual effect: the process ends with its terminal.
+    """
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield  # only the main thread handles signals, and on Windows asyncio has none: Ctrl-C raises there
         return
@@ -244,10 +247,13 @@ def _signals(stop: asyncio.Event, app: App) -> Iterator[None]:
     def on_signal() -> None:
         (app.services.stopping if stop.is_set() else stop).set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+    handlers: dict[int, Callable[[], None]] = {signal.SIGINT: on_signal, signal.SIGTERM: on_signal}
+    if app.services.config.api_key_file is not None:
+        handlers[signal.SIGHUP] = app.authenticator.reload
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in handlers:
             loop.remove_signal_handler(number)

@@ -84,7 +84,7 @@ def load_run_config(
         ConfigError: The file is missing or not TOML, a key is unknown, a value is of the wrong type or out of range.
     """
     values: dict[str, Any] = msgspec.to_builtins(base) if base else {}
-    _merge(values, _read_toml(Path(file)) if file else {})
+    _merge(values, read_toml(Path(file)) if file else {})
     for dotted, value in _from_environment(os.environ if environ is None else environ):
         _assign(values, dotted, value)
     for override in overrides:
@@ -116,7 +116,12 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f"{guess}Valid: {', '.join(words)}"
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns the content of a TOML file.
+
+    Raises:
+        ConfigError: The file is missing, can't be read or isn't TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

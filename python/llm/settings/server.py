@@ -18,8 +18,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 picks a free one.")] = 8000
     api_keys: Annotated[
-        tuple[Annotated[str, Meta(min_length=1)], ...], Meta(description="Accepted API keys; none: no key is needed.")
+        tuple[Annotated[str, Meta(min_length=1)], ...],
+        Meta(description="Accepted API keys, or their `sha256:…` digests; none: no key is needed."),
     ] = ()
+    api_key_file: (
+        Annotated[str, Meta(min_length=1, description="TOML file of API keys and their limits; read again on SIGHUP.")]
+        | None
+    ) = None
     served_model_name: (
         Annotated[str, Meta(min_length=1, description="Model name for clients; null: the directory's name.")] | None
     ) = None
