@@ -294,3 +294,24 @@ def test_disconnect_while_waiting_for_a_whole_answer_frees_its_blocks(server, cl
         complete(client.with_options(timeout=0.3), **LONG)
     wait_until(lambda: is_idle(server))
     assert metric(server, 'llm_requests_total{route="/v1/completions",status="499"}') >= 1
+
+
+def test_page_of_another_site_spends_nothing_on_a_server_without_keys(server):
+    body = '{"model": "tiny", "prompt": "x", "max_tokens": 1}'
+    for headers, code in (
+        ({"origin": "http://evil.example"}, "origin_not_allowed"),
+        ({"host": "evil"}, "host_not_allowed"),
+    ):
+        headers |= {"content-type": "text/plain"}
+        response = httpx.post(f"{server.base_url}/completions", content=body, headers=headers, trust_env=False)
+        assert (response.status_code, response.json()["error"]["code"]) == (403, code)
+    own = httpx.post(f"{server.base_url}/completions", content=body, headers={"origin": server.url}, trust_env=False)
+    assert own.status_code == 200
+
+
+def test_request_id_of_the_client_comes_back_and_is_logged(server):
+    headers = {"x-request-id": "trace-7f"}
+    assert (
+        httpx.get(f"{server.base_url}/models", headers=headers, trust_env=False).headers["x-request-id"] == "trace-7f"
+    )
+    wait_until(lambda: "request_id=trace-7f" in server.log_tail())

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from llm.inference import AsyncEngine
 from llm.serving.auth import Authenticator
 from llm.serving.errors import APIError, internal_error, method_not_allowed, unknown_url
+from llm.serving.guard import Guard
 from llm.serving.http import (
     CLIENT_CLOSED_REQUEST,
     ClientDisconnectedError,
     Exchange,
-    Header,
     Message,
     Receive,
     Scope,
@@ -31,6 +31,7 @@ class App:
 
     def __init__(self, services: Services) -> None:
         self.services = services
+        self._guard = Guard(services.config)
         self.authenticator = Authenticator(services.config.api_keys, services.config.api_key_file)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +71,9 @@ class App:
             log_access(exchange, status)
 
     async def _answer(self, exchange: Exchange, route: str | None) -> None:
-        exchange.response_headers += _cors_headers(exchange, self.services.config.allowed_origins)
+        exchange.response_headers += self._guard.cors_headers(exchange)
+        if self.authenticator.is_open and route not in OPEN_ROUTES:
+            self._guard.check(exchange)
         if route is None:
             raise unknown_url(exchange.method, exchange.shown_path)
         handlers = ROUTES[route]
@@ -104,16 +107,3 @@ def create_app(load_engine: Callable[[], AsyncEngine], *, model_name: str, confi
 def _allowed(route: str) -> list[str]:
     methods = list(ROUTES[route])
     return [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
-
-
-def _cors_headers(exchange: Exchange, allowed_origins: tuple[str, ...]) -> list[Header]:
-    """Returns the CORS headers that let web pages of an allowed origin call the server; none unless configured."""
-    origin = exchange.headers.get("origin")
-    if origin is None or not ({origin, "*"} & set(allowed_origins)):
-        return []
-    return [
-        (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-        (b"access-control-allow-headers", b"authorization, content-type, x-api-key"),
-        (b"vary", b"origin"),
-    ]

@@ -69,6 +69,11 @@ def unauthorized(message: str) -> APIError:
     return APIError(401, body, [(b"www-authenticate", b"Bearer")])
 
 
+def forbidden(message: str, code: str) -> APIError:
+    """Returns a 403 for a web page or a host name that may not use this server."""
+    return APIError(403, ErrorBody(message=message, type=INVALID_REQUEST, code=code))
+
+
 def unknown_url(method: str, path: str) -> APIError:
     """Returns a 404 for a path without a route."""
     body = ErrorBody(message=f"Invalid URL ({method} {path})", type=INVALID_REQUEST, code="unknown_url")

@@ -1,6 +1,7 @@
 """One HTTP exchange over raw ASGI: reads the request, sends one answer and detects a client that disconnects."""
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
@@ -21,6 +22,8 @@ Header = tuple[bytes, bytes]
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for this; only logs and metrics contain it
 
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,128}")
+
 # Reading past the limit lets a client finish writing and then read the 413 instead of getting a reset connection.
 _DISCARDED_PER_LIMIT = 4
 
@@ -39,7 +42,7 @@ class Exchange:
         self.path: str = scope["path"]
         self.shown_path = _shown_path(scope)
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        self.request_id = f"req_{uuid.uuid4().hex}"
+        self.request_id = _request_id(self.headers.get("x-request-id", ""))
         self.response_headers: list[Header] = [(b"x-request-id", self.request_id.encode())]
         self.started_at = time.perf_counter()
         self.status: int | None = None
@@ -146,6 +149,11 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _request_id(sent: str) -> str:
+    """Returns the client's own id if it is short and can't forge a log line, otherwise a new one."""
+    return sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
 
 
 def _shown_path(scope: Scope) -> str:

@@ -34,6 +34,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     allowed_origins: Annotated[
         tuple[str, ...], Meta(description="Web origins that may call from a browser (CORS); `*` for all.")
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Meta(description="Host names that a server without keys answers to, beside localhost and IPs; `*` for all."),
+    ] = ()
     grace_s: Annotated[float, Meta(ge=0.0, description="Seconds given to running requests when the server stops.")] = (
         10.0
     )
