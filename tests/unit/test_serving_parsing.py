@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.serving.errors import APIError
-from llm.serving.parsing import NEUTRAL, WITHOUT_EFFECT, UnknownKeys, parse_request
+from llm.serving.parsing import UnknownKeys, parse_request
 from llm.serving.protocol.chat import ChatCompletionRequest
 from llm.serving.protocol.completions import CompletionRequest
 
@@ -183,15 +183,6 @@ def test_known_parameter_that_is_not_honoured_is_refused(name, value):
 def test_known_completion_parameter_that_is_not_honoured_is_refused(name, value):
     body = refusal(TEXT | {name: value}, CompletionRequest)
     assert (body.param, body.code) == (name, "unsupported_parameter")
-
-
-@pytest.mark.parametrize(("request_type", "base"), [(ChatCompletionRequest, CHAT), (CompletionRequest, TEXT)])
-def test_values_that_change_nothing_are_let_through(request_type, base):
-    for name, values in NEUTRAL[request_type].items():
-        for value in values:
-            assert parse(base | {name: value}, request_type) == parse(base, request_type)
-    for name in WITHOUT_EFFECT:
-        assert parse(base | {name: "anything"}, request_type) == parse(base, request_type)
 
 
 def test_tool_calls_of_an_earlier_turn_are_refused_and_empty_ones_are_not():

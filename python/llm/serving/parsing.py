@@ -1,19 +1,28 @@
 """Parses request bodies into typed requests; an `APIError` names the parameter, its value and the allowed values.
 
-Each OpenAI parameter is of one of three kinds. Fields of the request types are supported. `NEUTRAL` lists unsupported
-parameters with the values that don't change the answer: any other value is rejected with a 400, so that no answer is
-silently wrong. Parameters in `WITHOUT_EFFECT` accept any value. Keys outside OpenAI's API are logged once and ignored.
+A key of a request is of one of four kinds. Fields of the request types are acted on. `known_keys` lists the other keys
+of this field: those that would change the answer are a 400 with the way out, the rest is accepted. A key that nobody
+knows is logged once and ignored, or refused if the server is strict.
 """
 
+import difflib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from llm.serving.errors import APIError, bad_request, unsupported
+from llm.serving.known_keys import (
+    ACCEPTED,
+    NESTED,
+    REFUSED,
+    REFUSED_IN_MESSAGE,
+    REFUSED_IN_STREAM_OPTIONS,
+    Refused,
+)
 from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage, TextPart
 from llm.serving.protocol.common import GenerationRequest
 from llm.serving.protocol.completions import MAX_PROMPTS, CompletionRequest
@@ -21,47 +30,6 @@ from llm.serving.protocol.completions import MAX_PROMPTS, CompletionRequest
 logger = logging.getLogger(__name__)
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
-
-_TEXT_FORMAT = {"type": "text"}
-
-_NEUTRAL_ALWAYS: dict[str, tuple[object, ...]] = {
-    "store": (None, False),
-}
-
-NEUTRAL: dict[type[GenerationRequest], dict[str, tuple[object, ...]]] = {
-    ChatCompletionRequest: _NEUTRAL_ALWAYS
-    | {
-        "audio": (None,),
-        "function_call": (None, "none", "auto"),
-        "functions": (None, []),
-        "modalities": (None, ["text"]),
-        "reasoning_effort": (None, "none"),
-        "response_format": (None, _TEXT_FORMAT),
-        "tool_choice": (None, "none", "auto"),
-        "tools": (None, []),
-        "verbosity": (None, "medium"),
-        "web_search_options": (None,),
-    },
-    CompletionRequest: _NEUTRAL_ALWAYS
-    | {
-        "best_of": (None, 1),
-        "echo": (None, False),
-        "suffix": (None, ""),
-    },
-}
-
-WITHOUT_EFFECT = frozenset(
-    {
-        "metadata",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "user",
-    }
-)
 
 # Messages with tool calls aren't supported yet, but clients do send these keys back empty.
 NEUTRAL_IN_MESSAGE: dict[str, tuple[object, ...]] = {
@@ -88,15 +56,27 @@ _PATH_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
 class UnknownKeys:
-    """Logs each unknown request key once, and at most `limit` keys in all, because clients choose the keys."""
+    """Logs each unknown request key once, and at most `limit` keys in all, because clients choose the keys.
 
-    def __init__(self, limit: int = 1000) -> None:
+    Args:
+        strict: Whether to refuse unknown keys instead.
+        limit: Largest number of keys to log.
+    """
+
+    def __init__(self, *, strict: bool = False, limit: int = 1000) -> None:
+        self._strict = strict
         self._seen: set[str] = set()
         self._limit = limit
 
-    def log_once(self, keys: Iterable[str]) -> None:
-        """Logs the keys that were not logged before."""
+    def handle(self, keys: Iterable[str], known: Iterable[str]) -> None:
+        """Logs the keys that were not logged before, or refuses the first key.
+
+        Raises:
+            APIError: 400 with the nearest of the `known` keys, if the server is strict.
+        """
         for key in keys:
+            if self._strict:
+                raise _unknown_key(key, known)
             if key in self._seen or len(self._seen) >= self._limit:
                 continue
             self._seen.add(key)
@@ -111,11 +91,15 @@ def parse_request(body: bytes, request_type: type[RequestT], unknown_keys: Unkno
     """
     raw = _parse_object(body)
     _check_messages(raw.get("messages"))
-    _check_neutral(raw, NEUTRAL[request_type])
+    fields = request_type.__struct_encode_fields__
+    _check_nested(raw.get(NESTED), fields)
+    _check_refused(raw, REFUSED, fields)
+    options = raw.get("stream_options")
+    _check_refused(options if isinstance(options, dict) else {}, REFUSED_IN_STREAM_OPTIONS, (), "stream_options.")
     request = _convert(raw, request_type)
     _check_combinations(request)
-    known = WITHOUT_EFFECT.union(request_type.__struct_fields__, NEUTRAL[request_type])
-    unknown_keys.log_once(key for key in raw if key not in known)
+    known = REFUSED.keys() | ACCEPTED | set(fields)
+    unknown_keys.handle((key for key in raw if key not in known), known)
     return request
 
 
@@ -158,21 +142,51 @@ def _check_messages(messages: object) -> None:
                 f"`{where}.role` {_shown(message['role'])} is not supported: tools are not available", f"{where}.role"
             )
         _check_neutral(message, NEUTRAL_IN_MESSAGE, prefix=f"{where}.")
+        _check_refused(message, REFUSED_IN_MESSAGE, (), f"{where}.")
+
+
+def _check_refused(
+    raw: Mapping[str, object], table: Mapping[str, Refused], fields: Collection[str], prefix: str = ""
+) -> None:
+    """Refuses the keys of a table whose value would change the answer; `fields` are acted on instead."""
+    for name, value in raw.items():
+        row = table.get(name)
+        if row is None or name in fields or _is_one_of(value, (None, *row.neutral)):
+            continue
+        raise _refusal(f"{prefix}{name}", value, row)
+
+
+def _check_nested(nested: object, fields: Collection[str]) -> None:
+    """Refuses a mapping that holds parameters below the top level, with the first one's name and way out."""
+    for name, value in nested.items() if isinstance(nested, dict) else ():
+        if name in fields:
+            raise _refusal(f"{NESTED}.{name}", value, Refused(f"send `{name}` at the top level"))
+        if name in REFUSED:
+            raise _refusal(f"{NESTED}.{name}", value, REFUSED[name])
+
+
+def _refusal(name: str, value: object, row: Refused) -> APIError:
+    allowed = ", ".join(map(_shown, (None, *row.neutral)))
+    message = f"`{name}` is not supported with this value: got {_shown(value)}, allowed: {allowed}"
+    return unsupported(f"{message}\nhint: {row.hint}" if row.hint else message, name)
+
+
+def _unknown_key(key: str, known: Iterable[str]) -> APIError:
+    nearest = difflib.get_close_matches(key[:_SHOWN_CHARS], known, n=1)
+    hint = f"did you mean `{nearest[0]}`?" if nearest else "leave it out; this server refuses keys it doesn't know"
+    message = f"`{key[:_SHOWN_CHARS]}` is not a parameter of this endpoint\nhint: {hint}"
+    return bad_request(message, param=key[:_SHOWN_CHARS], code="unknown_parameter")
 
 
 def _check_neutral(raw: Mapping[str, object], neutral: Mapping[str, tuple[object, ...]], prefix: str = "") -> None:
     for name, allowed in neutral.items():
-        value = raw.get(name)
-        if any(_same_json(value, choice) for choice in allowed):
-            continue
-        values = ", ".join(_shown(choice) for choice in allowed)
-        message = f"`{prefix}{name}` is not supported with this value: got {_shown(value)}, allowed: {values}"
-        raise unsupported(message, f"{prefix}{name}")
+        if not _is_one_of(raw.get(name), allowed):
+            raise _refusal(f"{prefix}{name}", raw.get(name), Refused("", allowed[1:]))
 
 
-def _same_json(left: object, right: object) -> bool:
-    """Compares JSON values; unlike Python's `==`, it distinguishes `1`, `1.0` and `true`."""
-    return type(left) is type(right) and left == right
+def _is_one_of(value: object, choices: Iterable[object]) -> bool:
+    """Compares JSON values: a number equals one of the other number type, but never a boolean."""
+    return any(isinstance(value, bool) is isinstance(choice, bool) and value == choice for choice in choices)
 
 
 def _convert(raw: dict[str, Any], request_type: type[RequestT]) -> RequestT:

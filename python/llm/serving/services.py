@@ -95,7 +95,7 @@ class Services:
         self.metrics = prometheus.ServerMetrics(self.engine.stats)
         self.stopping = asyncio.Event()  # once set, running requests are ended
         self.config = config
-        self._unknown_keys = UnknownKeys()
+        self._unknown_keys = UnknownKeys(strict=config.strict_requests)
 
     async def read(self, exchange: Exchange, request_type: type[RequestT]) -> RequestT:
         """Reads and checks the body of a request that names a model.
