@@ -234,7 +234,7 @@ def test_prompt_of_token_ids_equals_its_text(client, checkpoint):
         ({"extra_body": {"allowed_token_ids": [5000]}}, 400, "allowed_token_ids", None),
         ({"extra_body": {"stop_token_ids": [5000]}}, 400, "stop_token_ids", None),
         ({"extra_body": {"typical_p": 1.5}}, 400, "typical_p", None),
-        ({"stop": list("abcde")}, 400, "stop", None),
+        ({"stop": ["x"] * 33}, 400, "stop", None),
         ({"max_tokens": CONTEXT}, 400, "prompt", "context_length_exceeded"),
         ({"prompt": "x " * CONTEXT}, 400, "prompt", "context_length_exceeded"),
         ({"prompt": ""}, 400, "prompt", None),

@@ -75,6 +75,24 @@ def test_chat_request_honours_every_field():
     assert (request.max_completion_tokens, request.temperature, request.top_k) == (7, 0.0, 3)
 
 
+@pytest.mark.parametrize(
+    ("sent", "adapted"),
+    [
+        ({"top_k": -1}, {"top_k": 0}),
+        ({"top_k": 7}, {"top_k": 7}),
+        ({"top_p": 0}, {"temperature": 0.0}),
+        ({"top_p": 0.5}, {"top_p": 0.5}),
+        ({"seed": -1}, {}),
+        ({"seed": -2}, {"seed": 2**63 - 2}),
+        ({"seed": -(2**63)}, {"seed": 0}),
+        ({"seed": 3}, {"seed": 3}),
+    ],
+)
+def test_values_of_other_servers_are_taken_in_our_form(sent, adapted):
+    values = parse(CHAT | sent).adapted
+    assert {name: value for name, value in values.items() if value is not None} == adapted
+
+
 def test_nulls_mean_defaults():
     silent = {name: None for name in ChatCompletionRequest.__struct_fields__ if name not in CHAT}
     assert parse(CHAT | silent) == parse(CHAT)
@@ -99,7 +117,10 @@ def test_single_stop_string_is_taken_as_one():
         (CHAT | {"temperature": 2.5}, "temperature", "`temperature` is invalid: expected `float` <= 2.0, got 2.5"),
         (CHAT | {"temperature": True}, "temperature", "`temperature` is invalid: expected `float | null`, got `bool`"),
         (CHAT | {"max_tokens": 0}, "max_tokens", "`max_tokens` is invalid: expected `int` >= 1, got 0"),
-        (CHAT | {"stop": list("abcde")}, "stop", "expected `array` of length <= 4"),
+        (CHAT | {"stop": ["x"] * 33}, "stop", "expected `array` of length <= 32"),
+        (CHAT | {"top_k": -2}, "top_k", "expected `int` >= -1, got -2"),
+        (CHAT | {"top_p": -0.1}, "top_p", "expected `float` >= 0.0, got -0.1"),
+        (CHAT | {"seed": -(2**63) - 1}, "seed", "got -9223372036854775809"),
         (CHAT | {"stop": ["a", ""]}, "stop[1]", 'expected `str` of length >= 1, got ""'),
         (CHAT | {"seed": 2**63}, "seed", "got 9223372036854775808"),
         (CHAT | {"seed": 2**70}, "seed", f"got {2**70}"),

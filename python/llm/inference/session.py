@@ -72,6 +72,7 @@ class Session:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.default_max_tokens: int | None = None  # for chats without `max_tokens`; None fills the context
         self._routes: dict[int, tuple[Stream, int]] = {}
 
     @property
@@ -119,6 +120,9 @@ class Session:
         params = msgspec.structs.replace(params, stop=stop)
         token_ids = encode_chat(self.tokenizer, messages)
         token_ids = self._framed(token_ids) if add_special_tokens else token_ids
+        if params.max_tokens is None and self.default_max_tokens is not None:
+            max_tokens = max(1, min(self.default_max_tokens, self.room(token_ids)))
+            params = msgspec.structs.replace(params, max_tokens=max_tokens)
         return Prompt(token_ids=token_ids, params=params, priority=priority)
 
     def _framed(self, token_ids: list[int]) -> list[int]:

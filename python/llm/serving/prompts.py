@@ -57,8 +57,9 @@ def _template_message(message: ChatMessage) -> dict[str, str]:
 
 def _sampling_params(request: GenerationRequest, session: Session, max_tokens: int | None) -> SamplingParams:
     """Returns the checkpoint's sampling defaults, overridden by the request."""
+    values = {name: getattr(request, name) for name in _SAMPLING_FIELDS} | request.adapted
     return session.sampling_params(
-        **{name: getattr(request, name) for name in _SAMPLING_FIELDS},
+        **values,
         max_tokens=max_tokens,
         stop=request.stop_strings,
         logprobs=request.num_logprobs,

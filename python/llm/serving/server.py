@@ -127,6 +127,7 @@ def _let_native_threads_end() -> None:
 
 def _load(path: str | os.PathLike[str], config: ServerConfig) -> AsyncEngine:
     engine = load_async_engine(path, dtype=config.dtype, config=config.engine)
+    engine.session.default_max_tokens = config.default_max_tokens
     # All objects alive now stay as long as the server; collecting garbage among them would only delay answers.
     gc.collect()
     gc.freeze()

@@ -31,6 +31,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: Annotated[str, Meta(description="Number type of the weights: auto, float32, bfloat16 or float16.")] = "auto"
     engine: Annotated[EngineConfig, Meta(description="Limits of the engine.")] = EngineConfig()
     max_body_bytes: Annotated[int, Meta(ge=1, description="Largest accepted request body.")] = 10 * 2**20
+    default_max_tokens: (
+        Annotated[int, Meta(ge=1, description="Length of chat answers without a limit; null: the rest of the context.")]
+        | None
+    ) = None
     strict_requests: Annotated[bool, Meta(description="Refuse requests with a parameter that no server knows.")] = False
     allowed_origins: Annotated[
         tuple[str, ...], Meta(description="Web origins that may call from a browser (CORS); `*` for all.")

@@ -9,9 +9,9 @@ import msgspec
 from msgspec import Meta, UnsetType
 
 from llm.inference.outputs import Usage
-from llm.settings.sampling import TokenId, nullable_fields
+from llm.settings.sampling import GREEDY, TokenId, nullable_fields
 
-MAX_STOP_STRINGS = 4
+MAX_STOP_STRINGS = 32
 MAX_STOP_TOKEN_IDS = 64
 
 StopString = Annotated[str, Meta(min_length=1)]
@@ -25,7 +25,8 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # The fields that OpenAI's API defines in its own way; all others are those of `SamplingParams`.
-OWN_FIELDS = ("temperature", "stop", "stop_token_ids", "logprobs")
+OWN_FIELDS = ("temperature", "top_k", "top_p", "seed", "stop", "stop_token_ids", "logprobs")
+_SEED_MASK = 2**63 - 1
 if TYPE_CHECKING:
 
     class _SharedFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +47,9 @@ class GenerationRequest(_SharedFields, frozen=True, kw_only=True):
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     stop: StopString | StopStrings | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    top_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     # Whether to add special tokens such as BOS to a text; a chat template writes its own.
     add_special_tokens: bool | None = None
@@ -61,6 +65,22 @@ class GenerationRequest(_SharedFields, frozen=True, kw_only=True):
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def adapted(self) -> dict[str, Any]:
+        """Returns the sampling values that `SamplingParams` has in another form; None means the default.
+
+        A `top_k` of -1 keeps all tokens, a `top_p` of 0 only the likeliest. A `seed` of -1 draws a fresh seed, as in
+        vLLM and llama.cpp; other negative seeds count as well.
+        """
+        values: dict[str, Any] = {"top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
+        if self.top_k == -1:
+            values["top_k"] = 0
+        if self.top_p == 0:
+            values |= {"top_p": None} | GREEDY
+        if self.seed is not None and self.seed < 0:
+            values["seed"] = None if self.seed == -1 else self.seed & _SEED_MASK
+        return values
 
     @property
     def include_usage(self) -> bool:
