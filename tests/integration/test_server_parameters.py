@@ -4,13 +4,13 @@ import openai
 import pytest
 
 from llm.serving import ServerConfig, ServerHandle
-from llm.tokenization import ChatTemplate
+from llm.tokenization import BPETokenizer, ChatTemplate
 from tests.integration.server_client import CONTEXT, chat, complete, write_checkpoint
 
 # Writes what a request hands to the template, then the conversation in ChatML.
 TEMPLATE = """\
-{%- for name in ['effort', 'verbosity', 'enable_thinking', 'mood'] %}{% endfor %}
-{{- '[' ~ (reasoning_effort or '') ~ '|' ~ (verbosity or '') ~ '|' ~ enable_thinking ~ '|' ~ (mood or '') ~ ']' }}
+{%- set thinks = enable_thinking if enable_thinking is defined else 'none' %}
+{{- '[' ~ (reasoning_effort or '') ~ '|' ~ (verbosity or '') ~ '|' ~ thinks ~ '|' ~ (mood or '') ~ ']' }}
 {%- for document in documents or [] %}{{ '<' ~ document['title'] ~ '>' }}{% endfor %}
 {%- for message in messages %}
 {{- '<|' ~ message['role'] ~ '|>' ~ message['content'] ~ '<end>' }}
@@ -74,3 +74,105 @@ def test_chat_without_a_limit_gets_the_servers_default(client):
     room = CONTEXT - chat(client, messages=long, max_tokens=1).usage.prompt_tokens
     crowded = [{"role": "user", "content": "x" * (CONTEXT - 60 + room - 2)}]
     assert chat(client, messages=crowded, **endless).usage.completion_tokens == 2
+
+
+def prompt_of(client, checkpoint, **request):
+    """The prompt that a chat request becomes, as text."""
+    extra = {"return_token_ids": True} | request
+    answer = chat(client, max_tokens=1, extra_body=extra)
+    return BPETokenizer.from_pretrained(checkpoint).decode(answer.model_extra["prompt_token_ids"])
+
+
+SAID = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well, "}]
+BRIEF = [{"type": "text", "text": "Be"}, {"type": "text", "text": "brief"}]
+
+
+@pytest.mark.parametrize(
+    ("request_", "prompt"),
+    [
+        ({}, "[||none|]<|user|>Hi<end><|assistant|>"),
+        ({"reasoning_effort": "low"}, "[low||True|]<|user|>Hi<end><|assistant|>"),
+        ({"reasoning_effort": "none"}, "[none||False|]<|user|>Hi<end><|assistant|>"),
+        ({"verbosity": "high"}, "[|high|none|]<|user|>Hi<end><|assistant|>"),
+        ({"chat_template_kwargs": {"mood": "glad"}}, "[||none|glad]<|user|>Hi<end><|assistant|>"),
+        (
+            {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}},
+            "[low||False|]<|user|>Hi<end><|assistant|>",
+        ),
+        ({"documents": [{"title": "T", "text": "x"}]}, "[||none|]<T><|user|>Hi<end><|assistant|>"),
+        ({"add_generation_prompt": False}, "[||none|]<|user|>Hi<end>"),
+        ({"continue_final_message": True, "messages": SAID}, "[||none|]<|user|>Hi<end><|assistant|>Well, "),
+        (
+            {"continue_final_message": False, "messages": SAID},
+            "[||none|]<|user|>Hi<end><|assistant|>Well, <end><|assistant|>",
+        ),
+        (
+            {"messages": [{"role": "developer", "content": BRIEF}]},
+            "[||none|]<|system|>Be\nbrief<end><|assistant|>",
+        ),
+    ],
+)
+def test_prompt_shows_what_the_template_got(client, checkpoint, request_, prompt):
+    request_ = {"messages": SAID[:1]} | request_
+    assert prompt_of(client, checkpoint, **request_) == prompt
+
+
+@pytest.mark.parametrize(
+    ("request_", "param", "message"),
+    [
+        (
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message",
+            "contradict each other",
+        ),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs", "hint: send it at the top level"),
+        ({"reasoning_effort": "much"}, "reasoning_effort", "must be one of none, minimal, low, medium, high"),
+        ({"verbosity": "loud"}, "verbosity", 'must be one of low, medium, high, got "loud"'),
+        ({"documents": ["text"]}, "documents[0]", "expected `object`, got `str`"),
+        ({"chat_template_kwargs": "x"}, "chat_template_kwargs", "expected `object | null`, got `str`"),
+    ],
+)
+def test_template_parameters_of_wrong_values_are_refused(client, request_, param, message):
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(client, extra_body=request_)
+    assert caught.value.param == param
+    assert message in caught.value.message
+
+
+def test_continued_message_goes_on_as_a_plain_prompt_would(client, checkpoint):
+    goes_on = {"continue_final_message": True, "messages": SAID, "ignore_eos": True}
+    prompt = prompt_of(client, checkpoint, **goes_on)
+    plain = complete(client, prompt=prompt, extra_body={"ignore_eos": True, "add_special_tokens": False})
+    assert chat(client, extra_body=goes_on).choices[0].message.content == plain.choices[0].text
+
+
+def test_chat_returns_token_ids_whole_and_streamed(client, checkpoint):
+    tokenizer = BPETokenizer.from_pretrained(checkpoint)
+    extra = {"return_token_ids": True, "ignore_eos": True}
+    whole = chat(client, n=2, extra_body=extra)
+    ids = [choice.model_extra["token_ids"] for choice in whole.choices]
+    assert [len(found) for found in ids] == [24, 24]
+    assert tokenizer.decode(ids[0]) == whole.choices[0].message.content
+    chunks = list(chat(client, n=2, extra_body=extra, stream=True))
+    assert chunks[0].model_extra["prompt_token_ids"] == whole.model_extra["prompt_token_ids"]
+    assert all("prompt_token_ids" not in chunk.model_extra for chunk in chunks[1:])
+    streamed = [[], []]
+    for chunk in chunks:
+        streamed[chunk.choices[0].index] += chunk.choices[0].model_extra.get("token_ids", [])
+    assert streamed == ids
+    assert "token_ids" not in chat(client).choices[0].model_extra
+
+
+def test_completion_returns_token_ids_of_each_prompt_whole_and_streamed(client, checkpoint):
+    tokenizer = BPETokenizer.from_pretrained(checkpoint)
+    request = {"prompt": ["To be", "question"], "n": 2, "extra_body": {"return_token_ids": True, "ignore_eos": True}}
+    whole = complete(client, **request)
+    prompts = [tokenizer.decode(choice.model_extra["prompt_token_ids"]) for choice in whole.choices]
+    assert prompts == ["To be", "To be", "question", "question"]
+    streamed = [{"token_ids": [], "prompt_token_ids": []} for _ in range(4)]
+    for chunk in complete(client, stream=True, **request):
+        choice = chunk.choices[0]
+        for name in streamed[choice.index]:
+            streamed[choice.index][name] += choice.model_extra.get(name, [])
+    assert streamed == [choice.model_extra for choice in whole.choices]
+    assert [tokenizer.decode(found["token_ids"]) for found in streamed] == [choice.text for choice in whole.choices]

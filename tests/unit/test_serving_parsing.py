@@ -187,7 +187,6 @@ def test_parts_other_than_text_are_refused(kind):
         ("tool_choice", "required"),
         ("functions", [{}]),
         ("modalities", ["text", "audio"]),
-        ("reasoning_effort", "high"),
         ("store", True),
     ],
 )

@@ -11,7 +11,7 @@ from llm.inference.engine import Engine
 from llm.inference.outputs import ChoiceDelta, Delta
 from llm.inference.prompt import Prompt
 from llm.settings.sampling import SamplingParams
-from llm.tokenization import BaseTokenizer, BPETokenizer, encode_chat
+from llm.tokenization import BaseTokenizer, BPETokenizer, ChatOptions, encode_chat
 
 
 class Stream:
@@ -104,6 +104,7 @@ class Session:
         *,
         priority: int = 0,
         add_special_tokens: bool = False,
+        options: ChatOptions | None = None,
     ) -> Prompt:
         """Returns the prompt for the next turn of a conversation; the answer also stops at the template's end of turn.
 
@@ -112,13 +113,14 @@ class Session:
             params: Sampling parameters.
             priority: Lower values run first.
             add_special_tokens: Whether to add BOS even if the template writes none; BOS is never added twice.
+            options: Inputs of the template besides the messages, and where the prompt ends.
 
         Raises:
             ChatTemplateError: The checkpoint has no chat template, or the template rejects the messages.
         """
         stop = tuple(dict.fromkeys((*params.stop, *self.tokenizer.chat_stop)))
         params = msgspec.structs.replace(params, stop=stop)
-        token_ids = encode_chat(self.tokenizer, messages)
+        token_ids = encode_chat(self.tokenizer, messages, **(options or {}))
         token_ids = self._framed(token_ids) if add_special_tokens else token_ids
         if params.max_tokens is None and self.default_max_tokens is not None:
             max_tokens = max(1, min(self.default_max_tokens, self.room(token_ids)))

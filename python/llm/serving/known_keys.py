@@ -30,6 +30,7 @@ _STRUCTURED = "send `response_format` or `structured_outputs`"
 _LENGTH = "send `max_tokens`"
 _MESSAGES = "send the conversation as `messages` to /v1/chat/completions"
 _TEMPLATE = "send the template's variables as `chat_template_kwargs`"
+_CHAT_ONLY = "only /v1/chat/completions has a template"
 _NO_MEDIA = "the model reads text only"
 _NO_ADAPTERS = "serve the merged weights"
 _SERVER_SIDE = "this belongs to the server's options, not to a request; see `llm serve --help`"
@@ -96,8 +97,7 @@ REFUSED: dict[str, Refused] = {
         _refused("web_search_options plugins", "offer a search as one of `tools`", []),
         _refused("moderation", ""),
         # Reasoning.
-        _refused("reasoning_effort", "", "none"),
-        _refused("verbosity", "", "medium"),
+        _refused("reasoning_effort verbosity", _CHAT_ONLY),
         _refused("think thinking reasoning", "send `reasoning_effort` or `chat_template_kwargs`"),
         _refused("enable_thinking", 'send `chat_template_kwargs` with {"enable_thinking": …}'),
         _refused("thinking_token_budget thinking_budget_tokens reasoning_budget", "send `reasoning_effort`", -1),
@@ -117,9 +117,8 @@ REFUSED: dict[str, Refused] = {
         _refused("context", _MESSAGES, []),
         _refused("previous_response_id conversation", "send all messages, or call /v1/responses", ""),
         _refused("template chat_template", _TEMPLATE, ""),
-        _refused("chat_template_kwargs documents", "", {}, []),
-        _refused("add_generation_prompt", "", True),
-        _refused("continue_final_message", "", False),
+        _refused("chat_template_kwargs documents", _CHAT_ONLY, {}, []),
+        _refused("add_generation_prompt continue_final_message", _CHAT_ONLY, False),
         _refused("task", _TEMPLATE),
         _refused("media_io_kwargs mm_processor_kwargs images_config video_config", _NO_MEDIA, {}),
         _refused("max_dynamic_patch min_dynamic_patch use_audio_in_video return_mm_kwargs", _NO_MEDIA, True, False),
@@ -128,7 +127,7 @@ REFUSED: dict[str, Refused] = {
         _refused("n_probs post_sampling_probs", "send `logprobs`", 0, False),
         _refused("logprob_token_ids", "send `logprobs`", []),
         _refused("return_tokens_as_token_ids return_token_offsets", "send `return_token_ids`", False),
-        _refused("return_tokens return_prompt_token_ids return_token_ids", "", False),
+        _refused("return_tokens return_prompt_token_ids", "send `return_token_ids`", False),
         _refused("return_input_ids_in_sglext return_output_ids_in_sglext", "send `return_token_ids`", False),
         _refused("return_prompt_text", "send the messages to /tokenize", False),
         _refused("return_hidden_states", "send the text to /v1/embeddings", False),

@@ -23,7 +23,7 @@ from llm.serving.known_keys import (
     REFUSED_IN_STREAM_OPTIONS,
     Refused,
 )
-from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage, TextPart
+from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage, ReasoningEffort, TextPart, Verbosity
 from llm.serving.protocol.common import GenerationRequest
 from llm.serving.protocol.completions import MAX_PROMPTS, CompletionRequest
 
@@ -45,7 +45,11 @@ UNSUPPORTED_ROLES = ("tool", "function")
 _ALLOWED: dict[str, tuple[str, ...]] = {
     "role": get_args(ChatMessage.__annotations__["role"]),
     "type": (str(TextPart.__struct_config__.tag),),
+    "reasoning_effort": get_args(ReasoningEffort),
+    "verbosity": get_args(Verbosity),
 }
+# Inputs of every template, which `chat_template_kwargs` must not replace.
+_OWN = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
 _SHOWN_CHARS = 80
 _LOCATION = re.compile(r"^(?P<problem>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*?)(?:\[\.\.\.\])?`)?$", re.DOTALL)
 # Matches one half of a surrogate pair such as `\\ud83d\\ude00` without its other half.
@@ -244,6 +248,14 @@ def _check_combinations(request: GenerationRequest) -> None:
         case ChatCompletionRequest(max_tokens=int(old), max_completion_tokens=int(new)) if old != new:
             message = f"`max_tokens` ({old}) and `max_completion_tokens` ({new}) contradict each other: send only one"
             raise bad_request(message, param="max_tokens")
+        case ChatCompletionRequest(continue_final_message=True, add_generation_prompt=True):
+            message = (
+                "`continue_final_message` and `add_generation_prompt` contradict each other: send only one as true"
+            )
+            raise bad_request(message, param="continue_final_message")
+        case ChatCompletionRequest(chat_template_kwargs=dict(variables)) if taken := sorted(variables.keys() & _OWN):
+            message = f"`chat_template_kwargs` must not contain `{taken[0]}`\nhint: send it at the top level"
+            raise bad_request(message, param="chat_template_kwargs")
         case CompletionRequest(prompt=list(prompts)):
             _check_prompts(prompts)
         case _:

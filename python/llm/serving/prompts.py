@@ -8,6 +8,7 @@ from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage
 from llm.serving.protocol.common import GenerationRequest
 from llm.serving.protocol.completions import CompletionRequest
 from llm.settings.sampling import SamplingParams
+from llm.tokenization import ChatOptions
 
 COMPLETION_MAX_TOKENS = 16
 
@@ -30,8 +31,14 @@ def chat_prompts(request: ChatCompletionRequest, session: Session) -> list[Promp
         raise bad_request(message, param="messages", code="chat_template_missing")
     params = _sampling_params(request, session, request.max_completion_tokens or request.max_tokens)
     messages = [_template_message(message) for message in request.messages]
-    add_special_tokens = bool(request.add_special_tokens)  # off by default: the template writes its own
-    return [session.chat(messages, params, priority=request.priority or 0, add_special_tokens=add_special_tokens)]
+    prompt = session.chat(
+        messages,
+        params,
+        priority=request.priority or 0,
+        add_special_tokens=bool(request.add_special_tokens),  # off by default: the template writes its own
+        options=_template_options(request),
+    )
+    return [prompt]
 
 
 def completion_prompts(request: CompletionRequest, session: Session) -> list[Prompt]:
@@ -46,6 +53,17 @@ def completion_prompts(request: CompletionRequest, session: Session) -> list[Pro
         params = _sampling_params(request, session, max_tokens)
         found.append(Prompt(token_ids=token_ids, params=params, priority=request.priority or 0))
     return found
+
+
+def _template_options(request: ChatCompletionRequest) -> ChatOptions:
+    goes_on = bool(request.continue_final_message)
+    opens_turn = not goes_on if request.add_generation_prompt is None else request.add_generation_prompt
+    return {
+        "documents": request.documents,
+        "variables": request.template_variables,
+        "continue_final_message": goes_on,
+        "add_generation_prompt": opens_turn,
+    }
 
 
 def _template_message(message: ChatMessage) -> dict[str, str]:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from llm.inference import ChoiceDelta, Collector, FinishReason, GenerationOutput, TokenLogprob, Usage
+from llm.inference import ChoiceDelta, Collector, Delta, FinishReason, GenerationOutput, Prompt, Usage
 from llm.serving import sse
 from llm.serving.logprobs import prompt_logprobs
-from llm.serving.protocol.common import GenerationRequest, UsageField, encoder
+from llm.serving.protocol.common import GenerationRequest, TokenIdsField, UsageField, encoder
 from llm.serving.protocol.logprobs import PromptLogprobs
 from llm.tokenization import BaseTokenizer
 
@@ -23,8 +23,10 @@ class Answer(abc.ABC):
 
     id_prefix: str
 
-    def __init__(self, request: GenerationRequest, tokenizer: BaseTokenizer) -> None:
+    def __init__(self, request: GenerationRequest, tokenizer: BaseTokenizer, prompts: Sequence[Prompt] = ()) -> None:
         self._tokenizer = tokenizer
+        self._prompts = prompts
+        self._returns_ids = bool(request.return_token_ids)
         self._num_logprobs = request.num_logprobs
         self._id = f"{self.id_prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
@@ -42,8 +44,8 @@ class Answer(abc.ABC):
                 frame = self._frames[index] = self._frame(index)
                 opening = self.opening(index)
                 parts += () if opening is None else (sse.event(opening),)
-            if delta.logprobs:
-                parts.append(sse.event(self.chunk(index, delta.text, logprobs=delta.logprobs)))
+            if delta.logprobs or self._returns_ids:
+                parts.append(sse.event(self.token_chunk(index, delta)))
             elif delta.text:
                 parts += (frame[0], encoder.encode(delta.text), frame[1])
             if delta.finish_reason is not None:
@@ -67,14 +69,12 @@ class Answer(abc.ABC):
         """Returns the chunk sent before a choice's first text, or None if the endpoint has no such chunk."""
 
     @abc.abstractmethod
-    def chunk(
-        self,
-        index: int,
-        text: str,
-        finish_reason: FinishReason | None = None,
-        logprobs: Sequence[TokenLogprob] | None = None,
-    ) -> msgspec.Struct:
-        """Returns the chunk that adds text and its tokens to a choice, or gives the choice's finish reason."""
+    def chunk(self, index: int, text: str, finish_reason: FinishReason | None = None) -> msgspec.Struct:
+        """Returns the chunk that adds text to a choice, or gives the choice's finish reason."""
+
+    @abc.abstractmethod
+    def token_chunk(self, index: int, delta: Delta) -> msgspec.Struct:
+        """Returns the chunk that adds text to a choice with what the request asks for about its tokens."""
 
     @abc.abstractmethod
     def usage_chunk(self, usage: Usage) -> msgspec.Struct:
@@ -83,6 +83,16 @@ class Answer(abc.ABC):
     @abc.abstractmethod
     def whole(self, collector: Collector) -> msgspec.Struct:
         """Returns the whole response of a request that isn't streamed."""
+
+    def _ids(self, delta: Delta | GenerationOutput) -> TokenIdsField:
+        return delta.token_ids if self._returns_ids else msgspec.UNSET
+
+    def _prompt_ids(self, index: int) -> TokenIdsField:
+        """Returns the token ids of the prompt that a choice answers, if requested."""
+        if not self._returns_ids:
+            return msgspec.UNSET
+        owners = [prompt for prompt in self._prompts for _ in range(prompt.params.n)]
+        return tuple(owners[index].token_ids)
 
     def _prompt_logprobs(self, output: GenerationOutput) -> PromptLogprobs:
         entries = output.prompt_logprobs

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from llm.inference import Collector, FinishReason, TokenLogprob, Usage
+from llm.inference import Collector, Delta, FinishReason, Prompt, TokenLogprob, Usage
 from llm.serving.answers.base import Answer, all_choices
 from llm.serving.logprobs import completion_logprobs
 from llm.serving.protocol.common import GenerationRequest, UsageField
@@ -18,26 +18,33 @@ class TextAnswer(Answer):
 
     id_prefix = "cmpl"
 
-    def __init__(self, request: GenerationRequest, tokenizer: BaseTokenizer) -> None:
-        super().__init__(request, tokenizer)
+    def __init__(self, request: GenerationRequest, tokenizer: BaseTokenizer, prompts: Sequence[Prompt] = ()) -> None:
+        super().__init__(request, tokenizer, prompts)
         self._offsets: dict[int, int] = {}  # where each choice's next token begins
 
     def opening(self, index: int) -> None:  # noqa: ARG002 - plain text has no role to announce
         """Returns None: plain text has no opening chunk."""
         return
 
-    def chunk(
-        self,
-        index: int,
-        text: str,
-        finish_reason: FinishReason | None = None,
-        logprobs: Sequence[TokenLogprob] | None = None,
-    ) -> msgspec.Struct:
+    def chunk(self, index: int, text: str, finish_reason: FinishReason | None = None) -> msgspec.Struct:
         """Returns a chunk that adds text."""
-        columns = self._logprobs(logprobs or (), self._offsets.get(index, 0))
+        choice = CompletionChoice(index=index, text=text, finish_reason=finish_reason)
+        return self._completion([choice], self._no_usage)
+
+    def token_chunk(self, index: int, delta: Delta) -> msgspec.Struct:
+        """Returns a chunk that adds text with log-probabilities and ids of its tokens."""
+        is_first = index not in self._offsets
+        columns = self._logprobs(delta.logprobs or (), self._offsets.setdefault(index, 0))
         if columns is not None:
             self._offsets[index] = columns.text_offset[-1] + len(columns.tokens[-1])
-        choice = CompletionChoice(index=index, text=text, finish_reason=finish_reason, logprobs=columns)
+        choice = CompletionChoice(
+            index=index,
+            text=delta.text,
+            finish_reason=None,
+            logprobs=columns,
+            token_ids=self._ids(delta),
+            prompt_token_ids=self._prompt_ids(index) if is_first else msgspec.UNSET,
+        )
         return self._completion([choice], self._no_usage)
 
     def usage_chunk(self, usage: Usage) -> msgspec.Struct:
@@ -53,6 +60,8 @@ class TextAnswer(Answer):
                 finish_reason=choice.finish_reason,
                 logprobs=self._logprobs(choice.logprobs or (), 0),
                 prompt_logprobs=self._prompt_logprobs(choice),
+                token_ids=self._ids(choice),
+                prompt_token_ids=self._prompt_ids(index),
             )
             for index, choice in enumerate(all_choices(collector.outputs()))
         ]

@@ -56,7 +56,7 @@ async def generate(
     """
     # Runs in a separate thread, because encoding a long prompt must not delay other requests.
     prompts = await asyncio.to_thread(endpoint.prompts, request, engine.session)
-    answer = endpoint.answer(request, engine.session.tokenizer)
+    answer = endpoint.answer(request, engine.session.tokenizer, prompts)
     collector = Collector(prompts)
     try:
         async with aclosing(engine.generate(prompts)) as arrivals:

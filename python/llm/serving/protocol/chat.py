@@ -1,14 +1,18 @@
 """Types of `/v1/chat/completions`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from llm.inference.outputs import FinishReason, Usage
-from llm.serving.protocol.common import GenerationRequest, UsageField
+from llm.serving.protocol.common import GenerationRequest, TokenIdsField, UsageField
 from llm.serving.protocol.logprobs import ChatLogprobs, PromptLogprobs
 from llm.settings.sampling import NumLogprobs
+
+
+ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Verbosity: TypeAlias = Literal["low", "medium", "high"]
 
 
 class TextPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
@@ -39,11 +43,27 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    verbosity: Verbosity | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
     @property
     def num_logprobs(self) -> int | None:
         """Returns how many most likely tokens to report per position, or None for no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """Returns the variables for the template; `chat_template_kwargs` wins over the fields with their own names.
+
+        An effort also turns thinking on or off, because many templates know only that switch.
+        """
+        effort = {} if self.reasoning_effort is None else {"enable_thinking": self.reasoning_effort != "none"}
+        named = {"reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity} | effort
+        return {name: value for name, value in named.items() if value is not None} | (self.chat_template_kwargs or {})
 
 
 class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +81,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     message: AssistantMessage
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None = None
+    token_ids: TokenIdsField = UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +94,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     object: Literal["chat.completion"] = "chat.completion"
     prompt_logprobs: PromptLogprobs = UNSET
+    prompt_token_ids: TokenIdsField = UNSET
 
 
 class ChatDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -89,6 +111,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     delta: ChatDelta
     finish_reason: FinishReason | None = None
     logprobs: ChatLogprobs | None = None
+    token_ids: TokenIdsField = UNSET
 
 
 class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,3 +123,4 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChatChunkChoice]
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     usage: UsageField = UNSET
+    prompt_token_ids: TokenIdsField = UNSET

@@ -51,6 +51,8 @@ class GenerationRequest(_SharedFields, frozen=True, kw_only=True):
     top_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
+    # Whether the response holds the ids of the prompt's tokens and of each answer's.
+    return_token_ids: bool | None = None
     # Whether to add special tokens such as BOS to a text; a chat template writes its own.
     add_special_tokens: bool | None = None
 
@@ -87,6 +89,9 @@ class GenerationRequest(_SharedFields, frozen=True, kw_only=True):
         """Returns whether the stream ends with a chunk that holds the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+
+# Absent unless requested.
+TokenIdsField = tuple[int, ...] | UnsetType
 
 # Absent unless requested; if requested, null in every chunk but the last.
 UsageField = Usage | UnsetType | None

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, Meta
 
 from llm.inference.outputs import FinishReason
-from llm.serving.protocol.common import GenerationRequest, UsageField
+from llm.serving.protocol.common import GenerationRequest, TokenIdsField, UsageField
 from llm.serving.protocol.logprobs import CompletionLogprobs, PromptLogprobs
 from llm.settings.sampling import NumLogprobs, TokenId
 
@@ -33,6 +33,8 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason | None
     logprobs: CompletionLogprobs | None = None
     prompt_logprobs: PromptLogprobs = UNSET
+    token_ids: TokenIdsField = UNSET
+    prompt_token_ids: TokenIdsField = UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
