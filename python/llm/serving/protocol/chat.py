@@ -10,7 +10,6 @@ from llm.serving.protocol.common import GenerationRequest, TokenIdsField, UsageF
 from llm.serving.protocol.logprobs import ChatLogprobs, PromptLogprobs
 from llm.settings.sampling import NumLogprobs
 
-
 ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Verbosity: TypeAlias = Literal["low", "medium", "high"]
 
