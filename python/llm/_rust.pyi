@@ -11,7 +11,9 @@ from llm.settings.engine import EngineConfig
 from llm.settings.sampling import SamplingParams
 
 __all__ = [
+    "ANSWER_FORMATS",
     "FINISH_REASONS",
+    "AnswerParser",
     "BPETrainer",
     "CpuModel",
     "EncodePlan",
@@ -33,6 +35,44 @@ __all__ = [
 ]
 __version__: str
 FINISH_REASONS: Final[tuple[None, Literal["stop"], Literal["length"], Literal["error"]]]
+
+# The formats of calls: a format's name and the texts that mark its calls.
+ANSWER_FORMATS: Final[tuple[tuple[str, list[str]], ...]]
+
+PartKind = Literal["text", "reasoning", "call", "arguments"]
+
+@final
+class AnswerParser:
+    """Splits one answer into reasoning, text and calls of functions as its text arrives. For one thread at a time.
+
+    White space next to reasoning and calls belongs to no part. What turns out to be no call is text.
+    """
+
+    def __new__(
+        cls,
+        format: str | None,
+        reasoning: tuple[str, str] | None = None,
+        starts_in_reasoning: bool = False,
+        tools: dict[str, dict[str, str]] | None = None,
+    ) -> AnswerParser:
+        """Starts at the beginning of an answer.
+
+        `format` is a name in `ANSWER_FORMATS`; None leaves calls in the text. `reasoning` holds the texts around the
+        reasoning. `tools` holds the declared types of each function's parameters, by name; where a format has no
+        markers, only these functions can be called.
+
+        Raises:
+            InvalidArgumentError: The format is unknown or a marker is empty.
+        """
+
+    def push(self, text: str) -> list[tuple[PartKind, int | None, str]]:
+        """Takes more text and returns the parts that are now certain: kind, index of the call and text.
+
+        Kind `call` begins a call, with the function's name as text; `arguments` continues the JSON of its arguments.
+        """
+
+    def finish(self) -> list[tuple[PartKind, int | None, str]]:
+        """Ends the answer and returns what was held back; an unfinished call keeps its arguments as far as they go."""
 
 # --- sampling and engine -----------------------------------------------------------------------------------------
 

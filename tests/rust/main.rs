@@ -1,5 +1,6 @@
 //! Public behaviour of the core, one module per Rust module.
 
+mod answer;
 mod engine;
 mod kernels;
 mod sampling;

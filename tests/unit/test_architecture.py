@@ -113,7 +113,7 @@ def called_on(tree: ast.AST, name: str) -> set[str]:
 
 def test_rust_siblings_never_meet_and_the_core_knows_no_python() -> None:
     source = PACKAGE.parents[1] / "rust" / "src"
-    siblings = {"tokenizer", "sampling", "scheduler", "speculation", "kernels"}
+    siblings = {"answer", "tokenizer", "sampling", "scheduler", "speculation", "kernels"}
     for file in sorted(source.rglob("*.rs")):
         own = file.relative_to(source).parts[0].removesuffix(".rs")
         text = file.read_text()
@@ -125,8 +125,8 @@ def test_rust_siblings_never_meet_and_the_core_knows_no_python() -> None:
 
 ROOT = PACKAGE.parents[1]
 CRATE = ROOT / "rust" / "src"
-# The stub lists what a whole crate offers, so it has the limit of Rust files.
-MAX_LINES = {".py": 400, ".pyi": 600, ".rs": 600}
+# The one stub lists what a whole crate offers.
+MAX_LINES = {".py": 400, ".pyi": 800, ".rs": 600}
 MAX_FUNCTION_LINES = 60
 SOURCES = [
     file

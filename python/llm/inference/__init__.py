@@ -3,6 +3,7 @@
 from llm.inference.engine import Engine
 from llm.inference.load import build_engine, load_async_engine, load_engine
 from llm.inference.outputs import ChoiceDelta, Collector, Delta, FinishReason, GenerationOutput, TokenLogprob, Usage
+from llm.inference.parts import Part, PartsParser, parameter_types
 from llm.inference.prompt import Prompt
 from llm.inference.scoring import Pooling, Score
 from llm.inference.session import Session, Stream
@@ -20,6 +21,8 @@ __all__ = [
     "FinishReason",
     "GenerationOutput",
     "NgramSpeculation",
+    "Part",
+    "PartsParser",
     "Pooling",
     "Prompt",
     "Score",
@@ -30,4 +33,5 @@ __all__ = [
     "build_engine",
     "load_async_engine",
     "load_engine",
+    "parameter_types",
 ]

@@ -1,5 +1,6 @@
 //! The binding `llm._rust`: converts arguments, releases the GIL, maps errors.
 
+mod answer;
 mod convert;
 mod engine;
 mod error;
@@ -17,6 +18,7 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    answer::register(module)?;
     tokenizer::register(module)?;
     tokenizer_batch::register(module)?;
     tokenizer_stream::register(module)?;
