@@ -176,7 +176,7 @@ class StepOutputs:
     @property
     def request_ids(self) -> NDArray[np.uint64]: ...  # (N,)
     @property
-    def token_ids(self) -> NDArray[np.uint32]: ...  # (N,): 2**32 - 1 if the request failed
+    def token_ids(self) -> NDArray[np.uint32]: ...  # (N,): 2**32 - 1 if the request ended without one
     @property
     def texts(self) -> list[str]: ...  # N deltas, often empty
     @property

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use llm_core::Error;
-use llm_core::engine::{EngineConfig, EngineCore, FinishReason, RequestParams, StepOutputs};
+use llm_core::engine::{EngineConfig, EngineCore, FinishReason, RequestParams, StepOutputs, Submission};
 use llm_core::sampling::{SamplingParams, VocabMask, token_logprobs};
 use llm_core::scheduler::{SchedulerConfig, StepPlan};
 use llm_core::speculation::NgramConfig;
@@ -230,6 +230,34 @@ fn prompt_logprobs_come_with_the_first_token_whatever_the_chunks() {
             assert_eq!((found[0].0, tokens), (id, wanted.clone()));
         }
     }
+}
+
+#[test]
+fn a_request_without_new_tokens_ends_with_its_prompts_logprobs() {
+    let prompt = vec![3, 1, 4, 1, 5, 9, 2, 6, 5];
+    let mut engine = engine(limits(16, 64));
+    let mut model = FakeModel::new(16, 4);
+    let mut params = greedy(0);
+    params.sampling.prompt_logprobs = Some(1);
+    let mut run = |start| {
+        params.sampling.prompt_logprobs_start = start;
+        engine.add_choices(1, prompt.clone(), params.clone(), Submission { num_choices: 2, priority: 0 }).unwrap();
+        let plan = engine.schedule().unwrap().unwrap().clone();
+        let outputs = engine.update(&mut run_model(&mut model, &plan), (plan.logits_indices.len(), COLUMNS)).unwrap();
+        assert!(!engine.has_unfinished());
+        assert_eq!(engine.stats().blocks_free, 16);
+        assert_eq!((&outputs.request_ids[..], &outputs.finish_reasons[..]), (&[1, 2][..], &[LENGTH, LENGTH][..]));
+        assert_eq!((&outputs.token_ids[..], outputs.texts.concat()), (&[StepOutputs::NO_TOKEN; 2][..], String::new()));
+        assert_eq!(outputs.prompt_logprobs.len(), 1);
+        (plan.token_ids.len(), outputs.prompt_logprobs[0].1.clone())
+    };
+    let (computed, whole) = run(0);
+    assert_eq!((computed, whole.len()), (9, 8));
+    // The prefix cache holds 8 tokens; the row before token 7 is wanted, so only the first 4 are taken from it.
+    assert_eq!(run(7), (5, whole[6..].to_vec()));
+    let mut longest = params;
+    longest.max_tokens = Some(0);
+    engine.add_request(3, vec![0; 64], longest).unwrap(); // as long as the context
 }
 
 #[test]

@@ -19,6 +19,8 @@ from llm.tokenization import BaseTokenizer
 
 logger = logging.getLogger(__name__)
 
+NO_TOKEN = 2**32 - 1  # in `StepOutputs.token_ids`: the request ended without a new token
+
 
 class Engine:
     """Schedules requests, runs the model and updates the requests; not thread-safe, so one thread must own it.
@@ -176,6 +178,7 @@ def _deltas(outputs: StepOutputs) -> list[tuple[int, Delta | LLMError]]:
         logprobs = None
         if not math.isnan(logprob):
             logprobs = (TokenLogprob(token_id, logprob, () if top is None else tuple(zip(*top, strict=True)), rank),)
-        delta = Delta(text, (token_id,), finish_reason, logprobs, prompts.get(request_id))
+        new_ids = () if token_id == NO_TOKEN else (token_id,)
+        delta = Delta(text, new_ids, finish_reason, logprobs, prompts.get(request_id))
         found.append((request_id, delta))
     return found

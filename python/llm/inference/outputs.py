@@ -37,7 +37,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
         token_ids: Tokens that the step sampled.
         finish_reason: Why the answer ended; `None` while it goes on.
         logprobs: One entry per token, if requested.
-        prompt_logprobs: In the first delta of an answer, one entry per prompt token but the first, if requested.
+        prompt_logprobs: In the first delta of an answer, one entry per requested prompt token; the first has none.
     """
 
     text: str
@@ -75,7 +75,7 @@ class GenerationOutput(msgspec.Struct, frozen=True):
         logprobs: One entry per token, if requested.
         usage: Tokens of this answer and its prompt.
         others: With `n` above 1, the answers after the first.
-        prompt_logprobs: One entry per prompt token but the first, if requested.
+        prompt_logprobs: One entry per requested prompt token; the first token has none.
     """
 
     text: str

@@ -29,7 +29,7 @@ from llm.serving.protocol.completions import MAX_PROMPTS, CompletionRequest
 
 logger = logging.getLogger(__name__)
 
-RequestT = TypeVar("RequestT", bound=GenerationRequest)
+RequestT = TypeVar("RequestT", bound=msgspec.Struct)
 
 # Messages with tool calls aren't supported yet, but clients do send these keys back empty.
 NEUTRAL_IN_MESSAGE: dict[str, tuple[object, ...]] = {
@@ -101,7 +101,8 @@ def parse_request(body: bytes, request_type: type[RequestT], unknown_keys: Unkno
     options = raw.get("stream_options")
     _check_refused(options if isinstance(options, dict) else {}, REFUSED_IN_STREAM_OPTIONS, (), "stream_options.")
     request = _convert(raw, request_type)
-    _check_combinations(request)
+    if isinstance(request, GenerationRequest):
+        _check_combinations(request)
     known = REFUSED.keys() | ACCEPTED | set(fields)
     unknown_keys.handle((key for key in raw if key not in known), known)
     return request
@@ -256,10 +257,30 @@ def _check_combinations(request: GenerationRequest) -> None:
         case ChatCompletionRequest(chat_template_kwargs=dict(variables)) if taken := sorted(variables.keys() & _OWN):
             message = f"`chat_template_kwargs` must not contain `{taken[0]}`\nhint: send it at the top level"
             raise bad_request(message, param="chat_template_kwargs")
-        case CompletionRequest(prompt=list(prompts)):
-            _check_prompts(prompts)
+        case CompletionRequest():
+            _check_completion(request)
         case _:
             return
+
+
+def _check_completion(request: CompletionRequest) -> None:
+    if isinstance(request.prompt, list):
+        _check_prompts(request.prompt)
+    scores_prompt = bool(request.echo) or request.prompt_logprobs is not None
+    if request.max_tokens == 0 and not scores_prompt:
+        message = "`max_tokens` must be at least 1, got 0\nhint: 0 is allowed with `echo` or `prompt_logprobs`"
+        raise bad_request(message, param="max_tokens")
+    if request.echo and request.logprobs is not None and request.prompt_logprobs_start:
+        message = "`prompt_logprobs_start` is not allowed when `echo` is true and `logprobs` is set"
+        raise bad_request(message, param="prompt_logprobs_start")
+    if request.best_of is None:
+        return
+    num_choices = request.n or 1
+    if request.best_of < num_choices:
+        raise bad_request(f"`best_of` must be at least `n` ({num_choices}), got {request.best_of}", param="best_of")
+    if request.stream and request.best_of > num_choices:
+        message = f"`best_of` must equal `n` ({num_choices}) when `stream` is true, got {request.best_of}"
+        raise bad_request(message, param="best_of")
 
 
 def _check_prompts(prompts: list[Any]) -> None:

@@ -49,7 +49,9 @@ def completion_prompts(request: CompletionRequest, session: Session) -> list[Pro
     found = []
     for prompt in prompts:
         token_ids = session.encode(prompt, add_special_tokens=add) if isinstance(prompt, str) else prompt
-        max_tokens = request.max_tokens or max(1, min(COMPLETION_MAX_TOKENS, session.room(token_ids)))
+        max_tokens = request.max_tokens
+        if max_tokens is None:
+            max_tokens = max(1, min(COMPLETION_MAX_TOKENS, session.room(token_ids)))
         params = _sampling_params(request, session, max_tokens)
         found.append(Prompt(token_ids=token_ids, params=params, priority=request.priority or 0))
     return found
@@ -80,5 +82,5 @@ def _sampling_params(request: GenerationRequest, session: Session, max_tokens: i
         **values,
         max_tokens=max_tokens,
         stop=request.stop_strings,
-        logprobs=request.num_logprobs,
+        logprobs=request.num_sampled_logprobs,
     )

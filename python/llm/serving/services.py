@@ -7,19 +7,20 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+import msgspec
+
 from llm.errors import LLMError
 from llm.inference import AsyncEngine
 from llm.serving import metrics as prometheus
 from llm.serving.errors import from_llm_error, unavailable, unknown_model
 from llm.serving.http import Exchange
 from llm.serving.parsing import UnknownKeys, parse_request
-from llm.serving.protocol.common import GenerationRequest
 from llm.serving.protocol.models import Health, Model
 from llm.settings.server import ServerConfig
 
 logger = logging.getLogger(__name__)
 
-RequestT = TypeVar("RequestT", bound=GenerationRequest)
+RequestT = TypeVar("RequestT", bound=msgspec.Struct)
 
 
 class EngineHolder:
@@ -98,13 +99,15 @@ class Services:
         self._unknown_keys = UnknownKeys(strict=config.strict_requests)
 
     async def read(self, exchange: Exchange, request_type: type[RequestT]) -> RequestT:
-        """Reads and checks the body of a request that names a model.
+        """Reads and checks the body of a request; the request may or may not name a model.
 
         Raises:
             APIError: The body is too large, a parameter is invalid, or the model is another one.
         """
         request = parse_request(await exchange.body(self.config.max_body_bytes), request_type, self._unknown_keys)
-        self.check_model(request.model)
+        name: str | None = getattr(request, "model", None)
+        if name is not None:
+            self.check_model(name)
         return request
 
     def check_model(self, name: str) -> None:

@@ -37,7 +37,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     n: Annotated[int, Meta(ge=1, le=128, description="Number of independent answers to the prompt.")] = 1
     max_tokens: (
         Annotated[
-            int, Meta(ge=1, le=2**31 - 1, description="Largest number of new tokens; null: up to the context's end.")
+            int, Meta(ge=0, le=2**31 - 1, description="Largest number of new tokens; null: up to the context's end.")
         ]
         | None
     ) = None
@@ -73,6 +73,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     prompt_logprobs: (
         Annotated[NumLogprobs, Meta(description="The same for each prompt token except the first.")] | None
     ) = None
+    prompt_logprobs_start: Annotated[
+        NumTokens, Meta(description="Index of the first prompt token to report with log-probabilities.")
+    ] = 0
     skip_special_tokens: Annotated[bool, Meta(description="Leave special tokens out of the text.")] = True
     include_stop_str_in_output: Annotated[
         bool, Meta(description="Keep the stop text or stop token that ends the answer.")
@@ -91,7 +94,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 # The value that makes every draw take the likeliest token.
 GREEDY = {"temperature": 0.0}
 # Fields that a command which prints one text has no option for.
-UNPRINTED = ("n", "logit_bias", "logprobs", "prompt_logprobs")
+UNPRINTED = ("n", "logit_bias", "logprobs", "prompt_logprobs", "prompt_logprobs_start")
 
 
 def nullable_fields(skip: Collection[str]) -> list[tuple[str, Any, None]]:

@@ -132,14 +132,15 @@ impl EngineCore {
         }
         let room = self.scheduler.config().max_model_len.saturating_sub(prompt_ids.len()).max(1);
         let max_tokens = *params.max_tokens.get_or_insert(room);
-        let prompt_rows = params.sampling.prompt_logprobs.is_some();
+        let sampling = &params.sampling;
+        let first_prompt_row = sampling.prompt_logprobs.map(|_| sampling.prompt_logprobs_start.saturating_sub(1));
         let choices = (first..first + num_choices).map(|choice_index| {
             let mut params = params.clone();
             params.sampling.choice_index = choice_index;
             Sequence::new(&prompt_ids, params, &self.eos_ids)
         });
         let sequences = choices.collect::<Result<Vec<_>>>()?;
-        let options = RequestOptions { max_tokens, priority, num_choices: num_choices as usize, prompt_rows };
+        let options = RequestOptions { max_tokens, priority, num_choices: num_choices as usize, first_prompt_row };
         self.scheduler.add(id, prompt_ids, options)?;
         self.sequences.extend((id..).zip(sequences));
         Ok(())
@@ -195,8 +196,13 @@ impl EngineCore {
         let mut outputs = StepOutputs::default();
         let mut logits = StepLogits { values: logits, row_len: shape.1 };
         self.update_prompts(&rows, &mut logits, &mut outputs)?;
-        let is_next = |row: &Option<LogitsRow>| row.is_some_and(|row| row.kind == RowKind::Next);
-        let mut wave: Vec<usize> = (0..rows.len()).filter(|&index| is_next(&rows[index])).collect();
+        let mut wave = Vec::new();
+        for (index, row) in rows.iter().enumerate() {
+            match row {
+                Some(LogitsRow { id, kind: RowKind::Next }) if !self.end_scored(*id, &mut outputs)? => wave.push(index),
+                _ => {}
+            }
+        }
         while !wave.is_empty() {
             wave = self.update_rows(&wave, &rows, &mut logits, &mut outputs)?;
         }
@@ -230,6 +236,16 @@ impl EngineCore {
             }
         }
         Ok(())
+    }
+
+    /// Ends a request that generates no tokens, once its prompt is computed. Returns `false` for other requests.
+    fn end_scored(&mut self, id: u64, outputs: &mut StepOutputs) -> Result<bool> {
+        let Some(sequence) = self.sequences.get_mut(&id).filter(|sequence| sequence.generates_none()) else {
+            return Ok(false);
+        };
+        outputs.prompt_logprobs.extend(sequence.take_prompt_logprobs().map(|logprobs| (id, logprobs)));
+        outputs.push_without_token(id, FinishReason::Length);
+        self.abort(id)
     }
 
     /// Samples a wave of rows, at most one per request. Returns the rows that follow accepted draft tokens.
@@ -332,11 +348,7 @@ impl EngineCore {
     }
 
     fn push_failure(&mut self, id: u64, error: &Error, outputs: &mut StepOutputs) -> Result<()> {
-        outputs.request_ids.push(id);
-        outputs.token_ids.push(u32::MAX);
-        outputs.texts.push(String::new());
-        outputs.finish_reasons.push(FinishReason::Error as u8);
-        outputs.push_logprobs(None, false);
+        outputs.push_without_token(id, FinishReason::Error);
         outputs.errors.push((id, format!("request {id}: {error}")));
         self.abort(id).map(drop)
     }

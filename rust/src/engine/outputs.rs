@@ -21,12 +21,12 @@ impl FinishReason {
     pub const NAMES: [Option<&str>; 4] = [None, Some("stop"), Some("length"), Some("error")];
 }
 
-/// Results of a step: one entry for each of the N requests that got a token or failed.
+/// Results of a step: one entry for each of the N requests that got a token, ended or failed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepOutputs {
     /// Request ids (N).
     pub request_ids: Vec<u64>,
-    /// New token of each request (N); `u32::MAX` if the request failed.
+    /// New token of each request (N); [`Self::NO_TOKEN`] if the request failed or generates none.
     pub token_ids: Vec<u32>,
     /// Text that became certain (N), often empty.
     pub texts: Vec<String>,
@@ -45,6 +45,18 @@ pub struct StepOutputs {
 }
 
 impl StepOutputs {
+    /// Stands for the token of an entry without one.
+    pub const NO_TOKEN: u32 = u32::MAX;
+
+    /// Appends the end of a request that got no token in this step.
+    pub(super) fn push_without_token(&mut self, id: u64, finish_reason: FinishReason) {
+        self.request_ids.push(id);
+        self.token_ids.push(Self::NO_TOKEN);
+        self.texts.push(String::new());
+        self.finish_reasons.push(finish_reason as u8);
+        self.push_logprobs(None, false);
+    }
+
     /// Appends a token's log-probability, rank and alternatives, or placeholders if the request did not ask for them.
     pub(super) fn push_logprobs(&mut self, logprobs: Option<TokenLogprob>, asks_top: bool) {
         let (logprob, rank, top) = match logprobs {

@@ -8,7 +8,7 @@ settings! {
     /// Settings of a request: how to sample each token, and when to end.
     #[derive(Debug, Clone, PartialEq)]
     pub struct RequestParams {
-        /// Largest number of new tokens, at least 1; `None`: as many as the context has room for.
+        /// Largest number of new tokens; 0 only computes the prompt; `None`: as many as the context has room for.
         pub max_tokens: Option<usize> = None,
         /// Number of new tokens before which the request can't end: end and stop ids can't be drawn, stop strings
         /// aren't looked for.
@@ -38,7 +38,6 @@ impl RequestParams {
     pub fn validate(&self) -> Result<()> {
         self.sampling.validate()?;
         match self.max_tokens {
-            Some(0) => Err(Error::InvalidArgument("`max_tokens` must be at least 1, got 0".to_owned())),
             Some(max_tokens) if self.min_tokens > max_tokens => Err(Error::InvalidArgument(format!(
                 "`min_tokens` must be at most `max_tokens` ({max_tokens}), got {}",
                 self.min_tokens

@@ -63,9 +63,15 @@ impl Sequence {
         self.prompt_logprobs.extend(logprobs);
     }
 
-    /// Returns the prompt's log-probabilities once, with the first token. Of several choices, the first one has them.
+    /// Returns whether the request ends once its prompt is computed.
+    pub fn generates_none(&self) -> bool {
+        self.max_tokens == 0
+    }
+
+    /// Returns the prompt's log-probabilities once, with the first token or the end. Of several choices, the first one
+    /// has them.
     pub fn take_prompt_logprobs(&mut self) -> Option<Vec<(u32, TokenLogprob)>> {
-        let is_there = self.num_output_tokens == 1 && !self.prompt_logprobs.is_empty();
+        let is_there = self.num_output_tokens <= 1 && !self.prompt_logprobs.is_empty();
         is_there.then(|| std::mem::take(&mut self.prompt_logprobs))
     }
 

@@ -37,6 +37,8 @@ settings! {
         pub logprobs: Option<usize> = None,
         /// `Some(n)`: report the same for every prompt token except the first.
         pub prompt_logprobs: Option<usize> = None,
+        /// Index of the first prompt token to report; the prefix cache may hold all tokens before the one ahead of it.
+        pub prompt_logprobs_start: usize = 0,
         own:
         /// Index of this answer among the answers to its prompt; each answer has a random stream of its own.
         pub choice_index: u32 = 0,

@@ -184,7 +184,7 @@ impl Scheduler {
         let request = self.slots.get_mut(rank.slot)?;
         let num_needed = request.num_tokens().div_ceil(block_size);
         request.reserve_blocks(num_needed);
-        if self.config.enable_prefix_caching && !request.has(Traits::WANTS_PROMPT_ROWS) {
+        if self.config.enable_prefix_caching {
             find_prefix(request, &self.hasher, &self.pool, block_size);
         }
         let num_found = request.num_blocks();
@@ -265,7 +265,7 @@ fn lost(rank: Rank) -> Error {
 
 /// Lists the cached blocks of a request's prefix without acquiring them.
 fn find_prefix(request: &mut Request, hasher: &super::BlockHasher, pool: &super::BlockPool, block_size: usize) {
-    for index in 0..(request.num_tokens() - 1) / block_size {
+    for index in 0..request.num_cacheable_tokens() / block_size {
         let hash = request.block_hash(index, hasher, block_size);
         let Some(block) = pool.find(hash) else { return };
         request.push_block(block);

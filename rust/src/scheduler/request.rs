@@ -5,19 +5,20 @@ use super::{BlockHash, BlockHasher, BlockId};
 /// Scheduling options of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestOptions {
-    /// Largest number of new tokens, at least 1.
+    /// Largest number of new tokens; with 0, the caller removes the request once its prompt is computed.
     pub max_tokens: usize,
     /// Priority: lower values run first, equal values in order of arrival.
     pub priority: i32,
     /// Number of answers to the prompt, at least 1. Their ids follow the request's id.
     pub num_choices: usize,
-    /// Whether the caller wants logits at the prompt's own positions. Such a request skips the prefix cache.
-    pub prompt_rows: bool,
+    /// First of the prompt's own positions at which the caller wants logits; `None`: at none of them. The prefix cache
+    /// is used for earlier positions only.
+    pub first_prompt_row: Option<usize>,
 }
 
 impl Default for RequestOptions {
     fn default() -> Self {
-        Self { max_tokens: 1, priority: 0, num_choices: 1, prompt_rows: false }
+        Self { max_tokens: 1, priority: 0, num_choices: 1, first_prompt_row: None }
     }
 }
 
@@ -107,7 +108,7 @@ pub struct Request {
     /// Block copy that begins the next step. The source stays referenced until then, so a failed step can be retried.
     copy: Option<BlockCopy>,
     pub(super) num_prompt_tokens: usize,
-    /// Number of prompt positions whose logits were delivered.
+    /// Number of prompt positions whose logits were delivered, or come before the first one wanted.
     num_prompt_rows: usize,
     /// Ids of the other choices, which start once the prompt is computed.
     choices: Vec<u64>,
@@ -387,8 +388,19 @@ impl Request {
         self.set(Traits::SHARES_LAST_BLOCK, value);
     }
 
-    pub(super) fn set_wants_prompt_rows(&mut self, value: bool) {
-        self.set(Traits::WANTS_PROMPT_ROWS, value);
+    /// Asks for logits at the prompt's positions from `first` on; the last position's logits come anyway.
+    pub(super) fn set_prompt_rows(&mut self, first: Option<usize>) {
+        self.num_prompt_rows = first.unwrap_or(0);
+        self.set(
+            Traits::WANTS_PROMPT_ROWS,
+            first.is_some_and(|first| first.saturating_add(1) < self.num_prompt_tokens),
+        );
+    }
+
+    /// Number of tokens that may come from the prefix cache: all before the first position whose logits are wanted.
+    pub(super) fn num_cacheable_tokens(&self) -> usize {
+        let last = self.num_tokens() - 1;
+        if self.has(Traits::WANTS_PROMPT_ROWS) { self.num_prompt_rows.min(last) } else { last }
     }
 
     pub(super) fn choices(&self) -> &[u64] {

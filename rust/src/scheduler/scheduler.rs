@@ -76,7 +76,7 @@ impl Scheduler {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for an empty prompt, `max_tokens` or `num_choices` of 0, or an id in use.
+    /// [`Error::InvalidArgument`] for an empty prompt, `num_choices` of 0, or an id in use.
     /// [`Error::ContextLength`] or [`Error::Capacity`] if the request can never fit the context or the cache.
     /// [`Error::QueueFull`] if too many wait.
     pub fn add(&mut self, id: u64, prompt_ids: Vec<u32>, options: RequestOptions) -> Result<()> {
@@ -92,7 +92,7 @@ impl Scheduler {
         self.slot_of.insert(id, slot);
         self.slot_of.extend(choices.clone().map(|choice| (choice, slot)));
         request.set_choices(choices.collect());
-        request.set_wants_prompt_rows(options.prompt_rows && request.num_prompt_tokens > 1);
+        request.set_prompt_rows(options.first_prompt_row);
         self.enqueue(request);
         Ok(())
     }
@@ -102,9 +102,8 @@ impl Scheduler {
         if prompt_ids.is_empty() {
             return invalid(format!("request {id}: the prompt must hold at least one token"));
         }
-        if options.max_tokens == 0 || options.num_choices == 0 {
-            let name = if options.max_tokens == 0 { "max_tokens" } else { "num_choices" };
-            return invalid(format!("request {id}: `{name}` must be at least 1, got 0"));
+        if options.num_choices == 0 {
+            return invalid(format!("request {id}: `num_choices` must be at least 1, got 0"));
         }
         let Some(end) = id.checked_add(options.num_choices as u64) else {
             return invalid(format!("request {id}: the ids of {} choices must fit 64 bits", options.num_choices));

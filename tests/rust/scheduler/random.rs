@@ -30,11 +30,12 @@ enum Action {
 fn any_add() -> impl Strategy<Value = Action> {
     let priority = prop_oneof![4 => Just(0), 1 => -1..2];
     let num_choices = prop_oneof![4 => Just(1usize), 1 => 2..5usize];
-    (0..4u64, 1..24usize, 1..16usize, priority, num_choices, prop::bool::weighted(0.2)).prop_map(
-        |(family, prompt_len, max_tokens, priority, num_choices, prompt_rows)| Action::Add {
+    let first_prompt_row = prop_oneof![8 => Just(None), 1 => Just(Some(0)), 1 => (1..30usize).prop_map(Some)];
+    (0..4u64, 1..24usize, 1..16usize, priority, num_choices, first_prompt_row).prop_map(
+        |(family, prompt_len, max_tokens, priority, num_choices, first_prompt_row)| Action::Add {
             family,
             prompt_len,
-            options: RequestOptions { max_tokens, priority, num_choices, prompt_rows },
+            options: RequestOptions { max_tokens, priority, num_choices, first_prompt_row },
         },
     )
 }

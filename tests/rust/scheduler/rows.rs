@@ -70,7 +70,7 @@ fn prompt_rows_come_once_for_each_token_but_the_first() {
     let mut simulation = Simulation::new(config(16, 4));
     simulation.add(1, prompt(1, 8), 1).unwrap();
     simulation.run_out();
-    let wanted = RequestOptions { prompt_rows: true, ..options(2) };
+    let wanted = RequestOptions { first_prompt_row: Some(0), ..options(2) };
     simulation.add_with(2, prompt(1, 10), wanted).unwrap();
     let plan = simulation.schedule().unwrap();
     // From the first token on, though the prefix cache has two blocks of it.
@@ -83,4 +83,19 @@ fn prompt_rows_come_once_for_each_token_but_the_first() {
     let rows = simulation.scheduler.complete_step().unwrap();
     let kinds = [RowKind::Prompt(prompt(1, 10)[9]), RowKind::Next];
     assert_eq!(rows, kinds.map(|kind| Some(LogitsRow { id: 2, kind })));
+}
+
+#[test]
+fn prompt_rows_from_a_later_token_on_use_the_prefix_cache_before_it() {
+    let mut simulation = Simulation::new(config(16, 16));
+    simulation.add(1, prompt(1, 10), 1).unwrap();
+    simulation.run_out();
+    for (first, start, rows) in [(7, 4, &[3, 4, 5][..]), (8, 8, &[0, 1]), (30, 8, &[1])] {
+        let wanted = RequestOptions { first_prompt_row: Some(first), ..options(1) };
+        simulation.add_with(2, prompt(1, 10), wanted).unwrap();
+        let plan = simulation.schedule().unwrap();
+        assert_eq!((plan.positions[0], &plan.logits_indices[..]), (start, rows), "{first}");
+        simulation.finish_step(&plan);
+        simulation.run_out();
+    }
 }

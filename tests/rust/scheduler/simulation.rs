@@ -20,7 +20,7 @@ pub struct Answer {
     pub has_begun: bool,
     /// Prompt tokens whose likelihood some row of logits gave.
     pub prompt_rows: Vec<u32>,
-    pub wants_prompt_rows: bool,
+    pub first_prompt_row: Option<usize>,
 }
 
 /// Runs each request until it has its tokens.
@@ -62,7 +62,7 @@ impl Simulation {
                 rank,
                 has_begun: false,
                 prompt_rows: Vec::new(),
-                wants_prompt_rows: options.prompt_rows && options.num_choices == 1,
+                first_prompt_row: options.first_prompt_row.filter(|_| options.num_choices == 1),
             };
             self.answers.insert(id + choice, answer);
         }
@@ -123,12 +123,15 @@ impl Simulation {
     fn take_prompt_row(&mut self, id: u64, next: u32, seen: &[u32]) {
         let answer = self.answers.get_mut(&id).unwrap();
         assert_eq!(answer.prompt[seen.len()], next);
-        if !answer.wants_prompt_rows {
+        let Some(first) = answer.first_prompt_row else {
             return; // one of several choices: the first may have been removed midway
-        }
+        };
         answer.prompt_rows.push(next);
-        let num_rows = answer.prompt_rows.len();
-        assert_eq!((seen, answer.prompt_rows.as_slice()), (&answer.prompt[..num_rows], &answer.prompt[1..=num_rows]));
+        let num_rows = first + answer.prompt_rows.len();
+        assert_eq!(
+            (seen, answer.prompt_rows.as_slice()),
+            (&answer.prompt[..num_rows], &answer.prompt[first + 1..=num_rows])
+        );
     }
 
     /// The next token of a request that has seen these; `None` if that was its last.
@@ -188,7 +191,8 @@ impl Simulation {
     pub fn check_answers(&self) {
         for (id, answer) in &self.answers {
             assert_eq!(self.finished[id], alone(&answer.prompt, answer.max_tokens, answer.choice), "request {id}");
-            assert!(!answer.wants_prompt_rows || answer.prompt_rows == answer.prompt[1..], "request {id}");
+            let wanted = answer.first_prompt_row.and_then(|first| answer.prompt.get(first + 1..)).unwrap_or_default();
+            assert_eq!(answer.prompt_rows, wanted, "request {id}");
         }
     }
 }

@@ -28,6 +28,7 @@ class Answer(abc.ABC):
         self._prompts = prompts
         self._returns_ids = bool(request.return_token_ids)
         self._num_logprobs = request.num_logprobs
+        self._num_prompt_logprobs: int | None = request.prompt_logprobs
         self._id = f"{self.id_prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = request.model
@@ -95,8 +96,10 @@ class Answer(abc.ABC):
         return tuple(owners[index].token_ids)
 
     def _prompt_logprobs(self, output: GenerationOutput) -> PromptLogprobs:
-        entries = output.prompt_logprobs
-        return msgspec.UNSET if entries is None else prompt_logprobs(entries, self._tokenizer)
+        entries, num_top = output.prompt_logprobs, self._num_prompt_logprobs
+        if entries is None or num_top is None:
+            return msgspec.UNSET
+        return prompt_logprobs(entries, self._tokenizer, output.usage.prompt_tokens, num_top)
 
 
 def all_choices(outputs: Iterable[GenerationOutput]) -> list[GenerationOutput]:

@@ -62,6 +62,11 @@ class GenerationRequest(_SharedFields, frozen=True, kw_only=True):
         raise NotImplementedError
 
     @property
+    def num_sampled_logprobs(self) -> int | None:
+        """Returns how many most likely tokens the engine reports per position, shown or not."""
+        return self.num_logprobs
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """Returns `stop` as a tuple, whether the request holds a string or a list."""
         if self.stop is None:

@@ -1,6 +1,6 @@
 """Types of `/v1/completions`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta
@@ -14,10 +14,30 @@ MAX_PROMPTS = 256
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    """The request body of `POST /v1/completions`; each prompt gets `n` choices."""
+    """The request body of `POST /v1/completions`; each prompt gets `n` choices, the best of `best_of` answers."""
 
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1, max_length=2**20)]
     logprobs: NumLogprobs | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
+
+    @property
+    def num_choices(self) -> int:
+        """Returns how many choices each prompt gets."""
+        return self.n or 1
+
+    @property
+    def num_sampled_logprobs(self) -> int | None:
+        """Returns `logprobs`; `best_of` needs the log-probabilities of the answers even if the response has none."""
+        is_ranked = (self.best_of or 1) > self.num_choices
+        return 0 if self.logprobs is None and is_ranked else self.logprobs
+
+    @property
+    def adapted(self) -> dict[str, Any]:
+        """Returns the sampling values in another form, those of `best_of` and of the echo among them."""
+        echoed = self.logprobs if self.echo else None
+        wanted = [number for number in (echoed, self.prompt_logprobs) if number is not None]
+        return super().adapted | {"n": self.best_of or self.n, "prompt_logprobs": max(wanted, default=None)}
 
     @property
     def num_logprobs(self) -> int | None:

@@ -26,11 +26,15 @@ class ChatLogprobs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
-    """Log-probabilities of a completion or one of its chunks, with one list per field."""
+    r"""Log-probabilities of a completion or one of its chunks, with one list per field.
+
+    The first token of a prompt has null as its log-probability. A token that is no whole text is named
+    by its bytes, as in `bytes:\xf0\x9f`.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
