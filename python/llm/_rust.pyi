@@ -191,6 +191,8 @@ class StepOutputs:
     def prompt_logprobs(self) -> list[tuple[int, list[tuple[int, float, int, list[tuple[int, float]]]]]]:
         """Request id with (token id, log-probability, rank, likeliest tokens) of each prompt token but the first."""
     @property
+    def stop_strings(self) -> list[tuple[int, int]]: ...  # request id and index of the stop string that ended it
+    @property
     def errors(self) -> list[tuple[int, str]]: ...  # request id and message of each failed request
 
 @final

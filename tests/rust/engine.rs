@@ -105,6 +105,18 @@ fn stop_strings_cross_tokens_and_are_dropped() {
 }
 
 #[test]
+fn a_stop_string_that_ends_a_request_is_named() {
+    let stop = vec!["zz".to_owned(), "bc".to_owned()];
+    for (ids, met) in [([1, 2], vec![(1, 1)]), ([1, EOS], vec![])] {
+        let mut engine = engine(limits(16, 64));
+        engine.add_request(1, vec![0], RequestParams { stop: stop.clone(), ..greedy(9) }).unwrap();
+        assert_eq!(step_preferring(&mut engine, &ids[..1]).stop_strings, vec![]);
+        let last = step_preferring(&mut engine, &ids[1..]);
+        assert_eq!((last.finish_reasons, last.stop_strings), (vec![STOP], met));
+    }
+}
+
+#[test]
 fn min_tokens_holds_off_every_kind_of_stop() {
     let params = RequestParams { stop: vec!["a".to_owned()], stop_token_ids: vec![1], min_tokens: 2, ..greedy(9) };
     // EOS and id 1 can't be drawn, so the second preference (z) comes; "a" is no stop yet.

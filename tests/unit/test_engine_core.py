@@ -235,12 +235,15 @@ def test_a_row_that_is_not_finite_ends_its_request_alone():
 
 def test_deltas_hold_back_half_characters_and_stop_strings():
     engine = make_engine()
-    engine.add_choices(1, ids(0), greedy(max_tokens=9, stop=["bcd"]))
-    texts = []
+    engine.add_choices(1, ids(0), greedy(max_tokens=9, stop=["never", "bcd"]))
+    texts, stop_strings = [], []
     for token in (26, 27, 1, 2, 0, 1, 2, 3):
         engine.schedule()
-        texts.append(engine.update(prefer(token)).texts[0])
+        outputs = engine.update(prefer(token))
+        texts.append(outputs.texts[0])
+        stop_strings += outputs.stop_strings
     assert texts == ["", "é", "", "", "bca", "", "", ""]
+    assert stop_strings == [(1, 1)]
     assert not engine.has_unfinished()
 
 

@@ -156,6 +156,7 @@ def _deltas(outputs: StepOutputs) -> list[tuple[int, Delta | LLMError]]:
     """Converts the arrays of a step to one delta or error per request."""
     found: list[tuple[int, Delta | LLMError]] = []
     errors = dict(outputs.errors)
+    stop_indices = dict(outputs.stop_strings)
     prompts = {
         request_id: tuple(TokenLogprob(token_id, logprob, tuple(top), rank) for token_id, logprob, rank, top in tokens)
         for request_id, tokens in outputs.prompt_logprobs
@@ -179,6 +180,7 @@ def _deltas(outputs: StepOutputs) -> list[tuple[int, Delta | LLMError]]:
         if not math.isnan(logprob):
             logprobs = (TokenLogprob(token_id, logprob, () if top is None else tuple(zip(*top, strict=True)), rank),)
         new_ids = () if token_id == NO_TOKEN else (token_id,)
-        delta = Delta(text, new_ids, finish_reason, logprobs, prompts.get(request_id))
+        stop_index = stop_indices.get(request_id) if finish_reason else None
+        delta = Delta(text, new_ids, finish_reason, logprobs, prompts.get(request_id), stop_index)
         found.append((request_id, delta))
     return found

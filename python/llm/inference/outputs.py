@@ -38,6 +38,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
         finish_reason: Why the answer ended; `None` while it goes on.
         logprobs: One entry per token, if requested.
         prompt_logprobs: In the first delta of an answer, one entry per requested prompt token; the first has none.
+        stop_index: Index in `SamplingParams.stop` of the text that ended the answer, if one did.
     """
 
     text: str
@@ -45,6 +46,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    stop_index: int | None = None
 
 
 # The index of an answer among all answers of a request, and the delta that one step added to it.
@@ -76,6 +78,7 @@ class GenerationOutput(msgspec.Struct, frozen=True):
         usage: Tokens of this answer and its prompt.
         others: With `n` above 1, the answers after the first.
         prompt_logprobs: One entry per requested prompt token; the first token has none.
+        stop_index: Index in `SamplingParams.stop` of the text that ended the answer, if one did.
     """
 
     text: str
@@ -85,6 +88,7 @@ class GenerationOutput(msgspec.Struct, frozen=True):
     usage: Usage
     others: tuple["GenerationOutput", ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    stop_index: int | None = None
 
     @property
     def choices(self) -> tuple["GenerationOutput", ...]:
@@ -144,4 +148,5 @@ def _joined(prompt: Prompt, deltas: list[Delta]) -> GenerationOutput:
         logprobs=tuple(entry for delta in deltas for entry in delta.logprobs or ()) or None,
         usage=Usage.of(len(prompt.token_ids), len(token_ids)),
         prompt_logprobs=deltas[0].prompt_logprobs,
+        stop_index=deltas[-1].stop_index,
     )

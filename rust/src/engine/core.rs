@@ -339,6 +339,7 @@ impl EngineCore {
         outputs.finish_reasons.push(finish_reason as u8);
         outputs.push_logprobs(sampled.logprobs, sequence.asks_top_logprobs());
         outputs.prompt_logprobs.extend(sequence.take_prompt_logprobs().map(|logprobs| (id, logprobs)));
+        outputs.stop_strings.extend(sequence.stop_string().map(|index| (id, index)));
         if finish_reason == FinishReason::Running {
             self.scheduler.append_token(id, sampled.id)?;
         } else {

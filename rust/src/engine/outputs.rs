@@ -40,6 +40,8 @@ pub struct StepOutputs {
     pub top_logprobs: Vec<Option<Vec<(u32, f32)>>>,
     /// Log-probabilities of prompts: each request's second and later tokens, delivered once.
     pub prompt_logprobs: Vec<(u64, Vec<(u32, TokenLogprob)>)>,
+    /// Requests that met a stop string, each with the string's index among its parameters.
+    pub stop_strings: Vec<(u64, usize)>,
     /// Failed requests with their error messages.
     pub errors: Vec<(u64, String)>,
 }

@@ -84,6 +84,11 @@ impl Sequence {
         self.params.sampling.logprobs.is_some_and(|n| n > 0)
     }
 
+    /// Index of the stop string that ended the request, among those of its parameters.
+    pub fn stop_string(&self) -> Option<usize> {
+        self.detokenizer.stopped()
+    }
+
     /// Appends the next token. Returns the text that became certain, and whether the request goes on.
     pub fn push(&mut self, table: &TokenTable, id: u32) -> (String, FinishReason) {
         self.num_output_tokens += 1;

@@ -171,6 +171,7 @@ struct PyStepOutputs {
     ranks: Py<PyArray1<u32>>,
     top_logprobs: Py<PyList>,
     prompt_logprobs: Py<PyList>,
+    stop_strings: Py<PyList>,
     errors: Py<PyList>,
 }
 
@@ -189,6 +190,7 @@ impl PyStepOutputs {
             ranks: outputs.ranks.into_pyarray(py).unbind(),
             top_logprobs: top_logprobs_list(py, outputs.top_logprobs)?,
             prompt_logprobs: PyList::new(py, outputs.prompt_logprobs.into_iter().map(of_prompt))?.unbind(),
+            stop_strings: PyList::new(py, outputs.stop_strings)?.unbind(),
             errors: PyList::new(py, outputs.errors)?.unbind(),
         })
     }

@@ -74,6 +74,11 @@ impl Detokenizer {
         self
     }
 
+    /// Index of the stop string that was found, in the order given to [`Detokenizer::new`].
+    pub fn stopped(&self) -> Option<usize> {
+        self.stopped
+    }
+
     /// Adds one token. Returns the text that is now final and the stop string that was found, if any.
     ///
     /// With `check_stop` false, the token's text cannot be part of a stop string (`min_tokens` is not reached yet).
