@@ -21,7 +21,7 @@ from llm.serving.http import (
     Send,
 )
 from llm.serving.logging import log_access
-from llm.serving.routes import OPEN_ROUTES, ROUTES, route_of
+from llm.serving.routes import OPEN_ROUTES, ROUTES, error_format_of, route_of
 from llm.serving.services import Services
 from llm.settings.server import ServerConfig
 
@@ -54,7 +54,8 @@ class App:
 
     async def _serve(self, exchange: Exchange) -> None:
         """Answers one exchange, with an error response if anything fails, then logs and counts it."""
-        route = route_of(exchange.path)
+        route, exchange.path_parameters = route_of(exchange.path)
+        exchange.error_format = error_format_of(exchange.path)
         status = None
         try:
             await self._answer(exchange, route)

@@ -1,7 +1,7 @@
 """Error responses in the form of OpenAI's API."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -148,3 +148,16 @@ def from_llm_error(error: LLMError, *, prompt_param: str | None = None) -> APIEr
         case _:
             answer = internal_error()
     return answer
+
+
+def renamed(error: APIError, names: Mapping[str, str]) -> APIError:
+    """Returns an error with the fields that its parameter and message name under other names.
+
+    Args:
+        error: The error.
+        names: The new name of each renamed field.
+    """
+    body, (field, *rest) = error.body, re.split(r"(?=[.\[])", error.body.param or "", maxsplit=1)
+    message = re.sub(r"`(\w+)", lambda name: "`" + names.get(name[1], name[1]), body.message)
+    param = "".join((names.get(field, field), *rest)) or None
+    return APIError(error.status, msgspec.structs.replace(body, message=message, param=param), error.headers)

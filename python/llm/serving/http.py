@@ -28,6 +28,19 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,128}")
 _DISCARDED_PER_LIMIT = 4
 
 
+class ErrorFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """How an API reports errors, from the error and the id of the request: as a response and as an event."""
+
+    payload: Callable[[APIError, str], msgspec.Struct]
+    event: Callable[[APIError, str], bytes]
+
+
+OPENAI_ERRORS = ErrorFormat(
+    payload=lambda error, _: ErrorResponse(error=error.body),
+    event=lambda error, _: sse.event(ErrorResponse(error=error.body)),
+)
+
+
 class ClientDisconnectedError(Exception):
     """The client disconnected before its answer was complete."""
 
@@ -40,6 +53,7 @@ class Exchange:
         self._send = send
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.path_parameters: dict[str, str] = {}
         self.shown_path = _shown_path(scope)
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         self.request_id = _request_id(self.headers.get("x-request-id", ""))
@@ -49,6 +63,7 @@ class Exchange:
         self.finished = False
         self.usage: Usage | None = None
         self.key_name: str | None = None
+        self.error_format = OPENAI_ERRORS
 
     async def body(self, limit_bytes: int) -> bytes:
         """Reads and returns the whole body.
@@ -88,13 +103,13 @@ class Exchange:
 
     async def send_error(self, error: APIError) -> None:
         """Sends an error as a response, or as the last event if a stream has begun."""
-        payload = ErrorResponse(error=error.body)
         if self.finished:
             return
         if self.status is None:
+            payload = self.error_format.payload(error, self.request_id)
             await self.send_json(payload, status=error.status, headers=error.headers)
             return
-        await self._finish(sse.event(payload))
+        await self._finish(self.error_format.event(error, self.request_id))
 
     async def send_events(self, events: bytes) -> None:
         """Sends framed events and waits for a client that reads slowly.
@@ -108,7 +123,11 @@ class Exchange:
 
     async def finish_stream(self, last_event: bytes) -> None:
         """Sends the last event and `[DONE]`, and ends the answer."""
-        await self._finish(last_event + sse.DONE)
+        await self.end_stream(last_event + sse.DONE)
+
+    async def end_stream(self, last_events: bytes) -> None:
+        """Sends the last events of an API that has no `[DONE]`, and ends the answer."""
+        await self._finish(last_events)
 
     async def unless_abandoned(self, work: Coroutine[Any, Any, None], stopping: asyncio.Event) -> None:
         """Runs `work` and cancels it if the client disconnects or the server stops.

@@ -41,7 +41,7 @@ NEUTRAL_IN_MESSAGE: dict[str, tuple[object, ...]] = {
 }
 UNSUPPORTED_ROLES = ("tool", "function")
 
-# The allowed values of enumerated fields, by the last step of the field's path.
+# The allowed values of enumerated fields, by the end of the field's path.
 _ALLOWED: dict[str, tuple[str, ...]] = {
     "role": get_args(ChatMessage.__annotations__["role"]),
     "type": (str(TextPart.__struct_config__.tag),),
@@ -56,6 +56,7 @@ _LOCATION = re.compile(r"^(?P<problem>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>
 _LONE_SURROGATE = re.compile(
     rb"\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}", re.IGNORECASE
 )
+_INDEX = re.compile(r"\[\d+\]")
 _PATH_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
@@ -93,14 +94,22 @@ def parse_request(body: bytes, request_type: type[RequestT], unknown_keys: Unkno
     Raises:
         APIError: 400, with the name of the invalid parameter if there is one.
     """
-    raw = _parse_object(body)
+    return typed_request(parse_object(body), request_type, unknown_keys)
+
+
+def typed_request(raw: dict[str, Any], request_type: type[RequestT], unknown_keys: UnknownKeys) -> RequestT:
+    """Checks the parameters of a decoded body.
+
+    Raises:
+        APIError: 400, with the name of the invalid parameter if there is one.
+    """
     _check_messages(raw.get("messages"))
     fields = request_type.__struct_encode_fields__
     _check_nested(raw.get(NESTED), fields)
-    _check_refused(raw, REFUSED, fields)
+    check_refused(raw, REFUSED, fields)
     options = raw.get("stream_options")
-    _check_refused(options if isinstance(options, dict) else {}, REFUSED_IN_STREAM_OPTIONS, (), "stream_options.")
-    request = _convert(raw, request_type)
+    check_refused(options if isinstance(options, dict) else {}, REFUSED_IN_STREAM_OPTIONS, (), "stream_options.")
+    request = convert(raw, request_type)
     if isinstance(request, GenerationRequest):
         _check_combinations(request)
     known = REFUSED.keys() | ACCEPTED | set(fields)
@@ -108,7 +117,12 @@ def parse_request(body: bytes, request_type: type[RequestT], unknown_keys: Unkno
     return request
 
 
-def _parse_object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Decodes a body that must be a JSON object.
+
+    Raises:
+        APIError: 400 that says what is wrong and where.
+    """
     try:
         raw = msgspec.json.decode(body)
     except UnicodeDecodeError as error:
@@ -121,7 +135,7 @@ def _parse_object(body: bytes) -> dict[str, Any]:
             raise bad_request(message) from error
         raise bad_request(f"The request body is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise bad_request(f"The request body must be a JSON object, got {_shown(raw)}")
+        raise bad_request(f"The request body must be a JSON object, got {shown(raw)}")
     return raw
 
 
@@ -135,7 +149,7 @@ def _first_invalid(body: bytes) -> int:
 
 
 def _check_messages(messages: object) -> None:
-    """Rejects unsupported roles and fields of messages; `_convert` checks the types later."""
+    """Rejects unsupported roles and fields of messages; `convert` checks the types later."""
     if not isinstance(messages, list):
         return
     for position, message in enumerate(messages):
@@ -144,13 +158,13 @@ def _check_messages(messages: object) -> None:
         where = f"messages[{position}]"
         if message.get("role") in UNSUPPORTED_ROLES:
             raise unsupported(
-                f"`{where}.role` {_shown(message['role'])} is not supported: tools are not available", f"{where}.role"
+                f"`{where}.role` {shown(message['role'])} is not supported: tools are not available", f"{where}.role"
             )
         _check_neutral(message, NEUTRAL_IN_MESSAGE, prefix=f"{where}.")
-        _check_refused(message, REFUSED_IN_MESSAGE, (), f"{where}.")
+        check_refused(message, REFUSED_IN_MESSAGE, (), f"{where}.")
 
 
-def _check_refused(
+def check_refused(
     raw: Mapping[str, object], table: Mapping[str, Refused], fields: Collection[str], prefix: str = ""
 ) -> None:
     """Refuses the keys of a table whose value would change the answer; `fields` are acted on instead."""
@@ -171,8 +185,8 @@ def _check_nested(nested: object, fields: Collection[str]) -> None:
 
 
 def _refusal(name: str, value: object, row: Refused) -> APIError:
-    allowed = ", ".join(map(_shown, (None, *row.neutral)))
-    message = f"`{name}` is not supported with this value: got {_shown(value)}, allowed: {allowed}"
+    allowed = ", ".join(map(shown, (None, *row.neutral)))
+    message = f"`{name}` is not supported with this value: got {shown(value)}, allowed: {allowed}"
     return unsupported(f"{message}\nhint: {row.hint}" if row.hint else message, name)
 
 
@@ -194,14 +208,26 @@ def _is_one_of(value: object, choices: Iterable[object]) -> bool:
     return any(isinstance(value, bool) is isinstance(choice, bool) and value == choice for choice in choices)
 
 
-def _convert(raw: dict[str, Any], request_type: type[RequestT]) -> RequestT:
+def convert(
+    raw: dict[str, Any], request_type: type[RequestT], allowed: Mapping[str, tuple[str, ...]] = _ALLOWED
+) -> RequestT:
+    """Returns a decoded body as a typed request.
+
+    Args:
+        raw: The body.
+        request_type: The type of the request.
+        allowed: The allowed values of enumerated fields, by the end of the field's path without indices.
+
+    Raises:
+        APIError: 400 that names the field and its value.
+    """
     try:
         return msgspec.convert(raw, request_type, str_keys=True)
     except msgspec.ValidationError as error:
-        raise _type_error(str(error), raw) from error
+        raise _type_error(str(error), raw, allowed) from error
 
 
-def _type_error(text: str, raw: dict[str, Any]) -> APIError:
+def _type_error(text: str, raw: dict[str, Any], allowed: Mapping[str, tuple[str, ...]]) -> APIError:
     """Rewords an error of msgspec and adds the value that was sent."""
     match = _LOCATION.match(text)
     problem, path = (match["problem"], match["path"] or "") if match else (text, "")
@@ -209,13 +235,13 @@ def _type_error(text: str, raw: dict[str, Any]) -> APIError:
     if missing:
         param = f"{path}.{missing[1]}" if path else missing[1]
         return bad_request(f"`{param}` is required", param=param, code="missing_required_parameter")
-    allowed = _ALLOWED.get(path.rpartition(".")[2])
-    if allowed and problem.startswith("Invalid"):
-        message = f"`{path}` must be one of {', '.join(allowed)}, got {_shown(_value_at(raw, path))}"
+    choices = next((values for end, values in allowed.items() if _INDEX.sub("", path).endswith(end)), None)
+    if choices and problem.startswith("Invalid"):
+        message = f"`{path}` must be one of {', '.join(choices)}, got {shown(_value_at(raw, path))}"
         return bad_request(message, param=path)
     message = f"`{path}` is invalid: {problem[:1].lower()}{problem[1:]}"
     if ", got " not in problem:
-        message += f", got {_shown(_value_at(raw, path))}"
+        message += f", got {shown(_value_at(raw, path))}"
     return bad_request(message, param=path or None)
 
 
@@ -230,7 +256,8 @@ def _value_at(raw: object, path: str) -> object:
     return value
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Returns a value as JSON for a message, cut to a line."""
     try:
         text = json.dumps(value, ensure_ascii=False)  # msgspec's encoder refuses integers past 64 bits
     except RecursionError:

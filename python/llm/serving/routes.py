@@ -1,29 +1,49 @@
 """The routes of the server: a path, its methods and the function that handles each."""
 
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from llm.serving.endpoints import operations
+from llm.serving.endpoints import messages, operations
 from llm.serving.endpoints.generate import CHAT, COMPLETIONS, handle
-from llm.serving.http import Exchange
+from llm.serving.http import OPENAI_ERRORS, ErrorFormat, Exchange
 from llm.serving.services import Services
 
 Handler = Callable[[Services, Exchange], Awaitable[None]]
 
-MODEL_PATH = operations.MODEL_PATH_PREFIX + "{id}"
+# `{name}` in a path stands for one segment, `{name:path}` for the rest of the path, slashes included.
 ROUTES: dict[str, dict[str, Handler]] = {
     "/health": {"GET": operations.health},
     "/metrics": {"GET": operations.metrics},
     "/v1/models": {"GET": operations.models},
-    MODEL_PATH: {"GET": operations.model},
+    "/v1/models/{id:path}": {"GET": operations.model},
     "/v1/chat/completions": {"POST": partial(handle, CHAT)},
     "/v1/completions": {"POST": partial(handle, COMPLETIONS)},
+    "/v1/messages": {"POST": messages.create},
+    "/v1/messages/count_tokens": {"POST": messages.count_tokens},
 }
 OPEN_ROUTES = frozenset({"/health", "/metrics"})
 
 
-def route_of(path: str) -> str | None:
-    """Returns the route of a request's path, or None if no route has it."""
-    if path.startswith(operations.MODEL_PATH_PREFIX):
-        return MODEL_PATH
-    return path if path in ROUTES else None
+def _pattern(route: str) -> re.Pattern[str]:
+    """Returns the pattern of a route with parameters in its path."""
+    steps = {"": r"[^/]+", "path": r".+"}
+    return re.compile(re.sub(r"\{(\w+):?(\w*)\}", lambda step: f"(?P<{step[1]}>{steps[step[2]]})", route), re.DOTALL)
+
+
+_PATTERNS = {route: _pattern(route) for route in ROUTES if "{" in route}
+
+
+def route_of(path: str) -> tuple[str | None, dict[str, str]]:
+    """Returns the route of a request's path, or None if no route has it, and the parameters in the path."""
+    if path in ROUTES:
+        return path, {}
+    for route, pattern in _PATTERNS.items():
+        if match := pattern.fullmatch(path):
+            return route, match.groupdict()
+    return None, {}
+
+
+def error_format_of(path: str) -> ErrorFormat:
+    """Returns how the API that a path belongs to reports errors, also on paths that it doesn't have."""
+    return messages.ERRORS if f"{path}/".startswith("/v1/messages/") else OPENAI_ERRORS

@@ -12,9 +12,11 @@ import msgspec
 from llm.errors import LLMError
 from llm.inference import AsyncEngine
 from llm.serving import metrics as prometheus
-from llm.serving.errors import from_llm_error, unavailable, unknown_model
+from llm.serving.errors import APIError, from_llm_error, renamed, unavailable, unknown_model
+from llm.serving.forms import RequestForm, parse_form
 from llm.serving.http import Exchange
-from llm.serving.parsing import UnknownKeys, parse_request
+from llm.serving.parsing import UnknownKeys, parse_request, typed_request
+from llm.serving.protocol.chat import ChatCompletionRequest
 from llm.serving.protocol.models import Health, Model
 from llm.settings.server import ServerConfig
 
@@ -108,6 +110,27 @@ class Services:
         name: str | None = getattr(request, "model", None)
         if name is not None:
             self.check_model(name)
+        return request
+
+    async def read_form(self, exchange: Exchange, form: RequestForm[RequestT]) -> RequestT:
+        """Reads and checks the body of a request to an API whose requests become chat requests.
+
+        Raises:
+            APIError: The body is too large, or a parameter is invalid.
+        """
+        return parse_form(await exchange.body(self.config.max_body_bytes), form, self._unknown_keys)
+
+    def chat_request(self, body: dict[str, Any], names: Mapping[str, str]) -> ChatCompletionRequest:
+        """Returns a chat request made from another API's, with errors in that API's names of the fields.
+
+        Raises:
+            APIError: A parameter is invalid, or the model is another one.
+        """
+        try:
+            request = typed_request(body, ChatCompletionRequest, self._unknown_keys)
+        except APIError as error:
+            raise renamed(error, names) from error
+        self.check_model(request.model)
         return request
 
     def check_model(self, name: str) -> None:

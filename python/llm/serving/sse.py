@@ -20,3 +20,8 @@ HEADERS = (
 def event(payload: msgspec.Struct) -> bytes:
     """Returns one event's bytes; JSON escapes every newline, so a payload can't break the framing."""
     return b"data: " + encoder.encode(payload) + b"\n\n"
+
+
+def named_event(payload: msgspec.Struct) -> bytes:
+    """Returns an event whose name is the payload's own tag, as the APIs of messages and responses send it."""
+    return b"event: %b\n%b" % (str(payload.__struct_config__.tag).encode(), event(payload))

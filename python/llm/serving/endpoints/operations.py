@@ -5,8 +5,6 @@ from llm.serving.metrics import CONTENT_TYPE
 from llm.serving.protocol.models import ModelList
 from llm.serving.services import Services
 
-MODEL_PATH_PREFIX = "/v1/models/"
-
 
 async def health(services: Services, exchange: Exchange) -> None:
     """Handles `GET /health`: 200 if the model can answer requests, otherwise 503."""
@@ -26,5 +24,5 @@ async def models(services: Services, exchange: Exchange) -> None:
 
 async def model(services: Services, exchange: Exchange) -> None:
     """Handles `GET /v1/models/{id}`; the id may contain slashes."""
-    services.check_model(exchange.path.removeprefix(MODEL_PATH_PREFIX))
+    services.check_model(exchange.path_parameters["id"])
     await exchange.send_json(services.model)

@@ -98,6 +98,26 @@ class GenerationRequest(_SharedFields, frozen=True, kw_only=True):
 # Absent unless requested.
 TokenIdsField = tuple[int, ...] | UnsetType
 
+# What the APIs of messages and responses name or shape in their own way, or have no place for in an answer.
+_OTHER_APIS_FIELDS = {"model", "stream", "stream_options", "n", "max_tokens", "stop", "logprobs", "prompt_logprobs"} | {
+    "return_token_ids"
+}
+if TYPE_CHECKING:
+
+    class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
+        """Sampling parameters of every endpoint, for the APIs whose requests become chat requests."""
+else:
+    SamplingFields = msgspec.defstruct(
+        "SamplingFields",
+        [
+            (field.name, field.type, None)
+            for field in msgspec.structs.fields(GenerationRequest)
+            if field.name not in _OTHER_APIS_FIELDS
+        ],
+        frozen=True,
+        kw_only=True,
+    )
+
 # Absent unless requested; if requested, null in every chunk but the last.
 UsageField = Usage | UnsetType | None
 

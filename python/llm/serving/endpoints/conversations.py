@@ -1,0 +1,120 @@
+"""Answers a chat request of the APIs whose answers are blocks: as events, or whole."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+
+import msgspec
+
+from llm.inference import AsyncEngine, Collector, Prompt, Session, Usage
+from llm.serving import sse
+from llm.serving.answers.blocks import BlockAnswer, Ending, Part
+from llm.serving.http import Exchange
+from llm.serving.metrics import ServerMetrics
+from llm.serving.prompts import chat_prompts
+from llm.serving.protocol.chat import ChatCompletionRequest
+
+Events = list[msgspec.Struct]
+
+
+class Conversation(msgspec.Struct, kw_only=True):
+    """A chat request on its way to an answer of blocks.
+
+    Attributes:
+        chat: The request in the form of chat completions.
+        answer: Builds the answer.
+        fits_context: Whether `max_tokens` is cut to what the context has left after the prompt.
+        began_at: When the request arrived, on the clock of `time.perf_counter`.
+        usage: Tokens so far; None before the first token.
+    """
+
+    chat: ChatCompletionRequest
+    answer: BlockAnswer
+    fits_context: bool = False
+    began_at: float = msgspec.field(default_factory=time.perf_counter)
+    usage: Usage | None = None
+
+
+async def send(
+    conversation: Conversation, exchange: Exchange, engine: AsyncEngine, metrics: ServerMetrics, *, is_streamed: bool
+) -> None:
+    """Answers an exchange; its blocks are freed on an error, a cancellation or a disconnect.
+
+    A stream starts with the first token, so a rejected request still gets its own HTTP status.
+
+    Raises:
+        APIError: The prompt is invalid.
+        LLMError: The engine rejected the request or failed while answering it.
+    """
+    try:
+        async with aclosing(answer_events(conversation, engine, metrics)) as arrivals:
+            async for events in arrivals:
+                if is_streamed:
+                    await exchange.send_events(framed(events))
+        if is_streamed:
+            await exchange.end_stream(b"")
+        else:
+            await exchange.send_json(conversation.answer.whole())
+    finally:
+        exchange.usage = conversation.usage
+
+
+async def answer_events(
+    conversation: Conversation, engine: AsyncEngine, metrics: ServerMetrics
+) -> AsyncGenerator[Events, None]:
+    """Runs a conversation and yields the events of its answer, each list with all that arrived since the previous one.
+
+    Raises:
+        APIError: The prompt is invalid.
+        LLMError: The engine rejected the request or failed while answering it.
+    """
+    answer = conversation.answer
+    # Runs in a separate thread, because encoding a long prompt must not delay other requests.
+    prompt = await asyncio.to_thread(_prompt, conversation, engine.session)
+    collector = Collector([prompt])
+    last = None
+    try:
+        async with aclosing(engine.generate([prompt])) as arrivals:
+            async for deltas in arrivals:
+                events: Events = []
+                if last is None:
+                    metrics.first_token_s.observe(time.perf_counter() - conversation.began_at)
+                    events += answer.started(len(prompt.token_ids))
+                collector.add(deltas)
+                for _, last in deltas:
+                    events += answer.add([Part("text", 0, last.text)])
+                yield events
+        yield [*answer.close(), *answer.ended(_ending(conversation, prompt, collector))]
+    finally:
+        if last is not None:
+            conversation.usage = collector.usage
+            metrics.count_tokens(conversation.usage)
+
+
+def framed(events: Iterable[msgspec.Struct]) -> bytes:
+    """Returns events in the bytes of a stream."""
+    return b"".join(map(sse.named_event, events))
+
+
+def _prompt(conversation: Conversation, session: Session) -> Prompt:
+    [prompt] = chat_prompts(conversation.chat, session)
+    room = session.room(prompt.token_ids)
+    if conversation.fits_context and room > 0 and (prompt.params.max_tokens or 0) > room:
+        params = msgspec.structs.replace(prompt.params, max_tokens=room)
+        return msgspec.structs.replace(prompt, params=params)
+    return prompt
+
+
+def _ending(conversation: Conversation, prompt: Prompt, collector: Collector) -> Ending:
+    [output] = collector.outputs()
+    wanted = conversation.chat.max_tokens
+    own_stops = conversation.chat.stop_strings
+    stop_index = output.stop_index
+    return Ending(
+        finish_reason=output.finish_reason,
+        usage=collector.usage,
+        # The template's own ends of a turn follow the request's stop strings.
+        stop_string=None if stop_index is None or stop_index >= len(own_stops) else own_stops[stop_index],
+        is_full=wanted is None or wanted != prompt.params.max_tokens,
+    )

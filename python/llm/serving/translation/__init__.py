@@ -1,0 +1,1 @@
+"""Requests of other APIs as chat requests, a file for each API."""
