@@ -21,6 +21,7 @@ INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 
 RETRY_AFTER_S = "1"
+_CLOSE = (b"connection", b"close")  # the rest of the body is not read, so no next request can follow it
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +98,25 @@ def body_too_large(limit_bytes: int) -> APIError:
     """Returns a 413 that states the limit."""
     message = f"The request body is larger than this server's limit of {limit_bytes} bytes"
     return APIError(413, ErrorBody(message=message, type=INVALID_REQUEST, code="request_too_large"))
+
+
+def incomplete_body() -> APIError:
+    """Returns a 400 for a body that ends early or whose chunks are malformed; most such clients are gone."""
+    message = "The request body is incomplete: the connection was closed, or a chunk of it is malformed"
+    return APIError(400, ErrorBody(message=message, type=INVALID_REQUEST, code="incomplete_body"), [_CLOSE])
+
+
+def body_timeout(timeout_s: float) -> APIError:
+    """Returns a 408 that states the time limit."""
+    message = f"The request body did not arrive within {timeout_s:g} s"
+    return APIError(408, ErrorBody(message=message, type=INVALID_REQUEST, code="request_timeout"), [_CLOSE])
+
+
+def unsupported_encoding(encoding: str, allowed: Sequence[str]) -> APIError:
+    """Returns a 415 that names the content encodings that are accepted."""
+    message = f"Content-Encoding must be {' or '.join(allowed)}, got {encoding[:100]!r}"
+    body = ErrorBody(message=message, type=INVALID_REQUEST, code="unsupported_encoding")
+    return APIError(415, body, [(b"accept-encoding", ", ".join(allowed).encode())])
 
 
 def rate_limited(message: str, kind: str, retry_after_s: int) -> APIError:

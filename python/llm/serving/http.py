@@ -10,8 +10,15 @@ from typing import Any
 import msgspec
 
 from llm.inference import Usage
-from llm.serving import sse
-from llm.serving.errors import APIError, ErrorResponse, body_too_large, unavailable
+from llm.serving import bodies, sse
+from llm.serving.errors import (
+    APIError,
+    ErrorResponse,
+    body_timeout,
+    body_too_large,
+    incomplete_body,
+    unavailable,
+)
 from llm.serving.protocol.common import encoder
 
 Scope = MutableMapping[str, Any]
@@ -21,6 +28,8 @@ Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for this; only logs and metrics contain it
+
+_TIMEOUT_S = 60.0
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,128}")
 
@@ -61,24 +70,35 @@ class Exchange:
         self.started_at = time.perf_counter()
         self.status: int | None = None
         self.finished = False
+        self._writing_since: float | None = None
         self.usage: Usage | None = None
         self.key_name: str | None = None
         self.error_format = OPENAI_ERRORS
 
-    async def body(self, limit_bytes: int) -> bytes:
-        """Reads and returns the whole body.
+    async def body(self, limit_bytes: int, timeout_s: float = _TIMEOUT_S) -> bytes:
+        """Reads the whole body and undoes its content encoding.
 
         Raises:
-            APIError: 413 if the body is larger than the limit.
-            ClientDisconnectedError: The client disconnected before the end of the body.
+            APIError: 413 if the body is larger than the limit, 408 if it takes longer than the timeout, 400 if it is
+                incomplete and 415 if its encoding is unknown.
         """
+        is_encoded = bodies.is_encoded(self.headers.get("content-encoding", ""))
+        try:
+            async with asyncio.timeout(timeout_s):
+                body = await self._read(limit_bytes)
+        except TimeoutError:
+            raise body_timeout(timeout_s) from None
+        # Runs in a separate thread, because decompressing a large body must not delay other requests.
+        return await asyncio.to_thread(bodies.gunzip, body, limit_bytes) if is_encoded else body
+
+    async def _read(self, limit_bytes: int) -> bytes:
         chunks: list[bytes] = []
         size_bytes = 0
         more = True
         while more and size_bytes <= limit_bytes * _DISCARDED_PER_LIMIT:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise ClientDisconnectedError
+                raise incomplete_body()
             size_bytes += len(message.get("body", b""))
             if size_bytes <= limit_bytes:
                 chunks.append(message.get("body", b""))
@@ -119,7 +139,9 @@ class Exchange:
         if self.status is None:
             await self._start(200, [*sse.HEADERS, *self.response_headers])
         if events:
+            self._writing_since = time.perf_counter()
             await self._send({"type": "http.response.body", "body": events, "more_body": True})
+            self._writing_since = None
 
     async def finish_stream(self, last_event: bytes) -> None:
         """Sends the last event and `[DONE]`, and ends the answer."""
@@ -129,18 +151,22 @@ class Exchange:
         """Sends the last events of an API that has no `[DONE]`, and ends the answer."""
         await self._finish(last_events)
 
-    async def unless_abandoned(self, work: Coroutine[Any, Any, None], stopping: asyncio.Event) -> None:
-        """Runs `work` and cancels it if the client disconnects or the server stops.
+    async def unless_abandoned(
+        self, work: Coroutine[Any, Any, None], stopping: asyncio.Event, write_timeout_s: float = _TIMEOUT_S
+    ) -> None:
+        """Runs `work` and cancels it if the client disconnects or stops reading, or the server stops.
 
         Raises:
-            ClientDisconnectedError: The client closed its connection.
+            ClientDisconnectedError: The client closed its connection, or has not read for `write_timeout_s`.
             APIError: 503 if the server stopped first.
         """
         task = asyncio.create_task(work)
         gone = asyncio.create_task(self._disconnected())
         stopped = asyncio.create_task(stopping.wait())
         try:
-            await asyncio.wait({task, gone, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            waited = {task, gone, stopped}
+            while not (await asyncio.wait(waited, timeout=write_timeout_s, return_when=asyncio.FIRST_COMPLETED))[0]:
+                self._refuse_to_wait(write_timeout_s)
             if task.done() or self.finished:
                 await task
                 return
@@ -150,13 +176,20 @@ class Exchange:
         finally:
             await _cancel(task, gone, stopped)
 
+    def _refuse_to_wait(self, write_timeout_s: float) -> None:
+        """Raises if one write has waited too long for the client; a timer for every write would cost more."""
+        if self._writing_since is not None and time.perf_counter() - self._writing_since > write_timeout_s:
+            raise ClientDisconnectedError
+
     async def _start(self, status: int, headers: list[Header]) -> None:
         self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def _finish(self, body: bytes) -> None:
         self.finished = True
+        self._writing_since = time.perf_counter()
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        self._writing_since = None
 
     async def _disconnected(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

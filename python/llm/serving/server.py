@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server as EmbeddedServer
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 _MAX_CONNECTIONS = 8192  # granian stops accepting beyond this; the engine's queue rejects requests long before
+_MAX_HEADER_BYTES = 64 * 1024  # granian answers longer headers with 431; it holds this much for every connection
+# A peer that vanished is noticed after two minutes: 60 s idle, then 4 probes; unread data may wait as long (in ms).
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 120_000}
 
 # After the grace period every request has ended; this is for clients that don't read even that answer.
 _LAST_WORDS_S = 3.0
@@ -64,6 +68,7 @@ class _BoundServer(EmbeddedServer):
             websockets=False,
             backlog=_BACKLOG,
             backpressure=_MAX_CONNECTIONS,
+            http1_settings=HTTP1Settings(max_buffer_size=_MAX_HEADER_BYTES),
             log_dictconfig=granian_logging(),
             log_level=LogLevels.error,  # granian's lines on start and stop would only repeat ours
         )
@@ -161,8 +166,13 @@ def _listen(listener: socket.socket, address: tuple[str, int] | tuple[str, int, 
     else:
         # Ignores only past connections in TIME_WAIT; binding still fails while another socket listens.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Connections inherit this option: a token is a small packet that must be sent without waiting for the next.
+    # Connections inherit these options: a token is a small packet that must be sent without waiting for the next, and a
+    # peer that lost its power or its network never closes its connection.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     listener.bind(address)
     listener.listen(_BACKLOG)
 

@@ -106,7 +106,7 @@ class Services:
         Raises:
             APIError: The body is too large, a parameter is invalid, or the model is another one.
         """
-        request = parse_request(await exchange.body(self.config.max_body_bytes), request_type, self._unknown_keys)
+        request = parse_request(await self.body(exchange), request_type, self._unknown_keys)
         name: str | None = getattr(request, "model", None)
         if name is not None:
             self.check_model(name)
@@ -118,7 +118,7 @@ class Services:
         Raises:
             APIError: The body is too large, or a parameter is invalid.
         """
-        return parse_form(await exchange.body(self.config.max_body_bytes), form, self._unknown_keys)
+        return parse_form(await self.body(exchange), form, self._unknown_keys)
 
     def chat_request(self, body: dict[str, Any], names: Mapping[str, str]) -> ChatCompletionRequest:
         """Returns a chat request made from another API's, with errors in that API's names of the fields.
@@ -132,6 +132,14 @@ class Services:
             raise renamed(error, names) from error
         self.check_model(request.model)
         return request
+
+    async def body(self, exchange: Exchange) -> bytes:
+        """Reads the body of a request within the server's limits.
+
+        Raises:
+            APIError: The body is too large, incomplete, late or in an unknown encoding.
+        """
+        return await exchange.body(self.config.max_body_bytes, self.config.body_timeout_s)
 
     def check_model(self, name: str) -> None:
         """Checks the name of the model.
@@ -151,7 +159,7 @@ class Services:
         """
         try:
             with self.metrics.in_flight.track_inprogress():
-                await exchange.unless_abandoned(work, self.stopping)
+                await exchange.unless_abandoned(work, self.stopping, self.config.write_timeout_s)
         except LLMError as error:
             answer = from_llm_error(error, prompt_param=prompt_param)
             if answer.status >= 500:

@@ -36,6 +36,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         | None
     ) = None
     strict_requests: Annotated[bool, Meta(description="Refuse requests with a parameter that no server knows.")] = False
+    body_timeout_s: Annotated[float, Meta(gt=0.0, description="Seconds that a request body may take to arrive.")] = 60.0
+    write_timeout_s: Annotated[
+        float, Meta(gt=0.0, description="Seconds that a client may leave an answer unread before it is cut off.")
+    ] = 60.0
     allowed_origins: Annotated[
         tuple[str, ...], Meta(description="Web origins that may call from a browser (CORS); `*` for all.")
     ] = ()
