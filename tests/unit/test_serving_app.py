@@ -82,9 +82,9 @@ def test_failed_load_is_told_by_health():
 
 
 def test_unknown_path_is_404():
-    response = send(loading_app(), "POST", "/v1/embeddings", json={})
+    response = send(loading_app(), "POST", "/v1/audio/speech", json={})
     assert response.status_code == 404
-    assert error_of(response)["message"] == "Invalid URL (POST /v1/embeddings)"
+    assert error_of(response)["message"] == "Invalid URL (POST /v1/audio/speech)"
 
 
 @pytest.mark.parametrize(

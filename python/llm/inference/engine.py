@@ -31,6 +31,7 @@ class Engine:
         tokenizer: The model's tokenizer.
         max_model_len: Longest context in tokens.
         draft: A smaller model that proposes draft tokens.
+        max_pass_tokens: Largest number of tokens in a step.
 
     Example:
         >>> from llm import LLM
@@ -48,11 +49,13 @@ class Engine:
         max_model_len: int,
         *,
         draft: DraftModel | None = None,
+        max_pass_tokens: int = 256,
     ) -> None:
         self.core = core
         self.runner = runner
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
+        self.max_pass_tokens = max_pass_tokens
         self.draft = draft
         self.generation_defaults: dict[str, float] = {}  # the checkpoint's sampling values, as defaults
         self._next_id = 0

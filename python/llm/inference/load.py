@@ -87,11 +87,8 @@ def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineCo
     weight = model.embed_tokens.weight
     max_model_len = _max_model_len(config, model)
     cache = _cache(model, config, config.kv_cache_memory_bytes, max_model_len)
-    limits = msgspec.structs.replace(
-        config,
-        max_model_len=max_model_len,
-        max_batch_tokens=config.max_batch_tokens or _BATCH_TOKENS[weight.device.type],
-    )
+    max_batch_tokens = config.max_batch_tokens or _BATCH_TOKENS[weight.device.type]
+    limits = msgspec.structs.replace(config, max_model_len=max_model_len, max_batch_tokens=max_batch_tokens)
     core = EngineCore(
         limits,
         num_blocks=cache.num_blocks,
@@ -102,7 +99,7 @@ def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineCo
     )
     runner = model_runner(model, cache, config, max_model_len)
     draft = _draft_model(config, max_model_len, tokenizer, weight)
-    return Engine(core, runner, tokenizer, max_model_len, draft=draft)
+    return Engine(core, runner, tokenizer, max_model_len, draft=draft, max_pass_tokens=max_batch_tokens)
 
 
 def model_runner(model: DecoderModel, cache: KVCache, config: EngineConfig, max_model_len: int) -> ModelRunner:

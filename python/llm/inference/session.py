@@ -93,9 +93,16 @@ class Session:
         """Returns how many new tokens fit in the context after a prompt; negative if the prompt alone is too long."""
         return self.engine.max_model_len - len(token_ids)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Returns the token ids of a text, by default with the special tokens that the tokenizer adds, such as BOS."""
-        return self._framed(self.tokenizer.encode(text)) if add_special_tokens else self.tokenizer.encode(text)
+    def encode(self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False) -> list[int]:
+        """Returns the token ids of a text.
+
+        Args:
+            text: Any Unicode text.
+            add_special_tokens: Whether to add the special tokens that the tokenizer adds, such as BOS.
+            allow_special: Whether the text of a special token becomes that token.
+        """
+        token_ids = self.tokenizer.encode(text, allow_special=True) if allow_special else self.tokenizer.encode(text)
+        return self._framed(token_ids) if add_special_tokens else token_ids
 
     def chat(
         self,

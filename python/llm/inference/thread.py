@@ -6,13 +6,16 @@ import math
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 
-from llm.errors import EngineError, LLMError
+from llm.errors import EngineError, LLMError, QueueFullError
+from llm.inference.embedding import Pooling, Vectors, check_sequences, embedding_passes
 from llm.inference.outputs import ChoiceDelta
 from llm.inference.prompt import Prompt
 from llm.inference.session import Session, Stream
 
+_MAX_JOBS = 256
 _HUNG_AFTER_S = 180.0  # one step; the longest prefill of a small model on one core takes seconds
 
 
@@ -36,6 +39,41 @@ class _LoopStream(Stream):
             self._waiter.set_result(None)
 
 
+class _Job:
+    """Work in passes for one call of `embed`, which waits on an event loop."""
+
+    def __init__(self, passes: Generator[None, None, Vectors]) -> None:
+        self._passes = passes
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Vectors] = self._loop.create_future()
+
+    def advance(self) -> bool:
+        """Runs one pass; returns whether the work has ended, failed or is no longer wanted."""
+        if self.future.cancelled():
+            self._passes.close()
+            return True
+        try:
+            next(self._passes)
+        except StopIteration as end:
+            vectors: Vectors = end.value
+            self._settle(lambda: self.future.set_result(vectors))
+        except LLMError as error:
+            self.fail(error)
+        except RuntimeError as error:
+            self.fail(EngineError(f"the model failed: {error}"))
+        else:
+            return False
+        return True
+
+    def fail(self, error: LLMError) -> None:
+        """Ends the call with an error."""
+        self._settle(lambda: self.future.set_exception(error))
+
+    def _settle(self, settle: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no coroutine waits
+            self._loop.call_soon_threadsafe(lambda: None if self.future.done() else settle())
+
+
 class AsyncEngine:
     """Runs a session's engine on its own thread; other threads use the engine only through commands to that thread.
 
@@ -47,6 +85,7 @@ class AsyncEngine:
         self.session = session
         self._engine = session.engine
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: deque[_Job] = deque()
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -101,6 +140,27 @@ class AsyncEngine:
             if stream.num_running:
                 self._commands.put(lambda: self.session.abort(stream))
 
+    async def embed(self, sequences: Sequence[Sequence[int]], pooling: Pooling) -> Vectors:
+        """Returns one vector of unit length per sequence, fp32 `[N, C]`; see `embedding_passes`.
+
+        The engine's thread computes one pass between two steps, of at most as many tokens as a step; a running stream
+        therefore waits for one pass per token. Calls are served in order, so at most one has memory for a long
+        sequence. Cancelling the call ends its work after the current pass.
+
+        Raises:
+            InvalidArgumentError: A sequence is empty or holds an unknown token id.
+            ContextLengthError: A sequence is longer than the model's context.
+            QueueFullError: Too many calls wait.
+            EngineError: The model failed or the engine was shut down.
+        """
+        if len(self._jobs) >= _MAX_JOBS:
+            raise QueueFullError(f"the queue is full: {_MAX_JOBS} embedding requests wait\nhint: try again later")
+        engine = self._engine
+        check_sequences(sequences, engine.max_model_len, engine.runner.model.config.vocab_size)
+        job = _Job(embedding_passes(engine.runner.model, sequences, pooling, engine.max_pass_tokens))
+        self._submit(lambda: self._jobs.append(job))
+        return await job.future
+
     def _submit(self, command: Callable[[], None]) -> None:
         """Queues a command for the thread; raises EngineError if the thread no longer runs commands."""
         with self._lock:
@@ -114,11 +174,15 @@ class AsyncEngine:
             is_busy = False
             while not self._stopping:
                 self._obey(wait=not is_busy)
-                is_busy = self._engine.has_unfinished()
-                if is_busy:
+                if self._engine.has_unfinished():
                     self._step_began = time.monotonic()
                     _wake(self.session.step())
                     self._step_began = None
+                if self._jobs:
+                    self._step_began = time.monotonic()
+                    self._advance(self._jobs[0])
+                    self._step_began = None
+                is_busy = bool(self._jobs) or self._engine.has_unfinished()
         except BaseException as error:
             self._failure = error
             raise
@@ -134,6 +198,11 @@ class AsyncEngine:
             command()
             wait = False
 
+    def _advance(self, job: "_Job") -> None:
+        """Runs one pass of the first job and drops the job once it has ended."""
+        if job.advance():
+            self._jobs.popleft()
+
     def _admit(self, prompts: Sequence[Prompt], stream: Stream) -> None:
         try:
             self.session.admit(prompts, stream)
@@ -147,6 +216,8 @@ class AsyncEngine:
         with self._lock:
             self._closed = True
         self._obey_rest()
+        while self._jobs:
+            self._jobs.popleft().fail(EngineError(reason))
         _wake(self.session.fail(EngineError(reason)))
 
     def _obey_rest(self) -> None:

@@ -87,7 +87,7 @@ def completion_logprobs(
     leading = () if first_token_id is None else (first_token_id,)
     unscored: list[None] = [None] * len(leading)
     return CompletionLogprobs(
-        tokens=[_name(token_id, tokenizer) for token_id in (*leading, *(entry.token_id for entry in entries))],
+        tokens=[token_name(token_id, tokenizer) for token_id in (*leading, *(entry.token_id for entry in entries))],
         token_logprobs=[*unscored, *(entry.logprob for entry in entries)],
         top_logprobs=[*unscored, *(_by_name(entry, tokenizer, num_top) for entry in entries)] if num_top else None,
         text_offset=list(offsets),
@@ -140,7 +140,7 @@ def _text(token_id: int, tokenizer: BaseTokenizer) -> str:
     return tokenizer.id_to_piece(token_id).decode("utf-8", "replace")
 
 
-def _name(token_id: int, tokenizer: BaseTokenizer) -> str:
+def token_name(token_id: int, tokenizer: BaseTokenizer) -> str:
     r"""Returns a token's text, or its bytes as `bytes:\\xf0\\x9f` if they are no whole text, as OpenAI names them."""
     piece = tokenizer.id_to_piece(token_id)
     try:
@@ -153,5 +153,5 @@ def _by_name(entry: TokenLogprob, tokenizer: BaseTokenizer, num_top: int) -> dic
     """Returns the most likely tokens and the chosen one by name; among tokens of equal bytes, the most likely wins."""
     by_name: dict[str, float] = {}
     for token_id, logprob in (*entry.top[:num_top], (entry.token_id, entry.logprob)):
-        by_name.setdefault(_name(token_id, tokenizer), logprob)
+        by_name.setdefault(token_name(token_id, tokenizer), logprob)
     return by_name

@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from llm.serving.endpoints import messages, operations
+from llm.serving.endpoints import embeddings, messages, operations, tokenize
 from llm.serving.endpoints.generate import CHAT, COMPLETIONS, handle
 from llm.serving.http import OPENAI_ERRORS, ErrorFormat, Exchange
 from llm.serving.services import Services
@@ -21,6 +21,12 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/completions": {"POST": partial(handle, COMPLETIONS)},
     "/v1/messages": {"POST": messages.create},
     "/v1/messages/count_tokens": {"POST": messages.count_tokens},
+    "/v1/embeddings": {"POST": embeddings.embeddings},
+    "/v1/score": {"POST": embeddings.score},
+    "/v1/rerank": {"POST": embeddings.rerank},
+    "/tokenize": {"POST": tokenize.tokenize},
+    "/detokenize": {"POST": tokenize.detokenize},
+    "/tokenizer_info": {"GET": tokenize.tokenizer_info},
 }
 OPEN_ROUTES = frozenset({"/health", "/metrics"})
 

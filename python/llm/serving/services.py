@@ -108,7 +108,7 @@ class Services:
         """
         request = parse_request(await self.body(exchange), request_type, self._unknown_keys)
         name: str | None = getattr(request, "model", None)
-        if name is not None:
+        if name:
             self.check_model(name)
         return request
 

@@ -35,6 +35,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Annotated[int, Meta(ge=1, description="Length of chat answers without a limit; null: the rest of the context.")]
         | None
     ) = None
+    pooling: Annotated[
+        Literal["mean", "last"],
+        Meta(description="How embeddings pool hidden states: the mean over all tokens, or the last token's."),
+    ] = "mean"
     strict_requests: Annotated[bool, Meta(description="Refuse requests with a parameter that no server knows.")] = False
     body_timeout_s: Annotated[float, Meta(gt=0.0, description="Seconds that a request body may take to arrive.")] = 60.0
     write_timeout_s: Annotated[

@@ -1,0 +1,115 @@
+"""Types of `/v1/embeddings`, `/v1/score` and `/v1/rerank`."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from llm.settings.sampling import TokenId
+
+MAX_INPUTS = 2048
+
+_Name = Annotated[str, Meta(min_length=1)]
+# A list of texts or of lists of token ids; for the embeddings endpoint, also a list of token ids.
+_Inputs = Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1, max_length=2**20)]
+_Texts = str | Annotated[list[str], Meta(min_length=1, max_length=MAX_INPUTS)]
+
+
+class EmbeddingUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Number of tokens in the inputs."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The request body of `POST /v1/embeddings`: a text, a list of token ids, or a list of either."""
+
+    model: _Name
+    input: str | _Inputs
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    # Whether to add special tokens such as BOS to a text.
+    add_special_tokens: bool | None = None
+
+
+class Embedding(msgspec.Struct, frozen=True, kw_only=True):
+    """The vector of one input: numbers, or the base64 text of little-endian float32."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
+    """The response of `/v1/embeddings`."""
+
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
+class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The request body of `POST /v1/score`: one text with each of several, or as many pairs as there are texts."""
+
+    model: _Name
+    text_1: _Texts
+    text_2: _Texts
+
+
+class PairScore(msgspec.Struct, frozen=True, kw_only=True):
+    """The similarity of one pair of texts."""
+
+    index: int
+    score: float
+    object: Literal["score"] = "score"
+
+
+class ScoreList(msgspec.Struct, frozen=True, kw_only=True):
+    """The response of `/v1/score`."""
+
+    id: str
+    created: int
+    model: str
+    data: list[PairScore]
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True):
+    """A document of a reranking."""
+
+    text: str
+
+
+class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The request body of `POST /v1/rerank`."""
+
+    model: _Name
+    query: str
+    documents: Annotated[list[str | Document], Meta(min_length=1, max_length=MAX_INPUTS)]
+    top_n: Annotated[int, Meta(ge=0)] | None = None
+    return_documents: bool | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """Returns the text of each document."""
+        return [document if isinstance(document, str) else document.text for document in self.documents]
+
+
+class RankedDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """A document's place in the request, its similarity to the query, and its text unless the request declined it."""
+
+    index: int
+    relevance_score: float
+    document: Document | UnsetType = UNSET
+
+
+class Ranking(msgspec.Struct, frozen=True, kw_only=True):
+    """The response of `/v1/rerank`, with the most similar document first."""
+
+    id: str
+    model: str
+    results: list[RankedDocument]
+    usage: EmbeddingUsage
