@@ -141,6 +141,35 @@ def test_sigterm_lets_a_running_stream_finish_and_exits_with_zero(checkpoint):
         assert server.process.wait(DEADLINE_S) == 0
 
 
+def test_sigterm_loses_none_of_a_hundred_streams_and_refuses_new_requests(checkpoint):
+    engine = EngineConfig(max_running_requests=64)  # the others wait in the queue when the signal arrives
+    body = {"model": "tiny", "prompt": "To be", "max_tokens": 300, "stream": True, "ignore_eos": True}
+
+    async def stream(client):
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            return response.status_code, [line async for line in response.aiter_lines() if line]
+
+    async def scenario(server):
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=DEADLINE_S, trust_env=False) as client:
+            streams = [asyncio.create_task(stream(client)) for _ in range(100)]
+            await asyncio.to_thread(wait_until, lambda: metric(server, "llm_requests_in_flight") == 100)
+            server.process.terminate()
+            await asyncio.to_thread(wait_until, lambda: httpx.get(f"{server.url}/health").status_code == 503)
+            refused = await client.post("/v1/completions", json=body)
+            return refused, await asyncio.gather(*streams)
+
+    with ServerHandle(checkpoint, ServerConfig(port=0, engine=engine, grace_s=DEADLINE_S)) as server:
+        refused, streams = asyncio.run(scenario(server))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
+        for status, lines in streams:
+            assert status == 200
+            assert '"finish_reason":"length"' in lines[-2]
+            assert lines[-1] == "data: [DONE]"
+        assert server.process.wait(DEADLINE_S) == 0
+
+
 def test_sigterm_ends_a_stream_that_outlasts_the_grace_period_with_an_error(checkpoint):
     with ServerHandle(checkpoint, ServerConfig(port=0, grace_s=0.2)) as server:
         client = openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0)

@@ -4,12 +4,13 @@ A separate thread loads the model, so the port answers from the start: `/health`
 An invalid request gets its 400 even while the model loads.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 
 from llm.inference import AsyncEngine
 from llm.serving.auth import Authenticator
-from llm.serving.errors import APIError, internal_error, method_not_allowed, unknown_url
+from llm.serving.errors import APIError, draining, internal_error, method_not_allowed, unknown_url
 from llm.serving.guard import Guard
 from llm.serving.http import (
     CLIENT_CLOSED_REQUEST,
@@ -33,13 +34,23 @@ class App:
         self.services = services
         self._guard = Guard(services.config)
         self.authenticator = Authenticator(services.config.api_keys, services.config.api_key_file)
+        self.idle = asyncio.Event()  # no request is in progress
+        self.idle.set()
+        self._num_active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one ASGI connection: the lifespan or an HTTP request."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
-            await self._serve(Exchange(scope, receive, send))
+            self._num_active += 1
+            self.idle.clear()
+            try:
+                await self._serve(Exchange(scope, receive, send))
+            finally:
+                self._num_active -= 1
+                if self._num_active == 0:
+                    self.idle.set()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -78,6 +89,8 @@ class App:
         if route is None:
             raise unknown_url(exchange.method, exchange.shown_path)
         handlers = ROUTES[route]
+        if self.services.engine.is_draining and route not in OPEN_ROUTES:
+            raise draining()
         if exchange.method == "OPTIONS":
             await exchange.send_bytes(b"", None, status=204, headers=((b"allow", ", ".join(_allowed(route)).encode()),))
             return

@@ -137,6 +137,12 @@ def unavailable(message: str, code: str) -> APIError:
     return APIError(503, body, [(b"retry-after", RETRY_AFTER_S.encode())])
 
 
+def draining() -> APIError:
+    """Returns a 503 for a new request to a server that only finishes the running ones."""
+    body = ErrorBody(message="The server is stopping and takes no new requests", type=SERVER_ERROR, code="draining")
+    return APIError(503, body, [(b"retry-after", RETRY_AFTER_S.encode()), _CLOSE])
+
+
 def internal_error() -> APIError:
     """Returns a 500 without internal details, which only the log contains."""
     message = "The server failed to process the request; see its log for details"

@@ -10,9 +10,9 @@ caller of `serve`, and no process can be orphaned.
 requests. We bind and listen first, without that option, so the kernel rejects any second server. granian gets the same
 socket, so the port is never free in between.
 
-**Stopping.** On the first SIGINT or SIGTERM, granian stops accepting connections and running requests get `grace_s`
-seconds to finish. After that time, or on a second signal, the remaining requests end with an error. The engine stops
-last, and the exit code is 0.
+**Stopping.** After the first SIGINT or SIGTERM, new requests get a 503 and running requests get `grace_s` seconds to
+finish. After that time, or on a second signal, the remaining requests end with an error and the port closes. The engine
+stops last, and the exit code is 0.
 """
 
 import asyncio
@@ -228,7 +228,9 @@ async def _run_until_signal(app: App, listener: socket.socket, config: ServerCon
 
 
 async def _drain(server: _BoundServer, serving: asyncio.Task[None], app: App, grace_s: float) -> None:
-    """Stops accepting connections, waits up to `grace_s` seconds for running requests and ends the rest.
+    """Refuses new requests, waits up to `grace_s` seconds for running ones, ends the rest and closes the port.
+
+    The port stays open meanwhile, so that new requests get a 503 and balancers and probes see the server leave.
 
     Raises:
         ServerError: granian stopped unexpectedly.
@@ -236,10 +238,12 @@ async def _drain(server: _BoundServer, serving: asyncio.Task[None], app: App, gr
     if serving.done() and not serving.cancelled() and (error := serving.exception()) is not None:
         raise ServerError(f"the HTTP server stopped: {error}") from error
     logger.info("stopping grace_s=%g", grace_s)
-    server.stop()  # type: ignore[no-untyped-call]
+    app.services.engine.is_draining = True
     impatient = asyncio.create_task(app.services.stopping.wait())
-    await asyncio.wait({serving, impatient}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+    idle = asyncio.create_task(app.idle.wait())
+    await asyncio.wait({serving, impatient, idle}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
     app.services.stopping.set()
+    server.stop()  # type: ignore[no-untyped-call]
     await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
     await app.services.engine.shutdown()
 

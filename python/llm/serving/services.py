@@ -33,6 +33,7 @@ class EngineHolder:
         self._engine: AsyncEngine | None = None
         self.error: BaseException | None = None
         self.settled = asyncio.Event()
+        self.is_draining = False  # running requests are finished, new ones refused
 
     def start(self) -> None:
         """Starts loading; `settled` is set once the engine is loaded or loading has failed."""
@@ -59,7 +60,7 @@ class EngineHolder:
             return Health(status="loading")
         if not self._engine.is_healthy:
             return Health(status="failed", reason="the engine stopped")
-        return Health(status="ok")
+        return Health(status="draining" if self.is_draining else "ok")
 
     def ready(self) -> AsyncEngine:
         """Returns the engine.
@@ -68,7 +69,7 @@ class EngineHolder:
             APIError: 503 if the engine is still loading, failed or stopped.
         """
         health = self.health
-        if self._engine is None or health.status != "ok":
+        if self._engine is None or health.status in ("loading", "failed"):
             code = "model_loading" if health.status == "loading" else "engine_failed"
             raise unavailable(f"The model is unavailable: {health.reason or 'still loading'}", code)
         return self._engine

@@ -24,5 +24,5 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The response of `/health`."""
 
-    status: Literal["ok", "loading", "failed"]
+    status: Literal["ok", "loading", "draining", "failed"]
     reason: str | None = None
