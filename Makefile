@@ -55,7 +55,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-wheel test-slow \
+.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-page test-wheel test-slow \
 	test-fuzz test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
 
 help: ## Show this list
@@ -103,6 +103,9 @@ test-python: test-data ## Tests of the package
 
 test-clients: $(STAMPS)/test ## OpenAI's Python client 1.x, 2.x and 3.x against one server
 	$(BIN)/python -m tests.compat.run
+
+test-page: test-data ## The chat page in a headless Chromium, which has to be installed
+	$(BIN)/python -m tests.page.run
 
 test-slow: test-data ## The tests that take minutes
 	LLM_PROPTEST_OPS=1_000_000 cargo test --quiet --release --test core scheduler::random

@@ -4,13 +4,17 @@ import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from llm.serving.endpoints import embeddings, messages, operations, tokenize
+from llm.serving.endpoints import embeddings, messages, operations, page, tokenize
 from llm.serving.endpoints.generate import CHAT, COMPLETIONS, handle
 from llm.serving.http import OPENAI_ERRORS, ErrorFormat, Exchange
 from llm.serving.services import Services
 
 Handler = Callable[[Services, Exchange], Awaitable[None]]
 
+PAGE_ROUTES: dict[str, dict[str, Handler]] = {
+    "/": {"GET": partial(page.page_file, page.INDEX)},
+    **{f"/static/{name}": {"GET": partial(page.page_file, name)} for name in page.ASSETS},
+}
 # `{name}` in a path stands for one segment, `{name:path}` for the rest of the path, slashes included.
 ROUTES: dict[str, dict[str, Handler]] = {
     "/health": {"GET": operations.health},
@@ -27,8 +31,9 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/tokenize": {"POST": tokenize.tokenize},
     "/detokenize": {"POST": tokenize.detokenize},
     "/tokenizer_info": {"GET": tokenize.tokenizer_info},
+    **PAGE_ROUTES,
 }
-OPEN_ROUTES = frozenset({"/health", "/metrics"})
+OPEN_ROUTES = frozenset({"/health", "/metrics", *PAGE_ROUTES})
 
 
 def _pattern(route: str) -> re.Pattern[str]:
