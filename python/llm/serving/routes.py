@@ -4,16 +4,19 @@ import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from llm.serving.endpoints import embeddings, messages, operations, page, tokenize
+from llm.serving.endpoints import documentation, embeddings, messages, operations, page, tokenize
 from llm.serving.endpoints.generate import CHAT, COMPLETIONS, handle
 from llm.serving.http import OPENAI_ERRORS, ErrorFormat, Exchange
 from llm.serving.services import Services
 
 Handler = Callable[[Services, Exchange], Awaitable[None]]
 
+# What a browser shows; these routes are no operations of the API.
 PAGE_ROUTES: dict[str, dict[str, Handler]] = {
     "/": {"GET": partial(page.page_file, page.INDEX)},
     **{f"/static/{name}": {"GET": partial(page.page_file, name)} for name in page.ASSETS},
+    "/openapi.json": {"GET": documentation.openapi},
+    "/docs": {"GET": documentation.docs},
 }
 # `{name}` in a path stands for one segment, `{name:path}` for the rest of the path, slashes included.
 ROUTES: dict[str, dict[str, Handler]] = {

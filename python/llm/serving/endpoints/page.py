@@ -59,6 +59,7 @@ ASSETS = {
     for file in resources.files("llm.serving").joinpath("static").iterdir()
 }
 INDEX = "index.html"
+_OF_DOCS = {"docs.css", "icon.svg"}  # served without the chat page too
 
 
 async def page_file(name: str, services: Services, exchange: Exchange) -> None:
@@ -67,7 +68,7 @@ async def page_file(name: str, services: Services, exchange: Exchange) -> None:
     Raises:
         APIError: 404 if the settings turn the chat page off.
     """
-    if not services.config.chat_page:
+    if not services.config.chat_page and name not in _OF_DOCS:
         raise unknown_url(exchange.method, exchange.shown_path)
     asset = ASSETS[name]
     headers = (*HEADERS, (b"etag", asset.etag.encode()))
