@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from llm.serving import ServerConfig, ServerHandle
-from tests.integration.server_client import LONG, complete, is_idle, wait_until
+from tests.integration.server_client import LONG, complete, is_idle, metric, wait_until
 
 KEYS = """
 [free]
@@ -75,6 +75,21 @@ def test_requests_at_once_are_limited_until_one_ends(server):
     running.close()
     wait_until(lambda: is_idle(server))
     assert complete(client).usage.completion_tokens == 24
+
+
+def test_log_and_metrics_tell_whose_request_it_was_and_what_it_took(server):
+    complete(client_of(server, "free-key"), extra_headers={"x-request-id": "req-of-free"})
+    [line] = [line for line in server.log_tail().splitlines() if "request_id=req-of-free" in line]
+    assert "status=200" in line
+    assert "key=free model=tiny" in line
+    assert "completion_tokens=24" in line
+    assert float(line.split("first_token_ms=")[1].split()[0]) < float(line.split(" ms=")[1].split()[0])
+    labels = '{engine="0",model_name="tiny"}'
+    assert metric(server, f"vllm:time_to_first_token_seconds_count{labels}") >= 1
+    assert metric(server, f"vllm:generation_tokens_total{labels}") >= 24
+    assert metric(server, f"vllm:kv_cache_usage_perc{labels}") == 0
+    assert metric(server, "llm_inter_token_seconds_count") >= 23
+    assert metric(server, 'llm_answers_total{finished_reason="length"}') >= 1
 
 
 def test_sighup_reads_the_keys_again_and_keeps_them_if_the_file_is_invalid(server, key_file):

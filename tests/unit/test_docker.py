@@ -4,8 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from llm.inference.outputs import Usage
-from llm.serving.metrics import ServerMetrics
+from llm.inference import Collector, Delta, Prompt
+from llm.serving.metrics import Meter, ServerMetrics
+from llm.settings.sampling import SamplingParams
 
 DOCKER = Path(__file__).parents[2] / "docker"
 STATS = (
@@ -14,11 +15,33 @@ STATS = (
 )
 
 
-def exposed_names() -> set[str]:
-    metrics = ServerMetrics(lambda: dict.fromkeys(STATS.split(), 1))
+# What the dashboards that vLLM's documentation ships ask for and this server measures.
+VLLM_DASHBOARD = """
+    e2e_request_latency_seconds_bucket e2e_request_latency_seconds_sum e2e_request_latency_seconds_count
+    prompt_tokens_total generation_tokens_total
+    inter_token_latency_seconds_bucket inter_token_latency_seconds_sum inter_token_latency_seconds_count
+    time_per_output_token_seconds_bucket time_per_output_token_seconds_sum request_time_per_output_token_seconds_bucket
+    num_requests_running num_requests_waiting kv_cache_usage_perc gpu_cache_usage_perc
+    time_to_first_token_seconds_bucket time_to_first_token_seconds_sum time_to_first_token_seconds_count
+    request_prompt_tokens_bucket request_generation_tokens_bucket request_success_total request_decode_time_seconds_sum
+    prefix_cache_queries_total prefix_cache_hits_total num_preemptions_total
+    spec_decode_num_draft_tokens_total spec_decode_num_accepted_tokens_total
+"""
+
+
+def exposition() -> str:
+    metrics = ServerMetrics(lambda: dict.fromkeys(STATS.split(), 1), "tiny")
     metrics.observe("/v1/chat/completions", 200, 0.1)
-    metrics.count_tokens(Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2))
-    return set(re.findall(r"^(llm_\w+)", metrics.exposition().decode(), re.MULTILINE))
+    answer = Collector([Prompt(token_ids=(1, 2), params=SamplingParams(n=2))])
+    answer.add([(0, Delta("a", (1, 2, 3), "stop")), (1, Delta("b", (4,)))])
+    meter = Meter(metrics, 0.0)
+    meter.start()
+    meter.end(answer)
+    return metrics.exposition().decode()
+
+
+def exposed_names() -> set[str]:
+    return set(re.findall(r"^(llm_\w+)", exposition(), re.MULTILINE))
 
 
 def test_dashboard_asks_only_for_metrics_that_the_server_exposes():
@@ -27,6 +50,21 @@ def test_dashboard_asks_only_for_metrics_that_the_server_exposes():
     asked = {name for expression in expressions for name in re.findall(r"\bllm_\w+", expression)}
     assert asked
     assert asked - exposed_names() == set()
+
+
+def test_vllms_dashboards_find_their_metrics_under_its_labels():
+    found = set(re.findall(r'^vllm:(\w+)\{engine="0",.*?model_name="tiny"', exposition(), re.MULTILINE))
+    assert set(VLLM_DASHBOARD.split()) - found == set()
+
+
+def test_tokens_count_with_the_mean_time_between_them():
+    page = exposition()
+    assert 'vllm:request_success_total{engine="0",finished_reason="stop",model_name="tiny"} 1.0' in page
+    assert 'vllm:request_success_total{engine="0",finished_reason="abort",model_name="tiny"} 1.0' in page
+    assert re.search(r"^llm_inter_token_seconds_count 2.0$", page, re.MULTILINE)  # four tokens, two answers
+    assert re.search(r'^llm_inter_token_seconds_bucket\{le="\+Inf"\} 2.0$', page, re.MULTILINE)
+    assert re.search(r"^llm_time_per_output_token_seconds_count 1.0$", page, re.MULTILINE)
+    assert re.search(r"^llm_request_generation_tokens_sum 4.0$", page, re.MULTILINE)
 
 
 def test_images_run_as_a_user_and_ask_for_health():

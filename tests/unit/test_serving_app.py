@@ -1,6 +1,7 @@
 """The app without a model: what it says while loading, after a failed load, and to requests that are wrong."""
 
 import asyncio
+import json
 import logging
 import threading
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from llm.errors import CheckpointError
 from llm.serving import ServerConfig, create_app
+from llm.serving.logging import configure_logging
 
 CHAT_PATH = "/v1/chat/completions"
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
@@ -190,6 +192,30 @@ def test_access_log_has_one_line_a_request_and_no_secret(caplog):
     assert lines[0].startswith(f"method=POST path={CHAT_PATH} status=503 ms=")
     assert "path=/a%0Aforged=line status=404" in lines[1]
     assert not any("secret-key" in line or "private" in line for line in lines)
+
+
+def test_access_log_in_json_has_ids_and_times_of_its_own(capsys):
+    traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    headers = {"x-request-id": "mine", "traceparent": traceparent, "authorization": "Bearer secret-key"}
+    configure_logging("info", "json")
+    try:
+        send(loading_app(api_keys=("secret-key",)), "GET", "/v1/models", headers=headers)
+        logging.getLogger("llm.serving").warning("two\nlines %d", 7)
+    finally:
+        logging.getLogger("llm").handlers.clear()
+        logging.getLogger("llm").propagate = True
+    access, warning = map(json.loads, capsys.readouterr().err.splitlines())
+    assert access["ms"] > 0
+    assert {name: access[name] for name in ("level", "logger", "method", "path", "status")} == {
+        "level": "info",
+        "logger": "llm.serving.access",
+        "method": "GET",
+        "path": "/v1/models",
+        "status": 200,
+    }
+    assert (access["key"], access["request_id"]) == ("api-key-1", "mine")
+    assert access["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert (warning["level"], warning["message"]) == ("warning", "two\nlines 7")
 
 
 def test_config_never_shows_its_keys():

@@ -122,6 +122,11 @@ class Collector:
         prompt_tokens = sum(len(prompt.token_ids) for prompt in self._prompts) if self.has_started else 0
         return Usage.of(prompt_tokens, sum(len(delta.token_ids) for deltas in self._deltas for delta in deltas))
 
+    @property
+    def finish_reasons(self) -> list[FinishReason | None]:
+        """Returns why each answer ended; None for an answer that has not."""
+        return [deltas[-1].finish_reason if deltas else None for deltas in self._deltas]
+
     def outputs(self) -> list[GenerationOutput]:
         """Returns one output per prompt, with all answers to the prompt.
 

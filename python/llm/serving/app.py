@@ -80,7 +80,7 @@ class App:
         finally:
             status = status or exchange.status or CLIENT_CLOSED_REQUEST
             self.services.metrics.observe(route or "unknown", status, time.perf_counter() - exchange.started_at)
-            log_access(exchange, status)
+            log_access(exchange, status, self.services.model.id)
 
     async def _answer(self, exchange: Exchange, route: str | None) -> None:
         exchange.response_headers += self._guard.cors_headers(exchange)

@@ -33,6 +33,8 @@ _TIMEOUT_S = 60.0
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,128}")
 
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
 # Reading past the limit lets a client finish writing and then read the 413 instead of getting a reset connection.
 _DISCARDED_PER_LIMIT = 4
 
@@ -66,6 +68,7 @@ class Exchange:
         self.shown_path = _shown_path(scope)
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         self.request_id = _request_id(self.headers.get("x-request-id", ""))
+        self.traceparent = _traceparent(self.headers.get("traceparent", ""))
         self.response_headers: list[Header] = [(b"x-request-id", self.request_id.encode())]
         self.started_at = time.perf_counter()
         self.status: int | None = None
@@ -73,7 +76,13 @@ class Exchange:
         self._writing_since: float | None = None
         self.usage: Usage | None = None
         self.key_name: str | None = None
+        self.first_token_s: float | None = None
         self.error_format = OPENAI_ERRORS
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace that the client says the request belongs to."""
+        return None if self.traceparent is None else self.traceparent.split("-")[1]
 
     async def body(self, limit_bytes: int, timeout_s: float = _TIMEOUT_S) -> bytes:
         """Reads the whole body and undoes its content encoding.
@@ -206,6 +215,11 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
 def _request_id(sent: str) -> str:
     """Returns the client's own id if it is short and can't forge a log line, otherwise a new one."""
     return sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+
+
+def _traceparent(sent: str) -> str | None:
+    """Returns a valid W3C `traceparent`, otherwise nothing; ids of zeros are invalid."""
+    return sent if _TRACEPARENT.fullmatch(sent) else None
 
 
 def _shown_path(scope: Scope) -> str:

@@ -1,16 +1,17 @@
 """Prometheus metrics served at `/metrics`; each app has its own registry."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.registry import Collector as MetricCollector
 
-from llm.inference import Usage
+from llm.inference import Collector, Usage
+from llm.serving.answer_metrics import SECONDS, AnswerMetrics, VLLMCollector
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 # Metric name → key of `AsyncEngine.stats()` and description.
 _ENGINE_GAUGES = {
@@ -33,7 +34,7 @@ _ENGINE_COUNTERS = {
 }
 
 
-class _EngineCollector(Collector):
+class _EngineCollector(MetricCollector):
     """Reads the engine's statistics at scrape time, so that no second copy can go stale."""
 
     def __init__(self, stats: Callable[[], Mapping[str, int]]) -> None:
@@ -51,29 +52,30 @@ class _EngineCollector(Collector):
 
 
 class ServerMetrics:
-    """The metrics of one app."""
+    """The metrics of one app.
 
-    def __init__(self, engine_stats: Callable[[], Mapping[str, int]]) -> None:
-        """Args: engine_stats: Returns the engine's statistics, empty while no engine is loaded."""
+    Args:
+        engine_stats: Returns the engine's statistics, empty while no engine is loaded.
+        model_name: The model's name in the metrics that are named as in vLLM.
+    """
+
+    def __init__(self, engine_stats: Callable[[], Mapping[str, int]], model_name: str) -> None:
         registry = CollectorRegistry()
         self.requests = Counter("llm_requests", "Requests answered.", ["route", "status"], registry=registry)
         self.in_flight = Gauge("llm_requests_in_flight", "Generation requests in progress.", registry=registry)
-        self.prompt_tokens = Counter("llm_prompt_tokens", "Prompt tokens of answered requests.", registry=registry)
-        self.generation_tokens = Counter("llm_generation_tokens", "Tokens generated for requests.", registry=registry)
-        self.first_token_s = Histogram(
-            "llm_time_to_first_token_seconds",
-            "Time from arrival to the first token.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
         self.duration_s = Histogram(
             "llm_request_duration_seconds",
             "Time from arrival to the end of the answer.",
             ["route"],
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=registry,
         )
+        self.prompt_tokens = Counter("llm_prompt_tokens", "Prompt tokens of answered requests.", registry=registry)
+        self.generation_tokens = Counter("llm_generation_tokens", "Tokens generated for requests.", registry=registry)
+        self.answers = AnswerMetrics(registry)
         registry.register(_EngineCollector(engine_stats))
+        counters = [(self.prompt_tokens, "prompt_tokens"), (self.generation_tokens, "generation_tokens")]
+        registry.register(VLLMCollector(engine_stats, [*self.answers.vllm_names, *counters], model_name))
         self._registry = registry
 
     def observe(self, route: str, status: int, elapsed_s: float) -> None:
@@ -89,3 +91,29 @@ class ServerMetrics:
     def exposition(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+class Meter:
+    """Measures one generating request from its arrival, without any work per token.
+
+    Args:
+        metrics: The metrics of the app.
+        began_at: When the request arrived, by `time.perf_counter`.
+    """
+
+    def __init__(self, metrics: ServerMetrics, began_at: float) -> None:
+        self._metrics = metrics
+        self._began_at = began_at
+        self._first_at = began_at
+
+    def start(self) -> float:
+        """Notes the arrival of the first token and returns the seconds until then."""
+        self._first_at = time.perf_counter()
+        self._metrics.answers.first_token_s.observe(self._first_at - self._began_at)
+        return self._first_at - self._began_at
+
+    def end(self, collector: Collector) -> None:
+        """Counts the tokens and the time of a request that has got a token."""
+        now = time.perf_counter()
+        self._metrics.count_tokens(collector.usage)
+        self._metrics.answers.count(collector, now - self._began_at, now - self._first_at)

@@ -69,7 +69,7 @@ class _BoundServer(EmbeddedServer):
             backlog=_BACKLOG,
             backpressure=_MAX_CONNECTIONS,
             http1_settings=HTTP1Settings(max_buffer_size=_MAX_HEADER_BYTES),
-            log_dictconfig=granian_logging(),
+            log_dictconfig=granian_logging(app.services.config.log_format),
             log_level=LogLevels.error,  # granian's lines on start and stop would only repeat ours
         )
         self._listener = listener
@@ -99,7 +99,7 @@ def serve(
         LLMError: The checkpoint can't be loaded.
     """
     config = validated(config or ServerConfig())
-    configure_logging(config.log_level)
+    configure_logging(config.log_level, config.log_format)
     listener = listener or bind(config.host, config.port)
     model_name = config.served_model_name or Path(path).resolve().name
     app = create_app(lambda: _load(path, config), model_name=model_name, config=config)

@@ -96,7 +96,7 @@ class Services:
     def __init__(self, load_engine: Callable[[], AsyncEngine], model_name: str, config: ServerConfig) -> None:
         self.model = Model(id=model_name, created=int(time.time()))
         self.engine = EngineHolder(load_engine)
-        self.metrics = prometheus.ServerMetrics(self.engine.stats)
+        self.metrics = prometheus.ServerMetrics(self.engine.stats, self.model.id)
         self.stopping = asyncio.Event()  # once set, running requests are ended
         self.config = config
         self._unknown_keys = UnknownKeys(strict=config.strict_requests)

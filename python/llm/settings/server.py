@@ -58,6 +58,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"], Meta(description="Least severe messages to log.")
     ] = "info"
+    log_format: Annotated[Literal["text", "json"], Meta(description="Form of a log line.")] = "text"
 
     def __repr__(self) -> str:
         """Leaves the keys out: a config ends up in tracebacks and logs."""

@@ -11,7 +11,7 @@ from llm.inference import AsyncEngine, Collector, Prompt, Session, Usage
 from llm.serving import sse
 from llm.serving.answers.blocks import BlockAnswer, Ending, Part
 from llm.serving.http import Exchange
-from llm.serving.metrics import ServerMetrics
+from llm.serving.metrics import Meter, ServerMetrics
 from llm.serving.prompts import chat_prompts
 from llm.serving.protocol.chat import ChatCompletionRequest
 
@@ -34,6 +34,7 @@ class Conversation(msgspec.Struct, kw_only=True):
     fits_context: bool = False
     began_at: float = msgspec.field(default_factory=time.perf_counter)
     usage: Usage | None = None
+    first_token_s: float | None = None
 
 
 async def send(
@@ -57,7 +58,7 @@ async def send(
         else:
             await exchange.send_json(conversation.answer.whole())
     finally:
-        exchange.usage = conversation.usage
+        exchange.usage, exchange.first_token_s = conversation.usage, conversation.first_token_s
 
 
 async def answer_events(
@@ -73,13 +74,14 @@ async def answer_events(
     # Runs in a separate thread, because encoding a long prompt must not delay other requests.
     prompt = await asyncio.to_thread(_prompt, conversation, engine.session)
     collector = Collector([prompt])
+    meter = Meter(metrics, conversation.began_at)
     last = None
     try:
         async with aclosing(engine.generate([prompt])) as arrivals:
             async for deltas in arrivals:
                 events: Events = []
                 if last is None:
-                    metrics.first_token_s.observe(time.perf_counter() - conversation.began_at)
+                    conversation.first_token_s = meter.start()
                     events += answer.started(len(prompt.token_ids))
                 collector.add(deltas)
                 for _, last in deltas:
@@ -89,7 +91,7 @@ async def answer_events(
     finally:
         if last is not None:
             conversation.usage = collector.usage
-            metrics.count_tokens(conversation.usage)
+            meter.end(collector)
 
 
 def framed(events: Iterable[msgspec.Struct]) -> bytes:

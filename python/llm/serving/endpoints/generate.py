@@ -1,7 +1,6 @@
 """The chat and completion endpoints: their differences as data, and the one function that answers both."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -13,7 +12,7 @@ from llm.serving.answers.base import Answer
 from llm.serving.answers.chat import ChatAnswer
 from llm.serving.answers.text import TextAnswer
 from llm.serving.http import Exchange
-from llm.serving.metrics import ServerMetrics
+from llm.serving.metrics import Meter, ServerMetrics
 from llm.serving.prompts import chat_prompts, completion_prompts
 from llm.serving.protocol.chat import ChatCompletionRequest
 from llm.serving.protocol.common import GenerationRequest
@@ -58,11 +57,12 @@ async def generate(
     prompts = await asyncio.to_thread(endpoint.prompts, request, engine.session)
     answer = endpoint.answer(request, engine.session.tokenizer, prompts)
     collector = Collector(prompts)
+    meter = Meter(metrics, exchange.started_at)
     try:
         async with aclosing(engine.generate(prompts)) as arrivals:
             async for deltas in arrivals:
                 if not collector.has_started:
-                    metrics.first_token_s.observe(time.perf_counter() - exchange.started_at)
+                    exchange.first_token_s = meter.start()
                 collector.add(deltas)
                 if request.stream:
                     await exchange.send_events(answer.events(deltas))
@@ -73,4 +73,4 @@ async def generate(
     finally:
         if collector.has_started:
             exchange.usage = collector.usage
-            metrics.count_tokens(exchange.usage)
+            meter.end(collector)
