@@ -123,6 +123,13 @@ def test_models_are_listed_and_found_by_name():
     assert error_of(response)["code"] == "model_not_found"
 
 
+@pytest.mark.parametrize("path", ["/v1/models/{id:path}", "/v1/responses/{id}"])
+def test_path_that_looks_like_a_route_is_one_of_its_ids(path):
+    response = send(loading_app(), "GET", path)
+    assert response.status_code == 404
+    assert path.rpartition("/")[2] in error_of(response)["message"]
+
+
 def test_unknown_model_is_404():
     response = send(loading_app(), "POST", CHAT_PATH, json=CHAT | {"model": "other"})
     assert response.status_code == 404

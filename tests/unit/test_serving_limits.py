@@ -1,5 +1,6 @@
 """Limits of a key, on a clock that the tests set."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,7 @@ def limited(**limits):
 
 def request(tokens=0):
     usage = Usage(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens)
-    return SimpleNamespace(usage=usage if tokens else None, response_headers=[])
+    return SimpleNamespace(usage=usage if tokens else None, response_headers=[], background=None)
 
 
 def run(key, tokens=0):
@@ -94,3 +95,17 @@ def test_refused_request_takes_nothing():
         for _ in range(10):
             refused(key)
     assert run(key)[b"x-ratelimit-remaining-requests"] == b"3"
+
+
+def test_work_in_the_background_counts_until_it_ends():
+    async def both():
+        key, _ = limited(concurrent_requests=1, tokens_per_minute=60)
+        exchange = request(100)
+        with key.counted(exchange):
+            exchange.background = asyncio.create_task(asyncio.sleep(0))
+        assert refused(key)[0].body.type == "requests"
+        await exchange.background
+        await asyncio.sleep(0)
+        assert refused(key)[0].body.type == "tokens"
+
+    asyncio.run(both())

@@ -176,8 +176,11 @@ PARTS = [
 def answer_of(parts, **fields):
     request = msgspec.convert({"model": "m", "max_tokens": 5, "messages": [USER]} | fields, MessagesRequest)
     answer = MessageAnswer(request)
-    events = [*answer.started(3), *answer.add(parts), *answer.close()]
-    events += answer.ended(Ending(finish_reason="stop", usage=Usage.of(3, 4)))
+    events = [
+        *answer.started(3),
+        *answer.add(parts),
+        *answer.finish(Ending(finish_reason="stop", usage=Usage.of(3, 4))),
+    ]
     return msgspec.to_builtins(answer.whole()), msgspec.to_builtins(events)
 
 
@@ -255,11 +258,11 @@ def test_white_space_alone_is_text_and_hidden_thinking_is_empty():
 )
 def test_stop_reasons_are_anthropics(ending, expected):
     answer = MessageAnswer(msgspec.convert({"model": "m", "max_tokens": 5, "messages": [USER]}, MessagesRequest))
-    list(answer.ended(Ending(usage=Usage.of(1, 1), **ending)))
+    list(answer.finish(Ending(usage=Usage.of(1, 1), **ending)))
     assert (answer.whole().stop_reason, answer.whole().stop_sequence) == (expected, ending.get("stop_string"))
 
 
 def test_events_are_framed_with_their_names():
     answer = MessageAnswer(msgspec.convert({"model": "m", "max_tokens": 5, "messages": [USER]}, MessagesRequest))
-    events = framed(answer.ended(Ending(finish_reason="stop", usage=Usage.of(1, 1))))
+    events = framed(answer.finish(Ending(finish_reason="stop", usage=Usage.of(1, 1))))
     assert events.endswith(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')

@@ -56,10 +56,10 @@ class App:
         while True:
             message: Message = await receive()
             if message["type"] == "lifespan.startup":
-                self.services.engine.start()
+                await self.services.start()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
-                await self.services.engine.shutdown()
+                await self.services.stop()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 

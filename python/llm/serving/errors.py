@@ -87,6 +87,11 @@ def unknown_model(name: str, served: str) -> APIError:
     return APIError(404, ErrorBody(message=message, type=INVALID_REQUEST, param="model", code="model_not_found"))
 
 
+def not_found(message: str, *, param: str, code: str) -> APIError:
+    """Returns a 404 for something that isn't stored, or no longer."""
+    return APIError(404, ErrorBody(message=message, type=INVALID_REQUEST, param=param, code=code))
+
+
 def method_not_allowed(method: str, path: str, allowed: Sequence[str]) -> APIError:
     """Returns a 405 with the `Allow` header that HTTP requires."""
     message = f"Method {method} is not allowed on {path}; allowed: {', '.join(allowed)}"

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -38,6 +39,8 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-
 # Reading past the limit lets a client finish writing and then read the 413 instead of getting a reset connection.
 _DISCARDED_PER_LIMIT = 4
 
+_MAX_QUERY_FIELDS = 100
+
 
 class ErrorFormat(msgspec.Struct, frozen=True, kw_only=True):
     """How an API reports errors, from the error and the id of the request: as a response and as an event."""
@@ -65,6 +68,8 @@ class Exchange:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.path_parameters: dict[str, str] = {}
+        self.query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), max_num_fields=_MAX_QUERY_FIELDS))
+        self.background: asyncio.Task[None] | None = None  # work that outlives the answer
         self.shown_path = _shown_path(scope)
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         self.request_id = _request_id(self.headers.get("x-request-id", ""))

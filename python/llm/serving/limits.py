@@ -84,7 +84,7 @@ class KeyUsage:
 
     @contextmanager
     def counted(self, exchange: Exchange) -> Iterator[None]:
-        """Counts a request while it runs, and its tokens when it ends.
+        """Counts a request while it or its work in the background runs, and its tokens when that ends.
 
         Raises:
             APIError: 429 if the key has reached a limit.
@@ -93,9 +93,15 @@ class KeyUsage:
         try:
             yield
         finally:
-            self._running -= 1
-            if self._tokens and exchange.usage is not None:
-                self._tokens.take(exchange.usage.total_tokens)
+            if exchange.background is None:
+                self._release(exchange)
+            else:
+                exchange.background.add_done_callback(lambda _: self._release(exchange))
+
+    def _release(self, exchange: Exchange) -> None:
+        self._running -= 1
+        if self._tokens and exchange.usage is not None:
+            self._tokens.take(exchange.usage.total_tokens)
 
     def _admit(self, exchange: Exchange) -> None:
         buckets = [bucket for bucket in (self._requests, self._tokens) if bucket]

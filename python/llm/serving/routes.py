@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from llm.serving.endpoints import documentation, embeddings, messages, operations, page, tokenize
+from llm.serving.endpoints import documentation, embeddings, messages, operations, page, responses, tokenize
 from llm.serving.endpoints.generate import CHAT, COMPLETIONS, handle
 from llm.serving.http import OPENAI_ERRORS, ErrorFormat, Exchange
 from llm.serving.services import Services
@@ -26,6 +26,10 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/models/{id:path}": {"GET": operations.model},
     "/v1/chat/completions": {"POST": partial(handle, CHAT)},
     "/v1/completions": {"POST": partial(handle, COMPLETIONS)},
+    "/v1/responses": {"POST": responses.create},
+    "/v1/responses/{id}": {"GET": responses.retrieve, "DELETE": responses.delete},
+    "/v1/responses/{id}/cancel": {"POST": responses.cancel},
+    "/v1/responses/{id}/input_items": {"GET": responses.list_input},
     "/v1/messages": {"POST": messages.create},
     "/v1/messages/count_tokens": {"POST": messages.count_tokens},
     "/v1/embeddings": {"POST": embeddings.embeddings},
@@ -50,7 +54,7 @@ _PATTERNS = {route: _pattern(route) for route in ROUTES if "{" in route}
 
 def route_of(path: str) -> tuple[str | None, dict[str, str]]:
     """Returns the route of a request's path, or None if no route has it, and the parameters in the path."""
-    if path in ROUTES:
+    if path in ROUTES and path not in _PATTERNS:
         return path, {}
     for route, pattern in _PATTERNS.items():
         if match := pattern.fullmatch(path):

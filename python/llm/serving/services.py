@@ -12,12 +12,14 @@ import msgspec
 from llm.errors import LLMError
 from llm.inference import AsyncEngine
 from llm.serving import metrics as prometheus
+from llm.serving.background import BackgroundRun, fail_interrupted, stopped_error
 from llm.serving.errors import APIError, from_llm_error, renamed, unavailable, unknown_model
 from llm.serving.forms import RequestForm, parse_form
 from llm.serving.http import Exchange
 from llm.serving.parsing import UnknownKeys, parse_request, typed_request
 from llm.serving.protocol.chat import ChatCompletionRequest
 from llm.serving.protocol.models import Health, Model
+from llm.serving.store import Bounds, open_store
 from llm.settings.server import ServerConfig
 
 logger = logging.getLogger(__name__)
@@ -99,7 +101,24 @@ class Services:
         self.metrics = prometheus.ServerMetrics(self.engine.stats, self.model.id)
         self.stopping = asyncio.Event()  # once set, running requests are ended
         self.config = config
+        self.store = open_store(
+            config.response_store,
+            Bounds(max_count=config.response_store_max_count, max_bytes=config.response_store_max_bytes),
+        )
+        self.background_runs: dict[str, BackgroundRun] = {}
         self._unknown_keys = UnknownKeys(strict=config.strict_requests)
+
+    async def start(self) -> None:
+        """Starts to load the engine; stored responses that a server before this one was generating have failed."""
+        self.engine.start()
+        await fail_interrupted(self.store)
+
+    async def stop(self) -> None:
+        """Ends the work in the background, then stops the engine and closes the store."""
+        for run in [*self.background_runs.values()]:
+            await run.cancel(stopped_error())
+        await self.engine.shutdown()
+        await self.store.close()
 
     async def read(self, exchange: Exchange, request_type: type[RequestT]) -> RequestT:
         """Reads and checks the body of a request; the request may or may not name a model.

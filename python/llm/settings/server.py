@@ -55,6 +55,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     grace_s: Annotated[float, Meta(ge=0.0, description="Seconds given to running requests when the server stops.")] = (
         10.0
     )
+    response_store: (
+        Annotated[str, Meta(min_length=1, description="File to store responses in; null: memory.")] | None
+    ) = None
+    response_store_max_count: Annotated[int, Meta(ge=0, description="Largest number of stored responses.")] = 10_000
+    response_store_max_bytes: Annotated[int, Meta(ge=0, description="Largest total size of stored responses.")] = (
+        256 * 2**20
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"], Meta(description="Least severe messages to log.")
     ] = "info"

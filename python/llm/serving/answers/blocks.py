@@ -4,12 +4,12 @@ A whole answer is what its events built, so a stream and the answer without stre
 """
 
 import abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
 
-from llm.inference import FinishReason, Usage
+from llm.inference import FinishReason, TokenLogprob, Usage
 
 PartKind = Literal["text", "reasoning", "call", "arguments"]
 
@@ -66,6 +66,7 @@ class BlockAnswer(abc.ABC):
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
+        self.ending: Ending | None = None
         self._is_open = False
         self._blank = ""  # white space that becomes text only if text follows
 
@@ -87,19 +88,23 @@ class BlockAnswer(abc.ABC):
                     yield from self._begin(kind)
                 yield from self._grow(part.text)
 
-    def close(self) -> Iterator[msgspec.Struct]:
-        """Yields the events that close the last block; an answer of nothing but white space becomes a block of it."""
+    def finish(self, ending: Ending) -> Iterator[msgspec.Struct]:
+        """Yields the events that end the answer; one of nothing but white space becomes a block of it."""
+        self.ending = ending
         if not self.blocks and self._blank:
             yield from self._begin("text")
             yield from self._grow(self._blank)
-        if self._is_open:
-            self._is_open = False
-            yield from self.closed(self.blocks[-1])
+        yield from self._close()
+        yield from self.ended(ending)
 
     @property
     def calls_tools(self) -> bool:
         """Returns whether the answer holds a call of a tool."""
         return any(block.kind == "call" for block in self.blocks)
+
+    @abc.abstractmethod
+    def note_logprobs(self, entries: Sequence[TokenLogprob]) -> None:
+        """Takes log-probabilities of the tokens whose text comes next."""
 
     @abc.abstractmethod
     def started(self, num_prompt_tokens: int) -> Iterator[msgspec.Struct]:
@@ -111,7 +116,7 @@ class BlockAnswer(abc.ABC):
 
     @abc.abstractmethod
     def whole(self) -> msgspec.Struct:
-        """Returns the whole answer, once it has ended."""
+        """Returns the whole answer."""
 
     @abc.abstractmethod
     def opened(self, block: Block) -> Iterator[msgspec.Struct]:
@@ -134,11 +139,16 @@ class BlockAnswer(abc.ABC):
 
     def _begin(self, kind: PartKind, name: str = "") -> Iterator[msgspec.Struct]:
         self._blank = self._blank if kind == "text" else ""
-        yield from self.close() if self._is_open else ()
+        yield from self._close()
         block = Block(index=len(self.blocks), id=self.new_id(kind), kind=kind, name=name)
         self.blocks.append(block)
         self._is_open = True
         yield from self.opened(block)
+
+    def _close(self) -> Iterator[msgspec.Struct]:
+        if self._is_open:
+            self._is_open = False
+            yield from self.closed(self.blocks[-1])
 
     def _grow(self, text: str) -> Iterator[msgspec.Struct]:
         if text:

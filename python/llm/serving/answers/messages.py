@@ -3,14 +3,14 @@
 import base64
 import hashlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from llm.errors import InternalError
-from llm.inference import Usage
+from llm.inference import TokenLogprob, Usage
 from llm.serving.answers.blocks import Block, BlockAnswer, Ending, PartKind
 from llm.serving.protocol.messages import (
     AdaptiveThinking,
@@ -53,11 +53,13 @@ class MessageAnswer(BlockAnswer):
         self._context: ContextManagement | UnsetType = (
             UNSET if request.context_management is None else ContextManagement()
         )
-        self._ending: Ending | None = None
 
     def new_id(self, kind: PartKind) -> str:
         """Returns an id in the form of Anthropic's ids of tool calls, the only blocks with an id."""
         return f"toolu_{uuid.uuid4().hex[:24]}" if kind == "call" else ""
+
+    def note_logprobs(self, entries: Sequence[TokenLogprob]) -> None:
+        """Does nothing: the API has no place for log-probabilities."""
 
     def started(self, num_prompt_tokens: int) -> Iterator[msgspec.Struct]:
         """Yields the message without content, and a ping as Anthropic's API does."""
@@ -88,22 +90,21 @@ class MessageAnswer(BlockAnswer):
 
     def ended(self, ending: Ending) -> Iterator[msgspec.Struct]:
         """Yields the reason with the usage, and the last event."""
-        self._ending = ending
         reason = MessageEnding(stop_reason=self._stop_reason(ending), stop_sequence=ending.stop_string)
         yield MessageDelta(delta=reason, usage=_usage(ending.usage), context_management=self._context)
         yield MessageStop()
 
     def whole(self) -> Message:
         """Returns the message."""
-        if self._ending is None:
+        if self.ending is None:
             raise InternalError("a message was asked for before it ended; please report it")
         return Message(
             id=self._id,
             model=self._model,
             content=[self._output(block) for block in self.blocks],
-            usage=_usage(self._ending.usage),
-            stop_reason=self._stop_reason(self._ending),
-            stop_sequence=self._ending.stop_string,
+            usage=_usage(self.ending.usage),
+            stop_reason=self._stop_reason(self.ending),
+            stop_sequence=self.ending.stop_string,
             context_management=self._context,
         )
 

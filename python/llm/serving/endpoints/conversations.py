@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterable
+from bisect import bisect_left
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 
 import msgspec
@@ -24,14 +25,18 @@ class Conversation(msgspec.Struct, kw_only=True):
     Attributes:
         chat: The request in the form of chat completions.
         answer: Builds the answer.
+        keep: Stores the answer once it is whole, before the client sees its end.
         fits_context: Whether `max_tokens` is cut to what the context has left after the prompt.
+        drops_oldest: Whether the oldest turns are left out if the prompt doesn't fit.
         began_at: When the request arrived, on the clock of `time.perf_counter`.
         usage: Tokens so far; None before the first token.
     """
 
     chat: ChatCompletionRequest
     answer: BlockAnswer
+    keep: Callable[[], Awaitable[None]] | None = None
     fits_context: bool = False
+    drops_oldest: bool = False
     began_at: float = msgspec.field(default_factory=time.perf_counter)
     usage: Usage | None = None
     first_token_s: float | None = None
@@ -85,9 +90,14 @@ async def answer_events(
                     events += answer.started(len(prompt.token_ids))
                 collector.add(deltas)
                 for _, last in deltas:
+                    if last.logprobs:
+                        answer.note_logprobs(last.logprobs)
                     events += answer.add([Part("text", 0, last.text)])
                 yield events
-        yield [*answer.close(), *answer.ended(_ending(conversation, prompt, collector))]
+        events = list(answer.finish(_ending(conversation, prompt, collector)))
+        if conversation.keep is not None:
+            await conversation.keep()
+        yield events
     finally:
         if last is not None:
             conversation.usage = collector.usage
@@ -100,12 +110,35 @@ def framed(events: Iterable[msgspec.Struct]) -> bytes:
 
 
 def _prompt(conversation: Conversation, session: Session) -> Prompt:
-    [prompt] = chat_prompts(conversation.chat, session)
+    prompt = (_truncated if conversation.drops_oldest else _whole)(conversation.chat, session)
     room = session.room(prompt.token_ids)
     if conversation.fits_context and room > 0 and (prompt.params.max_tokens or 0) > room:
         params = msgspec.structs.replace(prompt.params, max_tokens=room)
         return msgspec.structs.replace(prompt, params=params)
     return prompt
+
+
+def _whole(chat: ChatCompletionRequest, session: Session) -> Prompt:
+    [prompt] = chat_prompts(chat, session)
+    return prompt
+
+
+def _truncated(chat: ChatCompletionRequest, session: Session) -> Prompt:
+    """Returns the prompt without as many of the oldest turns as it takes to fit; system messages before them stay."""
+    messages = chat.messages
+    first = next((at for at, message in enumerate(messages) if message.role not in ("system", "developer")), 0)
+    starts = [at for at, message in enumerate(messages) if at > first and message.role == "user"]
+
+    def cut_to(start: int) -> Prompt:
+        return _whole(msgspec.structs.replace(chat, messages=messages[:first] + messages[start:]), session)
+
+    def fits(prompt: Prompt) -> bool:
+        return session.room(prompt.token_ids) >= (chat.max_tokens or 1)
+
+    prompt = _whole(chat, session)
+    if not starts or fits(prompt):
+        return prompt
+    return cut_to(starts[min(bisect_left(starts, True, key=lambda start: fits(cut_to(start))), len(starts) - 1)])
 
 
 def _ending(conversation: Conversation, prompt: Prompt, collector: Collector) -> Ending:

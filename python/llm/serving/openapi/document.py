@@ -77,16 +77,22 @@ def _types_of(operation: Operation) -> list[Any]:
 
 def _operation(key: str, operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     described: dict[str, Any] = {"summary": operation.summary, "operationId": _operation_id(key)}
-    names = _PARAMETER.findall(key)
-    if names:
-        string = {"type": "string", "minLength": 1}
-        described["parameters"] = [{"name": name, "in": "path", "required": True, "schema": string} for name in names]
+    if parameters := _parameters(key, operation):
+        described["parameters"] = parameters
     if operation.request is not None:
         content = {_JSON: {"schema": schemas[operation.request]}}
         described["requestBody"] = {"required": True, "content": content}
     if not operation.is_open:
         described["security"] = [{"bearer": []}, {"header": []}, {}]  # a server without keys needs none
     return described | {"responses": _responses(operation, schemas)}
+
+
+def _parameters(key: str, operation: Operation) -> list[dict[str, Any]]:
+    string = {"type": "string", "minLength": 1}
+    return [
+        *({"name": name, "in": "path", "required": True, "schema": string} for name in _PARAMETER.findall(key)),
+        *({"name": name, "in": "query", "schema": msgspec.json.schema(kind)} for name, kind in operation.query.items()),
+    ]
 
 
 def _operation_id(key: str) -> str:

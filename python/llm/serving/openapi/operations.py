@@ -4,7 +4,7 @@ A route without a line here fails a test.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -33,6 +33,13 @@ from llm.serving.protocol.messages import (
     TokensCount,
 )
 from llm.serving.protocol.models import Health, Model, ModelList
+from llm.serving.protocol.responses import (
+    DeletedResponse,
+    InputItemList,
+    Response,
+    ResponseEvent,
+    ResponsesRequest,
+)
 from llm.serving.protocol.tokenize import (
     DetokenizedText,
     DetokenizeRequest,
@@ -65,6 +72,7 @@ class Operation(msgspec.Struct, frozen=True):
         error: Type of error responses.
         answers: Types of responses with a status other than 200.
         is_open: Whether the operation needs no API key.
+        query: Types of the parameters in the query, all of them optional.
     """
 
     summary: str
@@ -74,7 +82,10 @@ class Operation(msgspec.Struct, frozen=True):
     error: Any = ErrorResponse
     answers: Mapping[int, Any] = {}
     is_open: bool = False
+    query: Mapping[str, Any] = {}
 
+
+_PageLength = Annotated[int, msgspec.Meta(ge=1, le=100)]
 
 OPERATIONS = {
     "GET /health": Operation("Whether the model can answer", None, Health, answers={503: Health}, is_open=True),
@@ -85,6 +96,18 @@ OPERATIONS = {
         "Answer a conversation", ChatCompletionRequest, ChatCompletion, ChatCompletionChunk
     ),
     "POST /v1/completions": Operation("Continue a text", CompletionRequest, Completion, Completion),
+    "POST /v1/responses": Operation("Create a response", ResponsesRequest, Response, ResponseEvent),
+    "GET /v1/responses/{id}": Operation(
+        "Read a stored response", None, Response, ResponseEvent, query={"stream": bool, "starting_after": int}
+    ),
+    "DELETE /v1/responses/{id}": Operation("Delete a stored response", None, DeletedResponse),
+    "POST /v1/responses/{id}/cancel": Operation("Cancel a response in the background", None, Response),
+    "GET /v1/responses/{id}/input_items": Operation(
+        "List the input of a stored response",
+        None,
+        InputItemList,
+        query={"limit": _PageLength, "order": Literal["asc", "desc"], "after": str},
+    ),
     "POST /v1/messages": Operation(
         "Answer a conversation in Anthropic's form", MessagesRequest, Message, MessageEvent, MessagesErrorResponse
     ),
