@@ -101,7 +101,7 @@ test-python: test-data ## Tests of the package
 	echo "» tests of the package"
 	$(BIN)/python -m pytest -q
 
-test-clients: $(STAMPS)/test ## OpenAI's Python client 1.x, 2.x and 3.x against one server
+test-clients: $(STAMPS)/test ## OpenAI's Python client 1.x, 2.x and 3.x and Anthropic's against one server
 	$(BIN)/python -m tests.compat.run
 
 test-page: test-data ## The chat page in a headless Chromium, which has to be installed

@@ -52,6 +52,22 @@ def check_completions(client: openai.OpenAI, model: str) -> None:
     stream.close()
 
 
+def check_responses(client: openai.OpenAI, model: str) -> None:
+    """The first versions have no responses."""
+    if not hasattr(client, "responses"):
+        return
+    options = {"model": model, "max_output_tokens": 8, "extra_body": {"seed": 1, "ignore_eos": True}}
+    whole = client.responses.create(**options, input="To be")
+    events = list(client.responses.create(**options, input="To be", stream=True))
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == whole.output_text == events[-1].response.output_text
+    after = client.responses.create(**options, input="Or?", previous_response_id=whole.id)
+    assert client.responses.retrieve(after.id).output_text == after.output_text
+    assert [item.content[0].text for item in client.responses.input_items.list(after.id)] == ["Or?"]
+    client.responses.delete(after.id)
+    print(f"openai {openai.__version__}: responses work")
+
+
 def check_errors(client: openai.OpenAI, model: str) -> None:
     for options, kind, param in (
         ({"model": "other"}, openai.NotFoundError, "model"),
@@ -78,6 +94,7 @@ def main() -> None:
     assert [entry.id for entry in client.models.list()] == [model]
     check_chat(client, model)
     check_completions(client, model)
+    check_responses(client, model)
     check_errors(client, model)
     print(f"openai {openai.__version__}: chat, streams, stream helper, completions, log-probabilities and errors work")
 

@@ -1,4 +1,4 @@
-"""Runs the client script in an environment for each major version of `openai`, against one server on a real port."""
+"""Runs a client script in an environment for each client and major version, against one server on a real port."""
 
 import os
 import subprocess
@@ -12,12 +12,14 @@ from tests.integration.server_client import write_checkpoint
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE.parents[1] / ".cache" / "compat"
-# The oldest version that `pyproject.toml` claims, and the newest of each major one.
+# The oldest version that is claimed, and the newest of each major one; each runs the script of its package.
 VERSIONS = {
     "openai-oldest": "openai==1.60.0",
     "openai-1": "openai==1.*",
     "openai-2": "openai==2.*",
     "openai-3": "openai==3.*",
+    "anthropic-oldest": "anthropic==0.45.0",
+    "anthropic": "anthropic",
 }
 
 
@@ -36,13 +38,14 @@ def environment(name: str, requirement: str) -> Path:
 
 
 def main() -> None:
-    pythons = [environment(name, requirement) for name, requirement in VERSIONS.items()]
+    pythons = [(name.split("-")[0], environment(name, requirement)) for name, requirement in VERSIONS.items()]
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = write_checkpoint(Path(directory) / "tiny", "play")
         with ServerHandle(checkpoint, ServerConfig(port=0)) as server:
-            for python in pythons:
-                subprocess.run([python, HERE / "openai_client.py", server.base_url, "tiny"], env=variables, check=True)
+            for package, python in pythons:
+                script = HERE / f"{package}_client.py"
+                subprocess.run([python, script, server.base_url, "tiny"], env=variables, check=True)
                 sys.stdout.flush()
 
 

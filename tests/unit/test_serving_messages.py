@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.inference import Usage
+from llm.inference.parts import Part
 from llm.serving import ServerConfig, create_app
-from llm.serving.answers.blocks import Ending, Part
+from llm.serving.answers.blocks import Ending
 from llm.serving.answers.messages import MessageAnswer
 from llm.serving.endpoints.conversations import framed
 from llm.serving.protocol.messages import MessagesRequest
@@ -162,12 +163,12 @@ def test_statuses_have_anthropics_types():
 
 
 PARTS = [
-    Part("reasoning", 0, "Let me see. é"),
-    Part("text", 0, "\n\nI look"),
-    Part("text", 0, " now 🙂"),
+    Part("reasoning", None, "Let me see. é"),
+    Part("text", None, "\n\nI look"),
+    Part("text", None, " now 🙂"),
     Part("call", 0, "look"),
     Part("arguments", 0, '{"at": "é🙂", "n": 1}'),
-    Part("text", 0, " \n"),
+    Part("text", None, " \n"),
     Part("call", 1, "look"),
     Part("arguments", 1, "{}"),
 ]
@@ -240,7 +241,7 @@ def test_any_cut_of_the_parts_gives_one_answer(borders):
 
 
 def test_white_space_alone_is_text_and_hidden_thinking_is_empty():
-    assert answer_of([Part("text", 0, " \n")])[0]["content"] == [{"type": "text", "text": " \n"}]
+    assert answer_of([Part("text", None, " \n")])[0]["content"] == [{"type": "text", "text": " \n"}]
     assert answer_of([])[0]["content"] == []
     whole, events = answer_of(PARTS[:2], thinking={"type": "adaptive", "display": "omitted"})
     assert whole["content"][0]["thinking"] == rebuilt(events)[0]["thinking"] == ""

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.inference import Usage
-from llm.serving.answers.blocks import Ending, Part
+from llm.inference.parts import Part
+from llm.serving.answers.blocks import Ending
 from llm.serving.answers.responses import ResponseAnswer, new_response_id
 from llm.serving.errors import bad_request, internal_error
 from llm.serving.protocol.responses import ResponsesRequest
@@ -121,18 +122,18 @@ def test_ids_of_items_hold_the_id_of_their_response():
     [item] = input_items(request_of(), response_id)
     assert response_of_item(item.id) == response_id
     answer = ResponseAnswer(request_of(), response_id, TOKENIZER)
-    list(answer.add([Part("text", 0, "a")]))
+    list(answer.add([Part("text", None, "a")]))
     assert response_of_item(answer.whole().output[0].id) == response_id
     assert response_of_item("msg_elsewhere") is None
 
 
 PARTS = [
-    Part("reasoning", 0, "Let me see. é"),
-    Part("text", 0, "\n\nI look"),
-    Part("text", 0, " now 🙂"),
+    Part("reasoning", None, "Let me see. é"),
+    Part("text", None, "\n\nI look"),
+    Part("text", None, " now 🙂"),
     Part("call", 0, "look"),
     Part("arguments", 0, '{"at": "é🙂", "n": 1}'),
-    Part("text", 0, " \n"),
+    Part("text", None, " \n"),
     Part("call", 1, "look"),
     Part("arguments", 1, "{}"),
 ]

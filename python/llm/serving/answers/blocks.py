@@ -5,21 +5,11 @@ A whole answer is what its events built, so a stream and the answer without stre
 
 import abc
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
 
 import msgspec
 
 from llm.inference import FinishReason, TokenLogprob, Usage
-
-PartKind = Literal["text", "reasoning", "call", "arguments"]
-
-
-class Part(msgspec.Struct, frozen=True):
-    """A piece of an answer: text, reasoning, the name of a called tool, or more of the call's arguments."""
-
-    kind: PartKind
-    call: int
-    text: str
+from llm.inference.parts import Part, PartKind
 
 
 class Block(msgspec.Struct, kw_only=True):

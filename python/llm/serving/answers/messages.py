@@ -11,7 +11,8 @@ from msgspec import UNSET, UnsetType
 
 from llm.errors import InternalError
 from llm.inference import TokenLogprob, Usage
-from llm.serving.answers.blocks import Block, BlockAnswer, Ending, PartKind
+from llm.inference.parts import PartKind
+from llm.serving.answers.blocks import Block, BlockAnswer, Ending
 from llm.serving.protocol.messages import (
     AdaptiveThinking,
     ContentBlockDelta,

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from llm.inference import TokenLogprob, Usage
-from llm.serving.answers.blocks import Block, BlockAnswer, Ending, PartKind
+from llm.inference.parts import PartKind
+from llm.serving.answers.blocks import Block, BlockAnswer, Ending
 from llm.serving.errors import APIError
 from llm.serving.logprobs import chat_logprobs
 from llm.serving.protocol.logprobs import ContentLogprob

@@ -9,8 +9,9 @@ from contextlib import aclosing
 import msgspec
 
 from llm.inference import AsyncEngine, Collector, Prompt, Session, Usage
+from llm.inference.parts import Part
 from llm.serving import sse
-from llm.serving.answers.blocks import BlockAnswer, Ending, Part
+from llm.serving.answers.blocks import BlockAnswer, Ending
 from llm.serving.http import Exchange
 from llm.serving.metrics import Meter, ServerMetrics
 from llm.serving.prompts import chat_prompts
@@ -92,7 +93,7 @@ async def answer_events(
                 for _, last in deltas:
                     if last.logprobs:
                         answer.note_logprobs(last.logprobs)
-                    events += answer.add([Part("text", 0, last.text)])
+                    events += answer.add([Part("text", None, last.text)])
                 yield events
         events = list(answer.finish(_ending(conversation, prompt, collector)))
         if conversation.keep is not None:
