@@ -193,6 +193,8 @@ class StepOutputs:
     @property
     def stop_strings(self) -> list[tuple[int, int]]: ...  # request id and index of the stop string that ended it
     @property
+    def cached_tokens(self) -> list[tuple[int, int]]: ...  # request id and prompt tokens from the prefix cache, if any
+    @property
     def errors(self) -> list[tuple[int, str]]: ...  # request id and message of each failed request
 
 @final

@@ -176,3 +176,15 @@ def test_completion_returns_token_ids_of_each_prompt_whole_and_streamed(client, 
             streamed[choice.index][name] += choice.model_extra.get(name, [])
     assert streamed == [choice.model_extra for choice in whole.choices]
     assert [tokenizer.decode(found["token_ids"]) for found in streamed] == [choice.text for choice in whole.choices]
+
+
+def test_usage_counts_the_prompt_tokens_that_the_prefix_cache_held(client):
+    prompt = "that is the question " * 9
+    first, again = (complete(client, prompt=prompt, max_tokens=2).usage for _ in range(2))
+    assert first.prompt_tokens_details.cached_tokens == 0
+    assert again.prompt_tokens_details.cached_tokens == (again.prompt_tokens - 1) // 16 * 16 > 0
+    assert again.completion_tokens_details.reasoning_tokens == 0
+    several = complete(client, prompt=[prompt, prompt], n=2, max_tokens=2).usage
+    assert several.prompt_tokens_details.cached_tokens == 2 * again.prompt_tokens_details.cached_tokens
+    *_, last = complete(client, prompt=prompt, max_tokens=2, stream=True, stream_options={"include_usage": True})
+    assert last.usage == again

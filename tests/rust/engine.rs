@@ -273,6 +273,28 @@ fn a_request_without_new_tokens_ends_with_its_prompts_logprobs() {
 }
 
 #[test]
+fn first_tokens_come_with_the_number_of_cached_prompt_tokens() {
+    let mut engine = engine(limits(16, 64));
+    let prompt: Vec<u32> = (0..11).collect();
+    let mut answer = |id: u64, prompt: &[u32], num_choices: u32| {
+        engine
+            .add_choices(id, prompt.to_vec(), greedy(2), Submission { num_choices, ..Submission::default() })
+            .unwrap();
+        let mut found = Vec::new();
+        while let Some(plan) = engine.schedule().unwrap() {
+            let num_rows = plan.logits_indices.len();
+            let mut logits = row_preferring(&[7]).repeat(num_rows);
+            found.push(engine.update(&mut logits, (num_rows, COLUMNS)).unwrap().cached_tokens);
+        }
+        found
+    };
+    assert_eq!(answer(1, &prompt, 1), [vec![], vec![]]);
+    assert_eq!(answer(2, &prompt, 1), [vec![(2, 8)], vec![]]);
+    assert_eq!(answer(3, &prompt, 2), [vec![(3, 8), (4, 8)], vec![]]);
+    assert_eq!(answer(5, &prompt[1..], 1), [vec![], vec![]]);
+}
+
+#[test]
 fn a_prompt_row_that_is_not_finite_ends_its_request() {
     let mut engine = engine(limits(16, 64));
     let mut params = greedy(2);

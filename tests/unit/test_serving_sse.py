@@ -80,7 +80,13 @@ def test_usage_is_null_until_the_last_chunk_once_it_is_asked_for():
     assert payload(sse.event(answer.chunk(0, "x")))["usage"] is None
     last = payload(sse.event(answer.usage_chunk(USAGE)))
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert last["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": 3,
+        "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
 
 
 def test_prompt_logprobs_have_the_prompts_token_and_the_likeliest_at_each_position():

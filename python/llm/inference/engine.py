@@ -160,6 +160,7 @@ def _deltas(outputs: StepOutputs) -> list[tuple[int, Delta | LLMError]]:
     found: list[tuple[int, Delta | LLMError]] = []
     errors = dict(outputs.errors)
     stop_indices = dict(outputs.stop_strings)
+    cached_tokens = dict(outputs.cached_tokens)
     prompts = {
         request_id: tuple(TokenLogprob(token_id, logprob, tuple(top), rank) for token_id, logprob, rank, top in tokens)
         for request_id, tokens in outputs.prompt_logprobs
@@ -184,6 +185,7 @@ def _deltas(outputs: StepOutputs) -> list[tuple[int, Delta | LLMError]]:
             logprobs = (TokenLogprob(token_id, logprob, () if top is None else tuple(zip(*top, strict=True)), rank),)
         new_ids = () if token_id == NO_TOKEN else (token_id,)
         stop_index = stop_indices.get(request_id) if finish_reason else None
-        delta = Delta(text, new_ids, finish_reason, logprobs, prompts.get(request_id), stop_index)
+        num_cached = cached_tokens.get(request_id, 0)
+        delta = Delta(text, new_ids, finish_reason, logprobs, prompts.get(request_id), stop_index, num_cached)
         found.append((request_id, delta))
     return found

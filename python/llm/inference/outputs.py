@@ -39,6 +39,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
         logprobs: One entry per token, if requested.
         prompt_logprobs: In the first delta of an answer, one entry per requested prompt token; the first has none.
         stop_index: Index in `SamplingParams.stop` of the text that ended the answer, if one did.
+        cached_tokens: In the first delta of an answer, the number of prompt tokens that came from the prefix cache.
     """
 
     text: str
@@ -47,10 +48,23 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     stop_index: int | None = None
+    cached_tokens: int = 0
 
 
 # The index of an answer among all answers of a request, and the delta that one step added to it.
 ChoiceDelta = tuple[int, Delta]
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of the prompt's tokens that the prefix cache held."""
+
+    cached_tokens: int = 0
+
+
+class CompletionTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of the new tokens that the model thought with before its answer."""
+
+    reasoning_tokens: int = 0
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,12 +73,18 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+    completion_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
 
     @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int) -> "Usage":
+    def of(cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> "Usage":
         """Returns the usage with its total."""
-        total_tokens = prompt_tokens + completion_tokens
-        return cls(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, total_tokens=total_tokens)
+        return cls(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
+        )
 
 
 class GenerationOutput(msgspec.Struct, frozen=True):
@@ -118,9 +138,16 @@ class Collector:
 
     @property
     def usage(self) -> Usage:
-        """Returns the usage so far, with each prompt counted once; prompts count only after the first delta."""
+        """Returns the usage so far, with each prompt counted once; prompts count only after the first delta.
+
+        Only this usage counts the tokens from the prefix cache; that of the outputs doesn't.
+        """
         prompt_tokens = sum(len(prompt.token_ids) for prompt in self._prompts) if self.has_started else 0
-        return Usage.of(prompt_tokens, sum(len(delta.token_ids) for deltas in self._deltas for delta in deltas))
+        completion_tokens = sum(len(delta.token_ids) for deltas in self._deltas for delta in deltas)
+        answers = iter(self._deltas)
+        of_prompts = [list(islice(answers, prompt.params.n)) for prompt in self._prompts]
+        cached_tokens = sum(max(map(_cached_tokens, choices), default=0) for choices in of_prompts)
+        return Usage.of(prompt_tokens, completion_tokens, cached_tokens)
 
     @property
     def finish_reasons(self) -> list[FinishReason | None]:
@@ -141,6 +168,10 @@ class Collector:
         return found
 
 
+def _cached_tokens(deltas: list[Delta]) -> int:
+    return deltas[0].cached_tokens if deltas else 0
+
+
 def _joined(prompt: Prompt, deltas: list[Delta]) -> GenerationOutput:
     finish_reason = deltas[-1].finish_reason if deltas else None
     if finish_reason is None:
@@ -151,6 +182,7 @@ def _joined(prompt: Prompt, deltas: list[Delta]) -> GenerationOutput:
         token_ids=token_ids,
         finish_reason=finish_reason,
         logprobs=tuple(entry for delta in deltas for entry in delta.logprobs or ()) or None,
+        # Without cached tokens: equal requests have equal outputs, whatever ran before them.
         usage=Usage.of(len(prompt.token_ids), len(token_ids)),
         prompt_logprobs=deltas[0].prompt_logprobs,
         stop_index=deltas[-1].stop_index,

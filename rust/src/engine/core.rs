@@ -5,7 +5,9 @@ use rustc_hash::FxHashMap;
 use super::sequence::Sequence;
 use super::{FinishReason, RequestParams, StepOutputs};
 use crate::sampling::{Sampled, VocabMask, sample_rows, token_logprobs};
-use crate::scheduler::{LogitsRow, RequestOptions, RowKind, Scheduler, SchedulerConfig, SchedulerStats, StepPlan};
+use crate::scheduler::{
+    LogitsRow, Request, RequestOptions, RowKind, Scheduler, SchedulerConfig, SchedulerStats, StepPlan,
+};
 use crate::speculation::NgramConfig;
 use crate::tokenizer::tokens::TokenTable;
 use crate::{Error, Result};
@@ -340,6 +342,10 @@ impl EngineCore {
         outputs.push_logprobs(sampled.logprobs, sequence.asks_top_logprobs());
         outputs.prompt_logprobs.extend(sequence.take_prompt_logprobs().map(|logprobs| (id, logprobs)));
         outputs.stop_strings.extend(sequence.stop_string().map(|index| (id, index)));
+        if sequence.has_begun() {
+            let num_cached = self.scheduler.request(id).map_or(0, Request::num_cached_tokens);
+            outputs.cached_tokens.extend((num_cached > 0).then_some((id, num_cached)));
+        }
         if finish_reason == FinishReason::Running {
             self.scheduler.append_token(id, sampled.id)?;
         } else {

@@ -75,6 +75,11 @@ impl Sequence {
         is_there.then(|| std::mem::take(&mut self.prompt_logprobs))
     }
 
+    /// Whether the last token was the request's first.
+    pub fn has_begun(&self) -> bool {
+        self.num_output_tokens == 1
+    }
+
     /// Number of tokens the request may still generate.
     pub fn num_tokens_left(&self) -> usize {
         self.max_tokens.saturating_sub(self.num_output_tokens)

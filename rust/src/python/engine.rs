@@ -172,6 +172,7 @@ struct PyStepOutputs {
     top_logprobs: Py<PyList>,
     prompt_logprobs: Py<PyList>,
     stop_strings: Py<PyList>,
+    cached_tokens: Py<PyList>,
     errors: Py<PyList>,
 }
 
@@ -191,6 +192,7 @@ impl PyStepOutputs {
             top_logprobs: top_logprobs_list(py, outputs.top_logprobs)?,
             prompt_logprobs: PyList::new(py, outputs.prompt_logprobs.into_iter().map(of_prompt))?.unbind(),
             stop_strings: PyList::new(py, outputs.stop_strings)?.unbind(),
+            cached_tokens: PyList::new(py, outputs.cached_tokens)?.unbind(),
             errors: PyList::new(py, outputs.errors)?.unbind(),
         })
     }

@@ -200,6 +200,7 @@ impl Scheduler {
         if self.config.enable_prefix_caching && request.preempted_in_step == 0 {
             self.stats.prefix_query_tokens += request.num_tokens();
             self.stats.prefix_hit_tokens += request.num_computed_tokens();
+            request.keep_num_cached_tokens();
         }
         Ok(true)
     }

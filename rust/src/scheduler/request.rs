@@ -108,6 +108,8 @@ pub struct Request {
     /// Block copy that begins the next step. The source stays referenced until then, so a failed step can be retried.
     copy: Option<BlockCopy>,
     pub(super) num_prompt_tokens: usize,
+    /// Number of tokens found in the prefix cache when the request first ran.
+    num_cached_tokens: usize,
     /// Number of prompt positions whose logits were delivered, or come before the first one wanted.
     num_prompt_rows: usize,
     /// Ids of the other choices, which start once the prompt is computed.
@@ -127,6 +129,7 @@ impl Request {
             num_tokens: prompt_ids.len() as u32,
             last_token: prompt_ids.last().copied().unwrap_or_default(),
             num_prompt_tokens: prompt_ids.len(),
+            num_cached_tokens: 0,
             tokens: prompt_ids,
             num_computed_tokens: 0,
             num_scheduled_tokens: 0,
@@ -169,6 +172,11 @@ impl Request {
     #[inline]
     pub fn num_computed_tokens(&self) -> usize {
         self.num_computed_tokens as usize
+    }
+
+    /// Number of prompt tokens that the prefix cache held when the request first ran.
+    pub fn num_cached_tokens(&self) -> usize {
+        self.num_cached_tokens
     }
 
     #[inline]
@@ -421,6 +429,11 @@ impl Request {
     pub(super) fn set_found(&mut self, num_blocks: usize, block_size: usize) {
         self.num_findable_blocks = num_blocks as u32;
         self.num_computed_tokens = (num_blocks * block_size) as u32;
+    }
+
+    /// Records that all tokens computed so far came from the prefix cache.
+    pub(super) fn keep_num_cached_tokens(&mut self) {
+        self.num_cached_tokens = self.num_computed_tokens();
     }
 
     /// Index of the next block to register in the prefix cache, once that block is full of computed tokens.
