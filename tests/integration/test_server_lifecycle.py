@@ -46,7 +46,7 @@ def test_full_queue_is_503_and_says_when_to_retry(checkpoint):
 
 
 def test_keys_and_name_come_from_the_config(checkpoint):
-    config = ServerConfig(port=0, api_keys=("first", "second"), served_model_name="org/name")
+    config = ServerConfig(port=0, api_keys=("first", "second"), served_model_name=("org/name", "second"))
     with ServerHandle(checkpoint, config) as server:
         for key in config.api_keys:
             client = openai.OpenAI(base_url=server.base_url, api_key=key)

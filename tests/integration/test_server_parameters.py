@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(checkpoint):
-    config = ServerConfig(port=0, default_max_tokens=DEFAULT_MAX_TOKENS)
+    config = ServerConfig(port=0, default_max_tokens=DEFAULT_MAX_TOKENS, served_model_name=("tiny", "alias"))
     with ServerHandle(checkpoint, config) as handle:
         yield handle
 
@@ -188,3 +188,17 @@ def test_usage_counts_the_prompt_tokens_that_the_prefix_cache_held(client):
     assert several.prompt_tokens_details.cached_tokens == 2 * again.prompt_tokens_details.cached_tokens
     *_, last = complete(client, prompt=prompt, max_tokens=2, stream=True, stream_options={"include_usage": True})
     assert last.usage == again
+
+
+def test_answer_names_the_model_as_the_request_did(client):
+    assert [model.id for model in client.models.list()] == ["tiny", "alias"]
+    assert complete(client, model="alias").model == "alias"
+    assert {chunk.model for chunk in chat(client, model="alias", stream=True)} == {"alias"}
+    assert complete(client, model="alias").choices[0].text == complete(client).choices[0].text
+
+
+def test_context_overflow_tells_the_numbers(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        complete(client, prompt=[1] * 100, max_tokens=CONTEXT)
+    assert caught.value.code == "context_length_exceeded"
+    assert all(number in caught.value.message for number in ("100", str(CONTEXT)))

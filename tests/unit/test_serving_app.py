@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import llm
 from llm.errors import CheckpointError
 from llm.serving import ServerConfig, create_app
 from llm.serving.logging import configure_logging
@@ -87,6 +88,71 @@ def test_unknown_path_is_404():
     response = send(loading_app(), "POST", "/v1/audio/speech", json={})
     assert response.status_code == 404
     assert error_of(response)["message"] == "Invalid URL (POST /v1/audio/speech)"
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/api/v1/completions/", "/v1/completions"),
+        ("/openai/deployments/models", "/v1/models"),
+        ("/models/tiny", "/v1/models/tiny"),
+    ],
+)
+def test_path_of_a_wrong_base_url_is_404_with_the_right_one(path, meant):
+    error = error_of(send(loading_app(), "GET", path))
+    assert error["code"] == "unknown_url"
+    assert error["message"].endswith(f"hint: the base URL ends in /v1, so that clients call {meant}")
+
+
+def test_path_of_a_route_outside_v1_is_404_with_the_right_one():
+    assert error_of(send(loading_app(), "GET", "/v1/health"))["message"].endswith("hint: the path is /health")
+
+
+def test_slash_at_the_end_of_a_path_changes_nothing():
+    assert send(loading_app(), "POST", CHAT_PATH + "/", json=CHAT).status_code == 503
+    assert send(loading_app(), "GET", "/v1/models/").json() == send(loading_app(), "GET", "/v1/models").json()
+    assert send(loading_app(), "GET", "/health//").status_code == 503
+
+
+def test_ready_and_ping_answer_like_health_and_version_is_the_packages():
+    for path in ("/health", "/ready", "/ping"):
+        response = send(loading_app(api_keys=("key",)), "GET", path)
+        assert (response.status_code, response.json()) == (503, {"status": "loading"})
+    assert send(loading_app(), "GET", "/version").json() == {"version": llm.__version__}
+
+
+def test_model_has_every_name_it_is_served_under():
+    app = loading_app(served_model_name=("org/first", "second", "second"))
+    listed = send(app, "GET", "/v1/models").json()["data"]
+    assert [model["id"] for model in listed] == ["org/first", "second"]
+    assert send(app, "GET", "/v1/models/second").json() == listed[1]
+    for name in ("org/first", "second"):
+        assert send(app, "POST", CHAT_PATH, json=CHAT | {"model": name}).status_code == 503
+    error = error_of(send(app, "POST", CHAT_PATH, json=CHAT))
+    assert error["message"] == "The model `tiny` does not exist; this server serves `org/first`, `second`"
+
+
+@pytest.mark.parametrize(
+    ("request_", "logged"),
+    [
+        ({"n": 0}, 'refused=n message="`n` is invalid: expected `int` >= 1, got 0"'),
+        ({"messages": "my secret"}, 'refused=messages message="`messages` is invalid: expected `array`, got `str`"'),
+        ({"messages": [{"role": "my secret", "content": ""}]}, 'refused=messages[0].role message="`messages[0].role` '),
+        (
+            {"suffix": ["my secret"]},
+            'refused=suffix message="`suffix` is not supported with this value: got …\\nhint: send the whole text as '
+            '`prompt`"',
+        ),
+    ],
+)
+def test_refusal_is_logged_with_its_reason_and_without_texts_of_the_client(request_, logged, caplog):
+    with caplog.at_level(logging.INFO, logger="llm.serving.access"):
+        response = send(loading_app(), "POST", CHAT_PATH, json=CHAT | request_)
+    assert caplog.messages[0].startswith(logged)
+    assert caplog.messages[0].endswith(f" request_id={response.headers['x-request-id']}")
+    assert "secret" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,10 @@ def test_any_message_is_a_request_or_a_400(message):
             b'{"a": "\\ud83d\\ude00 \\uD83D x"}',
             "The request body contains invalid Unicode: a lone surrogate at byte 20",
         ),
+        (
+            b'{"a": "\\\\ud83d \\ud83d\\n"}',
+            "The request body contains invalid Unicode: a lone surrogate at byte 15",
+        ),
     ],
 )
 def test_invalid_unicode_is_named_with_its_place_in_the_body(body, message):

@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--port", type=int, help="port to listen on; 0 picks a free one")
     parser.add_argument("--api-key", action="append", dest="api_keys", help="API key to accept; repeat for several")
-    parser.add_argument("--served-model-name", help="model name that clients send")
+    parser.add_argument("--served-model-name", action="append", help="model name for clients; repeat for several")
     parser.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--log-level", help="debug, info, warning, error or critical")
     parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)  # a socket inherited from `ServerHandle`

@@ -21,8 +21,8 @@ from llm.serving.http import (
     Scope,
     Send,
 )
-from llm.serving.logging import log_access
-from llm.serving.routes import OPEN_ROUTES, ROUTES, error_format_of, route_of
+from llm.serving.logging import log_access, log_refusal
+from llm.serving.routes import OPEN_ROUTES, ROUTES, error_format_of, meant_path, route_of
 from llm.serving.services import Services
 from llm.settings.server import ServerConfig
 
@@ -73,6 +73,7 @@ class App:
         except ClientDisconnectedError:
             status = CLIENT_CLOSED_REQUEST
         except APIError as error:
+            log_refusal(exchange, error)
             await exchange.send_error(error)
         except Exception:
             await exchange.send_error(internal_error())
@@ -87,7 +88,7 @@ class App:
         if self.authenticator.is_open and route not in OPEN_ROUTES:
             self._guard.check(exchange)
         if route is None:
-            raise unknown_url(exchange.method, exchange.shown_path)
+            raise unknown_url(exchange.method, exchange.shown_path, meant_path(exchange.path))
         handlers = ROUTES[route]
         if self.services.engine.is_draining and route not in OPEN_ROUTES:
             raise draining()
@@ -112,7 +113,7 @@ def create_app(load_engine: Callable[[], AsyncEngine], *, model_name: str, confi
 
     Args:
         load_engine: Returns the engine; called once, in a separate thread.
-        model_name: The model name that clients send.
+        model_name: The model name that clients send, unless the settings name others.
         config: The server's settings; the address and port are not used here.
     """
     return App(Services(load_engine, model_name, config or ServerConfig()))

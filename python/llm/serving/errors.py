@@ -75,15 +75,18 @@ def forbidden(message: str, code: str) -> APIError:
     return APIError(403, ErrorBody(message=message, type=INVALID_REQUEST, code=code))
 
 
-def unknown_url(method: str, path: str) -> APIError:
-    """Returns a 404 for a path without a route."""
-    body = ErrorBody(message=f"Invalid URL ({method} {path})", type=INVALID_REQUEST, code="unknown_url")
-    return APIError(404, body)
+def unknown_url(method: str, path: str, meant: str | None = None) -> APIError:
+    """Returns a 404 for a path without a route; `meant` is the path that a right base URL would have given."""
+    message = f"Invalid URL ({method} {path})"
+    if meant is not None:
+        why = "the base URL ends in /v1, so that clients call" if meant.startswith("/v1/") else "the path is"
+        message += f"\nhint: {why} {meant}"
+    return APIError(404, ErrorBody(message=message, type=INVALID_REQUEST, code="unknown_url"))
 
 
-def unknown_model(name: str, served: str) -> APIError:
-    """Returns a 404 that names the served model."""
-    message = f"The model `{name}` does not exist; this server serves `{served}`"
+def unknown_model(name: str, served: Sequence[str]) -> APIError:
+    """Returns a 404 that lists the names of the served model."""
+    message = f"The model `{name}` does not exist; this server serves {', '.join(f'`{known}`' for known in served)}"
     return APIError(404, ErrorBody(message=message, type=INVALID_REQUEST, param="model", code="model_not_found"))
 
 

@@ -66,7 +66,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self.method: str = scope["method"]
-        self.path: str = scope["path"]
+        self.path: str = scope["path"].rstrip("/") or "/"
         self.path_parameters: dict[str, str] = {}
         self.query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), max_num_fields=_MAX_QUERY_FIELDS))
         self.background: asyncio.Task[None] | None = None  # work that outlives the answer

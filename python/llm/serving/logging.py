@@ -1,17 +1,26 @@
 """The server's logs, as text or JSON: one line per request, never with a prompt, an answer or an API key."""
 
+import json
 import logging
+import re
 import time
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
 
+from llm.serving.errors import APIError
 from llm.serving.http import Exchange
 
 access_logger = logging.getLogger("llm.serving.access")
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+_WATCHED = {"/health", "/ready", "/ping", "/metrics"}
+
+# A text, list or object that a message quotes; numbers, types and words of JSON are no prompts.
+_SENT = re.compile(r"""got (?=["'\[{])[^\n]*""")
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
@@ -23,7 +32,13 @@ class Line:
         self.values = {name: value for name, value in values.items() if value is not None}
 
     def __str__(self) -> str:
-        return " ".join(f"{name}={value}" for name, value in self.values.items())
+        return " ".join(f"{name}={_quoted(value)}" for name, value in self.values.items())
+
+
+def _quoted(value: object) -> str:
+    """Returns a value as one word: a text with spaces or line breaks in quotes."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if len(text.split()) > 1 else text
 
 
 class JSONFormatter(logging.Formatter):
@@ -61,9 +76,16 @@ def granian_logging(log_format: str = "text") -> dict[str, object]:
     }
 
 
+def log_refusal(exchange: Exchange, error: APIError) -> None:
+    """Logs what was wrong with a request; texts that the client sent are left out, because they may be prompts."""
+    if error.status == HTTPStatus.BAD_REQUEST:  # the status of any other error says enough
+        message = _SENT.sub("got …", error.body.message)
+        access_logger.info(Line(refused=error.body.param or "body", message=message, request_id=exchange.request_id))
+
+
 def log_access(exchange: Exchange, status: int, model_name: str) -> None:
-    """Logs one finished request; `/health` and `/metrics` are logged only at level debug."""
-    level = logging.DEBUG if exchange.path in {"/health", "/metrics"} else logging.INFO
+    """Logs one finished request; those that only watch the server are logged at level debug."""
+    level = logging.DEBUG if exchange.path in _WATCHED else logging.INFO
     if not access_logger.isEnabledFor(level):
         return
     usage, first_token_s = exchange.usage, exchange.first_token_s

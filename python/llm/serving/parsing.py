@@ -52,10 +52,7 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
 _OWN = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
 _SHOWN_CHARS = 80
 _LOCATION = re.compile(r"^(?P<problem>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*?)(?:\[\.\.\.\])?`)?$", re.DOTALL)
-# Matches one half of a surrogate pair such as `\\ud83d\\ude00` without its other half.
-_LONE_SURROGATE = re.compile(
-    rb"\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}", re.IGNORECASE
-)
+_ESCAPE = re.compile(rb"\\(?:u([0-9a-f]{4})|.)", re.IGNORECASE | re.DOTALL)
 _INDEX = re.compile(r"\[\d+\]")
 _PATH_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
@@ -130,8 +127,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise bad_request("The request body is nested too deeply") from error
     except msgspec.DecodeError as error:
-        if lone := _LONE_SURROGATE.search(body):
-            message = f"The request body contains invalid Unicode: a lone surrogate at byte {lone.start()}"
+        if (place := _lone_surrogate(body)) is not None:
+            message = f"The request body contains invalid Unicode: a lone surrogate at byte {place}"
             raise bad_request(message) from error
         raise bad_request(f"The request body is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
@@ -146,6 +143,20 @@ def _first_invalid(body: bytes) -> int:
     except UnicodeDecodeError as error:
         return error.start
     return len(body)
+
+
+def _lone_surrogate(body: bytes) -> int | None:
+    """Returns the offset of the first half of a surrogate pair without its other half."""
+    high: re.Match[bytes] | None = None
+    for escape in _ESCAPE.finditer(body):
+        unit = int(escape[1], 16) if escape[1] else 0
+        completes = high is not None and high.end() == escape.start() and 0xDC00 <= unit < 0xE000
+        if high is not None and not completes:
+            return high.start()
+        if high is None and 0xDC00 <= unit < 0xE000:
+            return escape.start()
+        high = escape if 0xD800 <= unit < 0xDC00 else None
+    return None if high is None else high.start()
 
 
 def _check_messages(messages: object) -> None:

@@ -21,6 +21,9 @@ PAGE_ROUTES: dict[str, dict[str, Handler]] = {
 # `{name}` in a path stands for one segment, `{name:path}` for the rest of the path, slashes included.
 ROUTES: dict[str, dict[str, Handler]] = {
     "/health": {"GET": operations.health},
+    "/ready": {"GET": operations.health},
+    "/ping": {"GET": operations.health},
+    "/version": {"GET": operations.version},
     "/metrics": {"GET": operations.metrics},
     "/v1/models": {"GET": operations.models},
     "/v1/models/{id:path}": {"GET": operations.model},
@@ -40,7 +43,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/tokenizer_info": {"GET": tokenize.tokenizer_info},
     **PAGE_ROUTES,
 }
-OPEN_ROUTES = frozenset({"/health", "/metrics", *PAGE_ROUTES})
+OPEN_ROUTES = frozenset({"/health", "/ready", "/ping", "/metrics", *PAGE_ROUTES})
 
 
 def _pattern(route: str) -> re.Pattern[str]:
@@ -65,3 +68,11 @@ def route_of(path: str) -> tuple[str | None, dict[str, str]]:
 def error_format_of(path: str) -> ErrorFormat:
     """Returns how the API that a path belongs to reports errors, also on paths that it doesn't have."""
     return messages.ERRORS if f"{path}/".startswith("/v1/messages/") else OPENAI_ERRORS
+
+
+def meant_path(path: str) -> str | None:
+    """Returns the path that a client meant whose base URL lacks `/v1`, doubles it or holds more; None for no route."""
+    *_, tail = path.rpartition("/v1")
+    parts = tail.strip("/").split("/")
+    candidates = (base + "/".join(parts[start:]) for base in ("/v1/", "/") for start in range(len(parts)))
+    return next((candidate for candidate in candidates if route_of(candidate)[0] is not None), None)

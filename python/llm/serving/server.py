@@ -101,8 +101,7 @@ def serve(
     config = validated(config or ServerConfig())
     configure_logging(config.log_level, config.log_format)
     listener = listener or bind(config.host, config.port)
-    model_name = config.served_model_name or Path(path).resolve().name
-    app = create_app(lambda: _load(path, config), model_name=model_name, config=config)
+    app = create_app(lambda: _load(path, config), model_name=Path(path).resolve().name, config=config)
     try:
         with contextlib.closing(listener):
             asyncio.run(_run_until_signal(app, listener, config))

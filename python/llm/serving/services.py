@@ -91,12 +91,14 @@ class Services:
 
     Args:
         load_engine: Returns the engine; called once, in a separate thread.
-        model_name: The model name that clients send.
+        model_name: The model name that clients send, unless the settings name others.
         config: The server's settings.
     """
 
     def __init__(self, load_engine: Callable[[], AsyncEngine], model_name: str, config: ServerConfig) -> None:
-        self.model = Model(id=model_name, created=int(time.time()))
+        names = dict.fromkeys(config.served_model_name or (model_name,))
+        self.models = {name: Model(id=name, created=int(time.time())) for name in names}
+        self.model = next(iter(self.models.values()))  # the one to show
         self.engine = EngineHolder(load_engine)
         self.metrics = prometheus.ServerMetrics(self.engine.stats, self.model.id)
         self.stopping = asyncio.Event()  # once set, running requests are ended
@@ -161,14 +163,15 @@ class Services:
         """
         return await exchange.body(self.config.max_body_bytes, self.config.body_timeout_s)
 
-    def check_model(self, name: str) -> None:
-        """Checks the name of the model.
+    def check_model(self, name: str) -> Model:
+        """Returns the model of a name.
 
         Raises:
-            APIError: 404 if the server serves another model.
+            APIError: 404 if the server serves no model of this name.
         """
-        if name != self.model.id:
-            raise unknown_model(name, self.model.id)
+        if name not in self.models:
+            raise unknown_model(name, tuple(self.models))
+        return self.models[name]
 
     async def run(self, exchange: Exchange, work: Coroutine[Any, Any, None], *, prompt_param: str) -> None:
         """Runs an endpoint's work until it ends, the client disconnects or the server stops.

@@ -25,9 +25,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Annotated[str, Meta(min_length=1, description="TOML file of API keys and their limits; read again on SIGHUP.")]
         | None
     ) = None
-    served_model_name: (
-        Annotated[str, Meta(min_length=1, description="Model name for clients; null: the directory's name.")] | None
-    ) = None
+    served_model_name: Annotated[
+        tuple[Annotated[str, Meta(min_length=1)], ...],
+        Meta(description="Names of the model for clients; none: the directory's name."),
+    ] = ()
     dtype: Annotated[str, Meta(description="Number type of the weights: auto, float32, bfloat16 or float16.")] = "auto"
     engine: Annotated[EngineConfig, Meta(description="Limits of the engine.")] = EngineConfig()
     max_body_bytes: Annotated[int, Meta(ge=1, description="Largest accepted request body.")] = 10 * 2**20

@@ -32,7 +32,7 @@ from llm.serving.protocol.messages import (
     MessageStop,
     TokensCount,
 )
-from llm.serving.protocol.models import Health, Model, ModelList
+from llm.serving.protocol.models import Health, Model, ModelList, Version
 from llm.serving.protocol.responses import (
     DeletedResponse,
     InputItemList,
@@ -89,6 +89,9 @@ _PageLength = Annotated[int, msgspec.Meta(ge=1, le=100)]
 
 OPERATIONS = {
     "GET /health": Operation("Whether the model can answer", None, Health, answers={503: Health}, is_open=True),
+    "GET /ready": Operation("Whether the model can answer", None, Health, answers={503: Health}, is_open=True),
+    "GET /ping": Operation("Whether the model can answer", None, Health, answers={503: Health}, is_open=True),
+    "GET /version": Operation("The server's version", None, Version),
     "GET /metrics": Operation("Metrics in Prometheus' format", None, TEXT, is_open=True),
     "GET /v1/models": Operation("List the models", None, ModelList),
     "GET /v1/models/{id:path}": Operation("Describe a model", None, Model),

@@ -1,4 +1,4 @@
-"""Types of `/v1/models` and `/health`."""
+"""Types of `/v1/models`, `/health` and `/version`."""
 
 from typing import Literal
 
@@ -19,6 +19,12 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 
     data: list[Model]
     object: Literal["list"] = "list"
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """The response of `/version`."""
+
+    version: str
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
