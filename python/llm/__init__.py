@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm.registry import registry
 from llm.settings.sampling import SamplingParams
+from llm.settings.structured import StructuredOutputs
 
 if TYPE_CHECKING:
     from llm.api import LLM, serve, train
@@ -72,6 +73,7 @@ __all__ = [
     "RunConfig",
     "SamplingParams",
     "SimpleCharacterTokenizer",
+    "StructuredOutputs",
     "SwiGLU",
     "SyntheticDataModule",
     "TextDataModule",

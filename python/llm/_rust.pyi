@@ -18,6 +18,7 @@ __all__ = [
     "CpuModel",
     "EncodePlan",
     "EngineCore",
+    "Grammar",
     "RequestParams",
     "SampledTokens",
     "SimulatedLoad",
@@ -80,13 +81,20 @@ class AnswerParser:
 class RequestParams:
     """Settings of one request, read by field name from a `llm.SamplingParams` that has a seed.
 
-    `choice_index` selects one of the random streams of a seed.
+    `choice_index` selects one of the random streams of a seed. `grammar` comes from the engine's `compile_grammar`.
 
     Raises:
         InvalidArgumentError: A field has the wrong type or is out of range.
     """
 
-    def __new__(cls, params: SamplingParams, *, choice_index: int = 0) -> Self: ...
+    def __new__(cls, params: SamplingParams, *, choice_index: int = 0, grammar: Grammar | None = None) -> Self: ...
+
+@final
+class Grammar:
+    """A grammar compiled for one engine's vocabulary."""
+
+    def accepts(self, text: bytes) -> bool:
+        """Returns whether the whole text follows the grammar."""
 
 @final
 class SampledTokens:
@@ -238,6 +246,18 @@ class EngineCore:
             ContextLengthError: Prompt and new tokens exceed the context.
             CapacityError: The request can never fit the cache.
             QueueFullError: Too many requests or tokens wait.
+        """
+
+    def compile_grammar(self, kind: str, source: str | Sequence[str], *, is_compact: bool = False) -> Grammar:
+        """Compiles a grammar, or returns it from a cache of the 128 used last. Does not wait for a step that runs.
+
+        `kind` is json (the text of a JSON schema), regex, choice (a list of strings) or grammar (Lark). `is_compact`
+        forbids white space between the tokens of JSON.
+
+        Raises:
+            InvalidArgumentError: The grammar is invalid, has a part that would not be enforced, is too large or takes
+                longer than a second; the message names the place.
+            QueueFullError: Too many grammars are being compiled.
         """
 
     def abort(self, request_id: int) -> bool:

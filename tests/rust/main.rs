@@ -2,6 +2,8 @@
 
 mod answer;
 mod engine;
+mod engine_grammar;
+mod grammar;
 mod kernels;
 mod sampling;
 mod scheduler;

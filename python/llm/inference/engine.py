@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from llm._rust import FINISH_REASONS, EngineCore, RequestParams, StepOutputs
+from llm._rust import FINISH_REASONS, EngineCore, Grammar, RequestParams, StepOutputs
 from llm.errors import EngineError, InvalidArgumentError, LLMError
 from llm.inference.outputs import Delta, TokenLogprob
 from llm.inference.runners.base import ModelRunner
@@ -76,7 +76,7 @@ class Engine:
             CapacityError: The request can never fit the cache.
             QueueFullError: Too many requests or tokens are waiting.
             InvalidArgumentError: The prompt is empty or contains an unknown token id, a value of `params` is out of
-                range, or `params.n` is above 1.
+                range, its grammar is invalid, or `params.n` is above 1.
         """
         if params.n != 1:
             raise InvalidArgumentError(f"`n` must be 1 here, got {params.n}\nhint: `add_choices` accepts more")
@@ -98,10 +98,23 @@ class Engine:
         if params.seed is None:
             params = msgspec.structs.replace(params, seed=secrets.randbits(63))
         ids = range(self._next_id, self._next_id + params.n)
-        core_params = RequestParams(params, choice_index=choice_index)
+        grammar = self.compile_grammar(params)
+        core_params = RequestParams(params, choice_index=choice_index, grammar=grammar)
         self.core.add_choices(ids.start, _as_ids(prompt_ids), core_params, priority=priority, num_choices=params.n)
         self._next_id = ids.stop
         return ids
+
+    def compile_grammar(self, params: SamplingParams) -> Grammar | None:
+        """Compiles the grammar of `structured_outputs`, or returns it from the cache; callable from any thread.
+
+        Raises:
+            InvalidArgumentError: The grammar is invalid, has a part that would not be enforced, or is too large.
+            QueueFullError: Too many grammars are being compiled.
+        """
+        if (form := params.structured_outputs) is None:
+            return None
+        kind, source = form.source
+        return self.core.compile_grammar(kind, source, is_compact=form.disable_any_whitespace)
 
     def abort(self, request_id: int) -> bool:
         """Drops a request in any state and frees its blocks; returns False if the id is unknown or has ended."""

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from llm.errors import InvalidArgumentError
+from llm.settings.structured import StructuredOutputs
 
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Temperature: TypeAlias = Annotated[
@@ -81,6 +82,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         bool, Meta(description="Keep the stop text or stop token that ends the answer.")
     ] = False
 
+    structured_outputs: Annotated[StructuredOutputs, Meta(description="Form that the answer must have.")] | None = None
+
     def __post_init__(self) -> None:
         """Checks the rules across fields; `merge.validated` checks each field's own range."""
         if any(not text for text in self.stop):
@@ -94,7 +97,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 # The value that makes every draw take the likeliest token.
 GREEDY = {"temperature": 0.0}
 # Fields that a command which prints one text has no option for.
-UNPRINTED = ("n", "logit_bias", "logprobs", "prompt_logprobs", "prompt_logprobs_start")
+UNPRINTED = ("n", "logit_bias", "logprobs", "prompt_logprobs", "prompt_logprobs_start", "structured_outputs")
 
 
 def nullable_fields(skip: Collection[str]) -> list[tuple[str, Any, None]]:

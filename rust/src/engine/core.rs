@@ -1,9 +1,12 @@
 //! The engine without its model: scheduling, sampling and detokenization.
 
+use std::sync::Arc;
+
 use rustc_hash::FxHashMap;
 
 use super::sequence::Sequence;
 use super::{FinishReason, RequestParams, StepOutputs};
+use crate::grammar::{GrammarCompiler, Vocabulary};
 use crate::sampling::{Sampled, VocabMask, sample_rows, token_logprobs};
 use crate::scheduler::{
     LogitsRow, Request, RequestOptions, RowKind, Scheduler, SchedulerConfig, SchedulerStats, StepPlan,
@@ -60,8 +63,11 @@ impl Default for Submission {
 /// ```
 #[derive(Debug)]
 pub struct EngineCore {
-    table: TokenTable,
+    table: Arc<TokenTable>,
     eos_ids: Vec<u32>,
+    compiler: Arc<GrammarCompiler>,
+    /// Whether any request had a grammar; others don't pay for it.
+    uses_grammars: bool,
     mask: VocabMask,
     scheduler: Scheduler,
     speculation: Option<NgramConfig>,
@@ -88,14 +94,23 @@ impl EngineCore {
         config.speculative.map_or(Ok(()), |speculation| speculation.validate())?;
         check_ids("end and padding ids", config.eos_ids.iter().chain(&config.pad_id), vocab_size)?;
         let pad_id = config.pad_id.filter(|id| !config.eos_ids.contains(id));
+        let table = Arc::new(config.table);
+        let vocabulary: Arc<dyn Vocabulary> = table.clone();
         Ok(Self {
-            table: config.table,
+            table,
+            compiler: Arc::new(GrammarCompiler::new(vocabulary, config.eos_ids.clone())),
+            uses_grammars: false,
             eos_ids: config.eos_ids,
             mask: VocabMask { vocab_size, pad_id },
             scheduler: Scheduler::new(config.scheduler)?,
             speculation: config.speculative,
             sequences: FxHashMap::default(),
         })
+    }
+
+    /// The compiler of grammars for [`RequestParams::grammar`]; any thread may use it while the engine works.
+    pub fn grammar_compiler(&self) -> Arc<GrammarCompiler> {
+        Arc::clone(&self.compiler)
     }
 
     /// Queues a request for one answer. The id may be reused once the request has finished.
@@ -126,6 +141,11 @@ impl EngineCore {
         params.validate()?;
         check_ids("prompt ids", &prompt_ids, self.table.len())?;
         params.validate_ids(self.table.len())?;
+        if params.grammar.as_ref().is_some_and(|grammar| !self.compiler.made(grammar)) {
+            let message = "`grammar` must be compiled by this engine's compiler, got one of another vocabulary";
+            return Err(Error::InvalidArgument(message.to_owned()));
+        }
+        self.uses_grammars |= params.grammar.is_some();
         let first = params.sampling.choice_index;
         if first.checked_add(num_choices).is_none() {
             return Err(Error::InvalidArgument(format!(
@@ -261,6 +281,7 @@ impl EngineCore {
         logits: &mut StepLogits<'_>,
         outputs: &mut StepOutputs,
     ) -> Result<Vec<usize>> {
+        self.make_masks(wave, rows, outputs)?;
         let mut specs = vec![None; rows.len()];
         for &index in wave {
             specs[index] = rows[index].and_then(|row| self.sequences.get(&row.id)).map(Sequence::row_spec);
@@ -276,19 +297,38 @@ impl EngineCore {
             };
             match rows.get(index + 1).copied().flatten().map(|row| row.kind) {
                 Some(RowKind::AfterDraft(draft)) if goes_on && Some(draft) == token => next_wave.push(index + 1),
-                _ if goes_on => self.guess(id)?,
+                _ if goes_on => self.prepare(id)?,
                 _ => {}
             }
         }
         Ok(next_wave)
     }
 
-    /// Proposes draft tokens for a request; its last allowed token is always sampled without a draft.
-    fn guess(&mut self, id: u64) -> Result<()> {
-        let Some(config) = self.speculation else { return Ok(()) };
-        let num_left = self.sequences.get(&id).map_or(0, Sequence::num_tokens_left);
+    /// Makes the masks of a wave's rows whose answers follow a grammar; most are ready, made while the model ran. Fails
+    /// the requests whose grammar leaves no token.
+    fn make_masks(&mut self, wave: &[usize], rows: &[Option<LogitsRow>], outputs: &mut StepOutputs) -> Result<()> {
+        if !self.uses_grammars {
+            return Ok(());
+        }
+        for LogitsRow { id, .. } in wave.iter().filter_map(|&index| rows[index]) {
+            let made = self.sequences.get_mut(&id).map_or(Ok(()), Sequence::make_mask);
+            made.or_else(|error| self.push_failure(id, &error, outputs))?;
+        }
+        Ok(())
+    }
+
+    /// Prepares the next step of a request: proposes draft tokens and starts to make its mask. A request's last allowed
+    /// token is always sampled without a draft.
+    fn prepare(&mut self, id: u64) -> Result<()> {
+        let Some(sequence) = self.sequences.get(&id) else { return Ok(()) };
+        if self.speculation.is_none() && !sequence.is_constrained() {
+            return Ok(());
+        }
         let tokens = self.scheduler.request(id).map_or(&[][..], |request| request.tokens());
-        let drafts = config.propose(tokens, num_left.saturating_sub(1)).to_vec();
+        let num_drafts = sequence.num_tokens_left().saturating_sub(1);
+        let guessed = self.speculation.as_ref().map_or(&[][..], |config| config.propose(tokens, num_drafts));
+        let drafts = sequence.drafts(guessed);
+        sequence.prepare_mask();
         self.scheduler.set_drafts(id, &drafts)
     }
 
@@ -314,7 +354,9 @@ impl EngineCore {
                 self.mask.vocab_size
             )));
         }
-        self.scheduler.set_drafts(id, &drafts[..drafts.len().min(num_left.saturating_sub(1))])
+        let drafts = &drafts[..drafts.len().min(num_left.saturating_sub(1))];
+        let drafts = self.sequences.get(&id).map_or_else(Vec::new, |sequence| sequence.drafts(drafts));
+        self.scheduler.set_drafts(id, &drafts)
     }
 
     fn check_shape(&self, num_logits: usize, shape: (usize, usize)) -> Result<()> {

@@ -1,7 +1,8 @@
 //! One step of serving: schedule, (the model runs), update.
 //!
-//! Joins the tokenizer's streams, sampling and the scheduler; none of them knows the others.
+//! Joins the tokenizer's streams, sampling, grammars and the scheduler; none of them knows the others.
 
+mod constraint;
 mod core;
 mod outputs;
 mod params;

@@ -1,6 +1,7 @@
 //! Everything a request asks for besides its prompt.
 
 use crate::fields::settings;
+use crate::grammar::Grammar;
 use crate::sampling::SamplingParams;
 use crate::{Error, Result};
 
@@ -26,6 +27,8 @@ settings! {
         own:
         /// How to sample each token.
         pub sampling: SamplingParams = SamplingParams::default(),
+        /// Grammar that the answer follows; made by the engine's own compiler.
+        pub grammar: Option<Grammar> = None,
     }
 }
 

@@ -1,10 +1,14 @@
 //! The state of a request between sampling and text.
 
+use super::constraint::Constraint;
 use super::{FinishReason, RequestParams};
 use crate::Result;
 use crate::sampling::{History, RowSpec, TokenCounts, TokenLogprob};
 use crate::tokenizer::decode::stream::Detokenizer;
 use crate::tokenizer::tokens::TokenTable;
+
+/// Largest number of forced tokens that are tried in one step; more than a key has.
+const MAX_FORCED: usize = 16;
 
 /// A request's parameters, token counts and pending text.
 #[derive(Debug)]
@@ -16,6 +20,8 @@ pub(super) struct Sequence {
     counts: TokenCounts,
     detokenizer: Detokenizer,
     num_output_tokens: usize,
+    /// The grammar that the answer follows.
+    constraint: Option<Constraint>,
     /// Log-probabilities of the prompt's tokens from the second on, as far as the prompt is computed.
     prompt_logprobs: Vec<(u32, TokenLogprob)>,
 }
@@ -30,6 +36,7 @@ impl Sequence {
         };
         let detokenizer = Detokenizer::new(std::mem::take(&mut params.stop), params.skip_special_tokens)?
             .including_stop(params.include_stop_str_in_output);
+        let constraint = params.grammar.take().map(|grammar| Constraint::new(&grammar));
         Ok(Self {
             params,
             stop_ids,
@@ -37,8 +44,36 @@ impl Sequence {
             counts,
             detokenizer,
             num_output_tokens: 0,
+            constraint,
             prompt_logprobs: Vec::new(),
         })
+    }
+
+    /// Whether the answer follows a grammar.
+    pub fn is_constrained(&self) -> bool {
+        self.constraint.is_some()
+    }
+
+    /// Makes the mask that [`Self::row_spec`] needs if the answer follows a grammar.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Error::InvalidArgument`] if the grammar leaves no token.
+    pub fn make_mask(&mut self) -> Result<()> {
+        let Some(constraint) = &mut self.constraint else { return Ok(()) };
+        constraint.make_mask(&self.stop_ids, self.params.sampling.allowed_token_ids.as_deref())
+    }
+
+    /// Starts to make the mask of the next token on another thread if the answer follows a grammar.
+    pub fn prepare_mask(&self) {
+        self.constraint.iter().for_each(Constraint::prepare);
+    }
+
+    /// Returns draft tokens for the text that the grammar forces, or else the allowed part of other drafts.
+    pub fn drafts(&self, others: &[u32]) -> Vec<u32> {
+        let Some(constraint) = &self.constraint else { return others.to_vec() };
+        let forced = constraint.forced(self.num_tokens_left().saturating_sub(1).min(MAX_FORCED));
+        if forced.is_empty() { constraint.allowed_part(others).to_vec() } else { forced }
     }
 
     /// Inputs for sampling the request's next token.
@@ -48,7 +83,10 @@ impl Sequence {
             params: &self.params.sampling,
             history: History::Counted(&self.counts),
             banned_ids: if may_stop { &[] } else { &self.stop_ids },
-            allowed: self.params.sampling.allowed_token_ids.as_deref(),
+            allowed: match &self.constraint {
+                Some(constraint) => constraint.mask(),
+                None => self.params.sampling.allowed_token_ids.as_deref(),
+            },
             output_idx: self.num_output_tokens,
         }
     }
@@ -104,9 +142,10 @@ impl Sequence {
         if is_stop && !self.params.include_stop_str_in_output {
             return (self.detokenizer.finish(), FinishReason::Stop);
         }
+        let is_complete = !is_stop && self.constraint.as_mut().is_some_and(|constraint| constraint.consume(id));
         let check_stop = self.num_output_tokens > self.params.min_tokens;
         let delta = self.detokenizer.push(table, id, check_stop);
-        if is_stop || delta.stopped.is_some() {
+        if is_stop || is_complete || delta.stopped.is_some() {
             return (delta.text + &self.detokenizer.finish(), FinishReason::Stop);
         }
         if self.num_output_tokens == self.max_tokens {

@@ -1,7 +1,7 @@
 //! Binding of the `engine` module: arrays in, arrays out, with one call each for schedule and update.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::prelude::*;
@@ -10,9 +10,11 @@ use pyo3::sync::MutexExt;
 use pyo3::types::{PyList, PyTuple};
 
 use super::fields::Attributes;
+use super::grammar::{PyGrammar, source_of};
 use super::sampling::{PyRequestParams, top_logprobs_list, writable_logits};
 use crate::engine::{EngineConfig, EngineCore, FinishReason, StepOutputs, Submission};
 use crate::fields::Fields;
+use crate::grammar::GrammarCompiler;
 use crate::sampling::TokenLogprob;
 use crate::scheduler::{SchedulerConfig, StepPlan};
 use crate::tokenizer::tokens::TokenTable;
@@ -20,11 +22,15 @@ use crate::{Error, Result};
 
 /// The engine without its model. Any thread may call it; concurrent calls wait for each other with the GIL released.
 #[pyclass(frozen, name = "EngineCore", module = "llm._rust")]
-struct PyEngineCore(Mutex<EngineCore>);
+struct PyEngineCore {
+    core: Mutex<EngineCore>,
+    /// Compiles without the engine's lock, so that a large grammar delays no step.
+    compiler: Arc<GrammarCompiler>,
+}
 
 impl PyEngineCore {
     fn locked<T: Send>(&self, py: Python<'_>, action: impl FnOnce(&mut EngineCore) -> Result<T> + Send) -> Result<T> {
-        py.detach(|| action(&mut *self.0.lock().map_err(poisoned)?))
+        py.detach(|| action(&mut *self.core.lock().map_err(poisoned)?))
     }
 }
 
@@ -51,7 +57,7 @@ impl PyEngineCore {
             let token_bytes = token_bytes.into_iter().map(|bytes| bytes.map(|bytes| bytes.to_vec())).collect();
             let table = TokenTable::new(token_bytes, &special_ids)?;
             let core = EngineCore::new(EngineConfig { table, eos_ids, pad_id, scheduler, speculative })?;
-            Ok(Self(Mutex::new(core)))
+            Ok(Self { compiler: core.grammar_compiler(), core: Mutex::new(core) })
         })
     }
 
@@ -71,13 +77,19 @@ impl PyEngineCore {
         self.locked(py, |core| core.add_choices(request_id, prompt_ids, params, submission))
     }
 
+    #[pyo3(signature = (kind, source, *, is_compact=false))]
+    fn compile_grammar(&self, kind: &str, source: &Bound<'_, PyAny>, is_compact: bool) -> PyResult<PyGrammar> {
+        let own = source_of(kind, source, is_compact)?;
+        Ok(PyGrammar(source.py().detach(|| self.compiler.compile(&own))?))
+    }
+
     fn abort(&self, py: Python<'_>, request_id: u64) -> Result<bool> {
         self.locked(py, |core| core.abort(request_id))
     }
 
     fn schedule(&self, py: Python<'_>) -> PyResult<Option<PyStepPlan>> {
         // Holds the lock until the plan's buffers are copied, since copying needs the GIL again.
-        let mut guard = self.0.lock_py_attached(py).map_err(poisoned)?;
+        let mut guard = self.core.lock_py_attached(py).map_err(poisoned)?;
         let core = &mut *guard;
         let plan = py.detach(|| core.schedule())?;
         plan.map(|plan| PyStepPlan::new(py, plan)).transpose()

@@ -5,6 +5,7 @@ mod convert;
 mod engine;
 mod error;
 mod fields;
+mod grammar;
 mod kernels;
 mod sampling;
 mod shared_ints;
@@ -24,6 +25,7 @@ fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     tokenizer_stream::register(module)?;
     sampling::register(module)?;
     engine::register(module)?;
+    grammar::register(module)?;
     kernels::register(module)?;
     simulation::register(module)?;
     Ok(())

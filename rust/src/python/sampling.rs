@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use super::fields::Attributes;
+use super::grammar::PyGrammar;
 use crate::engine::RequestParams;
 use crate::sampling::{
     History, RowSpec, Sampled, SamplingParams, VocabMask, sample_rows, stream_key, token_logprobs, uniform,
@@ -21,11 +22,12 @@ pub(super) struct PyRequestParams(pub(super) RequestParams);
 #[pymethods]
 impl PyRequestParams {
     #[new]
-    #[pyo3(signature = (params, *, choice_index=0))]
-    fn new(params: &Bound<'_, PyAny>, choice_index: u32) -> Result<Self> {
+    #[pyo3(signature = (params, *, choice_index=0, grammar=None))]
+    fn new(params: &Bound<'_, PyAny>, choice_index: u32, grammar: Option<&Bound<'_, PyGrammar>>) -> Result<Self> {
         let source = Attributes(params);
         let sampling = SamplingParams { choice_index, ..SamplingParams::read(&source)? };
-        let params = RequestParams { sampling, ..RequestParams::read(&source)? };
+        let grammar = grammar.map(|grammar| grammar.get().0.clone());
+        let params = RequestParams { sampling, grammar, ..RequestParams::read(&source)? };
         params.validate()?;
         Ok(Self(params))
     }

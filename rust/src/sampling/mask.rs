@@ -42,6 +42,21 @@ impl TokenMask {
         Self { words }
     }
 
+    /// Allows `id` too.
+    pub fn insert(&mut self, id: u32) {
+        let index = id as usize / 64;
+        if index >= self.words.len() {
+            self.words.resize(index + 1, 0);
+        }
+        self.words[index] |= 1 << (id % 64);
+    }
+
+    /// Keeps only the ids that `other` allows too.
+    pub fn intersect(&mut self, other: &Self) {
+        self.words.truncate(other.words.len());
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word &= other);
+    }
+
     /// Returns whether `id` may be drawn.
     pub fn contains(&self, id: u32) -> bool {
         self.words.get(id as usize / 64).is_some_and(|word| word >> (id % 64) & 1 == 1)
@@ -79,14 +94,8 @@ fn apply_word(logits: &mut [f32], word: u64) {
 
 impl FromIterator<u32> for TokenMask {
     fn from_iter<T: IntoIterator<Item = u32>>(ids: T) -> Self {
-        let mut words = Vec::new();
-        for id in ids {
-            let index = id as usize / 64;
-            if index >= words.len() {
-                words.resize(index + 1, 0);
-            }
-            words[index] |= 1 << (id % 64);
-        }
-        Self { words }
+        let mut mask = Self::default();
+        ids.into_iter().for_each(|id| mask.insert(id));
+        mask
     }
 }

@@ -35,7 +35,7 @@ impl RowSpec<'_> {
     /// Describes the changed logits in error messages.
     fn description(&self) -> &'static str {
         match self.allowed.is_some() || !self.params.logit_bias.is_empty() {
-            true => "the logits after `allowed_token_ids`, `logit_bias`, penalties and `min_tokens`",
+            true => "the logits after the grammar, `allowed_token_ids`, `logit_bias`, penalties and `min_tokens`",
             false => "the logits after penalties and `min_tokens`",
         }
     }

@@ -1,0 +1,162 @@
+//! Turns sources into grammars, within limits of time, threads and memory.
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::{ParserFactory, TokenParser};
+
+use super::cache::GrammarCache;
+use super::matcher::Grammar;
+use super::parser::{allowed_by, caught, locked};
+use super::source::GrammarSource;
+use super::vocabulary::{Vocabulary, token_environment};
+use crate::{Error, Result};
+
+/// Longest time that a grammar may take to compile.
+const MAX_COMPILE_TIME: Duration = Duration::from_millis(900);
+/// Number of grammars that are compiled at once, including those given up on that still hold their thread.
+const MAX_COMPILING: usize = 4;
+/// Stack of a compiling thread: enough for the deepest schema and the longest chain of rules within the limits. Only what
+/// is used of it costs memory.
+const STACK_BYTES: usize = 64 << 20;
+/// Compiles grammars for one vocabulary and keeps those used last.
+///
+/// The vocabulary's trie is built with the first grammar, so an engine without grammars pays nothing.
+pub struct GrammarCompiler {
+    vocabulary: Arc<dyn Vocabulary>,
+    end_ids: Vec<u32>,
+    factory: OnceLock<std::result::Result<Arc<ParserFactory>, String>>,
+    cache: Mutex<GrammarCache>,
+    permits: Arc<Permits>,
+}
+
+impl fmt::Debug for GrammarCompiler {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let num_grammars = locked(&self.cache).len();
+        formatter.debug_struct("GrammarCompiler").field("num_grammars", &num_grammars).finish_non_exhaustive()
+    }
+}
+
+impl GrammarCompiler {
+    /// Creates a compiler. `end_ids` end an answer: they are never part of its text.
+    pub fn new(vocabulary: Arc<dyn Vocabulary>, end_ids: Vec<u32>) -> Self {
+        Self { vocabulary, end_ids, factory: OnceLock::new(), cache: Mutex::default(), permits: Arc::default() }
+    }
+
+    /// Returns the compiled grammar, from the cache if an equal source was compiled before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] naming the kind of grammar and the place of what is wrong, unsupported or too large,
+    /// and if the grammar takes longer than a second. [`Error::QueueFull`] if too many grammars are being compiled.
+    pub fn compile(&self, source: &GrammarSource) -> Result<Grammar> {
+        if let Some(found) = locked(&self.cache).get(source) {
+            return Ok(found);
+        }
+        let grammar = self.within_limits(source)?;
+        locked(&self.cache).insert(source.clone(), grammar.clone());
+        Ok(grammar)
+    }
+
+    /// Whether a grammar was compiled for this vocabulary.
+    pub fn made(&self, grammar: &Grammar) -> bool {
+        let factory = self.factory.get().and_then(|factory| factory.as_ref().ok());
+        factory.is_some_and(|factory| grammar.was_made_by(factory))
+    }
+
+    fn factory(&self) -> Result<Arc<ParserFactory>> {
+        let build = || {
+            let environment = token_environment(&*self.vocabulary, &self.end_ids).map_err(|error| error.to_string())?;
+            let mut factory = caught(|| ParserFactory::new_simple(&environment))?;
+            *factory.quiet().limits_mut() = limits();
+            Ok(Arc::new(factory))
+        };
+        self.factory.get_or_init(build).clone().map_err(Error::InvalidArgument)
+    }
+
+    /// Compiles on a thread with a stack of its own and gives up on it after a while. The thread keeps its permit until
+    /// it ends, so that hostile grammars can't take more threads than there are permits.
+    fn within_limits(&self, source: &GrammarSource) -> Result<Grammar> {
+        let factory = self.factory()?;
+        let num_ids = self.vocabulary.num_ids();
+        let permit = self.permits.take()?;
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let own = source.clone();
+        let work = move || {
+            let result = built(&factory, &own, num_ids);
+            drop(permit);
+            // The caller may have given up.
+            let _ = sender.send(result);
+        };
+        let spawned = thread::Builder::new().name("llm-grammar".to_owned()).stack_size(STACK_BYTES).spawn(work);
+        spawned.map_err(|error| Error::Internal(format!("a thread can't be started: {error}")))?;
+        match receiver.recv_timeout(MAX_COMPILE_TIME) {
+            Ok(result) => result,
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(source.error(format!(
+                "takes longer than {} ms to compile\nhint: make it smaller",
+                MAX_COMPILE_TIME.as_millis()
+            ))),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(source.error("is beyond what the compiler can do")),
+        }
+    }
+}
+
+/// Limits of `llguidance`, chosen so that a grammar stays within 64 MB.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        initial_lexer_fuel: 500_000,
+        max_lexer_states: 30_000,
+        max_grammar_size: 100_000,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+fn built(factory: &Arc<ParserFactory>, source: &GrammarSource, num_ids: usize) -> Result<Grammar> {
+    let grammar = source.to_grammar()?;
+    let seed = parser_of(factory, grammar).map_err(|problem| source.error(problem))?;
+    let first =
+        allowed_by(&mut seed.deep_clone(), num_ids).map_err(|problem| source.error(format!("fails: {problem}")))?;
+    Ok(Grammar::new(Arc::clone(factory), seed, first, num_ids))
+}
+
+fn parser_of(factory: &ParserFactory, grammar: TopLevelGrammar) -> std::result::Result<TokenParser, String> {
+    caught(|| {
+        let mut parser = factory.create_parser(grammar)?;
+        parser.start_without_prompt();
+        Ok(parser)
+    })
+    .map_err(|problem| format!("is invalid: {problem}"))
+}
+
+/// Counts the threads that compile.
+#[derive(Debug, Default)]
+struct Permits {
+    num_taken: Mutex<usize>,
+    returned: Condvar,
+}
+
+struct Permit(Arc<Permits>);
+
+impl Permits {
+    fn take(self: &Arc<Self>) -> Result<Permit> {
+        let is_full = |num_taken: &mut usize| *num_taken >= MAX_COMPILING;
+        let waited = self.returned.wait_timeout_while(locked(&self.num_taken), MAX_COMPILE_TIME, is_full);
+        let (mut num_taken, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return Err(Error::QueueFull(format!("{MAX_COMPILING} grammars are being compiled; try again")));
+        }
+        *num_taken += 1;
+        Ok(Permit(Arc::clone(self)))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *locked(&self.0.num_taken) -= 1;
+        self.0.returned.notify_one();
+    }
+}
