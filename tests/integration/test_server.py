@@ -253,8 +253,8 @@ def test_bad_requests_are_refused_before_the_first_event(client, options, status
 
 def test_chat_refuses_what_would_change_the_answer(client):
     with pytest.raises(openai.BadRequestError) as caught:
-        chat(client, response_format={"type": "json_object"})
-    assert (caught.value.param, caught.value.code) == ("response_format", "unsupported_parameter")
+        chat(client, modalities=["text", "audio"])
+    assert (caught.value.param, caught.value.code) == ("modalities", "unsupported_parameter")
 
 
 def test_malformed_json_is_400(server):

@@ -29,7 +29,7 @@ def formed(seed=0, max_tokens=100, **form):
 
 @pytest.mark.parametrize("fields", [{}, {"regex": "a", "choice": ("b",)}, {"json": {}, "json_object": True}])
 def test_exactly_one_form_is_given(fields):
-    with pytest.raises(InvalidArgumentError, match="must have exactly one of `json`, `json_object`, `regex`"):
+    with pytest.raises(InvalidArgumentError, match="give exactly one of `json`, `json_object`, `regex`"):
         StructuredOutputs(**fields)
 
 

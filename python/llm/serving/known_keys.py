@@ -74,8 +74,6 @@ REFUSED: dict[str, Refused] = {
         _refused("no_stop_trim", "send `include_stop_str_in_output`", False),
         _refused("repetition_detection", "send `repetition_penalty` or `max_tokens`"),
         # The answer's form.
-        _refused("response_format", "", {"type": "text"}),
-        _refused("structured_outputs", "send `response_format`"),
         _refused("guided_json json_schema", _STRUCTURED + " with `json`"),
         _refused("guided_regex regex", _STRUCTURED + " with `regex`"),
         _refused("guided_choice", _STRUCTURED + " with `choice`", []),

@@ -26,6 +26,7 @@ from llm.serving.known_keys import (
 from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage, ReasoningEffort, TextPart, Verbosity
 from llm.serving.protocol.common import GenerationRequest
 from llm.serving.protocol.completions import MAX_PROMPTS, CompletionRequest
+from llm.serving.protocol.formats import FORMAT_TYPES
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ UNSUPPORTED_ROLES = ("tool", "function")
 
 # The allowed values of enumerated fields, by the end of the field's path.
 _ALLOWED: dict[str, tuple[str, ...]] = {
+    "response_format": FORMAT_TYPES,
+    "response_format.type": FORMAT_TYPES,
     "role": get_args(ChatMessage.__annotations__["role"]),
     "type": (str(TextPart.__struct_config__.tag),),
     "reasoning_effort": get_args(ReasoningEffort),

@@ -7,6 +7,7 @@ from llm.serving.errors import bad_request
 from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage
 from llm.serving.protocol.common import GenerationRequest
 from llm.serving.protocol.completions import CompletionRequest
+from llm.serving.structured import compile_form, requested_form
 from llm.settings.sampling import SamplingParams
 from llm.tokenization import ChatOptions
 
@@ -78,9 +79,12 @@ def _template_message(message: ChatMessage) -> dict[str, str]:
 def _sampling_params(request: GenerationRequest, session: Session, max_tokens: int | None) -> SamplingParams:
     """Returns the checkpoint's sampling defaults, overridden by the request."""
     values = {name: getattr(request, name) for name in _SAMPLING_FIELDS} | request.adapted
-    return session.sampling_params(
+    values["structured_outputs"] = requested_form(request)
+    params = session.sampling_params(
         **values,
         max_tokens=max_tokens,
         stop=request.stop_strings,
         logprobs=request.num_sampled_logprobs,
     )
+    compile_form(request, params, session)
+    return params

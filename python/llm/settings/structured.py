@@ -54,7 +54,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         """Checks that exactly one form is given."""
         if len(given := self.given) != 1:
             raise InvalidArgumentError(
-                "`structured_outputs` must have exactly one of `json`, `json_object`, `regex`, `choice` and `grammar`, "
+                "give exactly one of `json`, `json_object`, `regex`, `choice` and `grammar`, "
                 f"got {', '.join(f'`{name}`' for name in given) or 'none'}"
             )
 

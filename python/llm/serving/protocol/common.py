@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta, UnsetType
 
 from llm.inference.outputs import Usage
+from llm.serving.protocol.formats import ResponseFormat
 from llm.settings.sampling import GREEDY, TokenId, nullable_fields
 
 MAX_STOP_STRINGS = 32
@@ -51,6 +52,7 @@ class GenerationRequest(_SharedFields, frozen=True, kw_only=True):
     top_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
+    response_format: ResponseFormat | None = None
     # Whether the response holds the ids of the prompt's tokens and of each answer's.
     return_token_ids: bool | None = None
     # Whether to add special tokens such as BOS to a text; a chat template writes its own.
