@@ -56,7 +56,7 @@ define venv_by_uv
 endef
 
 .PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-page test-wheel test-slow \
-	test-fuzz test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
+	test-fuzz test-abuse test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -110,6 +110,9 @@ test-page: test-data ## The chat page in a headless Chromium, which has to be in
 test-slow: test-data ## The tests that take minutes
 	LLM_PROPTEST_OPS=1_000_000 cargo test --quiet --release --test core scheduler::random
 	$(BIN)/python -m pytest -q -m slow
+
+test-abuse: $(STAMPS)/test ## Thousands of clients, and requests made to harm the server (three minutes)
+	$(BIN)/python -m pytest -q -s -m slow tests/integration/test_server_abuse.py
 
 test-exact: test-data ## The tokenizer beside tiktoken: whole corpora, 200,000 texts a vocabulary (an hour)
 	$(BIN)/python -m pytest -q -m slow --timeout=7200 tests/unit/test_tokenization_vocabularies.py

@@ -43,10 +43,14 @@ from llm.serving.logging import configure_logging, granian_logging
 from llm.settings.merge import validated
 from llm.settings.server import ServerConfig
 
+if sys.platform != "win32":
+    import resource
+
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 _MAX_CONNECTIONS = 8192  # granian stops accepting beyond this; the engine's queue rejects requests long before
+_MAX_OPEN_FILES = 2 * _MAX_CONNECTIONS
 _MAX_HEADER_BYTES = 64 * 1024  # granian answers longer headers with 431; it holds this much for every connection
 # A peer that vanished is noticed after two minutes: 60 s idle, then 4 probes; unread data may wait as long (in ms).
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 120_000}
@@ -99,6 +103,7 @@ def serve(
         LLMError: The checkpoint can't be loaded.
     """
     config = validated(config or ServerConfig())
+    _allow_open_files()
     configure_logging(config.log_level, config.log_format)
     listener = listener or bind(config.host, config.port)
     app = create_app(lambda: _load(path, config), model_name=Path(path).resolve().name, config=config)
@@ -120,6 +125,16 @@ def end_process(exit_code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(exit_code)
+
+
+def _allow_open_files() -> None:
+    """Raises the limit on open files, often 1,024 by default, to what the connections need."""
+    if sys.platform == "win32":
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(_MAX_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _let_native_threads_end() -> None:

@@ -108,6 +108,9 @@ class Services:
             Bounds(max_count=config.response_store_max_count, max_bytes=config.response_store_max_bytes),
         )
         self.background_runs: dict[str, BackgroundRun] = {}
+        # What the engine's queue would refuse anyway is refused before its prompt is encoded, however busy the engine.
+        self._most_running = config.engine.max_running_requests + config.engine.max_waiting_requests
+        self._num_running = 0
         self._unknown_keys = UnknownKeys(strict=config.strict_requests)
 
     async def start(self) -> None:
@@ -177,9 +180,13 @@ class Services:
         """Runs an endpoint's work until it ends, the client disconnects or the server stops.
 
         Raises:
-            APIError: The engine rejected the request or failed.
+            APIError: The engine rejected the request or failed, or too many requests are in progress.
             ClientDisconnectedError: The client disconnected.
         """
+        if self._num_running >= self._most_running:
+            work.close()
+            raise unavailable(f"the queue is full: {self._num_running} requests are in progress", "queue_full")
+        self._num_running += 1
         try:
             with self.metrics.in_flight.track_inprogress():
                 await exchange.unless_abandoned(work, self.stopping, self.config.write_timeout_s)
@@ -188,3 +195,5 @@ class Services:
             if answer.status >= 500:
                 logger.exception("request %s failed", exchange.request_id)
             raise answer from error
+        finally:
+            self._num_running -= 1
