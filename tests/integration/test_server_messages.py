@@ -29,6 +29,10 @@ def text_of(message):
     return "".join(block["text"] for block in message["content"])
 
 
+def prompt_tokens(usage):
+    return usage["input_tokens"] + usage["cache_read_input_tokens"]
+
+
 def test_message_has_anthropics_shape_and_the_text_of_a_chat(server, client):
     message = post(server).json()
     chat = client.chat.completions.create(
@@ -38,7 +42,7 @@ def test_message_has_anthropics_shape_and_the_text_of_a_chat(server, client):
     assert (message["type"], message["role"], message["model"]) == ("message", "assistant", "tiny")
     assert (message["stop_reason"], message["stop_sequence"]) == ("max_tokens", None)
     usage = message["usage"]
-    assert usage["input_tokens"] + usage["cache_read_input_tokens"] == chat.usage.prompt_tokens
+    assert prompt_tokens(usage) == chat.usage.prompt_tokens
     assert usage["output_tokens"] == 24
 
 
@@ -47,9 +51,10 @@ def test_stream_joins_to_the_whole_message(server):
     events = events_of(server)
     deltas = [event["delta"]["text"] for event in events if event["type"] == "content_block_delta"]
     assert "".join(deltas) == text_of(whole)
-    assert events[0]["message"]["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
+    assert events[0]["message"]["usage"] == events[-2]["usage"] | {"output_tokens": 0}
     assert events[-2]["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
-    assert events[-2]["usage"] == whole["usage"]
+    assert prompt_tokens(events[-2]["usage"]) == prompt_tokens(whole["usage"])
+    assert events[-2]["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -79,7 +84,7 @@ def test_count_is_that_of_the_prompt(server):
     fields = {"system": [{"type": "text", "text": "Be brief."}]}
     counted = post(server, "/v1/messages/count_tokens", **fields).json()
     usage = post(server, **fields).json()["usage"]
-    assert counted == {"input_tokens": usage["input_tokens"] + usage["cache_read_input_tokens"]}
+    assert counted == {"input_tokens": prompt_tokens(usage)}
 
 
 def test_client_that_leaves_frees_its_blocks(server):
@@ -89,3 +94,22 @@ def test_client_that_leaves_frees_its_blocks(server):
         next(arrivals)
         assert metric(server, "llm_requests_in_flight") == 1
     wait_until(lambda: is_idle(server))
+
+
+def test_cached_prompt_is_counted_apart(server):
+    prompt = [{"role": "user", "content": "Once more. " * 40}]
+    counts = [post(server, messages=prompt).json()["usage"] for _ in range(2)]
+    assert counts[0]["cache_read_input_tokens"] < counts[1]["cache_read_input_tokens"]
+    assert prompt_tokens(counts[0]) == prompt_tokens(counts[1])
+
+
+def test_answer_follows_the_schema_that_is_asked_for(server):
+    schema = {"type": "object", "properties": {"n": {"enum": [7]}}, "required": ["n"], "additionalProperties": False}
+    config = {"format": {"type": "json_schema", "schema": schema}}
+    message = post(server, output_config=config, max_tokens=60, ignore_eos=False).json()
+    assert msgspec.json.decode(text_of(message)) == {"n": 7}
+    assert message["stop_reason"] == "end_turn"
+    wrong = {"format": {"type": "json_schema", "schema": {"type": "object", "minimums": 1, "$ref": "#/nowhere"}}}
+    refused = post(server, output_config=wrong)
+    assert refused.status_code == 400
+    assert "`output_config.format.schema`" in refused.json()["error"]["message"]

@@ -2,9 +2,11 @@
 
 import signal
 import sqlite3
+from typing import Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 from llm.serving import ServerConfig, ServerHandle
@@ -54,7 +56,7 @@ def test_events_come_in_order_and_build_the_whole_response(client):
     assert set(kinds[4:-4]) == {"response.output_text.delta"}
     assert "".join(event.delta for event in events[4:-4]) == events[-4].text == whole.output_text
     assert events[-1].response.output_text == whole.output_text
-    assert events[-1].response.usage == whole.usage
+    assert events[-1].response.usage.output_tokens == whole.usage.output_tokens
     assert events[-2].item == events[-1].response.output[0]
 
 
@@ -65,6 +67,23 @@ def test_stream_helper_and_stop_of_the_model(client, server):
     assert final.status == "completed"
     assert final.output_text == text
     assert final.completed_at >= final.created_at
+
+
+class Verdict(pydantic.BaseModel):
+    verdict: Literal["guilty"]
+    years: int
+
+
+def test_parse_returns_what_the_schema_asks_for(client):
+    response = client.responses.parse(
+        model="tiny", input="Well?", text_format=Verdict, max_output_tokens=60, extra_body={"seed": 1}
+    )
+    assert response.status == "completed"
+    assert response.output_parsed.verdict == "guilty"
+    assert response.text.format.name == "Verdict"
+    with pytest.raises(openai.BadRequestError) as error:
+        respond(client, text={"format": {"type": "json_schema", "name": "x", "schema": {"$ref": "#/nowhere"}}})
+    assert error.value.param == "text.format.schema"
 
 
 def test_log_probabilities_are_those_of_the_chat(client):

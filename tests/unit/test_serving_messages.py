@@ -178,7 +178,7 @@ def answer_of(parts, **fields):
     request = msgspec.convert({"model": "m", "max_tokens": 5, "messages": [USER]} | fields, MessagesRequest)
     answer = MessageAnswer(request)
     events = [
-        *answer.started(3),
+        *answer.started(Usage.of(3, 1)),
         *answer.add(parts),
         *answer.finish(Ending(finish_reason="stop", usage=Usage.of(3, 4))),
     ]

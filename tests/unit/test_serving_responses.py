@@ -143,7 +143,7 @@ OPENING = {"message": ("output_text",), "reasoning": ("reasoning_text",), "funct
 def answer_of(parts, finish_reason="stop"):
     answer = ResponseAnswer(request_of(), "resp_0", TOKENIZER)
     ending = Ending(finish_reason=finish_reason, usage=Usage.of(3, 4))
-    events = [*answer.started(3), *answer.add(parts), *answer.finish(ending)]
+    events = [*answer.started(Usage.of(3, 1)), *answer.add(parts), *answer.finish(ending)]
     return msgspec.to_builtins(answer.whole()), msgspec.to_builtins(events)
 
 

@@ -189,9 +189,18 @@ def renamed(error: APIError, names: Mapping[str, str]) -> APIError:
 
     Args:
         error: The error.
-        names: The new name of each renamed field.
+        names: The new name of each renamed field, by its path without indices; a path that begins with a dot stands
+            for the end of any path that holds it.
     """
-    body, (field, *rest) = error.body, re.split(r"(?=[.\[])", error.body.param or "", maxsplit=1)
-    message = re.sub(r"`(\w+)", lambda name: "`" + names.get(name[1], name[1]), body.message)
-    param = "".join((names.get(field, field), *rest)) or None
-    return APIError(error.status, msgspec.structs.replace(body, message=message, param=param), error.headers)
+    message = re.sub(r"`([\w.\[\]]+)`", lambda path: f"`{_renamed_path(path[1], names)}`", error.body.message)
+    param = None if error.body.param is None else _renamed_path(error.body.param, names)
+    return APIError(error.status, msgspec.structs.replace(error.body, message=message, param=param), error.headers)
+
+
+def _renamed_path(path: str, names: Mapping[str, str]) -> str:
+    for old, new in names.items():
+        if old.startswith("."):
+            path = path.replace(old, new)
+        elif path == old or path.startswith((f"{old}.", f"{old}[")):
+            return new + path[len(old) :]
+    return path

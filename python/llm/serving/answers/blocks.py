@@ -97,7 +97,7 @@ class BlockAnswer(abc.ABC):
         """Takes log-probabilities of the tokens whose text comes next."""
 
     @abc.abstractmethod
-    def started(self, num_prompt_tokens: int) -> Iterator[msgspec.Struct]:
+    def started(self, usage: Usage) -> Iterator[msgspec.Struct]:
         """Yields the events that begin an answer."""
 
     @abc.abstractmethod

@@ -62,10 +62,10 @@ class MessageAnswer(BlockAnswer):
     def note_logprobs(self, entries: Sequence[TokenLogprob]) -> None:
         """Does nothing: the API has no place for log-probabilities."""
 
-    def started(self, num_prompt_tokens: int) -> Iterator[msgspec.Struct]:
+    def started(self, usage: Usage) -> Iterator[msgspec.Struct]:
         """Yields the message without content, and a ping as Anthropic's API does."""
-        usage = MessageUsage(input_tokens=num_prompt_tokens, output_tokens=0)
-        yield MessageStart(message=Message(id=self._id, model=self._model, content=[], usage=usage))
+        begun = msgspec.structs.replace(_usage(usage), output_tokens=0)
+        yield MessageStart(message=Message(id=self._id, model=self._model, content=[], usage=begun))
         yield Ping()
 
     def opened(self, block: Block) -> Iterator[msgspec.Struct]:
@@ -136,7 +136,10 @@ class MessageAnswer(BlockAnswer):
 
 
 def _usage(usage: Usage) -> MessageUsage:
-    return MessageUsage(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
+    cached = usage.prompt_tokens_details.cached_tokens
+    return MessageUsage(
+        input_tokens=usage.prompt_tokens - cached, output_tokens=usage.completion_tokens, cache_read_input_tokens=cached
+    )
 
 
 def _signature(block: Block) -> str:

@@ -27,6 +27,7 @@ from llm.serving.protocol.response_items import (
 from llm.serving.protocol.responses import (
     ArgumentsDelta,
     ArgumentsDone,
+    CachedTokens,
     ContentPartAdded,
     ContentPartDone,
     ErrorCode,
@@ -37,6 +38,7 @@ from llm.serving.protocol.responses import (
     OutputTextDone,
     ReasoningTextDelta,
     ReasoningTextDone,
+    ReasoningTokens,
     Response,
     ResponseCompleted,
     ResponseCreated,
@@ -82,7 +84,7 @@ class ResponseAnswer(BlockAnswer):
         """Keeps log-probabilities for the text that comes next."""
         self._pending += chat_logprobs(entries, self._tokenizer).content
 
-    def started(self, num_prompt_tokens: int) -> Iterator[msgspec.Struct]:  # noqa: ARG002 - told at the end
+    def started(self, usage: Usage) -> Iterator[msgspec.Struct]:  # noqa: ARG002 - told at the end
         """Yields the response without output, as created and as in progress."""
         yield ResponseCreated(sequence_number=self._number(), response=self.whole())
         self._status = "in_progress"
@@ -138,7 +140,7 @@ class ResponseAnswer(BlockAnswer):
         """Yields the last event of a response that an error ended."""
         self._error = ResponseError(code=_error_code(error.status), message=str(error))
         if self._num_events == 0:
-            yield from self.started(0)
+            yield from self.started(Usage.of(0, 0))
         self._end("failed")
         yield ResponseFailed(sequence_number=self._number(), response=self.whole())
 
@@ -231,5 +233,9 @@ def _error_code(status: int) -> ErrorCode:
 
 def _usage(usage: Usage) -> ResponseUsage:
     return ResponseUsage(
-        input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, total_tokens=usage.total_tokens
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        input_tokens_details=CachedTokens(cached_tokens=usage.prompt_tokens_details.cached_tokens),
+        output_tokens_details=ReasoningTokens(reasoning_tokens=usage.completion_tokens_details.reasoning_tokens),
     )

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 
 import msgspec
@@ -12,6 +12,7 @@ from llm.inference import AsyncEngine, Collector, Prompt, Session, Usage
 from llm.inference.parts import Part
 from llm.serving import sse
 from llm.serving.answers.blocks import BlockAnswer, Ending
+from llm.serving.errors import APIError, renamed
 from llm.serving.http import Exchange
 from llm.serving.metrics import Meter, ServerMetrics
 from llm.serving.prompts import chat_prompts
@@ -26,6 +27,7 @@ class Conversation(msgspec.Struct, kw_only=True):
     Attributes:
         chat: The request in the form of chat completions.
         answer: Builds the answer.
+        names: The names that the fields of a chat request have in the API, for errors.
         keep: Stores the answer once it is whole, before the client sees its end.
         fits_context: Whether `max_tokens` is cut to what the context has left after the prompt.
         drops_oldest: Whether the oldest turns are left out if the prompt doesn't fit.
@@ -35,6 +37,7 @@ class Conversation(msgspec.Struct, kw_only=True):
 
     chat: ChatCompletionRequest
     answer: BlockAnswer
+    names: Mapping[str, str]
     keep: Callable[[], Awaitable[None]] | None = None
     fits_context: bool = False
     drops_oldest: bool = False
@@ -78,18 +81,21 @@ async def answer_events(
     """
     answer = conversation.answer
     # Runs in a separate thread, because encoding a long prompt must not delay other requests.
-    prompt = await asyncio.to_thread(_prompt, conversation, engine.session)
+    try:
+        prompt = await asyncio.to_thread(_prompt, conversation, engine.session)
+    except APIError as error:
+        raise renamed(error, conversation.names) from error
     collector = Collector([prompt])
     meter = Meter(metrics, conversation.began_at)
     last = None
     try:
         async with aclosing(engine.generate([prompt])) as arrivals:
             async for deltas in arrivals:
+                collector.add(deltas)
                 events: Events = []
                 if last is None:
                     conversation.first_token_s = meter.start()
-                    events += answer.started(len(prompt.token_ids))
-                collector.add(deltas)
+                    events += answer.started(collector.usage)
                 for _, last in deltas:
                     if last.logprobs:
                         answer.note_logprobs(last.logprobs)

@@ -37,7 +37,11 @@ async def create(services: Services, exchange: Exchange) -> None:
     request = await services.read_form(exchange, MESSAGES_FORM)
     chat = services.chat_request(chat_body(request), CHAT_FIELD_NAMES)
     conversation = Conversation(
-        chat=chat, answer=MessageAnswer(request), fits_context=True, began_at=exchange.started_at
+        chat=chat,
+        answer=MessageAnswer(request),
+        names=CHAT_FIELD_NAMES,
+        fits_context=True,
+        began_at=exchange.started_at,
     )
     work = send(conversation, exchange, services.engine.ready(), services.metrics, is_streamed=bool(request.stream))
     await services.run(exchange, work, prompt_param="messages")

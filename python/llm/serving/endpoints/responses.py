@@ -66,6 +66,7 @@ async def create(services: Services, exchange: Exchange) -> None:
     conversation = Conversation(
         chat=chat,
         answer=answer,
+        names=CHAT_FIELD_NAMES,
         keep=job.keep,
         drops_oldest=request.truncation == "auto",
         began_at=exchange.started_at,

@@ -102,7 +102,7 @@ TokenIdsField = tuple[int, ...] | UnsetType
 
 # What the APIs of messages and responses name or shape in their own way, or have no place for in an answer.
 _OTHER_APIS_FIELDS = {"model", "stream", "stream_options", "n", "max_tokens", "stop", "logprobs", "prompt_logprobs"} | {
-    "return_token_ids"
+    *("return_token_ids", "response_format")
 }
 if TYPE_CHECKING:
 

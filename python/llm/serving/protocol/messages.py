@@ -191,6 +191,9 @@ class MessagesRequest(CountTokensRequest, frozen=True, kw_only=True):
 
 # The names that the fields of a chat request have in this API.
 CHAT_FIELD_NAMES = {
+    ".function.parameters": ".input_schema",
+    ".function": "",
+    "response_format.json_schema": "output_config.format",
     "stop": "stop_sequences",
     "response_format": "output_config.format",
     "reasoning_effort": "output_config.effort",

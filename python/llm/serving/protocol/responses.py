@@ -64,6 +64,8 @@ class ResponsesRequest(SamplingFields, frozen=True, kw_only=True):
 
 # The names that the fields of a chat request have in this API.
 CHAT_FIELD_NAMES = {
+    ".function": "",
+    "response_format.json_schema": "text.format",
     "messages": "input",
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
