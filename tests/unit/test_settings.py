@@ -14,8 +14,9 @@ from llm.cli.options import NamingOptions, with_options
 from llm.errors import ConfigError
 from llm.settings.engine import EngineConfig, NgramSpeculation
 from llm.settings.fields import default_of
+from llm.settings.merge import load_run_config
 from llm.settings.sampling import UNPRINTED, SamplingParams
-from llm.settings.server import ServerConfig, server_config
+from llm.settings.server import ServerConfig, load_server_config, server_config
 
 ROOT = Path(__file__).parents[2]
 PYTHON = [*sorted((ROOT / "python" / "llm").rglob("*.py")), ROOT / "python" / "llm" / "_rust.pyi"]
@@ -137,6 +138,46 @@ def test_server_takes_limits_of_its_engine_as_keywords() -> None:
         server_config(max_model_length=64)
     with pytest.raises(ConfigError, match="`max_running_requests` must be `int` >= 1, got 0"):
         server_config(max_running_requests=0)
+
+
+def test_server_is_configured_by_a_file_then_the_environment_then_keywords(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    engine_table = '[engine]\nblock_size = 4\n[engine.speculative]\nmethod = "ngram"'
+    file.write_text(f"port = 1\ngrace_s = 3\nmax_model_len = 8\n{engine_table}")
+    environ = {
+        "LLM_SERVER__PORT": "2",
+        "LLM_SERVER__API_KEYS": '["a", "b"]',
+        "LLM_SERVER__ENGINE__BLOCK_SIZE": "8",
+        "LLM_SERVER_CONFIG": "unrelated",
+        "LLM_TRAINING__EPOCHS": "3",
+    }
+    config = load_server_config(str(file), {"port": 3, "max_running_requests": 5}, environ)
+    engine = EngineConfig(block_size=8, max_model_len=8, max_running_requests=5, speculative=NgramSpeculation())
+    assert config == ServerConfig(port=3, grace_s=3.0, api_keys=("a", "b"), engine=engine)
+    assert load_server_config(None, {}, {}) == ServerConfig()
+    assert load_run_config(environ=environ).training.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "message"),
+    [
+        ("prot = 1", {}, "unknown setting `prot`; did you mean `port`"),
+        ("[engine]\nblock_sice = 1", {}, "unknown setting `engine.block_sice`; did you mean `block_size`"),
+        ("", {"LLM_SERVER__PROT": "1"}, "unknown setting `prot`; did you mean `port`"),
+        ("port = 70000", {}, "`port` must be `int` <= 65535, got 70000"),
+        ("port = ", {}, "is not valid TOML"),
+        ('tls_key = "key.pem"', {}, "`tls_key` needs `tls_certificate`, got none"),
+    ],
+)
+def test_wrong_configuration_of_a_server_names_the_setting(
+    tmp_path: Path, text: str, environ: dict[str, str], message: str
+) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_server_config(str(file), {}, environ)
+    with pytest.raises(ConfigError, match="no config file"):
+        load_server_config(str(tmp_path / "none.toml"), {}, {})
 
 
 def test_every_setting_of_a_server_has_an_option_and_messages_name_it() -> None:

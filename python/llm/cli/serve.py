@@ -6,15 +6,20 @@ import typer
 
 from llm.cli.options import Path, speculation, with_options
 from llm.settings.engine import EngineConfig
-from llm.settings.server import ServerConfig
+from llm.settings.server import ServerConfig, load_server_config
 
 EXAMPLE = "Example:  llm serve runs/demo --port 8000 --api-key secret"
 
 
-@with_options(EngineConfig, skip={"speculative"}, flags={"kv_cache_memory_bytes": "--kv-cache-memory"})
-@with_options(ServerConfig, skip={"engine"}, flags={"api_keys": "--api-key"}, envvars={"api_keys": "LLM_API_KEY"})
+@with_options(EngineConfig, skip={"speculative"}, flags={"kv_cache_memory_bytes": "--kv-cache-memory"}, fallback=True)
+@with_options(
+    ServerConfig, skip={"engine"}, flags={"api_keys": "--api-key"}, envvars={"api_keys": "LLM_API_KEY"}, fallback=True
+)
 def serve(
     path: Path,
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="TOML file of settings; variables and options override it.")
+    ] = None,
     draft_model: Annotated[
         str | None, typer.Option(metavar="PATH", help="Smaller model of the same vocabulary that drafts tokens.")
     ] = None,
@@ -25,12 +30,14 @@ def serve(
     **settings: Any,
 ) -> None:
     """Serve a model behind OpenAI-compatible endpoints until Ctrl-C."""
-    from llm.api import serve as serve_path
     from llm.serving import end_process
+    from llm.serving import serve as serve_path
 
     count = {} if num_draft_tokens is None else {"num_draft_tokens": num_draft_tokens}
-    settings["speculative"] = speculation(draft_model, ngram_drafts=ngram_drafts, **count)
-    serve_path(path, **settings)
+    drafts = speculation(draft_model, ngram_drafts=ngram_drafts, **count)
+    if drafts is not None:
+        settings["speculative"] = drafts
+    serve_path(path, load_server_config(config, settings))
     end_process(0)
 
 

@@ -1,6 +1,7 @@
 """A server in a child process, for demos and tests."""
 
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -25,9 +26,6 @@ _PROBE_TIMEOUT_S = 5.0
 _KILL_AFTER_S = 10.0
 _SHOWN_LOG_CHARS = 2000
 
-# Ignores proxies set in the environment, which would look for 127.0.0.1 on their own machine.
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
 
 class ServerHandle:
     """Runs `python -m llm.serving` as a child process.
@@ -44,9 +42,10 @@ class ServerHandle:
 
     def __init__(self, path: str | Path, config: ServerConfig | None = None) -> None:
         self._config = validated(config or ServerConfig(port=0))
+        self._opener = _opener(self._config.tls_certificate)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         with bind(self._config.host, self._config.port) as listener:
-            self.url = url_of(listener)
+            self.url = url_of(listener, self._config)
             descriptor = listener.fileno()
             command = [sys.executable, "-m", "llm.serving", str(path), "--fd", str(descriptor)]
             environment = os.environ | {CONFIG_VARIABLE: msgspec.json.encode(self._config).decode()}
@@ -94,7 +93,7 @@ class ServerHandle:
 
     def _is_healthy(self) -> bool:
         try:
-            with _opener.open(f"{self.url}/health", timeout=_PROBE_TIMEOUT_S) as response:
+            with self._opener.open(f"{self.url}/health", timeout=_PROBE_TIMEOUT_S) as response:
                 return bool(response.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -115,3 +114,13 @@ class ServerHandle:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _opener(certificate: str | None) -> urllib.request.OpenerDirector:
+    """Ignores proxies set in the environment, which would look for 127.0.0.1 on their own machine."""
+    context = None
+    if certificate is not None and Path(certificate).is_file():
+        context = ssl.create_default_context(cafile=certificate)
+        context.check_hostname = False  # the certificate names the server's public host, not this address
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))

@@ -23,6 +23,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -30,13 +31,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from granian.constants import HTTPModes, Interfaces
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server as EmbeddedServer
 
-from llm.errors import ServerError
+from llm.errors import ConfigError, ServerError
 from llm.inference import AsyncEngine, load_async_engine
 from llm.serving.app import App, create_app
 from llm.serving.logging import configure_logging, granian_logging
@@ -65,6 +66,7 @@ class _BoundServer(EmbeddedServer):
     """A granian server that listens on a socket that is already bound."""
 
     def __init__(self, app: App, listener: socket.socket) -> None:
+        config = app.services.config
         super().__init__(
             target=app,
             interface=Interfaces.ASGI,
@@ -73,7 +75,10 @@ class _BoundServer(EmbeddedServer):
             backlog=_BACKLOG,
             backpressure=_MAX_CONNECTIONS,
             http1_settings=HTTP1Settings(max_buffer_size=_MAX_HEADER_BYTES),
-            log_dictconfig=granian_logging(app.services.config.log_format),
+            ssl_cert=Path(config.tls_certificate) if config.tls_certificate else None,
+            ssl_key=Path(config.tls_key) if config.tls_key else None,
+            ssl_protocol_min=SSLProtocols.tls12,
+            log_dictconfig=granian_logging(config.log_format),
             log_level=LogLevels.error,  # granian's lines on start and stop would only repeat ours
         )
         self._listener = listener
@@ -98,11 +103,12 @@ def serve(
         listener: A listening socket to use instead of the config's host and port.
 
     Raises:
-        ConfigError: A setting is out of range.
+        ConfigError: A setting is out of range, or a file of keys or certificates can't be used.
         ServerError: The address can't be used.
         LLMError: The checkpoint can't be loaded.
     """
     config = validated(config or ServerConfig())
+    _check_tls(config)
     _allow_open_files()
     configure_logging(config.log_level, config.log_format)
     listener = listener or bind(config.host, config.port)
@@ -125,6 +131,23 @@ def end_process(exit_code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(exit_code)
+
+
+def _check_tls(config: ServerConfig) -> None:
+    """Checks the certificate before the port is bound."""
+    if config.tls_certificate is None or config.tls_key is None:
+        return
+    for name in ("tls_certificate", "tls_key"):
+        if not Path(getattr(config, name)).is_file():
+            raise ConfigError(f"`{name}` must be a PEM file, got {getattr(config, name)!r}, which is none")
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(config.tls_certificate, config.tls_key, password=lambda: b"")  # never asks a terminal
+    except (ssl.SSLError, OSError) as error:
+        problem = f"`tls_certificate` and `tls_key` can't be used together: {error.strerror or error}"
+        raise ConfigError(
+            f"{problem}\nhint: both must be PEM, the key without a password, of the certificate"
+        ) from error
 
 
 def _allow_open_files() -> None:
@@ -199,11 +222,12 @@ def _bind_problem(error: OSError, host: str, port: int) -> str:
     return f"port {port} on {host} can't be used: {error.strerror}"
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, config: ServerConfig) -> str:
     """Returns the URL at which this machine can reach a listening socket."""
+    scheme = "http" if config.tls_certificate is None else "https"
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - shown, not bound
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def run(app: App, listener: socket.socket, *, stop: asyncio.Event, grace_s: float = 10.0) -> None:
@@ -219,7 +243,7 @@ async def run(app: App, listener: socket.socket, *, stop: asyncio.Event, grace_s
         LLMError: The engine can't be loaded.
         ServerError: The HTTP server stopped unexpectedly.
     """
-    url = url_of(listener)
+    url = url_of(listener, app.services.config)
     logger.info("listening url=%s model=%s", url, app.services.model.id)
     server = _BoundServer(app, listener)
     serving = asyncio.create_task(server.serve())

@@ -85,10 +85,12 @@ def load_run_config(
     """
     values: dict[str, Any] = msgspec.to_builtins(base) if base else {}
     _merge(values, read_toml(Path(file)) if file else {})
-    for dotted, value in _from_environment(os.environ if environ is None else environ):
-        _assign(values, dotted, value)
+    for dotted, value in from_environment(ENV_PREFIX, os.environ if environ is None else environ):
+        # Variables without a section, and those of a server, aren't settings of a run.
+        if "." in dotted and not dotted.startswith("server."):
+            assign(values, dotted, value)
     for override in overrides:
-        _assign(values, *(_parsed(override) if isinstance(override, str) else override))
+        assign(values, *(_parsed(override) if isinstance(override, str) else override))
     training = values.get("training")
     if isinstance(training, dict) and isinstance(precision := training.get("precision"), str):
         training["precision"] = _PRECISIONS.get(precision, precision)
@@ -132,14 +134,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
-def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, Any]]:
-    """`LLM_TRAINING__EPOCHS=3` as `("training.epochs", 3)`; variables without `__` are not settings of a run."""
-    found = []
-    for name, text in sorted(environ.items()):
-        if name.startswith(ENV_PREFIX) and "__" in name:
-            dotted = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
-            found.append((dotted, _parse_value(text)))
-    return found
+def from_environment(prefix: str, environ: Mapping[str, str]) -> list[tuple[str, Any]]:
+    """Returns the variables with a prefix as settings: `LLM_TRAINING__EPOCHS=3` as `("training.epochs", 3)`."""
+    return [
+        (name.removeprefix(prefix).lower().replace("__", "."), _parse_value(text))
+        for name, text in sorted(environ.items())
+        if name.startswith(prefix)
+    ]
 
 
 def _parsed(override: str) -> tuple[str, Any]:
@@ -169,7 +170,8 @@ def _merge(values: dict[str, Any], new: Mapping[str, Any]) -> None:
             values[key] = value
 
 
-def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+def assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Puts a value into nested dicts under its dotted name."""
     for key in reversed(dotted.split(".")):
         value = {key: value}
     _merge(values, value)

@@ -1,5 +1,8 @@
 """The settings of a server."""
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -7,7 +10,9 @@ from msgspec import Meta
 
 from llm.errors import ConfigError
 from llm.settings.engine import EngineConfig
-from llm.settings.merge import suggest, validated
+from llm.settings.merge import assign, from_builtins, from_environment, read_toml, suggest, validated
+
+_ENV_PREFIX = "LLM_SERVER__"
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,6 +30,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Annotated[str, Meta(min_length=1, description="TOML file of API keys and their limits; read again on SIGHUP.")]
         | None
     ) = None
+    tls_certificate: (
+        Annotated[str, Meta(min_length=1, description="PEM file of the certificate and its chain; null: plain HTTP.")]
+        | None
+    ) = None
+    tls_key: Annotated[str, Meta(min_length=1, description="PEM file of the certificate's private key.")] | None = None
     served_model_name: Annotated[
         tuple[Annotated[str, Meta(min_length=1)], ...],
         Meta(description="Names of the model for clients; none: the directory's name."),
@@ -68,6 +78,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = "info"
     log_format: Annotated[Literal["text", "json"], Meta(description="Form of a log line.")] = "text"
 
+    def __post_init__(self) -> None:
+        """Checks the rule across fields.
+
+        Raises:
+            ConfigError: Only one of `tls_certificate` and `tls_key` is given.
+        """
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            given, missing = ("tls_certificate", "tls_key") if self.tls_key is None else ("tls_key", "tls_certificate")
+            raise ConfigError(f"`{given}` needs `{missing}`, got none")
+
     def __repr__(self) -> str:
         """Leaves the keys out: a config ends up in tracebacks and logs."""
         shown = ((name, getattr(self, name)) for name in self.__struct_fields__ if name != "api_keys")
@@ -87,3 +107,27 @@ def server_config(**settings: Any) -> ServerConfig:
         raise ConfigError(f"unknown setting `{name}`; {suggest(name, known)}")
     engine = validated(msgspec.structs.replace(settings.pop("engine", EngineConfig()), **limits))
     return validated(ServerConfig(engine=engine, **settings))
+
+
+def load_server_config(
+    file: str | None, settings: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> ServerConfig:
+    """Merges a TOML file, `LLM_SERVER__FIELD` and `LLM_SERVER__ENGINE__FIELD` variables, and settings: the last wins.
+
+    Args:
+        file: TOML with the fields of `ServerConfig` and of its `engine`, the latter also in a table; None: no file.
+        settings: Fields of `ServerConfig` and of its `engine`, as for `server_config`.
+        environ: Variables to look at; the process's own by default.
+
+    Raises:
+        ConfigError: The file is missing or not TOML, a key is unknown (the nearest valid one is named), a value is of
+            the wrong type or out of range.
+    """
+    values = read_toml(Path(file)) if file else {}
+    for dotted, value in from_environment(_ENV_PREFIX, os.environ if environ is None else environ):
+        assign(values, dotted, value)
+    values |= msgspec.to_builtins(settings)
+    for name in EngineConfig.__struct_fields__:
+        if name in values:
+            assign(values, f"engine.{name}", values.pop(name))
+    return from_builtins(values, ServerConfig)
