@@ -24,6 +24,7 @@ from llm.serving.http import (
 from llm.serving.logging import log_access, log_refusal
 from llm.serving.routes import OPEN_ROUTES, ROUTES, error_format_of, meant_path, route_of
 from llm.serving.services import Services
+from llm.serving.tracing import open_tracing
 from llm.settings.server import ServerConfig
 
 
@@ -34,6 +35,7 @@ class App:
         self.services = services
         self._guard = Guard(services.config)
         self.authenticator = Authenticator(services.config.api_keys, services.config.api_key_file)
+        self.tracing = open_tracing(services.config, services.model.id)
         self.idle = asyncio.Event()  # no request is in progress
         self.idle.set()
         self._num_active = 0
@@ -60,6 +62,8 @@ class App:
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await self.services.stop()
+                if self.tracing is not None:
+                    await asyncio.to_thread(self.tracing.shutdown)
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
@@ -82,6 +86,8 @@ class App:
             status = status or exchange.status or CLIENT_CLOSED_REQUEST
             self.services.metrics.observe(route or "unknown", status, time.perf_counter() - exchange.started_at)
             log_access(exchange, status, self.services.model.id)
+            if self.tracing is not None and route not in OPEN_ROUTES:
+                self.tracing.record(exchange, route, status)
 
     async def _answer(self, exchange: Exchange, route: str | None) -> None:
         exchange.response_headers += self._guard.cors_headers(exchange)

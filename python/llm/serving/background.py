@@ -50,6 +50,11 @@ class BackgroundRun:
         self._task = asyncio.create_task(self._work(arrivals, keep))
         return self._task
 
+    async def wait(self) -> None:
+        """Waits until the response has ended."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
     async def cancel(self, error: APIError | None = None) -> None:
         """Ends the response as cancelled, or as failed with an error, and waits until it is stored."""
         self._ends_with = error

@@ -278,12 +278,20 @@ async def _drain(server: _BoundServer, serving: asyncio.Task[None], app: App, gr
     logger.info("stopping grace_s=%g", grace_s)
     app.services.engine.is_draining = True
     impatient = asyncio.create_task(app.services.stopping.wait())
-    idle = asyncio.create_task(app.idle.wait())
+    idle = asyncio.create_task(_idle(app))
     await asyncio.wait({serving, impatient, idle}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
     app.services.stopping.set()
     server.stop()  # type: ignore[no-untyped-call]
     await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
     await app.services.engine.shutdown()
+
+
+async def _idle(app: App) -> None:
+    """Waits until no request is in progress and no response is generated in the background."""
+    await app.idle.wait()
+    while runs := [*app.services.background_runs.values()]:
+        await asyncio.gather(*(run.wait() for run in runs))
+        await asyncio.sleep(0)  # a run leaves the table when the callbacks of its task run
 
 
 @contextlib.contextmanager

@@ -77,6 +77,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Literal["debug", "info", "warning", "error", "critical"], Meta(description="Least severe messages to log.")
     ] = "info"
     log_format: Annotated[Literal["text", "json"], Meta(description="Form of a log line.")] = "text"
+    otlp_endpoint: (
+        Annotated[str, Meta(pattern="^https?://", description="URL of an OpenTelemetry collector; null: no spans.")]
+        | None
+    ) = None
 
     def __post_init__(self) -> None:
         """Checks the rule across fields.
