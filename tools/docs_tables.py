@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from llm.settings.benchmark import ServingBenchmark
 from llm.settings.engine import EngineConfig
 from llm.settings.fields import declared, default_of
 from llm.settings.keys import ApiKey
@@ -31,6 +32,7 @@ TABLES: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "SamplingParams": ("", SamplingParams),
     "EngineConfig": ("EngineConfig.", EngineConfig),
     "ServerConfig": ("", ServerConfig),
+    "ServingBenchmark": ("", ServingBenchmark),
     "ApiKey": ("", ApiKey),
 }
 _MARKED = re.compile(r"(<!-- settings: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -24,7 +24,7 @@ FLOORS = [
     {"checkpoint", "quantization"},
     {"data", "inference"},
     {"training", "evaluation", "serving"},
-    {"api", "info", "export", "simulation"},
+    {"api", "benchmark", "info", "export", "simulation"},
     {"demo"},
     {"cli"},
 ]

@@ -29,17 +29,19 @@ NO_DECLARATION = {
     },  # the layout of a cache, and a synonym of the context length
     "logprobs": {"inference/outputs.py", "engine/outputs.rs", "python/engine.rs", "sampling/sample.rs"},
     "max_tokens": {"_rust.pyi", "python/simulation.rs", "scheduler/load.rs", "scheduler/request.rs"}
-    | {"serving/errors.py", "serving/parsing.py", "serving/answers/messages.py"},
+    | {"serving/errors.py", "serving/parsing.py", "serving/answers/messages.py", "benchmark/load.py"},
     "num_threads": {"cli/tokenizer/bench.py", "cli/tokenizer/train.py", "python/tokenizer.rs", "training/launch.py"}
     | {"python/tokenizer_batch.rs", "tokenizer/trainer/mod.rs"},
     "prompt_logprobs": {"inference/outputs.py", "engine/outputs.rs", "python/engine.rs", "serving/parsing.py"}
     | {"serving/protocol/chat.py", "serving/protocol/completions.py"},
-    "seed": {"_rust.pyi", "settings/run.py", "settings/simulation.py", "python/simulation.rs", "scheduler/load.rs"},
+    "seed": {"_rust.pyi", "settings/run.py", "settings/simulation.py", "python/simulation.rs", "scheduler/load.rs"}
+    | {"settings/benchmark.py", "benchmark/compare.py"},
     "skip_special_tokens": {"_rust.pyi", "cli/tokenizer/decode.py", "python/tokenizer.rs"}
     | {"python/tokenizer_batch.rs"},
     # The finish reason, and a key of tokenizer files.
     "stop": {"_rust.pyi", "inference/outputs.py", "engine/outputs.rs", "tokenization/chat.py"}
     | {"tokenization/readers/gguf.py", "tokenizer/formats/read.rs"},
+    "temperature": {"benchmark/load.py"},  # a request to any server
 }
 
 
