@@ -48,8 +48,7 @@ def test_items_become_messages_with_the_assistants_in_one_turn():
         {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
         instructions="Be brief.",
     ) == [
-        {"role": "system", "content": "Be brief."},
-        {"role": "developer", "content": "Be kind."},
+        {"role": "system", "content": "Be brief.\n\nBe kind."},
         {"role": "user", "content": "Hi"},
         {
             "role": "assistant",

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from bisect import bisect_left
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 
@@ -12,10 +11,10 @@ from llm.inference import AsyncEngine, Collector, Prompt, Session, Usage
 from llm.inference.parts import Part
 from llm.serving import sse
 from llm.serving.answers.blocks import BlockAnswer, Ending
+from llm.serving.conversation_prompts import fitted, truncated_prompt, whole_prompt
 from llm.serving.errors import APIError, renamed
 from llm.serving.http import Exchange
 from llm.serving.metrics import Meter, ServerMetrics
-from llm.serving.prompts import chat_prompts
 from llm.serving.protocol.chat import ChatCompletionRequest
 
 Events = list[msgspec.Struct]
@@ -117,35 +116,8 @@ def framed(events: Iterable[msgspec.Struct]) -> bytes:
 
 
 def _prompt(conversation: Conversation, session: Session) -> Prompt:
-    prompt = (_truncated if conversation.drops_oldest else _whole)(conversation.chat, session)
-    room = session.room(prompt.token_ids)
-    if conversation.fits_context and room > 0 and (prompt.params.max_tokens or 0) > room:
-        params = msgspec.structs.replace(prompt.params, max_tokens=room)
-        return msgspec.structs.replace(prompt, params=params)
-    return prompt
-
-
-def _whole(chat: ChatCompletionRequest, session: Session) -> Prompt:
-    [prompt] = chat_prompts(chat, session)
-    return prompt
-
-
-def _truncated(chat: ChatCompletionRequest, session: Session) -> Prompt:
-    """Returns the prompt without as many of the oldest turns as it takes to fit; system messages before them stay."""
-    messages = chat.messages
-    first = next((at for at, message in enumerate(messages) if message.role not in ("system", "developer")), 0)
-    starts = [at for at, message in enumerate(messages) if at > first and message.role == "user"]
-
-    def cut_to(start: int) -> Prompt:
-        return _whole(msgspec.structs.replace(chat, messages=messages[:first] + messages[start:]), session)
-
-    def fits(prompt: Prompt) -> bool:
-        return session.room(prompt.token_ids) >= (chat.max_tokens or 1)
-
-    prompt = _whole(chat, session)
-    if not starts or fits(prompt):
-        return prompt
-    return cut_to(starts[min(bisect_left(starts, True, key=lambda start: fits(cut_to(start))), len(starts) - 1)])
+    prompt = (truncated_prompt if conversation.drops_oldest else whole_prompt)(conversation.chat, session)
+    return fitted(prompt, session) if conversation.fits_context else prompt
 
 
 def _ending(conversation: Conversation, prompt: Prompt, collector: Collector) -> Ending:

@@ -3,10 +3,10 @@
 import asyncio
 
 from llm.serving.answers.messages import MessageAnswer
+from llm.serving.conversation_prompts import whole_prompt
 from llm.serving.endpoints.conversations import Conversation, send
 from llm.serving.errors import APIError
 from llm.serving.http import ErrorFormat, Exchange
-from llm.serving.prompts import chat_prompts
 from llm.serving.protocol.messages import CHAT_FIELD_NAMES, MessagesError, MessagesErrorResponse, TokensCount
 from llm.serving.services import Services
 from llm.serving.sse import named_event
@@ -52,7 +52,7 @@ async def count_tokens(services: Services, exchange: Exchange) -> None:
     _name_request(exchange)
     request = await services.read_form(exchange, COUNT_TOKENS_FORM)
     chat = services.chat_request(chat_body(request), CHAT_FIELD_NAMES)
-    [prompt] = await asyncio.to_thread(chat_prompts, chat, services.engine.ready().session)
+    prompt = await asyncio.to_thread(whole_prompt, chat, services.engine.ready().session)
     await exchange.send_json(TokensCount(input_tokens=len(prompt.token_ids)))
 
 

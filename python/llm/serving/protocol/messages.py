@@ -146,6 +146,10 @@ class AdaptiveThinking(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     display: Display = None
 
 
+class BetweenToolsThinking(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="between_tools"):
+    """Allows reasoning, which the model may also do between calls of tools."""
+
+
 class DisabledThinking(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="disabled"):
     """Asks for an answer without reasoning."""
 
@@ -174,7 +178,7 @@ class CountTokensRequest(SamplingFields, frozen=True, kw_only=True):
     system: str | list[TextBlock] | None = None
     tools: list[Tool] | None = None
     tool_choice: AutoToolChoice | AnyToolChoice | NamedToolChoice | NoToolChoice | None = None
-    thinking: EnabledThinking | AdaptiveThinking | DisabledThinking | None = None
+    thinking: EnabledThinking | AdaptiveThinking | BetweenToolsThinking | DisabledThinking | None = None
     output_config: OutputConfig | None = None
     output_format: JsonFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None

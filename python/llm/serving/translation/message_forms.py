@@ -42,7 +42,7 @@ _ACCEPTED = frozenset(
 )
 _ALLOWED = {
     "tool_choice.type": ("auto", "any", "tool", "none"),
-    "thinking.type": ("enabled", "adaptive", "disabled"),
+    "thinking.type": ("enabled", "adaptive", "between_tools", "disabled"),
     "format.type": ("json_schema",),
     "source.type": ("text", "content"),
 }

@@ -127,6 +127,8 @@ def _chat_messages(instructions: str | None, items: Iterable[KeptItem]) -> list[
         match item:
             case InputMessage(role="assistant"):
                 _assistant(messages, content=_text(item.content))
+            case InputMessage(role="system" | "developer"):
+                _instruct(messages, item.role, _text(item.content))
             case InputMessage():
                 messages.append({"role": item.role, "content": _text(item.content)})
             case Reasoning():
@@ -139,6 +141,14 @@ def _chat_messages(instructions: str | None, items: Iterable[KeptItem]) -> list[
             case FunctionCallOutput():
                 messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})
     return messages
+
+
+def _instruct(messages: list[dict[str, Any]], role: str, text: str) -> None:
+    """Adds to the instructions before, if there are any: many templates take only one message of the system."""
+    if messages and messages[-1]["role"] in ("system", "developer"):
+        messages[-1]["content"] += f"\n\n{text}"
+    else:
+        messages.append({"role": role, "content": text})
 
 
 def _assistant(messages: list[dict[str, Any]], **fields: Any) -> None:
