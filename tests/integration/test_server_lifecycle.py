@@ -143,7 +143,7 @@ def test_sigterm_lets_a_running_stream_finish_and_exits_with_zero(checkpoint):
 
 def test_sigterm_loses_none_of_a_hundred_streams_and_refuses_new_requests(checkpoint):
     engine = EngineConfig(max_running_requests=64)  # the others wait in the queue when the signal arrives
-    body = {"model": "tiny", "prompt": "To be", "max_tokens": 300, "stream": True, "ignore_eos": True}
+    body = {"model": "tiny", "prompt": "To be", "max_tokens": 800, "stream": True, "ignore_eos": True}
 
     async def stream(client):
         async with client.stream("POST", "/v1/completions", json=body) as response:
@@ -155,7 +155,8 @@ def test_sigterm_loses_none_of_a_hundred_streams_and_refuses_new_requests(checkp
             streams = [asyncio.create_task(stream(client)) for _ in range(100)]
             await asyncio.to_thread(wait_until, lambda: metric(server, "llm_requests_in_flight") == 100)
             server.process.terminate()
-            await asyncio.to_thread(wait_until, lambda: httpx.get(f"{server.url}/health").status_code == 503)
+            while (await client.get("/health")).status_code != 503:
+                pass
             refused = await client.post("/v1/completions", json=body)
             return refused, await asyncio.gather(*streams)
 
