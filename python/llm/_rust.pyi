@@ -40,7 +40,7 @@ FINISH_REASONS: Final[tuple[None, Literal["stop"], Literal["length"], Literal["e
 # The formats of calls: a format's name and the texts that mark its calls.
 ANSWER_FORMATS: Final[tuple[tuple[str, list[str]], ...]]
 
-PartKind = Literal["text", "reasoning", "call", "arguments"]
+_PartKind = Literal["text", "reasoning", "call", "arguments"]
 
 @final
 class AnswerParser:
@@ -66,13 +66,15 @@ class AnswerParser:
             InvalidArgumentError: The format is unknown or a marker is empty.
         """
 
-    def push(self, text: str) -> list[tuple[PartKind, int | None, str]]:
+    @property
+    def is_reasoning(self) -> bool: ...
+    def push(self, text: str) -> list[tuple[_PartKind, int | None, str]]:
         """Takes more text and returns the parts that are now certain: kind, index of the call and text.
 
         Kind `call` begins a call, with the function's name as text; `arguments` continues the JSON of its arguments.
         """
 
-    def finish(self) -> list[tuple[PartKind, int | None, str]]:
+    def finish(self) -> list[tuple[_PartKind, int | None, str]]:
         """Ends the answer and returns what was held back; an unfinished call keeps its arguments as far as they go."""
 
 # --- sampling and engine -----------------------------------------------------------------------------------------
@@ -81,13 +83,21 @@ class AnswerParser:
 class RequestParams:
     """Settings of one request, read by field name from a `llm.SamplingParams` that has a seed.
 
-    `choice_index` selects one of the random streams of a seed. `grammar` comes from the engine's `compile_grammar`.
+    `choice_index` selects one of the random streams of a seed. `grammar` comes from the engine's `compile_grammar`. The
+    text of `kept_special_ids` is kept even with `skip_special_tokens`.
 
     Raises:
         InvalidArgumentError: A field has the wrong type or is out of range.
     """
 
-    def __new__(cls, params: SamplingParams, *, choice_index: int = 0, grammar: Grammar | None = None) -> Self: ...
+    def __new__(
+        cls,
+        params: SamplingParams,
+        *,
+        choice_index: int = 0,
+        grammar: Grammar | None = None,
+        kept_special_ids: Sequence[int] | None = None,
+    ) -> Self: ...
 
 @final
 class Grammar:

@@ -176,21 +176,40 @@ class LLM:
         """Continues a prompt and yields deltas as they arrive; closing the iterator frees the request's blocks."""
         return self._stream(Prompt(token_ids=self.session.encode(prompt), params=self._checked(params)))
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> GenerationOutput:
-        """Returns the next message of a conversation.
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Message] | None = None,
+    ) -> GenerationOutput:
+        """Returns the next message of a conversation, with its `reasoning` and `tool_calls` apart from its `text`.
 
         Args:
             messages: Messages `{"role": …, "content": …}` in order, as in OpenAI's API.
             params: Sampling parameters; by default the checkpoint's.
+            tools: Tools that the model may call, as in OpenAI's API: `{"type": "function", "function": {…}}`.
 
         Raises:
             ChatTemplateError: The checkpoint has no chat template, or the template rejects the messages.
+            InvalidArgumentError: The chat template renders no tools.
         """
-        return self._run([self.session.chat(messages, self._checked(params))], progress=False)[0]
+        return self._run([self._chat_prompt(messages, params, tools)], progress=False)[0]
 
-    def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
-        """Answers a conversation like `chat` and yields deltas as they arrive."""
-        return self._stream(self.session.chat(messages, self._checked(params)))
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Message] | None = None,
+    ) -> Iterator[Delta]:
+        """Answers a conversation like `chat` and yields deltas as they arrive, with `parts` if there may be any."""
+        return self._stream(self._chat_prompt(messages, params, tools))
+
+    def _chat_prompt(
+        self, messages: Sequence[Message], params: SamplingParams | None, tools: Sequence[Message] | None
+    ) -> Prompt:
+        return self.session.chat(messages, self._checked(params), options={"tools": tools})
 
     def _checked(self, params: SamplingParams | None) -> SamplingParams:
         """Returns the given parameters, validated, or the checkpoint's defaults."""

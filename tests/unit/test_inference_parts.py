@@ -4,18 +4,18 @@ import pytest
 
 from llm._rust import ANSWER_FORMATS
 from llm.errors import InvalidArgumentError
-from llm.inference import Part, PartsParser, parameter_types
+from llm.inference import AnswerSetup, Part, PartsParser, parameter_types
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n</tool_call>'
 
 
 def parts_of(pieces, **options):
-    parser = PartsParser("hermes", ("<think>", "</think>"), **options)
+    parser = PartsParser(AnswerSetup(format="hermes", reasoning=("<think>", "</think>"), **options))
     return [part for piece in pieces for part in parser.push(piece)] + parser.finish()
 
 
 def test_parts_arrive_as_soon_as_they_are_certain():
-    parser = PartsParser("hermes", ("<think>", "</think>"))
+    parser = PartsParser(AnswerSetup(format="hermes", reasoning=("<think>", "</think>")))
     assert parser.push("<think>\nHm") == [Part("reasoning", None, "Hm")]
     assert parser.push(" so\n</th") == [Part("reasoning", None, " so")]
     assert parser.push("ink>\n\nSure. <") == [Part("text", None, "Sure.")]
@@ -49,12 +49,12 @@ def test_formats_have_names_and_markers():
     ]  # fmt: skip
     assert formats["hermes"] == ["<tool_call>", "</tool_call>"]
     with pytest.raises(InvalidArgumentError, match=r"`format` must be one of hermes, .*, got \"other\""):
-        PartsParser("other")
+        PartsParser(AnswerSetup(format="other"))
 
 
 def test_lone_surrogates_are_refused():
     with pytest.raises(InvalidArgumentError, match="lone surrogates"):
-        PartsParser("json").push("\ud800")
+        PartsParser(AnswerSetup(format="json")).push("\ud800")
 
 
 def test_parameter_types_come_from_the_schema():

@@ -95,7 +95,7 @@ def test_refused_key_is_named_with_its_way_out_and_its_neutral_values_pass(reque
 def test_accepted_keys_take_any_value_without_a_word(request_type, caplog):
     base = ENDPOINTS[request_type]
     with caplog.at_level(logging.DEBUG):
-        for name in ACCEPTED:
+        for name in ACCEPTED.difference(request_type.__struct_fields__):
             assert parse(base | {name: "anything"}, request_type, strict=True) == parse(base, request_type)
     assert caplog.records == []
 

@@ -153,7 +153,7 @@ def test_wrong_values_say_what_and_what_is_allowed(raw, param, message):
     [
         (
             {"role": "robot", "content": "x"},
-            '`messages[0].role` must be one of system, developer, user, assistant, got "robot"',
+            '`messages[0].role` must be one of system, developer, user, assistant, tool, got "robot"',
         ),
         (
             {"role": "user", "content": [{"type": "image_url", "image_url": {}}]},
@@ -165,7 +165,7 @@ def test_a_value_outside_a_list_says_what_is_allowed(message, expected):
     assert refusal({"model": "m", "messages": [message]}).message == expected
 
 
-@pytest.mark.parametrize("role", ["robot", "tool"])
+@pytest.mark.parametrize("role", ["robot", "function"])
 def test_unknown_role_is_named(role):
     body = refusal({"model": "m", "messages": [{"role": role, "content": "x"}]})
     assert body.param == "messages[0].role"
@@ -182,8 +182,6 @@ def test_parts_other_than_text_are_refused(kind):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
         ("functions", [{}]),
         ("modalities", ["text", "audio"]),
         ("store", True),
@@ -204,11 +202,11 @@ def test_known_completion_parameter_that_is_not_honoured_is_refused(name, value)
     assert (body.param, body.code) == (name, "unsupported_parameter")
 
 
-def test_tool_calls_of_an_earlier_turn_are_refused_and_empty_ones_are_not():
+def test_empty_tool_calls_of_an_earlier_turn_are_no_calls():
     echoed = {"role": "assistant", "content": "x", "tool_calls": None, "refusal": None, "annotations": []}
     assert parse({"model": "m", "messages": [echoed]}).messages[0].text == "x"
     body = refusal({"model": "m", "messages": [echoed | {"tool_calls": [{"id": "1"}]}]})
-    assert (body.param, body.code) == ("messages[0].tool_calls", "unsupported_parameter")
+    assert (body.param, body.code) == ("messages[0].tool_calls[0].function", "missing_required_parameter")
 
 
 @pytest.mark.parametrize("prompt", ["text", ["one", "two"], [1, 2, 3], [[1], [2, 3]]])

@@ -4,7 +4,7 @@ from llm.inference.embedding import Pooling
 from llm.inference.engine import Engine
 from llm.inference.load import build_engine, load_async_engine, load_engine
 from llm.inference.outputs import ChoiceDelta, Collector, Delta, FinishReason, GenerationOutput, TokenLogprob, Usage
-from llm.inference.parts import Part, PartsParser, parameter_types
+from llm.inference.parts import AnswerSetup, Part, PartKind, PartsParser, ToolCall, parameter_types
 from llm.inference.prompt import Prompt
 from llm.inference.scoring import Score
 from llm.inference.session import Session, Stream
@@ -12,6 +12,7 @@ from llm.inference.thread import AsyncEngine
 from llm.settings.engine import DraftSpeculation, EngineConfig, NgramSpeculation
 
 __all__ = [
+    "AnswerSetup",
     "AsyncEngine",
     "ChoiceDelta",
     "Collector",
@@ -23,6 +24,7 @@ __all__ = [
     "GenerationOutput",
     "NgramSpeculation",
     "Part",
+    "PartKind",
     "PartsParser",
     "Pooling",
     "Prompt",
@@ -30,6 +32,7 @@ __all__ = [
     "Session",
     "Stream",
     "TokenLogprob",
+    "ToolCall",
     "Usage",
     "build_engine",
     "load_async_engine",

@@ -4,6 +4,7 @@ import logging
 import math
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -80,10 +81,23 @@ class Engine:
         """
         if params.n != 1:
             raise InvalidArgumentError(f"`n` must be 1 here, got {params.n}\nhint: `add_choices` accepts more")
-        return self._add(prompt_ids, params, choice_index, priority)[0]
+        return self._add(prompt_ids, params, priority, choice_index=choice_index)[0]
 
-    def add_choices(self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0) -> range:
+    def add_choices(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        kept_special_ids: Sequence[int] = (),
+    ) -> range:
         """Queues a request for `params.n` answers to one prompt and returns their ids; the prompt is computed once.
+
+        Args:
+            prompt_ids: Token ids of the prompt, at least one.
+            params: Sampling parameters; without a seed, a random seed is drawn.
+            priority: Lower values run first; equal values run in order of arrival.
+            kept_special_ids: Special tokens whose text is kept even with `skip_special_tokens`.
 
         Returns:
             One id per choice. Each choice gets deltas, ends and can be aborted like a separate request, and its tokens
@@ -92,14 +106,13 @@ class Engine:
         Raises:
             LLMError: The same errors as in `add_request`.
         """
-        return self._add(prompt_ids, params, 0, priority)
+        return self._add(prompt_ids, params, priority, kept_special_ids=kept_special_ids)
 
-    def _add(self, prompt_ids: Sequence[int], params: SamplingParams, choice_index: int, priority: int) -> range:
+    def _add(self, prompt_ids: Sequence[int], params: SamplingParams, priority: int, **options: Any) -> range:
         if params.seed is None:
             params = msgspec.structs.replace(params, seed=secrets.randbits(63))
         ids = range(self._next_id, self._next_id + params.n)
-        grammar = self.compile_grammar(params)
-        core_params = RequestParams(params, choice_index=choice_index, grammar=grammar)
+        core_params = RequestParams(params, grammar=self.compile_grammar(params), **options)
         self.core.add_choices(ids.start, _as_ids(prompt_ids), core_params, priority=priority, num_choices=params.n)
         self._next_id = ids.stop
         return ids

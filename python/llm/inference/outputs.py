@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from llm.errors import InternalError
+from llm.inference.parts import Part, ToolCall, joined_text, tool_calls
 from llm.inference.prompt import Prompt
 
 FinishReason = Literal["stop", "length"]
@@ -40,6 +41,8 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
         prompt_logprobs: In the first delta of an answer, one entry per requested prompt token; the first has none.
         stop_index: Index in `SamplingParams.stop` of the text that ended the answer, if one did.
         cached_tokens: In the first delta of an answer, the number of prompt tokens that came from the prefix cache.
+        parts: The reasoning, text and calls that the delta completes; None if the answer is not split into parts.
+        reasoning_tokens: Number of its tokens that belong to the reasoning.
     """
 
     text: str
@@ -49,6 +52,8 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     stop_index: int | None = None
     cached_tokens: int = 0
+    parts: tuple[Part, ...] | None = None
+    reasoning_tokens: int = 0
 
 
 # The index of an answer among all answers of a request, and the delta that one step added to it.
@@ -77,13 +82,16 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
 
     @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> "Usage":
+    def of(
+        cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, reasoning_tokens: int = 0
+    ) -> "Usage":
         """Returns the usage with its total."""
         return cls(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
+            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=reasoning_tokens),
         )
 
 
@@ -99,6 +107,8 @@ class GenerationOutput(msgspec.Struct, frozen=True):
         others: With `n` above 1, the answers after the first.
         prompt_logprobs: One entry per requested prompt token; the first token has none.
         stop_index: Index in `SamplingParams.stop` of the text that ended the answer, if one did.
+        reasoning: The reasoning before the answer, which `text` leaves out; None if there is none.
+        tool_calls: The calls of functions, which `text` leaves out.
     """
 
     text: str
@@ -109,6 +119,8 @@ class GenerationOutput(msgspec.Struct, frozen=True):
     others: tuple["GenerationOutput", ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     stop_index: int | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @property
     def choices(self) -> tuple["GenerationOutput", ...]:
@@ -147,7 +159,8 @@ class Collector:
         answers = iter(self._deltas)
         of_prompts = [list(islice(answers, prompt.params.n)) for prompt in self._prompts]
         cached_tokens = sum(max(map(_cached_tokens, choices), default=0) for choices in of_prompts)
-        return Usage.of(prompt_tokens, completion_tokens, cached_tokens)
+        reasoning_tokens = sum(map(_reasoning_tokens, self._deltas))
+        return Usage.of(prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens)
 
     @property
     def finish_reasons(self) -> list[FinishReason | None]:
@@ -172,18 +185,25 @@ def _cached_tokens(deltas: list[Delta]) -> int:
     return deltas[0].cached_tokens if deltas else 0
 
 
+def _reasoning_tokens(deltas: list[Delta]) -> int:
+    return sum(delta.reasoning_tokens for delta in deltas)
+
+
 def _joined(prompt: Prompt, deltas: list[Delta]) -> GenerationOutput:
     finish_reason = deltas[-1].finish_reason if deltas else None
     if finish_reason is None:
         raise InternalError("an answer ended without a finish reason; please report it")
     token_ids = tuple(token_id for delta in deltas for token_id in delta.token_ids)
+    parts = None if deltas[0].parts is None else [part for delta in deltas for part in delta.parts or ()]
     return GenerationOutput(
-        text="".join(delta.text for delta in deltas),
+        text="".join(delta.text for delta in deltas) if parts is None else joined_text(parts, "text"),
         token_ids=token_ids,
         finish_reason=finish_reason,
         logprobs=tuple(entry for delta in deltas for entry in delta.logprobs or ()) or None,
         # Without cached tokens: equal requests have equal outputs, whatever ran before them.
-        usage=Usage.of(len(prompt.token_ids), len(token_ids)),
+        usage=Usage.of(len(prompt.token_ids), len(token_ids), _cached_tokens(deltas), _reasoning_tokens(deltas)),
         prompt_logprobs=deltas[0].prompt_logprobs,
         stop_index=deltas[-1].stop_index,
+        reasoning=joined_text(parts or (), "reasoning") or None,
+        tool_calls=tool_calls(parts or ()),
     )

@@ -1,6 +1,6 @@
 """Parts of an answer: reasoning, text and calls of functions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -27,39 +27,85 @@ class Part(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
-class PartsParser:
-    """Splits one answer into parts as its text arrives.
+class AnswerSetup(msgspec.Struct, frozen=True, kw_only=True):
+    """How to split the answers to one prompt into parts.
 
-    Args:
+    Attributes:
         format: The format of calls, a name in `llm._rust.ANSWER_FORMATS`; None leaves calls in the text.
         reasoning: The texts around the reasoning; None leaves reasoning in the text.
         starts_in_reasoning: Whether the prompt ends within reasoning.
         tools: The functions that may be called.
+        max_calls: Largest number of calls to keep; None keeps all.
+    """
+
+    format: str | None = None
+    reasoning: tuple[str, str] | None = None
+    starts_in_reasoning: bool = False
+    tools: ParameterTypes = {}
+    max_calls: int | None = None
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call of a function.
+
+    Attributes:
+        name: The function's name.
+        arguments: JSON text of its arguments, as the model wrote it; not JSON if the answer ends within it.
+    """
+
+    name: str
+    arguments: str
+
+
+class PartsParser:
+    """Splits one answer into parts as its text arrives.
+
+    Args:
+        setup: How to split the answer.
 
     Raises:
         InvalidArgumentError: The format is unknown or a marker is empty.
     """
 
-    def __init__(
-        self,
-        format: str | None,
-        reasoning: tuple[str, str] | None = None,
-        *,
-        starts_in_reasoning: bool = False,
-        tools: ParameterTypes | None = None,
-    ) -> None:
-        self._parser = AnswerParser(format, reasoning, starts_in_reasoning, tools)
+    def __init__(self, setup: AnswerSetup) -> None:
+        self._parser = AnswerParser(setup.format, setup.reasoning, setup.starts_in_reasoning, setup.tools)
+        self._max_calls = setup.max_calls
+
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether the answer is in its reasoning."""
+        return self._parser.is_reasoning
 
     def push(self, text: str) -> list[Part]:
         """Takes more text and returns the parts that are now certain."""
-        return [Part(*part) for part in self._parser.push(text)]
+        return self._kept(self._parser.push(text))
 
     def finish(self) -> list[Part]:
         """Ends the answer and returns what was held back."""
-        return [Part(*part) for part in self._parser.finish()]
+        return self._kept(self._parser.finish())
+
+    def _kept(self, parts: list[tuple[PartKind, int | None, str]]) -> list[Part]:
+        most = self._max_calls
+        return [Part(*part) for part in parts if most is None or part[1] is None or part[1] < most]
 
 
-def parameter_types(functions: list[Mapping[str, Any]]) -> ParameterTypes:
+def joined_text(parts: Iterable[Part], kind: PartKind) -> str:
+    """Returns the text of all parts of a kind."""
+    return "".join(part.text for part in parts if part.kind == kind)
+
+
+def tool_calls(parts: Iterable[Part]) -> tuple[ToolCall, ...]:
+    """Returns the calls in the parts of a whole answer."""
+    calls: list[tuple[str, list[str]]] = []
+    for part in parts:
+        if part.kind == "call":
+            calls.append((part.text, []))
+        elif part.kind == "arguments":
+            calls[-1][1].append(part.text)
+    return tuple(ToolCall(name, "".join(arguments)) for name, arguments in calls)
+
+
+def parameter_types(functions: Sequence[Mapping[str, Any]]) -> ParameterTypes:
     """Returns the declared types of each function's parameters; other than text, types are only told apart from it.
 
     Args:

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from llm.inference.parts import AnswerSetup
 from llm.settings.sampling import SamplingParams
 
 
@@ -12,8 +13,12 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
         token_ids: Token ids of the prompt, at least one.
         params: Sampling parameters of each answer.
         priority: Lower values run first; equal values run in order of arrival.
+        answer: How to split the answers into parts; None leaves them whole.
+        kept_special_ids: Special tokens whose text is kept even with `skip_special_tokens`.
     """
 
     token_ids: list[int]
     params: SamplingParams
     priority: int = 0
+    answer: AnswerSetup | None = None
+    kept_special_ids: tuple[int, ...] = ()

@@ -7,11 +7,15 @@ from typing import Any
 import msgspec
 
 from llm.errors import LLMError, QueueFullError
+from llm.inference.answer_format import AnswerFormat, answer_format
+from llm.inference.chat_prompt import answer_setup, chat_ids, kept_special_ids
 from llm.inference.engine import Engine
 from llm.inference.outputs import ChoiceDelta, Delta
 from llm.inference.prompt import Prompt
+from llm.inference.splitting import DeltaSplitter
 from llm.settings.sampling import SamplingParams
-from llm.tokenization import BaseTokenizer, BPETokenizer, ChatOptions, encode_chat
+from llm.tokenization import BaseTokenizer, BPETokenizer, ChatOptions
+from llm.tokenization.settings import TokenizerSettings
 
 
 class Stream:
@@ -22,6 +26,7 @@ class Stream:
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self.request_ids: list[int] = []
+        self._splitter = DeltaSplitter(prompts) if DeltaSplitter.is_needed(prompts) else None
         # Admission rejects an `n` of 0; until then, the stream is open so that `take` can raise the error.
         self.num_running = sum(max(prompt.params.n, 1) for prompt in prompts)
         self.error: LLMError | None = None
@@ -58,7 +63,7 @@ class Stream:
         deltas = [pop() for _ in range(len(self._deltas))]
         if not deltas and self.error is not None:
             raise self.error
-        return deltas
+        return deltas if self._splitter is None else [self._splitter.split(delta) for delta in deltas]
 
 
 class Session:
@@ -73,12 +78,28 @@ class Session:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.default_max_tokens: int | None = None  # for chats without `max_tokens`; None fills the context
+        self.tool_parser = "auto"
+        self.reasoning_parser = "auto"
+        self._answer_format: tuple[TokenizerSettings, AnswerFormat] | None = None
         self._routes: dict[int, tuple[Stream, int]] = {}
 
     @property
     def tokenizer(self) -> BaseTokenizer:
         """The model's tokenizer."""
         return self.engine.tokenizer
+
+    @property
+    def answer_format(self) -> AnswerFormat:
+        """How the model writes reasoning and calls of functions.
+
+        Raises:
+            ConfigError: The name of a parser is unknown.
+            ChatTemplateError: The chat template is not valid.
+        """
+        settings = self.tokenizer.settings
+        if self._answer_format is None or self._answer_format[0] is not settings:
+            self._answer_format = (settings, answer_format(self.tokenizer, self.tool_parser, self.reasoning_parser))
+        return self._answer_format[1]
 
     def sampling_params(self, **values: Any) -> SamplingParams:
         """Returns `SamplingParams` of `values`, with the checkpoint's defaults for missing values and None.
@@ -124,15 +145,25 @@ class Session:
 
         Raises:
             ChatTemplateError: The checkpoint has no chat template, or the template rejects the messages.
+            InvalidArgumentError: The model can't be told about tools.
         """
         stop = tuple(dict.fromkeys((*params.stop, *self.tokenizer.chat_stop)))
         params = msgspec.structs.replace(params, stop=stop)
-        token_ids = encode_chat(self.tokenizer, messages, **(options or {}))
+        options = options or {}
+        form = self.answer_format
+        token_ids = chat_ids(self.tokenizer, messages, options, form)
+        answer = answer_setup(self.tokenizer, token_ids, options, form)
         token_ids = self._framed(token_ids) if add_special_tokens else token_ids
         if params.max_tokens is None and self.default_max_tokens is not None:
             max_tokens = max(1, min(self.default_max_tokens, self.room(token_ids)))
             params = msgspec.structs.replace(params, max_tokens=max_tokens)
-        return Prompt(token_ids=token_ids, params=params, priority=priority)
+        return Prompt(
+            token_ids=token_ids,
+            params=params,
+            priority=priority,
+            answer=answer,
+            kept_special_ids=kept_special_ids(answer, form),
+        )
 
     def _framed(self, token_ids: list[int]) -> list[int]:
         """Returns the ids with the special tokens that the tokenizer adds, without duplicating present ones."""
@@ -157,7 +188,12 @@ class Session:
         already = len(stream.request_ids)
         try:
             for prompt in prompts:
-                ids = self.engine.add_choices(prompt.token_ids, prompt.params, priority=prompt.priority)
+                ids = self.engine.add_choices(
+                    prompt.token_ids,
+                    prompt.params,
+                    priority=prompt.priority,
+                    kept_special_ids=prompt.kept_special_ids,
+                )
                 self._routes.update(
                     (request_id, (stream, len(stream.request_ids) + at)) for at, request_id in enumerate(ids)
                 )

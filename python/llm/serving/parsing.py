@@ -27,26 +27,30 @@ from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage, Reason
 from llm.serving.protocol.common import GenerationRequest
 from llm.serving.protocol.completions import MAX_PROMPTS, CompletionRequest
 from llm.serving.protocol.formats import FORMAT_TYPES
+from llm.serving.protocol.tools import ToolMode
+from llm.serving.tool_checks import tool_problem
 
 logger = logging.getLogger(__name__)
 
 RequestT = TypeVar("RequestT", bound=msgspec.Struct)
 
-# Messages with tool calls aren't supported yet, but clients do send these keys back empty.
+# Clients send these keys of older or other answers back empty.
 NEUTRAL_IN_MESSAGE: dict[str, tuple[object, ...]] = {
-    "tool_calls": (None, []),
-    "tool_call_id": (None,),
     "function_call": (None,),
     "audio": (None,),
     "refusal": (None,),
 }
-UNSUPPORTED_ROLES = ("tool", "function")
+UNSUPPORTED_ROLE = "function"
 
 # The allowed values of enumerated fields, by the end of the field's path.
 _ALLOWED: dict[str, tuple[str, ...]] = {
     "response_format": FORMAT_TYPES,
     "response_format.type": FORMAT_TYPES,
     "role": get_args(ChatMessage.__annotations__["role"]),
+    "tools.type": ("function",),
+    "tool_calls.type": ("function",),
+    "tool_choice.type": ("function",),
+    "tool_choice": get_args(ToolMode),
     "type": (str(TextPart.__struct_config__.tag),),
     "reasoning_effort": get_args(ReasoningEffort),
     "verbosity": get_args(Verbosity),
@@ -170,10 +174,11 @@ def _check_messages(messages: object) -> None:
         if not isinstance(message, dict):
             continue
         where = f"messages[{position}]"
-        if message.get("role") in UNSUPPORTED_ROLES:
-            raise unsupported(
-                f"`{where}.role` {shown(message['role'])} is not supported: tools are not available", f"{where}.role"
+        if message.get("role") == UNSUPPORTED_ROLE:
+            problem = (
+                f'`{where}.role` "{UNSUPPORTED_ROLE}" is not supported\nhint: send the result with the role "tool"'
             )
+            raise unsupported(problem, f"{where}.role")
         _check_neutral(message, NEUTRAL_IN_MESSAGE, prefix=f"{where}.")
         check_refused(message, REFUSED_IN_MESSAGE, (), f"{where}.")
 
@@ -295,6 +300,8 @@ def _check_combinations(request: GenerationRequest) -> None:
                 "`continue_final_message` and `add_generation_prompt` contradict each other: send only one as true"
             )
             raise bad_request(message, param="continue_final_message")
+        case ChatCompletionRequest() if problem := tool_problem(request):
+            raise problem
         case ChatCompletionRequest(chat_template_kwargs=dict(variables)) if taken := sorted(variables.keys() & _OWN):
             message = f"`chat_template_kwargs` must not contain `{taken[0]}`\nhint: send it at the top level"
             raise bad_request(message, param="chat_template_kwargs")

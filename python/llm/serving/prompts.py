@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import msgspec
+
 from llm.inference import Prompt, Session
 from llm.serving.errors import bad_request
-from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage
+from llm.serving.protocol.chat import ChatCompletionRequest
 from llm.serving.protocol.common import GenerationRequest
 from llm.serving.protocol.completions import CompletionRequest
 from llm.serving.structured import compile_form, requested_form
+from llm.serving.template_messages import template_messages
 from llm.settings.sampling import SamplingParams
 from llm.tokenization import ChatOptions
 
@@ -31,7 +34,7 @@ def chat_prompts(request: ChatCompletionRequest, session: Session) -> list[Promp
         message = "This model has no chat template\nhint: use /v1/completions"
         raise bad_request(message, param="messages", code="chat_template_missing")
     params = _sampling_params(request, session, request.max_completion_tokens or request.max_tokens)
-    messages = [_template_message(message) for message in request.messages]
+    messages = template_messages(request.messages, session.answer_format.calls)
     prompt = session.chat(
         messages,
         params,
@@ -39,7 +42,10 @@ def chat_prompts(request: ChatCompletionRequest, session: Session) -> list[Promp
         add_special_tokens=bool(request.add_special_tokens),  # off by default: the template writes its own
         options=_template_options(request),
     )
-    return [prompt]
+    answer = prompt.answer if params.structured_outputs is None else None  # then the whole answer has that form
+    if answer is not None and request.parallel_tool_calls is False:
+        answer = msgspec.structs.replace(answer, max_calls=1)
+    return [msgspec.structs.replace(prompt, answer=answer)]
 
 
 def completion_prompts(request: CompletionRequest, session: Session) -> list[Prompt]:
@@ -62,18 +68,12 @@ def _template_options(request: ChatCompletionRequest) -> ChatOptions:
     goes_on = bool(request.continue_final_message)
     opens_turn = not goes_on if request.add_generation_prompt is None else request.add_generation_prompt
     return {
+        "tools": [tool.for_template for tool in request.offered_tools] or None,
         "documents": request.documents,
         "variables": request.template_variables,
         "continue_final_message": goes_on,
         "add_generation_prompt": opens_turn,
     }
-
-
-def _template_message(message: ChatMessage) -> dict[str, str]:
-    # `developer` is OpenAI's newer name for `system`; templates know only the old name.
-    role = "system" if message.role == "developer" else message.role
-    rendered = {"role": role, "content": message.text}
-    return rendered | {"name": message.name} if message.name else rendered
 
 
 def _sampling_params(request: GenerationRequest, session: Session, max_tokens: int | None) -> SamplingParams:

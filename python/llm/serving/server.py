@@ -169,7 +169,9 @@ def _let_native_threads_end() -> None:
 
 def _load(path: str | os.PathLike[str], config: ServerConfig) -> AsyncEngine:
     engine = load_async_engine(path, dtype=config.dtype, config=config.engine)
-    engine.session.default_max_tokens = config.default_max_tokens
+    session = engine.session
+    session.default_max_tokens = config.default_max_tokens
+    session.tool_parser, session.reasoning_parser = config.tool_parser, config.reasoning_parser
     # All objects alive now stay as long as the server; collecting garbage among them would only delay answers.
     gc.collect()
     gc.freeze()

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -13,6 +13,11 @@ from llm.settings.engine import EngineConfig
 from llm.settings.merge import assign, from_builtins, from_environment, read_toml, suggest, validated
 
 _ENV_PREFIX = "LLM_SERVER__"
+
+ToolParser: TypeAlias = Literal[
+    "auto", "none", "hermes", "qwen_coder", "llama3_json", "llama4_pythonic", "mistral", "deepseek", "json"
+]
+ReasoningParser: TypeAlias = Literal["auto", "none", "think", "mistral", "seed_oss"]
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +55,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Literal["mean", "last"],
         Meta(description="How embeddings pool hidden states: the mean over all tokens, or the last token's."),
     ] = "mean"
+    tool_parser: Annotated[
+        ToolParser, Meta(description="How the model writes tool calls; auto: as its chat template does.")
+    ] = "auto"
+    reasoning_parser: Annotated[
+        ReasoningParser, Meta(description="How the model marks its reasoning; auto: as its chat template does.")
+    ] = "auto"
     strict_requests: Annotated[bool, Meta(description="Refuse requests with a parameter that no server knows.")] = False
     body_timeout_s: Annotated[float, Meta(gt=0.0, description="Seconds that a request body may take to arrive.")] = 60.0
     write_timeout_s: Annotated[

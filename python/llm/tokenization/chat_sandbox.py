@@ -142,6 +142,17 @@ def has_generation_blocks(source: str) -> bool:
     return any(isinstance(called, nodes.ExtensionAttribute) for called in calls)
 
 
+@functools.lru_cache(maxsize=32)
+def reads_variable(source: str, name: str) -> bool:
+    """Returns whether a template names a variable.
+
+    Raises:
+        ChatTemplateError: The template is not valid Jinja, or too long.
+    """
+    compile_template(source)
+    return any(node.name == name for node in _environment().parse(source).find_all(nodes.Name))
+
+
 class _GenerationBlock(Extension):
     """Adds `{% generation %}…{% endgeneration %}`, with which a template marks the assistant's text."""
 

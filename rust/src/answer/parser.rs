@@ -100,6 +100,11 @@ impl AnswerParser {
         Ok(parser)
     }
 
+    /// Whether the answer is in its reasoning.
+    pub fn is_reasoning(&self) -> bool {
+        matches!(self.state, State::Reasoning)
+    }
+
     /// Takes the next text of the answer and returns the parts that are now certain.
     pub fn push(&mut self, text: &str) -> Vec<Part> {
         for letter in text.chars() {

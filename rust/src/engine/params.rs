@@ -25,6 +25,8 @@ settings! {
         /// Whether the text includes the stop string or stop token that ends it.
         pub include_stop_str_in_output: bool = false,
         own:
+        /// Special tokens whose text is kept even with `skip_special_tokens`.
+        pub kept_special_ids: Vec<u32> = Vec::new(),
         /// How to sample each token.
         pub sampling: SamplingParams = SamplingParams::default(),
         /// Grammar that the answer follows; made by the engine's own compiler.

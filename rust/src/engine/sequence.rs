@@ -35,7 +35,8 @@ impl Sequence {
             false => TokenCounts::default(),
         };
         let detokenizer = Detokenizer::new(std::mem::take(&mut params.stop), params.skip_special_tokens)?
-            .including_stop(params.include_stop_str_in_output);
+            .including_stop(params.include_stop_str_in_output)
+            .keeping_special(std::mem::take(&mut params.kept_special_ids));
         let constraint = params.grammar.take().map(|grammar| Constraint::new(&grammar));
         Ok(Self {
             params,

@@ -1,7 +1,7 @@
 //! Binding of the `answer` module.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
@@ -16,6 +16,12 @@ type PartTuple = (&'static str, Option<usize>, String);
 /// The parser of one answer; see `_rust.pyi`.
 #[pyclass(frozen, name = "AnswerParser", module = "llm._rust")]
 struct PyAnswerParser(Mutex<AnswerParser>);
+
+impl PyAnswerParser {
+    fn parser(&self) -> MutexGuard<'_, AnswerParser> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 #[pymethods]
 impl PyAnswerParser {
@@ -32,13 +38,18 @@ impl PyAnswerParser {
         Ok(Self(Mutex::new(AnswerParser::new(setup)?)))
     }
 
+    #[getter]
+    fn is_reasoning(&self) -> bool {
+        self.parser().is_reasoning()
+    }
+
     fn push(&self, text: &Bound<'_, PyString>) -> PyResult<Vec<PartTuple>> {
         let text = utf8(text)?;
-        Ok(tuples(self.0.lock().unwrap_or_else(PoisonError::into_inner).push(text)))
+        Ok(tuples(self.parser().push(text)))
     }
 
     fn finish(&self) -> Vec<PartTuple> {
-        tuples(self.0.lock().unwrap_or_else(PoisonError::into_inner).finish())
+        tuples(self.parser().finish())
     }
 }
 

@@ -22,12 +22,18 @@ pub(super) struct PyRequestParams(pub(super) RequestParams);
 #[pymethods]
 impl PyRequestParams {
     #[new]
-    #[pyo3(signature = (params, *, choice_index=0, grammar=None))]
-    fn new(params: &Bound<'_, PyAny>, choice_index: u32, grammar: Option<&Bound<'_, PyGrammar>>) -> Result<Self> {
+    #[pyo3(signature = (params, *, choice_index=0, grammar=None, kept_special_ids=None))]
+    fn new(
+        params: &Bound<'_, PyAny>,
+        choice_index: u32,
+        grammar: Option<&Bound<'_, PyGrammar>>,
+        kept_special_ids: Option<Vec<u32>>,
+    ) -> Result<Self> {
         let source = Attributes(params);
+        let kept_special_ids = kept_special_ids.unwrap_or_default();
         let sampling = SamplingParams { choice_index, ..SamplingParams::read(&source)? };
         let grammar = grammar.map(|grammar| grammar.get().0.clone());
-        let params = RequestParams { sampling, grammar, ..RequestParams::read(&source)? };
+        let params = RequestParams { sampling, grammar, kept_special_ids, ..RequestParams::read(&source)? };
         params.validate()?;
         Ok(Self(params))
     }

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from llm.errors import InternalError
 from llm.inference import ChoiceDelta, Collector, Delta, FinishReason, GenerationOutput, Prompt, Usage
 from llm.serving import sse
 from llm.serving.logprobs import prompt_logprobs
-from llm.serving.protocol.common import GenerationRequest, TokenIdsField, UsageField, encoder
+from llm.serving.protocol.common import ChatFinishReason, GenerationRequest, TokenIdsField, UsageField, encoder
 from llm.serving.protocol.logprobs import PromptLogprobs
 from llm.tokenization import BaseTokenizer
 
@@ -45,12 +46,15 @@ class Answer(abc.ABC):
                 frame = self._frames[index] = self._frame(index)
                 opening = self.opening(index)
                 parts += () if opening is None else (sse.event(opening),)
-            if delta.logprobs or self._returns_ids:
+            if delta.parts is not None:
+                parts += self.part_events(index, delta)
+            elif delta.logprobs or self._returns_ids:
                 parts.append(sse.event(self.token_chunk(index, delta)))
             elif delta.text:
                 parts += (frame[0], encoder.encode(delta.text), frame[1])
             if delta.finish_reason is not None:
-                parts.append(sse.event(self.chunk(index, "", delta.finish_reason)))
+                finish_reason = self.finish_reason(index, delta.finish_reason)
+                parts.append(sse.event(self.chunk(index, "", finish_reason)))
         return b"".join(parts)
 
     def last_event(self, usage: Usage) -> bytes:
@@ -70,12 +74,24 @@ class Answer(abc.ABC):
         """Returns the chunk sent before a choice's first text, or None if the endpoint has no such chunk."""
 
     @abc.abstractmethod
-    def chunk(self, index: int, text: str, finish_reason: FinishReason | None = None) -> msgspec.Struct:
+    def chunk(self, index: int, text: str, finish_reason: ChatFinishReason | None = None) -> msgspec.Struct:
         """Returns the chunk that adds text to a choice, or gives the choice's finish reason."""
 
     @abc.abstractmethod
     def token_chunk(self, index: int, delta: Delta) -> msgspec.Struct:
         """Returns the chunk that adds text to a choice with what the request asks for about its tokens."""
+
+    def part_events(self, index: int, delta: Delta) -> list[bytes]:
+        """Returns the framed events of a delta that is split into parts; only some endpoints have such deltas.
+
+        Raises:
+            InternalError: The endpoint has no parts.
+        """
+        raise InternalError(f"the delta {delta!r} of choice {index} has parts; please report it")
+
+    def finish_reason(self, index: int, finish_reason: FinishReason) -> ChatFinishReason:  # noqa: ARG002 - for subclasses
+        """Returns why a choice ended, in the endpoint's words."""
+        return finish_reason
 
     @abc.abstractmethod
     def usage_chunk(self, usage: Usage) -> msgspec.Struct:

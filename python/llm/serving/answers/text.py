@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from llm.inference import ChoiceDelta, Collector, Delta, FinishReason, GenerationOutput, Prompt, TokenLogprob, Usage
+from llm.inference import ChoiceDelta, Collector, Delta, GenerationOutput, Prompt, TokenLogprob, Usage
 from llm.serving.answers.base import Answer
 from llm.serving.logprobs import TextOffsets, completion_logprobs, joined, prompt_offsets
-from llm.serving.protocol.common import TokenIdsField, UsageField
+from llm.serving.protocol.common import ChatFinishReason, TokenIdsField, UsageField
 from llm.serving.protocol.completions import Completion, CompletionChoice, CompletionRequest
 from llm.serving.protocol.logprobs import CompletionLogprobs
 from llm.tokenization import BaseTokenizer
@@ -49,7 +49,7 @@ class TextAnswer(Answer):
         logprobs = self._echoed(at, text, self._scored.get(at, ()))
         return self._completion([CompletionChoice(index=index, text=text, finish_reason=None, logprobs=logprobs)])
 
-    def chunk(self, index: int, text: str, finish_reason: FinishReason | None = None) -> msgspec.Struct:
+    def chunk(self, index: int, text: str, finish_reason: ChatFinishReason | None = None) -> msgspec.Struct:
         """Returns a chunk that adds text."""
         return self._completion([CompletionChoice(index=index, text=text, finish_reason=finish_reason)])
 

@@ -98,7 +98,7 @@ async def answer_events(
                 for _, last in deltas:
                     if last.logprobs:
                         answer.note_logprobs(last.logprobs)
-                    events += answer.add([Part("text", None, last.text)])
+                    events += answer.add([Part("text", None, last.text)] if last.parts is None else last.parts)
                 yield events
         events = list(answer.finish(_ending(conversation, prompt, collector)))
         if conversation.keep is not None:

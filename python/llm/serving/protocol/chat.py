@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from llm.inference.outputs import FinishReason, Usage
-from llm.serving.protocol.common import GenerationRequest, TokenIdsField, UsageField
+from llm.inference.outputs import Usage
+from llm.serving.protocol.common import ChatFinishReason, GenerationRequest, TokenIdsField, UsageField
 from llm.serving.protocol.logprobs import ChatLogprobs, PromptLogprobs
+from llm.serving.protocol.tools import MessageToolCall, NamedTool, SentToolCall, Tool, ToolCallDelta, ToolMode
 from llm.settings.sampling import NumLogprobs
 
 ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -23,16 +24,25 @@ class TextPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[SentToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
     @property
     def text(self) -> str:
-        """Returns the content as one string, with several parts as separate paragraphs."""
-        if isinstance(self.content, str):
-            return self.content
-        return "\n".join(part.text for part in self.content)
+        """Returns the content as one string, with several parts as separate paragraphs; empty without content."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content or ""
+
+    @property
+    def may_lack_content(self) -> bool:
+        """Returns whether the message has something else to say than its content."""
+        return self.role == "assistant" and bool(self.tool_calls or self.reasoning_content or self.reasoning)
 
 
 class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -49,6 +59,14 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolMode | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """Returns the tools that the model may call in this answer."""
+        return [] if self.tool_choice == "none" else self.tools or []
 
     @property
     def num_logprobs(self) -> int | None:
@@ -69,9 +87,12 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True):
 class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
     """The assistant's message in a chat answer."""
 
-    content: str
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[MessageToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +100,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int
     message: AssistantMessage
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     logprobs: ChatLogprobs | None = None
     token_ids: TokenIdsField = UNSET
 
@@ -98,10 +119,13 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The part of a message that a chunk adds: the role once, then text, and nothing at the end."""
+    """The part of a message that a chunk adds: the role once, then reasoning, text and calls, nothing at the end."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +133,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int
     delta: ChatDelta
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinishReason | None = None
     logprobs: ChatLogprobs | None = None
     token_ids: TokenIdsField = UNSET
 

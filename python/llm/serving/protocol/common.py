@@ -3,12 +3,12 @@
 Error messages quote the ranges in `Meta`. `llm.serving.parsing` handles every parameter that isn't a field here.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, UnsetType
 
-from llm.inference.outputs import Usage
+from llm.inference.outputs import FinishReason, Usage
 from llm.serving.protocol.formats import ResponseFormat
 from llm.settings.sampling import GREEDY, TokenId, nullable_fields
 
@@ -96,6 +96,9 @@ class GenerationRequest(_SharedFields, frozen=True, kw_only=True):
         """Returns whether the stream ends with a chunk that holds the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+
+# `tool_calls`: the answer calls functions, and is complete.
+ChatFinishReason = FinishReason | Literal["tool_calls"]
 
 # Absent unless requested.
 TokenIdsField = tuple[int, ...] | UnsetType

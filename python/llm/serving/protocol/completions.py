@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta
 
-from llm.inference.outputs import FinishReason
-from llm.serving.protocol.common import GenerationRequest, TokenIdsField, UsageField
+from llm.serving.protocol.common import ChatFinishReason, GenerationRequest, TokenIdsField, UsageField
 from llm.serving.protocol.logprobs import CompletionLogprobs, PromptLogprobs
 from llm.settings.sampling import NumLogprobs, TokenId
 
@@ -50,7 +49,7 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int
     text: str
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     logprobs: CompletionLogprobs | None = None
     prompt_logprobs: PromptLogprobs = UNSET
     token_ids: TokenIdsField = UNSET

@@ -35,6 +35,8 @@ pub struct Delta {
 pub struct Detokenizer {
     stop: Vec<StopMatcher>,
     skip_special: bool,
+    /// Special tokens whose text is kept nevertheless.
+    kept_special: Vec<u32>,
     /// The first bytes of an incomplete code point.
     partial: Vec<u8>,
     /// Decoded text that may be the beginning of a stop string.
@@ -58,6 +60,7 @@ impl Detokenizer {
         Ok(Self {
             stop,
             skip_special,
+            kept_special: Vec::new(),
             partial: Vec::new(),
             held: String::new(),
             checks_stop: true,
@@ -79,6 +82,13 @@ impl Detokenizer {
         self.stopped
     }
 
+    /// Sets special tokens whose text is kept even if that of others is left out.
+    #[must_use]
+    pub fn keeping_special(mut self, ids: Vec<u32>) -> Self {
+        self.kept_special = ids;
+        self
+    }
+
     /// Adds one token. Returns the text that is now final and the stop string that was found, if any.
     ///
     /// With `check_stop` false, the token's text cannot be part of a stop string (`min_tokens` is not reached yet).
@@ -89,7 +99,7 @@ impl Detokenizer {
         }
         self.checks_stop = check_stop;
         if let Some(bytes) = table.bytes(id)
-            && !(self.skip_special && table.is_special(id))
+            && !(self.skip_special && table.is_special(id) && !self.kept_special.contains(&id))
         {
             self.partial.extend_from_slice(bytes);
             let decoded = self.decode_complete();
