@@ -1,7 +1,6 @@
 """Limits of a key, on a clock that the tests set."""
 
 import asyncio
-import asyncio
 from types import SimpleNamespace
 
 import httpx
