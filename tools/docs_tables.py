@@ -11,6 +11,7 @@ import msgspec
 
 from llm.settings.benchmark import ServingBenchmark
 from llm.settings.engine import EngineConfig
+from llm.settings.evaluation import EvaluationConfig
 from llm.settings.fields import declared, default_of
 from llm.settings.keys import ApiKey
 from llm.settings.model import ExpertsConfig, LatentConfig, ModelConfig, RopeScaling
@@ -34,6 +35,7 @@ TABLES: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "ServerConfig": ("", ServerConfig),
     "ServingBenchmark": ("", ServingBenchmark),
     "ApiKey": ("", ApiKey),
+    "EvaluationConfig": ("", EvaluationConfig),
 }
 _MARKED = re.compile(r"(<!-- settings: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

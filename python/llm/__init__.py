@@ -11,7 +11,7 @@ from llm.settings.sampling import SamplingParams
 from llm.settings.structured import StructuredOutputs
 
 if TYPE_CHECKING:
-    from llm.api import LLM, serve, train
+    from llm.api import LLM, evaluate, serve, train
     from llm.data import BaseDataModule, SyntheticDataModule, TextDataModule
     from llm.inference import GenerationOutput
     from llm.models import DecoderModel, RegressionModel, TransformerBlock
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "LLM": "llm.api",
+    "evaluate": "llm.api",
     "serve": "llm.api",
     "train": "llm.api",
     "ModelConfig": "llm.settings.model",
@@ -79,6 +80,7 @@ __all__ = [
     "TextDataModule",
     "TrainingEngine",
     "TransformerBlock",
+    "evaluate",
     "load_run_config",
     "load_tokenizer",
     "registry",

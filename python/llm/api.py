@@ -1,9 +1,10 @@
-"""The public verbs: train a model, run it, serve it."""
+"""The public verbs: train a model, run it, evaluate it, serve it."""
 
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from llm.checkpoint import Checkpoint
 from llm.errors import ConfigError, InvalidArgumentError
+from llm.evaluation import Report, evaluate_files
 from llm.inference import (
     Collector,
     Delta,
@@ -25,11 +27,13 @@ from llm.inference import (
 )
 from llm.inference.progress import generation_progress
 from llm.inference.scoring import embed, score
+from llm.settings.evaluation import evaluation_config
 from llm.settings.merge import Override, validated
 from llm.settings.run import RunConfig
 from llm.settings.sampling import SamplingParams
 from llm.settings.server import server_config
 from llm.tokenization import BaseTokenizer
+from llm.tokenization.files import write_bytes
 from llm.training import Callback, launch
 from llm.training import resume as resume_run
 
@@ -301,6 +305,49 @@ def train(
     if out is None:
         raise ConfigError("`out` is missing\nhint: pass a new directory for the run, or `resume`")
     return launch(base, out, file=file, overrides=changes, tokenizer=tokenizer, callbacks=callbacks)
+
+
+def evaluate(
+    path: str | os.PathLike[str],
+    data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    engine: EngineConfig | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Report:
+    """Evaluates a checkpoint on files: perplexity of texts, accuracy on JSONL files of samples.
+
+    Args:
+        path: A `Checkpoint`, or the directory of a checkpoint or run.
+        data: Files; names that end in `.jsonl` hold samples, all others are texts in UTF-8.
+        out: File for the report as JSON, every sample included.
+        dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
+        device: `auto`, `cpu` or `cuda[:N]`.
+        engine: Engine limits.
+        progress: Whether to show a progress bar; None shows one on a terminal.
+        **settings: Fields of `EvaluationConfig`, such as `shots=3`.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range.
+        CheckpointError: Files of the checkpoint are missing, damaged or contradictory.
+        DataError: A file of data can't be read, or a line is no sample.
+
+    Example:
+        >>> from llm import evaluate
+        >>> report = evaluate("runs/demo", "questions.jsonl", shots=3)  # doctest: +SKIP
+        >>> report.results[0].metrics["accuracy"].value  # doctest: +SKIP
+    """
+    files = [data] if isinstance(data, str | os.PathLike) else list(data)
+    config = evaluation_config(**settings)
+    session = Session(load_engine(path, dtype=dtype, device=device, config=engine))
+    results = evaluate_files(session, files, config, progress=progress)
+    report = Report(model=os.fspath(path), settings=config, results=results)
+    if out is not None:
+        write_bytes(Path(out), report.to_json())
+    return report
 
 
 def serve(path: str | os.PathLike[str], **settings: Any) -> None:

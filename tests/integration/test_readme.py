@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from llm.settings.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-GUIDES = [ROOT / "docs" / f"{name}.md" for name in ("tokenizers", "training", "models", "inference", "serving")]
+GUIDES = [
+    ROOT / "docs" / f"{name}.md" for name in ("tokenizers", "training", "models", "inference", "serving", "evaluation")
+]
 SHELL = ("sh", "console")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SETTING = re.compile(r"\w+\.\w+=")
@@ -52,12 +55,24 @@ def run_page(page: Path, directory: Path) -> str:
     return done.stdout.decode()
 
 
+def command_words(block: str) -> Iterator[list[str]]:
+    """The words of each line; a line whose quotes are open goes on in the next one."""
+    line = ""
+    for part in block.splitlines():
+        line += part if not line else f"\n{part}"
+        try:
+            yield shlex.split(line.removeprefix("$ "), comments=True)
+        except ValueError:
+            continue
+        line = ""
+    assert not line, f"open quotes: {line}"
+
+
 def shell_words(page: Path) -> list[list[str]]:
     """The commands of a page's shell blocks, each as its words; variables set before a command are left out."""
     commands = []
     for _, block in blocks(page, SHELL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True)
+        for words in command_words(block.replace("\\\n", " ")):
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words.pop(0)
             commands += [words] if words else []
@@ -123,7 +138,7 @@ def test_shown_make_targets_exist(words: list[str]) -> None:
 
 
 def test_guides_show_every_settings_table_as_declared() -> None:
-    pages = [guide.read_text(encoding="utf-8") for guide in GUIDES]
+    pages = [page.read_text(encoding="utf-8") for page in PAGES]
     assert [filled(page) for page in pages] == pages, "run `make docs-tables`"
     assert sorted(re.findall(r"<!-- settings: (\w+) -->", "".join(pages))) == sorted(TABLES)
     assert {kind for _, kind in TABLES.values()} >= {type(section) for section in struct_values(RunConfig())}

@@ -8,9 +8,9 @@ import pytest
 
 import llm
 
-MODULES = [
-    info.name for info in pkgutil.walk_packages(llm.__path__, "llm.") if not info.name.endswith(("__main__", "._rust"))
-]
+# The harness is a module for an environment with the extra `lm-eval`.
+SKIPPED = ("__main__", "._rust", ".evaluation.harness")
+MODULES = [info.name for info in pkgutil.walk_packages(llm.__path__, "llm.") if not info.name.endswith(SKIPPED)]
 
 
 @pytest.mark.parametrize("name", ["llm", *MODULES])

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperCommand
 
 import llm
-from llm.cli import bench, chat, demo, export, generate, info, serve, tokenizer, train
+from llm.cli import bench, chat, demo, eval, export, generate, info, serve, tokenizer, train
 from llm.cli.options import NamingOptions
 from llm.errors import LLMError
 
@@ -34,11 +34,13 @@ def root(
         raise typer.Exit
 
 
-for verb in (train, generate, chat, serve, export, info, demo):
+for verb in (train, generate, chat, serve, eval, export, info, demo):
     context = getattr(verb, "CONTEXT", None)
     # Messages of `train` name settings, most of which have no option.
     kind = TyperCommand if verb is train else NamingOptions
-    app.command(verb.command.__name__, cls=kind, epilog=verb.EXAMPLE, context_settings=context)(verb.command)
+    app.command(getattr(verb, "NAME", verb.command.__name__), cls=kind, epilog=verb.EXAMPLE, context_settings=context)(
+        verb.command
+    )
 
 
 def main() -> None:

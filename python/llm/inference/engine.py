@@ -15,11 +15,13 @@ from llm.errors import EngineError, InvalidArgumentError, LLMError
 from llm.inference.outputs import Delta, TokenLogprob
 from llm.inference.runners.base import ModelRunner
 from llm.inference.speculation.draft import DraftModel
+from llm.settings.engine import EngineConfig
 from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer
 
 logger = logging.getLogger(__name__)
 
+_MAX_PASS_TOKENS = 256
 NO_TOKEN = 2**32 - 1  # in `StepOutputs.token_ids`: the request ended without a new token
 
 
@@ -32,7 +34,7 @@ class Engine:
         tokenizer: The model's tokenizer.
         max_model_len: Longest context in tokens.
         draft: A smaller model that proposes draft tokens.
-        max_pass_tokens: Largest number of tokens in a step.
+        limits: Limits of the scheduler.
 
     Example:
         >>> from llm import LLM
@@ -50,13 +52,13 @@ class Engine:
         max_model_len: int,
         *,
         draft: DraftModel | None = None,
-        max_pass_tokens: int = 256,
+        limits: EngineConfig | None = None,
     ) -> None:
         self.core = core
         self.runner = runner
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
-        self.max_pass_tokens = max_pass_tokens
+        self.limits = limits or EngineConfig()
         self.draft = draft
         self.generation_defaults: dict[str, float] = {}  # the checkpoint's sampling values, as defaults
         self._next_id = 0
@@ -155,6 +157,11 @@ class Engine:
         if self.draft is not None:
             self._guess(self.draft, outputs)
         return _deltas(outputs)
+
+    @property
+    def max_pass_tokens(self) -> int:
+        """Largest number of tokens in a step."""
+        return self.limits.max_batch_tokens or _MAX_PASS_TOKENS
 
     def stats(self) -> dict[str, int]:
         """Returns the engine's statistics: counts of requests, blocks and tokens."""

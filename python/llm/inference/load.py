@@ -99,7 +99,7 @@ def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineCo
     )
     runner = model_runner(model, cache, config, max_model_len)
     draft = _draft_model(config, max_model_len, tokenizer, weight)
-    return Engine(core, runner, tokenizer, max_model_len, draft=draft, max_pass_tokens=max_batch_tokens)
+    return Engine(core, runner, tokenizer, max_model_len, draft=draft, limits=limits)
 
 
 def model_runner(model: DecoderModel, cache: KVCache, config: EngineConfig, max_model_len: int) -> ModelRunner:

@@ -5,7 +5,6 @@ An invalid request gets its 400 even while the model loads.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 
@@ -27,8 +26,6 @@ from llm.serving.routes import OPEN_ROUTES, ROUTES, error_format_of, meant_path,
 from llm.serving.services import Services
 from llm.serving.tracing import open_tracing
 from llm.settings.server import ServerConfig
-
-logger = logging.getLogger(__name__)
 
 
 class App:
@@ -82,8 +79,7 @@ class App:
         except APIError as error:
             log_refusal(exchange, error)
             await exchange.send_error(error)
-        except Exception as error:
-            logger.error("request %s failed: %s", exchange.request_id, type(error).__name__)  # its trace follows
+        except Exception:
             await exchange.send_error(internal_error())
             raise
         finally:

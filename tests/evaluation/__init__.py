@@ -1,0 +1,1 @@
+"""Evaluation beside EleutherAI's lm-evaluation-harness: `make test-eval`."""

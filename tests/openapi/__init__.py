@@ -1,1 +1,0 @@
-"""Schemathesis over `/openapi.json`: `make test-openapi`."""
