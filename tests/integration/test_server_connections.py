@@ -122,7 +122,7 @@ def test_malformed_head_is_refused(strict, request_line, headers, status):
 
 @pytest.mark.parametrize(
     "path",
-    [b"/../../etc/passwd", b"/%2e%2e/%2e%2e/etc/passwd", b"/v1/models/../../etc/passwd", b"/%00%ff", b"//", b"/v1//"],
+    [b"/../../etc/passwd", b"/%2e%2e/%2e%2e/etc/passwd", b"/v1/models/../../etc/passwd", b"/%00%ff", b"/v1//"],
 )
 def test_no_path_leaves_the_table_of_routes(strict, path):
     request = b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

@@ -1,6 +1,7 @@
 """Limits, keys, start and stop of servers in processes of their own."""
 
 import asyncio
+import logging
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from tests.integration.server_client import (
     wait_until,
     write_checkpoint,
 )
+from tests.unit.inference_samples import FailsOnce
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "openai_client_demo.py"
 
@@ -128,6 +130,45 @@ def test_health_is_503_until_the_model_is_loaded(checkpoint):
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_loading")
     assert (healthy.status_code, healthy.json()) == (200, {"status": "ok"})
     assert answered.json()["usage"]["completion_tokens"] == 1
+
+
+def test_fault_of_the_model_is_500_with_the_request_id_and_nothing_inside(checkpoint, caplog):
+    def load():
+        engine = load_async_engine(checkpoint, config=EngineConfig())
+        engine.session.engine.runner = FailsOnce(engine.session.engine.runner)
+        return engine
+
+    async def scenario():
+        app = create_app(load, model_name="tiny")
+        listener, stop = bind("127.0.0.1", 0), asyncio.Event()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        serving = asyncio.create_task(run(app, listener, stop=stop))
+        await app.services.engine.settled.wait()
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            body = {"model": "tiny", "prompt": "x", "max_tokens": 4, "ignore_eos": True}
+            failed = await client.post("/v1/completions", json=body, headers={"x-request-id": "req-7"})
+            again = await client.post("/v1/completions", json=body)
+        stop.set()
+        await serving
+        return failed, again
+
+    with caplog.at_level(logging.ERROR, logger="llm"):
+        failed, again = asyncio.run(scenario())
+    message = "The server failed to process the request; its log has the details under the request id req-7"
+    error = {"message": message, "type": "server_error", "param": None, "code": "engine_error"}
+    assert (failed.status_code, failed.json()) == (500, {"error": error})
+    assert again.status_code == 200
+    assert "request req-7 failed" in caplog.text
+    assert "out of memory" in caplog.text
+
+
+def test_server_that_is_open_to_the_network_without_keys_warns(checkpoint):
+    with ServerHandle(checkpoint, ServerConfig(port=0, host="0.0.0.0")) as server:
+        assert "no API key is set: everyone who reaches 0.0.0.0 may use the model" in server.log_tail()
+        by_name = httpx.get(f"{server.base_url}/models", headers={"host": "box.lan"}, trust_env=False)
+        assert by_name.status_code == 200
+    with ServerHandle(checkpoint, ServerConfig(port=0, host="0.0.0.0", api_keys=("key",))) as server:
+        assert "no API key" not in server.log_tail()
 
 
 def test_sigterm_lets_a_running_stream_finish_and_exits_with_zero(checkpoint):

@@ -170,6 +170,12 @@ def test_background_stream_is_joined_again_after_its_client_left(client, server)
     wait_until(lambda: is_idle(server))
 
 
+@pytest.mark.parametrize(("name", "value"), [("stream", "1822"), ("starting_after", "x")])
+def test_query_of_another_type_is_refused_by_name(client, server, name, value):
+    url = f"{server.base_url}/responses/{respond(client).id}?{name}={value}"
+    assert httpx.get(url, trust_env=False).json()["error"]["param"] == name
+
+
 def test_truncation_drops_the_oldest_turns(client):
     turns = [{"role": "user", "content": f"{number} " + "To be " * 800} for number in range(8)]
     with pytest.raises(openai.BadRequestError) as error:

@@ -181,6 +181,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         load_model(directory)
 
 
+@pytest.mark.long
 def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> None:
     config = ModelConfig(vocab_size=8000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=10, head_dim=64)
     with atomic_directory(tmp_path / "a") as temporary:

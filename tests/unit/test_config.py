@@ -90,6 +90,7 @@ def test_validated_checks_what_constructors_do_not() -> None:
     assert validated(SamplingParams(top_p=0.5, stop=("a",))) == SamplingParams(top_p=0.5, stop=("a",))
 
 
+@pytest.mark.long
 @given(st.integers(1, 10**6), st.floats(1e-6, 1.0), st.text(max_size=20))
 def test_round_trip_through_builtins(steps: int, rate: float, path: str) -> None:
     config = RunConfig()

@@ -129,6 +129,7 @@ def drain(engine, model, expected_ids):
     return tokens, texts, reasons
 
 
+@pytest.mark.long
 @hypothesis_settings(deadline=None)  # a busy machine is no failure
 @given(
     requests=st.lists(requests_strategy, min_size=1, max_size=8),

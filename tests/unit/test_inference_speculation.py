@@ -63,6 +63,7 @@ LIMITS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["kernels", "torch"])
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 def test_a_draft_model_changes_no_answer(

@@ -142,6 +142,7 @@ def bf16_model(config: ModelConfig) -> DecoderModel:
     return build(config).to(torch.bfloat16)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("name", LARGER)
 def test_long_contexts_and_many_rows_equal_pytorch(name: str, isa: str) -> None:
@@ -158,6 +159,7 @@ def test_long_contexts_and_many_rows_equal_pytorch(name: str, isa: str) -> None:
         np.testing.assert_allclose(run(kernels, step, config.vocab_size), wanted, atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("name", LARGER)
 def test_bf16_is_no_further_from_fp32_than_pytorch(name: str, isa: str) -> None:
@@ -177,6 +179,7 @@ def test_bf16_is_no_further_from_fp32_than_pytorch(name: str, isa: str) -> None:
     assert our_error.max() <= 1.2 * their_error.max()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("isa", instruction_sets())
 @given(data=st.data())

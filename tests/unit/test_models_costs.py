@@ -54,6 +54,7 @@ def saved_bytes(model: DecoderModel, batch: int, length: int) -> int:
     return sum(kept.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CONFIGS)
 def test_activations_are_about_what_autograd_keeps(name: str) -> None:
     model = DecoderModel(CONFIGS[name]).train()

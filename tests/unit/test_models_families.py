@@ -184,6 +184,7 @@ def test_what_is_written_here_opens_there_with_equal_parameters(theirs: tuple[An
     assert (their_logits(back, token_ids) - their_logits(model, token_ids)).abs().max() <= 1e-5
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_large_weights_are_written_in_several_files(theirs: tuple[Any, Path], tmp_path: Path) -> None:
     model, directory = theirs

@@ -195,6 +195,7 @@ def test_a_file_cut_anywhere_is_an_error(tmp_path: Path) -> None:
             read_tensors(tmp_path / "b.gguf")
 
 
+@pytest.mark.long
 def test_a_file_with_any_byte_of_its_head_changed_is_read_or_an_error(tmp_path: Path) -> None:
     whole = llama_file(tmp_path / "a.gguf").read_bytes()
     table = len(whole) - sum(math.prod(shape) * 4 for shape in SHAPES.values())

@@ -55,6 +55,7 @@ RULES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("backend", ["sdpa", "math", "flex"])
 @pytest.mark.parametrize("lengths", [(23,), (8, 8, 8), (3, 17, 1)])

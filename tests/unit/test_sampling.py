@@ -146,6 +146,7 @@ def test_bfloat16_rows_are_sampled_as_the_same_numbers_in_float32(data, shape, r
         assert np.array_equal(given_bits.view(np.uint16), bits)
 
 
+@pytest.mark.long
 @no_deadline
 @given(data=st.data(), num_rows=st.integers(1, 9))
 def test_a_row_is_sampled_as_if_alone(data, num_rows):
@@ -159,6 +160,7 @@ def test_a_row_is_sampled_as_if_alone(data, num_rows):
     assert together.token_ids.tolist() == alone
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [

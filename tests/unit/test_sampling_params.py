@@ -19,6 +19,7 @@ from llm.settings.merge import validated
         ({"allowed_token_ids": (-1,)}, "allowed_token_ids"),
         ({"stop_token_ids": (2**32,)}, "stop_token_ids"),
         ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty"),  # would make logits infinite
     ],
 )
 def test_values_out_of_range_are_named(fields, message):

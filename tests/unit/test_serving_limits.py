@@ -3,9 +3,11 @@
 import asyncio
 from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from llm.inference import Usage
+from llm.serving import ServerConfig, create_app
 from llm.serving.errors import APIError
 from llm.serving.limits import KeyUsage
 from llm.settings.keys import ApiKey
@@ -109,3 +111,23 @@ def test_work_in_the_background_counts_until_it_ends():
         assert refused(key)[0].body.type == "tokens"
 
     asyncio.run(both())
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/v1/messages", "rate_limit_error"), ("/v1/completions", "requests"), ("/tokenize", "requests")]
+)
+def test_every_api_tells_a_limit_in_its_own_form(tmp_path, path, kind):
+    file = tmp_path / "keys.toml"
+    file.write_text("[alice]\nkey = 'secret'\nrequests_per_minute = 1")
+    app = create_app(lambda: None, model_name="tiny", config=ServerConfig(api_key_file=str(file)))
+
+    async def twice():
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return [await client.post(path, json={}, headers={"x-api-key": "secret"}) for _ in range(2)]
+
+    first, second = asyncio.run(twice())
+    assert first.status_code == 400  # a wrong request counts too
+    assert (second.status_code, second.json()["error"]["type"]) == (429, kind)
+    assert 1 <= int(second.headers["retry-after"]) <= 60
+    assert second.headers["x-ratelimit-remaining-requests"] == "0"

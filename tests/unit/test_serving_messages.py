@@ -145,6 +145,7 @@ def test_a_last_turn_of_the_assistant_is_continued():
         ({"max_tokens": None}, "max_tokens"),
         ({"stop_sequences": [""]}, "stop_sequences[0]"),
         ({"temperature": 9}, "temperature"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages"),
         (
             {"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "url"}}]}]},
             "messages[0].content[0].source.type",

@@ -47,6 +47,7 @@ def test_ids_equal_tiktoken(pattern: str, text: str) -> None:
     assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.long
 @every_pattern
 @given(text=texts())
 def test_ids_equal_the_slow_twin(pattern: str, text: str) -> None:
@@ -66,6 +67,7 @@ def test_every_way_to_encode_gives_the_same_ids(text: str, repeat: int) -> None:
     assert batch == [ids] * repeat
 
 
+@pytest.mark.long
 def test_every_character_equals_tiktoken() -> None:
     # Blocks keep the number of calls small; the signs around a character show its class by where pieces end.
     codes = [code for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]

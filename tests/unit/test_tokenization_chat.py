@@ -187,6 +187,7 @@ def rendered(function: Callable[[], str]) -> str | None:
         return None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=40, deadline=None)
 @given(messages=conversations(), prompt=st.booleans(), tools=st.sampled_from([None, [], TOOLS]))

@@ -141,11 +141,13 @@ def test_what_no_chat_needs_is_not_there(source: str) -> None:
     fails(source, r"^the chat template (failed: (UndefinedError|TypeError: no loader)|is not valid Jinja: No filter)")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", BOMBS, ids=lambda source: source[-60:])
 def test_memory_is_bounded(source: str) -> None:
     fails(source, TOO_MANY_CHARACTERS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", ENDLESS)
 def test_time_is_bounded(source: str) -> None:
     fails(source, TOO_MANY_STEPS)
@@ -177,6 +179,7 @@ def test_deep_messages_are_an_error() -> None:
         ChatTemplate("a").render([{"role": "user", "content": content}])
 
 
+@pytest.mark.long
 def test_all_bombs_together_take_little_memory() -> None:
     code = (
         "import resource\n"

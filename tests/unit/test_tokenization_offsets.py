@@ -31,6 +31,7 @@ def test_offsets_refer_to_the_text_before_normalisation(make: str, text: str) ->
 DROPPING = {"smollm", "unknown tokens left out"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", MAKES)
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=any_text())

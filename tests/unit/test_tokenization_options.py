@@ -67,6 +67,7 @@ def test_special_tokens_equal_tiktoken_for_every_choice(text: str, allowed: Any,
     assert bpe().encode(text, allow_special=True) == twin().encode(text, allowed_special="all")
 
 
+@pytest.mark.long
 @every_tokenizer
 @given(text=texts_with_special, allowed=names, disallowed=names)
 def test_every_tokenizer_chooses_the_same_special_tokens(make: Any, text: str, allowed: Any, disallowed: Any) -> None:

@@ -23,6 +23,7 @@ def merged_tokens(tokenizer: BPETokenizer) -> list[bytes | None]:
     return tokenizer.token_bytes()[: tokenizer.vocab_size - len(tokenizer.special_tokens)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pattern", PATTERNS)
 @given(corpus=st.lists(texts(), min_size=1, max_size=6), num_merges=st.integers(0, 40))
 def test_tokens_equal_the_slow_twin(pattern: str, corpus: list[str], num_merges: int) -> None:

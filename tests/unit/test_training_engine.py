@@ -18,6 +18,7 @@ from llm.training.launch import launch
 from tests.unit.training_samples import MODEL, check_same_training, config, losses_of, unclipped
 
 
+@pytest.mark.long
 def test_training_learns_the_rule(tmp_path: Path) -> None:
     run = tmp_path / "run"
     launch(config(max_steps=200, log_every=10), run)
@@ -123,6 +124,7 @@ class MemoryWatch(Callback):
         self.resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_does_not_grow_with_steps(tmp_path: Path) -> None:
     watch = MemoryWatch()

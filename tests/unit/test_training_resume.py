@@ -32,6 +32,7 @@ class StopAfter(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path: Path, precision: str) -> None:
     settings = config(max_steps=11, checkpoint_every=4, precision=precision)

@@ -5,6 +5,7 @@ An invalid request gets its 400 even while the model loads.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
@@ -26,6 +27,8 @@ from llm.serving.routes import OPEN_ROUTES, ROUTES, error_format_of, meant_path,
 from llm.serving.services import Services
 from llm.serving.tracing import open_tracing
 from llm.settings.server import ServerConfig
+
+logger = logging.getLogger(__name__)
 
 
 class App:
@@ -79,7 +82,8 @@ class App:
         except APIError as error:
             log_refusal(exchange, error)
             await exchange.send_error(error)
-        except Exception:
+        except Exception as error:
+            logger.error("request %s failed: %s", exchange.request_id, type(error).__name__)  # its trace follows
             await exchange.send_error(internal_error())
             raise
         finally:

@@ -151,10 +151,16 @@ def draining() -> APIError:
     return APIError(503, body, [(b"retry-after", RETRY_AFTER_S.encode()), _CLOSE])
 
 
-def internal_error() -> APIError:
+def internal_error(code: str = "internal_error") -> APIError:
     """Returns a 500 without internal details, which only the log contains."""
-    message = "The server failed to process the request; see its log for details"
-    return APIError(500, ErrorBody(message=message, type=SERVER_ERROR, code="internal_error"))
+    message = "The server failed to process the request; its log has the details"
+    return APIError(500, ErrorBody(message=message, type=SERVER_ERROR, code=code))
+
+
+def with_request_id(error: APIError, request_id: str) -> APIError:
+    """Returns a fault of the server with the id under which its log has the details."""
+    body = msgspec.structs.replace(error.body, message=f"{error.body.message} under the request id {request_id}")
+    return APIError(error.status, body, error.headers)
 
 
 def from_llm_error(error: LLMError, *, prompt_param: str | None = None) -> APIError:
@@ -178,7 +184,7 @@ def from_llm_error(error: LLMError, *, prompt_param: str | None = None) -> APIEr
             named = re.match(r"`(\w+)`", message)  # the invalid parameter; without a name, the prompt is invalid
             answer = bad_request(message, param=named[1] if named else prompt_param)
         case EngineError():
-            answer = APIError(500, ErrorBody(message=message, type=SERVER_ERROR, code="engine_error"))
+            answer = internal_error("engine_error")
         case _:
             answer = internal_error()
     return answer

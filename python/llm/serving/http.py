@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -19,6 +20,7 @@ from llm.serving.errors import (
     body_too_large,
     incomplete_body,
     unavailable,
+    with_request_id,
 )
 from llm.serving.protocol.common import encoder
 
@@ -139,6 +141,8 @@ class Exchange:
         """Sends an error as a response, or as the last event if a stream has begun."""
         if self.finished:
             return
+        if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            error = with_request_id(error, self.request_id)
         if self.status is None:
             payload = self.error_format.payload(error, self.request_id)
             await self.send_json(payload, status=error.status, headers=error.headers)

@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import ipaddress
 import logging
 import os
 import signal
@@ -111,8 +112,10 @@ def serve(
     _check_tls(config)
     _allow_open_files()
     configure_logging(config.log_level, config.log_format)
-    listener = listener or bind(config.host, config.port)
     app = create_app(lambda: _load(path, config), model_name=Path(path).resolve().name, config=config)
+    listener = listener or bind(config.host, config.port)
+    if app.authenticator.is_open and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        logger.warning("no API key is set: everyone who reaches %s may use the model; hint: --api-key", config.host)
     try:
         with contextlib.closing(listener):
             asyncio.run(_run_until_signal(app, listener, config))

@@ -50,7 +50,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     )
     typical_p: Annotated[TopP, Meta(description="Mass of the tokens nearest to the entropy to keep, in (0, 1].")] = 1.0
     repetition_penalty: Annotated[
-        float, Meta(gt=0.0, le=100.0, description="Penalty on tokens of prompt and answer; above 1: repeat less.")
+        float, Meta(ge=0.01, le=100.0, description="Penalty on tokens of prompt and answer; above 1: repeat less.")
     ] = 1.0
     presence_penalty: Annotated[Penalty, Meta(description="Penalty on each token that occurs in the answer.")] = 0.0
     frequency_penalty: Annotated[Penalty, Meta(description="Penalty per occurrence of a token in the answer.")] = 0.0

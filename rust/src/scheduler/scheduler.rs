@@ -310,7 +310,7 @@ impl Scheduler {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn started(&mut self, id: u64) -> Result<&mut Request> {
         let slot = match self.follow_rows(id) {
             Some(slot) => slot,

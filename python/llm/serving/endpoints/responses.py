@@ -77,12 +77,13 @@ async def create(services: Services, exchange: Exchange) -> None:
 async def retrieve(services: Services, exchange: Exchange) -> None:
     """Handles `GET /v1/responses/{id}`: the response as it is, or the events of one that is generated."""
     run = _run(services, exchange)
-    if exchange.query.get("stream", "").lower() == "true":
+    after = _whole_number(exchange, "starting_after", -1)
+    if _is_true(exchange, "stream"):
         if run is None or not run.is_streamed:
             await _record(services, exchange)
             message = "`stream` is only possible while a response with `background` and `stream` is generated"
             raise bad_request(message, param="stream")
-        await _follow(services, run, exchange, _whole_number(exchange, "starting_after", -1) + 1)
+        await _follow(services, run, exchange, after + 1)
         return
     if run is not None:
         await exchange.send_json(run.answer.whole())
@@ -242,6 +243,13 @@ def _whole_number(exchange: Exchange, name: str, default: int) -> int:
     if not given.isascii() or not given.isdigit() or len(given) > 9:
         raise bad_request(f"`{name}` must be a whole number, got {given[:20]!r}", param=name)
     return int(given)
+
+
+def _is_true(exchange: Exchange, name: str) -> bool:
+    given: str = exchange.query.get(name, "false").lower()
+    if given not in ("true", "false"):
+        raise bad_request(f"`{name}` must be true or false, got {given[:20]!r}", param=name)
+    return given == "true"
 
 
 def _start(items: Sequence[KeptItem], after: str | None) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from llm.serving.errors import bad_request
 from llm.serving.protocol.chat import ChatCompletionRequest
 from llm.serving.protocol.common import encoder
 from llm.serving.protocol.messages import (
@@ -32,10 +33,16 @@ _BILLING_PREFIX = "x-anthropic-billing-header:"
 
 
 def chat_body(request: CountTokensRequest) -> dict[str, Any]:
-    """Returns the body of the chat request that has the same prompt and parameters."""
+    """Returns the body of the chat request that has the same prompt and parameters.
+
+    Raises:
+        APIError: 400 if no message has content for the model.
+    """
     shared = set(request.__struct_fields__) & set(ChatCompletionRequest.__struct_fields__)
     body = {name: value for name in shared if (value := getattr(request, name)) is not None}
     body["messages"] = _chat_messages(request)
+    if not body["messages"]:
+        raise bad_request("`messages` must contain a block that the model reads, got none", param="messages")
     if body["messages"][-1]["role"] == "assistant":
         body |= {"continue_final_message": True, "add_generation_prompt": False}
     body |= _tool_fields(request) | _thinking_fields(request)

@@ -1,0 +1,1 @@
+"""Schemathesis over `/openapi.json`: `make test-openapi`."""
