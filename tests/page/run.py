@@ -44,7 +44,7 @@ def check() -> None:
 
 
 def config() -> ServerConfig:
-    return ServerConfig(port=0, served_model_name="SmolLM2-135M", engine=EngineConfig(max_model_len=4096))
+    return ServerConfig(port=0, served_model_name=("SmolLM2-135M",), engine=EngineConfig(max_model_len=4096))
 
 
 def take_screenshots(directory: str) -> None:

@@ -215,7 +215,13 @@ function finish(own, message, problem) {
     showError(problem, () => answerAgain(own));
   }
   say(problem ? "" : message.stopped ? "Stopped." : `The answer is complete: ${message.usage?.completion_tokens} tokens.`);
-  if (!problem && !byId("messages").querySelector("textarea")) prompt.focus({ preventScroll: true });
+  if (!problem) focusPrompt();
+}
+
+/** Returns the focus to the message field, unless it is elsewhere or would open the keyboard of a phone. */
+function focusPrompt() {
+  const isFree = document.activeElement === document.body || document.activeElement === null;
+  if (isFree && matchMedia("(pointer: fine)").matches) prompt.focus({ preventScroll: true });
 }
 
 /** Answers the last message of the user again, after an error. */
