@@ -143,6 +143,12 @@ def test_bad_input_is_one_message_and_exit_code_2(corpus_file: Path, tmp_path: P
             (("generate", tiny_checkpoint, "Hi", "--max-tokens", "9999"), ["the context is 128 tokens", "9999"]),
             (("generate", tiny_checkpoint, "Hi", "--top-p", "2"), ["`--top-p` must be", "got 2.0"]),
             (("generate", tiny_checkpoint, "Hi", "--dtype", "int3"), ["`--dtype` must be one of", "'int3'"]),
+            (("serve", tmp_path / "none.gguf"), ["no checkpoint at", "hint:"]),
+            (("serve", tiny_checkpoint, "--dtype", "int3"), ["`--dtype` must be one of", "'int3'"]),
+            (
+                ("serve", tiny_checkpoint, "--max-model-len", "999"),
+                ["`--max-model-len` must be at most the model's 128"],
+            ),
             (("serve", tiny_checkpoint, "--draft-model", "x", "--ngram-drafts"), ["got both", "hint:"]),
             (("serve", tiny_checkpoint, "--num-draft-tokens", "2"), ["needs `--draft-model` or `--ngram-drafts`"]),
             (("serve", tiny_checkpoint, "--port", port), [f"port {port} on 127.0.0.1 is already in use", "hint:"]),

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shlex
 import subprocess
 import sys
 import threading
@@ -169,6 +170,24 @@ def test_server_that_is_open_to_the_network_without_keys_warns(checkpoint):
         assert by_name.status_code == 200
     with ServerHandle(checkpoint, ServerConfig(port=0, host="0.0.0.0", api_keys=("key",))) as server:
         assert "no API key" not in server.log_tail()
+
+
+@pytest.mark.parametrize(("template", "path"), [("play", "chat/completions"), (None, "completions")])
+def test_ready_server_prints_its_limits_and_a_command_that_works(tmp_path, template, path):
+    engine = EngineConfig(max_model_len=256, max_running_requests=3, max_waiting_requests=7, backend="torch")
+    with ServerHandle(write_checkpoint(tmp_path / "tiny", template), ServerConfig(port=0, engine=engine)) as server:
+        wait_until(lambda: "  try " in server.log_tail())
+        lines = [line.split(maxsplit=1) for line in server.log_tail().splitlines() if line.startswith("  ")]
+        facts = {label: fact.strip() for label, fact in lines}
+        assert facts["model"].endswith("MiB as float32")
+        assert facts["backend"].startswith("PyTorch on cpu, threads: ")
+        assert facts["context"] == "256 tokens"
+        assert facts["cache"] == "0.188 MiB for 768 tokens, 48 blocks of 16"
+        assert facts["requests"] == "3 at once, 7 waiting"
+        _, url, *options = shlex.split(facts["try"])
+        assert url == f"{server.base_url}/{path}"
+        answer = httpx.post(url, content=options[-1], headers=[options[1].split(": ")], trust_env=False)
+        assert answer.json()["usage"]["completion_tokens"] >= 1
 
 
 def test_sigterm_lets_a_running_stream_finish_and_exits_with_zero(checkpoint):

@@ -2,7 +2,7 @@
 
 from llm.inference.embedding import Pooling
 from llm.inference.engine import Engine
-from llm.inference.load import build_engine, load_async_engine, load_engine
+from llm.inference.load import build_engine, check_loadable, load_async_engine, load_engine
 from llm.inference.outputs import ChoiceDelta, Collector, Delta, FinishReason, GenerationOutput, TokenLogprob, Usage
 from llm.inference.parts import AnswerSetup, Part, PartKind, PartsParser, ToolCall, parameter_types
 from llm.inference.prompt import Prompt
@@ -35,6 +35,7 @@ __all__ = [
     "ToolCall",
     "Usage",
     "build_engine",
+    "check_loadable",
     "load_async_engine",
     "load_engine",
     "parameter_types",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llm._rust import EngineCore
 from llm.checkpoint import Checkpoint, read_checkpoint
+from llm.checkpoint.weights import dtype_of
 from llm.errors import CheckpointError, ConfigError
 from llm.inference.engine import Engine
 from llm.inference.kv_cache import KVCache, blocks_within
@@ -25,6 +26,7 @@ from llm.models.device import resolve_device
 from llm.models.layers.fused import has_triton
 from llm.settings.engine import DraftSpeculation, EngineConfig
 from llm.settings.merge import validated
+from llm.settings.model import ModelConfig
 from llm.tokenization import BaseTokenizer
 
 # On a CPU, splitting a prompt over several steps costs nothing, and small steps answer other requests sooner.
@@ -53,6 +55,24 @@ def load_engine(
     engine = build_engine(model, tokenizer, config)
     engine.generation_defaults = defaults
     return engine
+
+
+def check_loadable(path: str | os.PathLike[str], *, dtype: str = "auto", config: EngineConfig | None = None) -> None:
+    """Checks the settings of a load against the checkpoint without reading its weights.
+
+    Raises:
+        CheckpointError: There is no checkpoint, its config is wrong, or the number type is unknown.
+        ConfigError: A limit is out of range.
+    """
+    limits = validated(config or EngineConfig())
+
+    def check(checkpoint: Checkpoint) -> None:
+        if dtype != "auto":
+            dtype_of({}, {}, dtype)
+        if checkpoint.is_decoder:
+            _max_model_len(limits, checkpoint.config)
+
+    read_checkpoint(path, check)
 
 
 def _read(
@@ -85,7 +105,7 @@ def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineCo
     """
     config = validated(config or EngineConfig())
     weight = model.embed_tokens.weight
-    max_model_len = _max_model_len(config, model)
+    max_model_len = _max_model_len(config, model.config)
     cache = _cache(model, config, config.kv_cache_memory_bytes, max_model_len)
     max_batch_tokens = config.max_batch_tokens or _BATCH_TOKENS[weight.device.type]
     limits = msgspec.structs.replace(config, max_model_len=max_model_len, max_batch_tokens=max_batch_tokens)
@@ -168,8 +188,8 @@ def _cache(model: DecoderModel, config: EngineConfig, memory_bytes: int | None, 
     return KVCache.allocate(model.config, num_blocks, config.block_size, weight.dtype, weight.device)
 
 
-def _max_model_len(config: EngineConfig, model: DecoderModel) -> int:
-    longest = model.config.max_position_embeddings
+def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    longest = model.max_position_embeddings
     if config.max_model_len is not None and config.max_model_len > longest:
         raise ConfigError(f"`max_model_len` must be at most the model's {longest}, got {config.max_model_len}")
     return config.max_model_len or longest

@@ -39,9 +39,10 @@ from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server as EmbeddedServer
 
 from llm.errors import ConfigError, ServerError
-from llm.inference import AsyncEngine, load_async_engine
+from llm.inference import AsyncEngine, check_loadable, load_async_engine
 from llm.serving.app import App, create_app
 from llm.serving.logging import configure_logging, granian_logging
+from llm.serving.startup import summary
 from llm.settings.merge import validated
 from llm.settings.server import ServerConfig
 
@@ -111,6 +112,7 @@ def serve(
     config = validated(config or ServerConfig())
     _check_tls(config)
     _allow_open_files()
+    check_loadable(path, dtype=config.dtype, config=config.engine)
     configure_logging(config.log_level, config.log_format)
     app = create_app(lambda: _load(path, config), model_name=Path(path).resolve().name, config=config)
     listener = listener or bind(config.host, config.port)
@@ -256,7 +258,8 @@ async def run(app: App, listener: socket.socket, *, stop: asyncio.Event, grace_s
     loaded = asyncio.create_task(app.services.engine.settled.wait())
     await asyncio.wait({serving, stopped, loaded}, return_when=asyncio.FIRST_COMPLETED)
     if loaded.done() and app.services.engine.error is None:
-        sys.stdout.write(f"Serving {app.services.model.id} at {url} (base URL for OpenAI clients: {url}/v1)\n")
+        engine = app.services.engine.ready().session.engine
+        sys.stdout.write(summary(engine, app.services.config, name=app.services.model.id, url=url))
         sys.stdout.flush()
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
     await _drain(server, serving, app, grace_s)

@@ -58,6 +58,10 @@ class ModelRunner(Protocol):
 
     model: DecoderModel
 
+    @property
+    def backend(self) -> str:
+        """Returns what runs the model and on how much of the machine, in words."""
+
     def run(self, plan: StepPlan | Step) -> Tensor:
         """Writes the plan's tokens into the cache and returns the logits, contiguous fp32 `[S, V]` on the CPU.
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm._rust import CpuModel, StepPlan
+from llm._rust import CpuModel, StepPlan, instruction_sets
 from llm.inference.kv_cache import KVCache
 from llm.inference.runners.base import Step
 from llm.inference.runners.cpu_weights import kernel_weights
@@ -24,8 +24,14 @@ class KernelModelRunner:
         self.model = model
         self.cache = cache
         self.cpu_model = CpuModel(kernel_weights(model), list(cache.keys), list(cache.values), num_threads=num_threads)
+        self._num_threads = num_threads
         self._vocab_size = model.lm_head.weight.shape[0]
         self._logits = np.empty((0, self._vocab_size), dtype=np.float32)
+
+    @property
+    def backend(self) -> str:
+        """Returns what runs the model; see `ModelRunner.backend`."""
+        return f"CPU kernels ({instruction_sets()[-1]}), threads: {self._num_threads}"
 
     def run(self, plan: StepPlan | Step) -> Tensor:
         """Runs the plan's tokens; see `ModelRunner.run`. The next call overwrites the logits."""

@@ -68,6 +68,11 @@ class GraphModelRunner(TorchModelRunner):
         for size in reversed(self.sizes):
             self._passes[size] = self._capture(size)
 
+    @property
+    def backend(self) -> str:
+        """Returns what runs the model; see `ModelRunner.backend`."""
+        return f"{super().backend}, CUDA graphs for up to {self.sizes[-1]} requests"
+
     def run(self, plan: StepPlan | Step) -> Tensor:
         """Runs the plan's tokens; see `ModelRunner.run`."""
         num_requests = len(plan.query_start) - 1

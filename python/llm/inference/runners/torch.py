@@ -22,6 +22,12 @@ class TorchModelRunner:
         self.cache = cache
         self.device = cache.keys[0].device
 
+    @property
+    def backend(self) -> str:
+        """Returns what runs the model; see `ModelRunner.backend`."""
+        threads = f", threads: {torch.get_num_threads()}" if self.device.type == "cpu" else ""
+        return f"PyTorch on {self.device}{threads}"
+
     @torch.inference_mode()
     def run(self, plan: StepPlan | Step) -> Tensor:
         """Runs the plan's tokens; see `ModelRunner.run`."""

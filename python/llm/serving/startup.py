@@ -1,0 +1,69 @@
+"""What a server prints once it is ready: the model, its memory and limits, and a command to try."""
+
+import json
+import shlex
+from typing import Any
+
+from llm.inference import Engine
+from llm.models.costs import kv_bytes_per_token, num_parameters
+from llm.settings.server import ServerConfig
+
+
+def summary(engine: Engine, config: ServerConfig, *, name: str, url: str) -> str:
+    """Returns the lines to print.
+
+    Args:
+        engine: The loaded engine.
+        config: The server's settings.
+        name: The model's name for clients.
+        url: The server's URL without a path.
+    """
+    facts = _memory(engine, config) | _limits(config) | {"try": _example(engine, config, name, url)}
+    rows = "".join(f"  {label:<9} {fact}\n" for label, fact in facts.items())
+    return f"Serving {name} at {url} (base URL for OpenAI clients: {url}/v1)\n{rows}"
+
+
+def _memory(engine: Engine, config: ServerConfig) -> dict[str, str]:
+    model = engine.runner.model
+    dtype = model.embed_tokens.weight.dtype
+    weights_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    num_blocks, block_size = engine.stats()["blocks_total"], config.engine.block_size
+    num_tokens = num_blocks * block_size
+    cache_bytes = num_tokens * kv_bytes_per_token(model.config, dtype)
+    return {
+        "model": f"{num_parameters(model.config):,} parameters, {_size(weights_bytes)} as {_plain(dtype)}",
+        "backend": engine.runner.backend,
+        "context": f"{engine.max_model_len:,} tokens",
+        "cache": f"{_size(cache_bytes)} for {num_tokens:,} tokens, {num_blocks:,} blocks of {block_size}",
+    }
+
+
+def _limits(config: ServerConfig) -> dict[str, str]:
+    limits = config.engine
+    has_keys = config.api_keys or config.api_key_file
+    return {
+        "requests": f"{limits.max_running_requests:,} at once, {limits.max_waiting_requests:,} waiting",
+        "limits": f"bodies up to {_size(config.max_body_bytes)}, within {config.body_timeout_s:g} s",
+        "keys": "needed" if has_keys else "none needed",
+    }
+
+
+def _example(engine: Engine, config: ServerConfig, name: str, url: str) -> str:
+    """Returns a `curl` command that asks the model for a few tokens."""
+    body: dict[str, Any] = {"model": name, "max_tokens": 32}
+    if engine.tokenizer.chat_template is None:
+        path, body["prompt"] = "completions", "Once upon a time"
+    else:
+        path, body["messages"] = "chat/completions", [{"role": "user", "content": "Hello"}]
+    key = '-H "Authorization: Bearer $LLM_API_KEY" ' if config.api_keys or config.api_key_file else ""
+    data = shlex.quote(json.dumps(body, ensure_ascii=False))
+    return f"curl {url}/v1/{path} {key}-H 'Content-Type: application/json' -d {data}"
+
+
+def _size(size_bytes: int) -> str:
+    unit, divisor = ("GiB", 2**30) if size_bytes >= 2**30 else ("MiB", 2**20)
+    return f"{size_bytes / divisor:,.3g} {unit}"
+
+
+def _plain(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
