@@ -1,6 +1,7 @@
 """The command `llm` as a user meets it: help, work, and every bad input as one message with exit code 2."""
 
 import os
+import pty
 import re
 import signal
 import socket
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import llm
+from llm.tokenization import ChatTemplate
+from tests.integration.server_client import write_checkpoint
 
 LLM_COMMAND = str(Path(sys.executable).parent / "llm")
 VERBS = [
@@ -85,6 +88,50 @@ def test_from_text_to_answers(corpus_file: Path, tmp_path: Path) -> None:
     chat = run("chat", "run", "--max-tokens", "8", cwd=tmp_path, stdin="What news?\n\n")
     assert chat.returncode == 0
     assert chat.stdout.startswith("> ")
+
+
+@pytest.mark.parametrize("arguments", [(), ("-",)])
+def test_generate_reads_its_prompt_from_standard_input(tiny_checkpoint: Path, arguments: tuple[str, ...]) -> None:
+    options = ("--max-tokens", "6", "--seed", "1")
+    given = run("generate", tiny_checkpoint, "ROMEO:", *options)
+    assert run("generate", tiny_checkpoint, *arguments, *options, stdin="ROMEO:\n").stdout == given.stdout != ""
+
+
+class Terminal:
+    """A program that runs on a terminal of its own."""
+
+    def __init__(self, *command: object) -> None:
+        self._master, slave = pty.openpty()
+        descriptors = {"stdin": slave, "stdout": slave, "stderr": slave}
+        self.process = subprocess.Popen(list(map(str, command)), **descriptors)
+        os.close(slave)
+
+    def read_until(self, *parts: bytes) -> bytes:
+        """What the program writes until each part has come, in order."""
+        text, place = b"", 0
+        for part in parts:
+            while (found := text.find(part, place)) < 0:
+                text += os.read(self._master, 4096)
+            place = found + len(part)
+        return text
+
+    def write(self, text: bytes) -> None:
+        os.write(self._master, text)
+
+
+def test_chat_on_a_terminal_greets_stops_an_answer_and_remembers_lines(tmp_path: Path) -> None:
+    template = ChatTemplate("{{ messages[-1].content }}:", stop=("<never>",))
+    checkpoint = write_checkpoint(tmp_path / "tiny", template)
+    terminal = Terminal(LLM_COMMAND, "chat", checkpoint, "--ignore-eos", "--max-tokens", 8000)
+    terminal.read_until(b"tiny, context of 8,192 tokens. Ctrl-C stops an answer", b"> ")
+    terminal.write(b"Hi\n")
+    terminal.read_until(b"Hi\r\n", b"e", b"t")  # the answer has begun
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.read_until(b"\r\n> ")
+    terminal.write(b"\x1b[A")  # the arrow that brings the last line back
+    terminal.read_until(b"Hi")
+    terminal.write(b"\x15\x04")  # clears the line, then ends the input
+    assert terminal.process.wait(60) == 0
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(corpus_file: Path, tmp_path: Path) -> None:

@@ -1,5 +1,12 @@
 """`llm chat`."""
 
+import contextlib
+import importlib
+import pathlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -23,20 +30,25 @@ def chat(
     dtype: Dtype = "auto",
     **sampling: Any,
 ) -> None:
-    """Chat with a model that has a chat template. An empty line or Ctrl-D ends the conversation."""
+    """Chat with a model that has a chat template. An empty line or Ctrl-D leaves; Ctrl-C stops an answer."""
     from llm.api import LLM
     from llm.errors import ContextLengthError
 
     model = LLM(path, dtype)
     params = model.sampling_params(**sampling)
     messages = [{"role": "system", "content": system}] if system else []
+    if message is None and sys.stdin.isatty():
+        _greet(pathlib.Path(path).resolve().name, model.engine.max_model_len)
     while (text := message if message is not None else _ask()) is not None:
         messages.append({"role": "user", "content": text})
         answer = ""
         try:
-            for delta in model.stream_chat(messages, params):
-                answer += delta.text
-                print(delta.text, end="", flush=True)
+            with contextlib.nullcontext() if message is not None else _interruptible() as stop:
+                for delta in model.stream_chat(messages, params):
+                    answer += delta.text
+                    print(delta.text, end="", flush=True)
+                    if stop is not None and stop.is_set():
+                        break
         except ContextLengthError:
             if len(messages) == 1 or message is not None:
                 raise
@@ -49,11 +61,33 @@ def chat(
         messages.append({"role": "assistant", "content": answer})
 
 
+def _greet(name: str, max_model_len: int) -> None:
+    with contextlib.suppress(ImportError):  # Windows has no readline
+        importlib.import_module("readline")  # from now on, `input` has a history and takes arrow keys
+    print(f"{name}, context of {max_model_len:,} tokens. Ctrl-C stops an answer; an empty line or Ctrl-D leaves.")
+
+
 def _ask() -> str | None:
     try:
         return input("> ").strip() or None
     except EOFError:
         return None
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C into an event, so that it never cuts a step of the engine short; a second one raises."""
+    stop = threading.Event()
+
+    def on_signal(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    earlier = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, earlier)
 
 
 command = chat
