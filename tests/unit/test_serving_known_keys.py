@@ -146,5 +146,10 @@ def test_strict_server_refuses_an_unknown_key_and_names_the_nearest():
     body = refusal(base | {"max_token": 5}, strict=True)
     assert (body.param, body.code) == ("max_token", "unknown_parameter")
     assert body.message == "`max_token` is not a parameter of this endpoint\nhint: did you mean `max_tokens`?"
+    strange = {"role": "user", "content": "Hi", "nam": "Ann"}
+    body = refusal(base | {"messages": [strange]}, strict=True)
+    assert (body.param, body.message.partition("hint: ")[2]) == ("messages[].nam", "did you mean `messages[].name`?")
+    echoed = {"role": "assistant", "content": "Hi", "annotations": [], "refusal": None}
+    assert parse(base | {"messages": [echoed]}, ChatCompletionRequest, strict=True).messages[0].text == "Hi"
     assert "leave it out" in refusal(base | {"qqq": 5}, strict=True).message
     assert parse(base | {"max_token": 5}, ChatCompletionRequest) == parse(base, ChatCompletionRequest)

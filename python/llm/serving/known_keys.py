@@ -186,6 +186,9 @@ REFUSED_IN_MESSAGE: dict[str, Refused] = {
     for name, refused in rows
 }
 
+# Keys of messages that clients send back from earlier answers, or that only some servers act on.
+ACCEPTED_IN_MESSAGE = frozenset(("annotations", "cache_control", "id", "phase", "reasoning_details", "thinking"))
+
 # The same for `stream_options`.
 REFUSED_IN_STREAM_OPTIONS: dict[str, Refused] = dict(
     _refused("continuous_usage_stats", "`include_usage` sends the usage once, at the end", False)

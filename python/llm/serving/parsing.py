@@ -17,6 +17,7 @@ import msgspec
 from llm.serving.errors import APIError, bad_request, unsupported
 from llm.serving.known_keys import (
     ACCEPTED,
+    ACCEPTED_IN_MESSAGE,
     NESTED,
     REFUSED,
     REFUSED_IN_MESSAGE,
@@ -54,6 +55,11 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
     "type": (str(TextPart.__struct_config__.tag),),
     "reasoning_effort": get_args(ReasoningEffort),
     "verbosity": get_args(Verbosity),
+}
+_KNOWN_IN_MESSAGE = {
+    f"messages[].{key}"
+    for keys in (ChatMessage.__struct_fields__, NEUTRAL_IN_MESSAGE, REFUSED_IN_MESSAGE, ACCEPTED_IN_MESSAGE)
+    for key in keys
 }
 # Inputs of every template, which `chat_template_kwargs` must not replace.
 _OWN = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
@@ -118,6 +124,7 @@ def typed_request(raw: dict[str, Any], request_type: type[RequestT], unknown_key
         _check_combinations(request)
     known = REFUSED.keys() | ACCEPTED | set(fields)
     unknown_keys.handle((key for key in raw if key not in known), known)
+    unknown_keys.handle(_unknown_in_messages(raw.get("messages")), _KNOWN_IN_MESSAGE)
     return request
 
 
@@ -181,6 +188,12 @@ def _check_messages(messages: object) -> None:
             raise unsupported(problem, f"{where}.role")
         _check_neutral(message, NEUTRAL_IN_MESSAGE, prefix=f"{where}.")
         check_refused(message, REFUSED_IN_MESSAGE, (), f"{where}.")
+
+
+def _unknown_in_messages(messages: object) -> Iterable[str]:
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, dict):
+            yield from (f"messages[].{key}" for key in message if f"messages[].{key}" not in _KNOWN_IN_MESSAGE)
 
 
 def check_refused(
