@@ -57,7 +57,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-eval test-page test-openapi test-wheel test-slow \
+.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-agents test-eval test-page test-openapi test-wheel test-slow \
 	test-fuzz test-abuse test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
 
 help: ## Show this list
@@ -105,6 +105,9 @@ test-python: test-data ## Tests of the package
 
 test-clients: $(STAMPS)/test ## OpenAI's Python client 1.x, 2.x and 3.x and Anthropic's against one server
 	$(BIN)/python -m tests.compat.run
+
+test-agents: $(STAMPS)/test ## Claude Code and Codex finish a task on a scripted model (650 MB from npm)
+	$(BIN)/python -m tests.compat.agents
 
 test-page: test-data ## The chat page in a headless Chromium, which has to be installed
 	$(BIN)/python -m tests.page.run

@@ -149,6 +149,7 @@ def test_background_response_is_followed_cancelled_and_kept(client, server):
     wait_until(lambda: client.responses.retrieve(started.id).status == "incomplete")
     assert client.responses.retrieve(started.id).output_text == respond(client).output_text
     slow = respond(client, background=True, **LONG)
+    assert metric(server, "llm_requests_in_flight") == 1
     wait_until(lambda: client.responses.retrieve(slow.id).output_text)
     cancelled = client.responses.cancel(slow.id)
     assert (cancelled.status, cancelled.output[0].status) == ("cancelled", "incomplete")

@@ -116,6 +116,18 @@ def test_tools_and_their_choice_are_those_of_chat_requests(choice, expected):
     assert {name: body[name] for name in ("tool_choice",) if name in body} == expected
 
 
+def test_functions_of_a_namespace_are_told_by_both_names():
+    tools = [{"type": "namespace", "name": "home", "description": "d", "tools": [TOOL]}]
+    call = {"type": "function_call", "call_id": "c", "namespace": "home", "name": "look", "arguments": "{}"}
+    body = body_of(tools=tools, input=[call])
+    assert body["tools"][0]["function"]["name"] == "home.look"
+    assert body["messages"][0]["tool_calls"][0]["function"]["name"] == "home.look"
+    answer = ResponseAnswer(request_of(tools=tools), "resp_0", TOKENIZER)
+    list(answer.add([Part("call", 0, "home.look"), Part("call", 1, "other")]))
+    items = msgspec.to_builtins(answer.whole().output)
+    assert [(item["name"], item.get("namespace")) for item in items] == [("look", "home"), ("other", None)]
+
+
 def test_ids_of_items_hold_the_id_of_their_response():
     response_id = new_response_id()
     [item] = input_items(request_of(), response_id)

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -176,6 +177,22 @@ class Services:
             raise unknown_model(name, tuple(self.models))
         return self.models[name]
 
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Counts a generating request while it is in progress.
+
+        Raises:
+            APIError: 503 if too many are.
+        """
+        if self._num_running >= self._most_running:
+            raise unavailable(f"the queue is full: {self._num_running} requests are in progress", "queue_full")
+        self._num_running += 1
+        try:
+            with self.metrics.in_flight.track_inprogress():
+                yield
+        finally:
+            self._num_running -= 1
+
     async def run(self, exchange: Exchange, work: Coroutine[Any, Any, None], *, prompt_param: str) -> None:
         """Runs an endpoint's work until it ends, the client disconnects or the server stops.
 
@@ -183,12 +200,8 @@ class Services:
             APIError: The engine rejected the request or failed, or too many requests are in progress.
             ClientDisconnectedError: The client disconnected.
         """
-        if self._num_running >= self._most_running:
-            work.close()
-            raise unavailable(f"the queue is full: {self._num_running} requests are in progress", "queue_full")
-        self._num_running += 1
         try:
-            with self.metrics.in_flight.track_inprogress():
+            with self.admitted():
                 await exchange.unless_abandoned(work, self.stopping, self.config.write_timeout_s)
         except LLMError as error:
             answer = from_llm_error(error, prompt_param=prompt_param)
@@ -196,4 +209,4 @@ class Services:
                 logger.exception("request %s failed", exchange.request_id)
             raise answer from error
         finally:
-            self._num_running -= 1
+            work.close()  # of a refused request, it has not begun

@@ -15,6 +15,7 @@ from llm.serving.protocol.logprobs import ContentLogprob
 from llm.serving.protocol.response_items import (
     FunctionCall,
     ItemStatus,
+    NamespaceTool,
     OutputItem,
     OutputMessage,
     OutputText,
@@ -50,7 +51,7 @@ from llm.serving.protocol.responses import (
     ResponseStatus,
     ResponseUsage,
 )
-from llm.serving.translation.responses import item_id
+from llm.serving.translation.responses import full_name, item_id
 from llm.tokenization import BaseTokenizer
 
 _PREFIXES = {"text": "msg", "reasoning": "rs", "call": "fc"}
@@ -75,6 +76,12 @@ class ResponseAnswer(BlockAnswer):
         self._pending: list[ContentLogprob] = []
         self._logprobs: dict[int, list[ContentLogprob]] = {}
         self._start = _blank(request, response_id)
+        self._namespaces = {
+            full_name(tool.name, each.name): (tool.name, each.name)
+            for tool in request.tools or ()
+            if isinstance(tool, NamespaceTool)
+            for each in tool.tools
+        }
 
     def new_id(self, kind: PartKind) -> str:
         """Returns the id of the next item."""
@@ -200,8 +207,11 @@ class ResponseAnswer(BlockAnswer):
             case "reasoning":
                 return Reasoning(id=block.id, content=[] if is_empty else [ReasoningText(text=text)], status=status)
             case _:
+                namespace, name = self._namespaces.get(block.name, (msgspec.UNSET, block.name))
                 call_id = item_id("call", self.id, str(block.index))
-                return FunctionCall(id=block.id, call_id=call_id, name=block.name, arguments=text, status=status)
+                return FunctionCall(
+                    id=block.id, call_id=call_id, name=name, namespace=namespace, arguments=text, status=status
+                )
 
 
 def _blank(request: ResponsesRequest, response_id: str) -> Response:

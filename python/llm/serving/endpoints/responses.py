@@ -1,6 +1,7 @@
 """`/v1/responses`: creates responses, and reads, cancels and deletes stored ones."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 
 import msgspec
 
@@ -147,12 +148,16 @@ async def _begin(job: _Job, conversation: Conversation, exchange: Exchange) -> N
     """Starts a response that nobody has to wait for, and answers with its beginning or its events."""
     services, answer = job.services, job.answer
     run = BackgroundRun(answer, job.owner, is_streamed=bool(job.request.stream))
-    await job.keep(is_running=True)
-    arrivals = answer_events(conversation, services.engine.ready(), services.metrics)
-    services.background_runs[answer.id] = run
-    exchange.background = run.start(arrivals, job.keep)
+    with ExitStack() as starting:
+        starting.enter_context(services.admitted())
+        await job.keep(is_running=True)
+        services.background_runs[answer.id] = run
+        arrivals = answer_events(conversation, services.engine.ready(), services.metrics)
+        exchange.background = run.start(arrivals, job.keep)
+        progress = starting.pop_all()
 
     def ended(_: object) -> None:
+        progress.close()
         services.background_runs.pop(answer.id, None)
         exchange.usage = conversation.usage
 

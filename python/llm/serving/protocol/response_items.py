@@ -69,6 +69,7 @@ class FunctionCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
     arguments: str
     id: str | None = None
     status: ItemStatus | None = None
+    namespace: str | UnsetType | None = UNSET
 
 
 class FunctionCallOutput(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call_output"):
@@ -109,6 +110,17 @@ class FunctionTool(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
     parameters: dict[str, Any] | None = None
     description: str | None = None
     strict: bool | None = None
+
+
+class NamespaceTool(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="namespace"):
+    """Functions under a common name; the model sees each as `namespace.function`."""
+
+    name: Name
+    tools: list[FunctionTool]
+    description: str | None = None
+
+
+ResponseTool = FunctionTool | NamespaceTool
 
 
 class NamedTool(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function"):

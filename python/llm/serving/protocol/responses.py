@@ -7,13 +7,13 @@ from msgspec import Meta
 
 from llm.serving.protocol.common import SamplingFields
 from llm.serving.protocol.response_items import (
-    FunctionTool,
     InputItem,
     KeptItem,
     OutputItem,
     OutputText,
     ReasoningConfig,
     ReasoningText,
+    ResponseTool,
     TextConfig,
     ToolChoice,
 )
@@ -45,7 +45,7 @@ class ResponsesRequest(SamplingFields, frozen=True, kw_only=True):
     store: bool | None = None
     background: bool | None = None
     stream: bool | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[ResponseTool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
@@ -128,7 +128,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     output: list[OutputItem]
     parallel_tool_calls: bool
     tool_choice: ToolChoice
-    tools: list[FunctionTool]
+    tools: list[ResponseTool]
     text: TextConfig
     reasoning: ReasoningConfig
     object: Literal["response"] = "response"

@@ -50,16 +50,26 @@ def _check(raw: dict[str, Any]) -> None:
             _check_item(item, f"input[{position}]")
     tools = raw.get("tools")
     for position, tool in enumerate(tools if isinstance(tools, list) else ()):
-        if isinstance(tool, dict) and tool.get("type") != "function":
-            where = f"tools[{position}].type"
-            message = f"`{where}` {shown(tool.get('type'))} is not supported; allowed: function"
-            raise unsupported(f"{message}\nhint: offer what the tool does as a function that the client runs", where)
+        _check_tool(tool, ("function", "namespace"), f"tools[{position}]")
     _check_choice(raw.get("tool_choice"))
     include = raw.get("include")
     for position, name in enumerate(include if isinstance(include, list) else ()):
         if name not in INCLUDABLE:
             where = f"include[{position}]"
             raise bad_request(f"`{where}` must be one of {', '.join(INCLUDABLE)}, got {shown(name)}", param=where)
+
+
+def _check_tool(tool: object, allowed: tuple[str, ...], where: str) -> None:
+    if not isinstance(tool, dict):
+        return
+    kind = tool.get("type")
+    if kind not in allowed:
+        message = f"`{where}.type` {shown(kind)} is not supported; allowed: {', '.join(allowed)}"
+        hint = "hint: offer what the tool does as a function that the client runs"
+        raise unsupported(f"{message}\n{hint}", f"{where}.type")
+    inner = tool.get("tools") if kind == "namespace" else None
+    for position, each in enumerate(inner if isinstance(inner, list) else ()):
+        _check_tool(each, ("function",), f"{where}.tools[{position}]")
 
 
 def _check_choice(choice: object) -> None:

@@ -44,6 +44,22 @@ def chat_body(request: ResponsesRequest, items: Sequence[KeptItem]) -> dict[str,
     return {name: value for name, value in body.items() if name not in ("store", "metadata", "user")}
 
 
+def full_name(namespace: str, name: str) -> str:
+    """Returns the name under which the model knows a function of a namespace."""
+    return f"{namespace}.{name}" if namespace else name
+
+
+def functions(request: ResponsesRequest) -> list[FunctionTool]:
+    """Returns the request's functions; those of a namespace have it in their names."""
+    found: list[FunctionTool] = []
+    for tool in request.tools or ():
+        if isinstance(tool, FunctionTool):
+            found.append(tool)
+        else:
+            found += (msgspec.structs.replace(each, name=full_name(tool.name, each.name)) for each in tool.tools)
+    return found
+
+
 def input_items(request: ResponsesRequest, response_id: str) -> list[KeptItem | ItemReference]:
     """Returns the request's own items, each with an id; one text is one message of the user."""
     if isinstance(request.input, str):
@@ -80,7 +96,7 @@ def _named(item: KeptItem | ItemReference, own_id: str) -> KeptItem | ItemRefere
 
 
 def _tool_fields(request: ResponsesRequest) -> dict[str, Any]:
-    tools, choice = request.tools or [], request.tool_choice
+    tools, choice = functions(request), request.tool_choice
     if isinstance(choice, AllowedTools):
         names = {tool.name for tool in choice.tools}
         tools, choice = [tool for tool in tools if tool.name in names], choice.mode
@@ -135,7 +151,7 @@ def _chat_messages(instructions: str | None, items: Iterable[KeptItem]) -> list[
                 texts = [part.text for part in item.content or item.summary]
                 _assistant(messages, reasoning_content="\n\n".join(texts))
             case FunctionCall():
-                function = {"name": item.name, "arguments": item.arguments}
+                function = {"name": full_name(item.namespace or "", item.name), "arguments": item.arguments}
                 call = {"id": item.call_id, "type": "function", "function": function}
                 _assistant(messages, tool_calls=[call])
             case FunctionCallOutput():
