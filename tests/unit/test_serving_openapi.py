@@ -52,6 +52,13 @@ def test_request_schema_holds_ranges_and_descriptions():
     assert (field["anyOf"][0]["minimum"], field["anyOf"][0]["maximum"]) == (0, 20)
 
 
+def test_streams_describe_the_data_of_their_events():
+    answer = document()["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]
+    event = answer["content"]["text/event-stream"]["schema"]
+    assert event["properties"]["data"]["contentSchema"] == {"$ref": "#/components/schemas/ChatCompletionChunk"}
+    assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ChatCompletion"}
+
+
 def test_docs_page_lists_every_operation_without_scripts():
     response = send(loading_app(api_keys=("secret",), chat_page=False), "GET", "/docs")
     assert response.status_code == 200

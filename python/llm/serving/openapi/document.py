@@ -112,10 +112,14 @@ def _answer(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict[st
         return {"description": "The answer.", "content": {operation.answer: {"schema": {"type": "string"}}}}
     answer = _response("The answer.", schemas[operation.answer])
     if operation.events is not None:
-        # Version 3.1 can't describe the events of a stream; 3.2 names the schema of each `itemSchema`.
-        events = {"schema": {"type": "string"}, "x-itemSchema": schemas[operation.events]}
-        answer["content"][EVENTS] = events
+        answer["content"][EVENTS] = {"schema": _event(schemas[operation.events])}
     return answer
+
+
+def _event(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns the schema of one server-sent event, whose data is JSON, or `[DONE]` at the end."""
+    data = {"type": "string", "contentMediaType": _JSON, "contentSchema": schema}
+    return {"type": "object", "properties": {"event": {"type": "string"}, "data": data}, "required": ["data"]}
 
 
 def _response(description: str, schema: dict[str, Any]) -> dict[str, Any]:
