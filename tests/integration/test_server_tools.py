@@ -160,6 +160,56 @@ def test_an_answer_of_a_given_form_is_content_even_where_the_prompt_opens_reason
     assert scripted.chat.completions.create(**request).choices[0].message.content == "yes"
 
 
+STRICT = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Ulm", "Verona"]}, "day": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["city", "day"],
+    "additionalProperties": False,
+}
+
+
+def tool(name, **fields):
+    return {"type": "function", "function": {"name": name, "parameters": STRICT} | fields}
+
+
+def assert_strict(call):
+    arguments = json.loads(call.function.arguments)
+    assert set(arguments) == {"city", "day"}
+    assert arguments["city"] in ("Ulm", "Verona")
+    assert arguments["day"] in range(10)
+
+
+@pytest.mark.parametrize("script", [2, 5])
+def test_a_required_call_is_made_whatever_the_model_would_say(scripted, script):
+    tools = [tool("weather"), tool("tide")]
+    (choice,) = ask(scripted, script, tools=tools, tool_choice="required", parallel_tool_calls=False).choices
+    assert choice.finish_reason == "tool_calls"
+    [call] = choice.message.tool_calls
+    assert call.function.name in ("weather", "tide")
+    assert_strict(call)
+    named = {"type": "function", "function": {"name": "tide"}}
+    (choice,) = ask(scripted, script, tools=tools, tool_choice=named).choices
+    assert [call.function.name for call in choice.message.tool_calls] == ["tide"]
+    message, finish_reason, _ = streamed(scripted, script, tools=tools, tool_choice=named)
+    assert (message["tool_calls"][0][0], finish_reason) == ("tide", "tool_calls")
+
+
+def test_a_strict_function_gets_no_other_arguments(scripted):
+    (choice,) = ask(scripted, 0, tools=[tool("weather", strict=True)]).choices
+    assert_strict(choice.message.tool_calls[0])
+    (choice,) = ask(scripted, 2, tools=[tool("weather", strict=True)]).choices
+    assert (choice.message.content, choice.message.model_dump()["reasoning"]) == ("It is fair.", "Is it far?")
+
+
+def test_a_form_of_the_answer_leaves_room_for_reasoning_and_calls(scripted):
+    form = {"type": "json_schema", "json_schema": {"name": "fair", "schema": {"type": "boolean"}}}
+    (choice,) = ask(scripted, 2, tools=openai.NOT_GIVEN, response_format=form).choices
+    assert choice.message.content in ("true", "false")
+    assert choice.message.model_dump()["reasoning"] == "Is it far?"
+    (choice,) = ask(scripted, 0, response_format=form).choices
+    assert choice.message.tool_calls[0].function.name == "weather"
+
+
 def test_choices_have_calls_of_their_own(scripted):
     answer = ask(scripted, 0, n=2)
     assert [choice.message.tool_calls[0].function.arguments for choice in answer.choices] == [ARGUMENTS] * 2
@@ -209,6 +259,21 @@ def test_wrong_tools_are_refused_by_name(scripted_server):
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "matching regex"),
         ({"tools": TOOLS, "tool_choice": "maybe"}, "tool_choice", "must be one of none, auto, required"),
         ({"tool_choice": "required"}, "tool_choice", "only allowed with `tools`"),
+        (
+            {"tools": [tool("f", strict=True, parameters={"properties": {"x": {"contains": 1}}})]},
+            "tools",
+            "contains",
+        ),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            "tool_choice",
+            "must name one of `tools` (weather, tide), got g",
+        ),
+        (
+            {"tools": TOOLS, "tool_choice": "required", "structured_outputs": {"regex": "a"}},
+            "structured_outputs",
+            "contradict each other",
+        ),
         ({"messages": [message, sent]}, "messages[1].tool_calls[0].function.arguments", 'a JSON object, got "[1]"'),
         ({"messages": [{"role": "tool", "content": None}]}, "messages[0].content", "is required"),
         (

@@ -162,6 +162,20 @@ fn a_special_token_counts_only_where_the_grammar_names_it() {
 }
 
 #[test]
+fn a_special_token_may_be_all_that_can_follow() {
+    let lark = format!("start: \"a\" <[{END}]> \"</b\"");
+    let mut matcher = compiled(&GrammarSource::Lark(lark)).start();
+    for id in [u32::from(b'a'), END, u32::from(b'<'), u32::from(b'/'), u32::from(b'b')] {
+        assert!(matcher.forced(8).is_empty());
+        assert!(matcher.allowed().unwrap().contains(id));
+        matcher.consume(id).unwrap();
+    }
+    assert!(matcher.is_complete());
+    let text = GrammarSource::Lark(r#"start: "</\"a" /<[<]/"#.to_owned());
+    assert_eq!(compiled(&text).start().forced(8).len(), 6);
+}
+
+#[test]
 fn answers_at_once_do_not_share_their_place() {
     let grammar = compiled(&GrammarSource::Choice(vec!["na".to_owned(), "tr".to_owned()]));
     let mut matchers: Vec<Matcher> = (0..4).map(|_| grammar.start()).collect();

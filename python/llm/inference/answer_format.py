@@ -38,6 +38,7 @@ class AnswerFormat(msgspec.Struct, frozen=True, kw_only=True):
         calls: The format of calls; None if the model has none.
         reasoning: The texts around the reasoning; None if the model has none.
         renders_tools: Whether the chat template renders tools.
+        is_newer: Whether it writes calls in the newer of the format's two forms, a name and plain JSON.
         call_ids: The special tokens among the format's markers.
         reasoning_ids: The special tokens around the reasoning.
     """
@@ -45,6 +46,7 @@ class AnswerFormat(msgspec.Struct, frozen=True, kw_only=True):
     calls: str | None = None
     reasoning: tuple[str, str] | None = None
     renders_tools: bool = False
+    is_newer: bool = False
     call_ids: tuple[int, ...] = ()
     reasoning_ids: tuple[int, ...] = ()
 
@@ -74,6 +76,7 @@ def answer_format(tokenizer: BaseTokenizer, tool_parser: str = "auto", reasoning
         calls=calls,
         reasoning=reasoning,
         renders_tools=renders_tools,
+        is_newer={"mistral": "[ARGS]" in source, "deepseek": "```json" not in source}.get(calls or "", False),
         call_ids=tuple(special[marker] for marker in _FORMATS.get(calls or "", ()) if marker in special),
         reasoning_ids=tuple(special[marker] for marker in reasoning or () if marker in special),
     )

@@ -118,11 +118,12 @@ def _types(schema: Any) -> dict[str, str]:
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
     if not isinstance(properties, Mapping):
         return {}
-    declared = {name: _type(value) for name, value in properties.items()}
+    declared = {name: declared_type(value) for name, value in properties.items()}
     return {name: kind for name, kind in declared.items() if kind is not None}
 
 
-def _type(schema: Any) -> str | None:
+def declared_type(schema: Any) -> str | None:
+    """Returns the one type that a schema declares, `string` for an `enum` of texts, or None if it declares none."""
     if not isinstance(schema, Mapping):
         return None
     if isinstance(values := schema.get("enum"), list) and values and all(isinstance(value, str) for value in values):

@@ -9,8 +9,10 @@ from llm.serving.errors import bad_request
 from llm.serving.protocol.chat import ChatCompletionRequest
 from llm.serving.protocol.common import GenerationRequest
 from llm.serving.protocol.completions import CompletionRequest
+from llm.serving.protocol.tools import NamedTool
 from llm.serving.structured import compile_form, requested_form
 from llm.serving.template_messages import template_messages
+from llm.serving.tool_choice import shaped
 from llm.settings.sampling import SamplingParams
 from llm.tokenization import ChatOptions
 
@@ -42,10 +44,10 @@ def chat_prompts(request: ChatCompletionRequest, session: Session) -> list[Promp
         add_special_tokens=bool(request.add_special_tokens),  # off by default: the template writes its own
         options=_template_options(request),
     )
-    answer = prompt.answer if params.structured_outputs is None else None  # then the whole answer has that form
-    if answer is not None and request.parallel_tool_calls is False:
-        answer = msgspec.structs.replace(answer, max_calls=1)
-    return [msgspec.structs.replace(prompt, answer=answer)]
+    one_call = request.parallel_tool_calls is False or isinstance(request.tool_choice, NamedTool)
+    if prompt.answer is not None and one_call:
+        prompt = msgspec.structs.replace(prompt, answer=msgspec.structs.replace(prompt.answer, max_calls=1))
+    return [shaped(request, prompt, session)]
 
 
 def completion_prompts(request: CompletionRequest, session: Session) -> list[Prompt]:

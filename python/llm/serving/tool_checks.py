@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
-from llm.serving.errors import APIError, bad_request, unsupported
+from llm.serving.errors import APIError, bad_request
 from llm.serving.protocol.chat import ChatCompletionRequest
-from llm.serving.protocol.tools import NamedTool, SentFunctionCall, Tool
+from llm.serving.protocol.tools import NamedTool, SentFunctionCall
 
 _SHOWN_CHARS = 80
 
@@ -18,7 +18,7 @@ def tool_problem(request: ChatCompletionRequest) -> APIError | None:
         if message.content is None and not message.may_lack_content:
             param = f"messages[{index}].content"
             return bad_request(f"`{param}` is required", param=param, code="missing_required_parameter")
-    return _choice_problem(request) or _strict_problem(request.tools or [])
+    return _choice_problem(request)
 
 
 def sent_arguments(function: SentFunctionCall, param: str) -> dict[str, Any]:
@@ -49,12 +49,4 @@ def _choice_problem(request: ChatCompletionRequest) -> APIError | None:
     if isinstance(choice, NamedTool) and choice.function.name not in names:
         named = f"`tool_choice` must name one of `tools` ({', '.join(names)}), got {choice.function.name}"
         return bad_request(named, param="tool_choice")
-    return unsupported('`tool_choice` must be "none" or "auto" for now: calls can\'t be required yet', "tool_choice")
-
-
-def _strict_problem(tools: list[Tool]) -> APIError | None:
-    for index, tool in enumerate(tools):
-        if tool.function.strict:
-            param = f"tools[{index}].function.strict"
-            return unsupported(f"`{param}` is not supported with this value: got true, allowed: null, false", param)
     return None

@@ -120,7 +120,7 @@ fn built(factory: &Arc<ParserFactory>, source: &GrammarSource, num_ids: usize) -
     let seed = parser_of(factory, grammar).map_err(|problem| source.error(problem))?;
     let first =
         allowed_by(&mut seed.deep_clone(), num_ids).map_err(|problem| source.error(format!("fails: {problem}")))?;
-    Ok(Grammar::new(Arc::clone(factory), seed, first, num_ids))
+    Ok(Grammar::new(Arc::clone(factory), seed, first, num_ids).naming_tokens(source.names_tokens()))
 }
 
 fn parser_of(factory: &ParserFactory, grammar: TopLevelGrammar) -> std::result::Result<TokenParser, String> {

@@ -26,6 +26,9 @@ struct Compiled {
     first: Allowed,
     num_ids: usize,
     num_bytes: usize,
+    /// Whether the grammar names special tokens, which have no text to be forced: a parser that was asked for such text
+    /// finds no token for it afterwards.
+    names_tokens: bool,
 }
 
 impl fmt::Debug for Grammar {
@@ -45,7 +48,15 @@ impl Grammar {
     pub(super) fn new(factory: Arc<ParserFactory>, seed: TokenParser, first: Allowed, num_ids: usize) -> Self {
         let num_bytes = seed.parser.lexer_stats().num_bytes;
         let (seed, idle) = (Mutex::new(seed), Mutex::default());
-        Self(Arc::new(Compiled { factory, seed, idle, first, num_ids, num_bytes }))
+        Self(Arc::new(Compiled { factory, seed, idle, first, num_ids, num_bytes, names_tokens: false }))
+    }
+
+    /// Sets whether the grammar names special tokens, before any clone is made.
+    pub(super) fn naming_tokens(mut self, names_tokens: bool) -> Self {
+        if let Some(compiled) = Arc::get_mut(&mut self.0) {
+            compiled.names_tokens = names_tokens;
+        }
+        self
     }
 
     pub(super) fn was_made_by(&self, factory: &Arc<ParserFactory>) -> bool {
@@ -163,7 +174,7 @@ impl Matcher {
     /// Returns tokens for the text that must come next, at most `limit`: likely ones, for the text may be cut into other
     /// tokens as well. Ends before the first token that a longer one past the end of that text could replace.
     pub fn forced(&mut self, limit: usize) -> Vec<u32> {
-        if limit == 0 || self.parser.stopped() {
+        if limit == 0 || self.grammar.0.names_tokens || self.parser.stopped() {
             return Vec::new();
         }
         let parser = &mut self.parser;

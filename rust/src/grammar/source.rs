@@ -57,6 +57,25 @@ impl GrammarSource {
         }
     }
 
+    /// Whether the grammar names special tokens: a `<` outside of its strings and regular expressions.
+    pub(super) fn names_tokens(&self) -> bool {
+        let Self::Lark(text) = self else { return false };
+        let mut quote = None;
+        let mut is_escaped = false;
+        for letter in text.chars() {
+            match quote {
+                Some(_) if is_escaped => is_escaped = false,
+                Some(_) if letter == '\\' => is_escaped = true,
+                Some(end) if letter == end => quote = None,
+                Some(_) => {}
+                None if letter == '<' => return true,
+                None if matches!(letter, '"' | '/') => quote = Some(letter),
+                None => {}
+            }
+        }
+        false
+    }
+
     /// Name of the setting that holds this kind of grammar, for error messages.
     pub(super) fn name(&self) -> &'static str {
         match self {
