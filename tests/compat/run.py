@@ -1,6 +1,7 @@
 """Runs a client script in an environment for each client and major version, against one server on a real port."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ VERSIONS = {
     "anthropic-oldest": "anthropic==0.45.0",
     "anthropic": "anthropic",
 }
+NPM_PACKAGES = ("openai", "@anthropic-ai/sdk")
 
 
 def environment(name: str, requirement: str) -> Path:
@@ -37,6 +39,24 @@ def environment(name: str, requirement: str) -> Path:
     return python
 
 
+def npm_script() -> Path | None:
+    """The script for the clients from npm beside these clients, installed if they are missing; None without npm."""
+    if shutil.which("npm") is None:
+        print("» npm is missing: its clients are left out", flush=True)
+        return None
+    directory = ENVIRONMENTS / "npm"
+    script = directory / "npm_clients.mjs"
+    if not (directory / ".done").exists():
+        print(f"» installing {' and '.join(NPM_PACKAGES)}", flush=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        npm = ["npm", "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(directory), *NPM_PACKAGES]
+        subprocess.run(npm, check=True)
+        (directory / ".done").touch()
+    # Node looks for packages beside the script.
+    shutil.copyfile(HERE / script.name, script)
+    return script
+
+
 def main() -> None:
     pythons = [(name.split("-")[0], environment(name, requirement)) for name, requirement in VERSIONS.items()]
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -47,6 +67,8 @@ def main() -> None:
                 script = HERE / f"{package}_client.py"
                 subprocess.run([python, script, server.base_url, "tiny"], env=variables, check=True)
                 sys.stdout.flush()
+            if script := npm_script():
+                subprocess.run(["node", script, server.base_url, "tiny"], env=variables, check=True)
 
 
 if __name__ == "__main__":
