@@ -29,7 +29,13 @@ NO_DECLARATION = {
     },  # the layout of a cache, and a synonym of the context length
     "logprobs": {"inference/outputs.py", "engine/outputs.rs", "python/engine.rs", "sampling/sample.rs"},
     "max_tokens": {"_rust.pyi", "python/simulation.rs", "scheduler/load.rs", "scheduler/request.rs"}
-    | {"serving/errors.py", "serving/parsing.py", "serving/answers/messages.py", "benchmark/load.py"},
+    | {
+        "serving/errors.py",
+        "serving/parsing.py",
+        "serving/answers/messages.py",
+        "benchmark/load.py",
+        "serving/startup.py",
+    },
     "num_threads": {"cli/tokenizer/bench.py", "cli/tokenizer/train.py", "python/tokenizer.rs", "training/launch.py"}
     | {"python/tokenizer_batch.rs", "tokenizer/trainer/mod.rs"},
     "prompt_logprobs": {"inference/outputs.py", "engine/outputs.rs", "python/engine.rs", "serving/parsing.py"}

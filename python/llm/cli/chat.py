@@ -61,10 +61,10 @@ def chat(
         messages.append({"role": "assistant", "content": answer})
 
 
-def _greet(name: str, max_model_len: int) -> None:
+def _greet(name: str, num_tokens: int) -> None:
     with contextlib.suppress(ImportError):  # Windows has no readline
         importlib.import_module("readline")  # from now on, `input` has a history and takes arrow keys
-    print(f"{name}, context of {max_model_len:,} tokens. Ctrl-C stops an answer; an empty line or Ctrl-D leaves.")
+    print(f"{name}, context of {num_tokens:,} tokens. Ctrl-C stops an answer; an empty line or Ctrl-D leaves.")
 
 
 def _ask() -> str | None:
