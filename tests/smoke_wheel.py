@@ -18,6 +18,8 @@ def main() -> None:
             [llm, "generate", "run", "To be", "--max-tokens", "8", "--temperature", "0"], directory, "\n", min_length=4
         )
         check([llm, "info", "run"], directory, "LlamaForCausalLM")
+        page = "from llm.serving.endpoints.page import ASSETS; print(*ASSETS)"
+        check([sys.executable, "-c", page], directory, "chat.js")
         check([sys.executable, "-c", "import llm; print(llm.__file__)"], directory, "site-packages")
     print("the wheel works")
 
