@@ -106,7 +106,7 @@ def test_accepted_keys_take_any_value_without_a_word(request_type, caplog):
         ({"n_predict": 5}, "n_predict", "hint: send `max_tokens`"),
         ({"guided_choice": ["a"]}, "guided_choice", "with `choice`"),
         ({"repeat_penalty": 1.1}, "repeat_penalty", "hint: send `repetition_penalty`"),
-        ({"best_of": 3}, "best_of", "hint: send `n`"),
+        ({"best_of": 3}, "best_of", "hint: send it to /v1/completions, or `n`"),
         ({"options": {"num_ctx": 4096}}, "options.num_ctx", "hint: start the server with --max-model-len"),
         ({"options": {"seed": 1}}, "options.seed", "hint: send `seed` at the top level"),
         ({"extra_body": {"top_k": 5}}, "extra_body", "hint: send its keys at the top level"),

@@ -31,6 +31,8 @@ _LENGTH = "send `max_tokens`"
 _MESSAGES = "send the conversation as `messages` to /v1/chat/completions"
 _TEMPLATE = "send the template's variables as `chat_template_kwargs`"
 _CHAT_ONLY = "only /v1/chat/completions has a template"
+_TOOLS = "only /v1/chat/completions takes tools"
+_REASONING = "`reasoning` always holds what the model thought before its answer"
 _NO_MEDIA = "the model reads text only"
 _NO_ADAPTERS = "serve the merged weights"
 _SERVER_SIDE = "this belongs to the server's options, not to a request; see `llm serve --help`"
@@ -42,7 +44,7 @@ REFUSED: dict[str, Refused] = {
         _refused("n_predict num_predict max_length max_new_tokens max_output_tokens", _LENGTH),
         _refused("max_completion_tokens max_tokens_to_sample", _LENGTH),
         _refused("n_cmpl num_return_sequences", "send `n`", 1),
-        _refused("best_of", "send `n` with `logprobs` and choose the best answer", 1),
+        _refused("best_of", "send it to /v1/completions, or `n` with `logprobs` to choose the best answer", 1),
         _refused("t_max_predict_ms", _LENGTH, 0),
         _refused("truncate_prompt_tokens truncate", "shorten the prompt", False),
         # Which token comes next.
@@ -86,8 +88,8 @@ REFUSED: dict[str, Refused] = {
         _refused("modalities", _NO_MEDIA, ["text"]),
         _refused("audio images width height steps", _NO_MEDIA, []),
         # Tools and searches.
-        _refused("tools", "", []),
-        _refused("tool_choice", "", "none", "auto"),
+        _refused("tools", _TOOLS, []),
+        _refused("tool_choice", _TOOLS, "none", "auto"),
         _refused("functions", "send `tools`", []),
         _refused("function_call", "send `tool_choice`", "none", "auto"),
         _refused("parse_tool_calls", "tool calls are parsed if `tools` are sent", True, False),
@@ -99,8 +101,8 @@ REFUSED: dict[str, Refused] = {
         _refused("think thinking reasoning", "send `reasoning_effort` or `chat_template_kwargs`"),
         _refused("enable_thinking", 'send `chat_template_kwargs` with {"enable_thinking": …}'),
         _refused("thinking_token_budget thinking_budget_tokens reasoning_budget", "send `reasoning_effort`", -1),
-        _refused("include_reasoning separate_reasoning stream_reasoning", "", True),
-        _refused("reasoning_format", "", "auto"),
+        _refused("include_reasoning separate_reasoning stream_reasoning", _REASONING, True),
+        _refused("reasoning_format", _REASONING, "auto"),
         # The prompt.
         _refused("messages", _MESSAGES, []),
         _refused("prompt", "send `messages` here, or the prompt to /v1/completions", ""),
@@ -110,7 +112,7 @@ REFUSED: dict[str, Refused] = {
         _refused("prompt_embeds input_embeds", "send a text or token ids", []),
         _refused("instructions system", 'send a message with the role "system"', ""),
         _refused("suffix input_prefix input_suffix input_extra", "send the whole text as `prompt`", "", []),
-        _refused("echo", "", False),
+        _refused("echo", "only /v1/completions repeats its prompt", False),
         _refused("raw", "send the prompt to /v1/completions, which uses no template", False),
         _refused("context", _MESSAGES, []),
         _refused("previous_response_id conversation", "send all messages, or call /v1/responses", ""),
