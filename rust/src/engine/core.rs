@@ -68,6 +68,8 @@ pub struct EngineCore {
     compiler: Arc<GrammarCompiler>,
     /// Whether any request had a grammar; others don't pay for it.
     uses_grammars: bool,
+    /// Whether any request generated no tokens; others don't pay for it.
+    scores_only: bool,
     mask: VocabMask,
     scheduler: Scheduler,
     speculation: Option<NgramConfig>,
@@ -100,6 +102,7 @@ impl EngineCore {
             table,
             compiler: Arc::new(GrammarCompiler::new(vocabulary, config.eos_ids.clone())),
             uses_grammars: false,
+            scores_only: false,
             eos_ids: config.eos_ids,
             mask: VocabMask { vocab_size, pad_id },
             scheduler: Scheduler::new(config.scheduler)?,
@@ -146,6 +149,7 @@ impl EngineCore {
             return Err(Error::InvalidArgument(message.to_owned()));
         }
         self.uses_grammars |= params.grammar.is_some();
+        self.scores_only |= params.max_tokens == Some(0);
         let first = params.sampling.choice_index;
         if first.checked_add(num_choices).is_none() {
             return Err(Error::InvalidArgument(format!(
@@ -262,6 +266,9 @@ impl EngineCore {
 
     /// Ends a request that generates no tokens, once its prompt is computed. Returns `false` for other requests.
     fn end_scored(&mut self, id: u64, outputs: &mut StepOutputs) -> Result<bool> {
+        if !self.scores_only {
+            return Ok(false);
+        }
         let Some(sequence) = self.sequences.get_mut(&id).filter(|sequence| sequence.generates_none()) else {
             return Ok(false);
         };
@@ -320,6 +327,9 @@ impl EngineCore {
     /// Prepares the next step of a request: proposes draft tokens and starts to make its mask. A request's last allowed
     /// token is always sampled without a draft.
     fn prepare(&mut self, id: u64) -> Result<()> {
+        if self.speculation.is_none() && !self.uses_grammars {
+            return Ok(());
+        }
         let Some(sequence) = self.sequences.get(&id) else { return Ok(()) };
         if self.speculation.is_none() && !sequence.is_constrained() {
             return Ok(());
