@@ -14,6 +14,7 @@ SCRIPTS = [
     f"<think>\nIs it far?\n</think>\n\nLet me see.\n{CALL}\n{TIDE}",
     "It is fair.",
     "<think>on and on and on",
+    "<think>\nIs it far?\n</think>\n\nIt is fair.",
 ]
 INPUT = {"city": "Verona", "days": [1, 2]}
 ARGUMENTS = '{"city": "Verona", "days": [1, 2]}'
@@ -181,3 +182,40 @@ def test_functions_of_a_namespace_are_sent_apart(client):
         respond(client, tools=[tools[0] | {"tools": [{"type": "custom", "name": "x"}]}])
     assert error.value.param == "tools[0].tools[0].type"
     assert respond(client, 1, tools=tools).output_text == "It is fair."
+
+
+STRICT = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Ulm", "Verona"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "tide"}])
+def test_call_that_a_message_must_hold_is_made(scripted, choice):
+    tools = [tool | {"input_schema": STRICT} for tool in MESSAGES_TOOLS]
+    choice = choice | {"disable_parallel_tool_use": True}
+    whole = message_of(scripted, 3, tools=tools, tool_choice=choice).json()
+    [call] = [block for block in whole["content"] if block["type"] == "tool_use"]
+    assert call["name"] in ("weather", "tide") if choice["type"] == "any" else call["name"] == "tide"
+    assert call["input"]["city"] in ("Ulm", "Verona")
+    assert whole["stop_reason"] == "tool_use"
+    assert streamed_message(scripted, 3, tools=tools, tool_choice=choice)[1]["stop_reason"] == "tool_use"
+
+
+def test_strict_and_required_functions_of_a_response(client):
+    tools = [tool | {"parameters": STRICT, "strict": True} for tool in RESPONSES_TOOLS]
+    (call,) = [item for item in respond(client, tools=tools[:1]).output if item.type == "function_call"][:1]
+    assert msgspec.json.decode(call.arguments)["city"] in ("Ulm", "Verona")
+    for choice in (
+        {"type": "function", "name": "tide"},
+        {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "tide"}]},
+    ):
+        made = respond(client, 3, tools=tools, tool_choice=choice, parallel_tool_calls=False)
+        assert [item.name for item in made.output if item.type == "function_call"] == ["tide"]
+        assert made.status == "completed"
+    spaced = [{"type": "namespace", "name": "sky", "description": "The sky.", "tools": tools}]
+    choice = {"type": "function", "name": "sky.tide"}
+    *_, call = respond(client, 3, tools=spaced, tool_choice=choice, parallel_tool_calls=False).output
+    assert (call.namespace, call.name) == ("sky", "tide")

@@ -52,9 +52,7 @@ def chat_body(request: CountTokensRequest) -> dict[str, Any]:
 
 
 def _tool_fields(request: CountTokensRequest) -> dict[str, Any]:
-    if not request.tools:
-        return {"tools": None, "tool_choice": None}
-    fields: dict[str, Any] = {"tools": [_chat_tool(tool) for tool in request.tools]}
+    fields: dict[str, Any] = {"tools": [_chat_tool(tool) for tool in request.tools or ()] or None}
     match request.tool_choice:
         case NoToolChoice():
             return fields | {"tool_choice": "none"}
