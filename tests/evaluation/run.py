@@ -39,7 +39,7 @@ def main() -> None:
     python = environment()
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        samples = write_tasks(directory, NUM_SAMPLES)
+        samples = write_tasks(directory, int(sys.argv[1]) if len(sys.argv) > 1 else NUM_SAMPLES)
         weights = export(MODEL, directory / "smollm2", dtype="float32")
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(directory / "huggingface")}
         paths = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
