@@ -291,3 +291,35 @@ def test_wrong_tools_are_refused_by_name(scripted_server):
         assert response.status_code == 400, (body, response.text)
         error = response.json()["error"]
         assert (error["param"], text in error["message"]) == (param, True), error
+
+
+def test_other_apis_give_calls_and_reasoning_in_their_own_form(scripted_server, scripted):
+    variables = {"chat_template_kwargs": {"script": 4}}
+    parameters = {"type": "object", "properties": {}}
+    answer = scripted.responses.create(
+        model="tiny",
+        input="Go",
+        tools=[{"type": "function", "name": "weather", "parameters": parameters, "strict": False}],
+        extra_body=variables,
+    )
+    reasoning, call = answer.output
+    assert (reasoning.type, call.type, call.name, call.arguments) == (
+        "reasoning",
+        "function_call",
+        "weather",
+        ARGUMENTS,
+    )
+    response = httpx.post(
+        f"{scripted_server.url}/v1/messages",
+        json={
+            "model": "tiny",
+            "max_tokens": 100,
+            "messages": [{"role": "user", "content": "Go"}],
+            "tools": [{"name": "weather", "input_schema": parameters}],
+        }
+        | variables,
+        trust_env=False,
+    ).json()
+    thinking, use = response["content"]
+    assert (thinking["type"], thinking["thinking"], response["stop_reason"]) == ("thinking", "why", "tool_use")
+    assert (use["type"], use["name"], use["input"]) == ("tool_use", "weather", json.loads(ARGUMENTS))
