@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -20,7 +21,8 @@ def test_generate_gives_all_choices_of_each_prompt(tiny_checkpoint: Path) -> Non
         assert output.choices == (output, *output.others)
         assert len({choice.text for choice in output.choices}) == len(output.choices) == 3
         alone = model.generate(prompt, SamplingParams(seed=5, max_tokens=8))
-        assert (output.text, output.usage) == (alone.text, alone.usage)
+        assert (output.text, output.token_ids) == (alone.text, alone.token_ids)
+        assert output.usage.total_tokens == alone.usage.total_tokens
         assert alone.choices == (alone,)
     assert model.engine.stats()["blocks_free"] == model.engine.stats()["blocks_total"]
     with pytest.raises(InvalidArgumentError, match="`n` must be 1 here"):
@@ -84,7 +86,9 @@ def test_chat_renders_the_template_and_stops_at_its_end(tiny_checkpoint: Path) -
     answer = model.chat([{"role": "user", "content": "What news?"}], params)
     prompt = "ROMEO:\nWhat news?\n\nJULIET:\n"
     raw = model.generate(prompt, SamplingParams(seed=3, max_tokens=60, stop=("\n\n",)))
-    assert answer == raw
+    cached = raw.usage.prompt_tokens_details.cached_tokens
+    assert cached == len(model.tokenizer.encode(prompt)) // 16 * 16
+    assert msgspec.structs.replace(raw, usage=answer.usage) == answer
 
 
 def test_more_prompts_than_the_queue_holds_are_taken_in_turn(tiny_checkpoint: Path) -> None:

@@ -276,7 +276,7 @@ def test_token_logprobs_want_one_id_a_row():
 
 def test_an_allowed_id_that_is_banned_leaves_nothing():
     request = params(Settings(min_tokens=1, stop_token_ids=(3,)), allowed_token_ids=[3])
-    with pytest.raises(InvalidArgumentError, match=r"after `allowed_token_ids`.*got -inf everywhere"):
+    with pytest.raises(InvalidArgumentError, match=r"after the grammar, `allowed_token_ids`.*got -inf everywhere"):
         _rust.sample(np.zeros((1, 8), np.float32), [request], [NO_IDS], [NO_IDS])
 
 

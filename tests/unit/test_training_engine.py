@@ -91,6 +91,7 @@ def test_fp16_warm_up_skips_are_counted_and_shown(tmp_path: Path) -> None:
     assert [line["grad_norm"] is None for line in log] == [True, True, True, False, False, False, False, False]
 
 
+@pytest.mark.long
 def test_fp16_gradients_that_stay_non_finite_stop_the_run(tmp_path: Path) -> None:
     task = Overflowing(MODEL)
     task.num_overflows = 10**6
@@ -105,6 +106,7 @@ def test_a_batch_without_labels_stops_the_run(tmp_path: Path) -> None:
         engine.fit()
 
 
+@pytest.mark.long
 def test_recomputed_blocks_train_to_the_same_weights(tmp_path: Path) -> None:
     paths = [
         launch(config(max_steps=5, gradient_checkpointing=recompute), tmp_path / str(recompute))

@@ -31,6 +31,7 @@ def test_what_cannot_start_leaves_no_run_behind(tmp_path: Path) -> None:
     assert launch(config(max_steps=1), tmp_path / "run").path.name == "step_00000001"
 
 
+@pytest.mark.long
 def test_only_the_newest_checkpoints_are_kept_and_latest_names_the_last(tmp_path: Path) -> None:
     newest = launch(config(max_steps=9, checkpoint_every=2, keep_checkpoints=2), tmp_path / "run")
     kept = sorted(entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir())
@@ -38,6 +39,7 @@ def test_only_the_newest_checkpoints_are_kept_and_latest_names_the_last(tmp_path
     assert (tmp_path / "run" / "latest").read_text() == f"checkpoints/{newest.path.name}\n"
 
 
+@pytest.mark.long
 def test_run_files_are_whole_and_readable(tmp_path: Path) -> None:
     launch(config(), tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "run.json").read_text())

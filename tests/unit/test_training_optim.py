@@ -32,6 +32,7 @@ def test_schedule_warms_up_to_the_peak_and_stays_within_bounds(
         assert rates[total] == pytest.approx(peak * ratio, abs=1e-12)
 
 
+@pytest.mark.long
 def test_a_warmup_as_long_as_the_schedule_divides_by_nothing(tmp_path: Path) -> None:
     settings = msgspec.structs.replace(config(), optimizer=OptimizerConfig(warmup_steps=6))
     launch(settings, tmp_path / "run", callbacks=[])

@@ -49,6 +49,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path: Path, precision:
             assert resumed.read_bytes() == (whole.training_state / name).read_bytes()
 
 
+@pytest.mark.long
 def test_a_run_whose_weights_are_in_several_files_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     settings = config(max_steps=5)
     whole = launch(settings, tmp_path / "whole")
@@ -63,6 +64,7 @@ def test_a_run_whose_weights_are_in_several_files_resumes_to_the_same_bytes(tmp_
     assert weights_of(resume(run.path)) == weights_of(whole)
 
 
+@pytest.mark.long
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
     whole = launch(config(), tmp_path / "whole")
     run = Run(tmp_path / "run")
