@@ -19,6 +19,7 @@ STEP := tools/step.sh
 PIP_OPTIONS := --progress-bar off --no-compile
 ARGS ?=
 FUZZ_S ?= 1800
+CLIENTS ?=
 RUST_SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_NUM_THREADS
@@ -57,7 +58,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-agents test-eval test-page test-openapi test-wheel test-slow \
+.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-agents test-eval test-page test-openapi test-wheel test-slow \
 	test-fuzz test-abuse test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
 
 help: ## Show this list
@@ -105,6 +106,9 @@ test-python: test-data ## Tests of the package
 
 test-clients: $(STAMPS)/test ## OpenAI's Python client 1.x, 2.x and 3.x and Anthropic's against one server
 	$(BIN)/python -m tests.compat.run
+
+test-clients-more: $(STAMPS)/test ## Tools, types and streams by more clients: LangChain, LlamaIndex, LiteLLM, Pydantic AI, ... (CLIENTS=...)
+	$(BIN)/python -m tests.compat.more $(CLIENTS)
 
 test-agents: $(STAMPS)/test ## Claude Code and Codex finish a task on a scripted model (650 MB from npm)
 	$(BIN)/python -m tests.compat.agents

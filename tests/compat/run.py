@@ -25,27 +25,27 @@ VERSIONS = {
 NPM_PACKAGES = ("openai", "@anthropic-ai/sdk")
 
 
-def environment(name: str, requirement: str) -> Path:
-    """The Python of an environment that holds `requirement`, made if it is missing."""
+def environment(name: str, *requirements: str) -> Path:
+    """The Python of an environment that holds `requirements`, made if it is missing."""
     directory = ENVIRONMENTS / name
     python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     done = directory / ".done"
     if not done.exists():
-        print(f"» installing {requirement}", flush=True)
+        print(f"» installing {' and '.join(requirements)}", flush=True)
         venv.create(directory, clear=True, with_pip=True)
         pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        subprocess.run([*pip, requirement], check=True)
+        subprocess.run([*pip, *requirements], check=True)
         done.touch()
     return python
 
 
-def npm_script() -> Path | None:
-    """The script for the clients from npm beside these clients, installed if they are missing; None without npm."""
+def npm_script(name: str = "npm_clients.mjs") -> Path | None:
+    """The script for the clients from npm, beside them; installs them if they are missing. None without npm."""
     if shutil.which("npm") is None:
         print("» npm is missing: its clients are left out", flush=True)
         return None
     directory = ENVIRONMENTS / "npm"
-    script = directory / "npm_clients.mjs"
+    script = directory / name
     if not (directory / ".done").exists():
         print(f"» installing {' and '.join(NPM_PACKAGES)}", flush=True)
         directory.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def npm_script() -> Path | None:
         subprocess.run(npm, check=True)
         (directory / ".done").touch()
     # Node looks for packages beside the script.
-    shutil.copyfile(HERE / script.name, script)
+    shutil.copyfile(HERE / name, script)
     return script
 
 
