@@ -15,7 +15,7 @@ from llm.serving import ServerConfig, ServerHandle
 from tests.scripted import write_scripted
 
 DIRECTORY = Path(__file__).parents[2] / ".cache" / "compat" / "agents"
-PACKAGES = ("@anthropic-ai/claude-code", "@openai/codex")
+PACKAGES = ("@anthropic-ai/claude-code@2.1.197", "@openai/codex@0.171.0")
 TIMEOUT_S = 120
 NOTE = "note.txt"
 TASK = "Write a note"

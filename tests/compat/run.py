@@ -20,9 +20,9 @@ VERSIONS = {
     "openai-2": "openai==2.*",
     "openai-3": "openai==3.*",
     "anthropic-oldest": "anthropic==0.45.0",
-    "anthropic": "anthropic",
+    "anthropic": "anthropic==2.*",
 }
-NPM_PACKAGES = ("openai", "@anthropic-ai/sdk")
+NPM_PACKAGES = {"openai": "6.49.0", "@anthropic-ai/sdk": "1.14.0"}
 
 
 def environment(name: str, *requirements: str) -> Path:
@@ -49,8 +49,8 @@ def npm_script(name: str = "npm_clients.mjs") -> Path | None:
     if not (directory / ".done").exists():
         print(f"» installing {' and '.join(NPM_PACKAGES)}", flush=True)
         directory.mkdir(parents=True, exist_ok=True)
-        npm = ["npm", "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(directory), *NPM_PACKAGES]
-        subprocess.run(npm, check=True)
+        npm = ["npm", "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(directory)]
+        subprocess.run([*npm, *(f"{name}@{version}" for name, version in NPM_PACKAGES.items())], check=True)
         (directory / ".done").touch()
     # Node looks for packages beside the script.
     shutil.copyfile(HERE / name, script)
