@@ -20,6 +20,7 @@ PIP_OPTIONS := --progress-bar off --no-compile
 ARGS ?=
 FUZZ_S ?= 1800
 CLIENTS ?=
+MINUTES ?= 20
 RUST_SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_NUM_THREADS
@@ -59,7 +60,7 @@ define venv_by_uv
 endef
 
 .PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-agents test-eval test-page test-openapi test-wheel test-slow \
-	test-fuzz test-abuse test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
+	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -128,6 +129,9 @@ test-slow: test-data ## The tests that take minutes
 
 test-abuse: $(STAMPS)/test ## Thousands of clients, and requests made to harm the server (three minutes)
 	$(BIN)/python -m pytest -q -s -m slow tests/integration/test_server_abuse.py
+
+test-soak: $(STAMPS)/test ## A mixed load for MINUTES=20, after which memory, descriptors, threads and answers are as before
+	$(BIN)/python -m tests.soak.run --minutes $(MINUTES)
 
 test-exact: test-data ## The tokenizer beside tiktoken: whole corpora, 200,000 texts a vocabulary (an hour)
 	$(BIN)/python -m pytest -q -m slow --timeout=7200 tests/unit/test_tokenization_vocabularies.py
