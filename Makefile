@@ -59,7 +59,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-agents test-eval test-page test-openapi test-wheel test-slow \
+.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-agents test-eval test-page test-openapi test-schemas test-wheel test-slow \
 	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
 
 help: ## Show this list
@@ -122,6 +122,9 @@ test-openapi: $(STAMPS)/test ## Schemathesis over every endpoint, 1,000 examples
 
 test-eval: test-data ## Evaluation beside lm-evaluation-harness: the same scores, in less time (some minutes)
 	$(BIN)/python -m tests.evaluation.run
+
+test-schemas: $(STAMPS)/test ## The official JSON Schema test suite: nothing invalid is accepted
+	$(BIN)/python -m tests.schemas.run
 
 test-slow: test-data ## The tests that take minutes
 	LLM_PROPTEST_OPS=1_000_000 cargo test --quiet --release --test core scheduler::random

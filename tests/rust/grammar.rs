@@ -244,6 +244,31 @@ fn descriptions_are_no_constraints() {
 }
 
 #[test]
+fn formats_allow_what_validators_accept() {
+    let long = "a".repeat(64);
+    let wide = format!("{long}@{}", vec!["b".repeat(62); 3].join("."));
+    let cases = [
+        ("date", "2024-02-29", "2023-02-29"),
+        ("date", "2000-02-29", "1900-02-29"),
+        ("date-time", "2023-02-28T23:59:59Z", "2023-02-28T10:59:60Z"),
+        ("time", "10:59:59.5Z", "10:59:60Z"),
+        ("email", &wide, &format!("a{long}@b.org")),
+        ("email", "a@b.org", &format!("a@{}.org", "b".repeat(64))),
+    ];
+    for (format, right, wrong) in cases {
+        let grammar = compiled(&schema(&format!(r#"{{"items":{{"type":"string","format":"{format}"}}}}"#)));
+        assert!(accepts(&grammar, &format!(r#"["{right}"]"#)), "{format} {right}");
+        assert!(!accepts(&grammar, &format!(r#"["{wrong}"]"#)), "{format} {wrong}");
+    }
+}
+
+#[test]
+fn a_keyword_that_asks_for_nothing_is_taken() {
+    let grammar = compiled(&schema(r#"{"type":"array","uniqueItems":false,"items":{"const":1}}"#));
+    assert!(accepts(&grammar, "[1, 1]"));
+}
+
+#[test]
 fn errors_name_the_keyword_the_place_and_what_is_allowed() {
     let table = [
         ("{", "`json` must be a JSON schema: EOF"),

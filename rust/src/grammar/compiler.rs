@@ -129,7 +129,10 @@ fn parser_of(factory: &ParserFactory, grammar: TopLevelGrammar) -> std::result::
         parser.start_without_prompt();
         Ok(parser)
     })
-    .map_err(|problem| format!("is invalid: {problem}"))
+    .map_err(|problem| match problem.contains("coerce_one_of") {
+        true => "has a `oneOf` whose branches may overlap\nhint: use `anyOf`".to_owned(),
+        false => format!("is invalid: {problem}"),
+    })
 }
 
 /// Counts the threads that compile.

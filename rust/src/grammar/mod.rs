@@ -6,6 +6,7 @@
 
 mod cache;
 mod compiler;
+mod formats;
 mod limits;
 mod matcher;
 mod parser;

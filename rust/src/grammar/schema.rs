@@ -6,6 +6,7 @@
 use rustc_hash::FxHashSet;
 use serde_json::{Map, Number, Value};
 
+use super::formats;
 use super::limits::{Multiples, Sizes};
 use super::problem::{Checked, shown, unsupported, wrong};
 
@@ -47,11 +48,12 @@ const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 ///
 /// What is wrong, beginning with a verb so that the setting's name can stand before it.
 pub(super) fn checked(text: &str) -> Checked<Value> {
-    let schema: Value = serde_json::from_str(text).map_err(|error| format!("must be a JSON schema: {error}"))?;
+    let mut schema: Value = serde_json::from_str(text).map_err(|error| format!("must be a JSON schema: {error}"))?;
     if schema.get("x-guidance").is_some() {
         return Err(unsupported("x-guidance", "#"));
     }
     check(&schema)?;
+    formats::complete(&mut schema);
     Ok(schema)
 }
 
