@@ -207,8 +207,8 @@ def main():
         log.seek(0)
         print(log.read()[-2000:])
     report(found)
+    wrong = found["complaints"] = complaints(found)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
-    wrong = complaints(found)
     print("\n".join(["FAILED:", *wrong]) if wrong else "nothing grew, leaked or changed")
     sys.exit(bool(wrong))
 
