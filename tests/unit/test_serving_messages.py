@@ -17,6 +17,7 @@ from llm.serving.answers.messages import MessageAnswer
 from llm.serving.endpoints.conversations import framed
 from llm.serving.protocol.messages import MessagesRequest
 from llm.serving.translation.messages import chat_body
+from tests.unit.serving_parts import PARTS
 
 USER = {"role": "user", "content": "Hi"}
 TOOL = {"name": "look", "description": "Looks.", "input_schema": {"type": "object"}}
@@ -162,18 +163,6 @@ def test_what_is_wrong_or_unsupported_is_named_in_anthropics_form(fields, named)
 def test_statuses_have_anthropics_types():
     assert refusal(model="other")[:2] == (404, "not_found_error")
     assert refusal()[:2] == (503, "overloaded_error")
-
-
-PARTS = [
-    Part("reasoning", None, "Let me see. é"),
-    Part("text", None, "\n\nI look"),
-    Part("text", None, " now 🙂"),
-    Part("call", 0, "look"),
-    Part("arguments", 0, '{"at": "é🙂", "n": 1}'),
-    Part("text", None, " \n"),
-    Part("call", 1, "look"),
-    Part("arguments", 1, "{}"),
-]
 
 
 def answer_of(parts, **fields):

@@ -15,6 +15,7 @@ from llm.serving.errors import bad_request, internal_error
 from llm.serving.protocol.responses import ResponsesRequest
 from llm.serving.translation.responses import chat_body, input_items, response_of_item
 from llm.tokenization import SimpleCharacterTokenizer
+from tests.unit.serving_parts import PARTS
 
 TOKENIZER = SimpleCharacterTokenizer.train("abc é")
 TOOL = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": True}
@@ -138,16 +139,6 @@ def test_ids_of_items_hold_the_id_of_their_response():
     assert response_of_item("msg_elsewhere") is None
 
 
-PARTS = [
-    Part("reasoning", None, "Let me see. é"),
-    Part("text", None, "\n\nI look"),
-    Part("text", None, " now 🙂"),
-    Part("call", 0, "look"),
-    Part("arguments", 0, '{"at": "é🙂", "n": 1}'),
-    Part("text", None, " \n"),
-    Part("call", 1, "look"),
-    Part("arguments", 1, "{}"),
-]
 OPENING = {"message": ("output_text",), "reasoning": ("reasoning_text",), "function_call": ()}
 
 

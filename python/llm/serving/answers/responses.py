@@ -39,7 +39,6 @@ from llm.serving.protocol.responses import (
     OutputTextDone,
     ReasoningTextDelta,
     ReasoningTextDone,
-    ReasoningTokens,
     Response,
     ResponseCompleted,
     ResponseCreated,
@@ -247,5 +246,5 @@ def _usage(usage: Usage) -> ResponseUsage:
         output_tokens=usage.completion_tokens,
         total_tokens=usage.total_tokens,
         input_tokens_details=CachedTokens(cached_tokens=usage.prompt_tokens_details.cached_tokens),
-        output_tokens_details=ReasoningTokens(reasoning_tokens=usage.completion_tokens_details.reasoning_tokens),
+        output_tokens_details=usage.completion_tokens_details,
     )

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from llm.inference.outputs import CompletionTokensDetails
 from llm.serving.protocol.common import SamplingFields
 from llm.serving.protocol.response_items import (
     InputItem,
@@ -83,12 +84,6 @@ class CachedTokens(msgspec.Struct, frozen=True, kw_only=True):
     cache_write_tokens: int = 0
 
 
-class ReasoningTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """Generated tokens that are reasoning."""
-
-    reasoning_tokens: int = 0
-
-
 class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of a response."""
 
@@ -96,7 +91,7 @@ class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     total_tokens: int
     input_tokens_details: CachedTokens = CachedTokens()
-    output_tokens_details: ReasoningTokens = ReasoningTokens()
+    output_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
 
 
 ErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
