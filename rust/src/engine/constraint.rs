@@ -1,9 +1,9 @@
 //! The grammar of one request: which tokens it may draw next, made while the model runs.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::grammar::{Allowed, Grammar, Matcher};
-use crate::sampling::TokenMask;
+use crate::sampling::{TokenMask, has_pool};
 use crate::tokenizer::tokens::TokenTable;
 use crate::{Result, grammar};
 
@@ -107,11 +107,4 @@ impl Constraint {
     pub fn allowed_part<'a>(&self, drafts: &'a [u32]) -> &'a [u32] {
         &drafts[..self.progress().matcher.num_valid(drafts)]
     }
-}
-
-/// Whether the pool of threads belongs to this process; a forked one does not inherit the threads.
-fn has_pool() -> bool {
-    static POOL_PROCESS: OnceLock<u32> = OnceLock::new();
-    let process = std::process::id();
-    *POOL_PROCESS.get_or_init(|| process) == process
 }

@@ -25,4 +25,5 @@ pub use params::SamplingParams;
 pub use penalties::{History, TokenCounts};
 pub use rng::{philox4x32_10, stream_key, uniform};
 pub use rows::Logit;
+pub(crate) use rows::has_pool;
 pub use sample::{RowSpec, Sampled, sample_rows};

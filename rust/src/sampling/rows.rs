@@ -86,11 +86,16 @@ pub(super) fn map_rows<L: Logit, S: Sync, R: Send>(
     results.into_iter().flatten().collect()
 }
 
-/// Returns the number of threads in the pool; 1 in a forked process, which does not inherit the pool's threads.
+/// Returns the number of threads in the pool; 1 without a pool.
 fn num_threads() -> usize {
+    if has_pool() { rayon::current_num_threads() } else { 1 }
+}
+
+/// Whether the pool of threads belongs to this process; a forked process does not inherit the threads.
+pub(crate) fn has_pool() -> bool {
     static POOL_PROCESS: OnceLock<u32> = OnceLock::new();
     let process = std::process::id();
-    if *POOL_PROCESS.get_or_init(|| process) == process { rayon::current_num_threads() } else { 1 }
+    *POOL_PROCESS.get_or_init(|| process) == process
 }
 
 fn with_scratch(work: impl FnOnce(&mut Scratch, &mut Vec<f32>)) {
