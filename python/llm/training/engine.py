@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llm.checkpoint import Checkpoint, Run, atomic_directory, write_model
+from llm.checkpoint import Checkpoint, Run
 from llm.data import BaseDataModule, BatchLoader, in_order
 from llm.errors import TrainingError
 from llm.settings.run import RunConfig
@@ -20,9 +20,9 @@ from llm.training.distributed import Distributed
 from llm.training.metrics import FitStart, StepMetrics
 from llm.training.optim import build_optimizer, clip_gradients
 from llm.training.precision import autocast, autocast_dtype
+from llm.training.saving import CheckpointSaver, TrainedParts
 from llm.training.schedules import warmup_cosine
 from llm.training.signals import StopRequest
-from llm.training.state import load_training_state, write_training_state
 from llm.training.tasks import Task
 
 # The loss scale halves at each skipped step, from 65,536 to 1 in 16 steps; more skips are not a warm-up.
@@ -63,7 +63,6 @@ class TrainingEngine:
         self.task = task
         self.run = run
         self.distributed = distributed or Distributed.start(config.training.device)
-        self.tokenizer = tokenizer
         self.callbacks = tuple(callbacks) if self.distributed.is_main else ()
         settings, device = config.training, self.distributed.device
         self.accumulation = settings.gradient_accumulation_steps
@@ -76,11 +75,12 @@ class TrainingEngine:
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.dtype = autocast_dtype(settings.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        parts = TrainedParts(self.model, self.optimizer, self.scaler, tokenizer)
+        self.saver = CheckpointSaver(config, run, self.distributed, parts)
         self.step = 0
         self.skipped_steps = 0
         self._skips_in_a_row = 0
         self._last_validated = -1
-        self._last_checkpointed = -1
         self._stop = StopRequest()
         self._stop_agreed = False
         self._window = (time.perf_counter(), 0.0)
@@ -226,29 +226,19 @@ class TrainingEngine:
         return validate or checkpoint
 
     def _checkpoint(self) -> None:
-        if self._last_checkpointed == self.step:  # equal in all processes, unlike the state of the disk
+        checkpoint = self.saver.save(self.step, {"skipped_steps": self.skipped_steps})
+        if checkpoint is None:
             return
-        self._last_checkpointed = self.step
-        checkpoint = self.run.checkpoint(self.step)
-        if self.distributed.is_main:
-            with atomic_directory(checkpoint.path) as directory:
-                write_model(directory, self.model, self.tokenizer, self.config.generation)
-                counters = {"step": self.step, "skipped_steps": self.skipped_steps}
-                write_training_state(directory, self.model, self.optimizer, self.scaler, counters)
-            self.run.publish(checkpoint)
-            self.run.prune(self.config.training.keep_checkpoints)
-            for callback in self.callbacks:
-                callback.on_checkpoint(self.step, checkpoint)
-        self.distributed.barrier()
+        for callback in self.callbacks:
+            callback.on_checkpoint(self.step, checkpoint)
 
     def _restore(self) -> bool:
         """Restores the newest checkpoint's state; returns False if the run has no checkpoint yet."""
         newest = self.run.newest()
         if newest is None:
             return False
-        counters = load_training_state(newest, self.model, self.optimizer, self.scaler)
+        counters = self.saver.restore(newest)
         self.step = counters["step"]
-        self._last_checkpointed = self.step
         self.skipped_steps = counters["skipped_steps"]
         return True
 
