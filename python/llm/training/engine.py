@@ -2,8 +2,8 @@
 
 import contextlib
 import math
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer
 from llm.training.callbacks import Callback
 from llm.training.distributed import Distributed
+from llm.training.meter import Meter, elapsed_at
 from llm.training.metrics import FitStart, StepMetrics
 from llm.training.optim import build_optimizer, clip_gradients
 from llm.training.precision import autocast, autocast_dtype
@@ -27,6 +28,16 @@ from llm.training.tasks import Task
 
 # The loss scale halves at each skipped step, from 65,536 to 1 in 16 steps; more skips are not a warm-up.
 _MAX_SKIPS_IN_A_ROW = 20
+
+
+@dataclass(frozen=True)
+class _BatchSums:
+    """A batch's global mean loss, targets, their bytes of text, and means of auxiliary losses by targets."""
+
+    loss: float
+    num_targets: float
+    num_bytes: float
+    auxiliary: dict[str, float]
 
 
 class TrainingEngine:
@@ -83,7 +94,7 @@ class TrainingEngine:
         self._last_validated = -1
         self._stop = StopRequest()
         self._stop_agreed = False
-        self._window = (time.perf_counter(), 0.0)
+        self.meter = Meter.of(self.model, config.context_length, self.total_steps, self.distributed, self.dtype)
 
     def fit(self, resume: bool = False) -> Checkpoint:
         """Trains to the last step and returns the newest checkpoint.
@@ -139,36 +150,34 @@ class TrainingEngine:
         for callback in self.callbacks:
             callback.on_step_end(metrics, should_log)
         if self._validate_and_checkpoint(force=False) or should_log:
-            self._window = (time.perf_counter(), 0.0)  # the speed excludes validation
+            self.meter.restart_window()  # the speed excludes validation
 
     def _train_step(self) -> StepMetrics:
         self._seed(self.step)
         learning_rate = warmup_cosine(self.step, self.total_steps, self.config.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss, num_targets, further = self._accumulate_gradients()
+        batch = self._accumulate_gradients()
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model, self.config.optimizer.max_grad_norm)
-        self._check_finite(loss, grad_norm)
+        self._check_finite(batch.loss, grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        started, targets = self._window
-        self._window = (started, targets + num_targets)
-        speed = self._window[1] / (time.perf_counter() - started)
-        facts = further | self.task.step_facts(self.model)
-        return StepMetrics(self.step, loss, learning_rate, grad_norm, speed, self.skipped_steps, facts)
+        facts = batch.auxiliary | self.task.step_facts(self.model)
+        metrics = StepMetrics(
+            self.step, batch.loss, learning_rate, grad_norm, skipped_steps=self.skipped_steps, facts=facts
+        )
+        return self.meter.measured(metrics, batch.num_targets, batch.num_bytes)
 
-    def _accumulate_gradients(self) -> tuple[float, float, dict[str, float]]:
-        """Runs forward and backward passes over this process's parts of the batch.
-
-        Returns:
-            The global mean loss, the number of its targets, and the means of auxiliary losses, weighted by targets.
-        """
+    def _accumulate_gradients(self) -> _BatchSums:
+        """Runs forward and backward passes over this process's parts of the batch."""
         first = self.distributed.rank * self.accumulation
         parts = [self.loader.part(self.step, first + idx) for idx in range(self.accumulation)]
-        [num_targets] = self.distributed.sum(sum(self.task.count_targets(part) for part in parts))
+        num_targets, num_bytes = self.distributed.sum(
+            sum(map(self.task.count_targets, parts)), sum(map(self.task.count_bytes, parts))
+        )
         if num_targets == 0:
             raise TrainingError(f"step {self.step + 1}: every label of the batch is masked, so there is no target")
         total = 0.0
@@ -186,7 +195,7 @@ class TrainingEngine:
             total += float(loss.detach())
         loss_sum, stops, *values = self.distributed.sum(total, self._stop.received, *further.values())
         self._stop_agreed = stops > 0  # a signal to one process must stop all processes at the same step
-        return loss_sum, num_targets, dict(zip(further, values, strict=True))
+        return _BatchSums(loss_sum, num_targets, num_bytes, dict(zip(further, values, strict=True)))
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[object]:
         """Returns a context that exchanges gradients once per step, in the last accumulation pass."""
@@ -226,7 +235,7 @@ class TrainingEngine:
         return validate or checkpoint
 
     def _checkpoint(self) -> None:
-        checkpoint = self.saver.save(self.step, {"skipped_steps": self.skipped_steps})
+        checkpoint = self.saver.save(self.step, {"skipped_steps": self.skipped_steps} | self.meter.state())
         if checkpoint is None:
             return
         for callback in self.callbacks:
@@ -240,6 +249,7 @@ class TrainingEngine:
         counters = self.saver.restore(newest)
         self.step = counters["step"]
         self.skipped_steps = counters["skipped_steps"]
+        self.meter.restore(counters, elapsed_at(self.run, self.step))
         return True
 
     def _call_start(self) -> None:
@@ -254,7 +264,7 @@ class TrainingEngine:
         for callback in self.callbacks:
             callback.on_fit_start(start)
         self.model.train()
-        self._window = (time.perf_counter(), 0.0)
+        self.meter.start(self.step)
 
     def _seed(self, step: int) -> None:
         """Seeds the random numbers of a step (dropout) by seed, step and rank only; step -1 draws the weights."""

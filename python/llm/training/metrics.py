@@ -1,7 +1,11 @@
 """Metrics of a run in progress."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+# Keys of the log that depend on the machine and its load; all others are equal in a resumed and a straight run.
+MACHINE_KEYS = frozenset({"elapsed_s", "tokens_per_s", "samples_per_s", "mfu", "memory_bytes"})
 
 
 @dataclass(frozen=True)
@@ -28,19 +32,50 @@ class StepMetrics:
         targets_per_s: Targets per second over the steps since the last line of the log.
         skipped_steps: Number of steps that the fp16 loss scaler has skipped so far.
         facts: Further values from the task, such as auxiliary losses and the load of experts.
+        targets: Number of targets so far, over all devices and resumptions.
+        smoothed_loss: Moving average of the loss.
+        bits_per_byte: The smoothed loss in bits per byte of text; None if the data is not text.
+        elapsed_s: Seconds of training so far, over all resumptions, with validation and checkpoints.
+        eta_s: Estimate of the seconds left; None in the first step.
+        mfu: Share of the devices' peak arithmetic that the model's own operations take; None if either is unknown.
+        memory_bytes: Peak of allocated memory on a GPU, otherwise the resident memory of this process.
     """
 
     step: int
     loss: float
     learning_rate: float
     grad_norm: float
-    targets_per_s: float
-    skipped_steps: int
+    targets_per_s: float = 0.0
+    skipped_steps: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    targets: int = 0
+    smoothed_loss: float = float("nan")
+    bits_per_byte: float | None = None
+    elapsed_s: float = 0.0
+    eta_s: float | None = None
+    mfu: float | None = None
+    memory_bytes: int | None = None
 
     def record(self, unit: str) -> dict[str, Any]:
         """Returns the step's line of the log."""
-        values = asdict(self)
-        values |= values.pop("facts")
-        values[f"{unit}_per_s"] = round(values.pop("targets_per_s"), 1)
+        values: dict[str, Any] = {
+            "step": self.step,
+            "loss": self.loss,
+            "learning_rate": self.learning_rate,
+            "grad_norm": self.grad_norm,
+            "skipped_steps": self.skipped_steps,
+            **self.facts,
+            unit: self.targets,
+            f"{unit}_per_s": round(self.targets_per_s, 1),
+            "elapsed_s": round(self.elapsed_s, 3),
+        }
+        if self.mfu is not None:
+            values["mfu"] = round(self.mfu, 4)
+        if self.memory_bytes is not None:
+            values["memory_bytes"] = self.memory_bytes
         return values
+
+
+def without_machine(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a line of the log without the values that depend on the machine, to compare two runs."""
+    return {key: value for key, value in record.items() if key not in MACHINE_KEYS}

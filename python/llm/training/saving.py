@@ -49,7 +49,7 @@ class CheckpointSaver:
         self.parts = parts
         self._last_saved = -1
 
-    def save(self, step: int, counters: Mapping[str, int]) -> Checkpoint | None:
+    def save(self, step: int, counters: Mapping[str, Any]) -> Checkpoint | None:
         """Saves the checkpoint of `step` and removes old ones; returns None if that step is already saved.
 
         Args:
@@ -75,7 +75,7 @@ class CheckpointSaver:
         self._last_saved = counters["step"]
         return counters
 
-    def _write(self, checkpoint: Checkpoint, counters: dict[str, int]) -> None:
+    def _write(self, checkpoint: Checkpoint, counters: dict[str, Any]) -> None:
         parts = self.parts
         with atomic_directory(checkpoint.path) as directory:
             write_model(directory, parts.model, parts.tokenizer, self.config.generation)

@@ -14,7 +14,7 @@ from llm.training.optim import load_optimizer_tensors, optimizer_tensors
 
 
 def write_training_state(
-    directory: Path, model: nn.Module, optimizer: AdamW, scaler: torch.amp.GradScaler, counters: dict[str, int]
+    directory: Path, model: nn.Module, optimizer: AdamW, scaler: torch.amp.GradScaler, counters: dict[str, Any]
 ) -> None:
     """Writes the training state to a checkpoint's directory, without random states, because each step seeds itself."""
     folder = Checkpoint(directory).training_state

@@ -1,0 +1,33 @@
+"""The log of a run, as lines of JSON."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm.checkpoint import Run
+from llm.training.callbacks.base import Callback
+from llm.training.metrics import FitStart, StepMetrics
+
+
+class JsonlLogger(Callback):
+    """Appends steps and validations to the run's `log.jsonl`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.unit = "targets"
+        self._clock: dict[str, Any] = {}
+
+    def on_fit_start(self, start: FitStart) -> None:
+        """Removes the log lines of steps that will be repeated."""
+        self.unit = start.unit
+        self.run.rewind_log(start.first_step)
+
+    def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:
+        """Writes the step's line if the step is selected for logging."""
+        record = metrics.record(self.unit)
+        self._clock = {name: record[name] for name in (self.unit, "elapsed_s")}
+        if should_log:
+            self.run.append_log(record)
+
+    def on_validation_end(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the validation's line, with the targets seen and the time taken until its step."""
+        self.run.append_log({"step": step, **metrics, **self._clock})

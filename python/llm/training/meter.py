@@ -1,0 +1,123 @@
+"""Measures a run while it trains: time, speed, smoothed loss, use of the device."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm.checkpoint import Run
+from llm.models import DecoderModel
+from llm.models.costs import flops_per_token
+from llm.training.distributed import Distributed
+from llm.training.metrics import StepMetrics
+from llm.training.utilization import memory_bytes, peak_flops
+
+_SMOOTHING = 0.05  # weight of the newest loss once there are 20
+
+
+class Meter:
+    """Adds to a step's metrics what only a clock and a memory of earlier steps can say.
+
+    The targets seen and the smoothed loss are part of a checkpoint's state, so they continue exactly. The time taken is
+    not, because equal runs must write equal checkpoints: it continues from the run's log.
+
+    Args:
+        total_steps: Number of steps of the whole run.
+        device: The device whose memory is read.
+        flops_per_target: Operations of a forward and backward pass per target; None if unknown.
+        peak: Operations per second of all devices together; None if unknown.
+    """
+
+    def __init__(
+        self, total_steps: int, device: torch.device, flops_per_target: float | None, peak: float | None
+    ) -> None:
+        self.total_steps = total_steps
+        self.device = device
+        self.targets = 0
+        self.smoothed_loss: float | None = None
+        self._flops_per_target = flops_per_target
+        self._peak = peak
+        self._earlier_s = 0.0
+        self._first_step = 0
+        self._started = time.perf_counter()
+        self._window = (self._started, 0.0)
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, context_length: int, total_steps: int, distributed: Distributed, dtype: torch.dtype
+    ) -> "Meter":
+        """Returns the meter of a run; the use of the device is known for a `DecoderModel` only."""
+        # Processes on one CPU share it, so what one of them measures is not its own.
+        shares_cpu = distributed.device.type == "cpu" and distributed.world_size > 1
+        if not distributed.is_main or shares_cpu or not isinstance(model, DecoderModel):
+            return cls(total_steps, distributed.device, None, None)
+        peak = peak_flops(distributed.device, dtype)
+        flops = flops_per_token(model.config, context_length)
+        return cls(total_steps, distributed.device, flops, peak and peak * distributed.world_size)
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps."""
+        return {"targets": self.targets, "smoothed_loss": self.smoothed_loss}
+
+    def restore(self, state: Mapping[str, Any], elapsed_s: float) -> None:
+        """Continues from a checkpoint's state; a checkpoint of an earlier version keeps none, and counting restarts."""
+        self.targets = state.get("targets", 0)
+        self.smoothed_loss = state.get("smoothed_loss")
+        self._earlier_s = elapsed_s
+
+    def start(self, step: int) -> None:
+        """Starts the clock before the step after `step`."""
+        self._first_step = step
+        self._started = time.perf_counter()
+        self.restart_window()
+
+    def restart_window(self) -> None:
+        """Starts the speed's window anew, so that the speed excludes what was done meanwhile."""
+        self._window = (time.perf_counter(), 0.0)
+
+    def measured(self, metrics: StepMetrics, num_targets: float, num_bytes: float) -> StepMetrics:
+        """Returns `metrics` with the fields that this class measures.
+
+        Args:
+            metrics: The step's loss, rates and counters.
+            num_targets: Number of the step's targets over all devices.
+            num_bytes: Bytes of text that they represent; 0 if the data is not text.
+        """
+        now = time.perf_counter()
+        self.targets += int(num_targets)
+        smoothed_loss = self._smoothed(metrics)
+        started, before = self._window
+        self._window = (started, before + num_targets)
+        speed = self._window[1] / (now - started)
+        bits = smoothed_loss * num_targets / math.log(2) / num_bytes if num_bytes else None
+        return dataclasses.replace(
+            metrics,
+            targets_per_s=speed,
+            targets=self.targets,
+            smoothed_loss=smoothed_loss,
+            bits_per_byte=bits,
+            elapsed_s=self._earlier_s + now - self._started,
+            eta_s=self._eta_s(metrics.step, now),
+            mfu=speed * self._flops_per_target / self._peak if self._flops_per_target and self._peak else None,
+            memory_bytes=memory_bytes(self.device),
+        )
+
+    def _smoothed(self, metrics: StepMetrics) -> float:
+        """A plain mean of the first steps turns into a moving average."""
+        before = metrics.loss if self.smoothed_loss is None else self.smoothed_loss
+        self.smoothed_loss = before + max(_SMOOTHING, 1 / metrics.step) * (metrics.loss - before)
+        return self.smoothed_loss
+
+    def _eta_s(self, step: int, now: float) -> float | None:
+        done = step - self._first_step
+        return None if done < 2 else (now - self._started) / done * (self.total_steps - step)
+
+
+def elapsed_at(run: Run, step: int) -> float:
+    """Returns the seconds of training until `step` by the run's log; 0 if the log has no clock."""
+    times = [line["elapsed_s"] for line in run.read_log() if line["step"] <= step and line.get("elapsed_s")]
+    return float(max(times, default=0.0))
