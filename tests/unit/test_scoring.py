@@ -9,8 +9,7 @@ import torch
 from llm import LLM, SamplingParams
 from llm.checkpoint import load_model
 from llm.errors import ContextLengthError, InvalidArgumentError
-from llm.inference import scoring
-from llm.models import ForwardContext, positions_of
+from llm.models import ForwardContext, logprobs, positions_of
 
 TEXTS = ["To be", "ROMEO:\nBut soft, what light", "O", "My lord, the king is"]
 
@@ -36,7 +35,7 @@ def test_embeddings_are_pooled_hidden_states_of_unit_length(tiny_checkpoint: Pat
 
 
 def test_scores_are_the_logprobs_of_a_forward_pass(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_ROWS", 3)
+    monkeypatch.setattr(logprobs, "_CHUNK_LOGITS", 3 * 384)
     model = LLM(tiny_checkpoint)
     found = model.score(TEXTS, [" or not to be, that is", " breaks?", "", " dead."])
     for score, prompt in zip(found, TEXTS, strict=True):
@@ -44,9 +43,9 @@ def test_scores_are_the_logprobs_of_a_forward_pass(tiny_checkpoint: Path, monkey
         ids = [*prompt_ids, *score.token_ids]
         head = load_model(tiny_checkpoint).lm_head
         with torch.no_grad():
-            logprobs = head(hidden_states(tiny_checkpoint, ids)).log_softmax(-1)
+            expected = head(hidden_states(tiny_checkpoint, ids)).log_softmax(-1)
         places = range(len(prompt_ids) - 1, len(ids) - 1)
-        wanted = [logprobs[place, ids[place + 1]].item() for place in places]
+        wanted = [expected[place, ids[place + 1]].item() for place in places]
         assert score.token_logprobs == pytest.approx(wanted, abs=1e-5)
         assert score.logprob == pytest.approx(sum(wanted), abs=1e-4)
     assert found[2].token_ids == ()

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-IGNORED_LABEL = -100
+from llm.models import IGNORED_LABEL
+
+__all__ = ["IGNORED_LABEL", "Batch", "RegressionBatch", "TokenBatch"]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,7 @@ import torch
 
 from llm.errors import InvalidArgumentError
 from llm.inference.embedding import Pooling, Vectors, batches, check_sequences, embedding_passes, hidden_states_of
-from llm.models import DecoderModel
-
-# Logits rows computed at a time; few enough to fit in memory beside any model.
-_ROWS = 256
+from llm.models import DecoderModel, Targets
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -71,9 +68,5 @@ def score(
         for hidden_states, (prompt, continuation) in zip(parts, pairs[len(found) :], strict=False):
             rows = hidden_states[len(prompt) - 1 : -1]  # each row predicts the next token
             targets = torch.tensor(continuation, dtype=torch.int64, device=rows.device)
-            logprobs = [
-                model.logits(part).float().log_softmax(-1).gather(1, ids[:, None]).squeeze(1)
-                for part, ids in zip(torch.split(rows, _ROWS), torch.split(targets, _ROWS), strict=True)
-            ]
-            found.append(Score(tuple(continuation), tuple(torch.cat(logprobs).tolist()) if continuation else ()))
+            found.append(Score(tuple(continuation), tuple(model.logprobs(rows, Targets(targets)).tolist())))
     return found

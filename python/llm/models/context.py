@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from llm.models.logprobs import Targets
+
 if TYPE_CHECKING:
     from llm.models.layers.paged import Pages
 
@@ -41,6 +43,7 @@ class ForwardContext:
         logits_indices: int64 `[S]`: rows that need logits; None selects all rows.
         cache: Paged keys and values; None in training, where a sequence attends only to itself.
         attention_backend: Backend for attention without a cache: a name in `layers.attend.BACKENDS`, or `auto`.
+        targets: Labels whose log-probabilities the pass returns instead of logits; None returns logits.
     """
 
     query_lens: tuple[int, ...]
@@ -48,13 +51,19 @@ class ForwardContext:
     logits_indices: Tensor | None = None
     cache: PagedCache | None = None
     attention_backend: str = "auto"
+    targets: Targets | None = None
 
     @classmethod
     def for_sequences(
-        cls, lengths: Sequence[int], logits_indices: Tensor | None = None, *, attention_backend: str = "auto"
+        cls,
+        lengths: Sequence[int],
+        logits_indices: Tensor | None = None,
+        *,
+        attention_backend: str = "auto",
+        targets: Targets | None = None,
     ) -> "ForwardContext":
         """Returns the context of whole sequences without a cache; attention never crosses their boundaries."""
-        return cls(tuple(lengths), tuple(lengths), logits_indices, attention_backend=attention_backend)
+        return cls(tuple(lengths), tuple(lengths), logits_indices, attention_backend=attention_backend, targets=targets)
 
 
 def positions_of(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

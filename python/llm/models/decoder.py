@@ -12,6 +12,7 @@ from llm.models.layers.attention import Attention
 from llm.models.layers.moe import MoE
 from llm.models.layers.norm import add_norm
 from llm.models.layers.rotary import PositionEncoding, Rotation
+from llm.models.logprobs import Targets, token_logprobs
 from llm.registry import registry
 from llm.settings.model import ModelConfig
 
@@ -99,9 +100,12 @@ class DecoderModel(nn.Module):
             context: Boundaries of the sequences, and the cache if there is one.
 
         Returns:
-            `[S, V]` for the rows in `context.logits_indices`, otherwise `[T, V]`.
+            `[S, V]` for the rows in `context.logits_indices`, otherwise `[T, V]`; with `context.targets`, the labels'
+            log-probabilities, fp32 `[T]`.
         """
         hidden_states = self.hidden_states(token_ids, positions, context)
+        if context.targets is not None:
+            return self.logprobs(hidden_states, context.targets)
         if context.logits_indices is not None:
             hidden_states = hidden_states[context.logits_indices]
         return self.logits(hidden_states)
@@ -111,6 +115,14 @@ class DecoderModel(nn.Module):
         logits: Tensor = self.lm_head(self.norm(hidden_states))
         cap = self.config.final_logit_softcapping
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def logprobs(self, hidden_states: Tensor, targets: Targets) -> Tensor:
+        """Returns the labels' log-probabilities, fp32 `[T]`, for rows `[T, C]` of the residual stream.
+
+        Needs far less memory than `logits`; see `token_logprobs`.
+        """
+        normed = self.norm(hidden_states)
+        return token_logprobs(normed, self.lm_head.weight, targets, self.config.final_logit_softcapping)
 
     def hidden_states(self, token_ids: Tensor, positions: Tensor, context: ForwardContext) -> Tensor:
         """Returns the residual stream `[T, C]` after the last block, before the last norm."""

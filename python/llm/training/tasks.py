@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.data import IGNORED_LABEL, RegressionBatch, TokenBatch
-from llm.models import DecoderModel, ForwardContext, RegressionModel, positions_of
+from llm.models import DecoderModel, RegressionModel
 from llm.settings.model import ModelConfig
 from llm.tokenization import BaseTokenizer
+from llm.training.losses import token_losses
 
 
 class Task(abc.ABC):
@@ -63,9 +64,13 @@ class LanguageModelingTask(Task):
         tokenizer: The tokenizer, which gives the bytes of each token for bits per byte; None for synthetic tokens.
         attention_backend: See `ForwardContext`.
         gradient_checkpointing: See `DecoderModel`.
+
+    Attributes:
+        token_losses: Each token's loss in the last pass, fp32 `[T]`; 0 for ignored labels, None before the first pass.
     """
 
     unit = "tokens"
+    token_losses: Tensor | None = None
 
     def __init__(
         self,
@@ -99,11 +104,10 @@ class LanguageModelingTask(Task):
         return int(self._byte_lengths[labels].sum()) if len(self._byte_lengths) else 0
 
     def loss_sum(self, model: nn.Module, batch: TokenBatch) -> Tensor:
-        """Returns the summed cross-entropy in nats."""
-        positions = positions_of(batch.lengths, batch.token_ids.device)
-        context = ForwardContext.for_sequences(batch.lengths, attention_backend=self.attention_backend)
-        logits = model(batch.token_ids, positions, context)
-        return F.cross_entropy(logits.float(), batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
+        """Returns the summed cross-entropy in nats, and keeps the tokens' own losses as `token_losses`."""
+        losses = token_losses(model, batch, attention_backend=self.attention_backend)
+        self.token_losses = losses.detach()
+        return losses.sum()
 
     def auxiliary_losses(self, model: nn.Module) -> dict[str, tuple[float, Tensor]]:
         """Returns the router's losses; empty without experts."""

@@ -1,0 +1,199 @@
+"""Log-probabilities of given tokens, computed without a tensor of the size tokens times vocabulary."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100
+
+# Logits computed at a time: 64 MiB in fp32, which is 341 rows of a vocabulary of 49,152.
+_CHUNK_LOGITS = 2**24
+# Rows of a half-precision weight gradient that are added to the fp32 sum at a time; they fit in a CPU's cache.
+_GRADIENT_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Tokens whose log-probabilities a pass returns.
+
+    Attributes:
+        labels: int64 `[T]`, the next token at each position, or `IGNORED_LABEL`; ignored positions cost nothing.
+        temperature: Divisor of the logits, above 0.
+        is_summed: Whether the loss probably weighs all tokens alike, as a sum or a mean does. The pass then also
+            computes the gradient, which saves one of four matrix products. Any other loss is correct as well.
+    """
+
+    labels: Tensor
+    temperature: float = 1.0
+    is_summed: bool = False
+
+
+def token_logprobs(hidden_states: Tensor, weight: Tensor, targets: Targets, softcap: float | None = None) -> Tensor:
+    """Returns the natural logarithm of each label's probability; with gradient.
+
+    The logits exist only for a chunk of rows at a time, in the forward and in the backward pass.
+
+    Args:
+        hidden_states: `[T, C]`, after the last norm.
+        weight: Output matrix `[V, C]`.
+        targets: Labels and temperature.
+        softcap: Bound `c` in `c · tanh(logit / c)`; None means no bound.
+
+    Returns:
+        fp32 `[T]` (fp64 for fp64 hidden states); 0 at ignored positions.
+    """
+    device = hidden_states.device.type
+    if torch.is_autocast_enabled(device) and hidden_states.dtype != torch.float64:
+        hidden_states = hidden_states.to(torch.get_autocast_dtype(device))
+    kept = (targets.labels != IGNORED_LABEL).nonzero().squeeze(1)
+    if len(kept) == len(targets.labels):
+        return _logprobs(hidden_states, weight, targets, softcap)
+    found = _logprobs(hidden_states[kept], weight, replace(targets, labels=targets.labels[kept]), softcap)
+    return found.new_zeros(len(targets.labels)).index_copy(0, kept, found)
+
+
+def _logprobs(hidden_states: Tensor, weight: Tensor, targets: Targets, softcap: float | None) -> Tensor:
+    if torch.is_grad_enabled() and (hidden_states.requires_grad or weight.requires_grad):
+        found: Tensor = _TokenLogprobs.apply(hidden_states, weight, targets, softcap)  # type: ignore[no-untyped-call]
+        return found
+    with torch.autocast(hidden_states.device.type, enabled=False):
+        return _Logits(hidden_states, weight, targets, softcap).logprobs()
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Computes the logits again in the backward pass, unless the forward pass already computed the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_states: Tensor, weight: Tensor, targets: Targets, softcap: float | None) -> Tensor:
+        ctx.targets, ctx.softcap, ctx.sums = targets, softcap, None
+        ctx.save_for_backward(hidden_states, weight)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            logits = _Logits(hidden_states, weight, targets, softcap)
+            if not targets.is_summed:
+                return logits.logprobs()
+            ctx.sums = _Gradients(hidden_states, weight, ctx.needs_input_grad)
+            return logits.logprobs(ctx.sums)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        sums, ctx.sums = ctx.sums, None
+        if sums is not None and _is_uniform(gradient):
+            return *sums.scaled(gradient[:1]), None, None
+        hidden_states, weight = ctx.saved_tensors
+        sums = _Gradients(hidden_states, weight, ctx.needs_input_grad)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            _Logits(hidden_states, weight, ctx.targets, ctx.softcap).logprobs(sums, gradient)
+        return *sums.scaled(None), None, None
+
+
+def _is_uniform(gradient: Tensor) -> bool:
+    """Returns whether all elements are equal; the gradient of a sum is known to be, without looking at its values."""
+    return len(gradient) > 0 and (gradient.stride() == (0,) or bool((gradient == gradient[0]).all()))
+
+
+class _Logits:
+    """The logits of some rows, a chunk at a time."""
+
+    def __init__(self, hidden_states: Tensor, weight: Tensor, targets: Targets, softcap: float | None) -> None:
+        self.hidden_states, self.labels = hidden_states, targets.labels
+        self.weight = weight.to(hidden_states.dtype)
+        self.temperature, self.softcap = targets.temperature, softcap
+        self.dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        self._buffer: Tensor | None = None
+        self._wide: Tensor | None = None
+
+    def logprobs(self, sums: "_Gradients | None" = None, gradient: Tensor | None = None) -> Tensor:
+        """Returns the labels' log-probabilities `[T]`.
+
+        Args:
+            sums: Takes the gradients, if they are wanted.
+            gradient: Gradient of each log-probability `[T]`; None means 1.
+        """
+        found = self.hidden_states.new_empty(len(self.labels), dtype=self.dtype)
+        for rows in self._chunks():
+            labels = self.labels[rows, None]
+            logits = self._product(rows)
+            slope = self._cap(logits, wants_slope=sums is not None)
+            logits -= logits.amax(-1, keepdim=True)
+            chosen = logits.gather(1, labels)
+            total = logits.exp_().sum(-1, keepdim=True)
+            found[rows] = (chosen - total.log()).squeeze(1)
+            if sums is None:
+                continue
+            factor = torch.ones_like(total) if gradient is None else gradient[rows, None].to(self.dtype)
+            factor = factor / self.temperature
+            logits *= -factor / total
+            logits.scatter_add_(1, labels, factor)
+            sums.add(rows, logits if slope is None else logits.mul_(slope), self)
+        return found
+
+    def _chunks(self) -> Iterator[slice]:
+        step = max(1, _CHUNK_LOGITS // max(1, len(self.weight)))
+        return (slice(start, min(start + step, len(self.labels))) for start in range(0, len(self.labels), step))
+
+    def _product(self, rows: slice) -> Tensor:
+        """Returns the logits `[R, V]` in the one buffer that all chunks share."""
+        size = (rows.stop - rows.start, len(self.weight))
+        if self._buffer is None:
+            self._buffer = self.hidden_states.new_empty(size)
+        product = torch.mm(self.hidden_states[rows], self.weight.T, out=self._buffer[: size[0]])
+        if product.dtype == self.dtype:
+            return product
+        if self._wide is None:
+            self._wide = self.hidden_states.new_empty(size, dtype=self.dtype)
+        return self._wide[: size[0]].copy_(product)
+
+    def narrow(self, gradient: Tensor) -> Tensor:
+        """Returns a chunk's gradient in the dtype of the products; its logits are overwritten."""
+        if self._buffer is None or gradient.dtype == self._buffer.dtype:
+            return gradient
+        return self._buffer[: len(gradient)].copy_(gradient)
+
+    def _cap(self, logits: Tensor, *, wants_slope: bool) -> Tensor | None:
+        """Caps the logits and divides them by the temperature, in place; returns the cap's derivative if wanted."""
+        slope = None
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_()
+            slope = 1 - logits.square() if wants_slope else None
+            logits *= self.softcap
+        if self.temperature != 1:
+            logits /= self.temperature
+        return slope
+
+
+class _Gradients:
+    """Gradients of hidden states and output matrix, whichever are needed; the matrix's is summed in fp32."""
+
+    def __init__(self, hidden_states: Tensor, weight: Tensor, needed: tuple[bool, ...]) -> None:
+        self.dtype = weight.dtype
+        wide = torch.promote_types(hidden_states.dtype, torch.float32)
+        self.hidden_states = torch.empty_like(hidden_states) if needed[0] else None
+        self.weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
+
+    def add(self, rows: slice, gradient: Tensor, logits: _Logits) -> None:
+        """Adds what follows from a chunk's gradient of the logits `[R, V]`."""
+        gradient = logits.narrow(gradient)
+        if self.hidden_states is not None:
+            torch.mm(gradient, logits.weight, out=self.hidden_states[rows])
+        if self.weight is None:
+            return
+        hidden_states = logits.hidden_states[rows]
+        if self.weight.dtype == gradient.dtype:
+            self.weight.addmm_(gradient.T, hidden_states)
+            return
+        parts = zip(torch.split(self.weight, _GRADIENT_ROWS), torch.split(gradient, _GRADIENT_ROWS, dim=1), strict=True)
+        for part, columns in parts:
+            part.add_(columns.T @ hidden_states)
+
+    def scaled(self, factor: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Returns the gradients times a factor `[1]`, in the dtypes of their tensors."""
+        hidden_states, weight = self.hidden_states, self.weight
+        if factor is not None and hidden_states is not None:
+            hidden_states = (hidden_states * factor).to(hidden_states.dtype)
+        if factor is not None and weight is not None:
+            weight *= factor
+        return hidden_states, None if weight is None else weight.to(self.dtype)
