@@ -29,6 +29,7 @@ from llm.inference.progress import generation_progress
 from llm.inference.scoring import embed, score
 from llm.settings.evaluation import evaluation_config
 from llm.settings.merge import Override, validated
+from llm.settings.names import full_name_or_error
 from llm.settings.run import RunConfig
 from llm.settings.sampling import SamplingParams
 from llm.settings.server import server_config
@@ -256,9 +257,9 @@ def train(
     tokenizer: BaseTokenizer | str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[Override] = (),
     callbacks: Sequence[Callback] | None = None,
-    **training: Any,
+    **settings: Any,
 ) -> Checkpoint:
     """Trains a model or resumes a run, and returns the last checkpoint.
 
@@ -270,9 +271,9 @@ def train(
         out: The new directory of the run.
         resume: A run to resume with its own settings. A larger `max_steps` also stretches the learning rate schedule,
             so the result differs from a run planned with that length from the start.
-        overrides: Settings as `section.field=value`, as on the command line.
+        overrides: Settings as `section.field=value`, as on the command line, or as pairs of name and value.
         callbacks: Callbacks that replace the progress bar, the log and the loss curve.
-        **training: Fields of the `training` section, such as `max_steps=1000`.
+        **settings: Settings by the last part of their name, such as `max_steps=1000` or `learning_rate=3e-4`.
 
     Returns:
         The last checkpoint; `str` and `os.fspath` give its directory.
@@ -288,7 +289,7 @@ def train(
         >>> base = train(resume="runs/base", max_steps=20_000)  # doctest: +SKIP
     """
     changes: list[Override] = [*overrides]
-    changes += [(f"training.{name}", value) for name, value in training.items() if value is not None]
+    changes += [(full_name_or_error(name), value) for name, value in settings.items() if value is not None]
     if data is not None:
         paths = [data] if isinstance(data, str | os.PathLike) else data
         changes.append(("data.paths", [os.fspath(path) for path in paths]))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from llm.errors import RegistryError
-from llm.settings.merge import suggest
+from llm.settings.names import suggest
 
 C = TypeVar("C", bound=type)
 

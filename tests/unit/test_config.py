@@ -46,7 +46,7 @@ def test_values_are_read_as_toml_or_text() -> None:
         ("optimizer.lr=1", ["did you mean `optimizer.learning_rate`"]),
         ("training.max_grad_norm=1", ["did you mean `optimizer.max_grad_norm`"]),
         ("training.block_size=32", ["did you mean `data.context_length`"]),
-        ("learning_rate=1", ["`section.field=value`", "hint: did you mean `optimizer.learning_rate=…`?"]),
+        ("learning_rat=1", ["`section.field=value`", "hint: did you mean `optimizer.learning_rate=…`?"]),
         ("training.epoch=3", ["unknown setting `training.epoch`", "did you mean `epochs`"]),
         ("trainin.epochs=3", ["unknown setting `trainin`", "did you mean `training`"]),
         ("training.zzzz=3", ["unknown setting `training.zzzz`", "Valid: attention_backend, batch_size,"]),
@@ -62,7 +62,7 @@ def test_values_are_read_as_toml_or_text() -> None:
         ("training.gradient_accumulation_steps=3", ["must be a multiple of", "(3), got 16"]),
         ("model.num_key_value_heads=3", ["must divide `model.num_attention_heads` (4), got 3"]),
         ("model.hidden_size=130", ["must be a multiple of", "got 130"]),
-        ("epochs=3", ["must look like `section.field=value`", "'epochs=3'"]),
+        ("vocab_size=3", ["must look like `section.field=value`", "'vocab_size=3'"]),
         ("training.epochs", ["must look like `section.field=value`"]),
     ],
 )

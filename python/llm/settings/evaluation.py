@@ -6,7 +6,8 @@ import msgspec
 from msgspec import Meta
 
 from llm.errors import ConfigError
-from llm.settings.merge import suggest, validated
+from llm.settings.merge import validated
+from llm.settings.names import suggest
 
 
 class EvaluationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

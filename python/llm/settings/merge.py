@@ -1,6 +1,5 @@
 """Checks settings, and fills them from a file, the environment and arguments."""
 
-import difflib
 import os
 import re
 import tomllib
@@ -11,29 +10,13 @@ from typing import Any, TypeAlias, TypeVar, get_args, get_type_hints
 import msgspec
 
 from llm.errors import ConfigError
-from llm.settings.fields import flat_fields, structs_of
+from llm.settings.fields import structs_of
+from llm.settings.names import full_name, hint_for, other_section, suggest
 from llm.settings.run import RunConfig
 
 T = TypeVar("T", bound=msgspec.Struct)
 Override: TypeAlias = str | tuple[str, Any]
 ENV_PREFIX = "LLM_"
-# Names of settings in other training programs.
-_SYNONYMS = {
-    "block_size": "data.context_length",
-    "eval_interval": "training.validate_every",
-    "grad_clip": "optimizer.max_grad_norm",
-    "lr": "optimizer.learning_rate",
-    "max_iters": "training.max_steps",
-    "max_length": "data.context_length",
-    "max_seq_len": "data.context_length",
-    "min_lr": "optimizer.min_learning_rate_ratio",
-    "n_embd": "model.hidden_size",
-    "n_head": "model.num_attention_heads",
-    "n_layer": "model.num_hidden_layers",
-    "seq_len": "data.context_length",
-    "steps": "training.max_steps",
-    "warmup_iters": "optimizer.warmup_steps",
-}
 _WORDS = {"null": None, "none": None, "None": None, "True": True, "False": False}
 _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -91,31 +74,17 @@ def load_run_config(
             assign(values, dotted, value)
     for override in overrides:
         assign(values, *(_parsed(override) if isinstance(override, str) else override))
-    training = values.get("training")
-    if isinstance(training, dict) and isinstance(precision := training.get("precision"), str):
-        training["precision"] = _PRECISIONS.get(precision, precision)
+    _spell_out(values)
     return from_builtins(values, RunConfig)
 
 
-def hint_for(name: str) -> str:
-    """A hint with the setting of a run that `name` is short for, a synonym of, or a misspelling of; else nothing."""
-    setting = _full_name(name.strip().replace("-", "_"))
-    return f"\nhint: did you mean `{setting}=…`?" if setting else ""
-
-
-def _full_name(name: str) -> str | None:
-    names = {dotted.rpartition(".")[2]: dotted for dotted, _ in flat_fields(RunConfig)}
-    names |= _SYNONYMS
-    nearest = [name] if name in names else difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-    return names[nearest[0]] if nearest else None
-
-
-def suggest(name: str, valid: Iterable[str]) -> str:
-    """A sentence's end that names the nearest valid word and all of them."""
-    words = sorted(valid)
-    nearest = difflib.get_close_matches(name, words, n=1, cutoff=0.5)
-    guess = f"did you mean `{nearest[0]}`? " if nearest else ""
-    return f"{guess}Valid: {', '.join(words)}"
+def _spell_out(values: dict[str, Any]) -> None:
+    """Replaces common spellings of values: `bf16` for `bfloat16`, one path for a list of paths."""
+    training, data = values.get("training"), values.get("data")
+    if isinstance(training, dict) and isinstance(precision := training.get("precision"), str):
+        training["precision"] = _PRECISIONS.get(precision, precision)
+    if isinstance(data, dict) and isinstance(paths := data.get("paths"), str):
+        data["paths"] = [paths]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -144,10 +113,11 @@ def from_environment(prefix: str, environ: Mapping[str, str]) -> list[tuple[str,
 
 
 def _parsed(override: str) -> tuple[str, Any]:
-    dotted, separator, text = override.partition("=")
-    if not separator or "." not in dotted:
-        raise ConfigError(f"a setting must look like `section.field=value`, got {override!r}{hint_for(dotted)}")
-    return dotted.strip(), _parse_value(text.strip())
+    name, separator, text = override.partition("=")
+    dotted = name.strip() if "." in name else full_name(name)
+    if not separator or dotted is None:
+        raise ConfigError(f"a setting must look like `section.field=value`, got {override!r}{hint_for(name)}")
+    return dotted, _parse_value(text.strip())
 
 
 def _parse_value(text: str) -> Any:
@@ -195,9 +165,9 @@ def _suggest_setting(prefix: str, key: str, fields: Iterable[str]) -> str:
     """The setting of another section if `key` names one exactly, else the nearest of this section."""
     sections = RunConfig.__struct_fields__
     is_of_run = prefix.partition(".")[0] in sections or tuple(fields) == sections
-    dotted = {name.rpartition(".")[2]: name for name, _ in flat_fields(RunConfig)} | _SYNONYMS
-    if is_of_run and key in dotted and dotted[key] != f"{prefix}{key}":
-        return f"did you mean `{dotted[key]}`?"
+    elsewhere = other_section(key) if is_of_run else None
+    if elsewhere not in (None, f"{prefix}{key}"):
+        return f"did you mean `{elsewhere}`?"
     return suggest(key, fields)
 
 

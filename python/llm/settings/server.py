@@ -10,7 +10,8 @@ from msgspec import Meta
 
 from llm.errors import ConfigError
 from llm.settings.engine import EngineConfig
-from llm.settings.merge import assign, from_builtins, from_environment, read_toml, suggest, validated
+from llm.settings.merge import assign, from_builtins, from_environment, read_toml, validated
+from llm.settings.names import suggest
 
 _ENV_PREFIX = "LLM_SERVER__"
 

@@ -1,0 +1,142 @@
+"""Sorts the arguments of `llm train` into settings, a settings file and texts; lists all settings."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+
+from llm.errors import ConfigError
+from llm.settings.fields import declared, default_of, flat_fields
+from llm.settings.names import LIST_HINT, full_name, hint_for
+from llm.settings.run import RunConfig
+
+_NUMBER = re.compile(r"-\.?\d")
+_TRUTHS = {"true", "false", "yes", "no", "on", "off", "1", "0"}
+_TEXTS = {".json", ".jsonl", ".parquet", ".txt", ".md", ".gz", ".zst", ".csv", ".tsv"}
+
+
+@dataclass
+class Arguments:
+    """What stands on the command line besides the options that `llm train` declares.
+
+    Attributes:
+        overrides: Settings as `section.field=value`.
+        file: The settings file.
+        paths: Texts, or the run to resume.
+    """
+
+    overrides: list[str] = field(default_factory=list)
+    file: str | None = None
+    paths: list[str] = field(default_factory=list)
+
+
+def sorted_arguments(given: list[str]) -> Arguments:
+    """Sorts arguments; an option that is the name of a setting, such as `--hidden-size 256`, becomes that setting.
+
+    Raises:
+        ConfigError: An option that is neither; a second settings file; a word that is neither a setting nor a path.
+    """
+    found = Arguments()
+    rest = iter(given)
+    for argument in rest:
+        if argument.startswith("-") and argument != "-":
+            found.overrides.append(_setting_of(argument, rest))
+        elif "=" in argument and not Path(argument).exists():
+            found.overrides.append(argument)
+        elif argument.endswith(".toml"):
+            found.file = _only(found.file, argument)
+        else:
+            found.paths.append(argument)
+    return found
+
+
+def check_texts(paths: list[str]) -> None:
+    """Checks that arguments without an option are texts.
+
+    Raises:
+        ConfigError: An argument is neither a directory nor named like a text.
+    """
+    for path in paths:
+        is_pattern = any(letter in path for letter in "*?[")
+        if Path(path).suffix.lower() not in _TEXTS and not Path(path).is_dir() and not is_pattern:
+            raise ConfigError(
+                f"{path!r} is neither a setting, nor a settings file (.toml), nor a text\n"
+                f"hint: a setting looks like `section.field=value`; for a text use `--data {path}`"
+            )
+
+
+def _only(old: str | None, new: str) -> str:
+    if old is not None:
+        raise ConfigError(f"at most one settings file can be given, got {old}, {new}")
+    return new
+
+
+def _setting_of(option: str, rest: Iterator[str]) -> str:
+    """The setting `section.field=value` that an option stands for; a value of its own is taken from `rest`."""
+    name, given, value = option.partition("=")
+    setting, is_off = _named(name)
+    if not given:
+        value = _next_value(name, setting, rest)
+    return f"{setting}={'false' if is_off else value}"
+
+
+def _named(option: str) -> tuple[str, bool]:
+    """The setting that an option names, and whether the option turns it off, as `--no-tie-word-embeddings` does."""
+    word = option.lstrip("-")
+    if "." in word:
+        return word.replace("-", "_"), False
+    found = full_name(word)
+    if found is not None:
+        return found, False
+    found = full_name(word.removeprefix("no-")) if word.startswith("no-") else None
+    if found is None or declared(_types()[found])[0] is not bool:
+        raise ConfigError(f"no such option `{option}`{hint_for(word) or LIST_HINT}")
+    return found, True
+
+
+def _next_value(option: str, setting: str, rest: Iterator[str]) -> str:
+    is_switch = setting in _types() and declared(_types()[setting])[0] is bool
+    if is_switch:
+        return "true"
+    value = next(rest, None)
+    if value is None or (value.startswith("-") and not _NUMBER.match(value)):
+        raise ConfigError(f"`{option}` needs a value\nhint: `{option} VALUE`, or `{setting}=VALUE`")
+    return value
+
+
+def _types() -> dict[str, Any]:
+    return {name: one.type for name, one in flat_fields(RunConfig)}
+
+
+def settings_table(words: list[str]) -> Iterator[str]:
+    """Yields the lines of a table of all settings, or of those whose name or meaning has one of `words` in it."""
+    rows = [("setting", "type", "default", "meaning"), *map(_row, flat_fields(RunConfig))]
+    rows = [
+        row for row in rows if row[0] == "setting" or not words or any(word in f"{row[0]} {row[3]}" for word in words)
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
+
+
+def _row(setting: tuple[str, msgspec.structs.FieldInfo]) -> tuple[str, str, str, str]:
+    name, one = setting
+    kind, meta = declared(one.type)
+    default = default_of(one)
+    shown = "required" if default is msgspec.NODEFAULT else msgspec.json.encode(default).decode()
+    return name, _type_words(kind, meta), shown, meta.description or ""
+
+
+def _type_words(kind: Any, meta: msgspec.Meta) -> str:
+    """`int ≥ 1`, `float ≥ 0 < 1`, `bpe | character`."""
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    word = {str: "text", tuple: "list", dict: "table"}.get(get_origin(kind) or kind) or getattr(kind, "__name__", "")
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        word = "table"
+    least = f"≥ {meta.ge:g}" if meta.ge is not None else f"> {meta.gt:g}" if meta.gt is not None else ""
+    most = f"≤ {meta.le:g}" if meta.le is not None else f"< {meta.lt:g}" if meta.lt is not None else ""
+    return " ".join(filter(None, (word, least, most)))

@@ -1,0 +1,122 @@
+"""Names that people bring for the settings of a run: short forms, names of other programs, misspellings."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from llm.errors import ConfigError
+from llm.settings.fields import flat_fields
+from llm.settings.run import RunConfig
+
+# Names of settings in other training programs, with the same meaning and unit.
+_SYNONYMS = {
+    "accumulation_steps": "training.gradient_accumulation_steps",
+    "adam_beta1": "optimizer.beta1",
+    "adam_beta2": "optimizer.beta2",
+    "adam_epsilon": "optimizer.eps",
+    "block_size": "data.context_length",
+    "data": "data.paths",
+    "data_path": "data.paths",
+    "eval_every": "training.validate_every",
+    "eval_interval": "training.validate_every",
+    "eval_steps": "training.validate_every",
+    "grad_clip": "optimizer.max_grad_norm",
+    "gradient_accumulation": "training.gradient_accumulation_steps",
+    "log_interval": "training.log_every",
+    "logging_steps": "training.log_every",
+    "lr": "optimizer.learning_rate",
+    "max_iters": "training.max_steps",
+    "max_length": "data.context_length",
+    "max_seq_len": "data.context_length",
+    "max_seq_length": "data.context_length",
+    "n_embd": "model.hidden_size",
+    "n_head": "model.num_attention_heads",
+    "n_layer": "model.num_hidden_layers",
+    "num_epochs": "training.epochs",
+    "num_heads": "model.num_attention_heads",
+    "num_iterations": "training.max_steps",
+    "num_layers": "model.num_hidden_layers",
+    "num_train_epochs": "training.epochs",
+    "save_every": "training.checkpoint_every",
+    "save_interval": "training.checkpoint_every",
+    "save_steps": "training.checkpoint_every",
+    "save_total_limit": "training.keep_checkpoints",
+    "seq_len": "data.context_length",
+    "steps": "training.max_steps",
+    "train_data": "data.paths",
+    "warmup": "optimizer.warmup_steps",
+    "warmup_iters": "optimizer.warmup_steps",
+}
+# Names whose unit or meaning differs, and names that say too little on their own: they are only pointed out.
+_RELATED = {
+    "compile": "training.compile",
+    "dtype": "training.precision",
+    "min_lr": "optimizer.min_learning_rate_ratio",
+    "path": "tokenizer.path",
+    "per_device_train_batch_size": "training.batch_size",
+    "vocab_size": "tokenizer.vocab_size",
+    "warmup_ratio": "optimizer.warmup_steps",
+}
+
+
+LIST_HINT = "\nhint: `llm train --settings` lists every setting"
+
+
+def full_name(name: str) -> str | None:
+    """The setting that `name` stands for without doubt, as `section.field`; None if there is none or several."""
+    word = _word(name)
+    own = [dotted for dotted in _all_names() if dotted.partition(".")[2] == word]
+    if word in _RELATED or len(own) > 1:
+        return None
+    return own[0] if own else _existing(_SYNONYMS).get(word)
+
+
+def full_name_or_error(name: str) -> str:
+    """The setting that `name` stands for.
+
+    Raises:
+        ConfigError: No setting has the name, or several have; the hint names the nearest.
+    """
+    found = full_name(name)
+    if found is None:
+        raise ConfigError(f"`{name}` is not the name of one setting{hint_for(name) or LIST_HINT}")
+    return found
+
+
+def hint_for(name: str) -> str:
+    """A hint with the setting of a run that `name` is short for, a synonym of, or a misspelling of; else nothing."""
+    word, names = _word(name), _by_last_part()
+    nearest = [word] if word in names else difflib.get_close_matches(word, names, n=1, cutoff=0.7)
+    return f"\nhint: did you mean `{names[nearest[0]]}=…`?" if nearest else ""
+
+
+def other_section(name: str) -> str | None:
+    """The setting whose last part or synonym is exactly `name`, in whichever section."""
+    return _by_last_part().get(_word(name))
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """A sentence's end that names the nearest valid word and all of them."""
+    words = sorted(valid)
+    nearest = difflib.get_close_matches(name, words, n=1, cutoff=0.5)
+    guess = f"did you mean `{nearest[0]}`? " if nearest else ""
+    return f"{guess}Valid: {', '.join(words)}"
+
+
+def _word(name: str) -> str:
+    return name.strip().lstrip("-").replace("-", "_").lower()
+
+
+def _all_names() -> list[str]:
+    return [dotted for dotted, _ in flat_fields(RunConfig)]
+
+
+def _existing(names: Mapping[str, str]) -> dict[str, str]:
+    known = set(_all_names())
+    return {name: dotted for name, dotted in names.items() if dotted in known}
+
+
+def _by_last_part() -> dict[str, str]:
+    """Every setting by the last part of its name, the least nested one of several, and by its synonyms."""
+    nested_first = sorted(_all_names(), key=lambda dotted: -dotted.count("."))
+    names = {dotted.rpartition(".")[2]: dotted for dotted in nested_first}
+    return names | _existing(_SYNONYMS) | _existing(_RELATED)
