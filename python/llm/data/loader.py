@@ -15,14 +15,14 @@ class BatchLoader:
     """Finds the samples of any optimizer step in O(1), so resuming does not iterate over earlier samples.
 
     The samples of a step depend on the seed and the step only. Processes and accumulation passes split the same batch
-    into parts, so together they see the samples that a single process would see.
+    into parts, which differ by at most one sample, so together they see the samples that a single process would see.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, parts: int = 1) -> None:
-        if batch_size % parts:
+        if batch_size < parts:
             raise DataError(
-                f"`training.batch_size` must be a multiple of devices × gradient_accumulation_steps ({parts}), "
-                f"got {batch_size}"
+                f"`training.batch_size` must be at least devices × gradient_accumulation_steps ({parts}), "
+                f"got {batch_size}\nhint: raise it, or use fewer devices or passes"
             )
         if len(dataset) < batch_size:
             raise DataError(
@@ -40,7 +40,7 @@ class BatchLoader:
         """Returns the loader for a run of `world_size` processes.
 
         Raises:
-            DataError: There are fewer samples than one batch, or the batch is not divisible by processes × passes.
+            DataError: There are fewer samples than one batch, or a batch has fewer samples than processes × passes.
         """
         parts = settings.gradient_accumulation_steps * world_size
         return cls(dataset, settings.batch_size, settings.seed, parts)
@@ -53,8 +53,8 @@ class BatchLoader:
     def part(self, step: int, idx: int) -> Batch:
         """Returns part `idx` of the batch of `step`; both count from 0."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        start = position * self.batch_size + idx * (self.batch_size // self.parts)
-        return self.dataset.batch(self._epoch_order(epoch)[start : start + self.batch_size // self.parts])
+        first, last = (position * self.batch_size + edge * self.batch_size // self.parts for edge in (idx, idx + 1))
+        return self.dataset.batch(self._epoch_order(epoch)[first:last])
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:

@@ -56,7 +56,7 @@ class TrainingEngine:
         callbacks: Callbacks, called in the main process only.
 
     Raises:
-        DataError: There are fewer samples than a batch, or a batch can't be divided evenly over devices and passes.
+        DataError: There are fewer samples than a batch, or a batch has fewer samples than devices × passes.
     """
 
     def __init__(
