@@ -59,7 +59,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-agents test-eval test-page test-openapi test-schemas test-wheel test-slow \
+.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-agents test-eval test-page test-openapi test-schemas test-loggers test-wheel test-slow \
 	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
 
 help: ## Show this list
@@ -99,6 +99,20 @@ $(COMPAT)/.done: | $(STAMPS)/test
 		urllib3 certifi
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
 		>"$$($(COMPAT)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+	touch $@
+
+# Weights & Biases alone takes 100 MB, so its test has an environment of its own.
+LOGGERS := .cache/compat/loggers
+test-loggers: $(LOGGERS)/.done ## What a run writes for TensorBoard and Weights & Biases, by their own readers
+	WANDB_MODE=offline $(LOGGERS)/bin/python -m pytest -q tests/unit/test_training_logs.py
+
+$(LOGGERS)/.done: | $(STAMPS)/test
+	rm -rf $(LOGGERS)
+	$(BIN)/python -m venv $(LOGGERS)
+	$(STEP) "installing TensorBoard and Weights & Biases" $(LOGGERS)/bin/python -m pip --disable-pip-version-check install \
+		$(PIP_OPTIONS) 'tensorboard>=2.16' 'wandb>=0.19'
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		>"$$($(LOGGERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
 	touch $@
 
 test-python: test-data ## Tests of the package

@@ -25,7 +25,7 @@ RUST = sorted((ROOT / "rust" / "src").rglob("*.rs"))
 NO_DECLARATION = {
     "block_size": {
         "kernels/cache.rs",
-        "settings/merge.py",
+        "settings/names.py",
     },  # the layout of a cache, and a synonym of the context length
     "logprobs": {"inference/outputs.py", "engine/outputs.rs", "python/engine.rs", "sampling/sample.rs"},
     "max_tokens": {"_rust.pyi", "python/simulation.rs", "scheduler/load.rs", "scheduler/request.rs"}
@@ -47,7 +47,7 @@ NO_DECLARATION = {
     # The finish reason, and a key of tokenizer files.
     "stop": {"_rust.pyi", "inference/outputs.py", "engine/outputs.rs", "tokenization/chat.py"}
     | {"tokenization/readers/gguf.py", "tokenizer/formats/read.rs"},
-    "temperature": {"benchmark/load.py"},  # a request to any server
+    "temperature": {"benchmark/load.py", "models/logprobs.py"},  # a request to any server, and a divisor of logits
 }
 
 

@@ -4,47 +4,30 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 from rich.console import Console
 
 from llm.checkpoint import Run
 from llm.models.costs import flops_per_token
-from llm.settings.run import RunConfig
 from llm.training import JsonlLogger, ProgressBar, StepMetrics
 from llm.training.callbacks.progress import figures
 from llm.training.launch import launch, resume
 from llm.training.meter import Meter, elapsed_at
 from llm.training.metrics import without_machine
 from llm.training.utilization import cuda_peak, memory_bytes, peak_flops
-from tests.unit.training_samples import config
+from tests.unit.training_samples import config, on_text
 
 TARGETS = 8 * 16  # a step of `config`
 
 
-def on_text(corpus: Path, **training: object) -> RunConfig:
-    settings = config(validate_every=4, checkpoint_every=4, **training)
-    data = msgspec.structs.replace(settings.data, kind="text", paths=(str(corpus),), num_samples=64)
-    tokenizer = msgspec.structs.replace(settings.tokenizer, vocab_size=300)
-    model = msgspec.structs.replace(settings.model, vocab_size=0)
-    return msgspec.structs.replace(settings, data=data, tokenizer=tokenizer, model=model)
-
-
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory, corpus_text: str) -> Path:
-    file = tmp_path_factory.mktemp("text") / "corpus.txt"
-    file.write_text(corpus_text[:20_000], encoding="utf-8")
-    return file
-
-
-@pytest.fixture(scope="module")
-def lines(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Run, Sequence[str]]:
+def lines(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> tuple[Run, Sequence[str]]:
     """A run on text that stopped at step 6 and was resumed to step 8, and what it printed."""
     run = Run(tmp_path_factory.mktemp("runs") / "run")
     output = io.StringIO()
     callbacks = [JsonlLogger(run), ProgressBar(Console(file=output, width=80))]
-    launch(on_text(corpus, max_steps=6), run.path, callbacks=callbacks)
+    launch(on_text(corpus_file, max_steps=6), run.path, callbacks=callbacks)
     resume(run.path, overrides=["training.max_steps=8"], callbacks=callbacks)
     return run, output.getvalue().splitlines()
 

@@ -26,6 +26,17 @@ def config(**training: Any) -> RunConfig:
     )
 
 
+def on_text(corpus: Path, **training: Any) -> RunConfig:
+    """The same tiny run on text."""
+    settings = config(**{"validate_every": 4, "checkpoint_every": 4} | training)
+    data = msgspec.structs.replace(
+        settings.data, kind="text", paths=(str(corpus),), num_samples=64, validation_fraction=0.01
+    )
+    tokenizer = msgspec.structs.replace(settings.tokenizer, vocab_size=300)
+    model = msgspec.structs.replace(settings.model, vocab_size=0)
+    return msgspec.structs.replace(settings, data=data, tokenizer=tokenizer, model=model)
+
+
 def weights_of(checkpoint: Checkpoint) -> bytes:
     return (checkpoint.path / "model.safetensors").read_bytes()
 

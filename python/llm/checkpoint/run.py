@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ import msgspec
 
 from llm.checkpoint.atomic import COMPLETE, exclusive_lock, write_atomically
 from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.lines import StepLines
 from llm.checkpoint.weights import read_json
 from llm.errors import CheckpointError, ConfigError
 from llm.settings.merge import from_builtins
@@ -38,6 +38,8 @@ class Run(os.PathLike[str]):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.log_file = self.path / "log.jsonl"
+        self.log = StepLines(self.log_file)
+        self.samples = StepLines(self.path / "samples.jsonl")
         self.plot_file = self.path / "loss.png"
         self.data = self.path / "data"
         self.tokenizer = self.path / "tokenizer"
@@ -129,42 +131,18 @@ class Run(os.PathLike[str]):
 
     def rewind_log(self, step: int) -> None:
         """Removes the lines after `step`, which a resumed run writes again, and a line cut short by a crash."""
-        if not self.log_file.is_file():
-            return
-        kept = [record for record in self.read_log() if record["step"] <= step]
-        write_atomically(self.log_file, "".join(map(_log_line, kept)))
+        self.log.rewind(step)
 
     def append_log(self, record: Mapping[str, Any]) -> None:
         """Appends one line to the log."""
-        with self.log_file.open("a", encoding="utf-8") as log:
-            log.write(_log_line(record))
+        self.log.append(record)
 
     def read_log(self) -> list[dict[str, Any]]:
         """Reads all complete lines of the log; a line cut short by a crash is skipped."""
-        if not self.log_file.is_file():
-            return []
-        lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        records = (_read_record(line) for line in lines)
-        return [record for record in records if record is not None]
+        return self.log.read()
 
 
 def step_of(checkpoint: Checkpoint) -> int:
     """Returns the number of optimizer steps in the checkpoint's name, or -1 for a different kind of name."""
     match = re.fullmatch(r"step_(\d+)", checkpoint.path.name)
     return int(match.group(1)) if match else -1
-
-
-def _log_line(record: Mapping[str, Any]) -> str:
-    """Returns one line of JSON; NaN and infinity, which JSON lacks, become null."""
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
-
-
-def _read_record(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None

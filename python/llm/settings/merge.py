@@ -79,10 +79,12 @@ def load_run_config(
 
 
 def _spell_out(values: dict[str, Any]) -> None:
-    """Replaces common spellings of values: `bf16` for `bfloat16`, one path for a list of paths."""
+    """Replaces common spellings of values: `bf16` for `bfloat16`, one path for several, `csv,wandb` for a list."""
     training, data = values.get("training"), values.get("data")
     if isinstance(training, dict) and isinstance(precision := training.get("precision"), str):
         training["precision"] = _PRECISIONS.get(precision, precision)
+    if isinstance(training, dict) and isinstance(targets := training.get("log_to"), str):
+        training["log_to"] = [target.strip() for target in targets.split(",") if target.strip()]
     if isinstance(data, dict) and isinstance(paths := data.get("paths"), str):
         data["paths"] = [paths]
 

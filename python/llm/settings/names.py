@@ -36,6 +36,7 @@ _SYNONYMS = {
     "num_iterations": "training.max_steps",
     "num_layers": "model.num_hidden_layers",
     "num_train_epochs": "training.epochs",
+    "report_to": "training.log_to",
     "save_every": "training.checkpoint_every",
     "save_interval": "training.checkpoint_every",
     "save_steps": "training.checkpoint_every",
@@ -53,7 +54,11 @@ _RELATED = {
     "min_lr": "optimizer.min_learning_rate_ratio",
     "path": "tokenizer.path",
     "per_device_train_batch_size": "training.batch_size",
+    "logger": "training.log_to",
+    "tensorboard": "training.log_to",
     "vocab_size": "tokenizer.vocab_size",
+    "wandb": "training.log_to",
+    "wandb_log": "training.log_to",
     "warmup_ratio": "optimizer.warmup_steps",
 }
 

@@ -11,6 +11,8 @@ from llm.settings.sampling import Temperature, TopK, TopP
 # How text is cut into pieces that merges stay within; `llama3` and `gpt4` are the same.
 PatternName: TypeAlias = Literal["gpt2", "gpt4", "cl100k", "o200k", "llama3", "qwen2", "whitespace"]
 
+LogTarget: TypeAlias = Literal["csv", "tensorboard", "wandb"]
+
 
 class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which tokenizer a run uses, or how one is trained from its training text."""
@@ -74,6 +76,16 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     validate_every: Annotated[int, msgspec.Meta(ge=1, description="Number of steps between validations.")] = 250
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1, description="Number of steps between checkpoints.")] = 250
     keep_checkpoints: Annotated[int, msgspec.Meta(ge=1, description="Number of newest checkpoints to keep.")] = 3
+    log_to: Annotated[
+        tuple[LogTarget, ...], msgspec.Meta(description="Further logs: `csv`, `tensorboard` and `wandb`.")
+    ] = ()
+    sample_tokens: Annotated[
+        int, msgspec.Meta(ge=0, description="Length of the text written at each validation; 0: none.")
+    ] = 100
+    sample_prompt: (
+        Annotated[str, msgspec.Meta(description="Start of that text; null: the first words of the held-out text.")]
+        | None
+    ) = None
 
 
 class GenerationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,6 +1,16 @@
 """Training: the loop, its tasks and its callbacks."""
 
-from llm.training.callbacks import Callback, JsonlLogger, LossPlot, ProgressBar
+from llm.training.callbacks import (
+    Callback,
+    CsvLogger,
+    JsonlLogger,
+    LossPlot,
+    ProgressBar,
+    SampleWriter,
+    TensorBoardLogger,
+    WandbLogger,
+    standard_callbacks,
+)
 from llm.training.engine import TrainingEngine
 from llm.training.launch import launch, resume
 from llm.training.metrics import FitStart, StepMetrics
@@ -8,15 +18,20 @@ from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
 
 __all__ = [
     "Callback",
+    "CsvLogger",
     "FitStart",
     "JsonlLogger",
     "LanguageModelingTask",
     "LossPlot",
     "ProgressBar",
     "RegressionTask",
+    "SampleWriter",
     "StepMetrics",
     "Task",
+    "TensorBoardLogger",
     "TrainingEngine",
+    "WandbLogger",
     "launch",
     "resume",
+    "standard_callbacks",
 ]

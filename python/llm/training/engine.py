@@ -260,6 +260,7 @@ class TrainingEngine:
             num_parameters=_count_parameters(self.model),
             precision=str(self.dtype).removeprefix("torch."),
             device=str(self.distributed.device),
+            model=self.model,
         )
         for callback in self.callbacks:
             callback.on_fit_start(start)

@@ -21,7 +21,7 @@ from llm.tokenization import (
     load_tokenizer,
     use_chat_template,
 )
-from llm.training.callbacks import Callback, JsonlLogger, LossPlot, ProgressBar
+from llm.training.callbacks import Callback, check_log_targets, standard_callbacks
 from llm.training.distributed import Distributed
 from llm.training.engine import TrainingEngine
 from llm.training.resumption import check_resumable
@@ -46,7 +46,7 @@ def launch(
         file: TOML with further settings.
         overrides: Settings as `section.field=value`, or as pairs of name and value.
         tokenizer: Replaces the tokenizer that `config.tokenizer` names or asks to train.
-        callbacks: Callbacks that replace the progress bar, the log and the loss curve.
+        callbacks: Callbacks that replace all of `standard_callbacks`, such as the progress bar and the log.
 
     Raises:
         ConfigError: Settings are unknown or contradictory, or `out` holds a run.
@@ -75,7 +75,7 @@ def resume(
         path: The run's directory.
         file: TOML with changed settings; only `max_steps` and a few others may change.
         overrides: Changed settings as `section.field=value`, or as pairs of name and value.
-        callbacks: Callbacks that replace the progress bar, the log and the loss curve.
+        callbacks: Callbacks that replace all of `standard_callbacks`, such as the progress bar and the log.
 
     Raises:
         CheckpointError: The directory holds no run.
@@ -123,6 +123,7 @@ def _prepare(
 
 def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
     """Raises any error that the loop would raise before its first step, before `run.json` exists."""
+    check_log_targets(config.training.log_to)
     BatchLoader.for_training(_data(config, run).train_dataset(), config.training, world_size)
     with torch.device("meta"):
         _task(config, None).build_model()
@@ -154,14 +155,15 @@ def _engine(
     config: RunConfig, run: Run, distributed: Distributed, callbacks: Sequence[Callback] | None
 ) -> TrainingEngine:
     tokenizer = load_tokenizer(run.tokenizer) if config.data.kind == "text" else None
+    data = _data(config, run)
     return TrainingEngine(
         config,
         _task(config, tokenizer),
-        _data(config, run),
+        data,
         run,
         distributed=distributed,
         tokenizer=tokenizer,
-        callbacks=[JsonlLogger(run), LossPlot(run), ProgressBar()] if callbacks is None else callbacks,
+        callbacks=standard_callbacks(config, run, data, tokenizer) if callbacks is None else callbacks,
     )
 
 

@@ -4,13 +4,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 # Keys of the log that depend on the machine and its load; all others are equal in a resumed and a straight run.
 MACHINE_KEYS = frozenset({"elapsed_s", "tokens_per_s", "samples_per_s", "mfu", "memory_bytes"})
 
 
 @dataclass(frozen=True)
 class FitStart:
-    """Facts about a run, known before its first step."""
+    """Facts about a run, known before its first step.
+
+    Attributes:
+        first_step: Number of steps that earlier starts of the run have finished.
+        total_steps: Number of steps of the whole run.
+        unit: What the loss is a mean over, `tokens` or `samples`.
+        num_parameters: Number of trainable parameters.
+        precision: Number type of matrix products.
+        device: The device of the main process.
+        model: The model itself, not its wrapper for several processes; leave its weights and gradients alone.
+    """
 
     first_step: int
     total_steps: int
@@ -18,6 +30,7 @@ class FitStart:
     num_parameters: int
     precision: str
     device: str
+    model: nn.Module | None = None
 
 
 @dataclass(frozen=True)

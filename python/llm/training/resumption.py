@@ -13,6 +13,9 @@ _MAY_CHANGE = {  # of the section `training`
     "validate_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "log_to",
+    "sample_tokens",
+    "sample_prompt",
 }
 
 

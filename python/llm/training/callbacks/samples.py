@@ -1,0 +1,156 @@
+"""Text that the model writes while it learns."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from llm.checkpoint import Checkpoint, Run
+from llm.data import BaseDataModule, TokenBatch
+from llm.inference import Engine, EngineConfig, build_engine
+from llm.models import DecoderModel
+from llm.models.costs import kv_bytes_per_token
+from llm.settings.run import RunConfig
+from llm.settings.sampling import SamplingParams
+from llm.tokenization import BaseTokenizer
+from llm.training.callbacks.base import Callback
+from llm.training.metrics import FitStart
+
+_PROMPT_TOKENS = 8
+# Without settings of its own, a small model reads best a little below its own distribution.
+_TEMPERATURE = 0.8
+_TOP_K = 50
+
+
+class SampleWriter(Callback):
+    """Lets the model continue a prompt at each validation or checkpoint, always with the same seed.
+
+    The texts go to the run's `samples.jsonl`. The engine's sampler draws from random numbers of its own, so training
+    draws the same numbers with and without samples.
+
+    Args:
+        run: The run whose model writes.
+        tokenizer: The model's tokenizer.
+        prompt_ids: Token ids to continue, at least one.
+        max_tokens: Number of new tokens.
+        params: Sampling parameters; by default a temperature of 0.8 among the 50 likeliest tokens.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        tokenizer: BaseTokenizer,
+        prompt_ids: Sequence[int],
+        max_tokens: int,
+        params: SamplingParams | None = None,
+    ) -> None:
+        self.run = run
+        self.tokenizer = tokenizer
+        self.prompt_ids = list(prompt_ids)
+        self.max_tokens = max_tokens
+        self.params = params or SamplingParams(temperature=_TEMPERATURE, top_k=_TOP_K, seed=0)
+        self._model: DecoderModel | None = None
+        self._last_step = -1
+
+    @classmethod
+    def from_config(
+        cls, config: RunConfig, run: Run, tokenizer: BaseTokenizer, data: BaseDataModule
+    ) -> "SampleWriter | None":
+        """Returns the writer that a run's settings ask for; None if they turn samples off."""
+        settings, values = config.training, config.generation
+        prompt = settings.sample_prompt
+        prompt_ids = tokenizer.encode(prompt) if prompt else _first_ids(data)
+        # A prompt and its continuation share the context.
+        prompt_ids = prompt_ids[-max(1, config.model.max_position_embeddings // 2) :]
+        max_tokens = min(settings.sample_tokens, config.model.max_position_embeddings - len(prompt_ids))
+        if max_tokens < 1 or not prompt_ids:
+            return None
+        params = SamplingParams(
+            temperature=_TEMPERATURE if values.temperature is None else values.temperature,
+            top_k=_TOP_K if values.top_k is None else values.top_k,
+            top_p=1.0 if values.top_p is None else values.top_p,
+            seed=0,
+        )
+        return cls(run, tokenizer, prompt_ids, max_tokens, params)
+
+    def on_fit_start(self, start: FitStart) -> None:
+        """Removes the samples of steps that will be repeated."""
+        self._model = start.model if isinstance(start.model, DecoderModel) and _is_whole(start.model) else None
+        self.run.samples.rewind(start.first_step)
+        self._last_step = max((record["step"] for record in self.run.samples.read()), default=-1)
+
+    def on_validation_end(self, step: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
+        """Writes the sample of this step."""
+        self._write(step)
+
+    def on_checkpoint(self, step: int, checkpoint: Checkpoint) -> None:  # noqa: ARG002
+        """Writes the sample of this step unless a validation has."""
+        self._write(step)
+
+    def _write(self, step: int) -> None:
+        if self._model is None or step <= self._last_step:
+            return
+        self._last_step = step
+        text = write_text(self._model, self.tokenizer, self.prompt_ids, self.max_tokens, self.params)
+        self.run.samples.append({"step": step, "prompt": self.tokenizer.decode(self.prompt_ids), "text": text})
+
+
+def write_text(
+    model: DecoderModel,
+    tokenizer: BaseTokenizer,
+    prompt_ids: Sequence[int],
+    max_tokens: int,
+    params: SamplingParams,
+) -> str:
+    """Returns a continuation of `prompt_ids` by a model in training, which is left as it was."""
+    with _at_rest(model):
+        engine = _engine(model, tokenizer, len(prompt_ids) + max_tokens)
+        engine.add_request(prompt_ids, msgspec.structs.replace(params, max_tokens=max_tokens))
+        return "".join(_texts(engine))
+
+
+def _texts(engine: Engine) -> Iterator[str]:
+    while engine.has_unfinished():
+        for _, delta in engine.step():
+            if isinstance(delta, Exception):
+                raise delta
+            yield delta.text
+
+
+def _engine(model: DecoderModel, tokenizer: BaseTokenizer, max_model_len: int) -> Engine:
+    """Returns an engine for one request, with a cache of its size."""
+    config = EngineConfig(max_model_len=max_model_len, max_running_requests=1, enable_cuda_graphs=False)
+    block_bytes = config.block_size * kv_bytes_per_token(model.config, model.embed_tokens.weight.dtype)
+    num_blocks = math.ceil(max_model_len / config.block_size) + 1
+    return build_engine(
+        model, tokenizer, msgspec.structs.replace(config, kv_cache_memory_bytes=num_blocks * block_bytes)
+    )
+
+
+@contextmanager
+def _at_rest(model: nn.Module) -> Iterator[None]:
+    """Puts a model into eval mode without gradients or compilation, and back."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _is_whole(model: nn.Module) -> bool:
+    """Returns whether this process holds all weights: those of a sharded model can't be read by one process alone."""
+    return not any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def _first_ids(data: BaseDataModule) -> list[int]:
+    """Returns the first tokens of the held-out text, or of the training text if nothing is held out."""
+    dataset = data.validation_dataset() or data.train_dataset()
+    batch = dataset.batch(np.zeros(1, dtype=np.int64))
+    return batch.token_ids[:_PROMPT_TOKENS].tolist() if isinstance(batch, TokenBatch) else []
