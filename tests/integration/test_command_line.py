@@ -145,9 +145,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus_file: Path, tmp_path: Path) -
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in rest
-    assert rest.endswith("stopped; resume with:  llm train --out run --resume\n")
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("step_"))
+    assert rest.endswith(f"stopped, saved at step {step}; resume with:  llm train --resume run\n")
     done = run("train", "--out", "run", "--resume", "--max-steps", step + 1, cwd=tmp_path)
     assert done.stdout.startswith(f"run/checkpoints/step_{step + 1:08d}\n")
 

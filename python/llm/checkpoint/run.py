@@ -85,6 +85,17 @@ class Run(os.PathLike[str]):
                 )
             yield
 
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Removes the tokenizer and data that were written within it if it fails before `create`."""
+        written = [folder for folder in (self.data, self.tokenizer) if not folder.exists()]
+        try:
+            yield
+        except BaseException:
+            for folder in () if self.exists else written:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
     def write_config(self, config: RunConfig, facts: Mapping[str, Any]) -> None:
         """Replaces `run.json`."""
         content = {"config": msgspec.to_builtins(config), **facts}

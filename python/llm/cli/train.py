@@ -1,5 +1,6 @@
 """`llm train`."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,11 +75,27 @@ def _run(given: Arguments, options: dict[str, Any], out: str, *, resume: bool, *
     place: dict[str, Any] = {"resume": out} if resume else {"out": out}
     try:
         checkpoint = train_run(given.file, overrides=overrides, **place, **more)
-    except KeyboardInterrupt:
-        print(f"stopped; resume with:  llm train --out {out} --resume", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        if Distributed.is_main_process():
+            print(_stopped_words(out), file=sys.stderr)
+        if getattr(stop, "number", signal.SIGINT) == signal.SIGTERM:
+            raise typer.Exit(0) from None
         raise
     if Distributed.is_main_process():  # under torchrun each process comes here
         print(f"{checkpoint}\n{_next_words(checkpoint, out)}")
+
+
+def _stopped_words(out: str) -> str:
+    """Says what is saved, and the command that goes on from there."""
+    from llm.checkpoint.run import Run, step_of
+
+    run = Run(out)
+    if not run.exists:
+        return "stopped before the first step; nothing is saved: give the same command to start again"
+    newest = run.newest()
+    if newest is None:
+        return f"stopped before the first checkpoint; start over with:  llm train --resume {out}"
+    return f"stopped, saved at step {step_of(newest)}; resume with:  llm train --resume {out}"
 
 
 def _next_words(checkpoint: Any, out: str) -> str:

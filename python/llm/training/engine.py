@@ -23,7 +23,7 @@ from llm.training.optim import build_optimizer, clip_gradients
 from llm.training.precision import autocast, autocast_dtype
 from llm.training.saving import CheckpointSaver, TrainedParts
 from llm.training.schedules import warmup_cosine
-from llm.training.signals import StopRequest
+from llm.training.signals import Interrupted, StopRequest, signal_of
 from llm.training.tasks import Task
 
 # The loss scale halves at each skipped step, from 65,536 to 1 in 16 steps; more skips are not a warm-up.
@@ -92,14 +92,16 @@ class TrainingEngine:
         self.skipped_steps = 0
         self._skips_in_a_row = 0
         self._last_validated = -1
+        self._validation_due = False
         self._stop = StopRequest()
-        self._stop_agreed = False
+        self._stop_votes = 0.0
         self.meter = Meter.of(self.model, config.context_length, self.total_steps, self.distributed, self.dtype)
 
     def fit(self, resume: bool = False) -> Checkpoint:
         """Trains to the last step and returns the newest checkpoint.
 
-        Ctrl-C or SIGTERM in any process finishes the current step, saves a checkpoint and raises `KeyboardInterrupt`.
+        Ctrl-C or SIGTERM in any process finishes the current step, saves a checkpoint and raises `Interrupted`, a
+        `KeyboardInterrupt`, in all processes. A validation in progress ends early; the resumed run repeats it.
 
         Args:
             resume: Whether to resume from the run's newest complete checkpoint.
@@ -108,25 +110,35 @@ class TrainingEngine:
             CheckpointError: The checkpoint to resume from is damaged.
             TrainingError: A loss or gradient is not finite.
         """
-        is_finished = resume and self._restore() and self.step >= self.total_steps
+        is_finished = resume and self._restore() and self.step >= self.total_steps and not self._validation_due
         self._call_start()
         try:
-            if is_finished:
-                return self.run.checkpoint(self.step)
-            with self._stop:
-                while self.step < self.total_steps and not self._must_stop():
-                    self._advance()
-                if self.step < self.total_steps:
-                    self._checkpoint()
-                    raise KeyboardInterrupt
-            self._validate_and_checkpoint(force=True)
+            if not is_finished:
+                with self._stop:
+                    self._train()
         finally:
             for callback in self.callbacks:
                 callback.on_fit_end()
         return self.run.checkpoint(self.step)
 
+    def _train(self) -> None:
+        if self._validation_due:
+            self._validate()
+            self._checkpoint(again=not self._validation_due)
+        while self.step < self.total_steps and not self._must_stop():
+            self._advance()
+        self._validation_due |= self.step == self.total_steps and self._last_validated != self.step
+        if not self._must_stop():
+            self._validate_and_checkpoint(force=True)
+        self._checkpoint()
+        if self.step < self.total_steps or self._validation_due:
+            raise Interrupted(self._stop.number or signal_of(self._stop_votes))
+
     def validate(self) -> dict[str, float]:
-        """Returns the loss over the validation set, for text also bits per byte; empty without a validation set."""
+        """Returns the loss over the validation set, for text also bits per byte.
+
+        The result is empty without a validation set, and after a signal, which ends the validation early.
+        """
         if self.validation is None:
             return {}
         self.model.eval()
@@ -135,6 +147,9 @@ class TrainingEngine:
         rank, world_size = self.distributed.rank, self.distributed.world_size
         with torch.no_grad():
             for batch in in_order(self.validation, per_pass, rank, world_size):
+                if self._stop.received and world_size == 1:
+                    self._validation_due = True
+                    return {}
                 moved = batch.to(self.distributed.device)
                 with autocast(self.distributed.device, self.dtype):
                     sums[0] += float(self.task.loss_sum(self.model, moved))
@@ -193,8 +208,8 @@ class TrainingEngine:
                 # DDP averages over processes, but each loss is a share of a global mean, so the losses must be summed.
                 self.scaler.scale(objective * self.distributed.world_size).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        loss_sum, stops, *values = self.distributed.sum(total, self._stop.received, *further.values())
-        self._stop_agreed = stops > 0  # a signal to one process must stop all processes at the same step
+        # A signal to one process must stop all processes at the same step.
+        loss_sum, self._stop_votes, *values = self.distributed.sum(total, self._stop.vote, *further.values())
         return _BatchSums(loss_sum, num_targets, num_bytes, dict(zip(further, values, strict=True)))
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[object]:
@@ -205,7 +220,7 @@ class TrainingEngine:
 
     def _must_stop(self) -> bool:
         """Returns whether any process received a signal; the result is the same in every process."""
-        return self._stop.received if self.distributed.world_size == 1 else self._stop_agreed
+        return self._stop.received if self.distributed.world_size == 1 else self._stop_votes > 0
 
     def _check_finite(self, loss: float, grad_norm: float) -> None:
         skipped = self.scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(grad_norm)
@@ -226,16 +241,22 @@ class TrainingEngine:
         validate = force or self.step % settings.validate_every == 0
         checkpoint = force or self.step % settings.checkpoint_every == 0
         if validate and self._last_validated != self.step:
-            self._last_validated = self.step
-            metrics = self.validate()
-            for callback in self.callbacks if metrics else ():
-                callback.on_validation_end(self.step, metrics)
+            self._validate()
         if checkpoint:
             self._checkpoint()
         return validate or checkpoint
 
-    def _checkpoint(self) -> None:
-        checkpoint = self.saver.save(self.step, {"skipped_steps": self.skipped_steps} | self.meter.state())
+    def _validate(self) -> None:
+        self._last_validated = self.step
+        self._validation_due = False
+        metrics = self.validate()
+        for callback in self.callbacks if metrics else ():
+            callback.on_validation_end(self.step, metrics)
+
+    def _checkpoint(self, again: bool = False) -> None:
+        """Saves a checkpoint, unless this step's is saved already and `again` is not set."""
+        counters = {"skipped_steps": self.skipped_steps, "validation_due": self._validation_due}
+        checkpoint = self.saver.save(self.step, counters | self.meter.state(), again=again)
         if checkpoint is None:
             return
         for callback in self.callbacks:
@@ -249,6 +270,7 @@ class TrainingEngine:
         counters = self.saver.restore(newest)
         self.step = counters["step"]
         self.skipped_steps = counters["skipped_steps"]
+        self._validation_due = counters.get("validation_due", False)
         self.meter.restore(counters, elapsed_at(self.run, self.step))
         return True
 
@@ -261,6 +283,8 @@ class TrainingEngine:
             precision=str(self.dtype).removeprefix("torch."),
             device=str(self.distributed.device),
             model=self.model,
+            targets=self.meter.targets,
+            elapsed_s=self.meter.elapsed_s,
         )
         for callback in self.callbacks:
             callback.on_fit_start(start)

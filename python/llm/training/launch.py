@@ -25,6 +25,7 @@ from llm.training.callbacks import Callback, check_log_targets, standard_callbac
 from llm.training.distributed import Distributed
 from llm.training.engine import TrainingEngine
 from llm.training.resumption import check_resumable
+from llm.training.signals import interrupts_at_once
 from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
 
 
@@ -58,7 +59,8 @@ def launch(
     distributed = Distributed.start(settings.training.device)
     with contextlib.ExitStack() as held:
         held.callback(distributed.stop)
-        distributed.main_first(lambda: _prepare(settings, run, tokenizer, distributed.world_size, held))
+        with interrupts_at_once():
+            distributed.main_first(lambda: _prepare(settings, run, tokenizer, distributed.world_size, held))
         return _engine(run.read_config(), run, distributed, callbacks).fit()
 
 
@@ -88,7 +90,8 @@ def resume(
     distributed = Distributed.start(new.training.device)
     with contextlib.ExitStack() as held:
         held.callback(distributed.stop)
-        distributed.main_first(lambda: _reopen(new, run, distributed.world_size, held))
+        with interrupts_at_once():
+            distributed.main_first(lambda: _reopen(new, run, distributed.world_size, held))
         return _engine(new, run, distributed, callbacks).fit(resume=True)
 
 
@@ -106,6 +109,11 @@ def _prepare(
     """
     held.enter_context(run.locked())
     run.check_free()
+    with run.starting():
+        _write_parts(config, run, tokenizer, world_size)
+
+
+def _write_parts(config: RunConfig, run: Run, tokenizer: BaseTokenizer | None, world_size: int) -> None:
     if config.data.kind == "text":
         if config.training.task != "lm":
             raise ConfigError(f"`training.task={config.training.task}` needs `data.kind=synthetic`, got `text`")

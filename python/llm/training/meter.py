@@ -59,6 +59,11 @@ class Meter:
         flops = flops_per_token(model.config, context_length)
         return cls(total_steps, distributed.device, flops, peak and peak * distributed.world_size)
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training before the last start."""
+        return self._earlier_s
+
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps."""
         return {"targets": self.targets, "smoothed_loss": self.smoothed_loss}

@@ -22,6 +22,9 @@ class FitStart:
         precision: Number type of matrix products.
         device: The device of the main process.
         model: The model itself, not its wrapper for several processes; leave its weights and gradients alone.
+        targets: Number of targets so far.
+        elapsed_s: Seconds of training so far.
+        notices: What the user should know about this start, such as another number of processes than before.
     """
 
     first_step: int
@@ -31,6 +34,9 @@ class FitStart:
     precision: str
     device: str
     model: nn.Module | None = None
+    targets: int = 0
+    elapsed_s: float = 0.0
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -49,14 +49,15 @@ class CheckpointSaver:
         self.parts = parts
         self._last_saved = -1
 
-    def save(self, step: int, counters: Mapping[str, Any]) -> Checkpoint | None:
+    def save(self, step: int, counters: Mapping[str, Any], *, again: bool = False) -> Checkpoint | None:
         """Saves the checkpoint of `step` and removes old ones; returns None if that step is already saved.
 
         Args:
             step: Number of optimizer steps so far.
             counters: Further numbers that `restore` shall return.
+            again: Whether to replace the checkpoint of a step that is already saved.
         """
-        if self._last_saved == step:  # equal in all processes, unlike the state of the disk
+        if self._last_saved == step and not again:  # equal in all processes, unlike the state of the disk
             return None
         self._last_saved = step
         checkpoint = self.run.checkpoint(step)

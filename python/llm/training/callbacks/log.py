@@ -19,6 +19,7 @@ class JsonlLogger(Callback):
     def on_fit_start(self, start: FitStart) -> None:
         """Removes the log lines of steps that will be repeated."""
         self.unit = start.unit
+        self._clock = {self.unit: start.targets, "elapsed_s": round(start.elapsed_s, 3)}
         self.run.rewind_log(start.first_step)
 
     def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:
