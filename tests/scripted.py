@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from llm import _rust
 from llm.checkpoint import atomic_directory, write_model
 from llm.models import DecoderModel
 from llm.settings.model import ModelConfig
@@ -35,6 +36,20 @@ def write_scripted(
     tokenizer = BPETokenizer.train_from_iterator(
         ["\n".join(scripts).replace(".", "")] * 8, vocab_size=400, special_tokens=[END, *special_tokens], progress=False
     )
+    ids = [tokenizer.encode(script, allow_special=True) for script in scripts]
+    return _write(directory, tokenizer, ids, template)
+
+
+def write_cut(directory: Path, scripts: Sequence[Sequence[bytes]], template: str = QWEN_TEMPLATE) -> Path:
+    """Writes the checkpoint of scripts that are given as the bytes of their tokens, whole characters or not."""
+    pieces = {piece[:end] for script in scripts for piece in script for end in range(2, len(piece) + 1)}
+    tokens = [*(bytes([byte]) for byte in range(256)), *sorted(pieces, key=lambda piece: (len(piece), piece))]
+    id_of = {token: token_id for token_id, token in enumerate(tokens)}
+    tokenizer = BPETokenizer(_rust.Tokenizer.from_ranks(tokens, {END: len(tokens)}, "gpt4"))
+    return _write(directory, tokenizer, [[id_of[piece] for piece in script] for script in scripts], template)
+
+
+def _write(directory: Path, tokenizer: BPETokenizer, scripts: Sequence[Sequence[int]], template: str) -> Path:
     use_chat_template(tokenizer, ChatTemplate(template))
     tokenizer.settings = msgspec.structs.replace(tokenizer.settings, eos_tokens=(END,), pad_token=None)
     with atomic_directory(directory) as unfinished:
@@ -42,7 +57,7 @@ def write_scripted(
     return directory
 
 
-def _model(tokenizer: BPETokenizer, scripts: Sequence[str]) -> DecoderModel:
+def _model(tokenizer: BPETokenizer, scripts: Sequence[Sequence[int]]) -> DecoderModel:
     length = STRIDE * len(scripts)
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
@@ -51,6 +66,7 @@ def _model(tokenizer: BPETokenizer, scripts: Sequence[str]) -> DecoderModel:
         num_hidden_layers=1,
         num_attention_heads=1,
         num_key_value_heads=1,
+        head_dim=8,
         max_position_embeddings=length,
         tie_word_embeddings=False,
         position_encoding="learned",
@@ -63,7 +79,7 @@ def _model(tokenizer: BPETokenizer, scripts: Sequence[str]) -> DecoderModel:
         positions = next(weights for name, weights in model.named_parameters() if name.startswith("positions."))
         positions.copy_(torch.eye(length))
         for index, script in enumerate(scripts):
-            ids = [*tokenizer.encode(script, allow_special=True), *tokenizer.eos_ids]
+            ids = [*script, *tokenizer.eos_ids]
             assert len(ids) <= STRIDE, (script, len(ids))
             for offset, token_id in enumerate(ids):
                 model.lm_head.weight[token_id, index * STRIDE + offset] = 10.0

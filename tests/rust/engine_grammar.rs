@@ -243,4 +243,32 @@ proptest! {
             prop_assert_eq!(&answers[&(index as u64)], &alone(Some(&sources[index % 3]), params(seed, 40)).0);
         }
     }
+    #[test]
+    fn a_mask_that_allows_all_changes_no_draw_whatever_else_runs(
+        requests in prop::collection::vec((any::<u64>(), 1..4_u32, any::<bool>()), 1..5),
+        num_blocks in prop_oneof![Just(14_usize), Just(64)],
+        speculates in any::<bool>(),
+    ) {
+        let speculative = speculates.then_some(NgramConfig { num_draft_tokens: 3, max_ngram: 3, min_ngram: 1 });
+        let anything = GrammarSource::Regex(r"[ -~]*".to_owned());
+        let asked = |&(seed, _, stops): &(u64, u32, bool)| {
+            let stop = if stops { vec!["er".to_owned(), "}e".to_owned()] } else { vec![] };
+            RequestParams { stop, ..params(seed, 40) }
+        };
+        let mut engine = engine(num_blocks, speculative);
+        for (index, request) in requests.iter().enumerate() {
+            let grammar = compiled(&engine, &anything);
+            let submission = Submission { num_choices: request.1, ..Submission::default() };
+            let asked = RequestParams { grammar, ..asked(request) };
+            engine.add_choices(10 * index as u64, vec![3, 1, 4], asked, submission).unwrap();
+        }
+        let (answers, _) = run(&mut engine, num_blocks);
+        for (index, request) in requests.iter().enumerate() {
+            for choice_index in 0..request.1 {
+                let mut plain = asked(request);
+                plain.sampling.choice_index = choice_index;
+                prop_assert_eq!(&answers[&(10 * index as u64 + u64::from(choice_index))], &alone(None, plain).0);
+            }
+        }
+    }
 }

@@ -116,7 +116,7 @@ fn check_masks(grammar: &Grammar, picks: &[u32]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2))]
+    #![proptest_config(ProptestConfig::with_cases(10))]
 
     #[test]
     fn masks_equal_those_of_a_fresh_matcher_for_each_token(picks in prop::collection::vec(0_u32..4096, 8)) {

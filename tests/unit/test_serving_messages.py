@@ -17,6 +17,7 @@ from llm.serving.answers.messages import MessageAnswer
 from llm.serving.endpoints.conversations import framed
 from llm.serving.protocol.messages import MessagesRequest
 from llm.serving.translation.messages import chat_body
+from tests.unit.serving_events import message_content
 from tests.unit.serving_parts import PARTS
 
 USER = {"role": "user", "content": "Hi"}
@@ -176,39 +177,6 @@ def answer_of(parts, **fields):
     return msgspec.to_builtins(answer.whole()), msgspec.to_builtins(events)
 
 
-def rebuilt(events):
-    """The content that a client builds from events, which must be in Anthropic's order."""
-    blocks = []
-    open_index = None
-    assert [event["type"] for event in events[:2]] == ["message_start", "ping"]
-    assert [event["type"] for event in events[-2:]] == ["message_delta", "message_stop"]
-    for event in events[2:-2]:
-        if event["type"] == "content_block_start":
-            assert open_index is None
-            open_index = event["index"]
-            assert open_index == len(blocks)
-            blocks.append(event["content_block"] | {"json": ""})
-            continue
-        assert event["index"] == open_index
-        if event["type"] == "content_block_stop":
-            open_index = None
-            continue
-        kind, field = {
-            "text_delta": ("text", "text"),
-            "thinking_delta": ("thinking", "thinking"),
-            "signature_delta": ("thinking", "signature"),
-            "input_json_delta": ("tool_use", "json"),
-        }[event["delta"]["type"]]
-        assert blocks[-1]["type"] == kind
-        blocks[-1][field] += event["delta"].get("partial_json", event["delta"].get(field, ""))
-    assert open_index is None
-    for block in blocks:
-        text = block.pop("json")
-        if block["type"] == "tool_use":
-            block["input"] = msgspec.json.decode(text or "{}")
-    return blocks
-
-
 def without_ids(content):
     return [{name: value for name, value in block.items() if name != "id"} for block in content]
 
@@ -223,7 +191,7 @@ def test_any_cut_of_the_parts_gives_one_answer(borders):
         cut += [Part(part.kind, part.call, piece) for piece in pieces]
     again, events = answer_of(cut)
     assert without_ids(again["content"]) == without_ids(whole["content"])
-    assert without_ids(rebuilt(events)) == without_ids(whole["content"])
+    assert without_ids(message_content(events)) == without_ids(whole["content"])
     kinds = [block["type"] for block in whole["content"]]
     assert kinds == ["thinking", "text", "tool_use", "tool_use"]
     assert whole["content"][1]["text"] == "\n\nI look now 🙂"
@@ -235,8 +203,8 @@ def test_white_space_alone_is_text_and_hidden_thinking_is_empty():
     assert answer_of([Part("text", None, " \n")])[0]["content"] == [{"type": "text", "text": " \n"}]
     assert answer_of([])[0]["content"] == []
     whole, events = answer_of(PARTS[:2], thinking={"type": "adaptive", "display": "omitted"})
-    assert whole["content"][0]["thinking"] == rebuilt(events)[0]["thinking"] == ""
-    assert whole["content"][0]["signature"] == rebuilt(events)[0]["signature"] != ""
+    assert whole["content"][0]["thinking"] == message_content(events)[0]["thinking"] == ""
+    assert whole["content"][0]["signature"] == message_content(events)[0]["signature"] != ""
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from llm.serving.errors import bad_request, internal_error
 from llm.serving.protocol.responses import ResponsesRequest
 from llm.serving.translation.responses import chat_body, input_items, response_of_item
 from llm.tokenization import SimpleCharacterTokenizer
+from tests.unit.serving_events import response_items
 from tests.unit.serving_parts import PARTS
 
 TOKENIZER = SimpleCharacterTokenizer.train("abc é")
@@ -139,47 +140,11 @@ def test_ids_of_items_hold_the_id_of_their_response():
     assert response_of_item("msg_elsewhere") is None
 
 
-OPENING = {"message": ("output_text",), "reasoning": ("reasoning_text",), "function_call": ()}
-
-
 def answer_of(parts, finish_reason="stop"):
     answer = ResponseAnswer(request_of(), "resp_0", TOKENIZER)
     ending = Ending(finish_reason=finish_reason, usage=Usage.of(3, 4))
     events = [*answer.started(Usage.of(3, 1)), *answer.add(parts), *answer.finish(ending)]
     return msgspec.to_builtins(answer.whole()), msgspec.to_builtins(events)
-
-
-def rebuilt(events):
-    """The items that a client builds from events, which must be in OpenAI's order."""
-    items = []
-    texts = []
-    kinds = [event["type"] for event in events]
-    assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    assert kinds[:2] == ["response.created", "response.in_progress"]
-    body = iter(events[2:-1])
-    for event in body:
-        assert event["type"] == "response.output_item.added"
-        index, kind, own_id = event["output_index"], event["item"]["type"], event["item"]["id"]
-        assert index == len(items)
-        closing = 1
-        if OPENING[kind]:
-            part = next(body)
-            assert (part["type"], part["part"]["type"]) == ("response.content_part.added", *OPENING[kind])
-            closing = 2
-        text = ""
-        prefix = {"function_call": "function_call_arguments"}.get(kind) or OPENING[kind][0]
-        while (event := next(body))["type"] == f"response.{prefix}.delta":
-            assert (event["item_id"], event["output_index"]) == (own_id, index)
-            text += event["delta"]
-        assert event["type"] == f"response.{prefix}.done"
-        assert event.get("text", event.get("arguments")) == text
-        for _ in range(closing - 1):
-            assert next(body)["type"] == "response.content_part.done"
-        done = next(body)
-        assert (done["type"], done["item"]["id"]) == ("response.output_item.done", own_id)
-        items.append(done["item"])
-        texts.append(text)
-    return items, texts
 
 
 @given(st.lists(st.integers(0, 80)))
@@ -191,7 +156,7 @@ def test_any_cut_of_the_parts_gives_one_answer(borders):
         pieces = [part.text] if part.kind == "call" else [part.text[a:b] for a, b in pairwise(edges)]
         cut += [Part(part.kind, part.call, piece) for piece in pieces]
     again, events = answer_of(cut)
-    items, texts = rebuilt(events)
+    items, texts = response_items(events)
     assert again["output"] == whole["output"] == items == events[-1]["response"]["output"]
     assert texts == ["Let me see. é", "\n\nI look now 🙂", '{"at": "é🙂", "n": 1}', "{}"]
     assert [item["type"] for item in items] == ["reasoning", "message", "function_call", "function_call"]
@@ -203,7 +168,7 @@ def test_cut_answer_is_incomplete_in_its_last_item():
     assert [item["status"] for item in whole["output"]] == ["completed", "incomplete"]
     assert (whole["status"], whole["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert events[-1]["type"] == "response.incomplete"
-    assert rebuilt(events)[0] == whole["output"]
+    assert response_items(events)[0] == whole["output"]
 
 
 @pytest.mark.parametrize(("error", "code"), [(internal_error(), "server_error"), (bad_request("x"), "invalid_prompt")])

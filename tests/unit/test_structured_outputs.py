@@ -8,6 +8,7 @@ import pytest
 
 from llm import LLM, SamplingParams, StructuredOutputs
 from llm.errors import ConfigError, InvalidArgumentError
+from llm.inference import EngineConfig, NgramSpeculation
 from llm.settings.merge import validated
 
 PERSON = {
@@ -95,6 +96,30 @@ def test_a_mask_that_allows_all_changes_no_draw(model):
         masked = formed(seed, max_tokens=20, regex=r"(?s:.*)")
         masked = msgspec.structs.replace(masked, allowed_token_ids=tuple(range(40, 120)))
         assert model.generate("To be", masked).token_ids == plain.token_ids
+
+
+def test_a_mask_that_allows_all_changes_no_draw_with_guesses_choices_stop_strings_and_too_few_blocks(
+    tiny_checkpoint, model
+):
+    letters = {"seed": 5, "n": 3, "allowed_token_ids": tuple(range(40, 120))}
+    free = [SamplingParams(max_tokens=40, stop=stop, **letters) for stop in ((), ("a", "zz"), ("Q",))]
+    masked = [msgspec.structs.replace(each, structured_outputs=StructuredOutputs(regex=r"(?s:.*)")) for each in free]
+    prompts = ["To be", "O, O, O, O, O", "To be"]
+    cramped = EngineConfig(
+        max_model_len=96,
+        block_size=8,
+        kv_cache_memory_bytes=2 * 2 * 2 * 16 * 4 * 8 * 13,  # blocks for one long answer
+        speculative=NgramSpeculation(num_draft_tokens=3, max_ngram=3, min_ngram=1),
+    )
+    other = LLM(tiny_checkpoint, config=cramped)
+    found = [
+        [(choice.token_ids, choice.text, choice.finish_reason) for out in outputs for choice in out.choices]
+        for outputs in (model.generate(prompts, free), other.generate(prompts, masked))
+    ]
+    assert found[0] == found[1]
+    assert {finish_reason for _, _, finish_reason in found[0]} == {"stop", "length"}
+    stats = other.engine.stats()
+    assert min(stats["num_preemptions"], stats["drafts_accepted"]) > 0
 
 
 def test_a_text_is_checked_without_an_answer(model):

@@ -1,6 +1,8 @@
-//! Answers cut in any way have the parts of the whole, and calls written in a format are read back.
+//! Answers whose tokens are cut in any way have the parts of the whole, and calls written in a format are read back.
 
-use llm_core::answer::{FORMATS, Kind, Part};
+use llm_core::answer::{AnswerParser, FORMATS, Kind, Part, Setup};
+use llm_core::tokenizer::decode::stream::Detokenizer;
+use llm_core::tokenizer::tokens::TokenTable;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -94,45 +96,100 @@ fn read_back(parts: &[Part]) -> Vec<Call> {
         .collect()
 }
 
-/// Each way to cut the answer in two, and the answer character by character.
-fn assert_splits_agree(format: &str, answer: &str) -> Result<Vec<Part>, TestCaseError> {
-    let tools = || with_tools(format, &[]);
-    let whole = parsed(tools(), &[answer]);
-    let letters: Vec<String> = answer.chars().map(String::from).collect();
-    let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
-    prop_assert_eq!(&parsed(tools(), &letters), &whole);
-    for (cut, _) in answer.char_indices() {
-        prop_assert_eq!(&parsed(tools(), &[&answer[..cut], &answer[cut..]]), &whole, "cut at {}", cut);
+/// What a server makes of tokens: the parts of the text, and the stop string that ended it.
+fn answered(setup: Setup, tokens: &[&[u8]], stop: &[String]) -> (Vec<Part>, Option<usize>) {
+    let table = TokenTable::new(tokens.iter().map(|bytes| Some(bytes.to_vec())).collect(), &[]).expect("no id is odd");
+    let mut detokenizer = Detokenizer::new(stop.to_vec(), true).expect("no stop string is empty");
+    let mut parser = AnswerParser::new(setup).expect("the setup is valid");
+    let mut parts = Vec::new();
+    for id in 0..tokens.len() {
+        parts.extend(parser.push(&detokenizer.push(&table, id as u32, true).text));
     }
-    Ok(joined(whole))
+    parts.extend(parser.push(&detokenizer.finish()));
+    parts.extend(parser.finish());
+    (joined(parts), detokenizer.stopped())
+}
+
+/// The bytes in pieces that end at `cuts`, which are taken modulo the length.
+fn cut<'a>(bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
+    let mut edges: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
+    edges.extend([0, bytes.len()]);
+    edges.sort_unstable();
+    edges.windows(2).map(|edge| &bytes[edge[0]..edge[1]]).collect()
+}
+
+/// Cuts the answer into tokens at `cuts`, at each byte, and in two at each border of bytes: the parts and the stop
+/// string must be those of the answer as one token.
+fn assert_splits_agree(
+    format: &str,
+    answer: &[u8],
+    stop: &[String],
+    cuts: &[Vec<usize>],
+) -> Result<Vec<Part>, TestCaseError> {
+    let made = |tokens: &[&[u8]]| answered(with_tools(format, &[]), tokens, stop);
+    let whole = made(&[answer]);
+    for cuts in cuts {
+        prop_assert_eq!(&made(&cut(answer, cuts)), &whole, "cut at {:?}", cuts);
+    }
+    prop_assert_eq!(&made(&answer.chunks(1).collect::<Vec<_>>()), &whole);
+    for border in 0..answer.len() {
+        prop_assert_eq!(&made(&cut(answer, &[border])), &whole, "cut at {}", border);
+    }
+    Ok(whole.0)
+}
+
+fn many_cuts() -> impl Strategy<Value = Vec<Vec<usize>>> {
+    prop::collection::vec(prop::collection::vec(any::<usize>(), 1..40), 8)
+}
+
+/// Stop strings of which some are in the answer; the texts that they are taken from are cut at characters.
+fn stops_within(answer: &str, places: &[(usize, usize)]) -> Vec<String> {
+    let letters: Vec<char> = answer.chars().collect();
+    let text = |&(start, len): &(usize, usize)| letters.iter().skip(start % (letters.len() + 1)).take(len).collect();
+    places.iter().map(text).filter(|text: &String| !text.is_empty()).collect()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn calls_are_read_back_from_every_split(calls in calls(), index in 0..FORMATS.len()) {
+    fn calls_are_read_back_from_every_split(calls in calls(), index in 0..FORMATS.len(), cuts in many_cuts()) {
         let format = FORMATS[index].name;
-        let answer = format!("<think>why?</think>\n{}", written(format, &calls));
-        let parts = assert_splits_agree(format, &answer)?;
+        let answer = format!("<think>why? 語</think>\n{}", written(format, &calls));
+        let parts = assert_splits_agree(format, answer.as_bytes(), &[], &cuts)?;
         prop_assert_eq!(parts[0].kind, Kind::Reasoning);
         prop_assert_eq!(read_back(&parts), calls);
         prop_assert!(parts.iter().all(|part| part.kind != Kind::Text), "{:?}", parts);
     }
 
     #[test]
+    fn stop_strings_end_calls_and_text_alike_in_every_split(
+        calls in calls(),
+        index in 0..FORMATS.len(),
+        places in prop::collection::vec((any::<usize>(), 1..6_usize), 1..4),
+        cuts in many_cuts(),
+    ) {
+        let answer = format!("<think>é</think>So: {}\n語", written(FORMATS[index].name, &calls));
+        let stop = stops_within(&answer, &places);
+        assert_splits_agree(FORMATS[index].name, answer.as_bytes(), &stop, &cuts)?;
+    }
+
+    #[test]
     fn any_answer_has_the_same_parts_from_every_split(
         pieces in prop::collection::vec(prop_oneof![
-            prop::sample::select(vec![
+            8 => prop::sample::select(vec![
                 "<think>", "</think>", "<tool_call>", "</tool_call>", "<function=f>", "<parameter=a>", "</parameter>",
                 "</function>", "[TOOL_CALLS]", "[ARGS]", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<|python_tag|>",
                 "{\"name\": \"f\", ", "\"arguments\": ", "{\"a\": 1}", "}", "]", "[", "f(", "a=", "'b'", ")", ", ", "\n", "\"",
-            ]).prop_map(str::to_owned),
-            "\\PC{0,4}",
+            ]).prop_map(|text| text.as_bytes().to_vec()),
+            8 => "\\PC{0,4}".prop_map(String::into_bytes),
+            1 => prop::collection::vec(any::<u8>(), 1..4), // rarely a character
         ], 0..10),
+        stop in prop::collection::vec("[a}\"\n<語\u{fffd}]{1,2}", 0..3),
         index in 0..FORMATS.len(),
+        cuts in many_cuts(),
     ) {
-        assert_splits_agree(FORMATS[index].name, &pieces.concat())?;
+        assert_splits_agree(FORMATS[index].name, &pieces.concat(), &stop, &cuts)?;
     }
 
     #[test]
