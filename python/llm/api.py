@@ -257,6 +257,8 @@ def train(
     tokenizer: BaseTokenizer | str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    from_step: int | None = None,
     overrides: Sequence[Override] = (),
     callbacks: Sequence[Callback] | None = None,
     **settings: Any,
@@ -271,6 +273,8 @@ def train(
         out: The new directory of the run.
         resume: A run to resume with its own settings. A larger `max_steps` also stretches the learning rate schedule,
             so the result differs from a run planned with that length from the start.
+        overwrite: Whether to replace a run in `out`; only what that run wrote is removed.
+        from_step: With `resume`, the step of an older checkpoint to go on from; newer ones are removed.
         overrides: Settings as `section.field=value`, as on the command line, or as pairs of name and value.
         callbacks: Callbacks that replace the progress bar, the log and the loss curve.
         **settings: Settings by the last part of their name, such as `max_steps=1000` or `learning_rate=3e-4`.
@@ -288,24 +292,32 @@ def train(
         >>> base = train("tiny.toml", data="corpus/*.txt", out="runs/base")  # doctest: +SKIP
         >>> base = train(resume="runs/base", max_steps=20_000)  # doctest: +SKIP
     """
-    changes: list[Override] = [*overrides]
-    changes += [(full_name_or_error(name), value) for name, value in settings.items() if value is not None]
+    changes: list[Override] = [*overrides, *_named(settings)]
     if data is not None:
-        paths = [data] if isinstance(data, str | os.PathLike) else data
-        changes.append(("data.paths", [os.fspath(path) for path in paths]))
+        changes.append(("data.paths", _paths(data)))
     if isinstance(tokenizer, str | os.PathLike):
         changes.append(("tokenizer.path", os.fspath(tokenizer)))
         tokenizer = None
-    base, file = (config, None) if isinstance(config, RunConfig) else (None, config)
     if resume is not None:
-        if out is not None or tokenizer is not None or base is not None:
+        if out is not None or tokenizer is not None or overwrite or isinstance(config, RunConfig):
             raise ConfigError(
-                "`resume` uses the settings of the run: `out`, `tokenizer` and a `RunConfig` can't be combined with it"
+                "`resume` uses the settings of the run: `out`, `overwrite`, `tokenizer` and a `RunConfig` can't be "
+                "combined with it"
             )
-        return resume_run(resume, file=file, overrides=changes, callbacks=callbacks)
+        return resume_run(resume, file=config, overrides=changes, callbacks=callbacks, from_step=from_step)
     if out is None:
         raise ConfigError("`out` is missing\nhint: pass a new directory for the run, or `resume`")
-    return launch(base, out, file=file, overrides=changes, tokenizer=tokenizer, callbacks=callbacks)
+    if from_step is not None:
+        raise ConfigError("`from_step` goes on from a checkpoint of a run\nhint: add `resume`")
+    return launch(config, out, overrides=changes, tokenizer=tokenizer, callbacks=callbacks, overwrite=overwrite)
+
+
+def _named(settings: dict[str, Any]) -> list[Override]:
+    return [(full_name_or_error(name), value) for name, value in settings.items() if value is not None]
+
+
+def _paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    return [os.fspath(path) for path in ([given] if isinstance(given, str | os.PathLike) else given)]
 
 
 def evaluate(

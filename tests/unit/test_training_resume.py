@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from llm.checkpoint import Run, load_model, load_tensors, write_model
+from llm.checkpoint.atomic import write_manifest
 from llm.data import SyntheticDataModule
 from llm.errors import CheckpointError, ConfigError
 from llm.settings.run import GenerationConfig
@@ -60,6 +61,7 @@ def test_a_run_whose_weights_are_in_several_files_resumes_to_the_same_bytes(tmp_
     model = load_model(checkpoint)
     (checkpoint / "model.safetensors").unlink()
     write_model(checkpoint, model, None, max_shard_bytes=4_000)
+    write_manifest(checkpoint)
     assert len(list(checkpoint.glob("model-0*.safetensors"))) > 2
     assert weights_of(resume(run.path)) == weights_of(whole)
 

@@ -8,7 +8,7 @@ checkpoint also takes a run and uses its newest complete checkpoint.
 from llm.checkpoint.atomic import COMPLETE, atomic_directory, write_atomically
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.resolve import load_model, read_checkpoint, resolve
-from llm.checkpoint.run import Run
+from llm.checkpoint.run import Run, step_of
 from llm.checkpoint.weights import DTYPES, load_tensors, read_json, save_tensors, write_model
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "read_json",
     "resolve",
     "save_tensors",
+    "step_of",
     "write_atomically",
     "write_model",
 ]

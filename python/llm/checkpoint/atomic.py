@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +16,17 @@ else:
     import fcntl
 
 COMPLETE = "COMPLETE"
+_PIECE_BYTES = 1 << 22
+_EDITABLE = {".json", ".jinja"}  # people change sampling values and chat templates of a checkpoint
 
 
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yields a temporary directory that is renamed to `target` on success and removed on failure.
 
-    Every file is synced, then the marker `COMPLETE` is written, then the directory is renamed. A crash at any point
-    keeps the previous `target` and leaves at most a `.tmp-…` or `.old-…` directory, which nothing reads.
+    Every file is synced, then the marker `COMPLETE` with the size and checksum of every file is written, then the
+    directory is renamed. A crash at any point keeps the previous `target` and leaves at most a `.tmp-…` or `.old-…`
+    directory, which nothing reads.
     """
     temporary = target.parent / f".tmp-{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -30,7 +35,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         yield temporary
         for file in sorted(temporary.rglob("*")):
             _sync(file)
-        (temporary / COMPLETE).write_text("")
+        write_manifest(temporary)
         _sync(temporary / COMPLETE)
         _sync(temporary)
         _swap(temporary, target)
@@ -53,6 +58,48 @@ def _swap(temporary: Path, target: Path) -> None:
         raise
     _sync(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_manifest(directory: Path) -> None:
+    """Writes the marker `COMPLETE`, which lists size and CRC-32 of every file below `directory`."""
+    files = {str(file.relative_to(directory)): _size_and_checksum(file) for file in _files_below(directory)}
+    (directory / COMPLETE).write_text(json.dumps(files) + "\n", encoding="utf-8")
+
+
+def damage_in(directory: Path, *, read: bool = True) -> str | None:
+    """Returns what differs from the list in the marker `COMPLETE`; None if nothing does, or if the list is missing.
+
+    Args:
+        directory: A directory that `atomic_directory` made.
+        read: Whether to compare checksums too, for which every file is read (about 1 GB/s); otherwise only sizes.
+    """
+    try:
+        files = json.loads((directory / COMPLETE).read_text(encoding="utf-8") or "{}")
+    except (OSError, ValueError) as error:
+        return f"{COMPLETE} can't be read: {error}"
+    for name, (size, checksum) in files.items():
+        file = directory / name
+        if file.parent == directory and file.suffix in _EDITABLE:
+            continue
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if read and _size_and_checksum(file)[1] != checksum:
+            return f"{name} has other bytes than were written"
+    return None
+
+
+def _files_below(directory: Path) -> list[Path]:
+    return [file for file in sorted(directory.rglob("*")) if file.is_file() and file.name != COMPLETE]
+
+
+def _size_and_checksum(file: Path) -> tuple[int, int]:
+    size = checksum = 0
+    with file.open("rb", buffering=0) as opened:
+        while piece := opened.read(_PIECE_BYTES):
+            size, checksum = size + len(piece), zlib.crc32(piece, checksum)
+    return size, checksum
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:

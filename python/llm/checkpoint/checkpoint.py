@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm.checkpoint.atomic import COMPLETE
+from llm.checkpoint.atomic import COMPLETE, damage_in
 from llm.checkpoint.weights import CUSTOM, build_model, dtype_of, fill_plain_module, read_json
 from llm.errors import CheckpointError
 from llm.models import DecoderModel, RegressionModel
@@ -52,6 +52,14 @@ class Checkpoint(os.PathLike[str]):
     def is_complete(self) -> bool:
         """Whether the marker of a complete checkpoint is there; directories from elsewhere have none."""
         return (self.path / COMPLETE).is_file()
+
+    def damage(self, *, read: bool = True) -> str | None:
+        """Returns how the files differ from what was saved; None if they don't, or if nothing is known about them.
+
+        Args:
+            read: Whether to read and compare the content of every file; otherwise only the sizes are compared.
+        """
+        return damage_in(self.path, read=read) if self.is_complete else None
 
     @cached_property
     def values(self) -> Mapping[str, Any]:

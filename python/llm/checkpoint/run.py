@@ -14,6 +14,7 @@ import msgspec
 from llm.checkpoint.atomic import COMPLETE, exclusive_lock, write_atomically
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.lines import StepLines
+from llm.checkpoint.removal import foreign_entries, remove_written, written_checkpoints
 from llm.checkpoint.weights import read_json
 from llm.errors import CheckpointError, ConfigError
 from llm.settings.merge import from_builtins
@@ -53,20 +54,40 @@ class Run(os.PathLike[str]):
         return (self.path / _RUN_FILE).is_file()
 
     def create(self, config: RunConfig, facts: Mapping[str, Any]) -> None:
-        """Writes `run.json` with the config and facts about the run; call `check_free` first."""
+        """Writes `run.json` with the config and facts about the run; call `make_free` first."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config(config, facts)
 
-    def check_free(self) -> None:
-        """Checks that the directory holds no run yet.
+    def make_free(self, overwrite: bool = False) -> str | None:
+        """Makes room for a new run; removes an old one if `overwrite` is set or if it has no checkpoint to resume.
+
+        Only what a run writes is removed. Keep the run locked meanwhile.
+
+        Returns:
+            What the user should know; None if there was no run.
 
         Raises:
-            ConfigError: The directory holds a run.
+            ConfigError: The directory holds a run with checkpoints; or `overwrite` is set and it holds no run.
         """
-        if self.exists:
+        checkpoints = self.checkpoints()
+        if overwrite and not self.exists and (foreign := foreign_entries(self.path)):
             raise ConfigError(
-                f"{self.path} already holds a run\nhint: continue that run with `--resume`, or choose another `--out`"
+                f"`overwrite` replaces runs only, and {self.path} holds none: {', '.join(foreign[:5])}\n"
+                "hint: choose another `--out`"
             )
+        if checkpoints and not overwrite:
+            what = "a run" if self.exists else "checkpoints of a run without its run.json"
+            raise ConfigError(
+                f"{self.path} already holds {what}\n"
+                "hint: continue that run with `--resume`, replace it with `--overwrite`, or choose another `--out`"
+            )
+        if not self.exists and not overwrite:
+            return None
+        had_run = self.exists
+        remove_written(self.path)
+        if not had_run:
+            return None
+        return "replaced the old run" if checkpoints else "the earlier start stopped before its first checkpoint"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -100,6 +121,21 @@ class Run(os.PathLike[str]):
         """Replaces `run.json`."""
         content = {"config": msgspec.to_builtins(config), **facts}
         write_atomically(self.path / _RUN_FILE, json.dumps(content, indent=2) + "\n")
+
+    def write_resumed(self, config: RunConfig, facts: Mapping[str, Any], step: int) -> None:
+        """Replaces the config in `run.json` and appends the facts of a resumption at `step` to its history."""
+        content = self._read()
+        history = [*content.get("history", []), {"step": step, **facts}]
+        write_atomically(
+            self.path / _RUN_FILE,
+            json.dumps(content | {"config": msgspec.to_builtins(config), "history": history}, indent=2) + "\n",
+        )
+
+    def last_facts(self) -> dict[str, Any]:
+        """Returns the facts that `run.json` holds about the newest start or resumption."""
+        content = self._read()
+        history = content.get("history", [])
+        return history[-1] if history else {key: value for key, value in content.items() if key != "config"}
 
     def read_config(self) -> RunConfig:
         """Reads the config of the run from `run.json`.
@@ -136,9 +172,18 @@ class Run(os.PathLike[str]):
     def prune(self, keep: int) -> None:
         """Removes all but the `keep` newest checkpoints, and directories that a crash left incomplete."""
         kept = {checkpoint.path for checkpoint in self.checkpoints()[-keep:]}
-        for stale in set((self.path / _CHECKPOINTS).iterdir()) - kept:
+        for stale in set(written_checkpoints(self.path)) - kept:
             (stale / COMPLETE).unlink(missing_ok=True)  # first: half a directory must not look whole
             shutil.rmtree(stale)
+
+    def drop_after(self, step: int) -> None:
+        """Removes the checkpoints after `step` and points `latest` at the newest that is left."""
+        for checkpoint in self.checkpoints():
+            if step_of(checkpoint) > step:
+                (checkpoint.path / COMPLETE).unlink()  # first: half a directory must not look whole
+                shutil.rmtree(checkpoint.path)
+        if (newest := self.newest()) is not None:
+            self.publish(newest)
 
     def rewind_log(self, step: int) -> None:
         """Removes the lines after `step`, which a resumed run writes again, and a line cut short by a crash."""

@@ -37,6 +37,12 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of all randomness.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda[:N].")] = None,
     resume: Annotated[bool, typer.Option("--resume", metavar="", help="Resume the run in --out.")] = False,
+    from_step: Annotated[
+        int | None, typer.Option(min=0, help="Resume from this checkpoint; newer ones are removed.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", metavar="", help="Replace a run in --out: what it wrote, nothing else.")
+    ] = False,
     settings: Annotated[
         bool,
         typer.Option("--settings", "--list-settings", metavar="", help="List all settings, or those about a word."),
@@ -47,6 +53,7 @@ def train(
         print("\n".join(settings_table(arguments or [])))
         return
     given = sorted_arguments([*(arguments or []), *([config] if config else [])])
+    resume = resume or from_step is not None
     if resume and out is None and given.paths:
         out = given.paths.pop()
     texts = [*(data or []), *given.paths]
@@ -63,26 +70,26 @@ def train(
         "training.seed": seed,
         "training.device": device,
     }
-    _run(given, options, out, data=texts or None, tokenizer=tokenizer, resume=resume)
+    place = {"resume": out, "from_step": from_step} if resume else {"out": out}
+    _run(given, options, out, data=texts or None, tokenizer=tokenizer, overwrite=overwrite, **place)
 
 
-def _run(given: Arguments, options: dict[str, Any], out: str, *, resume: bool, **more: Any) -> None:
+def _run(given: Arguments, options: dict[str, Any], directory: str, **more: Any) -> None:
     from llm.api import train as train_run
     from llm.training.distributed import Distributed
 
     overrides: list[Override] = [*given.overrides]
     overrides += [(name, value) for name, value in options.items() if value is not None]
-    place: dict[str, Any] = {"resume": out} if resume else {"out": out}
     try:
-        checkpoint = train_run(given.file, overrides=overrides, **place, **more)
+        checkpoint = train_run(given.file, overrides=overrides, **more)
     except KeyboardInterrupt as stop:
         if Distributed.is_main_process():
-            print(_stopped_words(out), file=sys.stderr)
+            print(_stopped_words(directory), file=sys.stderr)
         if getattr(stop, "number", signal.SIGINT) == signal.SIGTERM:
             raise typer.Exit(0) from None
         raise
     if Distributed.is_main_process():  # under torchrun each process comes here
-        print(f"{checkpoint}\n{_next_words(checkpoint, out)}")
+        print(f"{checkpoint}\n{_next_words(checkpoint, directory)}")
 
 
 def _stopped_words(out: str) -> str:

@@ -54,6 +54,7 @@ class TrainingEngine:
         distributed: This process and its device.
         tokenizer: The tokenizer to save in every checkpoint, so that checkpoints can be served.
         callbacks: Callbacks, called in the main process only.
+        notices: What callbacks should tell the user about this start.
 
     Raises:
         DataError: There are fewer samples than a batch, or a batch has fewer samples than devices × passes.
@@ -69,12 +70,14 @@ class TrainingEngine:
         distributed: Distributed | None = None,
         tokenizer: BaseTokenizer | None = None,
         callbacks: Sequence[Callback] = (),
+        notices: Sequence[str] = (),
     ) -> None:
         self.config = config
         self.task = task
         self.run = run
         self.distributed = distributed or Distributed.start(config.training.device)
         self.callbacks = tuple(callbacks) if self.distributed.is_main else ()
+        self.notices = tuple(notices)
         settings, device = config.training, self.distributed.device
         self.accumulation = settings.gradient_accumulation_steps
         self.loader = BatchLoader.for_training(data.train_dataset(), settings, self.distributed.world_size)
@@ -97,7 +100,7 @@ class TrainingEngine:
         self._stop_votes = 0.0
         self.meter = Meter.of(self.model, config.context_length, self.total_steps, self.distributed, self.dtype)
 
-    def fit(self, resume: bool = False) -> Checkpoint:
+    def fit(self, resume: bool = False, from_step: int | None = None) -> Checkpoint:
         """Trains to the last step and returns the newest checkpoint.
 
         Ctrl-C or SIGTERM in any process finishes the current step, saves a checkpoint and raises `Interrupted`, a
@@ -105,12 +108,13 @@ class TrainingEngine:
 
         Args:
             resume: Whether to resume from the run's newest complete checkpoint.
+            from_step: Resume from the checkpoint of this step instead; newer ones are removed once it is restored.
 
         Raises:
             CheckpointError: The checkpoint to resume from is damaged.
             TrainingError: A loss or gradient is not finite.
         """
-        is_finished = resume and self._restore() and self.step >= self.total_steps and not self._validation_due
+        is_finished = resume and self._restore(from_step) and self.step >= self.total_steps and not self._validation_due
         self._call_start()
         try:
             if not is_finished:
@@ -262,12 +266,14 @@ class TrainingEngine:
         for callback in self.callbacks:
             callback.on_checkpoint(self.step, checkpoint)
 
-    def _restore(self) -> bool:
-        """Restores the newest checkpoint's state; returns False if the run has no checkpoint yet."""
-        newest = self.run.newest()
-        if newest is None:
+    def _restore(self, from_step: int | None) -> bool:
+        """Restores the state of a checkpoint; returns False if the run has no checkpoint yet."""
+        checkpoint = self.run.newest() if from_step is None else self.run.checkpoint(from_step)
+        if checkpoint is None:
             return False
-        counters = self.saver.restore(newest)
+        counters = self.saver.restore(checkpoint)
+        if from_step is not None and self.distributed.is_main:
+            self.run.drop_after(from_step)
         self.step = counters["step"]
         self.skipped_steps = counters["skipped_steps"]
         self._validation_due = counters.get("validation_due", False)
@@ -285,6 +291,7 @@ class TrainingEngine:
             model=self.model,
             targets=self.meter.targets,
             elapsed_s=self.meter.elapsed_s,
+            notices=self.notices,
         )
         for callback in self.callbacks:
             callback.on_fit_start(start)

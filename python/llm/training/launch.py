@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import torch
 
-from llm.checkpoint import Checkpoint, Run
+from llm.checkpoint import Checkpoint, Run, step_of
 from llm.data import BaseDataModule, BatchLoader, SyntheticDataModule, TextDataModule, read_documents, split_documents
 from llm.errors import ConfigError
 from llm.settings.merge import Override, load_run_config
@@ -24,44 +24,43 @@ from llm.tokenization import (
 from llm.training.callbacks import Callback, check_log_targets, standard_callbacks
 from llm.training.distributed import Distributed
 from llm.training.engine import TrainingEngine
-from llm.training.resumption import check_resumable
+from llm.training.resumption import changed_facts, check_resumable, checkpoint_to_resume
 from llm.training.signals import interrupts_at_once
 from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
 
 
 def launch(
-    config: RunConfig | None,
+    config: RunConfig | str | os.PathLike[str] | None,
     out: str | os.PathLike[str],
     *,
-    file: str | os.PathLike[str] | None = None,
     overrides: Iterable[Override] = (),
     tokenizer: BaseTokenizer | None = None,
     callbacks: Sequence[Callback] | None = None,
+    overwrite: bool = False,
 ) -> Checkpoint:
     """Starts a run, trains to the end and returns the last checkpoint.
 
     Args:
-        config: Settings to start from; `None` means the defaults. `load_run_config` merges `file`, the environment and
-            `overrides` into them.
-        out: The new directory of the run.
-        file: TOML with further settings.
+        config: Settings to start from, or a TOML file of them; `None` means the defaults. `load_run_config` merges the
+            environment and `overrides` into them.
+        out: The new directory of the run, or that of a run without a checkpoint.
         overrides: Settings as `section.field=value`, or as pairs of name and value.
         tokenizer: Replaces the tokenizer that `config.tokenizer` names or asks to train.
         callbacks: Callbacks that replace all of `standard_callbacks`, such as the progress bar and the log.
+        overwrite: Whether to replace a run in `out`; only what that run wrote is removed.
 
     Raises:
         ConfigError: Settings are unknown or contradictory, or `out` holds a run.
         DataError: The text is missing, or too short for one sample or batch.
         TrainingError: A loss or gradient is not finite.
     """
-    settings = load_run_config(file, overrides, base=config)
-    run = Run(out)
-    distributed = Distributed.start(settings.training.device)
-    with contextlib.ExitStack() as held:
-        held.callback(distributed.stop)
+    base, file = (config, None) if isinstance(config, RunConfig) else (None, config)
+    settings = load_run_config(file, overrides, base=base)
+    start = _Start(Run(out), Distributed.start(settings.training.device))
+    with start.held:
         with interrupts_at_once():
-            distributed.main_first(lambda: _prepare(settings, run, tokenizer, distributed.world_size, held))
-        return _engine(run.read_config(), run, distributed, callbacks).fit()
+            start.distributed.main_first(lambda: _prepare(settings, start, tokenizer, overwrite))
+        return _engine(start.run.read_config(), start, callbacks).fit()
 
 
 def resume(
@@ -70,50 +69,87 @@ def resume(
     file: str | os.PathLike[str] | None = None,
     overrides: Iterable[Override] = (),
     callbacks: Sequence[Callback] | None = None,
+    from_step: int | None = None,
 ) -> Checkpoint:
     """Resumes a run from its newest complete checkpoint, exactly as if the run had never stopped.
+
+    A checkpoint whose files are damaged is passed over in favour of an older one, with a notice.
 
     Args:
         path: The run's directory.
         file: TOML with changed settings; only `max_steps` and a few others may change.
         overrides: Changed settings as `section.field=value`, or as pairs of name and value.
         callbacks: Callbacks that replace all of `standard_callbacks`, such as the progress bar and the log.
+        from_step: Resume from the checkpoint of this step; newer checkpoints and lines of the log are removed once it
+            is restored.
 
     Raises:
-        CheckpointError: The directory holds no run.
+        CheckpointError: The directory holds no run, or all of its checkpoints are damaged.
         ConfigError: A changed setting would make the run a different run.
     """
     run = Run(path)
     old = run.read_config()
     new = load_run_config(file, overrides, base=old)
-    check_resumable(old, new)
-    distributed = Distributed.start(new.training.device)
-    with contextlib.ExitStack() as held:
-        held.callback(distributed.stop)
+    check_resumable(old, new, has_checkpoint=run.newest() is not None)
+    start = _Start(run, Distributed.start(new.training.device))
+    with start.held:
         with interrupts_at_once():
-            distributed.main_first(lambda: _reopen(new, run, distributed.world_size, held))
-        return _engine(new, run, distributed, callbacks).fit(resume=True)
+            start.distributed.main_first(lambda: _reopen(new, start, from_step))
+        return _engine(new, start, callbacks).fit(resume=True, from_step=start.agreed_step())
 
 
-def _reopen(config: RunConfig, run: Run, world_size: int, held: contextlib.ExitStack) -> None:
-    held.enter_context(run.locked())
-    run.write_config(config, _facts(world_size))
+class _Start:
+    """What the start of a run holds until the end of training: the run's lock and the process group."""
+
+    def __init__(self, run: Run, distributed: Distributed) -> None:
+        self.run = run
+        self.distributed = distributed
+        self.held = contextlib.ExitStack()
+        self.held.callback(distributed.stop)
+        self.notices: list[str] = []
+        self.step: int | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All facts besides the settings that affect a run's numbers."""
+        return {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "num_threads": torch.get_num_threads(),
+            "world_size": self.distributed.world_size,
+            "device": str(self.distributed.device),
+        }
+
+    def agreed_step(self) -> int | None:
+        """Returns the main process's `step` in every process."""
+        own = self.step + 1 if self.distributed.is_main and self.step is not None else 0
+        [agreed] = self.distributed.sum(own)
+        return int(agreed) - 1 if agreed else None
 
 
-def _prepare(
-    config: RunConfig, run: Run, tokenizer: BaseTokenizer | None, world_size: int, held: contextlib.ExitStack
-) -> None:
-    """Trains or loads the tokenizer, tokenizes the text, then writes `run.json`, which makes the run exist.
+def _reopen(config: RunConfig, start: _Start, from_step: int | None) -> None:
+    """Chooses the checkpoint to resume from and writes the changed settings."""
+    run = start.run
+    start.held.enter_context(run.locked())
+    checkpoint, start.notices = checkpoint_to_resume(run, from_step)
+    start.step = None if checkpoint is None else step_of(checkpoint)
+    if start.notices:
+        start.notices.append(f"resuming from {checkpoint}")
+    start.notices += changed_facts(run.last_facts(), start.facts)
+    run.write_resumed(config, start.facts, start.step or 0)
 
-    Keeps the run's lock in `held`.
-    """
-    held.enter_context(run.locked())
-    run.check_free()
-    with run.starting():
-        _write_parts(config, run, tokenizer, world_size)
+
+def _prepare(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None, overwrite: bool) -> None:
+    """Trains or loads the tokenizer, tokenizes the text, then writes `run.json`, which makes the run exist."""
+    start.held.enter_context(start.run.locked())
+    notice = start.run.make_free(overwrite)
+    start.notices += [] if notice is None else [notice]
+    with start.run.starting():
+        _write_parts(config, start, tokenizer)
 
 
-def _write_parts(config: RunConfig, run: Run, tokenizer: BaseTokenizer | None, world_size: int) -> None:
+def _write_parts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None) -> None:
+    run = start.run
     if config.data.kind == "text":
         if config.training.task != "lm":
             raise ConfigError(f"`training.task={config.training.task}` needs `data.kind=synthetic`, got `text`")
@@ -125,8 +161,8 @@ def _write_parts(config: RunConfig, run: Run, tokenizer: BaseTokenizer | None, w
         tokenizer.save(run.tokenizer)
     elif config.training.task == "lm":
         config = _with_vocabulary(config, config.model.vocab_size or 256)
-    _try_out(config, run, world_size)
-    run.create(config, _facts(world_size))
+    _try_out(config, run, start.distributed.world_size)
+    run.create(config, start.facts)
 
 
 def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
@@ -159,9 +195,8 @@ def _with_vocabulary(config: RunConfig, vocab_size: int) -> RunConfig:
     return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, vocab_size=wanted))
 
 
-def _engine(
-    config: RunConfig, run: Run, distributed: Distributed, callbacks: Sequence[Callback] | None
-) -> TrainingEngine:
+def _engine(config: RunConfig, start: _Start, callbacks: Sequence[Callback] | None) -> TrainingEngine:
+    run = start.run
     tokenizer = load_tokenizer(run.tokenizer) if config.data.kind == "text" else None
     data = _data(config, run)
     return TrainingEngine(
@@ -169,8 +204,9 @@ def _engine(
         _task(config, tokenizer),
         data,
         run,
-        distributed=distributed,
+        distributed=start.distributed,
         tokenizer=tokenizer,
+        notices=start.notices,
         callbacks=standard_callbacks(config, run, data, tokenizer) if callbacks is None else callbacks,
     )
 
@@ -197,13 +233,3 @@ def _data(config: RunConfig, run: Run) -> BaseDataModule:
         num_features=config.model.hidden_size,
         seed=config.training.seed,
     )
-
-
-def _facts(world_size: int) -> dict[str, Any]:
-    """Returns all facts besides the settings that affect a run's numbers."""
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "num_threads": torch.get_num_threads(),
-        "world_size": world_size,
-    }

@@ -1,8 +1,12 @@
-"""Rules for the settings that may change when a run resumes."""
+"""What a run resumes from, and what may change meanwhile."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
-from llm.errors import ConfigError
+from llm.checkpoint import Checkpoint, Run, step_of
+from llm.errors import CheckpointError, ConfigError
 from llm.settings.run import RunConfig
 
 _MAY_CHANGE = {  # of the section `training`
@@ -19,8 +23,17 @@ _MAY_CHANGE = {  # of the section `training`
 }
 
 
-def check_resumable(old: RunConfig, new: RunConfig) -> None:
+# Facts about a start that change the last digits of results, with the words for them.
+_FACTS = {"torch": "PyTorch", "num_threads": "threads", "world_size": "processes", "device": "device"}
+
+
+def check_resumable(old: RunConfig, new: RunConfig, *, has_checkpoint: bool = True) -> None:
     """Checks that `new` changes only settings that may change when a run resumes.
+
+    Args:
+        old: Settings of the run.
+        new: Settings that are asked for.
+        has_checkpoint: Whether there is a checkpoint to resume from; without one, the run can also start anew.
 
     Raises:
         ConfigError: Another setting changed; the message gives its two values and the settings that may change.
@@ -30,7 +43,48 @@ def check_resumable(old: RunConfig, new: RunConfig) -> None:
         for field, value in fields.items():
             if value != before[section][field] and not (section == "training" and field in _MAY_CHANGE):
                 allowed = ", ".join(f"training.{name}" for name in sorted(_MAY_CHANGE))
+                hint = f"start a new run, or change only {allowed}"
+                if not has_checkpoint:
+                    hint = "the run has no checkpoint yet: leave out `--resume` to start it anew with these settings"
                 raise ConfigError(
                     f"`{section}.{field}` can't change on resume: the run has {before[section][field]!r}, "
-                    f"got {value!r}\nhint: start a new run, or change only {allowed}"
+                    f"got {value!r}\nhint: {hint}"
                 )
+
+
+def checkpoint_to_resume(run: Run, from_step: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+    """Returns the newest undamaged checkpoint and what is wrong with newer ones; None if the run has no checkpoint.
+
+    Args:
+        run: The run.
+        from_step: The step of the checkpoint to take; None takes the newest.
+
+    Raises:
+        ConfigError: No checkpoint is of that step.
+        CheckpointError: The checkpoint of that step is damaged, or all are.
+    """
+    checkpoints = run.checkpoints()
+    if from_step is not None:
+        checkpoints = [entry for entry in checkpoints if step_of(entry) == from_step]
+        if not checkpoints:
+            there = ", ".join(str(step_of(entry)) for entry in run.checkpoints()) or "none"
+            raise ConfigError(f"`from_step` must be the step of a checkpoint of {run.path} ({there}), got {from_step}")
+    damages: list[str] = []
+    for checkpoint in reversed(checkpoints):
+        damage = checkpoint.damage()
+        if damage is None:
+            return checkpoint, damages
+        damages.append(f"{checkpoint.path.name} is damaged: {damage}")
+    if damages:
+        raise CheckpointError(f"no checkpoint in {run.path} is whole: {'; '.join(damages)}\nhint: start a new run")
+    return None, []
+
+
+def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence about what differs from the earlier start of a run; empty if nothing that matters does."""
+    changes = [
+        f"{word} {before[name]} → {now[name]}"
+        for name, word in _FACTS.items()
+        if name in before and name in now and before[name] != now[name]
+    ]
+    return [f"{', '.join(changes)}: results agree to rounding, no longer to the byte"] if changes else []

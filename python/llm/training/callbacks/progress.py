@@ -31,6 +31,8 @@ class ProgressBar(Callback):
     def on_fit_start(self, start: FitStart) -> None:
         """Prints model size, precision and device, and draws the bar; for a finished run, prints the last step."""
         self.unit, self.total_steps = start.unit, start.total_steps
+        for notice in start.notices:
+            self.console.print(f"note: {notice}", highlight=False, soft_wrap=True)
         if start.first_step >= start.total_steps:
             self.console.print(f"already at step {start.first_step} of {start.total_steps}", highlight=False)
             return
