@@ -134,6 +134,18 @@ def exclusive_lock(file: Path) -> Iterator[str | None]:
         yield None
 
 
+def is_locked(file: Path) -> bool:
+    """Returns whether a process holds the lock on `file`."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as handle:
+        try:
+            _lock(handle.fileno())
+        except OSError as error:
+            return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    return False
+
+
 def _lock(descriptor: int) -> None:
     if sys.platform == "win32":
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)

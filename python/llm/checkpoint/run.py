@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from llm.checkpoint.atomic import COMPLETE, exclusive_lock, write_atomically
+from llm.checkpoint.atomic import COMPLETE, exclusive_lock, is_locked, write_atomically
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.lines import StepLines
 from llm.checkpoint.removal import foreign_entries, remove_written, written_checkpoints
@@ -42,6 +42,7 @@ class Run(os.PathLike[str]):
         self.log = StepLines(self.log_file)
         self.samples = StepLines(self.path / "samples.jsonl")
         self.plot_file = self.path / "loss.png"
+        self.report_file = self.path / "report.html"
         self.data = self.path / "data"
         self.tokenizer = self.path / "tokenizer"
 
@@ -116,6 +117,11 @@ class Run(os.PathLike[str]):
             for folder in () if self.exists else written:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process trains in the directory."""
+        return is_locked(self.path / ".lock")
 
     def write_config(self, config: RunConfig, facts: Mapping[str, Any]) -> None:
         """Replaces `run.json`."""

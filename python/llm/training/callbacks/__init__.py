@@ -5,6 +5,7 @@ from llm.training.callbacks.csv_log import CsvLogger
 from llm.training.callbacks.log import JsonlLogger
 from llm.training.callbacks.plot import LossPlot, plot_losses
 from llm.training.callbacks.progress import ProgressBar
+from llm.training.callbacks.report import ReportWriter
 from llm.training.callbacks.samples import SampleWriter
 from llm.training.callbacks.standard import check_log_targets, standard_callbacks
 from llm.training.callbacks.trackers import TensorBoardLogger, WandbLogger
@@ -15,6 +16,7 @@ __all__ = [
     "JsonlLogger",
     "LossPlot",
     "ProgressBar",
+    "ReportWriter",
     "SampleWriter",
     "TensorBoardLogger",
     "WandbLogger",

@@ -11,6 +11,7 @@ from llm.training.callbacks.csv_log import CsvLogger
 from llm.training.callbacks.log import JsonlLogger
 from llm.training.callbacks.plot import LossPlot
 from llm.training.callbacks.progress import ProgressBar
+from llm.training.callbacks.report import ReportWriter
 from llm.training.callbacks.samples import SampleWriter
 from llm.training.callbacks.trackers import TensorBoardLogger, WandbLogger, required_package
 
@@ -44,4 +45,4 @@ def standard_callbacks(
     if tokenizer is not None and (writer := SampleWriter.from_config(config, run, tokenizer, data)):
         found.append(writer)
     found += [_LOGGERS[target](run) for target in dict.fromkeys(config.training.log_to)]
-    return [*found, LossPlot(run), ProgressBar()]
+    return [*found, LossPlot(run), ReportWriter(run), ProgressBar()]
