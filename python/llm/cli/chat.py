@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from llm.cli.form import FORM_FLAGS, FormOptions, form_of
 from llm.cli.options import Dtype, Path, with_options
-from llm.settings.sampling import UNPRINTED, SamplingParams
+from llm.settings.sampling import UNPRINTED, SamplingParams, with_form
 
 EXAMPLE = 'Example:  llm chat runs/demo --message "What news from Verona?" --seed 1'
 
@@ -23,6 +24,7 @@ EXAMPLE = 'Example:  llm chat runs/demo --message "What news from Verona?" --see
     flags={"include_stop_str_in_output": "--include-stop"},
     fallback=True,
 )
+@with_options(FormOptions, flags=FORM_FLAGS)
 def chat(
     path: Path,
     message: Annotated[str | None, typer.Option(help="Send one message, print the answer and exit.")] = None,
@@ -34,8 +36,9 @@ def chat(
     from llm.api import LLM
     from llm.errors import ContextLengthError
 
+    form = form_of(sampling)
     model = LLM(path, dtype)
-    params = model.sampling_params(**sampling)
+    params = with_form(model.sampling_params(**sampling), form)
     messages = [{"role": "system", "content": system}] if system else []
     if message is None and sys.stdin.isatty():
         _greet(pathlib.Path(path).resolve().name, model.engine.max_model_len)

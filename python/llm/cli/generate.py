@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from llm.cli.form import FORM_FLAGS, FormOptions, form_of
 from llm.cli.options import Dtype, Path, with_options
 from llm.errors import InvalidArgumentError
-from llm.settings.sampling import UNPRINTED, SamplingParams
+from llm.settings.sampling import UNPRINTED, SamplingParams, with_form
 
 EXAMPLE = 'Example:  llm generate runs/demo "ROMEO:" --max-tokens 80 --seed 1'
 
@@ -18,6 +19,7 @@ EXAMPLE = 'Example:  llm generate runs/demo "ROMEO:" --max-tokens 80 --seed 1'
     flags={"include_stop_str_in_output": "--include-stop"},
     fallback=True,
 )
+@with_options(FormOptions, flags=FORM_FLAGS)
 def generate(
     path: Path,
     prompt: Annotated[
@@ -29,9 +31,10 @@ def generate(
     """Continue a prompt, printing the answer as it is generated."""
     from llm.api import LLM
 
+    form = form_of(sampling)
     prompt = _piped() if prompt is None or prompt == "-" else prompt
     model = LLM(path, dtype)
-    for delta in model.stream(prompt, model.sampling_params(**sampling)):
+    for delta in model.stream(prompt, with_form(model.sampling_params(**sampling), form)):
         print(delta.text, end="", flush=True)
     print()
 

@@ -147,7 +147,7 @@ def _parameter(field: msgspec.structs.FieldInfo, flag: str, envvar: str | None, 
     else:
         is_shown = meta.gt is None and meta.le is not None and meta.le < _WIDEST  # typer knows no open ranges
         most = meta.le if is_shown else None
-        about |= {"min": meta.ge, "max": most, "metavar": _METAVARS[kind]}
+        about |= {"min": meta.ge, "max": most, "metavar": (meta.extra or {}).get("metavar", _METAVARS[kind])}
     if fallback:
         about["show_default"] = default is not None and str(default)
         default = None

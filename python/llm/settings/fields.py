@@ -6,7 +6,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 
-_DECLARED = ("ge", "gt", "le", "lt", "description")
+_DECLARED = ("ge", "gt", "le", "lt", "description", "extra")
 
 
 def declared(kind: Any) -> tuple[Any, msgspec.Meta]:

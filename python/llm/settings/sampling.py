@@ -100,6 +100,11 @@ GREEDY = {"temperature": 0.0}
 UNPRINTED = ("n", "logit_bias", "logprobs", "prompt_logprobs", "prompt_logprobs_start", "structured_outputs")
 
 
+def with_form(params: SamplingParams, form: StructuredOutputs | None) -> SamplingParams:
+    """Returns `params` for an answer of this form, or of any form."""
+    return msgspec.structs.replace(params, structured_outputs=form)
+
+
 def nullable_fields(skip: Collection[str]) -> list[tuple[str, Any, None]]:
     """The fields of `SamplingParams` for `msgspec.defstruct`, each with null as its default, except those in `skip`."""
     fields = msgspec.structs.fields(SamplingParams)
