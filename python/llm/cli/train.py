@@ -28,6 +28,9 @@ def train(
     data: Annotated[list[str] | None, typer.Option(help="Text: a file, directory or glob; may be repeated.")] = None,
     out: Annotated[str | None, typer.Option("--out", "--output", help="The run's directory.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer's directory; default: train one.")] = None,
+    init_from: Annotated[
+        str | None, typer.Option(help="A checkpoint, run or Hugging Face directory to go on from.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="lm or regression.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
@@ -63,6 +66,7 @@ def train(
     options = {
         "data.num_samples": num_samples,
         "optimizer.learning_rate": learning_rate,
+        "training.init_from": init_from,
         "training.task": task,
         "training.epochs": epochs,
         "training.max_steps": max_steps,
@@ -106,7 +110,7 @@ def _stopped_words(out: str) -> str:
 
 
 def _next_words(checkpoint: Any, out: str) -> str:
-    if not checkpoint.is_decoder or not (checkpoint.path / "tokenizer.json").is_file():
+    if not checkpoint.is_decoder or not checkpoint.has_tokenizer:
         return f"next:  llm info {out}"
     return f"next:  llm generate {out} 'Once upon'   ·   llm serve {out}"
 

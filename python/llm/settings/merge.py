@@ -66,16 +66,38 @@ def load_run_config(
     Raises:
         ConfigError: The file is missing or not TOML, a key is unknown, a value is of the wrong type or out of range.
     """
+    values = _merged(file, overrides, os.environ if environ is None else environ, base)
+    _spell_out(values)
+    return from_builtins(values, RunConfig)
+
+
+def raw_setting(
+    dotted: str,
+    file: str | os.PathLike[str] | None = None,
+    overrides: Iterable[Override] = (),
+    base: RunConfig | None = None,
+) -> Any:
+    """Returns what the same sources say about one setting, before anything is checked; None if they say nothing."""
+    section, _, name = dotted.partition(".")
+    values = _merged(file, overrides, os.environ, base).get(section)
+    return values.get(name) if isinstance(values, dict) else None
+
+
+def _merged(
+    file: str | os.PathLike[str] | None,
+    overrides: Iterable[Override],
+    environ: Mapping[str, str],
+    base: RunConfig | None,
+) -> dict[str, Any]:
     values: dict[str, Any] = msgspec.to_builtins(base) if base else {}
     _merge(values, read_toml(Path(file)) if file else {})
-    for dotted, value in from_environment(ENV_PREFIX, os.environ if environ is None else environ):
+    for dotted, value in from_environment(ENV_PREFIX, environ):
         # Variables without a section, and those of a server, aren't settings of a run.
         if "." in dotted and not dotted.startswith("server."):
             assign(values, dotted, value)
     for override in overrides:
         assign(values, *(_parsed(override) if isinstance(override, str) else override))
-    _spell_out(values)
-    return from_builtins(values, RunConfig)
+    return values
 
 
 def _spell_out(values: dict[str, Any]) -> None:

@@ -53,6 +53,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How long, how wide and on what a run trains."""
 
     task: Annotated[Literal["lm", "regression"], msgspec.Meta(description="Objective.")] = "lm"
+    init_from: (
+        Annotated[str, msgspec.Meta(description="Checkpoint to start from, or its run; null: new weights.")] | None
+    ) = None
     epochs: Annotated[int, msgspec.Meta(ge=1, description="Number of passes over the data.")] = 1
     max_steps: (
         Annotated[int, msgspec.Meta(ge=1, description="Number of optimizer steps; null: as many as the epochs take.")]

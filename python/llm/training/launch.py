@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import torch
 
-from llm.checkpoint import Checkpoint, Run, step_of
+from llm.checkpoint import Checkpoint, Run, resolve, step_of
 from llm.data import BaseDataModule, BatchLoader, SyntheticDataModule, TextDataModule, read_documents, split_documents
 from llm.errors import ConfigError
 from llm.settings.merge import Override, load_run_config
@@ -24,6 +24,7 @@ from llm.tokenization import (
 from llm.training.callbacks import Callback, check_log_targets, standard_callbacks
 from llm.training.distributed import Distributed
 from llm.training.engine import TrainingEngine
+from llm.training.initial import initial_tokenizer, load_start_config
 from llm.training.resumption import changed_facts, check_resumable, checkpoint_to_resume
 from llm.training.signals import interrupts_at_once
 from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
@@ -54,9 +55,8 @@ def launch(
         DataError: The text is missing, or too short for one sample or batch.
         TrainingError: A loss or gradient is not finite.
     """
-    base, file = (config, None) if isinstance(config, RunConfig) else (None, config)
-    settings = load_run_config(file, overrides, base=base)
-    start = _Start(Run(out), Distributed.start(settings.training.device))
+    settings, initial = load_start_config(config, list(overrides))
+    start = _Start(Run(out), Distributed.start(settings.training.device), initial)
     with start.held:
         with interrupts_at_once():
             start.distributed.main_first(lambda: _prepare(settings, start, tokenizer, overwrite))
@@ -95,15 +95,19 @@ def resume(
     with start.held:
         with interrupts_at_once():
             start.distributed.main_first(lambda: _reopen(new, start, from_step))
-        return _engine(new, start, callbacks).fit(resume=True, from_step=start.agreed_step())
+        step = start.agreed_step()
+        if step is None and new.training.init_from is not None:
+            start.initial = resolve(new.training.init_from)
+        return _engine(new, start, callbacks).fit(resume=True, from_step=step)
 
 
 class _Start:
-    """What the start of a run holds until the end of training: the run's lock and the process group."""
+    """What the start of a run needs and holds until the end of training: the run's lock and the process group."""
 
-    def __init__(self, run: Run, distributed: Distributed) -> None:
+    def __init__(self, run: Run, distributed: Distributed, initial: Checkpoint | None = None) -> None:
         self.run = run
         self.distributed = distributed
+        self.initial = initial
         self.held = contextlib.ExitStack()
         self.held.callback(distributed.stop)
         self.notices: list[str] = []
@@ -155,6 +159,8 @@ def _write_parts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | No
             raise ConfigError(f"`training.task={config.training.task}` needs `data.kind=synthetic`, got `text`")
         documents = read_documents(config.data.paths)
         train, validation = split_documents(documents, config.data.validation_fraction)
+        if start.initial is not None:
+            tokenizer = initial_tokenizer(start.initial, config.tokenizer, tokenizer)
         tokenizer = tokenizer or _tokenizer(config.tokenizer, train)
         config = _with_vocabulary(config, tokenizer.vocab_size)
         TextDataModule.prepare(run.data, train, validation, tokenizer)
@@ -170,7 +176,7 @@ def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
     check_log_targets(config.training.log_to)
     BatchLoader.for_training(_data(config, run).train_dataset(), config.training, world_size)
     with torch.device("meta"):
-        _task(config, None).build_model()
+        _task(config, None, None).build_model()
 
 
 def _tokenizer(config: TokenizerConfig, train: Sequence[str]) -> BaseTokenizer:
@@ -201,7 +207,7 @@ def _engine(config: RunConfig, start: _Start, callbacks: Sequence[Callback] | No
     data = _data(config, run)
     return TrainingEngine(
         config,
-        _task(config, tokenizer),
+        _task(config, tokenizer, start.initial),
         data,
         run,
         distributed=start.distributed,
@@ -211,7 +217,7 @@ def _engine(config: RunConfig, start: _Start, callbacks: Sequence[Callback] | No
     )
 
 
-def _task(config: RunConfig, tokenizer: BaseTokenizer | None) -> Task:
+def _task(config: RunConfig, tokenizer: BaseTokenizer | None, initial: Checkpoint | None) -> Task:
     if config.training.task == "regression":
         return RegressionTask(config.model)
     return LanguageModelingTask(
@@ -219,6 +225,7 @@ def _task(config: RunConfig, tokenizer: BaseTokenizer | None) -> Task:
         tokenizer,
         attention_backend=config.training.attention_backend,
         gradient_checkpointing=config.training.gradient_checkpointing,
+        initial=initial,
     )
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llm.checkpoint import Checkpoint
 from llm.data import IGNORED_LABEL, RegressionBatch, TokenBatch
 from llm.models import DecoderModel, RegressionModel
 from llm.settings.model import ModelConfig
@@ -64,6 +65,7 @@ class LanguageModelingTask(Task):
         tokenizer: The tokenizer, which gives the bytes of each token for bits per byte; None for synthetic tokens.
         attention_backend: See `ForwardContext`.
         gradient_checkpointing: See `DecoderModel`.
+        initial: A checkpoint of the same model to start from; None starts from random weights.
 
     Attributes:
         token_losses: Each token's loss in the last pass, fp32 `[T]`; 0 for ignored labels, None before the first pass.
@@ -79,10 +81,12 @@ class LanguageModelingTask(Task):
         *,
         attention_backend: str = "auto",
         gradient_checkpointing: bool = False,
+        initial: Checkpoint | None = None,
     ) -> None:
         self.config = config
         self.attention_backend = attention_backend
         self.gradient_checkpointing = gradient_checkpointing
+        self.initial = initial
         lengths = [] if tokenizer is None else [len(content or b"") for content in tokenizer.token_bytes()]
         for special_id in () if tokenizer is None else tokenizer.special_tokens.values():
             lengths[special_id] = 0
@@ -92,6 +96,8 @@ class LanguageModelingTask(Task):
         """Returns a `DecoderModel`."""
         model = DecoderModel(self.config)
         model.gradient_checkpointing = self.gradient_checkpointing
+        if self.initial is not None and not next(model.parameters()).is_meta:
+            self.initial.load_weights(model)
         return model
 
     def count_targets(self, batch: TokenBatch) -> int:
