@@ -93,7 +93,7 @@ def _run(given: Arguments, options: dict[str, Any], directory: str, **more: Any)
             raise typer.Exit(0) from None
         raise
     if Distributed.is_main_process():  # under torchrun each process comes here
-        print(f"{checkpoint}\n{_next_words(checkpoint, directory)}")
+        print("\n".join([str(checkpoint), *_result_words(directory), _next_words(checkpoint, directory)]))
 
 
 def _stopped_words(out: str) -> str:
@@ -107,6 +107,19 @@ def _stopped_words(out: str) -> str:
     if newest is None:
         return f"stopped before the first checkpoint; start over with:  llm train --resume {out}"
     return f"stopped, saved at step {step_of(newest)}; resume with:  llm train --resume {out}"
+
+
+def _result_words(out: str) -> list[str]:
+    """Shows what the trained model writes, and where the run's page is."""
+    from llm.checkpoint import Run
+
+    run = Run(out)
+    samples = run.samples.read()
+    words = [f"report:  {run.report_file}"] if run.report_file.is_file() else []
+    if samples:
+        text = f"{samples[-1]['prompt']}{samples[-1]['text']}"
+        words += ["", *(f"    {line}" for line in text.strip().splitlines()), ""]
+    return words
 
 
 def _next_words(checkpoint: Any, out: str) -> str:

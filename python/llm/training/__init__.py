@@ -15,10 +15,13 @@ from llm.training.callbacks import (
 from llm.training.engine import TrainingEngine
 from llm.training.launch import launch, resume
 from llm.training.metrics import FitStart, StepMetrics
+from llm.training.record import RunRecord
+from llm.training.runs import Comparison, compare_runs, list_runs, plot_runs
 from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
 
 __all__ = [
     "Callback",
+    "Comparison",
     "CsvLogger",
     "FitStart",
     "JsonlLogger",
@@ -27,13 +30,17 @@ __all__ = [
     "ProgressBar",
     "RegressionTask",
     "ReportWriter",
+    "RunRecord",
     "SampleWriter",
     "StepMetrics",
     "Task",
     "TensorBoardLogger",
     "TrainingEngine",
     "WandbLogger",
+    "compare_runs",
     "launch",
+    "list_runs",
+    "plot_runs",
     "resume",
     "standard_callbacks",
 ]
