@@ -36,17 +36,68 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ) = None
 
 
-class OptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """AdamW with linear warm-up and cosine decay."""
+class ParameterGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Parameters with a learning rate or weight decay of their own, chosen by their names."""
 
+    match: Annotated[str, msgspec.Meta(min_length=1, description="Regular expression found in a parameter's name.")]
+    learning_rate: (
+        Annotated[float, msgspec.Meta(ge=0, description="Peak learning rate of the group; null: the optimizer's.")]
+        | None
+    ) = None
+    weight_decay: (
+        Annotated[float, msgspec.Meta(ge=0, description="Weight decay of the group; null: as usual.")] | None
+    ) = None
+
+
+class OptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The optimizer and the course of its learning rate."""
+
+    name: Annotated[
+        Literal["adamw", "muon", "adamw8bit"],
+        msgspec.Meta(
+            description="AdamW, Muon for hidden matrices with AdamW for the rest, or AdamW with 8-bit moments."
+        ),
+    ] = "adamw"
     learning_rate: Annotated[float, msgspec.Meta(gt=0, description="Peak learning rate, reached after warm-up.")] = 1e-3
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant", "wsd"],
+        msgspec.Meta(description="Course of the rate after warm-up; wsd: stays at its peak, then decays."),
+    ] = "cosine"
     min_learning_rate_ratio: Annotated[float, msgspec.Meta(ge=0, le=1, description="Final rate / peak rate.")] = 0.1
-    warmup_steps: Annotated[int, msgspec.Meta(ge=0, description="Steps from 0 to the peak.")] = 100
+    warmup_steps: (
+        Annotated[int, msgspec.Meta(ge=0, description="Steps from 0 to the peak; null: a tenth, at most 100.")] | None
+    ) = None
+    warmup_tokens: (
+        Annotated[int, msgspec.Meta(ge=0, description="Tokens from 0 to the peak, in place of `warmup_steps`.")] | None
+    ) = None
+    decay_fraction: Annotated[
+        float, msgspec.Meta(gt=0, le=1, description="wsd: share of the run's steps over which the rate decays.")
+    ] = 0.2
+    decay_shape: Annotated[
+        Literal["linear", "sqrt"], msgspec.Meta(description="wsd: decay along a line, or along 1 - √progress.")
+    ] = "linear"
+    decay_from: (
+        Annotated[int, msgspec.Meta(ge=0, description="wsd: step at which decay starts, in place of `decay_fraction`.")]
+        | None
+    ) = None
     weight_decay: Annotated[float, msgspec.Meta(ge=0, description="Weight decay, applied to matrices only.")] = 0.1
     beta1: Annotated[float, msgspec.Meta(ge=0, lt=1, description="Decay rate of AdamW's first moment.")] = 0.9
     beta2: Annotated[float, msgspec.Meta(ge=0, lt=1, description="Decay rate of AdamW's second moment.")] = 0.95
     eps: Annotated[float, msgspec.Meta(gt=0, description="Added to the second moment's root.")] = 1e-8
+    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1, description="Decay rate of Muon's momentum.")] = 0.95
     max_grad_norm: Annotated[float, msgspec.Meta(gt=0, description="Gradient norm limit; null: none.")] | None = 1.0
+    groups: Annotated[
+        tuple[ParameterGroup, ...],
+        msgspec.Meta(description="Parameters with rates of their own; the first match counts."),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        """Checks that the warm-up is given once."""
+        if self.warmup_steps is not None and self.warmup_tokens is not None:
+            raise ConfigError(
+                f"`optimizer.warmup_steps` must be null where `optimizer.warmup_tokens` is given, "
+                f"got {self.warmup_steps}"
+            )
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,10 +19,10 @@ from llm.training.callbacks import Callback
 from llm.training.distributed import Distributed
 from llm.training.meter import Meter, elapsed_at
 from llm.training.metrics import FitStart, StepMetrics
-from llm.training.optim import build_optimizer, clip_gradients
+from llm.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from llm.training.precision import autocast, autocast_dtype
 from llm.training.saving import CheckpointSaver, TrainedParts
-from llm.training.schedules import warmup_cosine
+from llm.training.schedules import Schedule
 from llm.training.signals import Interrupted, StopRequest, signal_of
 from llm.training.tasks import Task
 
@@ -86,8 +86,9 @@ class TrainingEngine:
         self._seed(-1)
         self.model = task.build_model().to(device)
         self.wrapped = self.distributed.wrap(self.model)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
         self.dtype = autocast_dtype(settings.precision, device)
+        self.optimizer = build_optimizer(self.model, config.optimizer, self.dtype)
+        self.schedule = Schedule.of(config.optimizer, self.total_steps, settings.batch_size * config.context_length)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         parts = TrainedParts(self.model, self.optimizer, self.scaler, tokenizer)
         self.saver = CheckpointSaver(config, run, self.distributed, parts)
@@ -173,9 +174,8 @@ class TrainingEngine:
 
     def _train_step(self) -> StepMetrics:
         self._seed(self.step)
-        learning_rate = warmup_cosine(self.step, self.total_steps, self.config.optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        learning_rate = self.schedule.rate(self.step)
+        set_learning_rate(self.optimizer, learning_rate)
         batch = self._accumulate_gradients()
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model, self.config.optimizer.max_grad_norm)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from llm.checkpoint import Checkpoint, Run, atomic_directory, write_model
 from llm.settings.run import RunConfig
@@ -27,7 +27,7 @@ class TrainedParts:
     """
 
     model: nn.Module
-    optimizer: AdamW
+    optimizer: Optimizer
     scaler: torch.amp.GradScaler
     tokenizer: BaseTokenizer | None
 

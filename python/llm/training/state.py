@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from llm.checkpoint import Checkpoint, load_tensors, read_json, save_tensors
 from llm.errors import CheckpointError
@@ -14,7 +14,7 @@ from llm.training.optim import load_optimizer_tensors, optimizer_tensors
 
 
 def write_training_state(
-    directory: Path, model: nn.Module, optimizer: AdamW, scaler: torch.amp.GradScaler, counters: dict[str, Any]
+    directory: Path, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler, counters: dict[str, Any]
 ) -> None:
     """Writes the training state to a checkpoint's directory, without random states, because each step seeds itself."""
     folder = Checkpoint(directory).training_state
@@ -25,7 +25,7 @@ def write_training_state(
 
 
 def load_training_state(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: AdamW, scaler: torch.amp.GradScaler
+    checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler
 ) -> dict[str, Any]:
     """Restores weights, moments and loss scale from `checkpoint` and returns its counters.
 

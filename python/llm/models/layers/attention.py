@@ -43,6 +43,8 @@ class Attention(nn.Module):
         self.head_dim = config.head_width
         width = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
+        keys = self.num_kv_heads * self.head_dim
+        self.joined_rows = {"qkv_proj.weight": (self.num_heads * self.head_dim, keys, keys)}
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias)
         self.has_norms = config.qk_norm
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
@@ -120,6 +122,7 @@ class LatentAttention(nn.Module):
             self.q_b_proj = nn.Linear(widths.q_lora_rank, self.num_heads * head, bias=False)
         rank = widths.kv_lora_rank
         self.kv_a_proj = nn.Linear(hidden, rank + widths.qk_rope_head_dim, bias=config.attention_bias)
+        self.joined_rows = {"kv_a_proj.weight": (rank, widths.qk_rope_head_dim)}
         self.kv_a_norm = RMSNorm(rank, LATENT_NORM_EPS)
         self.kv_b_proj = nn.Linear(rank, self.num_heads * (widths.qk_nope_head_dim + widths.v_head_dim), bias=False)
         self.o_proj = nn.Linear(self.num_heads * widths.v_head_dim, hidden, bias=config.attention_output_bias)

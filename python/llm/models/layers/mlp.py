@@ -32,6 +32,7 @@ class SwiGLU(nn.Module):
         super().__init__()
         width, bias = intermediate_size or config.intermediate_size, bool(config.mlp_bias)
         self.gate_up_proj = nn.Linear(config.hidden_size, 2 * width, bias=bias)
+        self.joined_rows = {"gate_up_proj.weight": (width, width)}
         self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
         self.activation = ACTIVATIONS[config.hidden_act or "silu"]
 

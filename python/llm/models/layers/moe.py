@@ -59,6 +59,7 @@ class Experts(nn.Module):
         super().__init__()
         width = experts.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(experts.num_experts, 2 * width, config.hidden_size))
+        self.joined_rows = {"gate_up_proj": (width, width)}
         self.down_proj = nn.Parameter(torch.empty(experts.num_experts, config.hidden_size, width))
         self.activation = ACTIVATIONS[config.hidden_act or "silu"]
 

@@ -1,0 +1,88 @@
+"""Learning rates of each schedule, against the course of the rate written out step by step."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm.errors import ConfigError
+from llm.settings.run import OptimizerConfig
+from llm.training.schedules import Schedule
+
+KINDS = st.sampled_from(["cosine", "linear", "constant", "wsd"])
+
+
+def rates(total: int, *, tokens_per_step: int = 1, **settings: object) -> list[float]:
+    schedule = Schedule.of(OptimizerConfig(learning_rate=1.0, **settings), total, tokens_per_step)  # type: ignore[arg-type]
+    return [schedule.rate(step) for step in range(total)]
+
+
+def slow_rates(total: int, warmup: int, decay_start: int, lowest: float, curve: str) -> list[float]:
+    """The same course as a list that grows one step at a time."""
+    course: list[float] = []
+    while len(course) < min(warmup, total):
+        course.append((len(course) + 1) / min(warmup, total))
+    while len(course) < min(decay_start, total):
+        course.append(1.0)
+    steps = total - len(course)
+    for done in range(steps):
+        left = {
+            "cosine": (1 + math.cos(math.pi * done / steps)) / 2,
+            "linear": 1 - done / steps,
+            "sqrt": 1 - (done / steps) ** 0.5,
+            "constant": 1.0,
+        }[curve]
+        course.append(lowest + (1 - lowest) * left)
+    return course
+
+
+@given(st.integers(1, 40), st.integers(0, 60), st.floats(0, 1), KINDS)
+def test_each_schedule_follows_its_course_at_every_step(total: int, warmup: int, lowest: float, kind: str) -> None:
+    got = rates(total, warmup_steps=warmup, min_learning_rate_ratio=lowest, schedule=kind, decay_fraction=0.25)
+    start = total - round(0.25 * total) if kind == "wsd" else 0
+    curve = "linear" if kind == "wsd" else kind
+    assert got == pytest.approx(slow_rates(total, warmup, max(start, warmup), lowest, curve))
+
+
+@given(st.integers(1, 40), st.integers(0, 50), st.integers(0, 60))
+def test_wsd_decays_along_one_minus_the_root_from_the_step_that_is_named(total: int, warmup: int, start: int) -> None:
+    got = rates(
+        total, warmup_steps=warmup, schedule="wsd", decay_from=start, decay_shape="sqrt", min_learning_rate_ratio=0
+    )
+    assert got == pytest.approx(slow_rates(total, warmup, max(start, warmup), 0.0, "sqrt"))
+
+
+@given(st.integers(1, 300), st.floats(0, 1), KINDS)
+def test_no_rate_is_above_the_peak_or_below_the_lowest_after_warm_up(total: int, lowest: float, kind: str) -> None:
+    schedule = Schedule.of(
+        OptimizerConfig(learning_rate=0.5, min_learning_rate_ratio=lowest, schedule=kind),  # type: ignore[arg-type]
+        total,
+    )
+    after = [schedule.rate(step) for step in range(schedule.warmup_steps, 2 * total)]
+    assert all(0.5 * lowest - 1e-12 <= rate <= 0.5 for rate in after)
+    assert after == sorted(after, reverse=True)
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(1, 1), (1, 5), (6, 6), (6, 100)])
+def test_a_warmup_as_long_as_the_run_or_longer_reaches_the_peak_at_the_last_step(total: int, warmup: int) -> None:
+    for kind in ("cosine", "linear", "constant", "wsd"):
+        assert rates(total, warmup_steps=warmup, schedule=kind)[-1] == 1.0
+
+
+def test_without_a_setting_warm_up_takes_a_tenth_of_the_steps_and_at_most_100() -> None:
+    warmups = {total: Schedule.of(OptimizerConfig(), total).warmup_steps for total in (1, 9, 67, 1000, 5000)}
+    assert warmups == {1: 0, 9: 0, 67: 6, 1000: 100, 5000: 100}
+
+
+def test_warm_up_in_tokens_takes_whole_steps() -> None:
+    assert rates(8, tokens_per_step=100, warmup_tokens=301, schedule="constant")[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    with pytest.raises(ConfigError, match=r"warmup_steps` must be null where `optimizer.warmup_tokens`"):
+        OptimizerConfig(warmup_steps=3, warmup_tokens=10)
+
+
+def test_a_longer_run_keeps_the_rates_of_the_stable_phase() -> None:
+    short, long = (rates(total, warmup_steps=4, schedule="wsd", decay_fraction=0.5) for total in (20, 40))
+    assert short[:10] == long[:10]
+    assert long[10:20] == [1.0] * 10
+    assert min(short[11:]) < 1.0
