@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from llm.checkpoint.space import explains_failed_writes
+
 if sys.platform == "win32":
     import msvcrt
 else:
@@ -27,21 +29,29 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     Every file is synced, then the marker `COMPLETE` with the size and checksum of every file is written, then the
     directory is renamed. A crash at any point keeps the previous `target` and leaves at most a `.tmp-…` or `.old-…`
     directory, which nothing reads.
+
+    Raises:
+        FileError: The disk is full, or the directory can't be written.
     """
     temporary = target.parent / f".tmp-{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        yield temporary
-        for file in sorted(temporary.rglob("*")):
-            _sync(file)
-        write_manifest(temporary)
-        _sync(temporary / COMPLETE)
-        _sync(temporary)
-        _swap(temporary, target)
+        with explains_failed_writes(target):
+            temporary.mkdir(parents=True)
+            yield temporary
+            _complete(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _complete(temporary: Path, target: Path) -> None:
+    for file in sorted(temporary.rglob("*")):
+        _sync(file)
+    write_manifest(temporary)
+    _sync(temporary / COMPLETE)
+    _sync(temporary)
+    _swap(temporary, target)
 
 
 def _swap(temporary: Path, target: Path) -> None:
@@ -105,10 +115,11 @@ def _size_and_checksum(file: Path) -> tuple[int, int]:
 def write_atomically(file: Path, content: str | bytes) -> None:
     """Replaces the content of `file` in one step: readers see the old content or the new content, never a part."""
     temporary = file.with_name(f".tmp-{file.name}")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    _sync(temporary)
-    temporary.replace(file)
-    _sync(file.parent)
+    with explains_failed_writes(file):
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        _sync(temporary)
+        temporary.replace(file)
+        _sync(file.parent)
 
 
 @contextlib.contextmanager

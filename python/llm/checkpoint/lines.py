@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.checkpoint.atomic import write_atomically
+from llm.checkpoint.space import explains_failed_writes
 
 
 class StepLines:
@@ -17,7 +18,7 @@ class StepLines:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Appends one line."""
-        with self.file.open("a", encoding="utf-8") as lines:
+        with explains_failed_writes(self.file), self.file.open("a", encoding="utf-8") as lines:
             lines.write(_line(record))
 
     def read(self) -> list[dict[str, Any]]:

@@ -153,7 +153,7 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file} is truncated or not a safetensors file ({file.stat().st_size} bytes): {error}\n"
-            "hint: copy the checkpoint again, or use an older one of the run"
+            "hint: copy the checkpoint again, or use an older one of the run (`--from-step`)"
         ) from error
 
 

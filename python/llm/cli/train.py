@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llm.cli.arguments import Arguments, check_texts, settings_table, sorted_arguments
-from llm.errors import ConfigError
+from llm.errors import ConfigError, FileError, TrainingError
 from llm.settings.merge import Override
 
 # Options that aren't declared reach `train`, which takes them for the settings whose names they are.
@@ -92,8 +92,20 @@ def _run(given: Arguments, options: dict[str, Any], directory: str, **more: Any)
         if getattr(stop, "number", signal.SIGINT) == signal.SIGTERM:
             raise typer.Exit(0) from None
         raise
+    except (FileError, TrainingError) as error:
+        if not _has_started(directory):
+            raise
+        if Distributed.is_main_process():
+            print(f"error: {error}\n{_stopped_words(directory)}", file=sys.stderr)
+        raise typer.Exit(2) from None
     if Distributed.is_main_process():  # under torchrun each process comes here
         print("\n".join([str(checkpoint), *_result_words(directory), _next_words(checkpoint, directory)]))
+
+
+def _has_started(directory: str) -> bool:
+    from llm.checkpoint.run import Run
+
+    return Run(directory).exists
 
 
 def _stopped_words(out: str) -> str:

@@ -27,6 +27,7 @@ from llm.training.engine import TrainingEngine
 from llm.training.initial import initial_tokenizer, load_start_config
 from llm.training.resumption import changed_facts, check_resumable, checkpoint_to_resume
 from llm.training.signals import interrupts_at_once
+from llm.training.space import space_notices
 from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
 
 
@@ -205,7 +206,7 @@ def _engine(config: RunConfig, start: _Start, callbacks: Sequence[Callback] | No
     run = start.run
     tokenizer = load_tokenizer(run.tokenizer) if config.data.kind == "text" else None
     data = _data(config, run)
-    return TrainingEngine(
+    engine = TrainingEngine(
         config,
         _task(config, tokenizer, start.initial),
         data,
@@ -215,6 +216,8 @@ def _engine(config: RunConfig, start: _Start, callbacks: Sequence[Callback] | No
         notices=start.notices,
         callbacks=standard_callbacks(config, run, data, tokenizer) if callbacks is None else callbacks,
     )
+    engine.notices += space_notices(run, engine.model, config.training.keep_checkpoints)
+    return engine
 
 
 def _task(config: RunConfig, tokenizer: BaseTokenizer | None, initial: Checkpoint | None) -> Task:
