@@ -20,7 +20,7 @@ from llm.checkpoint import (
     write_atomically,
     write_model,
 )
-from llm.errors import CheckpointError, ConfigError
+from llm.errors import CheckpointError, ConfigError, FileError
 from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.settings.model import ModelConfig
 from llm.settings.run import GenerationConfig
