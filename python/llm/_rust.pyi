@@ -35,7 +35,7 @@ __all__ = [
     "token_logprobs",
 ]
 __version__: str
-FINISH_REASONS: Final[tuple[None, Literal["stop"], Literal["length"], Literal["error"]]]
+FINISH_REASONS: Final[tuple[None, Literal["stop"], Literal["length"], Literal["error"], Literal["grammar"]]]
 
 # The formats of calls: a format's name and the texts that mark its calls.
 ANSWER_FORMATS: Final[tuple[tuple[str, list[str]], ...]]
@@ -315,7 +315,7 @@ class EngineCore:
 
         Current: num_running, num_waiting, waiting_tokens, blocks_total, blocks_free, blocks_cached. Totals:
         num_preemptions, num_steps, tokens_scheduled, prefix_query_tokens, prefix_hit_tokens, blocks_copied,
-        drafts_computed, drafts_accepted.
+        drafts_computed, drafts_accepted, grammars_compiled.
         """
 
     def check_integrity(self) -> None:

@@ -57,6 +57,10 @@ class ContextLengthError(CapacityError, ValueError):
     """Prompt and new tokens exceed the model's context."""
 
 
+class GrammarError(InvalidArgumentError):
+    """An answer cannot go on as its grammar wants it to, for example because the grammar has become too complex."""
+
+
 class UnknownRequestError(LLMError, LookupError):
     """No request has this id."""
 

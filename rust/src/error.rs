@@ -24,6 +24,9 @@ pub enum Error {
     /// Too many requests wait; the same request may succeed later.
     #[error("{0}")]
     QueueFull(String),
+    /// An answer can't go on as its grammar wants it to.
+    #[error("{0}")]
+    Grammar(String),
     /// No unfinished request has this id.
     #[error("unknown request id {0}; it was never added, or it already finished")]
     UnknownRequest(u64),

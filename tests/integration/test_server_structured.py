@@ -104,3 +104,32 @@ def test_a_form_that_cannot_be_kept_is_a_400_that_names_it(client, request_field
         chat(client, **request_fields)
     assert caught.value.param == param
     assert words in caught.value.body["message"]
+
+
+def ambiguous(num_rules):
+    """A grammar of texts of `a` that can be read in so many ways that no parser keeps track for long."""
+    rules = [f"s{index}" for index in range(num_rules)]
+    return "\n".join([f"start: {' | '.join(rules)}", *(f'{rule}: "a" | {rule} {rule}' for rule in rules)])
+
+
+def too_complex(stream):
+    return {
+        "max_tokens": 60,
+        "stream": stream,
+        "extra_body": {"structured_outputs": {"grammar": ambiguous(60)}, "ignore_eos": True},
+    }
+
+
+def test_a_grammar_that_becomes_too_complex_ends_its_own_answer_only(client):
+    other = {"max_tokens": 100, "seed": 5}
+    alone = complete(client, **other).choices[0].text
+    running = complete(client, stream=True, **other)
+    first = next(running).choices[0].text
+    with pytest.raises(openai.BadRequestError, match=r"the grammar does not allow token .*Current row has") as refused:
+        complete(client, **too_complex(stream=False))
+    assert (refused.value.code, refused.value.param) == ("grammar_failed", None)
+    stream = complete(client, **too_complex(stream=True))
+    with pytest.raises(openai.APIError, match="the grammar does not allow token") as ended:
+        list(stream)
+    assert ended.value.body["code"] == "grammar_failed"
+    assert first + "".join(chunk.choices[0].text for chunk in running) == alone

@@ -11,7 +11,8 @@ from llm.settings.sampling import SamplingParams
 DOCKER = Path(__file__).parents[2] / "docker"
 STATS = (
     "num_running num_waiting waiting_tokens blocks_total blocks_free blocks_cached num_preemptions num_steps "
-    "tokens_scheduled prefix_query_tokens prefix_hit_tokens drafts_computed drafts_accepted blocks_copied"
+    "tokens_scheduled prefix_query_tokens prefix_hit_tokens drafts_computed drafts_accepted blocks_copied "
+    "grammars_compiled"
 )
 
 

@@ -10,6 +10,7 @@ import pytest
 from llm import LLM, SamplingParams
 from llm.errors import ContextLengthError, EngineError, InvalidArgumentError
 from llm.inference import AsyncEngine, EngineConfig, Prompt, Session, load_async_engine, load_engine
+from llm.settings.structured import StructuredOutputs
 from tests.unit.inference_samples import GREEDY, PROMPTS, FailsOnce, drain_ids
 
 LONG = SamplingParams(max_tokens=120, ignore_eos=True)
@@ -69,6 +70,27 @@ def test_async_choices_come_with_their_index(tiny_checkpoint: Path) -> None:
     sync = load_engine(tiny_checkpoint)
     assert choices == drain_ids(sync, sync.add_choices([1, 2], params))
     assert engine.stats()["blocks_free"] == engine.stats()["blocks_total"]
+
+
+def test_the_engines_thread_compiles_no_grammar(tiny_checkpoint: Path) -> None:
+    """More grammars wait than the compiler keeps, so a second look for one of them would compile it again."""
+    engine = load_async_engine(tiny_checkpoint, config=EngineConfig(max_running_requests=2))
+    texts = [f"{number:03}" for number in range(200)]
+    forms = [SamplingParams(max_tokens=8, structured_outputs=StructuredOutputs(choice=(text,))) for text in texts]
+    compiled = engine.session.engine.compile_grammar
+    prompts = [Prompt(token_ids=[1, 2], params=form, grammar=compiled(form)) for form in forms]
+    assert engine.stats()["grammars_compiled"] == 200
+    engine.start()
+
+    async def ask() -> list[list[int]]:
+        with pytest.raises(InvalidArgumentError, match="`structured_outputs` needs its compiled grammar"):
+            await collect(engine, prompt_of(forms[0]))
+        return await collect(engine, *prompts)
+
+    answers = asyncio.run(ask())
+    assert [engine.session.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers] == texts
+    assert engine.stats()["grammars_compiled"] == 200
+    engine.shutdown()
 
 
 def test_async_errors_come_before_the_first_delta_and_cancelling_frees_the_slot(tiny_checkpoint: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm._rust import FINISH_REASONS, EngineCore, Grammar, RequestParams, StepOutputs
-from llm.errors import EngineError, InvalidArgumentError, LLMError
+from llm.errors import EngineError, GrammarError, InvalidArgumentError, LLMError
 from llm.inference.outputs import Delta, TokenLogprob
 from llm.inference.runners.base import ModelRunner
 from llm.inference.speculation.draft import DraftModel
@@ -22,6 +22,8 @@ from llm.tokenization import BaseTokenizer
 logger = logging.getLogger(__name__)
 
 _MAX_PASS_TOKENS = 256
+_REASONS = FINISH_REASONS[:3]
+_FAILURES = {FINISH_REASONS.index("error"): EngineError, FINISH_REASONS.index("grammar"): GrammarError}
 NO_TOKEN = 2**32 - 1  # in `StepOutputs.token_ids`: the request ended without a new token
 
 
@@ -83,7 +85,8 @@ class Engine:
         """
         if params.n != 1:
             raise InvalidArgumentError(f"`n` must be 1 here, got {params.n}\nhint: `add_choices` accepts more")
-        return self._add(prompt_ids, params, priority, choice_index=choice_index)[0]
+        grammar = self.compile_grammar(params)
+        return self._add(prompt_ids, params, priority, choice_index=choice_index, grammar=grammar)[0]
 
     def add_choices(
         self,
@@ -92,6 +95,7 @@ class Engine:
         *,
         priority: int = 0,
         kept_special_ids: Sequence[int] = (),
+        grammar: Grammar | None = None,
     ) -> range:
         """Queues a request for `params.n` answers to one prompt and returns their ids; the prompt is computed once.
 
@@ -100,21 +104,25 @@ class Engine:
             params: Sampling parameters; without a seed, a random seed is drawn.
             priority: Lower values run first; equal values run in order of arrival.
             kept_special_ids: Special tokens whose text is kept even with `skip_special_tokens`.
+            grammar: The grammar of `params.structured_outputs`, which `compile_grammar` made on any thread.
 
         Returns:
             One id per choice. Each choice gets deltas, ends and can be aborted like a separate request, and its tokens
             equal those of a request with the same `seed` and the choice's `choice_index`.
 
         Raises:
-            LLMError: The same errors as in `add_request`.
+            LLMError: The same errors as in `add_request`; `structured_outputs` comes without its grammar.
         """
-        return self._add(prompt_ids, params, priority, kept_special_ids=kept_special_ids)
+        if grammar is None and params.structured_outputs is not None:
+            hint = "pass `grammar=engine.compile_grammar(params)`"
+            raise InvalidArgumentError(f"`structured_outputs` needs its compiled grammar here\nhint: {hint}")
+        return self._add(prompt_ids, params, priority, kept_special_ids=kept_special_ids, grammar=grammar)
 
     def _add(self, prompt_ids: Sequence[int], params: SamplingParams, priority: int, **options: Any) -> range:
         if params.seed is None:
             params = msgspec.structs.replace(params, seed=secrets.randbits(63))
         ids = range(self._next_id, self._next_id + params.n)
-        core_params = RequestParams(params, grammar=self.compile_grammar(params), **options)
+        core_params = RequestParams(params, **options)
         self.core.add_choices(ids.start, _as_ids(prompt_ids), core_params, priority=priority, num_choices=params.n)
         self._next_id = ids.stop
         return ids
@@ -209,10 +217,10 @@ def _deltas(outputs: StepOutputs) -> list[tuple[int, Delta | LLMError]]:
         strict=True,
     )
     for request_id, token_id, text, finish, logprob, rank, top in columns:
-        finish_reason = FINISH_REASONS[finish]
-        if finish_reason == "error":
-            found.append((request_id, EngineError(errors[request_id])))
+        if finish in _FAILURES:
+            found.append((request_id, _FAILURES[finish](errors[request_id])))
             continue
+        finish_reason = _REASONS[finish]
         logprobs = None
         if not math.isnan(logprob):
             logprobs = (TokenLogprob(token_id, logprob, () if top is None else tuple(zip(*top, strict=True)), rank),)

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from llm._rust import Grammar
 from llm.inference.parts import AnswerSetup
 from llm.settings.sampling import SamplingParams
 
@@ -15,6 +16,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
         priority: Lower values run first; equal values run in order of arrival.
         answer: How to split the answers into parts; None leaves them whole.
         kept_special_ids: Special tokens whose text is kept even with `skip_special_tokens`.
+        grammar: The compiled grammar of `params.structured_outputs`; see `Engine.compile_grammar`.
     """
 
     token_ids: list[int]
@@ -22,3 +24,4 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     answer: AnswerSetup | None = None
     kept_special_ids: tuple[int, ...] = ()
+    grammar: Grammar | None = None

@@ -182,7 +182,7 @@ class Session:
             ContextLengthError: A prompt and its new tokens exceed the context.
             CapacityError: A request can never fit the cache.
             QueueFullError: Too many requests or tokens are waiting.
-            InvalidArgumentError: A prompt is empty or contains an unknown token id.
+            InvalidArgumentError: A prompt is empty, contains an unknown token id, or lacks its compiled grammar.
             ConfigError: A sampling value is out of range.
         """
         already = len(stream.request_ids)
@@ -193,6 +193,7 @@ class Session:
                     prompt.params,
                     priority=prompt.priority,
                     kept_special_ids=prompt.kept_special_ids,
+                    grammar=prompt.grammar,
                 )
                 self._routes.update(
                     (request_id, (stream, len(stream.request_ids) + at)) for at, request_id in enumerate(ids)
@@ -235,7 +236,7 @@ class Session:
         """
         stream = Stream(prompts)
         try:
-            for prompt in prompts:
+            for prompt in map(self._compiled, prompts):
                 while not self._admitted(prompt, stream):
                     self.step()
                     yield from stream.take()
@@ -245,6 +246,12 @@ class Session:
                 yield from stream.take()
         finally:
             self.abort(stream)
+
+    def _compiled(self, prompt: Prompt) -> Prompt:
+        """Returns the prompt with its compiled grammar."""
+        if prompt.grammar is not None or prompt.params.structured_outputs is None:
+            return prompt
+        return msgspec.structs.replace(prompt, grammar=self.engine.compile_grammar(prompt.params))
 
     def _drop(self, request_ids: Iterable[int]) -> None:
         for request_id in request_ids:

@@ -11,6 +11,7 @@ from llm.errors import (
     ConfigError,
     ContextLengthError,
     EngineError,
+    GrammarError,
     InvalidArgumentError,
     LLMError,
     QueueFullError,
@@ -180,6 +181,8 @@ def from_llm_error(error: LLMError, *, prompt_param: str | None = None) -> APIEr
             answer = bad_request(message, param="max_tokens")
         case ChatTemplateError():
             answer = bad_request(message, param=prompt_param)
+        case GrammarError():
+            answer = bad_request(message, code="grammar_failed")
         case ConfigError() | InvalidArgumentError() | TokenizerError():
             named = re.match(r"`(\w+)`", message)  # the invalid parameter; without a name, the prompt is invalid
             answer = bad_request(message, param=named[1] if named else prompt_param)

@@ -30,6 +30,7 @@ _ENGINE_COUNTERS = {
     "llm_prefix_cache_hit_tokens": ("prefix_hit_tokens", "Prompt tokens found in the prefix cache and not recomputed."),
     "llm_draft_tokens": ("drafts_computed", "Draft tokens verified by the model."),
     "llm_accepted_draft_tokens": ("drafts_accepted", "Draft tokens accepted."),
+    "llm_grammars_compiled": ("grammars_compiled", "Grammars compiled; one that is kept from before is not counted."),
     "llm_blocks_copied": ("blocks_copied", "KV cache blocks copied when choices of one prompt diverge."),
 }
 

@@ -36,6 +36,7 @@ def chat_prompts(request: ChatCompletionRequest, session: Session) -> list[Promp
         message = "This model has no chat template\nhint: use /v1/completions"
         raise bad_request(message, param="messages", code="chat_template_missing")
     params = _sampling_params(request, session, request.max_completion_tokens or request.max_tokens)
+    grammar = compile_form(request, params, session)
     messages = template_messages(request.messages, session.answer_format.calls)
     prompt = session.chat(
         messages,
@@ -44,6 +45,7 @@ def chat_prompts(request: ChatCompletionRequest, session: Session) -> list[Promp
         add_special_tokens=bool(request.add_special_tokens),  # off by default: the template writes its own
         options=_template_options(request),
     )
+    prompt = msgspec.structs.replace(prompt, grammar=grammar)
     one_call = request.parallel_tool_calls is False or isinstance(request.tool_choice, NamedTool)
     if prompt.answer is not None and one_call:
         prompt = msgspec.structs.replace(prompt, answer=msgspec.structs.replace(prompt.answer, max_calls=1))
@@ -62,7 +64,8 @@ def completion_prompts(request: CompletionRequest, session: Session) -> list[Pro
         if max_tokens is None:
             max_tokens = max(1, min(COMPLETION_MAX_TOKENS, session.room(token_ids)))
         params = _sampling_params(request, session, max_tokens)
-        found.append(Prompt(token_ids=token_ids, params=params, priority=request.priority or 0))
+        grammar = compile_form(request, params, session)
+        found.append(Prompt(token_ids=token_ids, params=params, priority=request.priority or 0, grammar=grammar))
     return found
 
 
@@ -82,11 +85,9 @@ def _sampling_params(request: GenerationRequest, session: Session, max_tokens: i
     """Returns the checkpoint's sampling defaults, overridden by the request."""
     values = {name: getattr(request, name) for name in _SAMPLING_FIELDS} | request.adapted
     values["structured_outputs"] = requested_form(request)
-    params = session.sampling_params(
+    return session.sampling_params(
         **values,
         max_tokens=max_tokens,
         stop=request.stop_strings,
         logprobs=request.num_sampled_logprobs,
     )
-    compile_form(request, params, session)
-    return params

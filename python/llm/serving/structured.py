@@ -1,5 +1,6 @@
 """The form of an answer on the wire: `response_format` and `structured_outputs` as one setting, and their errors."""
 
+from llm._rust import Grammar
 from llm.errors import InvalidArgumentError
 from llm.inference import Session
 from llm.serving.errors import bad_request
@@ -31,17 +32,17 @@ def requested_form(request: GenerationRequest) -> StructuredOutputs | None:
     return wanted
 
 
-def compile_form(request: GenerationRequest, params: SamplingParams, session: Session) -> None:
-    """Compiles the grammar of a request's form, so that the engine's thread finds it made.
+def compile_form(request: GenerationRequest, params: SamplingParams, session: Session) -> Grammar | None:
+    """Returns the compiled grammar of a request's form, which its prompt takes to the engine's thread.
 
     Raises:
         APIError: 400 that names the parameter and the place of what is wrong or not supported.
         QueueFullError: Too many grammars are being compiled.
     """
     if (form := params.structured_outputs) is None:
-        return
+        return None
     try:
-        session.engine.compile_grammar(params)
+        return session.engine.compile_grammar(params)
     except InvalidArgumentError as error:
         kind = form.source[0]
         is_format = isinstance(request.response_format, JsonSchemaFormat | JsonObjectFormat)

@@ -83,8 +83,7 @@ def _with_functions(shape: AnswerShape, functions: list[Function], *, keeps_all:
 def _with_grammar(prompt: Prompt, session: Session, shape: AnswerShape) -> Prompt:
     grammar = answer_grammar(session.answer_format, session.tokenizer.special_tokens, shape)
     params = msgspec.structs.replace(prompt.params, structured_outputs=StructuredOutputs(grammar=grammar))
-    session.engine.compile_grammar(params)
-    return msgspec.structs.replace(prompt, params=params)
+    return msgspec.structs.replace(prompt, params=params, grammar=session.engine.compile_grammar(params))
 
 
 def _refusal(error: InvalidArgumentError) -> APIError:

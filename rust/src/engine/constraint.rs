@@ -70,7 +70,7 @@ impl Constraint {
     ///
     /// # Errors
     ///
-    /// [`crate::Error::InvalidArgument`] if no token fits or the grammar can't be matched within its limits.
+    /// [`crate::Error::Grammar`] if no token fits or the grammar can't be matched within its limits.
     pub fn make_mask(&mut self, end_ids: &[u32], among: Option<&TokenMask>) -> Result<()> {
         if self.mask.is_some() {
             return Ok(());

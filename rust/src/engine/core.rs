@@ -407,8 +407,12 @@ impl EngineCore {
     }
 
     fn push_failure(&mut self, id: u64, error: &Error, outputs: &mut StepOutputs) -> Result<()> {
-        outputs.push_without_token(id, FinishReason::Error);
-        outputs.errors.push((id, format!("request {id}: {error}")));
+        let (reason, message) = match error {
+            Error::Grammar(problem) => (FinishReason::Grammar, problem.clone()),
+            other => (FinishReason::Error, format!("request {id}: {other}")),
+        };
+        outputs.push_without_token(id, reason);
+        outputs.errors.push((id, message));
         self.abort(id).map(drop)
     }
 

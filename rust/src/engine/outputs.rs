@@ -14,11 +14,13 @@ pub enum FinishReason {
     Length = 2,
     /// The request's logits could not be sampled; [`StepOutputs::errors`] says why.
     Error = 3,
+    /// The answer could not go on as its grammar wants it to; [`StepOutputs::errors`] says why.
+    Grammar = 4,
 }
 
 impl FinishReason {
     /// The name of each reason, in the order of their numbers; `None` while the request runs.
-    pub const NAMES: [Option<&str>; 4] = [None, Some("stop"), Some("length"), Some("error")];
+    pub const NAMES: [Option<&str>; 5] = [None, Some("stop"), Some("length"), Some("error"), Some("grammar")];
 }
 
 /// Results of a step: one entry for each of the N requests that got a token, ended or failed.

@@ -59,7 +59,7 @@ impl Sequence {
     ///
     /// # Errors
     ///
-    /// [`crate::Error::InvalidArgument`] if the grammar leaves no token.
+    /// [`crate::Error::Grammar`] if the grammar leaves no token.
     pub fn make_mask(&mut self) -> Result<()> {
         let Some(constraint) = &mut self.constraint else { return Ok(()) };
         constraint.make_mask(&self.stop_ids, self.params.sampling.allowed_token_ids.as_deref())

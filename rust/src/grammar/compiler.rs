@@ -1,6 +1,7 @@
 //! Turns sources into grammars, within limits of time, threads and memory.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -31,6 +32,7 @@ pub struct GrammarCompiler {
     factory: OnceLock<std::result::Result<Arc<ParserFactory>, String>>,
     cache: Mutex<GrammarCache>,
     permits: Arc<Permits>,
+    num_compiled: AtomicUsize,
 }
 
 impl fmt::Debug for GrammarCompiler {
@@ -43,7 +45,8 @@ impl fmt::Debug for GrammarCompiler {
 impl GrammarCompiler {
     /// Creates a compiler. `end_ids` end an answer: they are never part of its text.
     pub fn new(vocabulary: Arc<dyn Vocabulary>, end_ids: Vec<u32>) -> Self {
-        Self { vocabulary, end_ids, factory: OnceLock::new(), cache: Mutex::default(), permits: Arc::default() }
+        let (factory, cache, permits) = (OnceLock::new(), Mutex::default(), Arc::default());
+        Self { vocabulary, end_ids, factory, cache, permits, num_compiled: AtomicUsize::new(0) }
     }
 
     /// Returns the compiled grammar, from the cache if an equal source was compiled before.
@@ -56,9 +59,15 @@ impl GrammarCompiler {
         if let Some(found) = locked(&self.cache).get(source) {
             return Ok(found);
         }
+        self.num_compiled.fetch_add(1, Ordering::Relaxed);
         let grammar = self.within_limits(source)?;
         locked(&self.cache).insert(source.clone(), grammar.clone());
         Ok(grammar)
+    }
+
+    /// Number of grammars compiled so far, those that failed included.
+    pub fn num_compiled(&self) -> usize {
+        self.num_compiled.load(Ordering::Relaxed)
     }
 
     /// Whether a grammar was compiled for this vocabulary.

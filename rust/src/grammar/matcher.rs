@@ -137,7 +137,7 @@ impl Matcher {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if the vocabulary has no token to go on with, or the grammar is too ambiguous to be
+    /// [`Error::Grammar`] if the vocabulary has no token to go on with, or the grammar is too ambiguous to be
     /// matched within the limits of one step.
     pub fn allowed(&mut self) -> Result<Allowed> {
         if self.num_tokens == 0 {
@@ -150,7 +150,7 @@ impl Matcher {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if the grammar does not allow the token.
+    /// [`Error::Grammar`] if the grammar does not allow the token.
     pub fn consume(&mut self, id: u32) -> Result<()> {
         self.num_tokens += 1;
         let num_tokens = self.num_tokens;

@@ -60,7 +60,7 @@ fn reason(parser: &TokenParser) -> String {
 
 /// An error of a grammar while an answer follows it.
 pub(super) fn failed(problem: String) -> Error {
-    Error::InvalidArgument(format!("the grammar {problem}"))
+    Error::Grammar(format!("the grammar {problem}"))
 }
 
 /// Runs code of `llguidance`; a panic of it becomes an error.

@@ -130,7 +130,8 @@ impl PyEngineCore {
 
     fn stats(&self, py: Python<'_>) -> Result<BTreeMap<&'static str, usize>> {
         let stats = self.locked(py, |core| Ok(core.stats()))?;
-        Ok(stats.named().into_iter().collect())
+        let num_compiled = self.compiler.num_compiled();
+        Ok(stats.named().into_iter().chain([("grammars_compiled", num_compiled)]).collect())
     }
 
     fn check_integrity(&self, py: Python<'_>) -> Result<()> {

@@ -17,6 +17,7 @@ pub fn to_python(error: Error) -> PyErr {
         Error::Capacity(_) => "CapacityError",
         Error::ContextLength(_) => "ContextLengthError",
         Error::QueueFull(_) => "QueueFullError",
+        Error::Grammar(_) => "GrammarError",
         Error::UnknownRequest(_) => "UnknownRequestError",
         Error::Io { .. } => "FileError",
         Error::Data(_) => "DataError",
