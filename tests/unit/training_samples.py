@@ -41,6 +41,12 @@ def weights_of(checkpoint: Checkpoint) -> bytes:
     return (checkpoint.path / "model.safetensors").read_bytes()
 
 
+def tensors_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """All weights, from however many files."""
+    files = checkpoint.path.glob("model*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_tensors(file).items()}
+
+
 def losses_of(run: Path) -> list[float]:
     return [line["loss"] for line in Run(run).read_log() if "loss" in line]
 
@@ -57,6 +63,7 @@ def check_same_training(one: Path, other: Path) -> None:
     logs = [[line for line in Run(run).read_log() if "loss" in line] for run in (one, other)]
     for key in ("loss", "grad_norm"):
         assert [line[key] for line in logs[0]] == pytest.approx([line[key] for line in logs[1]], rel=1e-4), key
-    weights = [load_tensors(Run(run).newest().path / "model.safetensors") for run in (one, other)]
+    weights = [tensors_of(Run(run).newest()) for run in (one, other)]
+    assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][name], atol=2e-5), name

@@ -5,25 +5,40 @@ Hugging Face's layout. A *run* holds checkpoints under `checkpoints/step_0000050
 checkpoint also takes a run and uses its newest complete checkpoint.
 """
 
-from llm.checkpoint.atomic import COMPLETE, atomic_directory, write_atomically
+from llm.checkpoint.atomic import COMPLETE, atomic_directory, sync, unfinished, write_atomically
 from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.model_files import (
+    WeightFile,
+    plan_files,
+    saved_state,
+    write_description,
+    write_model,
+    write_weights,
+)
 from llm.checkpoint.resolve import load_model, read_checkpoint, resolve
 from llm.checkpoint.run import Run, step_of
-from llm.checkpoint.weights import DTYPES, load_tensors, read_json, save_tensors, write_model
+from llm.checkpoint.weights import DTYPES, load_tensors, read_json, save_tensors
 
 __all__ = [
     "COMPLETE",
     "DTYPES",
     "Checkpoint",
     "Run",
+    "WeightFile",
     "atomic_directory",
     "load_model",
     "load_tensors",
+    "plan_files",
     "read_checkpoint",
     "read_json",
     "resolve",
     "save_tensors",
+    "saved_state",
     "step_of",
+    "sync",
+    "unfinished",
     "write_atomically",
+    "write_description",
     "write_model",
+    "write_weights",
 ]

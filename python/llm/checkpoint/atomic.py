@@ -33,7 +33,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     Raises:
         FileError: The disk is full, or the directory can't be written.
     """
-    temporary = target.parent / f".tmp-{target.name}"
+    temporary = unfinished(target)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with explains_failed_writes(target):
@@ -47,11 +47,16 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 def _complete(temporary: Path, target: Path) -> None:
     for file in sorted(temporary.rglob("*")):
-        _sync(file)
+        sync(file)
     write_manifest(temporary)
-    _sync(temporary / COMPLETE)
-    _sync(temporary)
+    sync(temporary / COMPLETE)
+    sync(temporary)
     _swap(temporary, target)
+
+
+def unfinished(target: Path) -> Path:
+    """Returns the directory in which `atomic_directory` lets `target` grow."""
+    return target.parent / f".tmp-{target.name}"
 
 
 def _swap(temporary: Path, target: Path) -> None:
@@ -66,7 +71,7 @@ def _swap(temporary: Path, target: Path) -> None:
         if aside.exists():
             aside.rename(target)
         raise
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -117,9 +122,9 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     temporary = file.with_name(f".tmp-{file.name}")
     with explains_failed_writes(file):
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(file)
-        _sync(file.parent)
+        sync(file.parent)
 
 
 @contextlib.contextmanager
@@ -164,7 +169,8 @@ def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or a directory's list of names is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from llm.checkpoint.atomic import COMPLETE, damage_in
-from llm.checkpoint.weights import CUSTOM, build_model, dtype_of, fill_plain_module, read_json
+from llm.checkpoint.weights import CUSTOM, build_model, dtype_of, fill_decoder, fill_plain_module, read_json
 from llm.errors import CheckpointError
 from llm.models import DecoderModel, RegressionModel
 from llm.models.families import family_named
@@ -136,11 +136,13 @@ class Checkpoint(os.PathLike[str]):
     def load_weights(self, model: nn.Module) -> None:
         """Copies the weights into a model that exists already, in the dtype and on the device of its parameters.
 
+        A model that is sharded over processes gets its shards.
+
         Raises:
             CheckpointError: Missing or torn files, or weights of another model.
         """
-        if isinstance(model, DecoderModel | RegressionModel):
-            model.load_state_dict(self.model().state_dict())
+        if isinstance(model, DecoderModel):
+            fill_decoder(model, *self._opened())
         else:
             fill_plain_module(model, open_tensors(self.path))
 

@@ -1,9 +1,9 @@
-"""Weights, config and tokenizer of a checkpoint as files: one writer and one reader."""
+"""Reads weights and config of a checkpoint."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -13,76 +13,15 @@ from torch import Tensor, nn
 
 from llm.errors import CheckpointError
 from llm.models import DecoderModel, RegressionModel
-from llm.models.families import Piece, family_named, family_of
-from llm.models.hf import agreed, check_shapes, empty_model, fill_model, own_dtype, weight_parts
-from llm.models.tensor_files import INDEX, SINGLE, OnDisk
+from llm.models.families import family_named
+from llm.models.hf import agreed, check_shapes, empty_model, fill_model, own_dtype, read_parameters
+from llm.models.tensor_files import OnDisk
 from llm.settings.merge import from_builtins
 from llm.settings.model import ModelConfig
-from llm.settings.run import GenerationConfig
-from llm.tokenization import BaseTokenizer
 from llm.tokenization.files import raise_if_stand_in
 
-MAX_SHARD_BYTES = 5 * 10**9
 CUSTOM = "custom"  # `model_type` of a user's own module
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def write_model(
-    directory: Path,
-    model: nn.Module,
-    tokenizer: BaseTokenizer | None,
-    generation: GenerationConfig | None = None,
-    *,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
-    """Writes weights, config and tokenizer into `directory` (use `atomic_directory` around it).
-
-    Args:
-        directory: Exists already.
-        model: A `DecoderModel`, a `RegressionModel`, or a module of your own, whose state is saved as it is. Weights
-            keep their dtype.
-        tokenizer: Saved beside a decoder, so that what was trained is what is served.
-        generation: Sampling values for requests that name none.
-        max_shard_bytes: Weights that are larger go into several files, with an index beside them.
-    """
-    if isinstance(model, DecoderModel):
-        family = family_of(model.config)
-        values = family.config_to(model.config)
-        parts = weight_parts(model.state_dict(), model.config, family)
-        _save_shards(directory, parts, max_shard_bytes)
-    else:
-        is_own = not isinstance(model, RegressionModel)
-        values = {"model_type": CUSTOM} if is_own else {"model_type": "llm_oxide", **msgspec.to_builtins(model.config)}
-        values["architectures"] = [type(model).__name__]
-        save_tensors(directory / SINGLE, model.state_dict())
-    values["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
-    if tokenizer is not None:
-        ids = _special_ids(tokenizer)
-        values |= ids
-        _write_json(directory / "generation_config.json", ids | _generation_values(generation))
-        tokenizer.save(directory)
-    _write_json(directory / "config.json", values)
-
-
-def _save_shards(directory: Path, parts: Iterator[Piece], max_bytes: int) -> None:
-    """Writes pieces in files of at most `max_bytes` (one tensor at least); no more than one file's are copied."""
-    shards: list[list[Piece]] = [[]]
-    size = total = 0
-    for piece in parts:
-        if shards[-1] and size + piece.view.nbytes > max_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(piece)
-        size, total = size + piece.view.nbytes, total + piece.view.nbytes
-    if len(shards) == 1:
-        save_tensors(directory / SINGLE, {piece.name: piece.extract() for piece in shards[0]})
-        return
-    places: dict[str, str] = {}
-    for index, shard in enumerate(shards, start=1):
-        name = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-        save_tensors(directory / name, {piece.name: piece.extract() for piece in shard})
-        places |= {piece.name: name for piece in shard}
-    _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def build_model(
@@ -112,16 +51,47 @@ def build_model(
     return model.eval()
 
 
+def fill_decoder(model: DecoderModel, values: Mapping[str, Any], tensors: Mapping[str, OnDisk]) -> None:
+    """Copies the weights that the `values` of a `config.json` describe into a model, one parameter after the other.
+
+    Raises:
+        CheckpointError: The tensors are another model's.
+    """
+    family = family_named(values)
+    config, named = agreed(family.config_from(values), tensors, family)
+    if config.tie_word_embeddings != model.config.tie_word_embeddings:
+        raise CheckpointError(
+            f"`model.tie_word_embeddings` must be {config.tie_word_embeddings} for these weights, "
+            f"got {model.config.tie_word_embeddings}"
+        )
+    check_shapes(named, model.state_dict(), config, family)
+    parameters, dtype = dict(model.named_parameters()), dtype_of(values, tensors)
+    for name, tensor in read_parameters(model, family, named, dtype=dtype, device=torch.device("cpu")):
+        parameters[name].detach().copy_(_sharded_as(parameters[name], tensor))
+
+
 def fill_plain_module(module: nn.Module, tensors: Mapping[str, OnDisk]) -> None:
     """Copies tensors into a module whose state has the same names.
 
     Raises:
         CheckpointError: Tensors are missing, unexpected or misshaped; every one is listed.
     """
+    state = module.state_dict()
     try:
-        module.load_state_dict({name: tensor.load() for name, tensor in tensors.items()})
+        module.load_state_dict({name: _sharded_as(state.get(name), tensor.load()) for name, tensor in tensors.items()})
     except RuntimeError as error:
         raise CheckpointError(f"weights and {type(module).__name__} disagree: {error}") from None
+
+
+def _sharded_as(target: Tensor | None, tensor: Tensor) -> Tensor:
+    """Returns `tensor`, cut into the shards of `target` if that is sharded over processes."""
+    mesh = getattr(target, "device_mesh", None)
+    if mesh is None:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    # Each process has the whole tensor and keeps its shard, so nothing is sent.
+    return distribute_tensor(tensor, mesh, cast(Any, target).placements, src_data_rank=None)
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -175,20 +145,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
-def _generation_values(generation: GenerationConfig | None) -> dict[str, Any]:
-    given = msgspec.to_builtins(generation) if generation else {}
-    return {"do_sample": True, **{key: value for key, value in given.items() if value is not None}}
-
-
-def _special_ids(tokenizer: BaseTokenizer) -> dict[str, Any]:
-    eos = list(tokenizer.eos_ids)
-    return {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": eos if len(eos) > 1 else next(iter(eos), None),
-        "pad_token_id": tokenizer.pad_id,
-    }
-
-
 def dtype_of(values: Mapping[str, Any], tensors: Mapping[str, OnDisk], name: str = "auto") -> torch.dtype:
     """Returns the dtype that `name` asks for, that `config.json` names, or that the weights have.
 
@@ -199,7 +155,3 @@ def dtype_of(values: Mapping[str, Any], tensors: Mapping[str, OnDisk], name: str
     if wanted not in DTYPES:
         raise CheckpointError(f"`dtype` must be one of auto, {', '.join(DTYPES)}, got {wanted!r}")
     return DTYPES[wanted]
-
-
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

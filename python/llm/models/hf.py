@@ -181,6 +181,25 @@ def fill_model(
     Raises:
         CheckpointError: A weight is not a number.
     """
+    for name, tensor in read_parameters(model, family, tensors, dtype=dtype, device=device):
+        _replace(model, name, torch.nn.Parameter(tensor))
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+
+
+def read_parameters(
+    model: DecoderModel,
+    family: Family,
+    tensors: Mapping[str, OnDisk],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields the parameters of a model of the same shape by name, one after the other; see `fill_model`.
+
+    Raises:
+        CheckpointError: A weight is not a number; raised after the last parameter.
+    """
     broken: list[str] = []
     for name, empty in list(model.named_parameters()):
         tensor = torch.empty(empty.shape, dtype=dtype, device=device)
@@ -189,9 +208,7 @@ def fill_model(
             # One pass finds minimum and maximum; both are NaN if any value is.
             if not all(math.isfinite(value) for value in piece.view.aminmax()):
                 broken.append(piece.name)
-        _replace(model, name, torch.nn.Parameter(tensor))
-    if model.config.tie_word_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
+        yield name, tensor
     if broken:
         raise CheckpointError(
             f"weights must be finite in {dtype}, got NaN or infinity in:\n  "

@@ -123,6 +123,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     attention_backend: Annotated[
         Literal["auto", "sdpa", "math", "flex", "flash"], msgspec.Meta(description="Backend that computes attention.")
     ] = "auto"
+    sharding: Annotated[
+        Literal["auto", "ddp", "fsdp"],
+        msgspec.Meta(description="Each process keeps the whole model (`ddp`) or a share of it (`fsdp`)."),
+    ] = "auto"
     gradient_checkpointing: Annotated[
         bool, msgspec.Meta(description="Recompute blocks in the backward pass, which saves memory and costs time.")
     ] = False

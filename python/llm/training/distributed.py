@@ -4,11 +4,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from llm.errors import TrainingError
 from llm.models.device import resolve_device
@@ -16,13 +16,24 @@ from llm.models.device import resolve_device
 _TIMEOUT = timedelta(hours=6)  # the others wait while the main process tokenizes the corpus
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Distributed:
-    """The rank of this process in a training run, and its device."""
+    """The rank of this process in a training run, and its device.
+
+    Attributes:
+        rank: Number of this process among all, from 0.
+        world_size: Number of processes.
+        device: Device that this process trains on.
+        background: The processes' group for saving, which a thread can use beside the loop; None for one process.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    background: dist.ProcessGroup | None = None
 
     @classmethod
     def start(cls, device: str) -> "Distributed":
@@ -38,7 +49,8 @@ class Distributed:
         chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")), world_size)
         if world_size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
-        return cls(int(os.environ.get("RANK", "0")), world_size, chosen)
+        background = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world_size > 1 else None
+        return cls(int(os.environ.get("RANK", "0")), world_size, chosen, background)
 
     @staticmethod
     def is_main_process() -> bool:
@@ -49,12 +61,6 @@ class Distributed:
     def is_main(self) -> bool:
         """Returns whether this process writes files and shows progress."""
         return self.rank == 0
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Returns the model, wrapped to average gradients over processes if there are several."""
-        if self.world_size == 1:
-            return model
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def sum(self, *values: float) -> list[float]:
         """Returns each value summed over all processes."""
@@ -80,15 +86,34 @@ class Distributed:
         if num_done < self.world_size:
             raise TrainingError("the main process (rank 0) failed to prepare the run; see its error message")
 
-    def barrier(self) -> None:
-        """Waits for all processes."""
-        if self.world_size > 1:
-            dist.barrier()
+    def together(self, work: Callable[[], T]) -> T:
+        """Runs `work` in all processes, from any thread, and waits for all; if one fails, all fail.
+
+        Raises:
+            TrainingError: Another process failed.
+        """
+        if self.background is None:
+            return work()
+        done = torch.zeros(1)
+        try:
+            result = work()
+            done += 1
+        finally:
+            dist.all_reduce(done, group=self.background)
+        if done < self.world_size:
+            raise TrainingError("another process could not save its share of the checkpoint; see its error message")
+        return result
 
     def stop(self) -> None:
         """Leaves the process group."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns the tensor itself, or a sharded one put together, which all processes must do at once."""
+    gather: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def _device(name: str, local_rank: int, world_size: int) -> torch.device:

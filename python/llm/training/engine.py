@@ -1,6 +1,5 @@
 """The training loop."""
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from llm.checkpoint import Checkpoint, Run
 from llm.data import BaseDataModule, BatchLoader, in_order
@@ -20,6 +18,7 @@ from llm.training.distributed import Distributed
 from llm.training.meter import Meter, elapsed_at
 from llm.training.metrics import FitStart, StepMetrics
 from llm.training.optim import build_optimizer, clip_gradients, set_learning_rate
+from llm.training.parallel import ParallelModel
 from llm.training.precision import autocast, autocast_dtype
 from llm.training.saving import CheckpointSaver, TrainedParts
 from llm.training.schedules import Schedule
@@ -84,9 +83,9 @@ class TrainingEngine:
         self.validation = data.validation_dataset()
         self.total_steps = settings.max_steps or settings.epochs * self.loader.steps_per_epoch
         self._seed(-1)
-        self.model = task.build_model().to(device)
-        self.wrapped = self.distributed.wrap(self.model)
         self.dtype = autocast_dtype(settings.precision, device)
+        self.parallel = ParallelModel(task.build_model(), self.distributed, settings.sharding, self.dtype)
+        self.model = self.parallel.model
         self.optimizer = build_optimizer(self.model, config.optimizer, self.dtype)
         self.schedule = Schedule.of(config.optimizer, self.total_steps, settings.batch_size * config.context_length)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -151,13 +150,17 @@ class TrainingEngine:
         per_pass = self.config.training.batch_size // self.loader.parts
         rank, world_size = self.distributed.rank, self.distributed.world_size
         with torch.no_grad():
-            for batch in in_order(self.validation, per_pass, rank, world_size):
+            batches = in_order(self.validation, per_pass, rank, world_size)
+            for batch, counts in self.parallel.in_step(batches, self.validation.batch(np.arange(1))):
                 if self._stop.received and world_size == 1:
                     self._validation_due = True
                     return {}
                 moved = batch.to(self.distributed.device)
                 with autocast(self.distributed.device, self.dtype):
-                    sums[0] += float(self.task.loss_sum(self.model, moved))
+                    loss_sum = float(self.task.loss_sum(self.model, moved))
+                if not counts:
+                    continue
+                sums[0] += loss_sum
                 sums[1] += self.task.count_targets(batch)
                 sums[2] += self.task.count_bytes(batch)
         self.model.train()
@@ -202,9 +205,9 @@ class TrainingEngine:
         total = 0.0
         further: dict[str, float] = {}
         for idx, part in enumerate(parts):
-            with self._gradient_sync(last=idx == len(parts) - 1):
+            with self.parallel.gradient_sync(last=idx == len(parts) - 1):
                 with autocast(self.distributed.device, self.dtype):
-                    loss = self.task.loss_sum(self.wrapped, part.to(self.distributed.device)) / num_targets
+                    loss = self.task.loss_sum(self.parallel.module, part.to(self.distributed.device)) / num_targets
                 share, objective = self.task.count_targets(part) / num_targets, loss
                 for name, (weight, value) in self.task.auxiliary_losses(self.model).items():
                     objective = objective + share * weight * value
@@ -215,12 +218,6 @@ class TrainingEngine:
         # A signal to one process must stop all processes at the same step.
         loss_sum, self._stop_votes, *values = self.distributed.sum(total, self._stop.vote, *further.values())
         return _BatchSums(loss_sum, num_targets, num_bytes, dict(zip(further, values, strict=True)))
-
-    def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[object]:
-        """Returns a context that exchanges gradients once per step, in the last accumulation pass."""
-        if isinstance(self.wrapped, DistributedDataParallel) and not last:
-            return self.wrapped.no_sync()
-        return contextlib.nullcontext()
 
     def _must_stop(self) -> bool:
         """Returns whether any process received a signal; the result is the same in every process."""

@@ -17,6 +17,7 @@ _MAY_CHANGE = {  # of the section `training`
     "validate_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "sharding",
     "log_to",
     "sample_tokens",
     "sample_prompt",
