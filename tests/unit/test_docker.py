@@ -25,6 +25,7 @@ VLLM_DASHBOARD = """
     num_requests_running num_requests_waiting kv_cache_usage_perc gpu_cache_usage_perc
     time_to_first_token_seconds_bucket time_to_first_token_seconds_sum time_to_first_token_seconds_count
     request_prompt_tokens_bucket request_generation_tokens_bucket request_success_total request_decode_time_seconds_sum
+    request_queue_time_seconds_sum request_prefill_time_seconds_sum request_inference_time_seconds_bucket
     prefix_cache_queries_total prefix_cache_hits_total num_preemptions_total
     spec_decode_num_draft_tokens_total spec_decode_num_accepted_tokens_total
 """
@@ -34,9 +35,10 @@ def exposition() -> str:
     metrics = ServerMetrics(lambda: dict.fromkeys(STATS.split(), 1), "tiny")
     metrics.observe("/v1/chat/completions", 200, 0.1)
     answer = Collector([Prompt(token_ids=(1, 2), params=SamplingParams(n=2))])
-    answer.add([(0, Delta("a", (1, 2, 3), "stop")), (1, Delta("b", (4,)))])
+    deltas = [(0, Delta("a", (1, 2, 3), "stop", scheduled_at=2.5)), (1, Delta("b", (4,)))]
+    answer.add(deltas)
     meter = Meter(metrics, 0.0)
-    meter.start()
+    meter.start(deltas)
     meter.end(answer)
     return metrics.exposition().decode()
 
@@ -66,6 +68,16 @@ def test_tokens_count_with_the_mean_time_between_them():
     assert re.search(r'^llm_inter_token_seconds_bucket\{le="\+Inf"\} 2.0$', page, re.MULTILINE)
     assert re.search(r"^llm_time_per_output_token_seconds_count 1.0$", page, re.MULTILINE)
     assert re.search(r"^llm_request_generation_tokens_sum 4.0$", page, re.MULTILINE)
+
+
+def test_times_in_the_queue_and_of_prefill_add_up_to_that_of_the_first_token():
+    page = exposition()
+    queue, prefill, first = (
+        float(re.search(rf"^vllm:{name}_seconds_sum\{{.*\}} (.*)$", page, re.MULTILINE)[1])
+        for name in ("request_queue_time", "request_prefill_time", "time_to_first_token")
+    )
+    assert queue == 2.5
+    assert abs(queue + prefill - first) < 1e-6
 
 
 def test_images_run_as_a_user_and_ask_for_health():

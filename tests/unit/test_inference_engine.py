@@ -161,3 +161,17 @@ def test_a_failed_step_fails_all_choices_of_its_prompts(tiny_checkpoint: Path) -
     assert [request_id for request_id, _ in failed] == list(ids)
     assert all(isinstance(event, EngineError) for _, event in failed)
     assert not engine.has_unfinished()
+
+
+def test_the_first_delta_tells_when_the_request_left_the_queue(tiny_checkpoint: Path) -> None:
+    engine = load_engine(tiny_checkpoint, config=EngineConfig(max_running_requests=1))
+    prompt = engine.tokenizer.encode(PROMPTS[1])
+    params = SamplingParams(max_tokens=4, ignore_eos=True)
+    ids = [engine.add_request(prompt, params) for _ in range(3)]
+    assert engine.abort(ids.pop())
+    deltas = drain(engine)
+    (first, *others), (waited, *more) = ([delta.scheduled_at for delta in deltas[request_id]] for request_id in ids)
+    assert others == more == [None] * 3
+    assert first is not None
+    assert waited is not None
+    assert waited > first

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from llm._rust import FINISH_REASONS, EngineCore, Grammar, RequestParams, StepOutputs
 from llm.errors import EngineError, GrammarError, InvalidArgumentError, LLMError
+from llm.inference.first_steps import FirstSteps
 from llm.inference.outputs import Delta, TokenLogprob
 from llm.inference.runners.base import ModelRunner
 from llm.inference.speculation.draft import DraftModel
@@ -64,6 +65,7 @@ class Engine:
         self.draft = draft
         self.generation_defaults: dict[str, float] = {}  # the checkpoint's sampling values, as defaults
         self._next_id = 0
+        self._first_steps = FirstSteps()
 
     def add_request(
         self, prompt_ids: Sequence[int], params: SamplingParams, *, choice_index: int = 0, priority: int = 0
@@ -125,6 +127,7 @@ class Engine:
         core_params = RequestParams(params, **options)
         self.core.add_choices(ids.start, _as_ids(prompt_ids), core_params, priority=priority, num_choices=params.n)
         self._next_id = ids.stop
+        self._first_steps.add(ids.start)
         return ids
 
     def compile_grammar(self, params: SamplingParams) -> Grammar | None:
@@ -141,6 +144,7 @@ class Engine:
 
     def abort(self, request_id: int) -> bool:
         """Drops a request in any state and frees its blocks; returns False if the id is unknown or has ended."""
+        self._first_steps.drop(request_id)
         return self.core.abort(request_id)
 
     def has_unfinished(self) -> bool:
@@ -157,6 +161,7 @@ class Engine:
         plan = self.core.schedule()
         if plan is None:
             return []
+        self._first_steps.note(plan)
         try:
             logits = self.runner.run(plan).numpy()
         except RuntimeError as error:
@@ -164,7 +169,7 @@ class Engine:
         outputs = self.core.update(logits)
         if self.draft is not None:
             self._guess(self.draft, outputs)
-        return _deltas(outputs)
+        return self._first_steps.stamped(_deltas(outputs))
 
     @property
     def max_pass_tokens(self) -> int:
@@ -186,7 +191,9 @@ class Engine:
 
     def _fail(self, error: RuntimeError) -> list[tuple[int, Delta | LLMError]]:
         message = f"the model failed in this request's step: {error}"
-        return [(request_id, EngineError(message)) for request_id in self.core.fail_step()]
+        failed = self.core.fail_step()
+        self._first_steps.forget(failed)
+        return [(request_id, EngineError(message)) for request_id in failed]
 
 
 def _as_ids(prompt_ids: Sequence[int]) -> NDArray[np.uint32]:

@@ -43,6 +43,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
         cached_tokens: In the first delta of an answer, the number of prompt tokens that came from the prefix cache.
         parts: The reasoning, text and calls that the delta completes; None if the answer is not split into parts.
         reasoning_tokens: Number of its tokens that belong to the reasoning.
+        scheduled_at: In the first delta of a request, when its first step began, by `time.perf_counter`.
     """
 
     text: str
@@ -54,6 +55,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int = 0
     parts: tuple[Part, ...] | None = None
     reasoning_tokens: int = 0
+    scheduled_at: float | None = None
 
 
 # The index of an answer among all answers of a request, and the delta that one step added to it.

@@ -59,6 +59,9 @@ class AnswerMetrics:
         self.first_token_s = histogram(
             "llm_time_to_first_token_seconds", "Time from arrival to the first token.", SECONDS
         )
+        self.queue_s = histogram("llm_queue_seconds", "Time from arrival to the first step.", SECONDS)
+        self.prefill_s = histogram("llm_prefill_seconds", "Time from the first step to the first token.", SECONDS)
+        self.inference_s = histogram("llm_inference_seconds", "Time from the first step to the last token.", SECONDS)
         self._whole_s = histogram("llm_answer_seconds", "Time from arrival to the last token.", SECONDS)
         self._decode_s = histogram("llm_answer_decode_seconds", "Time from the first token to the last.", SECONDS)
         self._per_token_s = histogram(
@@ -84,7 +87,10 @@ class AnswerMetrics:
         return [
             (self.first_token_s, "time_to_first_token_seconds"),
             (self._whole_s, "e2e_request_latency_seconds"),
+            (self.queue_s, "request_queue_time_seconds"),
+            (self.prefill_s, "request_prefill_time_seconds"),
             (self._decode_s, "request_decode_time_seconds"),
+            (self.inference_s, "request_inference_time_seconds"),
             (self._per_token_s, "request_time_per_output_token_seconds"),
             (self._between_tokens_s, "inter_token_latency_seconds"),
             (self._between_tokens_s, "time_per_output_token_seconds"),

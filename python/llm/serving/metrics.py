@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector as MetricCollector
 
 from llm.inference import Collector, Usage
+from llm.inference.outputs import ChoiceDelta
 from llm.serving.answer_metrics import SECONDS, AnswerMetrics, VLLMCollector
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -106,15 +107,22 @@ class Meter:
         self._metrics = metrics
         self._began_at = began_at
         self._first_at = began_at
+        self._scheduled_at = began_at
 
-    def start(self) -> float:
-        """Notes the arrival of the first token and returns the seconds until then."""
+    def start(self, deltas: Iterable[ChoiceDelta]) -> float:
+        """Notes the arrival of the first deltas and returns the seconds until then."""
         self._first_at = time.perf_counter()
-        self._metrics.answers.first_token_s.observe(self._first_at - self._began_at)
+        scheduled = (delta.scheduled_at for _, delta in deltas if delta.scheduled_at is not None)
+        self._scheduled_at = min(scheduled, default=self._first_at)
+        answers = self._metrics.answers
+        answers.queue_s.observe(self._scheduled_at - self._began_at)
+        answers.prefill_s.observe(self._first_at - self._scheduled_at)
+        answers.first_token_s.observe(self._first_at - self._began_at)
         return self._first_at - self._began_at
 
     def end(self, collector: Collector) -> None:
         """Counts the tokens and the time of a request that has got a token."""
         now = time.perf_counter()
         self._metrics.count_tokens(collector.usage)
+        self._metrics.answers.inference_s.observe(now - self._scheduled_at)
         self._metrics.answers.count(collector, now - self._began_at, now - self._first_at)

@@ -93,7 +93,7 @@ async def answer_events(
                 collector.add(deltas)
                 events: Events = []
                 if last is None:
-                    conversation.first_token_s = meter.start()
+                    conversation.first_token_s = meter.start(deltas)
                     events += answer.started(collector.usage)
                 for _, last in deltas:
                     if last.logprobs:

@@ -62,7 +62,7 @@ async def generate(
         async with aclosing(engine.generate(prompts)) as arrivals:
             async for deltas in arrivals:
                 if not collector.has_started:
-                    exchange.first_token_s = meter.start()
+                    exchange.first_token_s = meter.start(deltas)
                 collector.add(deltas)
                 if request.stream:
                     await exchange.send_events(answer.events(deltas))
