@@ -79,6 +79,7 @@ def test_requests_at_once_are_limited_until_one_ends(server):
 
 def test_log_and_metrics_tell_whose_request_it_was_and_what_it_took(server):
     complete(client_of(server, "free-key"), extra_headers={"x-request-id": "req-of-free"})
+    wait_until(lambda: "request_id=req-of-free" in server.log_tail())  # written after the answer
     [line] = [line for line in server.log_tail().splitlines() if "request_id=req-of-free" in line]
     assert "status=200" in line
     assert "key=free model=tiny" in line
