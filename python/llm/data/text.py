@@ -11,27 +11,34 @@ from numpy.typing import NDArray
 
 from llm.data.base import BaseDataModule, Dataset
 from llm.data.batch import Batch, TokenBatch
+from llm.data.readers import ReadOptions, corpus_files, read_pieces
 from llm.data.shards import open_shard, write_shard
 from llm.errors import DataError
 from llm.tokenization import BaseTokenizer
-from llm.tokenization.corpus import corpus_files, read_corpus_file
 
 _PIECE_CHARS = 1 << 20
 _LINE_END = re.compile(r"(?<=\S)\n(?=[^\s/])")
 
 
-def read_documents(paths: Sequence[str]) -> list[str]:
-    """Returns the text of every file that `paths` name (see `llm.tokenization.corpus.corpus_files`).
+def read_documents(paths: Sequence[str], options: ReadOptions | None = None) -> list[str]:
+    """Returns the documents of every file that `paths` name (see `llm.data.readers`).
 
     Raises:
-        DataError: There is no file, a file is not UTF-8, or all files are empty.
+        DataError: There is no file, a file can't be read, or all files are empty.
+        MissingExtraError: A file needs a package that is not installed.
     """
     if not paths:
         raise DataError("no training text was named\nhint: pass `--data PATH` (a file, a directory or a pattern)")
-    documents = [read_corpus_file(file) for file in corpus_files(paths)]
-    if not any(document.strip() for document in documents):
-        raise DataError(f"the corpus is empty: {len(documents)} file(s) without text in {', '.join(paths)}")
-    return [document for document in documents if document]
+    files = corpus_files(paths)
+    texts: list[list[str]] = [[]]
+    for file in files:
+        for piece in read_pieces(file, options or ReadOptions()):
+            texts[-1].append(piece.text)
+            texts += [[]] if piece.ends else []
+    documents = ["".join(pieces) for pieces in texts if pieces]
+    if not documents:
+        raise DataError(f"the corpus is empty: {len(files)} file(s) without text in {', '.join(paths)}")
+    return documents
 
 
 def split_documents(documents: Sequence[str], validation_fraction: float) -> tuple[list[str], list[str]]:

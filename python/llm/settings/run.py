@@ -29,6 +29,11 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     kind: Annotated[Literal["text", "synthetic"], msgspec.Meta(description="Text files or synthetic samples.")] = "text"
     paths: Annotated[tuple[str, ...], msgspec.Meta(description="Files, directories or globs.")] = ()
+    field: Annotated[str, msgspec.Meta(description="Field or column with the text, of .jsonl and .parquet.")] = "text"
+    separator: (
+        Annotated[str, msgspec.Meta(description="Text between two documents, learnt as end of text; null: none.")]
+        | None
+    ) = "<|endoftext|>"
     validation_fraction: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0, description="Held out from the end.")] = 0.1
     context_length: Annotated[int, msgspec.Meta(ge=1, description="Tokens a sample; null: the model's.")] | None = None
     num_samples: (

@@ -11,6 +11,7 @@ import torch
 
 from llm.checkpoint import Checkpoint, Run, resolve, step_of
 from llm.data import BaseDataModule, BatchLoader, SyntheticDataModule, TextDataModule, read_documents, split_documents
+from llm.data.readers import ReadOptions
 from llm.errors import ConfigError
 from llm.settings.merge import Override, load_run_config
 from llm.settings.run import RunConfig, TokenizerConfig
@@ -158,7 +159,7 @@ def _write_parts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | No
     if config.data.kind == "text":
         if config.training.task != "lm":
             raise ConfigError(f"`training.task={config.training.task}` needs `data.kind=synthetic`, got `text`")
-        documents = read_documents(config.data.paths)
+        documents = read_documents(config.data.paths, ReadOptions(config.data.field, config.data.separator))
         train, validation = split_documents(documents, config.data.validation_fraction)
         if start.initial is not None:
             tokenizer = initial_tokenizer(start.initial, config.tokenizer, tokenizer)

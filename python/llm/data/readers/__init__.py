@@ -1,0 +1,17 @@
+"""Readers of corpora: text, JSON lines and Parquet, plain or compressed, as a stream of pieces of documents."""
+
+from llm.data.readers.files import corpus_files, kind_of
+from llm.data.readers.pieces import DEFAULT_SEPARATOR, Piece, ReadNotes, ReadOptions, num_bytes, sliced
+from llm.data.readers.read import read_pieces
+
+__all__ = [
+    "DEFAULT_SEPARATOR",
+    "Piece",
+    "ReadNotes",
+    "ReadOptions",
+    "corpus_files",
+    "kind_of",
+    "num_bytes",
+    "read_pieces",
+    "sliced",
+]

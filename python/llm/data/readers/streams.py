@@ -1,0 +1,101 @@
+"""Bytes of files, decompressed as they are read."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from llm.errors import DataError, MissingExtraError
+
+BLOCK_BYTES = 1 << 20
+# The first bytes of files that are no text, and what to do about each.
+_MAGIC = (
+    (b"\xff\xfe", "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0}`"),
+    (b"\xfe\xff", "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0}`"),
+    (b"\x1f\x8b", "a gzip file", "let its name end in .txt.gz or .jsonl.gz"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file", "let its name end in .txt.zst or .jsonl.zst"),
+    (b"PAR1", "a Parquet file", "let its name end in .parquet"),
+    (b"PK\x03\x04", "a zip archive or an office document", "unpack it, or save the document as plain text"),
+    (b"%PDF", "a PDF", "extract its text: `pdftotext {0}`"),
+    (b"SQLite format 3", "an SQLite database", "export the text to .jsonl"),
+)
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[IO[bytes]]:
+    """Opens a file for reading, through the decompression that its name asks for.
+
+    Raises:
+        DataError: The file can't be read, or is not what its name says.
+        MissingExtraError: The file is a `.zst` and `zstandard` is not installed.
+    """
+    try:
+        with _open(file) as stream:
+            yield stream
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(
+            f"{file}: the gzip file is cut short or damaged: {error}\nhint: copy or download it again"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{file}: can't be read: {error.strerror or error}") from error
+
+
+def check_is_text(file: Path, beginning: bytes) -> None:
+    """Checks that the first bytes of a file can be those of UTF-8 text.
+
+    Raises:
+        DataError: They are those of another format, which the message names.
+    """
+    for magic, what, way_out in _MAGIC:
+        if beginning.startswith(magic):
+            raise DataError(f"{file}: text must be UTF-8, got {what}\nhint: {way_out.format(file)}")
+    if b"\0" not in beginning[:4096]:
+        return
+    share = beginning[:4096].count(b"\0") / len(beginning[:4096])
+    if share > 0.3:
+        way_out = f"it looks like UTF-16; convert it: `iconv -f UTF-16LE -t UTF-8 {file}`"
+    else:
+        way_out = "it looks like a binary file; leave it out of the corpus"
+    offset = beginning.index(b"\0")
+    raise DataError(f"{file}: text must be UTF-8 without zero bytes, got one at offset {offset}\nhint: {way_out}")
+
+
+def _open(file: Path) -> Any:
+    if file.suffix.lower() == ".gz":
+        return gzip.open(file, "rb")
+    if file.suffix.lower() == ".zst":
+        return _Zstandard(file)
+    return file.open("rb")
+
+
+class _Zstandard:
+    """The content of a `.zst` file, whose errors are ours."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raise MissingExtraError(
+                f"{file}: reading .zst needs `zstandard`\nhint: pip install 'llm-oxide[data]'"
+            ) from None
+        self._file = file
+        self._error = zstandard.ZstdError
+        self._stream: Any = zstandard.ZstdDecompressor().stream_reader(
+            file.open("rb"), read_across_frames=True, closefd=True
+        )
+
+    def read(self, size: int) -> bytes:
+        try:
+            return bytes(self._stream.read(size))
+        except self._error as error:
+            raise DataError(
+                f"{self._file}: the Zstandard file is damaged: {error}\nhint: copy or download it again"
+            ) from error
+
+    def __enter__(self) -> "_Zstandard":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
