@@ -61,7 +61,7 @@ def test_a_failed_write_leaves_the_old_directory_and_no_other(tmp_path: Path) ->
     with atomic_directory(target) as directory:
         (directory / "file").write_text("old")
     with (
-        pytest.raises(FileError, match="checkpoint can.t be written: No such file"),
+        pytest.raises(FileError, match=r"checkpoint can.t be written: No such file"),
         atomic_directory(target) as directory,
     ):
         (directory / "file").write_text((directory / "missing").read_text())

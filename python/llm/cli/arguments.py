@@ -1,20 +1,24 @@
 """Sorts the arguments of `llm train` into settings, a settings file and texts; lists all settings."""
 
+import functools
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
+import typer
 
 from llm.errors import ConfigError
 from llm.settings.fields import declared, default_of, flat_fields
 from llm.settings.names import LIST_HINT, full_name, hint_for
 from llm.settings.run import RunConfig
 
+Command = Callable[..., None]
+
 _NUMBER = re.compile(r"-\.?\d")
-_TRUTHS = {"true", "false", "yes", "no", "on", "off", "1", "0"}
 _TEXTS = {".json", ".jsonl", ".parquet", ".txt", ".md", ".gz", ".zst", ".csv", ".tsv"}
 
 
@@ -109,6 +113,40 @@ def _next_value(option: str, setting: str, rest: Iterator[str]) -> str:
 
 def _types() -> dict[str, Any]:
     return {name: one.type for name, one in flat_fields(RunConfig)}
+
+
+def with_settings(options: Mapping[str, Sequence[str]]) -> Callable[[Command], Command]:
+    """Adds an option for each setting of a run in `options` to a command, which receives the given ones as `**values`.
+
+    Args:
+        options: Settings by their dotted names, and further names of the options.
+    """
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            absent = [dotted.partition(".")[2] for dotted in options]
+            command(**{name: value for name, value in values.items() if value is not None or name not in absent})
+
+        own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        added = [_setting_option(dotted, further) for dotted, further in options.items()]
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *added)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+def _setting_option(dotted: str, further: Sequence[str]) -> inspect.Parameter:
+    name = dotted.partition(".")[2]
+    kind, meta = declared(_types()[dotted])
+    if get_origin(kind) is Literal:
+        kind = str
+    about = (meta.description or "").replace("null: ", "default: ")
+    option = typer.Option(f"--{name.replace('_', '-')}", *further, min=meta.ge, help=about)
+    annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def settings_table(words: list[str]) -> Iterator[str]:

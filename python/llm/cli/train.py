@@ -7,15 +7,29 @@ from typing import Annotated, Any
 
 import typer
 
-from llm.cli.arguments import Arguments, check_texts, settings_table, sorted_arguments
+from llm.cli.arguments import Arguments, check_texts, settings_table, sorted_arguments, with_settings
 from llm.errors import ConfigError, FileError, TrainingError
 from llm.settings.merge import Override
+from llm.settings.names import full_name_or_error
 
 # Options that aren't declared reach `train`, which takes them for the settings whose names they are.
 CONTEXT = {"ignore_unknown_options": True}
+# Settings that `--help` shows as options of their own, with further names; all others are options as well.
+OPTIONS = {
+    "training.init_from": (),
+    "training.task": (),
+    "training.epochs": (),
+    "training.max_steps": (),
+    "training.batch_size": (),
+    "optimizer.learning_rate": ("--lr",),
+    "data.num_samples": (),
+    "training.seed": (),
+    "training.device": (),
+}
 EXAMPLE = "Example:  llm train --data corpus.txt --out runs/base --max-steps 500 model.hidden_size=256"
 
 
+@with_settings(OPTIONS)
 def train(
     arguments: Annotated[
         list[str] | None,
@@ -28,17 +42,6 @@ def train(
     data: Annotated[list[str] | None, typer.Option(help="Text: a file, directory or glob; may be repeated.")] = None,
     out: Annotated[str | None, typer.Option("--out", "--output", help="The run's directory.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer's directory; default: train one.")] = None,
-    init_from: Annotated[
-        str | None, typer.Option(help="A checkpoint, run or Hugging Face directory to go on from.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="lm or regression.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per optimizer step, over all devices.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Peak learning rate.")] = None,
-    num_samples: Annotated[int | None, typer.Option(min=1, help="Use (or make up) this many samples.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of all randomness.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda[:N].")] = None,
     resume: Annotated[bool, typer.Option("--resume", metavar="", help="Resume the run in --out.")] = False,
     from_step: Annotated[
         int | None, typer.Option(min=0, help="Resume from this checkpoint; newer ones are removed.")
@@ -46,14 +49,25 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", metavar="", help="Replace a run in --out: what it wrote, nothing else.")
     ] = False,
+    replay: Annotated[
+        str | None,
+        typer.Option(metavar="DUMP", help="Run a step again whose loss was not finite, and find the first bad value."),
+    ] = None,
     settings: Annotated[
         bool,
         typer.Option("--settings", "--list-settings", metavar="", help="List all settings, or those about a word."),
     ] = False,
+    **options: Any,
 ) -> None:
     """Train a model from text, or resume a run. `torchrun --no-python llm train …` uses several processes."""
     if settings:
         print("\n".join(settings_table(arguments or [])))
+        return
+    if replay is not None:
+        from llm.training.replay import replay as run_again
+
+        for line in run_again(replay):
+            print(line)
         return
     given = sorted_arguments([*(arguments or []), *([config] if config else [])])
     resume = resume or from_step is not None
@@ -63,17 +77,6 @@ def train(
     check_texts(given.paths)
     if out is None:
         raise ConfigError(f"`--out` is missing\nhint: name the run's directory, such as `--out {_example_run(texts)}`")
-    options = {
-        "data.num_samples": num_samples,
-        "optimizer.learning_rate": learning_rate,
-        "training.init_from": init_from,
-        "training.task": task,
-        "training.epochs": epochs,
-        "training.max_steps": max_steps,
-        "training.batch_size": batch_size,
-        "training.seed": seed,
-        "training.device": device,
-    }
     place = {"resume": out, "from_step": from_step} if resume else {"out": out}
     _run(given, options, out, data=texts or None, tokenizer=tokenizer, overwrite=overwrite, **place)
 
@@ -83,7 +86,7 @@ def _run(given: Arguments, options: dict[str, Any], directory: str, **more: Any)
     from llm.training.distributed import Distributed
 
     overrides: list[Override] = [*given.overrides]
-    overrides += [(name, value) for name, value in options.items() if value is not None]
+    overrides += [(full_name_or_error(name), value) for name, value in options.items()]
     try:
         checkpoint = train_run(given.file, overrides=overrides, **more)
     except KeyboardInterrupt as stop:

@@ -52,9 +52,13 @@ class BatchLoader:
 
     def part(self, step: int, idx: int) -> Batch:
         """Returns part `idx` of the batch of `step`; both count from 0."""
+        return self.dataset.batch(self.sample_ids(step, idx))
+
+    def sample_ids(self, step: int, idx: int) -> NDArray[np.int64]:
+        """Returns the numbers of a part's samples in the dataset."""
         epoch, position = divmod(step, self.steps_per_epoch)
         first, last = (position * self.batch_size + edge * self.batch_size // self.parts for edge in (idx, idx + 1))
-        return self.dataset.batch(self._epoch_order(epoch)[first:last])
+        return self._epoch_order(epoch)[first:last]
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:

@@ -110,7 +110,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     task: Annotated[Literal["lm", "regression"], msgspec.Meta(description="Objective.")] = "lm"
     init_from: (
-        Annotated[str, msgspec.Meta(description="Checkpoint to start from, or its run; null: new weights.")] | None
+        Annotated[
+            str, msgspec.Meta(description="Checkpoint, run or Hugging Face model to start from; null: a new model.")
+        ]
+        | None
     ) = None
     epochs: Annotated[int, msgspec.Meta(ge=1, description="Number of passes over the data.")] = 1
     max_steps: (

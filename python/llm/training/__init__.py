@@ -16,6 +16,7 @@ from llm.training.engine import TrainingEngine
 from llm.training.launch import launch, resume
 from llm.training.metrics import FitStart, StepMetrics
 from llm.training.record import RunRecord
+from llm.training.replay import replay
 from llm.training.runs import Comparison, compare_runs, list_runs, plot_runs
 from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
 
@@ -41,6 +42,7 @@ __all__ = [
     "launch",
     "list_runs",
     "plot_runs",
+    "replay",
     "resume",
     "standard_callbacks",
 ]

@@ -3,18 +3,19 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from llm.checkpoint import Checkpoint, Run
 from llm.data import BaseDataModule, BatchLoader, in_order
-from llm.errors import TrainingError
+from llm.errors import FileError, TrainingError
 from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer
 from llm.training.callbacks import Callback
 from llm.training.distributed import Distributed
+from llm.training.dumps import BadStep, not_finite, write_dump
 from llm.training.meter import Meter, elapsed_at
 from llm.training.metrics import FitStart, StepMetrics
 from llm.training.optim import build_optimizer, clip_gradients, set_learning_rate
@@ -22,6 +23,7 @@ from llm.training.parallel import ParallelModel
 from llm.training.precision import autocast, autocast_dtype
 from llm.training.saving import CheckpointSaver, TrainedParts
 from llm.training.schedules import Schedule
+from llm.training.seeds import seed_step
 from llm.training.signals import Interrupted, StopRequest, signal_of
 from llm.training.tasks import Task
 
@@ -182,7 +184,7 @@ class TrainingEngine:
         batch = self._accumulate_gradients()
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model, self.config.optimizer.max_grad_norm)
-        self._check_finite(batch.loss, grad_norm)
+        self._check_finite(batch, grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -223,18 +225,37 @@ class TrainingEngine:
         """Returns whether any process received a signal; the result is the same in every process."""
         return self._stop.received if self.distributed.world_size == 1 else self._stop_votes > 0
 
-    def _check_finite(self, loss: float, grad_norm: float) -> None:
+    def _check_finite(self, batch: _BatchSums, grad_norm: float) -> None:
+        loss = batch.loss
         skipped = self.scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(grad_norm)
         self.skipped_steps += skipped
         self._skips_in_a_row = self._skips_in_a_row + 1 if skipped else 0
         if math.isfinite(loss) and (math.isfinite(grad_norm) or 0 < self._skips_in_a_row <= _MAX_SKIPS_IN_A_ROW):
             return
-        epoch, batch = divmod(self.step, self.loader.steps_per_epoch)
-        raise TrainingError(
-            f"step {self.step + 1}, rank {self.distributed.rank}, epoch {epoch + 1}, batch {batch + 1}: "
-            f"the loss is {loss} and the gradient norm {grad_norm}; both must be finite\n"
-            "hint: lower `optimizer.learning_rate`, raise `optimizer.warmup_steps`, or set `training.precision=float32`"
+        passes = range(self.distributed.rank * self.accumulation, (self.distributed.rank + 1) * self.accumulation)
+        bad = BadStep(
+            step=self.step,
+            rank=self.distributed.rank,
+            loss=loss,
+            grad_norm=grad_norm,
+            num_targets=batch.num_targets,
+            loss_scale=float(self.scaler.get_scale()),
+            sample_ids=tuple(int(one) for idx in passes for one in self.loader.sample_ids(self.step, idx)),
+            parts=tuple(self.loader.part(self.step, idx) for idx in passes),
         )
+        raise not_finite(bad, self.loader.steps_per_epoch, self._dump(bad), self.dtype)
+
+    def _dump(self, bad: BadStep) -> Path | FileError:
+        """Writes what `replay` needs and returns the directory, or why there is none."""
+        directory = self.run.path / "dumps" / f"step_{bad.step + 1:08d}"
+        state = self.model.state_dict() if self.distributed.is_main else None
+        try:
+            write_dump(directory, bad, state)
+        except FileError as error:
+            return error
+        finally:
+            self.distributed.sum(1.0)  # no process may end before all have written
+        return directory
 
     def _validate_and_checkpoint(self, force: bool) -> bool:
         """Validates and saves a checkpoint if due or if `force` is set; returns whether it did either."""
@@ -296,10 +317,7 @@ class TrainingEngine:
         self.meter.start(self.step)
 
     def _seed(self, step: int) -> None:
-        """Seeds the random numbers of a step (dropout) by seed, step and rank only; step -1 draws the weights."""
-        rank = self.distributed.rank if step >= 0 else 0
-        key = np.random.SeedSequence([self.config.training.seed, step + 1, rank]).generate_state(1, np.uint64)
-        torch.manual_seed(int(key[0]) >> 1)
+        seed_step(self.config.training.seed, step, self.distributed.rank)
 
 
 def _count_parameters(model: nn.Module) -> int:

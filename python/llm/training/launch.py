@@ -178,7 +178,7 @@ def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
     check_log_targets(config.training.log_to)
     BatchLoader.for_training(_data(config, run).train_dataset(), config.training, world_size)
     with torch.device("meta"):
-        _task(config, None, None).build_model()
+        build_task(config).build_model()
 
 
 def _tokenizer(config: TokenizerConfig, train: Sequence[str]) -> BaseTokenizer:
@@ -209,7 +209,7 @@ def _engine(config: RunConfig, start: _Start, callbacks: Sequence[Callback] | No
     data = _data(config, run)
     engine = TrainingEngine(
         config,
-        _task(config, tokenizer, start.initial),
+        build_task(config, tokenizer, start.initial),
         data,
         run,
         distributed=start.distributed,
@@ -221,7 +221,8 @@ def _engine(config: RunConfig, start: _Start, callbacks: Sequence[Callback] | No
     return engine
 
 
-def _task(config: RunConfig, tokenizer: BaseTokenizer | None, initial: Checkpoint | None) -> Task:
+def build_task(config: RunConfig, tokenizer: BaseTokenizer | None = None, initial: Checkpoint | None = None) -> Task:
+    """Returns the task that `training.task` names; see `LanguageModelingTask` for the arguments."""
     if config.training.task == "regression":
         return RegressionTask(config.model)
     return LanguageModelingTask(
