@@ -27,6 +27,7 @@ BUILTIN_COMPONENTS: dict[str, dict[str, str]] = {
         "rms_norm": "llm.models.layers.norm:RMSNorm",
         "offset_rms_norm": "llm.models.layers.norm:OffsetRMSNorm",
         "layer_norm": "llm.models.layers.norm:LayerNorm",
+        "layer_norm_no_bias": "llm.models.layers.norm:LayerNormNoBias",
     },
     "position_encoding": {
         "rope": "llm.models.layers.rotary:RotaryEmbedding",

@@ -22,6 +22,7 @@ CONFIGS = {
 }
 OTHER_CONFIGS = {
     "layer norm": ModelConfig(vocab_size=97, norm="layer_norm"),
+    "layer norm without bias": ModelConfig(vocab_size=97, norm="layer_norm_no_bias"),
     "gelu": ModelConfig(vocab_size=97, mlp="gelu"),
 }
 

@@ -20,7 +20,8 @@ def test_built_in_names_resolve_without_further_imports() -> None:
 def test_unknown_names_list_the_valid_ones() -> None:
     with pytest.raises(
         RegistryError,
-        match=r"unknown norm `rmsnorm`; did you mean `rms_norm`\? Valid: layer_norm, offset_rms_norm, rms_norm",
+        match=r"unknown norm `rmsnorm`; did you mean `rms_norm`\? "
+        r"Valid: layer_norm, layer_norm_no_bias, offset_rms_norm, rms_norm",
     ):
         llm.registry.get("norm", "rmsnorm")
     with pytest.raises(RegistryError, match="unknown kind of component `norms`"):

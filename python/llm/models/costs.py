@@ -9,9 +9,9 @@ from llm.models.decoder import cache_widths
 from llm.models.hf import empty_model
 from llm.settings.model import ModelConfig
 
-Optimizer: TypeAlias = Literal["adamw", "sgd", "none"]
-# fp32 moments beside each parameter.
-_OPTIMIZER_BYTES: dict[Optimizer, int] = {"adamw": 8, "sgd": 4, "none": 0}
+Optimizer: TypeAlias = Literal["adamw", "muon", "adamw8bit", "sgd", "none"]
+# Moments beside each parameter; Muon's are counted as if all parameters were hidden matrices.
+_OPTIMIZER_BYTES: dict[Optimizer, int] = {"adamw": 8, "muon": 4, "adamw8bit": 2, "sgd": 4, "none": 0}
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def estimate_memory(
         batch: Sequences per forward pass.
         length: Tokens per sequence.
         dtype: Number type of products and activations.
-        optimizer: `adamw`, `sgd` (with momentum), or `none` for a forward pass with weights in `dtype`.
+        optimizer: `adamw`, `muon`, `adamw8bit`, `sgd` (with momentum), or `none` for a forward pass with weights in
+            `dtype`.
         gradient_checkpointing: Whether the backward pass recomputes blocks.
     """
     parameters, tokens = num_parameters(config), batch * length

@@ -83,6 +83,33 @@ def raw_setting(
     return values.get(name) if isinstance(values, dict) else None
 
 
+def given_settings(config: RunConfig | str | os.PathLike[str] | None, overrides: Iterable[Override]) -> frozenset[str]:
+    """Returns the names of the settings that somebody gave, as `section.field`; a `RunConfig` gives all of them.
+
+    With a size, a `RunConfig` gives the settings that differ from the defaults, because the size decides the others.
+    """
+    base, file = (config, None) if isinstance(config, RunConfig) else (None, config)
+    given = _names(_merged(file, overrides, os.environ, None))
+    if base is None:
+        return given
+    values, defaults = msgspec.to_builtins(base), msgspec.to_builtins(RunConfig())
+    if base.training.size is None:
+        return given | _names(values)
+    return given | {name for name in _names(values) if _value_of(values, name) != _value_of(defaults, name)}
+
+
+def _names(values: dict[str, Any]) -> frozenset[str]:
+    """Returns the names `section.field` of all values."""
+    return frozenset(
+        f"{name}.{field}" for name, section in values.items() if isinstance(section, dict) for field in section
+    )
+
+
+def _value_of(values: dict[str, Any], dotted: str) -> Any:
+    section, _, field = dotted.partition(".")
+    return values[section][field]
+
+
 def _merged(
     file: str | os.PathLike[str] | None,
     overrides: Iterable[Override],

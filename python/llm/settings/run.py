@@ -115,6 +115,13 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ]
         | None
     ) = None
+    size: (
+        Annotated[
+            str,
+            msgspec.Meta(description="Parameters, such as 15M: sets shape, rate and batch; null: by text and device."),
+        ]
+        | None
+    ) = None
     epochs: Annotated[int, msgspec.Meta(ge=1, description="Number of passes over the data.")] = 1
     max_steps: (
         Annotated[int, msgspec.Meta(ge=1, description="Number of optimizer steps; null: as many as the epochs take.")]

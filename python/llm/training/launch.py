@@ -13,7 +13,7 @@ from llm.checkpoint import Checkpoint, Run, resolve, step_of
 from llm.data import BaseDataModule, BatchLoader, SyntheticDataModule, TextDataModule, read_documents, split_documents
 from llm.data.readers import ReadOptions
 from llm.errors import ConfigError
-from llm.settings.merge import Override, load_run_config
+from llm.settings.merge import Override, given_settings, load_run_config
 from llm.settings.run import RunConfig, TokenizerConfig
 from llm.tokenization import (
     BaseTokenizer,
@@ -26,6 +26,7 @@ from llm.training.callbacks import Callback, check_log_targets, standard_callbac
 from llm.training.distributed import Distributed
 from llm.training.engine import TrainingEngine
 from llm.training.initial import initial_tokenizer, load_start_config
+from llm.training.plan import Plan, describe
 from llm.training.resumption import changed_facts, check_resumable, checkpoint_to_resume
 from llm.training.signals import interrupts_at_once
 from llm.training.space import space_notices
@@ -59,6 +60,7 @@ def launch(
     """
     settings, initial = load_start_config(config, list(overrides))
     start = _Start(Run(out), Distributed.start(settings.training.device), initial)
+    start.given = given_settings(config, overrides)
     with start.held:
         with interrupts_at_once():
             start.distributed.main_first(lambda: _prepare(settings, start, tokenizer, overwrite))
@@ -113,6 +115,7 @@ class _Start:
         self.held = contextlib.ExitStack()
         self.held.callback(distributed.stop)
         self.notices: list[str] = []
+        self.given: frozenset[str] = frozenset()
         self.step: int | None = None
 
     @property
@@ -163,10 +166,15 @@ def _write_parts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | No
         train, validation = split_documents(documents, config.data.validation_fraction)
         if start.initial is not None:
             tokenizer = initial_tokenizer(start.initial, config.tokenizer, tokenizer)
+        plan, asked = Plan.of(config, start.given, sum(map(len, train)), start.distributed.device), config
+        config = plan.before_tokenizing(config)
         tokenizer = tokenizer or _tokenizer(config.tokenizer, train)
         config = _with_vocabulary(config, tokenizer.vocab_size)
         TextDataModule.prepare(run.data, train, validation, tokenizer)
         tokenizer.save(run.tokenizer)
+        num_tokens = len(_data(config, run).train_dataset()) * config.context_length
+        config = plan.after_tokenizing(config, num_tokens)
+        start.notices += describe(asked, config)
     elif config.training.task == "lm":
         config = _with_vocabulary(config, config.model.vocab_size or 256)
     _try_out(config, run, start.distributed.world_size)

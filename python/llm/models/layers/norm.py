@@ -62,6 +62,14 @@ class LayerNorm(nn.Module):
         return F.layer_norm(hidden_states, self.weight.shape, self.weight, self.bias, self.eps)
 
 
+class LayerNormNoBias(LayerNorm):
+    """`LayerNorm` without the shift, as in models whose layers have no biases at all."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__(hidden_size, eps)
+        self.register_parameter("bias", None)
+
+
 def add_norm(residual: Tensor, update: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Returns `residual + update` and its norm, both `[T, C]`."""
     is_contiguous = residual.is_contiguous() and update.is_contiguous()
