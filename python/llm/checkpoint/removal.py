@@ -13,6 +13,8 @@ _WRITTEN = (
     "data/*.json",
     "data/.tmp-*",
     "dumps/step_*",
+    "profile/trace_*",
+    "profile/table_*",
     "tokenizer/tokenizer.json",
     "tokenizer/tokenizer_config.json",
     "tokenizer/chat_template.jinja",
@@ -26,7 +28,7 @@ _WRITTEN = (
     "wandb_id",
     ".tmp-*",
 )
-_FOLDERS = ("checkpoints", "data", "dumps", "tokenizer", "tensorboard")
+_FOLDERS = ("checkpoints", "data", "dumps", "profile", "tokenizer", "tensorboard")
 _LOCK = ".lock"
 
 

@@ -53,6 +53,9 @@ def train(
         str | None,
         typer.Option(metavar="DUMP", help="Run a step again whose loss was not finite, and find the first bad value."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="Print memory, steps, disk and time; write nothing.")
+    ] = False,
     settings: Annotated[
         bool,
         typer.Option("--settings", "--list-settings", metavar="", help="List all settings, or those about a word."),
@@ -75,20 +78,33 @@ def train(
         out = given.paths.pop()
     texts = [*(data or []), *given.paths]
     check_texts(given.paths)
+    if dry_run:
+        _forecast(given, options, {"data.paths": texts, "tokenizer.path": tokenizer})
+        return
     if out is None:
         raise ConfigError(f"`--out` is missing\nhint: name the run's directory, such as `--out {_example_run(texts)}`")
     place = {"resume": out, "from_step": from_step} if resume else {"out": out}
     _run(given, options, out, data=texts or None, tokenizer=tokenizer, overwrite=overwrite, **place)
 
 
+def _forecast(given: Arguments, options: dict[str, Any], more: dict[str, Any]) -> None:
+    from llm.training.dry_run import dry_run
+
+    overrides = _overrides(given, options) + [(name, value) for name, value in more.items() if value]
+    found = dry_run(given.file, overrides=overrides)
+    print("\n".join([*found.lines(), "nothing is written; leave out `--dry-run` to train"]))
+
+
+def _overrides(given: Arguments, options: dict[str, Any]) -> list[Override]:
+    return [*given.overrides, *((full_name_or_error(name), value) for name, value in options.items())]
+
+
 def _run(given: Arguments, options: dict[str, Any], directory: str, **more: Any) -> None:
     from llm.api import train as train_run
     from llm.training.distributed import Distributed
 
-    overrides: list[Override] = [*given.overrides]
-    overrides += [(full_name_or_error(name), value) for name, value in options.items()]
     try:
-        checkpoint = train_run(given.file, overrides=overrides, **more)
+        checkpoint = train_run(given.file, overrides=_overrides(given, options), **more)
     except KeyboardInterrupt as stop:
         if Distributed.is_main_process():
             print(_stopped_words(directory), file=sys.stderr)

@@ -11,6 +11,7 @@ from llm.settings.sampling import Temperature, TopK, TopP
 # How text is cut into pieces that merges stay within; `llama3` and `gpt4` are the same.
 PatternName: TypeAlias = Literal["gpt2", "gpt4", "cl100k", "o200k", "llama3", "qwen2", "whitespace"]
 
+ProfiledStep: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 LogTarget: TypeAlias = Literal["csv", "tensorboard", "wandb"]
 
 
@@ -152,6 +153,13 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     log_to: Annotated[
         tuple[LogTarget, ...], msgspec.Meta(description="Further logs: `csv`, `tensorboard` and `wandb`.")
     ] = ()
+    profile_steps: (
+        Annotated[
+            tuple[ProfiledStep, ProfiledStep],
+            msgspec.Meta(description="First and last step whose operations are timed; null: none."),
+        ]
+        | None
+    ) = None
     sample_tokens: Annotated[
         int, msgspec.Meta(ge=0, description="Length of the text written at each validation; 0: none.")
     ] = 100

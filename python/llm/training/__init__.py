@@ -8,10 +8,12 @@ from llm.training.callbacks import (
     ProgressBar,
     ReportWriter,
     SampleWriter,
+    StepProfiler,
     TensorBoardLogger,
     WandbLogger,
     standard_callbacks,
 )
+from llm.training.dry_run import Forecast, dry_run
 from llm.training.engine import TrainingEngine
 from llm.training.launch import launch, resume
 from llm.training.metrics import FitStart, StepMetrics
@@ -25,6 +27,7 @@ __all__ = [
     "Comparison",
     "CsvLogger",
     "FitStart",
+    "Forecast",
     "JsonlLogger",
     "LanguageModelingTask",
     "LossPlot",
@@ -34,11 +37,13 @@ __all__ = [
     "RunRecord",
     "SampleWriter",
     "StepMetrics",
+    "StepProfiler",
     "Task",
     "TensorBoardLogger",
     "TrainingEngine",
     "WandbLogger",
     "compare_runs",
+    "dry_run",
     "launch",
     "list_runs",
     "plot_runs",

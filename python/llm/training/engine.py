@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from llm.checkpoint import Checkpoint, Run
 from llm.data import BaseDataModule, BatchLoader, in_order
@@ -183,12 +184,13 @@ class TrainingEngine:
         learning_rate = self.schedule.rate(self.step)
         set_learning_rate(self.optimizer, learning_rate)
         batch = self._accumulate_gradients()
-        self.scaler.unscale_(self.optimizer)
-        grad_norm = clip_gradients(self.model, self.config.optimizer.max_grad_norm)
-        self._check_finite(batch, grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        with record_function("optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            grad_norm = clip_gradients(self.model, self.config.optimizer.max_grad_norm)
+            self._check_finite(batch, grad_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         facts = batch.auxiliary | self.task.step_facts(self.model)
         metrics = StepMetrics(
@@ -209,14 +211,16 @@ class TrainingEngine:
         further: dict[str, float] = {}
         for idx, part in enumerate(parts):
             with self.parallel.gradient_sync(last=idx == len(parts) - 1):
-                with autocast(self.distributed.device, self.dtype):
+                with autocast(self.distributed.device, self.dtype), record_function("forward"):
                     loss = self.task.loss_sum(self.parallel.module, part.to(self.distributed.device)) / num_targets
                 share, objective = self.task.count_targets(part) / num_targets, loss
                 for name, (weight, value) in self.task.auxiliary_losses(self.model).items():
                     objective = objective + share * weight * value
                     further[name] = further.get(name, 0.0) + share * float(value.detach())
                 # DDP averages over processes, but each loss is a share of a global mean, so the losses must be summed.
-                self.scaler.scale(objective * self.distributed.world_size).backward()  # type: ignore[no-untyped-call]
+                with record_function("backward"):
+                    scaled = self.scaler.scale(objective * self.distributed.world_size)
+                    scaled.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         # A signal to one process must stop all processes at the same step.
         loss_sum, self._stop_votes, *values = self.distributed.sum(total, self._stop.vote, *further.values())

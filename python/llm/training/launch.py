@@ -3,8 +3,9 @@
 import contextlib
 import os
 import platform
-from collections.abc import Iterable, Sequence
-from typing import Any
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import msgspec
 import torch
@@ -32,9 +33,11 @@ from llm.training.signals import interrupts_at_once
 from llm.training.space import space_notices
 from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
 
+Settings: TypeAlias = RunConfig | str | os.PathLike[str] | None
+
 
 def launch(
-    config: RunConfig | str | os.PathLike[str] | None,
+    config: Settings,
     out: str | os.PathLike[str],
     *,
     overrides: Iterable[Override] = (),
@@ -65,6 +68,28 @@ def launch(
         with interrupts_at_once():
             start.distributed.main_first(lambda: _prepare(settings, start, tokenizer, overwrite))
         return _engine(start.run.read_config(), start, callbacks).fit()
+
+
+@contextlib.contextmanager
+def trial(
+    config: Settings,
+    *,
+    overrides: Iterable[Override] = (),
+    tokenizer: BaseTokenizer | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Iterator[TrainingEngine]:
+    """Prepares a run as `launch` does, but in a temporary directory, and yields its engine before the first step."""
+    overrides = list(overrides)
+    settings, initial = load_start_config(config, overrides)
+    if (world_size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ConfigError(f"a dry run uses one process, got {world_size}\nhint: leave out `torchrun`")
+    with tempfile.TemporaryDirectory(prefix="llm-trial-") as folder:
+        start = _Start(Run(folder), Distributed.start(settings.training.device), initial)
+        start.given = given_settings(config, overrides)
+        with start.held:
+            with interrupts_at_once():
+                start.distributed.main_first(lambda: _prepare(settings, start, tokenizer, False))
+            yield _engine(start.run.read_config(), start, callbacks)
 
 
 def resume(

@@ -19,6 +19,7 @@ _MAY_CHANGE = {  # of the section `training`
     "keep_checkpoints",
     "sharding",
     "log_to",
+    "profile_steps",
     "sample_tokens",
     "sample_prompt",
 }

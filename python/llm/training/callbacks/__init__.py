@@ -4,6 +4,7 @@ from llm.training.callbacks.base import Callback
 from llm.training.callbacks.csv_log import CsvLogger
 from llm.training.callbacks.log import JsonlLogger
 from llm.training.callbacks.plot import LossPlot, plot_losses
+from llm.training.callbacks.profiler import StepProfiler
 from llm.training.callbacks.progress import ProgressBar
 from llm.training.callbacks.report import ReportWriter
 from llm.training.callbacks.samples import SampleWriter
@@ -18,6 +19,7 @@ __all__ = [
     "ProgressBar",
     "ReportWriter",
     "SampleWriter",
+    "StepProfiler",
     "TensorBoardLogger",
     "WandbLogger",
     "check_log_targets",

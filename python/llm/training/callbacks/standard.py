@@ -10,6 +10,7 @@ from llm.training.callbacks.base import Callback
 from llm.training.callbacks.csv_log import CsvLogger
 from llm.training.callbacks.log import JsonlLogger
 from llm.training.callbacks.plot import LossPlot
+from llm.training.callbacks.profiler import StepProfiler
 from llm.training.callbacks.progress import ProgressBar
 from llm.training.callbacks.report import ReportWriter
 from llm.training.callbacks.samples import SampleWriter
@@ -45,4 +46,6 @@ def standard_callbacks(
     if tokenizer is not None and (writer := SampleWriter.from_config(config, run, tokenizer, data)):
         found.append(writer)
     found += [_LOGGERS[target](run) for target in dict.fromkeys(config.training.log_to)]
+    if config.training.profile_steps is not None:
+        found.append(StepProfiler(run, *config.training.profile_steps))
     return [*found, LossPlot(run), ReportWriter(run), ProgressBar()]
