@@ -8,6 +8,7 @@ _CHECKPOINTS = ("checkpoints/step_*", "checkpoints/.tmp-step_*", "checkpoints/.o
 _WRITTEN = (
     "run.json",
     "latest",
+    "best",
     *_CHECKPOINTS,
     "data/*.bin",
     "data/*.json",

@@ -14,15 +14,20 @@ from llm.models import DecoderModel, RegressionModel
 
 T = TypeVar("T")
 _MAX_READS = 5
+_POINTERS = ("latest", "best")  # files of a run
 
 
 def resolve(path: str | os.PathLike[str]) -> Checkpoint:
     """Returns the checkpoint at `path`: a `Checkpoint`, directory or GGUF file itself, or a run's newest complete one.
 
+    A run's files `latest` and `best` stand for the checkpoints that they name.
+
     Raises:
         CheckpointError: Nothing exists at `path`, or the run there has no complete checkpoint.
     """
     given = path if isinstance(path, Checkpoint) else Checkpoint(Path(path))
+    if given.path.name in _POINTERS and given.path.is_file():
+        given = Checkpoint(given.path.parent / given.path.read_text(encoding="utf-8").strip())
     if (given.path / "config.json").is_file() or given.is_gguf:
         return given
     if not given.path.is_dir():

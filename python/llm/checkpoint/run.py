@@ -22,6 +22,7 @@ from llm.settings.run import RunConfig
 
 _CHECKPOINTS = "checkpoints"
 _LATEST = "latest"
+_BEST = "best"
 _RUN_FILE = "run.json"
 
 
@@ -175,9 +176,20 @@ class Run(os.PathLike[str]):
         """Points `latest` at `checkpoint`."""
         write_atomically(self.path / _LATEST, f"{_CHECKPOINTS}/{checkpoint.path.name}\n")
 
+    def publish_best(self, checkpoint: Checkpoint) -> None:
+        """Points `best` at `checkpoint`, which `prune` keeps from then on."""
+        write_atomically(self.path / _BEST, f"{_CHECKPOINTS}/{checkpoint.path.name}\n")
+
+    def best(self) -> Checkpoint | None:
+        """Returns the checkpoint that `best` points at, or `None` if there is none."""
+        file = self.path / _BEST
+        found = Checkpoint(self.path / file.read_text(encoding="utf-8").strip()) if file.is_file() else None
+        return found if found is not None and found.is_complete else None
+
     def prune(self, keep: int) -> None:
-        """Removes all but the `keep` newest checkpoints, and directories that a crash left incomplete."""
-        kept = {checkpoint.path for checkpoint in self.checkpoints()[-keep:]}
+        """Removes all but the best and the `keep` newest checkpoints, and directories that a crash left incomplete."""
+        best = self.best()
+        kept = {checkpoint.path for checkpoint in [*self.checkpoints()[-keep:], *([best] if best else [])]}
         for stale in set(written_checkpoints(self.path)) - kept:
             (stale / COMPLETE).unlink(missing_ok=True)  # first: half a directory must not look whole
             shutil.rmtree(stale)
@@ -190,6 +202,8 @@ class Run(os.PathLike[str]):
                 shutil.rmtree(checkpoint.path)
         if (newest := self.newest()) is not None:
             self.publish(newest)
+        if self.best() is None:
+            (self.path / _BEST).unlink(missing_ok=True)
 
     def rewind_log(self, step: int) -> None:
         """Removes the lines after `step`, which a resumed run writes again, and a line cut short by a crash."""

@@ -150,6 +150,15 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     validate_every: Annotated[int, msgspec.Meta(ge=1, description="Number of steps between validations.")] = 250
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1, description="Number of steps between checkpoints.")] = 250
     keep_checkpoints: Annotated[int, msgspec.Meta(ge=1, description="Number of newest checkpoints to keep.")] = 3
+    keep_best: Annotated[
+        bool, msgspec.Meta(description="Save and keep the checkpoint with the lowest validation loss, named in `best`.")
+    ] = False
+    stop_after_validations: (
+        Annotated[
+            int, msgspec.Meta(ge=1, description="Validations without a lower loss that end training; null: none.")
+        ]
+        | None
+    ) = None
     log_to: Annotated[
         tuple[LogTarget, ...], msgspec.Meta(description="Further logs: `csv`, `tensorboard` and `wandb`.")
     ] = ()

@@ -15,6 +15,7 @@ from llm.data import BaseDataModule, BatchLoader, in_order
 from llm.errors import FileError, TrainingError
 from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer
+from llm.training.best import BestLoss
 from llm.training.callbacks import Callback
 from llm.training.distributed import Distributed
 from llm.training.dumps import BadStep, not_finite, write_dump
@@ -100,6 +101,7 @@ class TrainingEngine:
         self._skips_in_a_row = 0
         self._last_validated = -1
         self._validation_due = False
+        self.best = BestLoss()
         self._stop = StopRequest()
         self._stop_votes = 0.0
         self.meter = Meter.of(self.model, config.context_length, self.total_steps, self.distributed, self.dtype)
@@ -118,7 +120,7 @@ class TrainingEngine:
             CheckpointError: The checkpoint to resume from is damaged.
             TrainingError: A loss or gradient is not finite.
         """
-        is_finished = resume and self._restore(from_step) and self.step >= self.total_steps and not self._validation_due
+        is_finished = resume and self._restore(from_step) and self._is_done() and not self._validation_due
         self._call_start()
         try:
             if not is_finished:
@@ -133,14 +135,16 @@ class TrainingEngine:
         if self._validation_due:
             self._validate()
             self._checkpoint(again=not self._validation_due)
-        while self.step < self.total_steps and not self._must_stop():
+        while not self._is_done() and not self._must_stop():
             self._advance()
         self._validation_due |= self.step == self.total_steps and self._last_validated != self.step
         if not self._must_stop():
             self._validate_and_checkpoint(force=True)
         self._checkpoint()
-        if self.step < self.total_steps or self._validation_due:
+        if not self._is_done() or self._validation_due:
             raise Interrupted(self._stop.number or signal_of(self._stop_votes))
+        for callback in self.callbacks if self.step < self.total_steps else ():
+            callback.on_early_stop(self.step, self.best)
 
     def validate(self) -> dict[str, float]:
         """Returns the loss over the validation set, for text also bits per byte.
@@ -269,25 +273,38 @@ class TrainingEngine:
         checkpoint = force or self.step % settings.checkpoint_every == 0
         if validate and self._last_validated != self.step:
             self._validate()
+            checkpoint |= settings.keep_best and self.best.step == self.step
         if checkpoint:
             self._checkpoint()
         return validate or checkpoint
+
+    def _is_done(self) -> bool:
+        """Returns whether the last step is done, or the validation loss fell no more."""
+        return self.step >= self.total_steps or self.best.is_over(self.config.training.stop_after_validations)
 
     def _validate(self) -> None:
         self._last_validated = self.step
         self._validation_due = False
         metrics = self.validate()
+        if "validation_loss" in metrics:
+            self.best.update(self.step, metrics["validation_loss"])
         for callback in self.callbacks if metrics else ():
             callback.on_validation_end(self.step, metrics)
 
     def _checkpoint(self, again: bool = False) -> None:
         """Saves a checkpoint, unless this step's is saved already and `again` is not set."""
         counters = {"skipped_steps": self.skipped_steps, "validation_due": self._validation_due}
+        counters |= self.best.state()
         checkpoint = self.saver.save(self.step, counters | self.meter.state(), again=again)
         if checkpoint is None:
             return
+        self._publish_best(checkpoint)
         for callback in self.callbacks:
             callback.on_checkpoint(self.step, checkpoint)
+
+    def _publish_best(self, checkpoint: Checkpoint) -> None:
+        if self.config.training.keep_best and self.best.step == self.step and self.distributed.is_main:
+            self.run.publish_best(checkpoint)
 
     def _restore(self, from_step: int | None) -> bool:
         """Restores the state of a checkpoint; returns False if the run has no checkpoint yet."""
@@ -301,6 +318,8 @@ class TrainingEngine:
         self.skipped_steps = counters["skipped_steps"]
         self._validation_due = counters.get("validation_due", False)
         self.meter.restore(counters, elapsed_at(self.run, self.step))
+        self.best.restore(counters)
+        self._publish_best(checkpoint)  # a crash may have come between the checkpoint and its name
         return True
 
     def _call_start(self) -> None:

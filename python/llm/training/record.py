@@ -57,8 +57,10 @@ class RunRecord:
 
     @property
     def state(self) -> State:
-        """Whether the run has reached its last step, is in progress, or was stopped."""
+        """Whether the run has reached its end, is in progress, or was stopped."""
         if self.total_steps is not None and self.step >= self.total_steps:
+            return "finished"
+        if self.log and self.log[-1].get("stopped_early"):
             return "finished"
         return "running" if self.run.is_locked else "stopped"
 

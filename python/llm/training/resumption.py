@@ -18,6 +18,8 @@ _MAY_CHANGE = {  # of the section `training`
     "checkpoint_every",
     "keep_checkpoints",
     "sharding",
+    "keep_best",
+    "stop_after_validations",
     "log_to",
     "profile_steps",
     "sample_tokens",

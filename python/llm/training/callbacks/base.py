@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from llm.checkpoint import Checkpoint
+from llm.training.best import BestLoss
 from llm.training.metrics import FitStart, StepMetrics
 
 
@@ -20,6 +21,9 @@ class Callback:
 
     def on_checkpoint(self, step: int, checkpoint: Checkpoint) -> None:
         """Called after a checkpoint is completely written to disk."""
+
+    def on_early_stop(self, step: int, best: BestLoss) -> None:
+        """Called if training ends before its last step because the validation loss fell no more."""
 
     def on_fit_end(self) -> None:
         """Called after the last step, or when the run ends early."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm.checkpoint import Run
+from llm.training.best import BestLoss
 from llm.training.callbacks.base import Callback
 from llm.training.metrics import FitStart, StepMetrics
 
@@ -28,6 +29,10 @@ class JsonlLogger(Callback):
         self._clock = {name: record[name] for name in (self.unit, "elapsed_s")}
         if should_log:
             self.run.append_log(record)
+
+    def on_early_stop(self, step: int, best: BestLoss) -> None:
+        """Writes that the run is finished, and its best step."""
+        self.run.append_log({"step": step, "stopped_early": True, "best_step": best.step})
 
     def on_validation_end(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the validation's line, with the targets seen and the time taken until its step."""

@@ -9,6 +9,7 @@ from rich.progress import MofNCompleteColumn, Progress, TaskID
 from rich.text import Text
 
 from llm.progress import progress_bar
+from llm.training.best import BestLoss
 from llm.training.callbacks.base import Callback
 from llm.training.metrics import FitStart, StepMetrics
 
@@ -62,6 +63,13 @@ class ProgressBar(Callback):
         """Prints the validation metrics above the bar."""
         text = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
         self.console.print(f"step {step}  {text}", highlight=False)
+
+    def on_early_stop(self, step: int, best: BestLoss) -> None:
+        """Prints why training ends, above the bar."""
+        self.console.print(
+            f"step {step}  the validation loss fell no more; it was lowest at step {best.step}: {best.loss:.4f}",
+            highlight=False,
+        )
 
     def on_fit_end(self) -> None:
         """Stops updating the bar and leaves it on the screen."""
