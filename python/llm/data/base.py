@@ -9,7 +9,23 @@ from llm.data.batch import Batch
 
 
 class Dataset(abc.ABC):
-    """A collection of samples with random access."""
+    """A collection of samples with random access.
+
+    Attributes:
+        source_names: Names of the sources that samples come from; empty unless there are several.
+    """
+
+    source_names: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of samples of each source; samples are numbered through all sources."""
+        return (len(self),)
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """Share of each source in the order of training; None for as many samples as each has."""
+        return None
 
     @abc.abstractmethod
     def __len__(self) -> int:

@@ -18,15 +18,17 @@ class TokenBatch:
         token_ids: int64 `[T]`.
         labels: int64 `[T]`, the next token at each position, or `IGNORED_LABEL` to exclude the position from the loss.
         lengths: Length of each sequence; they sum to `T`.
+        sources: Index of each sequence's source; empty unless there are several sources.
     """
 
     token_ids: Tensor
     labels: Tensor
     lengths: tuple[int, ...]
+    sources: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "TokenBatch":
         """Returns the batch on `device`."""
-        return TokenBatch(self.token_ids.to(device), self.labels.to(device), self.lengths)
+        return TokenBatch(self.token_ids.to(device), self.labels.to(device), self.lengths, self.sources)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
-"""Order of training samples: shuffled per epoch, resumable from two integers, sharded without changing the batch."""
+"""Batches of training samples in a global order, whose whole state is one position."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm.data.base import Dataset
 from llm.data.batch import Batch
+from llm.data.order import GlobalOrder, StoredOrder
 from llm.errors import DataError
 from llm.settings.run import TrainingConfig
 
@@ -14,8 +18,12 @@ from llm.settings.run import TrainingConfig
 class BatchLoader:
     """Finds the samples of any optimizer step in O(1), so resuming does not iterate over earlier samples.
 
-    The samples of a step depend on the seed and the step only. Processes and accumulation passes split the same batch
-    into parts, which differ by at most one sample, so together they see the samples that a single process would see.
+    The samples of a step depend on the seed and its position in the global order only. Processes and passes split the
+    same batch into parts, which differ by at most one sample, so together they see the samples that a single process
+    would see, and any number of them goes on where another number stopped.
+
+    Attributes:
+        log_file: If set, a line for each part with the position, the part and the numbers of its samples is appended.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, parts: int = 1) -> None:
@@ -33,7 +41,9 @@ class BatchLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.parts = parts
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self.log_file: Path | None = None
+        self._order: GlobalOrder | StoredOrder = GlobalOrder(dataset.sizes, seed, dataset.weights)
+        self._origin = 0  # the position of step 0, had all steps this batch size
 
     @classmethod
     def for_training(cls, dataset: Dataset, settings: TrainingConfig, world_size: int) -> "BatchLoader":
@@ -47,24 +57,52 @@ class BatchLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of whole batches per epoch; the samples left over are skipped in that epoch."""
+        """Number of whole batches in as many samples as there are."""
         return len(self.dataset) // self.batch_size
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Returns what a checkpoint after `step` steps holds: the position of the next sample, and the order's weights.
+
+        Of an old run the state is empty, so that the run keeps its order.
+        """
+        if isinstance(self._order, StoredOrder):
+            return {}
+        return {"position": self._origin + step * self.batch_size, "segments": self._order.state()}
+
+    def restore(self, state: Mapping[str, Any] | None, step: int) -> None:
+        """Goes on at the position of a checkpoint of `step` steps; weights that have changed hold from there on.
+
+        Args:
+            state: What `state` returned; None or empty for a checkpoint of a run that began before positions were kept.
+            step: Number of optimizer steps so far.
+
+        Raises:
+            CheckpointError: The state is of other sources.
+        """
+        if not state:
+            self._order = StoredOrder(len(self.dataset), self.seed, self.batch_size)
+            return
+        order = GlobalOrder(self.dataset.sizes, self.seed, self.dataset.weights)
+        wanted = order.segments[0].weights
+        order.restore(state["segments"])
+        order.change_weights(state["position"], wanted)
+        self._order = order
+        self._origin = state["position"] - step * self.batch_size
+
+    def sample_ids(self, step: int, idx: int) -> NDArray[np.int64]:
+        """Returns the numbers of the samples in part `idx` of the batch of `step`; both count from 0."""
+        start = self._origin + step * self.batch_size
+        first, last = (start + edge * self.batch_size // self.parts for edge in (idx, idx + 1))
+        return self._order.at(np.arange(first, last))
 
     def part(self, step: int, idx: int) -> Batch:
         """Returns part `idx` of the batch of `step`; both count from 0."""
-        return self.dataset.batch(self.sample_ids(step, idx))
-
-    def sample_ids(self, step: int, idx: int) -> NDArray[np.int64]:
-        """Returns the numbers of a part's samples in the dataset."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        first, last = (position * self.batch_size + edge * self.batch_size // self.parts for edge in (idx, idx + 1))
-        return self._epoch_order(epoch)[first:last]
-
-    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
-        if self._order is None or self._order[0] != epoch:
-            generator = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)))
-            self._order = (epoch, generator.permutation(len(self.dataset)))
-        return self._order[1]
+        ids = self.sample_ids(step, idx)
+        if self.log_file is not None:
+            line = {"position": self._origin + step * self.batch_size, "part": idx, "ids": ids.tolist()}
+            with self.log_file.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+        return self.dataset.batch(ids)
 
 
 def in_order(dataset: Dataset, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -293,8 +294,8 @@ class TrainingEngine:
 
     def _checkpoint(self, again: bool = False) -> None:
         """Saves a checkpoint, unless this step's is saved already and `again` is not set."""
-        counters = {"skipped_steps": self.skipped_steps, "validation_due": self._validation_due}
-        counters |= self.best.state()
+        counters: dict[str, Any] = {"skipped_steps": self.skipped_steps, "validation_due": self._validation_due}
+        counters |= self.best.state() | {"data": self.loader.state(self.step)}
         checkpoint = self.saver.save(self.step, counters | self.meter.state(), again=again)
         if checkpoint is None:
             return
@@ -317,6 +318,7 @@ class TrainingEngine:
         self.step = counters["step"]
         self.skipped_steps = counters["skipped_steps"]
         self._validation_due = counters.get("validation_due", False)
+        self.loader.restore(counters.get("data"), self.step)
         self.meter.restore(counters, elapsed_at(self.run, self.step))
         self.best.restore(counters)
         self._publish_best(checkpoint)  # a crash may have come between the checkpoint and its name
