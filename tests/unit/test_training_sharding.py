@@ -120,6 +120,20 @@ def test_two_processes_with_half_the_model_each_train_as_one(straight: Run, shar
     assert validation[0]["validation_loss"] == pytest.approx(validation[1]["validation_loss"], rel=1e-6)
 
 
+def test_muon_gathers_sharded_matrices_and_goes_on_alone(tmp_path: Path) -> None:
+    def wanted(**training: Any) -> RunConfig:
+        base = settings(max_steps=8, checkpoint_every=4, **training)
+        return msgspec.structs.replace(base, optimizer=msgspec.structs.replace(base.optimizer, name="muon"))
+
+    alone, sharded = new_run(tmp_path / "alone", wanted()), new_run(tmp_path / "fsdp", wanted(sharding="fsdp"))
+    train(alone, wanted())
+    in_processes(2, lambda: train(sharded, wanted(sharding="fsdp")))
+    assert largest_difference(alone.checkpoint(8), sharded.checkpoint(8)) < 1e-5
+    shutil.rmtree(sharded.path / "checkpoints" / "step_00000008")
+    train(sharded, wanted(sharding="fsdp"), resume=True)
+    assert largest_difference(alone.checkpoint(8), sharded.checkpoint(8)) < 1e-5
+
+
 def test_a_sharded_run_starts_from_the_weights_of_one_process(straight: Run, tmp_path: Path) -> None:
     wanted = settings(sharding="fsdp")
     run = new_run(tmp_path, wanted)

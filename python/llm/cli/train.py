@@ -46,6 +46,9 @@ def train(
     from_step: Annotated[
         int | None, typer.Option(min=0, help="Resume from this checkpoint; newer ones are removed.")
     ] = None,
+    decay_from: Annotated[
+        int | None, typer.Option(min=1, help="With --resume RUN --out NEW: let the rate decay from this checkpoint.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", metavar="", help="Replace a run in --out: what it wrote, nothing else.")
     ] = False,
@@ -74,6 +77,9 @@ def train(
         return
     given = sorted_arguments([*(arguments or []), *([config] if config else [])])
     resume = resume or from_step is not None
+    if decay_from is not None:
+        _branch(given, options, decay_from, out)
+        given, options, resume = Arguments(), {}, True
     if resume and out is None and given.paths:
         out = given.paths.pop()
     texts = [*(data or []), *given.paths]
@@ -93,6 +99,17 @@ def _forecast(given: Arguments, options: dict[str, Any], more: dict[str, Any]) -
     overrides = _overrides(given, options) + [(name, value) for name, value in more.items() if value]
     found = dry_run(given.file, overrides=overrides)
     print("\n".join([*found.lines(), "nothing is written; leave out `--dry-run` to train"]))
+
+
+def _branch(given: Arguments, options: dict[str, Any], step: int, out: str | None) -> None:
+    """Makes the run `out`, to be resumed, from a checkpoint of the run that the arguments name."""
+    if out is None or len(given.paths) != 1:
+        raise ConfigError(
+            "`--decay-from` branches a new run off another\nhint: `llm train --resume RUN --decay-from STEP --out NEW`"
+        )
+    from llm.training.branching import branch_for_decay
+
+    branch_for_decay(given.paths[0], out, step, _overrides(given, options))
 
 
 def _overrides(given: Arguments, options: dict[str, Any]) -> list[Override]:
