@@ -70,14 +70,11 @@ def run(command: Callable[..., Any], *verb: str) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        from llm.models.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         print(f"error: out of memory: {error}\nhint: use a smaller model, context or batch", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """PyTorch raises a class of its own on a GPU, and a plain `RuntimeError` on the CPU."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

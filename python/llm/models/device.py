@@ -23,3 +23,8 @@ def resolve_device(name: str) -> torch.device:
             f"`device` is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices\nhint: use `auto`"
         )
     return device
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Returns whether memory was not enough: PyTorch raises its own class on a GPU and a `RuntimeError` on the CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

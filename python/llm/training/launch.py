@@ -27,7 +27,9 @@ from llm.training.callbacks import Callback, check_log_targets, standard_callbac
 from llm.training.distributed import Distributed
 from llm.training.engine import TrainingEngine
 from llm.training.initial import initial_tokenizer, load_start_config
+from llm.training.memory import explains_out_of_memory
 from llm.training.plan import Plan, describe
+from llm.training.precision import autocast_dtype
 from llm.training.resumption import changed_facts, check_resumable, checkpoint_to_resume
 from llm.training.signals import interrupts_at_once
 from llm.training.space import space_notices
@@ -67,7 +69,9 @@ def launch(
     with start.held:
         with interrupts_at_once():
             start.distributed.main_first(lambda: _prepare(settings, start, tokenizer, overwrite))
-        return _engine(start.run.read_config(), start, callbacks).fit()
+        config = start.run.read_config()
+        with start.explains_out_of_memory(config):
+            return _engine(config, start, callbacks).fit()
 
 
 @contextlib.contextmanager
@@ -127,7 +131,8 @@ def resume(
         step = start.agreed_step()
         if step is None and new.training.init_from is not None:
             start.initial = resolve(new.training.init_from)
-        return _engine(new, start, callbacks).fit(resume=True, from_step=step)
+        with start.explains_out_of_memory(new):
+            return _engine(new, start, callbacks).fit(resume=True, from_step=step)
 
 
 class _Start:
@@ -153,6 +158,11 @@ class _Start:
             "world_size": self.distributed.world_size,
             "device": str(self.distributed.device),
         }
+
+    def explains_out_of_memory(self, config: RunConfig) -> contextlib.AbstractContextManager[None]:
+        """Returns a context that names the settings to change where memory is not enough."""
+        dtype = autocast_dtype(config.training.precision, self.distributed.device)
+        return explains_out_of_memory(config, dtype, self.distributed.world_size)
 
     def agreed_step(self) -> int | None:
         """Returns the main process's `step` in every process."""
