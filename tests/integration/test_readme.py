@@ -23,7 +23,8 @@ from llm.settings.run import RunConfig
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GUIDES = [
-    ROOT / "docs" / f"{name}.md" for name in ("tokenizers", "training", "models", "inference", "serving", "evaluation")
+    ROOT / "docs" / f"{name}.md"
+    for name in ("tokenizers", "training", "own-task", "models", "inference", "serving", "evaluation")
 ]
 SHELL = ("sh", "console")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
