@@ -70,6 +70,15 @@ def test_a_warmup_as_long_as_the_run_or_longer_reaches_the_peak_at_the_last_step
         assert rates(total, warmup_steps=warmup, schedule=kind)[-1] == 1.0
 
 
+def test_a_run_too_short_for_its_schedule_says_so() -> None:
+    def notices(**settings: object) -> list[str]:
+        return Schedule.of(OptimizerConfig(**settings), 6).notices()  # type: ignore[arg-type]
+
+    assert notices(warmup_steps=9) == ["the warm-up takes all 6 steps, so the learning rate never decays"]
+    assert "`optimizer.decay_from` (6) is not before" in notices(schedule="wsd", decay_from=6, warmup_steps=1)[0]
+    assert notices() == notices(schedule="wsd", decay_from=3) == []
+
+
 def test_without_a_setting_warm_up_takes_a_tenth_of_the_steps_and_at_most_100() -> None:
     warmups = {total: Schedule.of(OptimizerConfig(), total).warmup_steps for total in (1, 9, 67, 1000, 5000)}
     assert warmups == {1: 0, 9: 0, 67: 6, 1000: 100, 5000: 100}

@@ -82,7 +82,6 @@ class TrainingEngine:
         self.run = run
         self.distributed = distributed or Distributed.start(config.training.device)
         self.callbacks = tuple(callbacks) if self.distributed.is_main else ()
-        self.notices = tuple(notices)
         settings, device = config.training, self.distributed.device
         self.accumulation = settings.gradient_accumulation_steps
         self.loader = BatchLoader.for_training(data.train_dataset(), settings, self.distributed.world_size)
@@ -94,6 +93,7 @@ class TrainingEngine:
         self.model = self.parallel.model
         self.optimizer = build_optimizer(self.model, config.optimizer, self.dtype)
         self.schedule = Schedule.of(config.optimizer, self.total_steps, settings.batch_size * config.context_length)
+        self.notices = (*notices, *self.schedule.notices())
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         parts = TrainedParts(self.model, self.optimizer, self.scaler, tokenizer)
         self.saver = CheckpointSaver(config, run, self.distributed, parts)

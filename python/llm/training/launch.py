@@ -63,7 +63,8 @@ def launch(
         DataError: The text is missing, or too short for one sample or batch.
         TrainingError: A loss or gradient is not finite.
     """
-    settings, initial = load_start_config(config, list(overrides))
+    overrides = list(overrides)
+    settings, initial = load_start_config(config, overrides)
     start = _Start(Run(out), Distributed.start(settings.training.device), initial)
     start.given = given_settings(config, overrides)
     with start.held:

@@ -49,6 +49,16 @@ class Schedule:
         lowest = peak * self.config.min_learning_rate_ratio
         return lowest + (peak - lowest) * self._remaining(progress)
 
+    def notices(self) -> list[str]:
+        """Returns what the settings ask for and the run is too short to do."""
+        found = []
+        if self.warmup_steps == self.total_steps and self.total_steps > 1:
+            found.append(f"the warm-up takes all {self.total_steps} steps, so the learning rate never decays")
+        wanted = self.config.decay_from
+        if self.config.schedule == "wsd" and wanted is not None and wanted >= self.total_steps:
+            found.append(f"`optimizer.decay_from` ({wanted}) is not before the last step, so the rate never decays")
+        return found
+
     def _remaining(self, progress: float) -> float:
         """Returns how much of the way down is left, from 1 to 0, at a share `progress` of the decay."""
         if self.config.schedule == "cosine":
