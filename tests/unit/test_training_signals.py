@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C at every stage of a run: what is saved, what is said, and that the resumed run is the same."""
 
+import json
 import os
 import signal
 import threading
@@ -16,9 +17,11 @@ from llm.data import SyntheticDataModule
 from llm.settings.run import DataConfig, RunConfig, TokenizerConfig
 from llm.tokenization import SimpleCharacterTokenizer
 from llm.training import Callback, JsonlLogger, LanguageModelingTask, StepMetrics, TrainingEngine
+from llm.training.distributed import Distributed
 from llm.training.launch import launch, resume
 from llm.training.metrics import without_machine
 from llm.training.signals import Interrupted
+from tests.unit.processes import in_processes
 from tests.unit.training_samples import MODEL, config, weights_of
 
 
@@ -140,3 +143,27 @@ def test_the_command_says_what_is_saved_and_sigterm_is_no_failure(
     step = int(Run(out).newest().path.name.removeprefix("step_"))
     assert said == f"stopped, saved at step {step}; resume with:  llm train --resume {out}"
     assert resume(out, overrides=[f"training.max_steps={step + 1}"]) == Run(out).checkpoint(step + 1)
+
+
+def validate_until_killed(out: Path) -> None:
+    """Rank 1 alone gets the signal."""
+    settings = config(max_steps=4, validate_every=2)
+    run = Run(out)
+    distributed = Distributed.start("cpu")
+    task = KilledTask(MODEL)
+    task.batches_left = 2 if distributed.rank == 1 else -1
+    data = SyntheticDataModule(960, "lm", vocab_size=32, context_length=16)
+    engine = TrainingEngine(settings, task, data, run, distributed=distributed)
+    with pytest.raises(Interrupted) as stop:
+        engine.fit()
+    assert stop.value.number == signal.SIGTERM
+    distributed.stop()
+
+
+def test_a_signal_to_one_process_ends_the_validation_of_all(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create(config(max_steps=4, validate_every=2), {})
+    in_processes(2, lambda: validate_until_killed(run.path))
+    assert [entry.path.name for entry in run.checkpoints()] == ["step_00000002"]
+    state = json.loads((run.checkpoint(2).training_state / "state.json").read_text())
+    assert state["validation_due"] is True

@@ -18,7 +18,7 @@ from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer
 from llm.training.best import BestLoss
 from llm.training.callbacks import Callback
-from llm.training.distributed import Distributed
+from llm.training.distributed import Distributed, whole
 from llm.training.dumps import BadStep, not_finite, write_dump
 from llm.training.meter import Meter, elapsed_at
 from llm.training.metrics import FitStart, StepMetrics
@@ -160,10 +160,9 @@ class TrainingEngine:
         rank, world_size = self.distributed.rank, self.distributed.world_size
         with torch.no_grad():
             batches = in_order(self.validation, per_pass, rank, world_size)
-            for batch, counts in self.parallel.in_step(batches, self.validation.batch(np.arange(1))):
-                if self._stop.received and world_size == 1:
-                    self._validation_due = True
-                    return {}
+            for batch, counts in self.parallel.in_step(
+                batches, self.validation.batch(np.arange(1)), lambda: self._stop.vote
+            ):
                 moved = batch.to(self.distributed.device)
                 with autocast(self.distributed.device, self.dtype):
                     loss_sum = float(self.task.loss_sum(self.model, moved))
@@ -173,7 +172,9 @@ class TrainingEngine:
                 sums[1] += self.task.count_targets(batch)
                 sums[2] += self.task.count_bytes(batch)
         self.model.train()
-        return self.task.validation_metrics(*self.distributed.sum(*sums))
+        *totals, self._stop_votes = self.distributed.sum(*sums, self._stop.vote)
+        self._validation_due = self._stop_votes > 0
+        return {} if self._validation_due else self.task.validation_metrics(*totals)
 
     def _advance(self) -> None:
         """Runs one optimizer step, then any validation, checkpoint and logging that is due."""
@@ -258,9 +259,9 @@ class TrainingEngine:
     def _dump(self, bad: BadStep) -> Path | FileError:
         """Writes what `replay` needs and returns the directory, or why there is none."""
         directory = self.run.path / "dumps" / f"step_{bad.step + 1:08d}"
-        state = self.model.state_dict() if self.distributed.is_main else None
+        state = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
         try:
-            write_dump(directory, bad, state)
+            write_dump(directory, bad, state if self.distributed.is_main else None)
         except FileError as error:
             return error
         finally:

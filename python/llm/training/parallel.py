@@ -1,7 +1,7 @@
 """A model over the processes of a run: replicated in each (DDP), or sharded over all (FSDP2)."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -60,18 +60,21 @@ class ParallelModel:
         else:
             yield
 
-    def in_step(self, batches: Iterable[Any], filler: Any) -> Iterator[tuple[Any, bool]]:
-        """Yields batches with whether they count; a sharded model needs as many passes in each process.
+    def in_step(self, batches: Iterable[Any], filler: Any, vote: Callable[[], int]) -> Iterator[tuple[Any, bool]]:
+        """Yields batches with whether they count, as many in each process, until any process votes to stop.
+
+        A sharded model needs as many passes in each process, and a stop must come at the same pass.
 
         Args:
             batches: This process's batches, of which other processes may have more or fewer.
             filler: Batch for passes in which only other processes have one.
+            vote: Returns whether to stop.
         """
         own = iter(batches)
         while True:
             batch = next(own, None)
-            [num_going_on] = self.distributed.sum(batch is not None) if self.is_sharded else [batch is not None]
-            if not num_going_on:
+            num_going_on, votes = self.distributed.sum(batch is not None, vote())
+            if not num_going_on or votes:
                 break
             yield (filler, False) if batch is None else (batch, True)
         if self.is_sharded:
