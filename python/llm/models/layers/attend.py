@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm.errors import ConfigError
+from llm.models.layers.cpu_training import LONGEST_SHORT, ShortAttention, is_training_on_cpu
 
 # Queries that share one mask; the size of a mask is this number times the number of visible keys.
 QUERY_BLOCK = 512
@@ -135,10 +136,20 @@ def _scores_of(
 ) -> Tensor:
     if rule.softcap is not None and mask is not None:
         return _capped(query, key, value, mask, rule, cap=rule.softcap)
+    if is_causal and not rule.dropout and _is_short(query, key, value):
+        mixed: Tensor = ShortAttention.apply(query, key, value, rule.scale)  # type: ignore[no-untyped-call]
+        return mixed
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(
         query, key, value, mask, rule.dropout, is_causal=is_causal, scale=rule.scale, enable_gqa=grouped
     )
+
+
+def _is_short(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Returns whether `ShortAttention` is the faster way to the gradient."""
+    is_half = query.dtype == key.dtype == value.dtype and query.dtype in (torch.bfloat16, torch.float16)
+    fits = 1 < query.shape[2] <= LONGEST_SHORT and query.shape[3] == value.shape[3]
+    return is_half and fits and query.requires_grad and is_training_on_cpu(query)
 
 
 def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: AttentionRule, *, cap: float) -> Tensor:

@@ -10,6 +10,7 @@ from llm.errors import ConfigError
 from llm.models.context import ForwardContext, PagedCache
 from llm.models.layers import fused
 from llm.models.layers.attend import AttentionRule, attend, attend_causal, attend_masked
+from llm.models.layers.cpu_training import Linear, Rotate, is_training_on_cpu
 from llm.models.layers.norm import RMSNorm
 from llm.models.layers.paged import attend_pages
 from llm.models.layers.rotary import Rotation, rotate, yarn_scale
@@ -42,10 +43,10 @@ class Attention(nn.Module):
         self.num_kv_heads = config.num_key_value_heads
         self.head_dim = config.head_width
         width = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
+        self.qkv_proj = Linear(config.hidden_size, width, bias=config.attention_bias)
         keys = self.num_kv_heads * self.head_dim
         self.joined_rows = {"qkv_proj.weight": (self.num_heads * self.head_dim, keys, keys)}
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias)
+        self.o_proj = Linear(self.num_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias)
         self.has_norms = config.qk_norm
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
@@ -58,16 +59,27 @@ class Attention(nn.Module):
 
     def forward(self, hidden_states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor:
         """Attends within each sequence of `context`; `[T, C]` to `[T, C]`."""
-        turned, value = self._project(hidden_states)
         rule = self.rule if self.training else without_dropout(self.rule)
         if context.cache is None:
-            query, key = self._split(rotate(turned, rotation))
+            query, key, value = self._rotated(hidden_states, rotation)
             mixed = attend(query, key, value, context.query_lens, rule, backend=context.attention_backend)
         else:
+            turned, value = self._project(hidden_states)
             query = self._store(turned, value, rotation, context.cache)
             mixed = attend_paged(query, context, context.cache, self.layer_idx, rule)
         output: Tensor = self.o_proj(mixed.flatten(1))
         return output
+
+    def _rotated(self, hidden_states: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns rotated queries `[T, H, D]` and keys, and values, `[T, K, D]` each."""
+        num_turned = self.num_heads + self.num_kv_heads
+        if rotation is not None and not self.has_norms and is_training_on_cpu(hidden_states):
+            heads = self.qkv_proj(hidden_states).unflatten(-1, (-1, self.head_dim))
+            rotated: Tensor = Rotate.apply(heads, *rotation, num_turned)  # type: ignore[no-untyped-call]
+            query, key, value = torch.split(rotated, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+            return query, key, value
+        turned, value = self._project(hidden_states)
+        return *self._split(rotate(turned, rotation)), value
 
     def _project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Returns unrotated queries and keys `[T, H + K, D]`, and values `[T, K, D]`."""

@@ -6,7 +6,8 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.models.layers import fused
+from llm.models.layers import cpu_training, fused
+from llm.models.layers.cpu_training import Linear
 from llm.settings.model import Activation, ModelConfig
 
 
@@ -31,9 +32,9 @@ class SwiGLU(nn.Module):
     def __init__(self, config: ModelConfig, layer_idx: int = 0, *, intermediate_size: int | None = None) -> None:
         super().__init__()
         width, bias = intermediate_size or config.intermediate_size, bool(config.mlp_bias)
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * width, bias=bias)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * width, bias=bias)
         self.joined_rows = {"gate_up_proj.weight": (width, width)}
-        self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
+        self.down_proj = Linear(width, config.hidden_size, bias=bias)
         self.activation = ACTIVATIONS[config.hidden_act or "silu"]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -45,6 +46,8 @@ class SwiGLU(nn.Module):
     def _activate(self, gate_up: Tensor) -> Tensor:
         if self.activation is F.silu and fused.is_fused(gate_up):
             return cast(Tensor, fused.kernels().silu_times(gate_up))
+        if self.activation is F.silu and cpu_training.is_training_on_cpu(gate_up):
+            return cast(Tensor, cpu_training.SwiGLU.apply(gate_up))  # type: ignore[no-untyped-call]
         gate, up = gate_up.chunk(2, dim=-1)
         return self.activation(gate) * up
 
@@ -58,8 +61,8 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, layer_idx: int = 0) -> None:
         super().__init__()
         bias = config.mlp_bias is not False
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=bias)
         self.activation = ACTIVATIONS[config.hidden_act or "gelu"]
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.models.layers import fused
+from llm.models.layers import cpu_training, fused
 
 
 class RMSNorm(nn.Module):
@@ -25,6 +25,10 @@ class RMSNorm(nn.Module):
         if hidden_states.is_contiguous() and fused.is_fused(hidden_states):
             _, normed = fused.kernels().add_rms_norm(hidden_states, None, self.weight, self.eps)
             return cast(Tensor, normed)
+        if hidden_states.dim() > 1 and cpu_training.is_training_on_cpu(hidden_states):
+            is_alike = hidden_states.dtype == self.weight.dtype and hidden_states.dtype.itemsize >= 4
+            if is_alike:
+                return cast(Tensor, cpu_training.RmsNorm.apply(hidden_states, self.weight, self.eps))  # type: ignore[no-untyped-call]
         return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
 
 
