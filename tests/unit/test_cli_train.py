@@ -64,6 +64,11 @@ WORKS: list[tuple[str, str, Any]] = [
     ("--save-every 7", "training.checkpoint_every", 7),
     ("--eval-interval 7", "training.validate_every", 7),
     ("--num-epochs 1", "training.epochs", 1),
+    ("--wandb", "training.log_to", ("wandb",)),
+    ("--optimizer muon", "optimizer.name", "muon"),
+    ("optimizer=muon", "optimizer.name", "muon"),
+    ("--size 15M", "training.size", "15M"),
+    ("--init-from runs/base", "training.init_from", "runs/base"),
 ]
 
 
@@ -91,6 +96,8 @@ NAMED: list[tuple[str, str]] = [
     ("--min-lr 1e-4", "did you mean `optimizer.min_learning_rate_ratio=…`"),
     ("--learning-rat 1e-4", "did you mean `optimizer.learning_rate=…`"),
     ("--dtype bf16", "did you mean `training.precision=…`"),
+    ("--output-dir r", "did you mean `--out DIRECTORY`"),
+    ("--resume-from r", "did you mean `--resume RUN`"),
     ("--zzz 1", "`llm train --settings` lists every setting"),
     ("--hidden-size", "`--hidden-size` needs a value"),
     ("--hidden-size --dropout 0.1", "`--hidden-size` needs a value"),

@@ -18,6 +18,21 @@ from llm.settings.run import RunConfig
 
 Command = Callable[..., None]
 
+# Switches of other programs.
+_SWITCHES = {"wandb": "training.log_to=wandb", "tensorboard": "training.log_to=tensorboard"}
+# Names that other programs have for options that are no settings.
+_OPTIONS = {
+    "from_checkpoint": "--resume RUN",
+    "model_name_or_path": "--init-from PATH",
+    "name": "--out DIRECTORY",
+    "out_dir": "--out DIRECTORY",
+    "output_dir": "--out DIRECTORY",
+    "pretrained": "--init-from PATH",
+    "resume_from": "--resume RUN",
+    "resume_from_checkpoint": "--resume RUN",
+    "run_dir": "--out DIRECTORY",
+}
+
 _NUMBER = re.compile(r"-\.?\d")
 _TEXTS = {".json", ".jsonl", ".parquet", ".txt", ".md", ".gz", ".zst", ".csv", ".tsv"}
 
@@ -81,6 +96,8 @@ def _only(old: str | None, new: str) -> str:
 def _setting_of(option: str, rest: Iterator[str]) -> str:
     """The setting `section.field=value` that an option stands for; a value of its own is taken from `rest`."""
     name, given, value = option.partition("=")
+    if option.lstrip("-") in _SWITCHES:
+        return _SWITCHES[option.lstrip("-")]
     setting, is_off = _named(name)
     if not given:
         value = _next_value(name, setting, rest)
@@ -97,7 +114,9 @@ def _named(option: str) -> tuple[str, bool]:
         return found, False
     found = full_name(word.removeprefix("no-")) if word.startswith("no-") else None
     if found is None or declared(_types()[found])[0] is not bool:
-        raise ConfigError(f"no such option `{option}`{hint_for(word) or LIST_HINT}")
+        own = _OPTIONS.get(word.replace("-", "_"))
+        hint = f"\nhint: did you mean `{own}`?" if own else hint_for(word) or LIST_HINT
+        raise ConfigError(f"no such option `{option}`{hint}")
     return found, True
 
 

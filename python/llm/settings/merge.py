@@ -134,8 +134,9 @@ def _spell_out(values: dict[str, Any]) -> None:
         training["precision"] = _PRECISIONS.get(precision, precision)
     if isinstance(training, dict) and isinstance(targets := training.get("log_to"), str):
         training["log_to"] = [target.strip() for target in targets.split(",") if target.strip()]
-    if isinstance(data, dict) and isinstance(paths := data.get("paths"), str):
-        data["paths"] = [paths]
+    for name in ("paths", "validation_paths"):
+        if isinstance(data, dict) and isinstance(paths := data.get(name), str):
+            data[name] = [paths]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

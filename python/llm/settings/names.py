@@ -9,6 +9,11 @@ from llm.settings.run import RunConfig
 
 # Names of settings in other training programs, with the same meaning and unit.
 _SYNONYMS = {
+    "optimizer": "optimizer.name",
+    "model_size": "training.size",
+    "eval_data": "data.validation_paths",
+    "val_data": "data.validation_paths",
+    "validation_data": "data.validation_paths",
     "accumulation_steps": "training.gradient_accumulation_steps",
     "adam_beta1": "optimizer.beta1",
     "adam_beta2": "optimizer.beta2",
