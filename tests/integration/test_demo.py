@@ -13,22 +13,24 @@ import transformers
 
 from llm import SamplingParams
 from llm.checkpoint import Run, load_model
-from llm.data import TextDataModule, split_documents
+from llm.data import TextDataModule
 from llm.demo import DEMO_CONFIG, demo_corpus
 from llm.inference import Delta, Engine, load_engine
 from llm.models import DecoderModel, ForwardContext, positions_of
-from llm.tokenization import BPETokenizer, use_chat_template
 from llm.training import JsonlLogger, LanguageModelingTask, TrainingEngine
+from llm.training.preparation import RunText
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingEngine:
     """The demo's model after all its steps, still in the hands of the loop."""
     run = Run(tmp_path_factory.mktemp("runs") / "demo")
-    train, validation = split_documents([demo_corpus()], DEMO_CONFIG.data.validation_fraction)
-    tokenizer = BPETokenizer.train_from_iterator(train, vocab_size=DEMO_CONFIG.tokenizer.vocab_size, progress=False)
-    use_chat_template(tokenizer, "play")
-    TextDataModule.prepare(run.data, train, validation, tokenizer)
+    run.path.mkdir()
+    (run.path / "corpus.txt").write_text(demo_corpus(), encoding="utf-8")
+    data = msgspec.structs.replace(DEMO_CONFIG.data, paths=(str(run.path / "corpus.txt"),))
+    text = RunText(data, run)
+    tokenizer = text.tokenizer(DEMO_CONFIG.tokenizer)
+    text.tokenize(tokenizer)
     model = msgspec.structs.replace(DEMO_CONFIG.model, vocab_size=tokenizer.vocab_size)
     config = msgspec.structs.replace(DEMO_CONFIG, model=model)
     run.create(config, {})
@@ -52,7 +54,8 @@ def test_the_demo_model_is_small_and_reaches_its_bits_per_byte(trained: Training
     held_out = demo_corpus().encode()[-111_539:].decode()
     assert trained.validate()["bits_per_byte"] == validations[-1]
     tokens = trained.tokenizer.encode(held_out)
-    assert abs(len(tokens) - (trained.run.data / "validation.bin").stat().st_size // 2) <= 1  # the end token
+    [facts] = TextDataModule(trained.run.data, 256).facts()
+    assert abs(len(tokens) - facts["validation_tokens"]) <= 1  # the end token
 
 
 def test_trained_reloaded_and_served_logits_are_the_same(trained: TrainingEngine) -> None:

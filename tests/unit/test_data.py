@@ -3,23 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from llm.data import BatchLoader, SyntheticDataModule, TextDataModule, in_order, read_documents, split_documents
-from llm.data.shards import open_shard, write_shard
-from llm.data.text import TokenWindows, encode_documents
+from llm.data import BatchLoader, SyntheticDataModule, in_order
+from llm.data.readers import pieces
+from llm.data.samples import TokenWindows
+from llm.data.tokenize import encode_documents
 from llm.errors import DataError
 from llm.tokenization import BPETokenizer
-
-
-@given(st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=6), st.floats(0.0, 0.99))
-def test_split_keeps_every_byte_in_order(documents: list[str], fraction: float) -> None:
-    train, validation = split_documents(documents, fraction)
-    assert "".join(train) + "".join(validation) == "".join(documents)
-    total = sum(len(document.encode()) for document in documents)
-    held_out = sum(len(document.encode()) for document in validation)
-    assert 0 <= held_out - round(total * fraction) <= 3  # at most the rest of one code point more
 
 
 def test_windows_predict_every_token_but_the_first_exactly_once() -> None:
@@ -74,50 +64,8 @@ def test_long_documents_are_encoded_in_pieces_with_the_same_ids(monkeypatch: pyt
         )
         text = corpus_text[:5_000] + "  \n \n\n  x!\n\n?\n" + corpus_text[5_000:9_000]
         whole = [*tokenizer.encode(text), *tokenizer.eos_ids[:1]]
-        monkeypatch.setattr("llm.data.text._PIECE_CHARS", 64)
-        pieces = list(encode_documents([text], tokenizer))
-        assert len(pieces) > 20
-        assert np.concatenate(pieces).tolist() == whole
-
-
-def test_a_torn_shard_is_refused(tmp_path) -> None:
-    file = tmp_path / "train.bin"
-    assert write_shard(file, [np.arange(10, dtype=np.uint32)], vocab_size=100) == 10
-    assert open_shard(file).tolist() == list(range(10))
-    file.write_bytes(file.read_bytes()[:-3])
-    with pytest.raises(DataError, match="must have 20 bytes, got 17"):
-        open_shard(file)
-
-
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
-def test_shards_take_the_smaller_type_that_holds_every_id(tmp_path, vocab_size: int, dtype: str) -> None:
-    write_shard(tmp_path / "a.bin", [np.array([vocab_size - 1], dtype=np.uint32)], vocab_size)
-    shard = open_shard(tmp_path / "a.bin")
-    assert shard.dtype == dtype
-    assert shard.tolist() == [vocab_size - 1]
-
-
-def test_bad_corpora_are_named(tmp_path) -> None:
-    empty = tmp_path / "empty.txt"
-    empty.write_text(" \n")
-    latin = tmp_path / "latin.txt"
-    latin.write_bytes(b"caf\xe9")
-    for paths, message in (
-        ((str(tmp_path / "none.txt"),), "none.txt: no such file"),
-        ((str(empty),), "the corpus is empty: 1 file"),
-        ((str(latin),), "latin.txt: text must be UTF-8, got byte 0xe9 at offset 3"),
-        ((), "no training text was named"),
-    ):
-        with pytest.raises(DataError, match=message):
-            read_documents(paths)
-
-
-def test_a_text_shorter_than_a_sample_is_refused(tmp_path, tiny_tokenizer) -> None:
-    TextDataModule.prepare(tmp_path, ["To be"], [], tiny_tokenizer)
-    data = TextDataModule(tmp_path, context_length=64)
-    assert data.validation_dataset() is None
-    with pytest.raises(DataError, match=r"one sample needs 65\nhint: add text or lower `data.context_length`"):
-        data.train_dataset()
+        monkeypatch.setattr(pieces, "PIECE_CHARS", 64)
+        assert np.concatenate(list(encode_documents([text], tokenizer))).tolist() == whole
 
 
 def test_fewer_samples_than_a_batch_are_refused() -> None:

@@ -17,7 +17,7 @@ from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from llm import _rust
-from llm.data.text import encode_documents
+from llm.data.tokenize import encode_documents
 from llm.errors import InvalidArgumentError, TokenizerError
 from llm.settings.run import PatternName
 from llm.tokenization import BPETokenizer

@@ -4,7 +4,7 @@ from llm.data.base import BaseDataModule, Dataset
 from llm.data.batch import IGNORED_LABEL, Batch, RegressionBatch, TokenBatch
 from llm.data.loader import BatchLoader, in_order
 from llm.data.synthetic import SyntheticDataModule
-from llm.data.text import TextDataModule, read_documents, split_documents
+from llm.data.text import TextDataModule
 
 __all__ = [
     "IGNORED_LABEL",
@@ -17,6 +17,4 @@ __all__ = [
     "TextDataModule",
     "TokenBatch",
     "in_order",
-    "read_documents",
-    "split_documents",
 ]

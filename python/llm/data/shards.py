@@ -1,53 +1,174 @@
-"""Token ids on disk, memory-mapped."""
+"""Token ids on disk, memory-mapped: a `.bin` of ids, an `.ends` of documents' ends, and a `.json` written last."""
 
 import json
-from collections.abc import Iterable
+import os
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm.checkpoint import read_json
-from llm.errors import DataError
+from llm.checkpoint.atomic import sync, write_atomically
+from llm.checkpoint.space import explains_failed_writes
+from llm.errors import CheckpointError, DataError
+
+TokenArray = NDArray[np.uint16] | NDArray[np.uint32]
+_PIECE_BYTES = 1 << 22
 
 
-def write_shard(file: Path, pieces: Iterable[NDArray[np.uint32]], vocab_size: int) -> int:
-    """Writes token ids to `file` and returns their number.
+class EncodedText(NamedTuple):
+    """Ids of consecutive text, uint32 `[T]`, and the index after each document that ends in it, int64 `[D]`."""
 
-    The file appears under its name only once it is complete; the `.json` beside it records the number type.
+    ids: NDArray[np.uint32]
+    ends: NDArray[np.int64]
+
+
+def write_shard(file: Path, texts: Iterable[EncodedText], vocab_size: int, num_bytes: int = 0) -> None:
+    """Writes token ids to `file`, in constant memory.
+
+    All files have their names only once they are complete. The `.json` comes last and makes the shard exist.
+
+    Raises:
+        FileError: The disk is full, or the directory can't be written.
     """
     dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".tmp-{file.name}")
-    num_tokens = 0
-    with temporary.open("wb") as out:
-        for piece in pieces:
-            out.write(piece.astype(dtype).tobytes())
-            num_tokens += len(piece)
-    temporary.replace(file)
-    meta = {"dtype": dtype.name, "num_tokens": num_tokens, "vocab_size": vocab_size}
-    file.with_suffix(".json").write_text(json.dumps(meta) + "\n")
-    return num_tokens
+    file.with_suffix(".json").unlink(missing_ok=True)
+    names = [file, file.with_suffix(".ends")]
+    temporary = [name.with_name(f".tmp-{os.getpid()}-{name.name}") for name in names]
+    try:
+        with explains_failed_writes(file), temporary[0].open("wb") as out, temporary[1].open("wb") as out_ends:
+            tokens, ends = _Summed(out), _Summed(out_ends)
+            for text in texts:
+                ends.write(text.ends + tokens.num_bytes // dtype.itemsize)
+                tokens.write(text.ids.astype(dtype))
+        with explains_failed_writes(file):
+            for source, name in zip(temporary, names, strict=True):
+                sync(source)
+                source.replace(name)
+    finally:
+        for name in temporary:
+            name.unlink(missing_ok=True)
+    facts = {
+        "dtype": dtype.name,
+        "num_tokens": tokens.num_bytes // dtype.itemsize,
+        "num_documents": ends.num_bytes // 8,
+        "num_bytes": num_bytes,
+        "vocab_size": vocab_size,
+        "checksums": [tokens.checksum, ends.checksum],
+    }
+    write_atomically(file.with_suffix(".json"), json.dumps(facts) + "\n")
 
 
-def open_shard(file: Path) -> NDArray[np.uint16] | NDArray[np.uint32]:
+def read_facts(file: Path) -> dict[str, Any]:
+    """Returns what is known about a shard: `num_tokens`, `num_documents`, `num_bytes` of text and more.
+
+    Raises:
+        DataError: The shard is missing, or its description is no such thing.
+    """
+    meta_file = file.with_suffix(".json")
+    if not file.is_file() or not meta_file.is_file():
+        raise DataError(f"no token shard at {file}\nhint: start the run anew")
+    try:
+        meta = read_json(meta_file)
+    except CheckpointError as error:
+        raise DataError(f"{error}\nhint: start the run anew") from None
+    if not {"dtype", "num_tokens"} <= meta.keys():
+        raise DataError(f"{meta_file} doesn't describe a token shard\nhint: start the run anew")
+    return meta
+
+
+def open_shard(file: Path) -> TokenArray:
     """Memory-maps a shard's ids, read-only.
 
     Raises:
         DataError: The shard is missing, or its size differs from the recorded one.
     """
-    meta_file = file.with_suffix(".json")
-    if not file.is_file() or not meta_file.is_file():
-        raise DataError(f"no token shard at {file}\nhint: start the run anew")
-    meta = read_json(meta_file)
-    if not {"dtype", "num_tokens"} <= meta.keys():
-        raise DataError(f"{meta_file} doesn't describe a token shard\nhint: start the run anew")
-    dtype = np.dtype(meta["dtype"])
-    if file.stat().st_size != meta["num_tokens"] * dtype.itemsize:
+    meta = read_facts(file)
+    dtype: np.dtype[Any] = np.dtype(meta["dtype"])
+    token_ids: TokenArray = _mapped(file, dtype, meta["num_tokens"])
+    return token_ids
+
+
+def open_ends(file: Path) -> NDArray[np.int64]:
+    """Memory-maps the index after each document's last token.
+
+    Raises:
+        DataError: The shard is missing, or the size differs from the recorded one.
+    """
+    ends: NDArray[np.int64] = _mapped(file.with_suffix(".ends"), np.dtype(np.int64), read_facts(file)["num_documents"])
+    return ends
+
+
+def damage_of(file: Path) -> str | None:
+    """Returns what is wrong with a shard, whose files are read for it; None if nothing is."""
+    try:
+        meta = read_facts(file)
+        open_shard(file)
+        checksums = meta.get("checksums")
+        if checksums is not None:
+            open_ends(file)
+    except DataError as error:
+        return str(error).partition("\n")[0]
+    names = (file, file.with_suffix(".ends"))
+    for name, checksum in zip(names, checksums or (), strict=False):
+        if _checksum(name) != checksum:
+            return f"{name} has other bytes than were written"
+    return None
+
+
+class TokenStream:
+    """The ids of several shards as one array, of which slices are read."""
+
+    def __init__(self, shards: Sequence[TokenArray]) -> None:
+        self._shards = [shard for shard in shards if len(shard)]
+        self._starts = np.cumsum([0, *map(len, self._shards)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, places: slice) -> TokenArray:
+        start, stop, _ = places.indices(len(self))
+        first, last = np.searchsorted(self._starts, [start, max(start, stop - 1)], side="right") - 1
+        parts = [
+            self._shards[idx][max(0, start - self._starts[idx]) : stop - self._starts[idx]]
+            for idx in range(first, min(last + 1, len(self._shards)))
+        ]
+        whole: Any = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, np.uint16)
+        joined: TokenArray = whole
+        return joined
+
+
+class _Summed:
+    """A file with the checksum and size of what was written to it."""
+
+    def __init__(self, out: IO[bytes]) -> None:
+        self._out = out
+        self.num_bytes = self.checksum = 0
+
+    def write(self, values: NDArray[Any]) -> None:
+        data = np.ascontiguousarray(values).tobytes()
+        self._out.write(data)
+        self.num_bytes += len(data)
+        self.checksum = zlib.crc32(data, self.checksum)
+
+
+def _mapped(file: Path, dtype: "np.dtype[Any]", length: int) -> Any:
+    size = file.stat().st_size if file.is_file() else 0
+    if size != length * dtype.itemsize:
         raise DataError(
-            f"{file} must have {meta['num_tokens'] * dtype.itemsize} bytes, got {file.stat().st_size}\n"
+            f"{file} must have {length * dtype.itemsize} bytes, got {size}\n"
             "hint: it was changed or torn; start the run anew"
         )
-    if meta["num_tokens"] == 0:
-        return np.empty(0, dtype)
-    return np.memmap(file, dtype=dtype, mode="r")
+    return np.memmap(file, dtype=dtype, mode="r") if length else np.empty(0, dtype)
+
+
+def _checksum(file: Path) -> int:
+    checksum = 0
+    with file.open("rb", buffering=0) as opened:
+        while piece := opened.read(_PIECE_BYTES):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum

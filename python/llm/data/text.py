@@ -1,154 +1,145 @@
 """Text files as training samples."""
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
+from llm.checkpoint import read_json
 from llm.data.base import BaseDataModule, Dataset
-from llm.data.batch import Batch, TokenBatch
-from llm.data.readers import ReadOptions, corpus_files, read_pieces
-from llm.data.shards import open_shard, write_shard
+from llm.data.packing import PackedDocuments, PackingFacts
+from llm.data.samples import Mixture, Selected, TokenSamples, TokenWindows
+from llm.data.scan import scan_corpus
+from llm.data.shards import TokenStream, open_ends, open_shard, read_facts
+from llm.data.tokenize import MANIFEST, tokenize_corpus
 from llm.errors import DataError
+from llm.settings.run import DataConfig
 from llm.tokenization import BaseTokenizer
-
-_PIECE_CHARS = 1 << 20
-_LINE_END = re.compile(r"(?<=\S)\n(?=[^\s/])")
-
-
-def read_documents(paths: Sequence[str], options: ReadOptions | None = None) -> list[str]:
-    """Returns the documents of every file that `paths` name (see `llm.data.readers`).
-
-    Raises:
-        DataError: There is no file, a file can't be read, or all files are empty.
-        MissingExtraError: A file needs a package that is not installed.
-    """
-    if not paths:
-        raise DataError("no training text was named\nhint: pass `--data PATH` (a file, a directory or a pattern)")
-    files = corpus_files(paths)
-    texts: list[list[str]] = [[]]
-    for file in files:
-        for piece in read_pieces(file, options or ReadOptions()):
-            texts[-1].append(piece.text)
-            texts += [[]] if piece.ends else []
-    documents = ["".join(pieces) for pieces in texts if pieces]
-    if not documents:
-        raise DataError(f"the corpus is empty: {len(files)} file(s) without text in {', '.join(paths)}")
-    return documents
-
-
-def split_documents(documents: Sequence[str], validation_fraction: float) -> tuple[list[str], list[str]]:
-    """Splits the concatenated documents by bytes into a training and a validation part, between two code points."""
-    sizes = [len(document.encode()) for document in documents]
-    border = sum(sizes) - round(sum(sizes) * validation_fraction)
-    train, validation = [], []
-    start = 0
-    for document, size in zip(documents, sizes, strict=True):
-        cut = len(document.encode()[: max(0, border - start)].decode(errors="ignore"))
-        train += [document[:cut]] if cut else []
-        validation += [document[cut:]] if cut < len(document) else []
-        start += size
-    return train, validation
-
-
-class TokenWindows(Dataset):
-    """Consecutive windows of `context_length` tokens; every token except the first is predicted exactly once."""
-
-    def __init__(
-        self, token_ids: NDArray[np.uint16] | NDArray[np.uint32], context_length: int, keep_rest: bool
-    ) -> None:
-        self.token_ids = token_ids
-        self.context_length = context_length
-        predicted = max(0, len(token_ids) - 1)
-        self.num_windows = -(-predicted // context_length) if keep_rest else predicted // context_length
-
-    def __len__(self) -> int:
-        return self.num_windows
-
-    def batch(self, indices: NDArray[np.int64]) -> TokenBatch:
-        """Returns the windows at `indices`; the last window of the text can be shorter."""
-        starts = [int(idx) * self.context_length for idx in indices]
-        windows = [self.token_ids[start : start + self.context_length + 1].astype(np.int64) for start in starts]
-        return TokenBatch(
-            token_ids=torch.from_numpy(np.concatenate([window[:-1] for window in windows])),
-            labels=torch.from_numpy(np.concatenate([window[1:] for window in windows])),
-            lengths=tuple(len(window) - 1 for window in windows),
-        )
-
-
-class Limited(Dataset):
-    """The first `num_samples` of another dataset."""
-
-    def __init__(self, dataset: Dataset, num_samples: int) -> None:
-        self.dataset = dataset
-        self.num_samples = num_samples
-
-    def __len__(self) -> int:
-        return min(self.num_samples, len(self.dataset))
-
-    def batch(self, indices: NDArray[np.int64]) -> Batch:
-        """Returns the samples at `indices`."""
-        return self.dataset.batch(indices)
-
-
-def encode_documents(documents: Iterable[str], tokenizer: BaseTokenizer) -> Iterator[NDArray[np.uint32]]:
-    """Yields each document's ids, in pieces if it is long, then the end-of-text token if the tokenizer has one."""
-    end = np.array(tokenizer.eos_ids[:1], dtype=np.uint32)
-    for document in documents:
-        borders = _piece_borders(document) if tokenizer.cuts_at_line_ends else [0, len(document)]
-        for start, stop in pairwise(borders):
-            yield tokenizer.encode_to_numpy(document[start:stop])
-        yield end
-
-
-def _piece_borders(document: str) -> list[int]:
-    """Returns split points about `_PIECE_CHARS` apart that no built-in pre-tokenization pattern spans."""
-    borders = [0]
-    while match := _LINE_END.search(document, borders[-1] + _PIECE_CHARS):
-        borders.append(match.end())
-    return [*borders, len(document)]
 
 
 class TextDataModule(BaseDataModule):
-    """Text files that were tokenized once into memory-mapped shards under `directory`.
+    """Text that was tokenized once into memory-mapped shards.
 
     Args:
-        directory: Contains `train.bin` and `validation.bin`, which `prepare` writes.
+        directory: What `prepare` wrote.
         context_length: Number of tokens per sample.
-        num_samples: Train on the first samples only; None uses all.
+        config: Weights, packing and limits; None takes the defaults.
+
+    Example:
+        >>> from llm import TextDataModule
+        >>> TextDataModule.prepare("data", DataConfig(paths=("corpus.txt",)), tokenizer)  # doctest: +SKIP
+        >>> TextDataModule("data", context_length=256).train_dataset()  # doctest: +SKIP
     """
 
-    def __init__(self, directory: Path, context_length: int, num_samples: int | None = None) -> None:
-        self.directory = directory
+    def __init__(self, directory: str | Path, context_length: int, config: DataConfig | None = None) -> None:
+        self.directory = Path(directory)
         self.context_length = context_length
-        self.num_samples = num_samples
+        self.config = config or DataConfig()
 
     @staticmethod
-    def prepare(directory: Path, train: Sequence[str], validation: Sequence[str], tokenizer: BaseTokenizer) -> None:
-        """Tokenizes both parts and writes them to `directory`."""
-        for name, documents in (("train", train), ("validation", validation)):
-            write_shard(directory / f"{name}.bin", encode_documents(documents, tokenizer), tokenizer.vocab_size)
-
-    def train_dataset(self) -> Dataset:
-        """Returns windows of the training part.
+    def prepare(directory: str | Path, config: DataConfig, tokenizer: BaseTokenizer) -> None:
+        """Tokenizes the text that `config` names; shards that exist are used again.
 
         Raises:
-            DataError: The text is shorter than one sample.
+            DataError: There is no text, or a file can't be read.
+            MissingExtraError: A file needs a package that is not installed.
         """
-        token_ids = open_shard(self.directory / "train.bin")
-        windows = TokenWindows(token_ids, self.context_length, keep_rest=False)
-        if not len(windows):
-            raise DataError(
-                f"the training text has {len(token_ids)} tokens, one sample needs {self.context_length + 1}\n"
-                "hint: add text or lower `data.context_length`"
-            )
-        return windows if self.num_samples is None else Limited(windows, self.num_samples)
+        cache = config.cache_directory
+        sources = scan_corpus(config, cache or Path(directory))
+        tokenize_corpus(sources, tokenizer, Path(directory), cache=cache)
+
+    def train_dataset(self) -> Dataset:
+        """Returns the samples of the training part.
+
+        Raises:
+            DataError: The text of a source is shorter than one sample.
+        """
+        sources = [source for source in self._sources() if source["train"]]
+        parts = [self._samples(source) for source in sources]
+        if len(parts) == 1:
+            return parts[0] if self.config.num_samples is None else Selected(parts[0], self.config.num_samples)
+        return Mixture(parts, [source["name"] for source in sources], self._weights(sources))
 
     def validation_dataset(self) -> Dataset | None:
-        """Returns windows of the held-out part, including a shorter last one."""
-        windows = TokenWindows(open_shard(self.directory / "validation.bin"), self.context_length, keep_rest=True)
-        return windows if len(windows) else None
+        """Returns samples of the held-out part, spread evenly if it has more than `data.validation_tokens`."""
+        parts = [self._samples(source, "validation") for source in self._sources() if source["validation"]]
+        samples = parts[0] if len(parts) == 1 else Mixture(parts)
+        limit = self.config.validation_tokens
+        if limit is not None and len(samples) * self.context_length > limit:
+            samples = Selected(samples, -(-limit // self.context_length), spread=True)
+        return samples if len(samples) else None
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Returns counts of each source: `documents`, `bytes`, `tokens`, `samples`, what is cut and what is dropped."""
+        return [self._facts(source) for source in self._sources()]
+
+    def notices(self) -> list[str]:
+        """Returns what a user should know about documents that don't fit into samples."""
+        found = []
+        for facts in self.facts():
+            if facts.get("cut"):
+                found.append(
+                    f"{facts['name']}: {facts['cut']:,} of {facts['documents']:,} documents are longer than a sample "
+                    f"({self.context_length} tokens) and are cut into windows"
+                )
+            if facts.get("dropped"):
+                found.append(f"{facts['name']}: documents of a single token, which are left out: {facts['dropped']:,}")
+        return found
+
+    def shards(self, source: dict[str, Any], part: str = "train") -> list[Path]:
+        """Returns the files with a source's ids."""
+        folder = source["cache"] or self.directory
+        return [Path(folder) / f"{name}.bin" for name in source[part]]
+
+    def _sources(self) -> list[dict[str, Any]]:
+        """What `prepare` listed; of old runs the two files that they have."""
+        manifest = self.directory / MANIFEST
+        if not manifest.is_file():
+            return [{"name": "text", "weight": None, "cache": None, "train": ["train"], "validation": ["validation"]}]
+        content = read_json(manifest)
+        return [source | {"cache": content["cache"]} for source in content["sources"]]
+
+    def _weights(self, sources: Sequence[dict[str, Any]]) -> list[float]:
+        """The weights of the settings, which may have changed since the text was tokenized."""
+        weights = {source.name: source.weight for source in self.config.all_sources}
+        return [weights.get(source["name"], source["weight"] or 1.0) for source in sources]
+
+    def _samples(self, source: dict[str, Any], part: str = "train") -> TokenSamples:
+        files = self.shards(source, part)
+        token_ids = TokenStream([open_shard(file) for file in files])
+        if self.config.packing:
+            samples: TokenSamples = self._packed(token_ids, files)
+        else:
+            samples = TokenWindows(token_ids, self.context_length, keep_rest=part == "validation")
+        if part == "train" and not len(samples):
+            where = f" of source `{source['name']}`" if len(self._sources()) > 1 else ""
+            raise DataError(
+                f"the training text{where} has {len(token_ids)} tokens, one sample needs {self.context_length + 1}\n"
+                "hint: add text or lower `data.context_length`"
+            )
+        return samples
+
+    def _packed(self, token_ids: TokenStream, files: Sequence[Path]) -> PackedDocuments:
+        made_from = json.dumps([[file.stem for file in files], self.context_length])
+        name = hashlib.sha256(made_from.encode()).hexdigest()[:32]
+        index = self.directory / f"packed-{name}.npy"
+        return PackedDocuments(token_ids, [open_ends(file) for file in files], self.context_length, index)
+
+    def _facts(self, source: dict[str, Any]) -> dict[str, Any]:
+        facts: dict[str, Any] = {"name": source["name"], "weight": source["weight"]}
+        for part in ("train", "validation"):
+            found = [read_facts(file) for file in self.shards(source, part)]
+            for name in ("documents", "bytes", "tokens"):
+                count = sum(one.get(f"num_{name}", 0) for one in found)
+                facts[name if part == "train" else f"validation_{name}"] = count
+        if not source["train"]:
+            return facts
+        samples = self._samples(source)
+        facts["samples"] = len(samples)
+        if isinstance(samples, PackedDocuments):
+            packed: PackingFacts = samples.facts
+            facts |= {"cut": packed.num_cut, "dropped": packed.num_dropped, "filled": packed.filled}
+        elif isinstance(samples, TokenWindows):
+            facts["dropped_tokens"] = samples.num_dropped_tokens
+        return facts

@@ -1,5 +1,6 @@
 """Every setting of a training run: its type, range and meaning."""
 
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
@@ -23,6 +24,18 @@ class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     vocab_size: Annotated[int, msgspec.Meta(ge=1, description="Number of entries of a newly trained tokenizer.")] = 4096
     pattern: Annotated[PatternName, msgspec.Meta(description="Pattern that splits text before merging.")] = "gpt4"
     chat_template: Annotated[str, msgspec.Meta(description="Built-in chat template: `chatml` or `play`.")] | None = None
+    sample_bytes: Annotated[
+        int, msgspec.Meta(ge=1, description="Text to train a tokenizer on at most, taken evenly from all of it.")
+    ] = 2**28
+
+
+class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One source of a mixture."""
+
+    paths: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, description="Files, directories or globs.")]
+    name: Annotated[str, msgspec.Meta(description="Name in the log; empty: the first path's.")] = ""
+    weight: Annotated[float, msgspec.Meta(ge=0, description="Share of the samples, relative to other sources.")] = 1.0
+    field: Annotated[str, msgspec.Meta(description="Field or column with the text; null: `data.field`.")] | None = None
 
 
 class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,11 +48,59 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Annotated[str, msgspec.Meta(description="Text between two documents, learnt as end of text; null: none.")]
         | None
     ) = "<|endoftext|>"
+    sources: Annotated[
+        tuple[SourceConfig, ...], msgspec.Meta(description="Sources with weights, in place of `paths`.")
+    ] = ()
+    cache: Annotated[str, msgspec.Meta(description="Directory of shards that runs share; null: in the run.")] | None = (
+        None
+    )
+    packing: Annotated[
+        bool, msgspec.Meta(description="Fill samples with whole documents, none of which attends to another.")
+    ] = False
     validation_fraction: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0, description="Held out from the end.")] = 0.1
+    validation_paths: Annotated[
+        tuple[str, ...], msgspec.Meta(description="Text to validate on, in place of a held-out part.")
+    ] = ()
+    validation_tokens: (
+        Annotated[int, msgspec.Meta(ge=1, description="Tokens to validate on at most, taken evenly; null: all.")] | None
+    ) = 2**17
     context_length: Annotated[int, msgspec.Meta(ge=1, description="Tokens a sample; null: the model's.")] | None = None
     num_samples: (
         Annotated[int, msgspec.Meta(ge=1, description="Number of samples to use or generate; null: all.")] | None
     ) = None
+    log_samples: Annotated[
+        bool, msgspec.Meta(description="Log the numbers of each batch's samples to `data/samples.rank<N>.jsonl`.")
+    ] = False
+
+    @property
+    def all_sources(self) -> tuple[SourceConfig, ...]:
+        """Every source with a name; `paths` are one."""
+        if not self.sources:
+            return (SourceConfig(name="text", paths=self.paths),)
+        return tuple(
+            msgspec.structs.replace(source, name=source.name or Path(source.paths[0]).name.partition(".")[0])
+            for source in self.sources
+        )
+
+    @property
+    def cache_directory(self) -> Path | None:
+        """Where tokenized text is kept for other runs; None keeps it in the run."""
+        return None if self.cache is None else Path(self.cache).expanduser()
+
+    def __post_init__(self) -> None:
+        """Checks what sources exclude."""
+        if self.sources and self.paths:
+            raise ConfigError(
+                f"text comes from `data.paths` or `data.sources`, got both: {', '.join(self.paths)} and "
+                f"{len(self.sources)} sources\nhint: name each text once"
+            )
+        names = [source.name for source in self.all_sources]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"`data.sources` must have different names, got {', '.join(names)}")
+        if len(self.sources) > 1 and self.num_samples is not None:
+            raise ConfigError(f"`data.num_samples` must be null for several sources, got {self.num_samples}")
+        if self.sources and not any(source.weight for source in self.sources):
+            raise ConfigError("one of the weights in `data.sources` must be above 0, got 0 for all")
 
 
 class ParameterGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,18 +11,12 @@ import msgspec
 import torch
 
 from llm.checkpoint import Checkpoint, Run, resolve, step_of
-from llm.data import BaseDataModule, BatchLoader, SyntheticDataModule, TextDataModule, read_documents, split_documents
-from llm.data.readers import ReadOptions
+from llm.data import BaseDataModule, BatchLoader, SyntheticDataModule, TextDataModule
+from llm.data.tokenize import mend_corpus
 from llm.errors import ConfigError
 from llm.settings.merge import Override, given_settings, load_run_config
-from llm.settings.run import RunConfig, TokenizerConfig
-from llm.tokenization import (
-    BaseTokenizer,
-    BPETokenizer,
-    SimpleCharacterTokenizer,
-    load_tokenizer,
-    use_chat_template,
-)
+from llm.settings.run import RunConfig
+from llm.tokenization import BaseTokenizer, load_tokenizer
 from llm.training.callbacks import Callback, check_log_targets, standard_callbacks
 from llm.training.distributed import Distributed
 from llm.training.engine import TrainingEngine
@@ -30,6 +24,7 @@ from llm.training.initial import initial_tokenizer, load_start_config
 from llm.training.memory import explains_out_of_memory
 from llm.training.plan import Plan, describe
 from llm.training.precision import autocast_dtype
+from llm.training.preparation import RunText
 from llm.training.resumption import changed_facts, check_resumable, checkpoint_to_resume
 from llm.training.signals import interrupts_at_once
 from llm.training.space import space_notices
@@ -181,6 +176,8 @@ def _reopen(config: RunConfig, start: _Start, from_step: int | None) -> None:
     if start.notices:
         start.notices.append(f"resuming from {checkpoint}")
     start.notices += changed_facts(run.last_facts(), start.facts)
+    if config.data.kind == "text":
+        start.notices += mend_corpus(config.data, load_tokenizer(run.tokenizer), run.data)
     run.write_resumed(config, start.facts, start.step or 0)
 
 
@@ -198,16 +195,16 @@ def _write_parts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | No
     if config.data.kind == "text":
         if config.training.task != "lm":
             raise ConfigError(f"`training.task={config.training.task}` needs `data.kind=synthetic`, got `text`")
-        documents = read_documents(config.data.paths, ReadOptions(config.data.field, config.data.separator))
-        train, validation = split_documents(documents, config.data.validation_fraction)
+        text = RunText(config.data, run)
         if start.initial is not None:
             tokenizer = initial_tokenizer(start.initial, config.tokenizer, tokenizer)
-        plan, asked = Plan.of(config, start.given, sum(map(len, train)), start.distributed.device), config
+        plan, asked = Plan.of(config, start.given, text.num_bytes, start.distributed.device), config
         config = plan.before_tokenizing(config)
-        tokenizer = tokenizer or _tokenizer(config.tokenizer, train)
+        tokenizer = tokenizer or text.tokenizer(config.tokenizer)
         config = _with_vocabulary(config, tokenizer.vocab_size)
-        TextDataModule.prepare(run.data, train, validation, tokenizer)
+        text.tokenize(tokenizer)
         tokenizer.save(run.tokenizer)
+        start.notices += [*text.notices, *TextDataModule(run.data, config.context_length, config.data).notices()]
         num_tokens = len(_data(config, run).train_dataset()) * config.context_length
         config = plan.after_tokenizing(config, num_tokens)
         start.notices += describe(asked, config)
@@ -223,18 +220,6 @@ def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
     BatchLoader.for_training(_data(config, run).train_dataset(), config.training, world_size)
     with torch.device("meta"):
         build_task(config).build_model()
-
-
-def _tokenizer(config: TokenizerConfig, train: Sequence[str]) -> BaseTokenizer:
-    if config.path is not None:
-        tokenizer = load_tokenizer(config.path)
-    elif config.kind == "character":
-        tokenizer = SimpleCharacterTokenizer.train("".join(train))
-    else:
-        tokenizer = BPETokenizer.train_from_iterator(train, vocab_size=config.vocab_size, pattern=config.pattern)
-    if config.chat_template is not None:
-        use_chat_template(tokenizer, config.chat_template)
-    return tokenizer
 
 
 def _with_vocabulary(config: RunConfig, vocab_size: int) -> RunConfig:
@@ -280,7 +265,7 @@ def build_task(config: RunConfig, tokenizer: BaseTokenizer | None = None, initia
 
 def _data(config: RunConfig, run: Run) -> BaseDataModule:
     if config.data.kind == "text":
-        return TextDataModule(run.data, config.context_length, config.data.num_samples)
+        return TextDataModule(run.data, config.context_length, config.data)
     return SyntheticDataModule(
         config.data.num_samples or 1024,
         config.training.task,

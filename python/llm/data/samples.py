@@ -1,0 +1,111 @@
+"""Samples of tokens: windows of a stream, packed documents, mixtures of sources, selections."""
+
+import abc
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llm.data.base import Dataset
+from llm.data.batch import TokenBatch
+from llm.data.shards import TokenArray, TokenStream
+
+
+class TokenSamples(Dataset):
+    """Samples that are sequences of consecutive tokens, each of which is predicted from those before it."""
+
+    @abc.abstractmethod
+    def sequences(self, idx: int) -> list[TokenArray]:
+        """Returns the sequences of a sample; of each, all tokens but the last are read, all but the first predicted."""
+
+    def source(self, idx: int) -> int:  # noqa: ARG002
+        """Returns the index of a sample's source."""
+        return 0
+
+    def batch(self, indices: NDArray[np.int64]) -> TokenBatch:
+        """Returns the samples at `indices`."""
+        samples = [self.sequences(int(idx)) for idx in indices]
+        sequences = [sequence.astype(np.int64) for sample in samples for sequence in sample]
+        sources = [self.source(int(idx)) for idx in indices] if self.source_names else []
+        return TokenBatch(
+            token_ids=torch.from_numpy(np.concatenate([sequence[:-1] for sequence in sequences])),
+            labels=torch.from_numpy(np.concatenate([sequence[1:] for sequence in sequences])),
+            lengths=tuple(len(sequence) - 1 for sequence in sequences),
+            sources=tuple(source for source, sample in zip(sources, samples, strict=False) for _ in sample),
+        )
+
+
+class TokenWindows(TokenSamples):
+    """Consecutive windows of `context_length` tokens; every token except the first is predicted exactly once."""
+
+    def __init__(self, token_ids: TokenArray | TokenStream, context_length: int, keep_rest: bool) -> None:
+        self.token_ids = token_ids
+        self.context_length = context_length
+        predicted = max(0, len(token_ids) - 1)
+        self.num_windows = -(-predicted // context_length) if keep_rest else predicted // context_length
+        self.num_dropped_tokens = 0 if keep_rest else predicted - self.num_windows * context_length
+
+    def __len__(self) -> int:
+        return self.num_windows
+
+    def sequences(self, idx: int) -> list[TokenArray]:
+        """Returns one window; the last window of the text can be shorter."""
+        start = idx * self.context_length
+        return [self.token_ids[start : start + self.context_length + 1]]
+
+
+class Mixture(TokenSamples):
+    """Several sources, whose samples are numbered one source after another.
+
+    Args:
+        parts: The samples of each source.
+        names: The sources' names; empty if nobody asks where samples come from.
+        weights: Share of each source in the order of training.
+    """
+
+    def __init__(
+        self, parts: Sequence[TokenSamples], names: Sequence[str] = (), weights: Sequence[float] | None = None
+    ) -> None:
+        self.parts = tuple(parts)
+        self.source_names = tuple(names)
+        self._weights = None if weights is None else tuple(weights)
+        self._starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of samples of each source."""
+        return tuple(map(len, self.parts))
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """Share of each source in the order of training."""
+        return self._weights
+
+    def source(self, idx: int) -> int:
+        """Returns the index of a sample's source."""
+        return int(np.searchsorted(self._starts, idx, side="right")) - 1
+
+    def sequences(self, idx: int) -> list[TokenArray]:
+        """Returns the sequences of a sample."""
+        source = self.source(idx)
+        return self.parts[source].sequences(idx - int(self._starts[source]))
+
+
+class Selected(TokenSamples):
+    """A number of samples of another dataset: the first ones, or some that are spread evenly over all."""
+
+    def __init__(self, samples: TokenSamples, num_samples: int, spread: bool = False) -> None:
+        self.samples = samples
+        self.num_samples = min(num_samples, len(samples))
+        self.spread = spread
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def sequences(self, idx: int) -> list[TokenArray]:
+        """Returns the sequences of a sample."""
+        return self.samples.sequences(idx * len(self.samples) // self.num_samples if self.spread else idx)
