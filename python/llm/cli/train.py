@@ -16,6 +16,7 @@ from llm.settings.names import full_name_or_error
 CONTEXT = {"ignore_unknown_options": True}
 # Settings that `--help` shows as options of their own, with further names; all others are options as well.
 OPTIONS = {
+    "training.size": (),
     "training.init_from": (),
     "training.task": (),
     "training.epochs": (),
