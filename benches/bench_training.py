@@ -76,6 +76,7 @@ class Loop:
     def __init__(self, name: str, directory: Path, python: Path, errors: Path) -> None:
         self.name = name
         self.tokens_per_s: list[float] = []
+        self.tokens_per_cpu_s: list[float] = []
         self.errors = errors
         command = [str(python), str(PEERS / "training_loops.py"), name, str(directory)]
         with errors.open("w") as file:
@@ -125,7 +126,7 @@ def measure(case: str, precision: str, options: argparse.Namespace) -> dict[str,
             if python is not None:
                 loops.append(Loop(name, directory, python, directory / f"{name}.log"))
                 stack.callback(loops[-1].close)
-        take_turns(loops, options.rounds if case != "char" else options.rounds * 20, block * batch)
+        take_turns(loops, options.rounds if case != "char" else options.rounds * 4, block * batch)
         check_losses(loops, precision)
         return facts | {"parameters": DecoderModel(config).num_parameters(), "loops": [report(loop) for loop in loops]}
 
@@ -139,6 +140,7 @@ def take_turns(loops: list[Loop], rounds: int, tokens: int) -> None:
         for at in range(len(loops)):
             loop = loops[(at + turn) % len(loops)]
             loop.tokens_per_s.append(tokens / loop.step())
+            loop.tokens_per_cpu_s.append(tokens / loop.state["cpu_seconds"])
 
 
 def check_losses(loops: list[Loop], precision: str) -> None:
@@ -155,6 +157,7 @@ def report(loop: Loop) -> dict[str, object]:
     return {
         "name": loop.name,
         "tokens_per_s": round(statistics.median(speeds), 1),
+        "tokens_per_cpu_s": round(statistics.median(loop.tokens_per_cpu_s), 1),
         "slowest": round(speeds[0], 1),
         "fastest": round(speeds[-1], 1),
         "first_loss": loop.state["loss"],
@@ -167,11 +170,13 @@ def show(case: str, result: dict[str, object]) -> None:
     """Prints the rows of a case."""
     rows = result["loops"]
     assert isinstance(rows, list)
-    fastest = max((row["tokens_per_s"] for row in rows if not row["name"].startswith("ours")), default=float("nan"))
+    peers = [row for row in rows if not row["name"].startswith("ours")]
+    best = {key: max((row[key] for row in peers), default=float("nan")) for key in ("tokens_per_s", "tokens_per_cpu_s")}
     for row in rows:
         print(
             f"{case:<10} {result['precision']:<9} {row['name']:<16} {row['tokens_per_s']:>10,.0f} tokens/s"
-            f"  {row['tokens_per_s'] / fastest:5.2f} of the fastest peer  {row['peak_mib']:>6,} MiB",
+            f"  {row['tokens_per_s'] / best['tokens_per_s']:5.2f} of the fastest peer,"
+            f"  {row['tokens_per_cpu_s'] / best['tokens_per_cpu_s']:5.2f} by processor time  {row['peak_mib']:>6,} MiB",
             flush=True,
         )
 
@@ -190,6 +195,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     facts = {"machine": machine(), "threads": options.threads, "rounds": options.rounds} | versions
+    facts["load_average"] = os.getloadavg()[0]
     results: dict[str, object] = {}
     for precision in options.precisions:
         for case in options.cases:

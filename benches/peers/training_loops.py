@@ -29,7 +29,7 @@ class Gate:
         self.case = json.loads((directory / "case.json").read_text())
         self.loss: float | None = None
         self._random = torch.Generator().manual_seed(1)
-        self._started: float | None = None
+        self._started: tuple[float, float] | None = None
         torch.set_num_threads(self.case["threads"])
 
     @property
@@ -39,14 +39,16 @@ class Gate:
 
     def next(self) -> Tensor:
         """Returns int64 `[B, block + 1]`; ends the process when no more are wanted."""
-        seconds = None if self._started is None else time.perf_counter() - self._started
+        began = self._started or (time.perf_counter(), time.process_time())
+        seconds, cpu_seconds = time.perf_counter() - began[0], time.process_time() - began[1]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "loss": self.loss, "peak_mib": round(peak)}), flush=True)
+        state = {"seconds": seconds, "cpu_seconds": cpu_seconds, "loss": self.loss, "peak_mib": round(peak)}
+        print(json.dumps(state), flush=True)
         if not sys.stdin.readline():
             os._exit(0)
         shape = (self.case["batch"], self.case["block"] + 1)
         ids = torch.randint(0, self.case["vocab"], shape, generator=self._random)
-        self._started = time.perf_counter()
+        self._started = (time.perf_counter(), time.process_time())
         return ids
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -54,8 +54,8 @@ def test_values_are_read_as_toml_or_text() -> None:
         ("training.epochs=many", ["`training.epochs` must be", "got 'many'"]),
         ("optimizer.beta1=1.5", ["`optimizer.beta1`", "got 1.5"]),
         (
-            "training.precision=float8",
-            ["`training.precision` must be one of auto, float32, bfloat16, float16, got 'float8'"],
+            "training.precision=float4",
+            ["`training.precision` must be one of auto, float32, bfloat16, float16, float8, got 'float4'"],
         ),
         ("training.task=sft", ["`training.task` must be one of lm, regression, got 'sft'"]),
         ("data.context_length=4096", ["`data.context_length` must be at most `model.max_position_embeddings` (256)"]),

@@ -18,7 +18,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 Override: TypeAlias = str | tuple[str, Any]
 ENV_PREFIX = "LLM_"
 _WORDS = {"null": None, "none": None, "None": None, "True": True, "False": False}
-_PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8"}
 
 
 def validated(config: T) -> T:

@@ -194,12 +194,16 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, description="Seed of all randomness.")] = 0
     device: Annotated[str, msgspec.Meta(description="Device: `auto`, `cpu`, `cuda`, `cuda:1`, …")] = "auto"
     precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
+        Literal["auto", "float32", "bfloat16", "float16", "float8"],
         msgspec.Meta(description="Number type of matrix products; weights stay fp32."),
     ] = "auto"
     attention_backend: Annotated[
         Literal["auto", "sdpa", "math", "flex", "flash"], msgspec.Meta(description="Backend that computes attention.")
     ] = "auto"
+    compile: Annotated[
+        Literal["off", "on"],
+        msgspec.Meta(description="Compile each block at the first step, which takes a minute; see Speed."),
+    ] = "off"
     sharding: Annotated[
         Literal["auto", "ddp", "fsdp"],
         msgspec.Meta(description="Each process keeps the whole model (`ddp`) or a share of it (`fsdp`)."),

@@ -14,10 +14,12 @@ from llm.checkpoint import Checkpoint, Run, resolve, step_of
 from llm.data import BaseDataModule, BatchLoader, SyntheticDataModule, TextDataModule
 from llm.data.tokenize import mend_corpus
 from llm.errors import ConfigError
+from llm.models.device import resolve_device
 from llm.settings.merge import Override, given_settings, load_run_config
 from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer, load_tokenizer
 from llm.training.callbacks import Callback, check_log_targets, standard_callbacks
+from llm.training.compilation import check_compiler
 from llm.training.distributed import Distributed
 from llm.training.engine import TrainingEngine
 from llm.training.initial import initial_tokenizer, load_start_config
@@ -217,6 +219,10 @@ def _write_parts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | No
 def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
     """Raises any error that the loop would raise before its first step, before `run.json` exists."""
     check_log_targets(config.training.log_to)
+    device = resolve_device(config.training.device)
+    autocast_dtype(config.training.precision, device)
+    if config.training.compile == "on":
+        check_compiler(device)
     BatchLoader.for_training(_data(config, run).train_dataset(), config.training, world_size)
     with torch.device("meta"):
         build_task(config).build_model()
@@ -260,6 +266,7 @@ def build_task(config: RunConfig, tokenizer: BaseTokenizer | None = None, initia
         attention_backend=config.training.attention_backend,
         gradient_checkpointing=config.training.gradient_checkpointing,
         initial=initial,
+        compiled=config.training.compile == "on",
     )
 
 

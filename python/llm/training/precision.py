@@ -4,6 +4,8 @@ import contextlib
 
 import torch
 
+from llm.errors import ConfigError
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -11,7 +13,15 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Returns the dtype that `precision` selects on `device`.
 
     `auto` selects bf16 if the device (GPU or CPU) has native bf16 arithmetic, otherwise fp16 on a GPU, otherwise fp32.
+
+    Raises:
+        ConfigError: The precision is `float8`, which is not supported yet.
     """
+    if precision == "float8":
+        raise ConfigError(
+            f"`training.precision=float8` needs products in float8, which this version has on no device, got {device}\n"
+            "hint: set training.precision=bfloat16"
+        )
     if precision != "auto":
         return _DTYPES[precision]
     if device.type == "cuda":

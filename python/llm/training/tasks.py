@@ -13,6 +13,7 @@ from llm.data import IGNORED_LABEL, RegressionBatch, TokenBatch
 from llm.models import DecoderModel, RegressionModel
 from llm.settings.model import ModelConfig
 from llm.tokenization import BaseTokenizer
+from llm.training.compilation import compile_blocks
 from llm.training.losses import token_losses
 
 
@@ -66,6 +67,7 @@ class LanguageModelingTask(Task):
         attention_backend: See `ForwardContext`.
         gradient_checkpointing: See `DecoderModel`.
         initial: A checkpoint of the same model to start from; None starts from random weights.
+        compiled: Whether PyTorch compiles the model's blocks.
 
     Attributes:
         token_losses: Each token's loss in the last pass, fp32 `[T]`; 0 for ignored labels, None before the first pass.
@@ -82,8 +84,10 @@ class LanguageModelingTask(Task):
         attention_backend: str = "auto",
         gradient_checkpointing: bool = False,
         initial: Checkpoint | None = None,
+        compiled: bool = False,
     ) -> None:
         self.config = config
+        self.compiled = compiled
         self.attention_backend = attention_backend
         self.gradient_checkpointing = gradient_checkpointing
         self.initial = initial
@@ -98,6 +102,8 @@ class LanguageModelingTask(Task):
         model.gradient_checkpointing = self.gradient_checkpointing
         if self.initial is not None and not next(model.parameters()).is_meta:
             self.initial.load_weights(model)
+        if self.compiled:
+            compile_blocks(model)
         return model
 
     def count_targets(self, batch: TokenBatch) -> int:
