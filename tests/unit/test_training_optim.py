@@ -1,6 +1,7 @@
 """Optimizers by name, groups of parameters, saved state, and precision."""
 
 import importlib.util
+import math
 from pathlib import Path
 
 import msgspec
@@ -10,11 +11,13 @@ from torch import nn
 
 from llm.checkpoint import Checkpoint
 from llm.errors import CheckpointError, ConfigError
-from llm.settings.run import OptimizerConfig, ParameterGroup
+from llm.settings.merge import from_builtins
+from llm.settings.run import OptimizerConfig, ParameterGroup, RunConfig
 from llm.training import Callback, LanguageModelingTask
 from llm.training.launch import launch, resume
 from llm.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from llm.training.precision import autocast_dtype
+from llm.training.schedules import Schedule
 from tests.unit.training_samples import MODEL, config, weights_of
 
 
@@ -117,3 +120,14 @@ def test_a_muon_run_resumes_to_the_same_bytes(tmp_path: Path, schedule: str) -> 
 def test_8_bit_moments_name_the_extra_that_is_missing() -> None:
     with pytest.raises(ConfigError, match=r"llm-oxide\[torchao\]"):
         build_optimizer(LanguageModelingTask(MODEL).build_model(), OptimizerConfig(name="adamw8bit"))
+
+
+def test_settings_of_an_older_run_mean_what_they_meant() -> None:
+    """A `run.json` from before these settings goes on with AdamW, a cosine and its own warm-up."""
+    old = {"learning_rate": 1e-3, "min_learning_rate_ratio": 0.1, "warmup_steps": 2, "weight_decay": 0.1}
+    loaded = from_builtins({"optimizer": old, "training": {"max_steps": 6}}, RunConfig)
+    assert (loaded.optimizer.name, loaded.optimizer.schedule, loaded.optimizer.groups) == ("adamw", "cosine", ())
+    schedule = Schedule.of(loaded.optimizer, 6)
+    lowest, peak = 1e-4, 1e-3
+    cosine = [lowest + 0.5 * (peak - lowest) * (1.0 + math.cos(math.pi * done / 4)) for done in range(4)]
+    assert [schedule.rate(step) for step in range(6)] == [peak / 2, peak, *cosine]
