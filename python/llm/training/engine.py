@@ -85,6 +85,9 @@ class TrainingEngine:
         settings, device = config.training, self.distributed.device
         self.accumulation = settings.gradient_accumulation_steps
         self.loader = BatchLoader.for_training(data.train_dataset(), settings, self.distributed.world_size)
+        if config.data.log_samples:
+            run.data.mkdir(parents=True, exist_ok=True)
+            self.loader.log_file = run.data / f"samples.rank{self.distributed.rank}.jsonl"
         self.validation = data.validation_dataset()
         self.total_steps = settings.max_steps or settings.epochs * self.loader.steps_per_epoch
         self._seed(-1)
@@ -215,6 +218,8 @@ class TrainingEngine:
             raise TrainingError(f"step {self.step + 1}: every label of the batch is masked, so there is no target")
         total = 0.0
         further: dict[str, float] = {}
+        names = self.loader.dataset.source_names
+        by_source = np.zeros(2 * len(names))
         for idx, part in enumerate(parts):
             with self.parallel.gradient_sync(last=idx == len(parts) - 1):
                 with autocast(self.distributed.device, self.dtype), record_function("forward"):
@@ -228,9 +233,16 @@ class TrainingEngine:
                     scaled = self.scaler.scale(objective * self.distributed.world_size)
                     scaled.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+            if names:
+                by_source += self.task.sums_by_source(part, len(names))
         # A signal to one process must stop all processes at the same step.
-        loss_sum, self._stop_votes, *values = self.distributed.sum(total, self._stop.vote, *further.values())
-        return _BatchSums(loss_sum, num_targets, num_bytes, dict(zip(further, values, strict=True)))
+        loss_sum, self._stop_votes, *values = self.distributed.sum(
+            total, self._stop.vote, *further.values(), *by_source
+        )
+        auxiliary = dict(zip(further, values, strict=False))
+        losses, counts = np.array(values[len(further) :]).reshape(2, -1)
+        auxiliary |= {f"loss/{names[idx]}": losses[idx] / counts[idx] for idx in np.flatnonzero(counts)}
+        return _BatchSums(loss_sum, num_targets, num_bytes, auxiliary)
 
     def _must_stop(self) -> bool:
         """Returns whether any process received a signal; the result is the same in every process."""

@@ -26,6 +26,7 @@ _MAY_CHANGE = {  # of the section `training`
     "sample_prompt",
 }
 
+_DATA_MAY = {"validation_tokens", "log_samples"}
 
 # Facts about a start that change the last digits of results, with the words for them.
 _FACTS = {"torch": "PyTorch", "num_threads": "threads", "world_size": "processes", "device": "device"}
@@ -45,8 +46,9 @@ def check_resumable(old: RunConfig, new: RunConfig, *, has_checkpoint: bool = Tr
     before, after = msgspec.to_builtins(old), msgspec.to_builtins(new)
     for section, fields in after.items():
         for field, value in fields.items():
-            if value != before[section][field] and not (section == "training" and field in _MAY_CHANGE):
+            if value != before[section][field] and not _may_change(section, field, before[section][field], value):
                 allowed = ", ".join(f"training.{name}" for name in sorted(_MAY_CHANGE))
+                allowed += ", the weights of data.sources, " + ", ".join(f"data.{name}" for name in sorted(_DATA_MAY))
                 hint = f"start a new run, or change only {allowed}"
                 if not has_checkpoint:
                     hint = "the run has no checkpoint yet: leave out `--resume` to start it anew with these settings"
@@ -54,6 +56,14 @@ def check_resumable(old: RunConfig, new: RunConfig, *, has_checkpoint: bool = Tr
                     f"`{section}.{field}` can't change on resume: the run has {before[section][field]!r}, "
                     f"got {value!r}\nhint: {hint}"
                 )
+
+
+def _may_change(section: str, field: str, old: Any, new: Any) -> bool:
+    if section != "data":
+        return section == "training" and field in _MAY_CHANGE
+    if field != "sources":
+        return field in _DATA_MAY
+    return [source | {"weight": 0} for source in old] == [source | {"weight": 0} for source in new]
 
 
 def checkpoint_to_resume(run: Run, from_step: int | None = None) -> tuple[Checkpoint | None, list[str]]:

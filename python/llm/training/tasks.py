@@ -46,6 +46,10 @@ class Task(abc.ABC):
         """Returns weight and mean of each auxiliary loss of the model's last pass, by name; only training adds them."""
         return {}
 
+    def sums_by_source(self, batch: Any, num_sources: int) -> list[float]:  # noqa: ARG002
+        """Returns the loss of the last pass summed for each source, then the number of each source's targets."""
+        return [0.0] * (2 * num_sources)
+
     def step_facts(self, model: nn.Module) -> dict[str, Any]:  # noqa: ARG002
         """Returns further values to log about the model's last pass."""
         return {}
@@ -120,6 +124,14 @@ class LanguageModelingTask(Task):
         losses = token_losses(model, batch, attention_backend=self.attention_backend)
         self.token_losses = losses.detach()
         return losses.sum()
+
+    def sums_by_source(self, batch: TokenBatch, num_sources: int) -> list[float]:
+        """Returns the loss of the last pass summed for each source, then the number of each source's targets."""
+        losses = torch.zeros(len(batch.labels)) if self.token_losses is None else self.token_losses.cpu()
+        sources = torch.tensor(batch.sources).repeat_interleave(torch.tensor(batch.lengths))
+        targets = (batch.labels != IGNORED_LABEL).cpu().double()
+        sums = [torch.bincount(sources, one, num_sources) for one in (losses.double(), targets)]
+        return [float(value) for one in sums for value in one]
 
     def auxiliary_losses(self, model: nn.Module) -> dict[str, tuple[float, Tensor]]:
         """Returns the router's losses; empty without experts."""
