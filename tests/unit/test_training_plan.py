@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llm.checkpoint import Run
+from llm.errors import ConfigError
 from llm.models.costs import num_parameters
 from llm.settings.merge import given_settings, load_run_config
 from llm.settings.run import RunConfig, TrainingConfig
@@ -79,6 +80,16 @@ def test_a_size_sets_the_shape_on_any_machine() -> None:
     plans = [planned(1e8, "training.size=15M", flops=flops) for flops in (1e10, 1e14)]
     assert plans[0] == plans[1]
     assert num_parameters(plans[0].model) == pytest.approx(15e6, rel=0.1)
+
+
+def test_a_size_and_a_shape_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"`training\.size` sets the model's shape, so none of model\.hidden_size"):
+        planned(1e6, "training.size=1M", "model.hidden_size=64")
+
+
+def test_a_vocabulary_is_chosen_for_a_tokenizer_that_is_to_be_trained() -> None:
+    assert planned(1e6).tokenizer.vocab_size == 1024
+    assert planned(1e6, "tokenizer.kind=character").tokenizer.vocab_size == 4096
 
 
 def test_settings_given_in_python_are_not_touched_but_for_a_size() -> None:

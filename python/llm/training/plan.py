@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import torch
 
+from llm.errors import ConfigError
 from llm.models.costs import num_parameters
 from llm.settings.run import RunConfig
 from llm.training.precision import autocast_dtype
@@ -73,6 +74,8 @@ class Plan:
         target = self._target_parameters(config)
         if not self._gives("data.context_length", "model.max_position_embeddings"):
             config = self._with(config, "model", max_position_embeddings=self._context(target))
+        if config.tokenizer.path is not None or config.tokenizer.kind != "bpe" or config.training.init_from:
+            return config
         width = shape_of_size(target, 0, config.model).hidden_size
         vocabulary = min(math.sqrt(self.num_bytes), target / (2 * width))
         power = 2 ** round(math.log2(max(1.0, vocabulary)))
@@ -129,7 +132,12 @@ class Plan:
         return int(2 ** min(math.log2(longest), max(4, math.floor(math.log2(max(1.0, samples))))))
 
     def _shaped(self, config: RunConfig) -> RunConfig:
-        if self._keeps_shape and config.training.size is None:
+        if self._keeps_shape and config.training.size is not None:
+            raise ConfigError(
+                f"`training.size` sets the model's shape, so none of {', '.join(f'model.{name}' for name in _SHAPE)} "
+                "can be given, nor `training.init_from`"
+            )
+        if self._keeps_shape:
             return config
         shape = shape_of_size(self._target_parameters(config), config.model.vocab_size, config.model)
         return self._with(config, "model", **{name: getattr(shape, name) for name in _SHAPE})
