@@ -59,7 +59,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-agents test-eval test-page test-openapi test-schemas test-loggers test-wheel test-slow \
+.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-agents test-eval test-page test-openapi test-schemas test-loggers test-wheel test-slow test-training-slow \
 	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
 
 help: ## Show this list
@@ -140,9 +140,12 @@ test-eval: test-data ## Evaluation beside lm-evaluation-harness: the same scores
 test-schemas: $(STAMPS)/test ## The official JSON Schema test suite: nothing invalid is accepted
 	$(BIN)/python -m tests.schemas.run
 
+test-training-slow: test-data ## A corpus of 5 GB read, tokenized and trained on in flat memory (CORPUS_GB=1 for less)
+	$(BIN)/python -m pytest -q -s -m slow --timeout=7200 tests/integration/test_corpus_memory.py
+
 test-slow: test-data ## The tests that take minutes
 	LLM_PROPTEST_OPS=1_000_000 cargo test --quiet --release --test core scheduler::random
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow --ignore=tests/integration/test_corpus_memory.py
 
 test-abuse: $(STAMPS)/test ## Thousands of clients, and requests made to harm the server (three minutes)
 	$(BIN)/python -m pytest -q -s -m slow tests/integration/test_server_abuse.py

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperCommand
 
 import llm
-from llm.cli import bench, chat, demo, eval, export, generate, info, runs, serve, tokenizer, train
+from llm.cli import bench, chat, data, demo, eval, export, generate, info, runs, serve, tokenizer, train
 from llm.cli.options import NamingOptions
 from llm.errors import LLMError
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
 
 

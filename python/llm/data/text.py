@@ -2,9 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llm.checkpoint import read_json
 from llm.data.base import BaseDataModule, Dataset
@@ -86,6 +89,13 @@ class TextDataModule(BaseDataModule):
             if facts.get("dropped"):
                 found.append(f"{facts['name']}: documents of a single token, which are left out: {facts['dropped']:,}")
         return found
+
+    def document_lengths(self) -> Iterator[NDArray[np.int64]]:
+        """Yields the number of tokens of each document, the end-of-text token included, a shard at a time."""
+        for source in self._sources():
+            for part in ("train", "validation"):
+                for file in self.shards(source, part):
+                    yield np.diff(open_ends(file), prepend=0)
 
     def shards(self, source: dict[str, Any], part: str = "train") -> list[Path]:
         """Returns the files with a source's ids."""

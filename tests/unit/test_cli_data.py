@@ -1,0 +1,55 @@
+"""`llm data`: counts, a sample in colours, shards ahead of a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from llm.cli.main import app
+from llm.errors import InvalidArgumentError
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
+    directory = tmp_path_factory.mktemp("corpus")
+    lines = [json.dumps({"body": "To be, or not to be.\n" * (1 + number % 7)}) for number in range(30)]
+    (directory / "a.jsonl").write_text("\n".join(lines))
+    tiny_tokenizer.save(directory / "tokenizer")
+    return directory
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, ["data", *map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_info_counts_documents_tokens_and_lengths(corpus: Path) -> None:
+    said = run("info", corpus / "a.jsonl", "--field", "body", "--tokenizer", corpus / "tokenizer", "--packing")
+    assert "text: 1 files, 30 documents, 2,415 bytes" in said
+    assert "bytes a token" in said
+    assert "samples of 256 tokens, " in said
+    rows = [line for line in said.splitlines() if "–" in line]
+    assert sum(int(row.split()[3]) for row in rows) == 31  # the border of what is held out cuts one
+
+
+def test_preview_shows_a_sample_and_the_borders_of_documents(corpus: Path) -> None:
+    said = run(
+        "preview", corpus / "a.jsonl", "--field", "body", "--tokenizer", corpus / "tokenizer", "--packing",
+        "--context-length", 64,
+    )  # fmt: skip
+    assert said.startswith("sample 0 of ")
+    assert "learnt ──" in said
+    assert "To be, or not to be." in said
+    with pytest.raises(InvalidArgumentError, match="`--sample` must be below the number of samples"):
+        run("preview", corpus / "a.jsonl", "--field", "body", "--tokenizer", corpus / "tokenizer", "--sample", 999)
+
+
+def test_tokenize_makes_the_shards_that_runs_find(corpus: Path, tmp_path: Path) -> None:
+    arguments = (corpus / "a.jsonl", "--field", "body", "--tokenizer", corpus / "tokenizer", "--cache", tmp_path)
+    assert "data.cache=" in run("tokenize", *arguments)
+    written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.bin")}
+    run("tokenize", *arguments)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.bin")} == written
+    assert len(written) == 2
