@@ -39,9 +39,11 @@ class Linear(nn.Linear):
 
     def _suits(self, values: Tensor) -> bool:
         is_fp32 = values.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        return is_fp32 and _HAS_ONEDNN and is_training_on_cpu(values)
+        return is_fp32 and _HAS_ONEDNN and self.weight.numel() >= _LARGE_WEIGHT and is_training_on_cpu(values)
 
 
+# Smaller products gain nothing.
+_LARGE_WEIGHT = 2**17
 _HAS_ONEDNN: bool = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
