@@ -202,6 +202,10 @@ def test_contradictory_sources_are_refused(tmp_path: Path) -> None:
     for overrides, words in (
         (["data.sources=[{paths=['a']}]", "data.paths=['b']"], "text comes from `data.paths` or `data.sources`"),
         (["data.sources=[{paths=['x/a.txt']}, {paths=['y/a.txt']}]"], "must have different names, got a, a"),
+        (
+            ["data.sources=[{paths=['a'], wieght=2}]"],
+            r"unknown setting `data.sources\[0\].wieght`; did you mean `weight`",
+        ),
         (["data.sources=[{paths=['a'], weight=0}]"], "one of the weights in `data.sources` must be above 0"),
     ):
         with pytest.raises(ConfigError, match=words):

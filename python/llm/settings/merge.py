@@ -201,6 +201,9 @@ def assign(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _refuse_unknown_keys(values: Any, kind: type[msgspec.Struct], prefix: str) -> None:
     """Raises for the first key that `kind` has no field for, naming the nearest valid one."""
+    if isinstance(values, list | tuple) and kind.__struct_config__.tag_field is None:
+        for idx, value in enumerate(values):
+            _refuse_unknown_keys(value, kind, f"{prefix.removesuffix('.')}[{idx}].")
     if not isinstance(values, Mapping):
         return
     fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
