@@ -18,6 +18,7 @@ from tests.integration.server_client import write_checkpoint
 LLM_COMMAND = str(Path(sys.executable).parent / "llm")
 VERBS = [
     *((verb,) for verb in ("train", "generate", "chat", "serve", "export", "info", "demo")),
+    *(("data", verb) for verb in ("info", "preview", "tokenize")),
     *(("tokenizer", verb) for verb in ("train", "encode", "decode", "info", "convert", "bench")),
 ]
 
