@@ -236,6 +236,58 @@ fn a_keyword_that_is_not_enforced_is_refused_with_its_place() {
 }
 
 #[test]
+fn unions_told_apart_by_a_property_are_accepted_through_references() {
+    let union = |kinds: [&str; 2], more: &str| {
+        let animal = |kind: &str, key: &str| {
+            format!(
+                r#"{{"type":"object","properties":{{"kind":{kind},"{key}":{{"type":"integer"}}}},
+                "required":["kind"{more}],"additionalProperties":false}}"#
+            )
+        };
+        schema(&format!(
+            r##"{{"type":"array","items":{{"oneOf":[{{"$ref":"#/$defs/a"}},{{"$ref":"#/$defs/b"}}],
+            "discriminator":{{"propertyName":"kind"}}}},"$defs":{{"a":{},"b":{},"t":{{"enum":["b","c"]}}}}}}"##,
+            animal(kinds[0], "x"),
+            animal(kinds[1], "y"),
+        ))
+    };
+    for kinds in [
+        [r#"{"const":"a"}"#, r#"{"const":"b"}"#],
+        [r#"{"enum":["a"]}"#, r#"{"enum":["c","b"]}"#],
+        [r#"{"const":"a","type":"string"}"#, r##"{"$ref":"#/$defs/t"}"##],
+    ] {
+        let grammar = compiled(&union(kinds, r#","x""#));
+        assert!(accepts(&grammar, r#"[{"kind":"a","x":1}]"#));
+        assert!(!accepts(&grammar, r#"[{"kind":"b","x":1}]"#) && !accepts(&grammar, r#"[{"kind":"a","y":1}]"#));
+    }
+    for kinds in [
+        [r#"{"const":"a"}"#, r#"{"enum":["a","b"]}"#],
+        [r#"{"const":"a"}"#, r#"{"type":"string"}"#],
+        [r#"{"const":1}"#, r#"{"const":1.0}"#],
+    ] {
+        assert!(problem(&union(kinds, "")).contains("`oneOf` whose branches may overlap"));
+    }
+    // A property that may be missing tells nothing apart, and neither does one of what need not be an object.
+    for branch in [r#""type":"object""#, r#""required":["kind"]"#] {
+        let text = format!(
+            r##"{{"oneOf":[{{"$ref":"#/$defs/a"}},{{"$ref":"#/$defs/b"}}],"$defs":{{
+            "a":{{{branch},"properties":{{"kind":{{"const":"a"}}}}}},
+            "b":{{{branch},"properties":{{"kind":{{"const":"b"}}}}}}}}}}"##
+        );
+        assert!(problem(&schema(&text)).contains("`oneOf` whose branches may overlap"));
+    }
+}
+
+#[test]
+fn inline_schemas_are_as_strict_as_others() {
+    let grammar = compiled(&GrammarSource::Lark(
+        "start: \"d: \" %json {\"format\":\"date\",\"type\":\"string\"} \"!\"".to_owned(),
+    ));
+    assert!(accepts(&grammar, r#"d: "2024-02-29"!"#));
+    assert!(!accepts(&grammar, r#"d: "2023-02-29"!"#));
+}
+
+#[test]
 fn descriptions_are_no_constraints() {
     let text = r#"{"$schema":"https://json-schema.org/draft/2020-12/schema","$id":"urn:x","title":"T","description":"D",
         "default":1,"examples":[2],"deprecated":true,"readOnly":true,"writeOnly":true,"$comment":"c","x-order":1,

@@ -37,3 +37,34 @@ def test_every_finished_answer_is_valid(model):
         validator = jsonschema_rs.validator_for(schemas[at], validate_formats=True)
         assert validator.is_valid(json.loads(answers[at].text)), (schemas[at], answers[at].text)
     assert {answer.finish_reason for answer in answers} <= {"stop", "length"}
+
+
+def part(kind, **properties):
+    """A branch of a union as Pydantic writes it."""
+    properties = {"kind": {"const": kind, "title": "Kind", "type": "string"}} | properties
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+def reference(name):
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def test_answers_to_unions_told_apart_by_a_property_fit_exactly_one_branch(model):
+    side = {"type": "number", "minimum": 0, "maximum": 9}
+    definitions = {
+        "circle": part("circle", radius=side),
+        "box": part("box", width=side, inner={"anyOf": [reference("circle"), {"type": "null"}]}),
+        "dot": part("dot"),
+    }
+    union = {"discriminator": {"propertyName": "kind"}, "oneOf": [reference(name) for name in definitions]}
+    schema = {"type": "array", "items": union, "minItems": 1, "maxItems": 3, "$defs": definitions}
+    params = [
+        SamplingParams(seed=seed, max_tokens=MAX_TOKENS, structured_outputs=StructuredOutputs(json=schema))
+        for seed in range(40)
+    ]
+    answers = [answer for answer in model.generate(["So"] * 40, params) if answer.finish_reason == "stop"]
+    assert len(answers) > 20
+    validator = jsonschema_rs.validator_for(schema)
+    shapes = [shape for answer in answers for shape in json.loads(answer.text)]
+    assert all(validator.is_valid(json.loads(answer.text)) for answer in answers)
+    assert {shape["kind"] for shape in shapes} == {*definitions}

@@ -13,6 +13,7 @@ mod parser;
 mod problem;
 mod schema;
 mod source;
+mod unions;
 mod vocabulary;
 
 pub use compiler::GrammarCompiler;

@@ -9,6 +9,7 @@ use serde_json::{Map, Number, Value};
 use super::formats;
 use super::limits::{Multiples, Sizes};
 use super::problem::{Checked, shown, unsupported, wrong};
+use super::unions;
 
 /// Keywords that describe and never reject a value.
 const ANNOTATIONS: [&str; 14] = [
@@ -53,8 +54,14 @@ pub(super) fn checked(text: &str) -> Checked<Value> {
         return Err(unsupported("x-guidance", "#"));
     }
     check(&schema)?;
-    formats::complete(&mut schema);
+    complete(&mut schema);
     Ok(schema)
+}
+
+/// Rewrites a checked schema so that `llguidance` accepts no more than validators do, and refuses less.
+pub(super) fn complete(schema: &mut Value) {
+    formats::complete(schema);
+    unions::tell_apart(schema);
 }
 
 /// Checks a schema and everything that its references reach.

@@ -19,6 +19,8 @@ const MAX_CHOICES: usize = 10_000;
 /// fill an answer with it.
 const WHITESPACE: &str = r"(?: |\r?\n[ \t]{0,32})";
 
+/// What a JSON schema in a Lark grammar follows.
+const INLINE: &str = "%json";
 /// What a schema in a Lark grammar may set about its form; other options would weaken the schema.
 const INLINE_OPTIONS: [&str; 4] = ["item_separator", "key_separator", "whitespace_flexible", "whitespace_pattern"];
 
@@ -112,8 +114,8 @@ impl GrammarSource {
             Self::Lark(text) => {
                 self.check_depth(text)?;
                 self.check_rules(text)?;
-                inline_schemas(text).try_for_each(|schema| self.check_inline(&schema))?;
-                Ok(TopLevelGrammar::from_lark(text.clone()))
+                inline_schemas(text).try_for_each(|(schema, _)| self.check_inline(&schema))?;
+                Ok(TopLevelGrammar::from_lark(with_complete_schemas(text)))
             }
         }
     }
@@ -166,10 +168,33 @@ impl GrammarSource {
     }
 }
 
-/// The JSON values after `%json` in a Lark grammar; what isn't JSON is left to the parser of the grammar.
-fn inline_schemas(text: &str) -> impl Iterator<Item = Value> {
-    let first_value = |rest| serde_json::Deserializer::from_str(rest).into_iter().next()?.ok();
-    text.split("%json").skip(1).filter_map(first_value)
+/// The JSON values after each `%json` in a Lark grammar, with the text behind each; what isn't JSON is left to the parser
+/// of the grammar.
+fn inline_schemas(text: &str) -> impl Iterator<Item = (Value, &str)> {
+    text.split(INLINE).skip(1).filter_map(first_value)
+}
+
+fn first_value(text: &str) -> Option<(Value, &str)> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter();
+    let value = values.next()?.ok()?;
+    Some((value, &text[values.byte_offset()..]))
+}
+
+/// The grammar with schemas that mean to `llguidance` what they mean to validators.
+fn with_complete_schemas(text: &str) -> String {
+    let mut pieces = text.split(INLINE);
+    let mut whole = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        whole.push_str(INLINE);
+        match first_value(piece) {
+            Some((mut schema @ Value::Object(_), rest)) => {
+                schema::complete(&mut schema);
+                whole.push_str(&format!(" {schema}{rest}"));
+            }
+            _ => whole.push_str(piece),
+        }
+    }
+    whole
 }
 
 fn with_options(schema: Value, is_compact: bool) -> Value {
