@@ -87,6 +87,15 @@ def test_count_is_that_of_the_prompt(server):
     assert counted == {"input_tokens": prompt_tokens(usage)}
 
 
+def test_count_refuses_what_the_answer_would_refuse(server):
+    fields = {"tools": [{"name": "look", "input_schema": {"type": "object"}}]}
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        refused = post(server, path, **fields)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["type"]) == (400, "invalid_request_error")
+        assert error["message"].startswith("`tools` need a chat template that renders them")
+
+
 def test_client_that_leaves_frees_its_blocks(server):
     body = BODY | {"max_tokens": 7000, "min_tokens": 7000, "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/messages", json=body, timeout=60) as response:

@@ -5,7 +5,7 @@ import asyncio
 from llm.serving.answers.messages import MessageAnswer
 from llm.serving.conversation_prompts import whole_prompt
 from llm.serving.endpoints.conversations import Conversation, send
-from llm.serving.errors import APIError
+from llm.serving.errors import APIError, renamed
 from llm.serving.http import ErrorFormat, Exchange
 from llm.serving.protocol.messages import CHAT_FIELD_NAMES, MessagesError, MessagesErrorResponse, TokensCount
 from llm.serving.services import Services
@@ -52,8 +52,16 @@ async def count_tokens(services: Services, exchange: Exchange) -> None:
     _name_request(exchange)
     request = await services.read_form(exchange, COUNT_TOKENS_FORM)
     chat = services.chat_request(chat_body(request), CHAT_FIELD_NAMES)
-    prompt = await asyncio.to_thread(whole_prompt, chat, services.engine.ready().session)
-    await exchange.send_json(TokensCount(input_tokens=len(prompt.token_ids)))
+    session = services.engine.ready().session
+
+    async def work() -> None:
+        try:
+            prompt = await asyncio.to_thread(whole_prompt, chat, session)
+        except APIError as error:
+            raise renamed(error, CHAT_FIELD_NAMES) from error
+        await exchange.send_json(TokensCount(input_tokens=len(prompt.token_ids)))
+
+    await services.run(exchange, work(), prompt_param="messages")
 
 
 def _name_request(exchange: Exchange) -> None:
