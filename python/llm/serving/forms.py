@@ -1,6 +1,6 @@
 """Parses the requests of APIs whose requests become chat requests."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic
 
 import msgspec
@@ -46,6 +46,20 @@ def parse_form(body: bytes, form: RequestForm[RequestT], unknown_keys: UnknownKe
     known |= refused.keys() | ACCEPTED
     unknown_keys.handle((key for key in raw if key not in known), known)
     return request
+
+
+def objects_in(raw: Mapping[str, Any], field: str, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the place and value of each object in a field that may be a list; types are checked later.
+
+    Args:
+        raw: The object that has the field.
+        field: Name of the field.
+        where: The object's own place in the request.
+    """
+    items = raw.get(field)
+    for position, item in enumerate(items if isinstance(items, list) else ()):
+        if isinstance(item, dict):
+            yield f"{where}{'.' if where else ''}{field}[{position}]", item
 
 
 def _hint(name: str | None) -> str:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from llm.serving.errors import bad_request, unsupported
-from llm.serving.forms import RequestForm
+from llm.serving.forms import RequestForm, objects_in
 from llm.serving.known_keys import Refused
 from llm.serving.parsing import shown
 from llm.serving.protocol.messages import CHAT_FIELD_NAMES, CountTokensRequest, MessagesRequest
@@ -50,16 +50,13 @@ _ALLOWED = {
 
 def _check(raw: dict[str, Any]) -> None:
     """Refuses roles, blocks and tools that the server doesn't have by their names."""
-    messages = raw.get("messages")
-    for position, message in enumerate(messages if isinstance(messages, list) else ()):
-        if isinstance(message, dict):
-            _check_message(message, f"messages[{position}]")
-    tools = raw.get("tools")
-    for position, tool in enumerate(tools if isinstance(tools, list) else ()):
-        kind = tool.get("type") if isinstance(tool, dict) else None
+    for where, message in objects_in(raw, "messages"):
+        _check_message(message, where)
+    for where, tool in objects_in(raw, "tools"):
+        kind = tool.get("type")
         if kind not in (None, "custom"):
-            message = f"`tools[{position}].type` {shown(kind)} is not supported: only tools that the client defines are"
-            raise unsupported(f"{message}\nhint: give the tool a name and an `input_schema`", f"tools[{position}].type")
+            problem = f"`{where}.type` {shown(kind)} is not supported: only tools that the client defines are"
+            raise unsupported(f"{problem}\nhint: give the tool a name and an `input_schema`", f"{where}.type")
 
 
 def _check_message(message: dict[str, Any], where: str) -> None:
@@ -68,15 +65,11 @@ def _check_message(message: dict[str, Any], where: str) -> None:
         raise bad_request(
             f"`{where}.role` must be one of {', '.join(_ROLES)}, got {shown(role)}", param=f"{where}.role"
         )
-    content = message.get("content")
-    for position, block in enumerate(content if isinstance(content, list) else ()):
-        if not isinstance(block, dict):
-            continue
-        _check_block(block, _BLOCKS[role], f"{where}.content[{position}]")
-        inner = block.get("content") if block.get("type") == "tool_result" else None
-        for index, part in enumerate(inner if isinstance(inner, list) else ()):
-            if isinstance(part, dict):
-                _check_block(part, _QUOTED, f"{where}.content[{position}].content[{index}]")
+    for place, block in objects_in(message, "content", where):
+        _check_block(block, _BLOCKS[role], place)
+        if block.get("type") == "tool_result":
+            for inner, part in objects_in(block, "content", place):
+                _check_block(part, _QUOTED, inner)
 
 
 def _check_block(block: dict[str, Any], allowed: tuple[str, ...], where: str) -> None:

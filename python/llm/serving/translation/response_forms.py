@@ -3,7 +3,7 @@
 from typing import Any
 
 from llm.serving.errors import bad_request, unsupported
-from llm.serving.forms import RequestForm
+from llm.serving.forms import RequestForm, objects_in
 from llm.serving.known_keys import Refused
 from llm.serving.parsing import shown
 from llm.serving.protocol.responses import CHAT_FIELD_NAMES, INCLUDABLE, ResponsesRequest
@@ -44,13 +44,10 @@ _ALLOWED = {
 
 def _check(raw: dict[str, Any]) -> None:
     """Refuses items and tools that the server doesn't have by their names, and names the types that may be left out."""
-    items = raw.get("input")
-    for position, item in enumerate(items if isinstance(items, list) else ()):
-        if isinstance(item, dict):
-            _check_item(item, f"input[{position}]")
-    tools = raw.get("tools")
-    for position, tool in enumerate(tools if isinstance(tools, list) else ()):
-        _check_tool(tool, ("function", "namespace"), f"tools[{position}]")
+    for where, item in objects_in(raw, "input"):
+        _check_item(item, where)
+    for where, tool in objects_in(raw, "tools"):
+        _check_tool(tool, ("function", "namespace"), where)
     _check_choice(raw.get("tool_choice"))
     include = raw.get("include")
     for position, name in enumerate(include if isinstance(include, list) else ()):
@@ -59,17 +56,15 @@ def _check(raw: dict[str, Any]) -> None:
             raise bad_request(f"`{where}` must be one of {', '.join(INCLUDABLE)}, got {shown(name)}", param=where)
 
 
-def _check_tool(tool: object, allowed: tuple[str, ...], where: str) -> None:
-    if not isinstance(tool, dict):
-        return
+def _check_tool(tool: dict[str, Any], allowed: tuple[str, ...], where: str) -> None:
     kind = tool.get("type")
     if kind not in allowed:
         message = f"`{where}.type` {shown(kind)} is not supported; allowed: {', '.join(allowed)}"
         hint = "hint: offer what the tool does as a function that the client runs"
         raise unsupported(f"{message}\n{hint}", f"{where}.type")
-    inner = tool.get("tools") if kind == "namespace" else None
-    for position, each in enumerate(inner if isinstance(inner, list) else ()):
-        _check_tool(each, ("function",), f"{where}.tools[{position}]")
+    if kind == "namespace":
+        for inner, each in objects_in(tool, "tools", where):
+            _check_tool(each, ("function",), inner)
 
 
 def _check_choice(choice: object) -> None:
@@ -97,12 +92,10 @@ def _check_item(item: dict[str, Any], where: str) -> None:
 
 
 def _check_content(item: dict[str, Any], field: str, allowed: tuple[str, ...], where: str) -> None:
-    parts = item.get(field)
-    for position, part in enumerate(parts if isinstance(parts, list) else ()):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(part, dict) and kind not in allowed:
-            path = f"{where}.{field}[{position}].type"
-            raise unsupported(f"`{path}` {shown(kind)} is not supported; allowed: {', '.join(allowed)}", path)
+    for place, part in objects_in(item, field, where):
+        if part.get("type") not in allowed:
+            message = f"`{place}.type` {shown(part.get('type'))} is not supported; allowed: {', '.join(allowed)}"
+            raise unsupported(message, f"{place}.type")
 
 
 RESPONSES_FORM = RequestForm(
