@@ -22,13 +22,20 @@ struct Compiled {
     factory: Arc<ParserFactory>,
     /// A parser at the start that no answer uses; copied if all others are in use.
     seed: Mutex<TokenParser>,
-    idle: Mutex<Vec<TokenParser>>,
+    idle: Mutex<Vec<Idle>>,
     first: Allowed,
     num_ids: usize,
     num_bytes: usize,
     /// Whether the grammar names special tokens, which have no text to be forced: a parser that was asked for such text
     /// finds no token for it afterwards.
     names_tokens: bool,
+}
+
+/// A parser at the start that waits for its next answer.
+struct Idle {
+    parser: TokenParser,
+    /// Estimated size; answers make more of the lexer's states, so it is more than at first.
+    num_bytes: usize,
 }
 
 impl fmt::Debug for Grammar {
@@ -66,7 +73,7 @@ impl Grammar {
     /// Begins an answer. Answers that run at once share nothing that one of them would wait for.
     pub fn start(&self) -> Matcher {
         let idle = locked(&self.0.idle).pop();
-        let home = idle.unwrap_or_else(|| locked(&self.0.seed).deep_clone());
+        let home = idle.map_or_else(|| locked(&self.0.seed).deep_clone(), |idle| idle.parser);
         Matcher::new(self.clone(), home)
     }
 
@@ -77,7 +84,7 @@ impl Grammar {
 
     /// Estimated size, with the parsers that wait.
     pub(super) fn num_bytes(&self) -> usize {
-        self.0.num_bytes * (1 + locked(&self.0.idle).len())
+        self.0.num_bytes + locked(&self.0.idle).iter().map(|idle| idle.num_bytes).sum::<usize>()
     }
 
     /// Takes a parser at the start back, unless its lexer failed or has grown large.
@@ -85,7 +92,7 @@ impl Grammar {
         let Ok(stats) = caught(|| Ok(parser.parser.lexer_stats())) else { return };
         let mut idle = locked(&self.0.idle);
         if !stats.error && stats.num_states <= MAX_IDLE_STATES && idle.len() < MAX_IDLE {
-            idle.push(parser);
+            idle.push(Idle { parser, num_bytes: stats.num_bytes });
         }
     }
 }
