@@ -224,6 +224,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ]
         | None
     ) = None
+    async_save: Annotated[
+        bool, msgspec.Meta(description="Save beside training, which needs memory for a copy of weights and moments.")
+    ] = False
     log_to: Annotated[
         tuple[LogTarget, ...], msgspec.Meta(description="Further logs: `csv`, `tensorboard` and `wandb`.")
     ] = ()

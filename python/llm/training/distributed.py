@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm.errors import TrainingError
 from llm.models.device import resolve_device
@@ -104,10 +104,23 @@ class Distributed:
             raise TrainingError("another process could not save its share of the checkpoint; see its error message")
         return result
 
+    def work_so_far(self) -> "torch.cuda.Event | None":
+        """Returns a mark behind all work that the GPU was given so far; None on a CPU, whose work is done."""
+        if self.device.type != "cuda":
+            return None
+        mark = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        mark.record()
+        return mark
+
     def stop(self) -> None:
         """Leaves the process group."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Returns whether parameters of the model are spread over processes."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 
-from llm.checkpoint import Checkpoint, Run
+from llm.checkpoint import Checkpoint, Run, step_of
 from llm.data import BaseDataModule, BatchLoader, in_order
 from llm.errors import FileError, TrainingError
 from llm.settings.run import RunConfig
@@ -128,7 +128,7 @@ class TrainingEngine:
         self._call_start()
         try:
             if not is_finished:
-                with self._stop:
+                with self._stop, self.saver:
                     self._train()
         finally:
             for callback in self.callbacks:
@@ -145,6 +145,7 @@ class TrainingEngine:
         if not self._must_stop():
             self._validate_and_checkpoint(force=True)
         self._checkpoint()
+        self._announce_checkpoints(wait=True)
         if not self._is_done() or self._validation_due:
             raise Interrupted(self._stop.number or signal_of(self._stop_votes))
         for callback in self.callbacks if self.step < self.total_steps else ():
@@ -181,6 +182,7 @@ class TrainingEngine:
 
     def _advance(self) -> None:
         """Runs one optimizer step, then any validation, checkpoint and logging that is due."""
+        self._announce_checkpoints()
         metrics = self._train_step()
         should_log = self.step % self.config.training.log_every == 0 or self.step == self.total_steps
         for callback in self.callbacks:
@@ -197,6 +199,7 @@ class TrainingEngine:
             self.scaler.unscale_(self.optimizer)
             grad_norm = clip_gradients(self.model, self.config.optimizer.max_grad_norm)
             self._check_finite(batch, grad_norm)
+            self.saver.wait_for_copy()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
@@ -309,15 +312,18 @@ class TrainingEngine:
         """Saves a checkpoint, unless this step's is saved already and `again` is not set."""
         counters: dict[str, Any] = {"skipped_steps": self.skipped_steps, "validation_due": self._validation_due}
         counters |= self.best.state() | {"data": self.loader.state(self.step)}
-        checkpoint = self.saver.save(self.step, counters | self.meter.state(), again=again)
-        if checkpoint is None:
-            return
-        self._publish_best(checkpoint)
-        for callback in self.callbacks:
-            callback.on_checkpoint(self.step, checkpoint)
+        self._announce_checkpoints(wait=True)  # the best checkpoint needs its name before a later save removes others
+        self.saver.save(self.step, counters | self.meter.state(), again=again)
+        self._announce_checkpoints()
+
+    def _announce_checkpoints(self, *, wait: bool = False) -> None:
+        for checkpoint in self.saver.completed(wait=wait):
+            self._publish_best(checkpoint)
+            for callback in self.callbacks:
+                callback.on_checkpoint(step_of(checkpoint), checkpoint)
 
     def _publish_best(self, checkpoint: Checkpoint) -> None:
-        if self.config.training.keep_best and self.best.step == self.step and self.distributed.is_main:
+        if self.config.training.keep_best and self.best.step == step_of(checkpoint) and self.distributed.is_main:
             self.run.publish_best(checkpoint)
 
     def _restore(self, from_step: int | None) -> bool:

@@ -17,6 +17,7 @@ _MAY_CHANGE = {  # of the section `training`
     "validate_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "async_save",
     "sharding",
     "keep_best",
     "stop_after_validations",

@@ -1,13 +1,15 @@
 """Saving and restoring of a run's checkpoints."""
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from llm.checkpoint import (
@@ -24,7 +26,8 @@ from llm.checkpoint import (
 )
 from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer
-from llm.training.distributed import Distributed, whole
+from llm.training.background import PendingSave, Snapshot, SnapshotCopy
+from llm.training.distributed import Distributed, is_sharded, whole
 from llm.training.optim import load_optimizer_tensors, optimizer_tensors
 from llm.training.state import read_counters, read_moments, write_counters, write_moments
 
@@ -46,21 +49,6 @@ class TrainedParts:
     tokenizer: BaseTokenizer | None
 
 
-@dataclass(frozen=True)
-class _Snapshot:
-    """What this process writes of one checkpoint.
-
-    Attributes:
-        weights: Whole entries of the model's state.
-        moments: The optimizer's tensors, sharded as the parameters are.
-        counters: Step, loss scale and further numbers.
-    """
-
-    weights: Mapping[str, Tensor]
-    moments: dict[str, Tensor]
-    counters: Mapping[str, Any]
-
-
 class CheckpointSaver:
     """Writes a run's checkpoints and restores the run's state from one.
 
@@ -68,7 +56,7 @@ class CheckpointSaver:
     the marker of a complete checkpoint last.
 
     Args:
-        config: Settings; the saver reads `training.keep_checkpoints` and `generation`.
+        config: Settings; the saver reads `training.keep_checkpoints`, `training.async_save` and `generation`.
         run: The run that the checkpoints belong to.
         distributed: This process; all processes must call `save` at the same steps.
         parts: The parts to save and restore.
@@ -81,9 +69,29 @@ class CheckpointSaver:
         self.parts = parts
         self._files = plan_files(parts.model, num_writers=distributed.world_size)
         self._last_saved = -1
+        self._copy: SnapshotCopy | None = None
+        if config.training.async_save:
+            self._copy = SnapshotCopy(distributed, is_sharded=is_sharded(parts.model))
+        self._pending: PendingSave | None = None
+        self._unannounced: list[Checkpoint] = []
 
-    def save(self, step: int, counters: Mapping[str, Any], *, again: bool = False) -> Checkpoint | None:
-        """Saves the checkpoint of `step` and removes old ones; returns None if that step is already saved.
+    def __enter__(self) -> "CheckpointSaver":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Waits for a save in progress, unless a second signal asks to leave at once."""
+        if self._pending is None or isinstance(error, KeyboardInterrupt):
+            return
+        self._pending.join()
+        if error is not None and self._pending.error is not None:
+            error.add_note(f"the last checkpoint could not be saved either: {self._pending.error}")
+
+    def save(self, step: int, counters: Mapping[str, Any], *, again: bool = False) -> None:
+        """Saves the checkpoint of `step`, unless it is saved already, and removes old ones.
+
+        With `training.async_save`, this only starts the save, after the previous one is complete.
 
         Args:
             step: Number of optimizer steps so far.
@@ -91,15 +99,46 @@ class CheckpointSaver:
             again: Whether to replace the checkpoint of a step that is already saved.
 
         Raises:
-            OSError: The disk is full.
+            FileError: The disk is full, or the directory can't be written.
             TrainingError: Another process failed.
         """
         if self._last_saved == step and not again:  # equal in all processes, unlike the state of the disk
-            return None
+            return
         self._last_saved = step
-        checkpoint = self.run.checkpoint(step)
-        self._write(checkpoint, self._snapshot({"step": step, **counters}))
-        return checkpoint
+        self._collect(wait=True)
+        checkpoint, state = self.run.checkpoint(step), self._state({"step": step, **counters})
+        if self._copy is None:
+            self._write(checkpoint, state)
+            self._unannounced.append(checkpoint)
+            return
+        copy = functools.partial(self._copy.of, state, self.distributed.work_so_far())
+        self._pending = PendingSave(checkpoint, copy, self._write)
+        self._pending.start()
+
+    def completed(self, *, wait: bool = False) -> list[Checkpoint]:
+        """Returns the checkpoints that became complete since the last call.
+
+        Args:
+            wait: Whether to wait for a save in progress.
+
+        Raises:
+            FileError: A save failed because the disk is full, or the directory can't be written.
+            TrainingError: Another process failed to save.
+        """
+        self._collect(wait=wait)
+        complete, self._unannounced = self._unannounced, []
+        return complete
+
+    def wait_for_copy(self) -> None:
+        """Waits until weights and moments may change."""
+        if self._pending is not None:
+            self._pending.wait_for_copy()
+
+    def _collect(self, *, wait: bool) -> None:
+        pending = self._pending
+        if pending is not None and (wait or not pending.is_alive()):
+            self._pending = None
+            self._unannounced.append(pending.result())
 
     def restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Restores weights, optimizer and loss scale from `checkpoint` and returns its counters, `step` among them.
@@ -117,20 +156,21 @@ class CheckpointSaver:
         self._last_saved = counters["step"]
         return counters
 
-    def _snapshot(self, counters: Mapping[str, Any]) -> _Snapshot:
+    def _state(self, counters: Mapping[str, Any]) -> Snapshot:
         parts, own = self.parts, {name for file in self._own_files() for name in file.entries}
+        buffers = {name for name, _ in parts.model.named_buffers()}  # change in the forward pass, unlike parameters
         weights = {}
         for name, tensor in saved_state(parts.model).items():
             gathered = whole(tensor.detach())  # in every process, though only one keeps it
             if name in own:
-                weights[name] = gathered
+                weights[name] = gathered.clone() if name in buffers else gathered
         state = {**counters, "scaler": parts.scaler.state_dict()}
-        return _Snapshot(weights, optimizer_tensors(parts.model, parts.optimizer), state)
+        return Snapshot(weights, optimizer_tensors(parts.model, parts.optimizer), state)
 
     def _own_files(self) -> list[WeightFile]:
         return self._files[self.distributed.rank :: self.distributed.world_size]
 
-    def _write(self, checkpoint: Checkpoint, snapshot: _Snapshot) -> None:
+    def _write(self, checkpoint: Checkpoint, snapshot: Snapshot) -> None:
         """Writes a checkpoint in a temporary directory that the main process makes, completes and renames."""
         together, is_main = self.distributed.together, self.distributed.is_main
         with contextlib.ExitStack() as stack:
@@ -143,12 +183,12 @@ class CheckpointSaver:
             together(lambda: self._complete(directory, snapshot, stack) if is_main else None)
         together(lambda: self._publish(checkpoint) if is_main else None)
 
-    def _write_weights(self, directory: Path, snapshot: _Snapshot) -> None:
+    def _write_weights(self, directory: Path, snapshot: Snapshot) -> None:
         for file in self._own_files():
             write_weights(directory, self.parts.model, file, snapshot.weights)
             sync(directory / file.name)
 
-    def _complete(self, directory: Path, snapshot: _Snapshot, unfinished_directory: contextlib.ExitStack) -> None:
+    def _complete(self, directory: Path, snapshot: Snapshot, unfinished_directory: contextlib.ExitStack) -> None:
         write_description(directory, self.parts.model, self._files, self.parts.tokenizer, self.config.generation)
         write_counters(Checkpoint(directory).training_state, snapshot.counters)
         unfinished_directory.close()
