@@ -53,7 +53,7 @@ def test_the_demo_model_is_small_and_reaches_its_bits_per_byte(trained: Training
     assert validations[-1] <= 2.35
     held_out = demo_corpus().encode()[-111_539:].decode()
     assert trained.validate()["bits_per_byte"] == validations[-1]
-    tokens = trained.tokenizer.encode(held_out)
+    tokens = trained.run.newest().tokenizer().encode(held_out)
     [facts] = TextDataModule(trained.run.data, 256).facts()
     assert abs(len(tokens) - facts["validation_tokens"]) <= 1  # the end token
 
