@@ -60,7 +60,7 @@ define venv_by_uv
 endef
 
 .PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-agents test-eval test-page test-openapi test-schemas test-loggers test-wheel test-slow test-training-slow \
-	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-gpu clean
+	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-frontend bench-structured bench-gpu clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -218,6 +218,12 @@ bench-gpu: $(STAMPS)/test ## Decoding on a CUDA device beside transformers (ARGS
 
 bench-serving: test-data ## Our server beside vLLM's CPU build (installs it; an hour; ARGS="--quick ...")
 	$(call torch_words,$(BIN)/python); TORCH="$$wanted" $(BIN)/python benches/bench_serving.py $(ARGS)
+
+bench-frontend: $(STAMPS)/test ## Streamed chats a second beside granian's own and vLLM's front end (needs wrk)
+	$(BIN)/python benches/bench_frontend.py $(ARGS)
+
+bench-structured: test-data ## Tokens a second under a grammar beside the same load without one
+	$(BIN)/python benches/bench_structured.py $(ARGS)
 
 clean: ## Remove what make made (not runs/)
 	rm -rf $(VENV) $(VENV)-uv dist site target fuzz/target .cache

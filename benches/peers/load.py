@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from figures import Answer, LoadError, Packet, check_status, plain, read_answer
@@ -28,6 +28,7 @@ class Load:
     output_tokens: int
     host: str = "127.0.0.1"
     timeout_s: float = 900.0
+    extra: dict[str, Any] = field(default_factory=dict)  # more fields of each request
 
 
 class _Exchange(asyncio.Protocol):
@@ -60,7 +61,7 @@ def http_request(load: Load, messages: list[Message]) -> bytes:
         "temperature": 0.0,
         "stream": True,
         "stream_options": {"include_usage": True},
-    }
+    } | load.extra
     text = json.dumps(body).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: {load.host}:{load.port}\r\nConnection: close\r\n"
