@@ -27,6 +27,7 @@ FLOORS = [
     {"api", "benchmark", "info", "export", "simulation"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 LAZY_IMPORTERS = {"cli", "__init__", "demo", "api", "training"}
 

@@ -54,6 +54,8 @@ WORKS: list[tuple[str, str, Any]] = [
     ("block_size=4", "data.context_length", 4),
     ("--seq-len 4", "data.context_length", 4),
     ("--dropout 0.1", "model.dropout", 0.1),
+    ("--validation-data held.txt", "data.validation_paths", ("held.txt",)),
+    ("--val-data held.txt", "data.validation_paths", ("held.txt",)),
     ("--precision bf16", "training.precision", "bfloat16"),
     ("training.precision=fp32", "training.precision", "float32"),
     ("model.tie_word_embeddings=False", "model.tie_word_embeddings", False),

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from llm.checkpoint import Run
+from llm.cli.processes import start_processes
+from llm.errors import ConfigError
 from llm.training.launch import launch
 from tests.unit.training_samples import check_same_training, unclipped
 
@@ -64,3 +66,22 @@ def test_a_signal_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path:
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("interrupted") == 2
     assert Run(tmp_path / "run").newest().path.name == "step_00000003"
+
+
+def test_nproc_trains_in_as_many_processes(tmp_path: Path) -> None:
+    tiny = ["data.kind=synthetic", "model.hidden_size=32", "model.intermediate_size=64", "model.num_hidden_layers=1"]
+    tiny += ["model.num_attention_heads=2", "model.max_position_embeddings=16", "--max-steps", "3", "--device", "cpu"]
+    for name, count in (("one", []), ("two", ["--nproc", "2"])):
+        command = [sys.executable, "-m", "llm", "train", *count, "--out", str(tmp_path / name), *tiny]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (Run(tmp_path / name) for name in ("one", "two"))
+    assert (one.last_facts()["world_size"], two.last_facts()["world_size"]) == (1, 2)
+    losses = [[line["loss"] for line in run.read_log() if "loss" in line] for run in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_nproc_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(ConfigError, match="leave it out under torchrun"):
+        start_processes(2, ["train", "--nproc", "2"])

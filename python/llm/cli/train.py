@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llm.cli.arguments import Arguments, check_texts, settings_table, sorted_arguments, with_settings
+from llm.cli.processes import start_processes
 from llm.errors import ConfigError, FileError, TrainingError
 from llm.settings.merge import Override
 from llm.settings.names import full_name_or_error
@@ -28,6 +29,17 @@ OPTIONS = {
     "training.device": (),
 }
 EXAMPLE = "Example:  llm train --data corpus.txt --out runs/base --max-steps 500 model.hidden_size=256"
+FromStep = Annotated[int | None, typer.Option(min=0, help="Resume from this checkpoint; newer ones are removed.")]
+DecayFrom = Annotated[
+    int | None, typer.Option(min=1, help="With --resume RUN --out NEW: let the rate decay from this checkpoint.")
+]
+Replay = Annotated[
+    str | None,
+    typer.Option(metavar="DUMP", help="Run a step again whose loss was not finite, and find the first bad value."),
+]
+NumProcesses = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Train in N processes of this machine, started by torchrun.")
+]
 
 
 @with_settings(OPTIONS)
@@ -44,19 +56,13 @@ def train(
     out: Annotated[str | None, typer.Option("--out", "--output", help="The run's directory.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer's directory; default: train one.")] = None,
     resume: Annotated[bool, typer.Option("--resume", metavar="", help="Resume the run in --out.")] = False,
-    from_step: Annotated[
-        int | None, typer.Option(min=0, help="Resume from this checkpoint; newer ones are removed.")
-    ] = None,
-    decay_from: Annotated[
-        int | None, typer.Option(min=1, help="With --resume RUN --out NEW: let the rate decay from this checkpoint.")
-    ] = None,
+    from_step: FromStep = None,
+    decay_from: DecayFrom = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", metavar="", help="Replace a run in --out: what it wrote, nothing else.")
     ] = False,
-    replay: Annotated[
-        str | None,
-        typer.Option(metavar="DUMP", help="Run a step again whose loss was not finite, and find the first bad value."),
-    ] = None,
+    replay: Replay = None,
+    nproc: NumProcesses = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", metavar="", help="Print memory, steps, disk and time; write nothing.")
     ] = False,
@@ -66,7 +72,9 @@ def train(
     ] = False,
     **options: Any,
 ) -> None:
-    """Train a model from text, or resume a run. `torchrun --no-python llm train …` uses several processes."""
+    """Train a model from text, or resume a run; `torchrun … -m llm train …` uses several machines."""
+    if nproc is not None:
+        start_processes(nproc, sys.argv[1:])
     if settings:
         print("\n".join(settings_table(arguments or [])))
         return

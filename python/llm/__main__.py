@@ -1,0 +1,5 @@
+"""`python -m llm` is the command `llm`."""
+
+from llm.cli.main import main
+
+main()
