@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.checkpoint import Run, load_model, load_tensors, step_of
+from llm.checkpoint import Run, load_model, load_tensors, step_of, write_atomically
 from llm.errors import FileError
 from llm.settings.run import RunConfig
 from llm.training import Callback, FitStart, StepMetrics
@@ -102,17 +102,20 @@ def test_a_save_that_fails_ends_the_run_and_leaves_the_previous_checkpoint(tmp_p
     assert (run.path / "latest").read_text() == "checkpoints/step_00000002\n"
 
 
-def killed(folder: Path, max_steps: int, step: int, seed: int) -> int:
-    """Trains, saves each step and dies at a random moment after `step`; returns the last step known to be saved."""
+def killed(folder: Path, max_steps: int, seed: int) -> int:
+    """Trains, saves each step and dies at a random moment; returns the last step known to be saved."""
     run = Run(folder)
     heard = folder.with_suffix(".heard")
 
     class Dies(Callback):
+        dying = False
+
         def on_checkpoint(self, step: int, checkpoint: object) -> None:
-            heard.write_text(str(step))
+            write_atomically(heard, str(step))
 
         def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:
-            if metrics.step == step:
+            if not self.dying:
+                self.dying = True
                 threading.Timer(0.2 * random.Random(seed).random(), os.kill, (os.getpid(), signal.SIGKILL)).start()
 
     def train() -> None:
@@ -134,20 +137,20 @@ def check_kills(folder: Path, times: int, max_steps: int) -> None:
     whole = launch(wanted, folder / "whole", callbacks=[])
     run = Run(folder / "run")
     for number in range(times):
-        heard = killed(run.path, max_steps, 2 + number * (max_steps - 10) // times, seed=number)
+        heard = killed(run.path, max_steps, seed=number)
         newest = run.newest()
         assert newest is not None
         assert step_of(newest) >= heard
         assert newest.damage() is None
         assert load_model(newest) is not None
-    last = resume(run.path, callbacks=[])
+    last = resume(run.path, overrides=[f"training.checkpoint_every={max_steps}"], callbacks=[])
     assert weights_of(last) == weights_of(whole)
 
 
 def test_a_run_killed_while_it_saves_loses_no_complete_checkpoint(tmp_path: Path) -> None:
-    check_kills(tmp_path, 3, 40)
+    check_kills(tmp_path, 3, 120)
 
 
 @pytest.mark.slow
 def test_fifty_kills_at_random_moments_lose_no_complete_checkpoint(tmp_path: Path) -> None:
-    check_kills(tmp_path, 50, 400)
+    check_kills(tmp_path, 50, 2000)
