@@ -1,12 +1,17 @@
 """The examples run as their first lines say; the client's example is run by the server's tests."""
 
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from llm import LLM, SamplingParams
+from llm.checkpoint import Run
 from llm.tokenization import load_tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -65,3 +70,39 @@ def test_callback_prints_a_sample_at_each_checkpoint(corpus_file: Path, tmp_path
 def test_every_example_is_tested() -> None:
     tested = set(re.findall(r'run_example\(\s*"(\w+\.py)"', Path(__file__).read_text(encoding="utf-8")))
     assert {file.name for file in EXAMPLES.glob("*.py")} == tested | {"openai_client_demo.py"}
+
+
+STAND_INS = {
+    "srun": 'exec "$@"',
+    "scontrol": 'test "$*" = "show hostnames $SLURM_JOB_NODELIST" && echo localhost',
+    "torchrun": f'exec "{sys.executable}" -m torch.distributed.run "$@"',
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Slurm runs on Linux")
+@pytest.mark.long
+def test_slurm_script_trains_and_goes_on_when_the_job_starts_again(tmp_path: Path) -> None:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, line in STAND_INS.items():
+        (commands / name).write_text(f"#!/bin/sh\n{line}\n")
+        (commands / name).chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job = {"SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "PROCESSES_PER_NODE": "2"}
+    job |= {"RENDEZVOUS_PORT": str(port), "OMP_NUM_THREADS": "1", "PATH": f"{commands}:{os.environ['PATH']}"}
+    tiny = ["data.kind=synthetic", "model.hidden_size=16", "model.intermediate_size=16", "model.num_hidden_layers=1"]
+    tiny += ["model.num_attention_heads=2", "model.max_position_embeddings=8", "--max-steps", "2", "--device", "cpu"]
+    script, run = EXAMPLES / "distributed" / "slurm.sh", Run(tmp_path / "run")
+
+    def submit() -> str:
+        command = ["bash", str(script), str(run.path), *tiny]
+        done = subprocess.run(command, env=os.environ | job, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stderr
+
+    submit()
+    assert run.last_facts()["world_size"] == 2
+    assert run.newest() == run.checkpoint(2)
+    assert "already at step 2 of 2" in submit()
