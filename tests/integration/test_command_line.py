@@ -79,7 +79,8 @@ def test_from_text_to_answers(corpus_file: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("run/checkpoints/step_00000004\n")
-    assert [line.split("  ")[0] for line in done.stderr.splitlines()[1:3]] == ["step 2/4", "step 4/4"]
+    steps = [line.split("  ")[0] for line in done.stderr.splitlines() if line.startswith("step ")]
+    assert [step for step in steps if "/" in step] == ["step 2/4", "step 4/4"]
     answers = [run("generate", "run", "ROMEO:", "--max-tokens", "12", "--seed", "1", cwd=tmp_path) for _ in range(2)]
     assert answers[0].returncode == 0
     assert len(answers[0].stdout) > 4
