@@ -196,7 +196,7 @@ fn allowed_ids_and_the_grammar_both_hold() {
     engine.add_request(2, vec![1], params(1, 1)).unwrap();
     engine.schedule().unwrap();
     let outputs = engine.update(&mut logits_of(&[1]).repeat(2), (2, COLUMNS)).unwrap();
-    assert_eq!(outputs.finish_reasons, [FinishReason::Grammar as u8, LENGTH]);
+    assert_eq!(outputs.finish_reasons, [FinishReason::Error as u8, LENGTH]);
     assert!(outputs.errors[0].1.contains("the grammar"), "{:?}", outputs.errors);
 }
 
