@@ -7,11 +7,20 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+import torch
+
 _LIMIT_S = 240
 
 
 def in_processes(world_size: int, work: Callable[[], object]) -> None:
-    """Runs `work` in processes that see what `torchrun` would set; fails with their errors."""
+    """Runs `work` in processes that see what `torchrun` would set; fails with their errors.
+
+    OpenMP's threads don't survive a fork, and a product that waits for them would wait for ever, so these tests need
+    `OMP_NUM_THREADS=1`; `make test-python` runs them apart.
+    """
+    if torch.get_num_threads() > 1:
+        pytest.skip("forked processes need OMP_NUM_THREADS=1")
     context = multiprocessing.get_context("fork")
     errors = context.SimpleQueue()
     port = _free_port()

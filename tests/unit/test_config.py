@@ -49,7 +49,7 @@ def test_values_are_read_as_toml_or_text() -> None:
         ("learning_rat=1", ["`section.field=value`", "hint: did you mean `optimizer.learning_rate=…`?"]),
         ("training.epoch=3", ["unknown setting `training.epoch`", "did you mean `epochs`"]),
         ("trainin.epochs=3", ["unknown setting `trainin`", "did you mean `training`"]),
-        ("training.zzzz=3", ["unknown setting `training.zzzz`", "Valid: attention_backend, batch_size,"]),
+        ("training.zzzz=3", ["unknown setting `training.zzzz`", "Valid: async_save, attention_backend,"]),
         ("training.epochs=0", ["`training.epochs` must be `int` >= 1", "got 0"]),
         ("training.epochs=many", ["`training.epochs` must be", "got 'many'"]),
         ("optimizer.beta1=1.5", ["`optimizer.beta1`", "got 1.5"]),

@@ -105,9 +105,9 @@ def test_one_signal_saves_and_a_second_one_leaves_at_once(tmp_path: Path) -> Non
 
 
 class KilledTokenizer(SimpleCharacterTokenizer):
-    def encode_to_numpy(self, text: str, **options: Any) -> Any:
+    def encode_batch_flat(self, texts: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return super().encode_to_numpy(text, **options)
+        return super().encode_batch_flat(texts, **options)
 
 
 def test_a_signal_during_tokenization_leaves_nothing_half_written(tmp_path: Path) -> None:
