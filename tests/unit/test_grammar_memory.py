@@ -41,6 +41,7 @@ HOSTILE = {
     "alternatives of repeats": ("regex", "|".join(f"(?:{chr(97 + i % 26)}.{{{i + 1}}})*" for i in range(300))),
     "classes of Unicode": ("regex", r"(?:\p{L}|\p{N}|\p{P}){1,1000}"),
     "deep parentheses": ("regex", "(" * 5000 + "a" + ")" * 5000),
+    "optional letters": ("regex", "a?" * 5000 + "a" * 5000),
     "optional letters in a repeat": ("regex", "(?:a?){500}(?:a?){500}b"),
     "a million items": of_schema({"type": "array", "minItems": 10**6, "maxItems": 10**6, "items": STRING}),
     "arrays of arrays": of_schema(
@@ -122,9 +123,13 @@ def found(tiny_checkpoint):
     return {line["name"]: line for line in map(json.loads, result.stdout.splitlines())}
 
 
+# Given up after 900 ms, but its thread goes on for a while and takes 110 MB.
+TOO_LARGE = pytest.param("optional letters", marks=pytest.mark.xfail(reason="a thread can't be stopped", strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc names the threads")
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", [TOO_LARGE if name == "optional letters" else name for name in HOSTILE])
 def test_a_hostile_grammar_stays_within_a_second_and_64_mb(name, found):
     answer = found[name]
     assert answer["bytes"] <= MOST_BYTES, answer
