@@ -84,6 +84,13 @@ def test_importing_llm_and_its_command_stays_light(heavy: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_modules_of_pytorch_that_load_its_compiler_are_imported_where_they_are_used(file: Path) -> None:
+    heavy = ("torch.distributed.tensor", "torch.distributed.fsdp", "torch._dynamo")
+    at_top = [node.module or "" for node in ast.parse(file.read_text()).body if isinstance(node, ast.ImportFrom)]
+    assert [name for name in at_top if name.startswith(heavy)] == []
+
+
 # The one module that reads pickles, with an unpickler that looks up no class of the file's choice.
 TENSOR_READER = Path("models/tensor_files.py")
 PICKLE_READER = Path("tokenization/readers/pickled.py")

@@ -17,7 +17,7 @@ from llm.checkpoint.model_files import (
 )
 from llm.checkpoint.resolve import load_model, read_checkpoint, resolve
 from llm.checkpoint.run import Run, step_of
-from llm.checkpoint.weights import DTYPES, load_tensors, read_json, save_tensors
+from llm.checkpoint.weights import DTYPES, load_tensors, read_json, save_tensors, sharded_as
 
 __all__ = [
     "COMPLETE",
@@ -34,6 +34,7 @@ __all__ = [
     "resolve",
     "save_tensors",
     "saved_state",
+    "sharded_as",
     "step_of",
     "sync",
     "unfinished",

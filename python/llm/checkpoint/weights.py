@@ -67,7 +67,7 @@ def fill_decoder(model: DecoderModel, values: Mapping[str, Any], tensors: Mappin
     check_shapes(named, model.state_dict(), config, family)
     parameters, dtype = dict(model.named_parameters()), dtype_of(values, tensors)
     for name, tensor in read_parameters(model, family, named, dtype=dtype, device=torch.device("cpu")):
-        parameters[name].detach().copy_(_sharded_as(parameters[name], tensor))
+        parameters[name].detach().copy_(sharded_as(tensor, parameters[name]))
 
 
 def fill_plain_module(module: nn.Module, tensors: Mapping[str, OnDisk]) -> None:
@@ -78,20 +78,21 @@ def fill_plain_module(module: nn.Module, tensors: Mapping[str, OnDisk]) -> None:
     """
     state = module.state_dict()
     try:
-        module.load_state_dict({name: _sharded_as(state.get(name), tensor.load()) for name, tensor in tensors.items()})
+        module.load_state_dict({name: sharded_as(tensor.load(), state.get(name)) for name, tensor in tensors.items()})
     except RuntimeError as error:
         raise CheckpointError(f"weights and {type(module).__name__} disagree: {error}") from None
 
 
-def _sharded_as(target: Tensor | None, tensor: Tensor) -> Tensor:
-    """Returns `tensor`, cut into the shards of `target` if that is sharded over processes."""
+def sharded_as(whole: Tensor, target: Tensor | None) -> Tensor:
+    """Returns this process's shard of `whole` if `target` is sharded over processes, and `whole` itself otherwise."""
     mesh = getattr(target, "device_mesh", None)
     if mesh is None:
-        return tensor
+        return whole
+    # This module takes a second to import, which runs without shards save.
     from torch.distributed.tensor import distribute_tensor
 
     # Each process has the whole tensor and keeps its shard, so nothing is sent.
-    return distribute_tensor(tensor, mesh, cast(Any, target).placements, src_data_rank=None)
+    return distribute_tensor(whole, mesh, cast(Any, target).placements, src_data_rank=None)
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm.checkpoint import Checkpoint
-from llm.training.distributed import Distributed
+from llm.training.distributed import Distributed, is_shard
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class SnapshotCopy:
         return replace(state, weights=weights, moments=moments)
 
     def _copied(self, name: str, tensor: Tensor) -> Tensor:
-        if hasattr(tensor, "full_tensor"):
+        if is_shard(tensor):
             return self._shard(name, tensor)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape != tensor.shape:

@@ -118,9 +118,14 @@ class Distributed:
             dist.destroy_process_group()
 
 
+def is_shard(tensor: Tensor) -> bool:
+    """Returns whether the tensor is this process's part of one that is spread over processes."""
+    return hasattr(tensor, "full_tensor")
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Returns whether parameters of the model are spread over processes."""
-    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    return any(map(is_shard, model.parameters()))
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import msgspec
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from llm.checkpoint import Checkpoint, Run
 from llm.data import BaseDataModule, TokenBatch
@@ -19,6 +18,7 @@ from llm.settings.run import RunConfig
 from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer
 from llm.training.callbacks.base import Callback
+from llm.training.distributed import is_sharded
 from llm.training.metrics import FitStart
 
 _PROMPT_TOKENS = 8
@@ -80,7 +80,9 @@ class SampleWriter(Callback):
 
     def on_fit_start(self, start: FitStart) -> None:
         """Removes the samples of steps that will be repeated."""
-        self._model = start.model if isinstance(start.model, DecoderModel) and _is_whole(start.model) else None
+        # The weights of a sharded model can't be read by one process alone.
+        model = start.model
+        self._model = model if isinstance(model, DecoderModel) and not is_sharded(model) else None
         self.run.samples.rewind(start.first_step)
         self._last_step = max((record["step"] for record in self.run.samples.read()), default=-1)
 
@@ -142,11 +144,6 @@ def _at_rest(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-def _is_whole(model: nn.Module) -> bool:
-    """Returns whether this process holds all weights: those of a sharded model can't be read by one process alone."""
-    return not any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def _first_ids(data: BaseDataModule) -> list[int]:

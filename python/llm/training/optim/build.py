@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from llm.errors import ConfigError
 from llm.settings.run import OptimizerConfig
+from llm.training.distributed import is_sharded
 from llm.training.optim.muon import Muon
 from llm.training.optim.parameters import TrainedParameter, trained_parameters
 
@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, dtype: torch.dtyp
     """
     parameters = trained_parameters(model, config)
     if config.name == "adamw8bit":
-        return _adamw_8bit(parameters, config)
+        return _adamw_8bit(model, parameters, config)
     matrices = [each for each in parameters if each.is_hidden_matrix] if config.name == "muon" else []
     others = [each for each in parameters if each not in matrices]
     adamw = _adamw(others, config) if others else None
@@ -58,13 +58,13 @@ def _adamw(parameters: Sequence[TrainedParameter], config: OptimizerConfig) -> A
     return AdamW(_groups(parameters), config.learning_rate, betas, config.eps, fused=True)
 
 
-def _adamw_8bit(parameters: Sequence[TrainedParameter], config: OptimizerConfig) -> Optimizer:
+def _adamw_8bit(model: nn.Module, parameters: Sequence[TrainedParameter], config: OptimizerConfig) -> Optimizer:
     if importlib.util.find_spec("torchao") is None:
         raise ConfigError(
             "`optimizer.name=adamw8bit` needs torchao, which is not installed\n"
             "hint: pip install 'llm-oxide[torchao]', or set `optimizer.name=adamw`"
         )
-    if any(isinstance(each.parameter, DTensor) for each in parameters):
+    if is_sharded(model):
         raise ConfigError("`optimizer.name=adamw8bit` can't train a sharded model\nhint: set `optimizer.name=adamw`")
     from torchao.optim import AdamW8bit
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Optimizer
+
+from llm.checkpoint import sharded_as
+from llm.training.distributed import whole
 
 # Coefficients of the quintic polynomial: its slope at zero is as large as it gets while all singular values end up
 # near one, from 0.7 to 1.2.
@@ -116,7 +118,7 @@ class Muon(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(gradient)
         buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         update = gradient.lerp(buffer, momentum)
-        return update.full_tensor() if isinstance(update, DTensor) else update
+        return whole(update)
 
     def _apply(self, waiting: Sequence[tuple[Tensor, Tensor, tuple[int, ...]]], group: dict[str, Any]) -> None:
         """Moves parameters along their updates, which it overwrites by the steps."""
@@ -130,12 +132,5 @@ class Muon(Optimizer):
             for piece, step in zip(pieces, steps.unbind(), strict=True):
                 torch.mul(step, _ADAMW_RMS * max(piece.shape[-2:]) ** 0.5, out=piece)
         for parameter, update, _ in waiting:
-            own = _share_of(update, parameter)
+            own = sharded_as(update, parameter)
             parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(own, alpha=-group["lr"])
-
-
-def _share_of(whole: Tensor, parameter: Tensor) -> Tensor:
-    """Returns this process's share of an update, which is whole and equal in all processes, without communication."""
-    if not isinstance(parameter, DTensor):
-        return whole
-    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from llm.checkpoint import sharded_as
 from llm.errors import CheckpointError
+from llm.training.distributed import is_shard
 from llm.training.optim.muon import Muon
 
 _ADAMW_FIELDS = ("step", "exp_avg", "exp_avg_sq")
@@ -48,7 +49,7 @@ def load_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: dict
 
 def _parts(value: Tensor) -> dict[str, Tensor]:
     """Returns the plain tensors of a value by their suffixes: codes and scales of 8-bit moments, else the value."""
-    if isinstance(value, DTensor) or not hasattr(value, "__tensor_flatten__"):
+    if is_shard(value) or not hasattr(value, "__tensor_flatten__"):
         return {"": value}
     return {f"/{inner}": getattr(value, inner) for inner in value.__tensor_flatten__()[0]}
 
@@ -85,6 +86,6 @@ def _fields_of(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[str, ...]
 
 def _placed(value: Tensor, parameter: nn.Parameter) -> Tensor:
     """Returns a saved tensor on the parameter's device, sharded like the parameter; step counts stay whole."""
-    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    if is_shard(parameter) and value.shape == parameter.shape:
+        return sharded_as(value, parameter)
     return value.to(parameter.device)
