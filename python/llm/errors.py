@@ -9,6 +9,10 @@ class LLMError(Exception):
     """Base of all errors raised by `llm`."""
 
 
+class LLMWarning(UserWarning):
+    """Something that a user should know and that is no error; the command line shows it as a note."""
+
+
 class InvalidArgumentError(LLMError, ValueError):
     """An argument has a value that is not allowed."""
 

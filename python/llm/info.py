@@ -22,7 +22,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         CheckpointError: Files are missing or contradictory, or the architecture is unknown.
     """
-    return read_checkpoint(path, _facts)
+    return read_checkpoint(path, _facts, needs_weights=False)
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from llm.checkpoint import COMPLETE, Run
+from llm.checkpoint import COMPLETE, Run, resolve
 from llm.checkpoint.atomic import exclusive_lock
-from llm.errors import CheckpointError, ConfigError, TrainingError
+from llm.cli import main
+from llm.errors import CheckpointError, ConfigError, LLMWarning, TrainingError
 from llm.training import Callback, FitStart, ProgressBar
 from llm.training.launch import launch, resume
 from llm.training.metrics import without_machine
@@ -142,6 +144,29 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run: Run) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: step_00000006 is damaged: model"):
         resume(run.path)
     assert len(run.checkpoints()) == 3
+
+
+def test_whatever_takes_a_run_passes_over_a_damaged_checkpoint(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip_a_bit(run.checkpoint(6).path / "training_state" / "optimizer.safetensors")
+    assert resolve(run.path) == run.checkpoint(6)
+    flip_a_bit(run.checkpoint(6).path / "model.safetensors")
+    with pytest.warns(
+        LLMWarning, match=r"^step_00000006 is damaged: model.safetensors has other bytes .*; using .*_00"
+    ):
+        assert resolve(run.path) == run.checkpoint(4)
+    truncate(run.checkpoint(6).path / "model.safetensors")
+    monkeypatch.setattr(sys, "argv", ["llm", "info", str(run.path)])
+    with pytest.raises(SystemExit, match="0"):
+        main.run(main.app)
+    printed = capsys.readouterr()
+    assert str(run.checkpoint(4)) in printed.out
+    assert printed.err.startswith("note: step_00000006 is damaged: model.safetensors has ")
+    for checkpoint in run.checkpoints():
+        flip_a_bit(checkpoint.path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: step_00000006 is damaged: model"):
+        resolve(run.path)
 
 
 def test_checkpoints_of_earlier_versions_list_no_files_and_resume(run: Run) -> None:

@@ -53,13 +53,15 @@ class Checkpoint(os.PathLike[str]):
         """Whether the marker of a complete checkpoint is there; directories from elsewhere have none."""
         return (self.path / COMPLETE).is_file()
 
-    def damage(self, *, read: bool = True) -> str | None:
+    def damage(self, *, read: bool = True, state: bool = True) -> str | None:
         """Returns how the files differ from what was saved; None if they don't, or if nothing is known about them.
 
         Args:
             read: Whether to read and compare the content of every file; otherwise only the sizes are compared.
+            state: Whether `read` holds for the training state too, which only a resumed run needs.
         """
-        return damage_in(self.path, read=read) if self.is_complete else None
+        unread = None if state else self.training_state
+        return damage_in(self.path, read=read, unread=unread) if self.is_complete else None
 
     @cached_property
     def values(self) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """Finds the checkpoint at a path."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -9,7 +10,7 @@ import torch
 
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.run import Run
-from llm.errors import CheckpointError
+from llm.errors import CheckpointError, LLMWarning
 from llm.models import DecoderModel, RegressionModel
 
 T = TypeVar("T")
@@ -17,13 +18,19 @@ _MAX_READS = 5
 _POINTERS = ("latest", "best")  # files of a run
 
 
-def resolve(path: str | os.PathLike[str]) -> Checkpoint:
-    """Returns the checkpoint at `path`: a `Checkpoint`, directory or GGUF file itself, or a run's newest complete one.
+def resolve(path: str | os.PathLike[str], *, read: bool = True) -> Checkpoint:
+    """Returns the checkpoint at `path`: a `Checkpoint`, directory or GGUF file itself, or a run's newest whole one.
 
-    A run's files `latest` and `best` stand for the checkpoints that they name.
+    A run's files `latest` and `best` stand for the checkpoints that they name. A damaged checkpoint of a run is passed
+    over in favour of an older one, with an `LLMWarning`, as when the run resumes.
+
+    Args:
+        path: A checkpoint, a run, or a run's `latest` or `best`.
+        read: Whether to compare the content of a run's weights with what was written (about 1 GB/s); otherwise only
+            the sizes of files are compared.
 
     Raises:
-        CheckpointError: Nothing exists at `path`, or the run there has no complete checkpoint.
+        CheckpointError: Nothing exists at `path`, or the run there has no whole checkpoint.
     """
     given = path if isinstance(path, Checkpoint) else Checkpoint(Path(path))
     if given.path.name in _POINTERS and given.path.is_file():
@@ -34,7 +41,9 @@ def resolve(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(
             f"no checkpoint at {str(path)!r}\nhint: pass a directory with a config.json, a run, or a .gguf file"
         )
-    newest = Run(given.path).newest()
+    newest, damages = Run(given.path).whole_checkpoint(read=read, state=False)
+    for damage in damages:
+        warnings.warn(f"{damage}; using {newest}", LLMWarning, stacklevel=2)
     if newest is None:
         raise CheckpointError(
             f"{str(path)!r} holds neither a config.json nor a complete checkpoint under checkpoints/\n"
@@ -43,17 +52,22 @@ def resolve(path: str | os.PathLike[str]) -> Checkpoint:
     return newest
 
 
-def read_checkpoint(path: str | os.PathLike[str], read: Callable[[Checkpoint], T]) -> T:
+def read_checkpoint(path: str | os.PathLike[str], read: Callable[[Checkpoint], T], *, needs_weights: bool = True) -> T:
     """Calls `read` with the checkpoint at `path` and returns the result of the call.
 
     Training may remove that checkpoint of a run meanwhile; the next call of `read` then gets the newest checkpoint.
     `prune` removes a checkpoint's marker first, so a marker that outlives the call proves that every file was there.
 
+    Args:
+        path: As in `resolve`.
+        read: Reads what is wanted of the checkpoint.
+        needs_weights: Whether `read` reads weights, whose content is then compared with what was written.
+
     Raises:
         CheckpointError: There is no checkpoint, or training removes each checkpoint before `read` returns.
     """
     for _ in range(_MAX_READS):
-        checkpoint = resolve(path)
+        checkpoint = resolve(path, read=needs_weights)
         is_of_run = checkpoint.path != Path(path)
         try:
             result = read(checkpoint)

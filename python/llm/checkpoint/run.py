@@ -172,6 +172,32 @@ class Run(os.PathLike[str]):
         """Returns the newest complete checkpoint, or `None` before the first."""
         return next(reversed(self.checkpoints()), None)
 
+    def whole_checkpoint(
+        self, step: int | None = None, *, read: bool = True, state: bool = True
+    ) -> tuple[Checkpoint | None, list[str]]:
+        """Returns the newest undamaged checkpoint and what is wrong with newer ones; None if there is no checkpoint.
+
+        Args:
+            step: The step of the checkpoint to take; None takes the newest.
+            read: See `Checkpoint.damage`.
+            state: See `Checkpoint.damage`.
+
+        Raises:
+            CheckpointError: The checkpoint of that step is damaged, or all are.
+        """
+        damages: list[str] = []
+        for checkpoint in reversed(self.checkpoints()):
+            if step is not None and step_of(checkpoint) != step:
+                continue
+            damage = checkpoint.damage(read=read, state=state)
+            # Training may have removed it meanwhile, which is no damage.
+            if damage is None or not checkpoint.is_complete:
+                return checkpoint, damages
+            damages.append(f"{checkpoint.path.name} is damaged: {damage}")
+        if damages:
+            raise CheckpointError(f"no checkpoint in {self.path} is whole: {'; '.join(damages)}\nhint: start a new run")
+        return None, []
+
     def publish(self, checkpoint: Checkpoint) -> None:
         """Points `latest` at `checkpoint`."""
         write_atomically(self.path / _LATEST, f"{_CHECKPOINTS}/{checkpoint.path.name}\n")

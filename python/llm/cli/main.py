@@ -1,6 +1,7 @@
 """The command `llm`. Each subcommand wraps one public function and has its own file."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from typer.core import TyperCommand
 import llm
 from llm.cli import bench, chat, data, demo, eval, export, generate, info, runs, serve, tokenizer, train
 from llm.cli.options import NamingOptions
-from llm.errors import LLMError
+from llm.errors import LLMError, LLMWarning
 
 app = typer.Typer(
     name="llm",
@@ -60,8 +61,17 @@ def main_serve() -> None:
     run(app, "serve")
 
 
+def _say_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    """Prints a warning of this package as a note, and any other as Python does."""
+    if issubclass(category, LLMWarning):
+        print(f"note: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, *rest[1:]), end="", file=sys.stderr)
+
+
 def run(command: Callable[..., Any], *verb: str) -> None:
     """Runs a command; an `LLMError` becomes one message and exit status 2."""
+    warnings.showwarning = _say_warning
     try:
         command([*verb, *sys.argv[1:]], prog_name=" ".join(("llm", *verb)) if not verb else f"llm-{verb[0]}")
     except LLMError as error:

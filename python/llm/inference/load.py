@@ -72,7 +72,7 @@ def check_loadable(path: str | os.PathLike[str], *, dtype: str = "auto", config:
         if checkpoint.is_decoder:
             _max_model_len(limits, checkpoint.config)
 
-    read_checkpoint(path, check)
+    read_checkpoint(path, check, needs_weights=False)
 
 
 def _read(

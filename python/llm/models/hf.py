@@ -10,7 +10,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from llm.errors import CheckpointError
+from llm.errors import CheckpointError, LLMWarning
 from llm.models.decoder import DecoderModel
 from llm.models.families import Family, Piece, family_named, family_of
 from llm.models.tensor_files import OnDisk
@@ -98,6 +98,7 @@ def settle_head(
         return tensors, config
     warnings.warn(
         f"config.json has `tie_word_embeddings` true, but {TIED} differs from {embedding}: both are used",
+        LLMWarning,
         stacklevel=4,
     )
     return tensors, msgspec.structs.replace(config, tie_word_embeddings=False)

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from llm.checkpoint import Checkpoint, Run, step_of
-from llm.errors import CheckpointError, ConfigError
+from llm.errors import ConfigError
 from llm.settings.run import RunConfig
 
 _MAY_CHANGE = {  # of the section `training`
@@ -78,21 +78,12 @@ def checkpoint_to_resume(run: Run, from_step: int | None = None) -> tuple[Checkp
         ConfigError: No checkpoint is of that step.
         CheckpointError: The checkpoint of that step is damaged, or all are.
     """
-    checkpoints = run.checkpoints()
     if from_step is not None:
-        checkpoints = [entry for entry in checkpoints if step_of(entry) == from_step]
-        if not checkpoints:
-            there = ", ".join(str(step_of(entry)) for entry in run.checkpoints()) or "none"
+        steps = [step_of(entry) for entry in run.checkpoints()]
+        if from_step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
             raise ConfigError(f"`from_step` must be the step of a checkpoint of {run.path} ({there}), got {from_step}")
-    damages: list[str] = []
-    for checkpoint in reversed(checkpoints):
-        damage = checkpoint.damage()
-        if damage is None:
-            return checkpoint, damages
-        damages.append(f"{checkpoint.path.name} is damaged: {damage}")
-    if damages:
-        raise CheckpointError(f"no checkpoint in {run.path} is whole: {'; '.join(damages)}\nhint: start a new run")
-    return None, []
+    return run.whole_checkpoint(from_step)
 
 
 def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
