@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperCommand
@@ -61,12 +61,18 @@ def main_serve() -> None:
     run(app, "serve")
 
 
-def _say_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+def _say_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Prints a warning of this package as a note, and any other as Python does."""
-    if issubclass(category, LLMWarning):
-        print(f"note: {message}", file=sys.stderr)
-    else:
-        print(warnings.formatwarning(message, category, filename, lineno, *rest[1:]), end="", file=sys.stderr)
+    is_own = issubclass(category, LLMWarning)
+    words = f"note: {message}\n" if is_own else warnings.formatwarning(message, category, filename, lineno, line)
+    print(words, end="", file=file or sys.stderr)
 
 
 def run(command: Callable[..., Any], *verb: str) -> None:
