@@ -14,11 +14,11 @@ from rich.console import Console
 from llm.checkpoint import COMPLETE, Run, resolve
 from llm.checkpoint.atomic import exclusive_lock
 from llm.cli import main
-from llm.errors import CheckpointError, ConfigError, LLMWarning, TrainingError
+from llm.errors import CheckpointError, ConfigError, LLMError, LLMWarning, TrainingError
 from llm.training import Callback, FitStart, ProgressBar
 from llm.training.launch import launch, resume
 from llm.training.metrics import without_machine
-from tests.unit.training_samples import config, losses_of, weights_of
+from tests.unit.training_samples import config, losses_of, on_text, weights_of
 
 
 class Notices(Callback):
@@ -71,6 +71,26 @@ def test_overwriting_replaces_what_the_run_wrote_and_nothing_else(run: Run) -> N
     assert [file.read_text() for file in mine] == ["mine"] * 3
     assert [entry.path.name for entry in run.checkpoints()] == ["step_00000001"]
     assert run.read_log() == []
+
+
+@pytest.mark.parametrize("overrides", [["data.paths=['none.txt']"], ["training.batch_size=4096"]])
+def test_a_mistake_in_the_new_run_costs_the_old_one_nothing(run: Run, tmp_path: Path, overrides: list[str]) -> None:
+    text = tmp_path / "c.txt"
+    text.write_text("to be or not to be " * 50)
+    before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+    with pytest.raises(LLMError):
+        launch(on_text(text), run.path, overrides=overrides, overwrite=True)
+    assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
+
+
+def test_overwriting_leaves_none_of_the_old_text_behind(tmp_path: Path) -> None:
+    run, kept = Run(tmp_path / "run"), []
+    for words in ("to be or not to be ", "that is the question "):
+        (tmp_path / "c.txt").write_text(words * 60)
+        launch(on_text(tmp_path / "c.txt", max_steps=1), run.path, overrides=["data.packing=true"], overwrite=True)
+        kept.append(sorted(file.name for file in run.data.iterdir()))
+    assert len(kept[0]) == len(kept[1])
+    assert not (run.path / ".starting").exists()
 
 
 def test_only_runs_are_overwritten(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ _WRITTEN = (
     "best",
     *_CHECKPOINTS,
     "data/*.bin",
+    "data/*.ends",
     "data/*.json",
+    "data/packed-*.npy",
+    "data/samples.rank*.jsonl",
     "data/.tmp-*",
     "dumps/step_*",
     "profile/trace_*",
@@ -31,6 +34,8 @@ _WRITTEN = (
 )
 _FOLDERS = ("checkpoints", "data", "dumps", "profile", "tokenizer", "tensorboard")
 _LOCK = ".lock"
+# Holds what a start prepares while an old run is still in place.
+STARTING = ".starting"
 
 
 def remove_written(directory: Path) -> None:
@@ -48,7 +53,9 @@ def remove_written(directory: Path) -> None:
 def foreign_entries(directory: Path) -> list[str]:
     """Returns the names in `directory` that are not a run's."""
     written = {entry.relative_to(directory).parts[0] for entry in _written(directory)}
-    return sorted(entry.name for entry in directory.iterdir() if entry.name not in {*written, *_FOLDERS, _LOCK})
+    return sorted(
+        entry.name for entry in directory.iterdir() if entry.name not in {*written, *_FOLDERS, _LOCK, STARTING}
+    )
 
 
 def written_checkpoints(directory: Path) -> list[Path]:

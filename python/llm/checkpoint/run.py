@@ -14,7 +14,7 @@ import msgspec
 from llm.checkpoint.atomic import COMPLETE, exclusive_lock, is_locked, write_atomically
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.lines import StepLines
-from llm.checkpoint.removal import foreign_entries, remove_written, written_checkpoints
+from llm.checkpoint.removal import STARTING, foreign_entries, remove_written, written_checkpoints
 from llm.checkpoint.weights import read_json
 from llm.errors import CheckpointError, ConfigError
 from llm.settings.merge import from_builtins
@@ -60,6 +60,24 @@ class Run(os.PathLike[str]):
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config(config, facts)
 
+    def check_free(self, overwrite: bool = False) -> None:
+        """Checks that a new run may begin here; removes nothing.
+
+        Raises:
+            ConfigError: The directory holds a run with checkpoints; or `overwrite` is set and it holds no run.
+        """
+        if overwrite and not self.exists and (foreign := foreign_entries(self.path)):
+            raise ConfigError(
+                f"`overwrite` replaces runs only, and {self.path} holds none: {', '.join(foreign[:5])}\n"
+                "hint: choose another `--out`"
+            )
+        if self.checkpoints() and not overwrite:
+            what = "a run" if self.exists else "checkpoints of a run without its run.json"
+            raise ConfigError(
+                f"{self.path} already holds {what}\n"
+                "hint: continue that run with `--resume`, replace it with `--overwrite`, or choose another `--out`"
+            )
+
     def make_free(self, overwrite: bool = False) -> str | None:
         """Makes room for a new run; removes an old one if `overwrite` is set or if it has no checkpoint to resume.
 
@@ -69,23 +87,12 @@ class Run(os.PathLike[str]):
             What the user should know; None if there was no run.
 
         Raises:
-            ConfigError: The directory holds a run with checkpoints; or `overwrite` is set and it holds no run.
+            ConfigError: As in `check_free`.
         """
-        checkpoints = self.checkpoints()
-        if overwrite and not self.exists and (foreign := foreign_entries(self.path)):
-            raise ConfigError(
-                f"`overwrite` replaces runs only, and {self.path} holds none: {', '.join(foreign[:5])}\n"
-                "hint: choose another `--out`"
-            )
-        if checkpoints and not overwrite:
-            what = "a run" if self.exists else "checkpoints of a run without its run.json"
-            raise ConfigError(
-                f"{self.path} already holds {what}\n"
-                "hint: continue that run with `--resume`, replace it with `--overwrite`, or choose another `--out`"
-            )
+        self.check_free(overwrite)
         if not self.exists and not overwrite:
             return None
-        had_run = self.exists
+        checkpoints, had_run = self.checkpoints(), self.exists
         remove_written(self.path)
         if not had_run:
             return None
@@ -109,15 +116,26 @@ class Run(os.PathLike[str]):
             yield
 
     @contextlib.contextmanager
-    def starting(self) -> Iterator[None]:
-        """Removes the tokenizer and data that were written within it if it fails before `create`."""
-        written = [folder for folder in (self.data, self.tokenizer) if not folder.exists()]
+    def starting(self) -> Iterator["Run"]:
+        """Yields a run in a folder of its own, in which tokenizer and data are prepared; `take_over` moves them here.
+
+        What is here stays as it was until then. The folder is removed at the end.
+        """
+        folder = self.path / STARTING
+        shutil.rmtree(folder, ignore_errors=True)
         try:
-            yield
-        except BaseException:
-            for folder in () if self.exists else written:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+            yield Run(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def take_over(self, prepared: "Run", overwrite: bool = False) -> str | None:
+        """Makes room as `make_free` does, then moves data and tokenizer of `prepared` here; returns what that says."""
+        said = self.make_free(overwrite)
+        for source, target in ((prepared.data, self.data), (prepared.tokenizer, self.tokenizer)):
+            for entry in source.iterdir() if source.is_dir() else ():
+                target.mkdir(exist_ok=True)
+                entry.replace(target / entry.name)
+        return said
 
     @property
     def is_locked(self) -> bool:

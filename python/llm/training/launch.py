@@ -184,16 +184,22 @@ def _reopen(config: RunConfig, start: _Start, from_step: int | None) -> None:
 
 
 def _prepare(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None, overwrite: bool) -> None:
-    """Trains or loads the tokenizer, tokenizes the text, then writes `run.json`, which makes the run exist."""
-    start.held.enter_context(start.run.locked())
-    notice = start.run.make_free(overwrite)
-    start.notices += [] if notice is None else [notice]
-    with start.run.starting():
-        _write_parts(config, start, tokenizer)
+    """Trains or loads the tokenizer, tokenizes the text, then writes `run.json`, which makes the run exist.
 
-
-def _write_parts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None) -> None:
+    An old run is removed last, so that no mistake in the text or the settings costs it.
+    """
     run = start.run
+    start.held.enter_context(run.locked())
+    run.check_free(overwrite)
+    with run.starting() as prepared:
+        config = _write_parts(config, start, tokenizer, prepared)
+        notice = run.take_over(prepared, overwrite)
+    start.notices[:0] = [] if notice is None else [notice]
+    run.create(config, start.facts)
+
+
+def _write_parts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None, run: Run) -> RunConfig:
+    """Writes data and tokenizer into the folder of `run`, and returns the config with all that was chosen."""
     if config.data.kind == "text":
         if config.training.task != "lm":
             raise ConfigError(f"`training.task={config.training.task}` needs `data.kind=synthetic`, got `text`")
@@ -213,7 +219,7 @@ def _write_parts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | No
     elif config.training.task == "lm":
         config = _with_vocabulary(config, config.model.vocab_size or 256)
     _try_out(config, run, start.distributed.world_size)
-    run.create(config, start.facts)
+    return config
 
 
 def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
