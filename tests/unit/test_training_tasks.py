@@ -76,3 +76,11 @@ def test_experts_train_with_their_losses_and_open_in_transformers(tmp_path: Path
     token_ids = torch.randint(0, 32, (9,))
     ours = load_model(checkpoint)(token_ids, positions_of((9,)), ForwardContext.for_sequences((9,)))
     assert (ours - theirs(token_ids[None]).logits[0]).abs().max() <= 1e-4
+
+
+def test_experts_train_in_mixed_precision(tmp_path: Path) -> None:
+    model = msgspec.structs.replace(MODEL, mlp="moe", experts=ExpertsConfig(num_experts=4, moe_intermediate_size=24))
+    for precision in ("float32", "bfloat16"):
+        settings = msgspec.structs.replace(config(max_steps=2, device="cpu", precision=precision), model=model)
+        launch(settings, tmp_path / precision)
+    assert losses_of(tmp_path / "bfloat16") == pytest.approx(losses_of(tmp_path / "float32"), rel=1e-2)

@@ -166,4 +166,5 @@ class MoE(nn.Module):
         tokens = order // k
         mixed = self.experts(hidden_states[tokens], counts)
         weighted = mixed * routing.weights.flatten()[order].unsqueeze(-1).to(mixed.dtype)
-        return torch.zeros_like(hidden_states).index_add(0, tokens, weighted)
+        # Mixed precision makes products narrower than the rows they are added to.
+        return torch.zeros_like(hidden_states).index_add(0, tokens, weighted.to(hidden_states.dtype))
