@@ -1,13 +1,22 @@
 """Compiled blocks and precisions: what is refused, and that compiled training is the same training."""
 
+import importlib.util
 from pathlib import Path
 
+import msgspec
 import pytest
+import torch
+from torch import nn
 
-from llm.checkpoint import load_model
+from llm.checkpoint import Run, load_model
+from llm.data import SyntheticDataModule
 from llm.errors import ConfigError
+from llm.models import DecoderModel
+from llm.settings.model import ExpertsConfig
+from llm.training import JsonlLogger, LanguageModelingTask, TrainingEngine
+from llm.training.float8 import describe_float8, use_float8
 from llm.training.launch import launch
-from tests.unit.training_samples import MODEL, check_same_training, config
+from tests.unit.training_samples import MODEL, check_same_training, config, losses_of, tensors_of
 
 
 def test_a_missing_compiler_is_named_before_the_run_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,9 +26,57 @@ def test_a_missing_compiler_is_named_before_the_run_exists(tmp_path: Path, monke
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_float8_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"float8.*\nhint: set training.precision=bfloat16"):
+def test_float8_needs_a_gpu_that_has_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"compute capability 8.9 or higher, got cpu\nhint: set .*=bfloat16"):
         launch(config(precision="float8", device="cpu"), tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+class InFloat8(LanguageModelingTask):
+    """Rounds to float8 as a GPU does, and multiplies in higher precision."""
+
+    def build_model(self) -> DecoderModel:
+        model = super().build_model()
+        assert isinstance(model, DecoderModel)
+        use_float8(model, emulate=True)
+        return model
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+def test_training_in_float8_learns_the_same_and_leaves_plain_checkpoints(tmp_path: Path) -> None:
+    experts = ExpertsConfig(
+        num_experts=16, moe_intermediate_size=16, shared_expert_intermediate_size=32, dense_layers=(0,)
+    )
+    model = msgspec.structs.replace(MODEL, intermediate_size=32, mlp="moe", experts=experts)
+    settings = msgspec.structs.replace(config(precision="bfloat16", device="cpu", max_steps=20), model=model)
+    for task in (LanguageModelingTask(model), InFloat8(model)):
+        run = Run(tmp_path / type(task).__name__)
+        run.create(settings, {})
+        TrainingEngine(
+            settings,
+            task,
+            SyntheticDataModule(64, "lm", vocab_size=32, context_length=15),
+            run,
+            callbacks=[JsonlLogger(run)],
+        ).fit()
+    in_float8 = InFloat8(model).build_model()
+    assert describe_float8(in_float8).startswith("8 of 10 linear layers")
+    assert type(in_float8.layers[1].mlp.router) is nn.Linear
+    names = ("LanguageModelingTask", "InFloat8")
+    losses = [torch.tensor(losses_of(tmp_path / name)) for name in names]
+    assert losses[0][-1] < losses[0][0] - 0.05
+    assert not torch.equal(losses[0], losses[1])
+    assert torch.allclose(losses[0], losses[1], rtol=0.01)
+    weights = [tensors_of(Run(tmp_path / name).newest()) for name in names]
+    assert {name: (one.dtype, one.shape) for name, one in weights[0].items()} == {
+        name: (one.dtype, one.shape) for name, one in weights[1].items()
+    }
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+def test_a_model_too_small_for_float8_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs layers whose sizes are multiples of 16, got none"):
+        InFloat8(msgspec.structs.replace(MODEL, hidden_size=24)).build_model()
 
 
 @pytest.mark.slow

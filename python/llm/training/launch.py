@@ -22,6 +22,7 @@ from llm.training.callbacks import Callback, check_log_targets, standard_callbac
 from llm.training.compilation import check_compiler
 from llm.training.distributed import Distributed
 from llm.training.engine import TrainingEngine
+from llm.training.float8 import describe_float8
 from llm.training.initial import initial_tokenizer, load_start_config
 from llm.training.memory import explains_out_of_memory
 from llm.training.plan import Plan, describe
@@ -259,12 +260,17 @@ def _engine(config: RunConfig, start: _Start, callbacks: Sequence[Callback] | No
         callbacks=standard_callbacks(config, run, data, tokenizer) if callbacks is None else callbacks,
     )
     engine.notices += space_notices(run, engine.model, config.training.keep_checkpoints)
+    if config.training.precision == "float8":
+        engine.notices += (describe_float8(engine.model),)
     return engine
 
 
 def build_task(config: RunConfig, tokenizer: BaseTokenizer | None = None, initial: Checkpoint | None = None) -> Task:
     """Returns the task that `training.task` names; see `LanguageModelingTask` for the arguments."""
+    in_float8 = config.training.precision == "float8"
     if config.training.task == "regression":
+        if in_float8:
+            raise ConfigError("`training.precision=float8` needs `training.task=lm`, got `regression`")
         return RegressionTask(config.model)
     return LanguageModelingTask(
         config.model,
@@ -273,6 +279,7 @@ def build_task(config: RunConfig, tokenizer: BaseTokenizer | None = None, initia
         gradient_checkpointing=config.training.gradient_checkpointing,
         initial=initial,
         compiled=config.training.compile == "on",
+        float8=in_float8,
     )
 
 

@@ -4,7 +4,7 @@ import contextlib
 
 import torch
 
-from llm.errors import ConfigError
+from llm.training.float8 import check_float8
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -13,15 +13,14 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Returns the dtype that `precision` selects on `device`.
 
     `auto` selects bf16 if the device (GPU or CPU) has native bf16 arithmetic, otherwise fp16 on a GPU, otherwise fp32.
+    `float8` stands for bf16, in which all products are made but those of the layers that `use_float8` converts.
 
     Raises:
-        ConfigError: The precision is `float8`, which is not supported yet.
+        ConfigError: The precision is `float8`, and the device or an installed package doesn't allow it.
     """
     if precision == "float8":
-        raise ConfigError(
-            f"`training.precision=float8` needs products in float8, which this version has on no device, got {device}\n"
-            "hint: set training.precision=bfloat16"
-        )
+        check_float8(device)
+        return torch.bfloat16
     if precision != "auto":
         return _DTYPES[precision]
     if device.type == "cuda":

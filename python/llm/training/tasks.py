@@ -14,6 +14,7 @@ from llm.models import DecoderModel, RegressionModel
 from llm.settings.model import ModelConfig
 from llm.tokenization import BaseTokenizer
 from llm.training.compilation import compile_blocks
+from llm.training.float8 import use_float8
 from llm.training.losses import token_losses
 
 
@@ -72,6 +73,7 @@ class LanguageModelingTask(Task):
         gradient_checkpointing: See `DecoderModel`.
         initial: A checkpoint of the same model to start from; None starts from random weights.
         compiled: Whether PyTorch compiles the model's blocks.
+        float8: Whether linear layers multiply in float8; see `use_float8`.
 
     Attributes:
         token_losses: Each token's loss in the last pass, fp32 `[T]`; 0 for ignored labels, None before the first pass.
@@ -89,9 +91,11 @@ class LanguageModelingTask(Task):
         gradient_checkpointing: bool = False,
         initial: Checkpoint | None = None,
         compiled: bool = False,
+        float8: bool = False,
     ) -> None:
         self.config = config
         self.compiled = compiled
+        self.float8 = float8
         self.attention_backend = attention_backend
         self.gradient_checkpointing = gradient_checkpointing
         self.initial = initial
@@ -106,6 +110,8 @@ class LanguageModelingTask(Task):
         model.gradient_checkpointing = self.gradient_checkpointing
         if self.initial is not None and not next(model.parameters()).is_meta:
             self.initial.load_weights(model)
+        if self.float8:
+            use_float8(model)
         if self.compiled:
             compile_blocks(model)
         return model
