@@ -102,7 +102,7 @@ impl Tokenizer {
     pub fn encode_into(&self, text: &str, allowed: &Allowed, ids: &mut Vec<u32>) -> Result<()> {
         // English text has four to five bytes per token; a guess on the low side grows once.
         ids.reserve(text.len() / 4);
-        self.encoder.session(ids, |session| {
+        self.encoder.session(ids, text.len(), |session| {
             let finds_special = matches!(allowed, Allowed::All);
             let chosen = match allowed {
                 Allowed::Some(tokens) => &**tokens,
@@ -208,7 +208,7 @@ impl Tokenizer {
     fn align_piece(&self, piece: Stretch<'_>, ids: &mut Vec<u32>, bytes: &mut Vec<Origin>) {
         let (mut symbols, first) = (Vec::new(), ids.len());
         self.vocab.symbols(piece.text, |id, num_bytes| symbols.push((id, num_bytes)));
-        self.encoder.session(ids, |session| self.encode_piece(piece.text, session));
+        self.encoder.session(ids, piece.text.len(), |session| self.encode_piece(piece.text, session));
         let (mut at, mut symbols) = (0, symbols.into_iter());
         for &id in &ids[first..] {
             let (num_token, mut num_known, mut start) = (self.vocab.symbol_bytes(id), 0, at);

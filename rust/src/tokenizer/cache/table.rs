@@ -29,6 +29,10 @@ const MAX_WAY: usize = 32;
 /// Limit of the pool in words; when the pool exceeds it, all entries are forgotten.
 const MAX_POOL_WORDS: usize = 1 << 21;
 
+/// Initial and maximum number of lines of both tables of a compact cache, 192 KB together, and its limit of the pool.
+const COMPACT_LINES: [[usize; 2]; 2] = [[1 << 10; 2], [1 << 11; 2]];
+const COMPACT_POOL_WORDS: usize = 1 << 14;
+
 /// Up to three tokens of 20 bits, from the lowest bits up, then their number and a bit that is always set; zero means
 /// none.
 pub type Triple = u64;
@@ -86,6 +90,8 @@ pub struct PieceCache {
     larger: Table,
     /// Tokens that fit in no entry; the bytes of a long piece come before its tokens.
     pool: Vec<u32>,
+    /// Number of words of the pool above which all entries are forgotten.
+    max_pool_words: usize,
 }
 
 /// One of the two tables in the lines. An entry is in its home line or, if that line is full, in the next line that is
@@ -201,6 +207,12 @@ impl PieceCache {
         Self::with_lines(SMALL_LINES, LARGER_LINES)
     }
 
+    /// An empty cache of a hundredth of the memory, which it never exceeds.
+    pub fn compact() -> Self {
+        let [small, larger] = COMPACT_LINES;
+        Self { max_pool_words: COMPACT_POOL_WORDS, ..Self::with_lines(small, larger) }
+    }
+
     /// An empty cache with these initial and maximum numbers of lines. Each must be a power of two above one, because a
     /// single line could become full.
     fn with_lines(small: [usize; 2], larger: [usize; 2]) -> Self {
@@ -210,12 +222,12 @@ impl PieceCache {
             // Make the system provide the memory now; otherwise the first text would wait for each page.
             black_box(&mut lines.get_mut()[table.first..][..table.num_lines]).fill([0; 8]);
         }
-        Self { lines, small, larger, pool: Vec::new() }
+        Self { lines, small, larger, pool: Vec::new(), max_pool_words: MAX_POOL_WORDS }
     }
 
     /// Forgets all entries if the pool has become too large. Cache words found before then lose their meaning.
     pub fn bound(&mut self) {
-        if self.pool.len() > MAX_POOL_WORDS {
+        if self.pool.len() > self.max_pool_words {
             self.pool.clear();
             for table in [&mut self.small, &mut self.larger] {
                 self.lines.get_mut()[table.first..][..table.num_lines].fill([0; 8]);

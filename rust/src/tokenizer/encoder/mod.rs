@@ -38,7 +38,8 @@ pub struct PieceEncoder {
     backtracker: OnceLock<Option<Backtracker>>,
     /// Number of bytes encoded so far in pieces longer than [`MERGED_BYTES`].
     long_bytes: AtomicUsize,
-    /// Workers that no thread is using right now; at most as many as threads have ever encoded at once.
+    /// Workers that no thread is using right now, those with a compact cache first; at most as many as threads have
+    /// ever encoded at once.
     workers: Mutex<Vec<Box<Worker>>>,
 }
 
@@ -74,15 +75,17 @@ impl PieceEncoder {
 
     fn give_back(&self, worker: Box<Worker>) {
         if let Ok(mut workers) = self.workers.lock() {
-            workers.push(worker);
+            let place = if worker.is_compact() { 0 } else { workers.len() };
+            workers.insert(place, worker);
         }
     }
 
-    /// Calls `work` with a session that appends ids to `ids`.
+    /// Calls `work` with a session that appends the ids of a text of `num_bytes` bytes to `ids`.
     #[inline]
-    pub fn session<T>(&self, ids: &mut Vec<u32>, work: impl FnOnce(&mut Session) -> T) -> T {
+    pub fn session<T>(&self, ids: &mut Vec<u32>, num_bytes: usize, work: impl FnOnce(&mut Session) -> T) -> T {
         let free = self.workers.lock().ok().and_then(|mut workers| workers.pop());
-        let mut worker = free.unwrap_or_else(Worker::new);
+        let mut worker = free.unwrap_or_else(Worker::compact);
+        worker.expect(num_bytes);
         let mut session = Session { encoder: self, worker: &mut worker, len: 0, ids };
         let result = work(&mut session);
         session.flush();
@@ -377,5 +380,66 @@ fn push(buffer: &mut [u32; BUFFER_IDS], len: usize, triple: Triple) -> usize {
 impl std::fmt::Debug for PieceEncoder {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("PieceEncoder").field("num_ids", &self.vocab.size()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer::tokens::Merge;
+    use crate::tokenizer::vocab::VocabParts;
+
+    /// An encoder of all bytes and of `ab`.
+    fn encoder() -> PieceEncoder {
+        let tokens = (0..=u8::MAX).map(|byte| vec![byte]).chain([b"ab".to_vec()]);
+        let vocab = Vocab::build(VocabParts {
+            tokens: (0..).zip(tokens).collect(),
+            unreached: vec![],
+            byte_ids: std::array::from_fn(|byte| byte as u32),
+            unknown: None,
+            sentence_piece: None,
+            merges: vec![Merge { left: 97, right: 98, id: 256 }],
+            whole_first: false,
+            added: vec![],
+        });
+        PieceEncoder::new(Arc::new(vocab.unwrap()))
+    }
+
+    /// The ids of pieces of six bytes, encoded while another thread holds the full worker, and whether the worker that
+    /// encoded them was compact.
+    fn beside_another(encoder: &PieceEncoder, text: &[u8]) -> (Vec<u32>, bool) {
+        let (mut unused, mut ids) = (vec![], vec![]);
+        let is_compact = encoder.session(&mut unused, 0, |_| {
+            encoder.session(&mut ids, text.len(), |session| {
+                (0..text.len() / 6).for_each(|piece| session.encode(text, 6 * piece, 6 * piece + 6));
+                session.worker.is_compact()
+            })
+        });
+        (ids, is_compact)
+    }
+
+    #[test]
+    fn a_second_worker_stays_compact_for_short_texts_and_is_full_for_long_ones() {
+        let encoder = encoder();
+        assert_eq!(beside_another(&encoder, b"ababab"), (vec![256; 3], true));
+        assert_eq!(encoder.workers.lock().unwrap().len(), 2);
+        assert!(!encoder.session(&mut vec![], 0, |session| session.worker.is_compact()), "a free full worker is first");
+        let long: Vec<u8> = (0..60_000).flat_map(|number| format!("{number:05}a").into_bytes()).collect();
+        let plain: Vec<u32> = long.iter().map(|&byte| u32::from(byte)).collect();
+        assert_eq!(beside_another(&encoder, &long), (plain, false));
+        assert_eq!(encoder.workers.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn many_pieces_through_a_compact_cache_keep_their_ids() {
+        let encoder = encoder();
+        for first in (0..80_000).step_by(8_000) {
+            let text: Vec<u8> =
+                (first..first + 4_000).flat_map(|number| format!("{number:05}b").into_bytes()).collect();
+            let plain: Vec<u32> = text.iter().map(|&byte| u32::from(byte)).collect();
+            let (ids, is_compact) = beside_another(&encoder, &text);
+            assert_eq!(ids, plain);
+            assert!(is_compact, "the texts have 240 KB together");
+        }
     }
 }

@@ -8,9 +8,14 @@ use crate::tokenizer::split::pretokenize::MAX_PIECES;
 /// Number of ids collected before they are appended to the caller's vector.
 pub const BUFFER_IDS: usize = 8192;
 
+/// Number of bytes that a worker encodes with a compact cache before it gets a full one.
+const COMPACT_BYTES: usize = 256 << 10;
+
 /// The tables and buffers of one encoding thread.
 pub struct Worker {
     pub cache: PieceCache,
+    /// Number of bytes left until the compact cache is replaced; None if the cache is full-sized.
+    compact_bytes: Option<usize>,
     pub round: LookupRound,
     /// Pending shorter and longer pieces, kept apart because a mixed batch takes as long as its longest piece.
     pub waiting: [PendingMerges; 2],
@@ -33,6 +38,16 @@ pub struct LookupRound {
 impl Worker {
     /// A worker that has not encoded anything yet.
     pub fn new() -> Box<Self> {
+        Self::with_cache(PieceCache::new(), None)
+    }
+
+    /// A worker that needs little memory until it has encoded much: most threads that meet another one in an encoder
+    /// bring one short text, and a full cache for each would cost a server a hundred megabytes.
+    pub fn compact() -> Box<Self> {
+        Self::with_cache(PieceCache::compact(), Some(COMPACT_BYTES))
+    }
+
+    fn with_cache(cache: PieceCache, compact_bytes: Option<usize>) -> Box<Self> {
         let round = LookupRound {
             keys: [[0; 2]; MAX_PIECES],
             lines: [0; MAX_PIECES],
@@ -41,12 +56,29 @@ impl Worker {
             new: [0; MAX_PIECES],
         };
         Box::new(Self {
-            cache: PieceCache::new(),
+            cache,
+            compact_bytes,
             round,
             waiting: [PendingMerges::new(), PendingMerges::new()],
             batch: Batch::new(),
             buffer: [0; BUFFER_IDS],
         })
+    }
+
+    /// Whether the cache is compact.
+    pub fn is_compact(&self) -> bool {
+        self.compact_bytes.is_some()
+    }
+
+    /// Prepares for a text of this many bytes.
+    #[inline]
+    pub fn expect(&mut self, num_bytes: usize) {
+        if let Some(left) = self.compact_bytes {
+            self.compact_bytes = left.checked_sub(num_bytes);
+            if self.compact_bytes.is_none() {
+                self.cache = PieceCache::new();
+            }
+        }
     }
 
     /// Caches the tokens of a piece of the round. The piece must not be cached yet.
