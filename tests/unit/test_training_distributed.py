@@ -3,14 +3,17 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from llm.checkpoint import Run
 from llm.cli.processes import start_processes
-from llm.errors import ConfigError
+from llm.errors import ConfigError, TrainingError
+from llm.training.distributed import Distributed
 from llm.training.launch import launch
+from tests.unit.processes import in_processes
 from tests.unit.training_samples import check_same_training, unclipped
 
 # Takes 10 to 50 seconds; `make check` leaves it out.
@@ -85,3 +88,19 @@ def test_nproc_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(ConfigError, match="leave it out under torchrun"):
         start_processes(2, ["train", "--nproc", "2"])
+
+
+def wait_for_a_process_that_hangs() -> None:
+    distributed = Distributed.start("cpu", timeout_s=1)
+    never = threading.Event()
+    distributed.main_first(lambda: never.wait(2))
+    assert distributed.sum(1.0) == [2.0]
+    if distributed.rank == 1:
+        never.wait(3)
+        return
+    with pytest.raises(TrainingError, match=r"rank 0 can't reach .*\n.*raise `training.process_timeout_s`"):
+        distributed.sum(1.0)
+
+
+def test_processes_wait_long_for_the_text_and_not_for_one_that_hangs() -> None:
+    in_processes(2, wait_for_a_process_that_hangs)

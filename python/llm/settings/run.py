@@ -208,6 +208,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Literal["auto", "ddp", "fsdp"],
         msgspec.Meta(description="Each process keeps the whole model (`ddp`) or a share of it (`fsdp`)."),
     ] = "auto"
+    process_timeout_s: Annotated[
+        int, msgspec.Meta(ge=1, description="Seconds that a process waits for another before the run ends.")
+    ] = 1800
     gradient_checkpointing: Annotated[
         bool, msgspec.Meta(description="Recompute blocks in the backward pass, which saves memory and costs time.")
     ] = False

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from llm.errors import TrainingError
 from llm.models.device import resolve_device
+from llm.settings.run import TrainingConfig
 
-_TIMEOUT = timedelta(hours=6)  # the others wait while the main process tokenizes the corpus
-
+_TIMEOUT_S = TrainingConfig().process_timeout_s
+# The other processes wait as long as the main one may need to tokenize the corpus.
+_PREPARATION_LIMIT = timedelta(days=7)
 
 T = TypeVar("T")
 
@@ -36,20 +38,22 @@ class Distributed:
     background: dist.ProcessGroup | None = None
 
     @classmethod
-    def start(cls, device: str) -> "Distributed":
+    def start(cls, device: str, timeout_s: int = _TIMEOUT_S) -> "Distributed":
         """Returns this process's place, after joining the process group that `torchrun` set in the environment, if any.
 
         Args:
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            timeout_s: Seconds that a process waits for another.
 
         Raises:
             ConfigError: The device is unknown or unavailable.
         """
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")), world_size)
+        timeout = timedelta(seconds=timeout_s)
         if world_size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
-        background = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world_size > 1 else None
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
+        background = dist.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
         return cls(int(os.environ.get("RANK", "0")), world_size, chosen, background)
 
     @staticmethod
@@ -63,11 +67,21 @@ class Distributed:
         return self.rank == 0
 
     def sum(self, *values: float) -> list[float]:
-        """Returns each value summed over all processes."""
+        """Returns each value summed over all processes.
+
+        Raises:
+            TrainingError: Another process ended, or hangs for longer than the timeout.
+        """
         if self.world_size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
+        try:
+            dist.all_reduce(tensor)
+        except RuntimeError as error:
+            raise TrainingError(
+                f"rank {self.rank} can't reach the other processes, one of which ended or hangs: {error}\n"
+                "hint: see its error message; if it only needs longer, raise `training.process_timeout_s`"
+            ) from error
         return [float(value) for value in tensor]
 
     def main_first(self, work: Callable[[], None]) -> None:
@@ -76,14 +90,19 @@ class Distributed:
         Raises:
             TrainingError: The main process failed; raised in the other processes.
         """
-        done = 0.0
+        if self.world_size == 1:
+            work()
+            return
+        waiting = dist.new_group(backend="gloo", timeout=_PREPARATION_LIMIT)
+        done = torch.zeros(1)
         try:
             if self.is_main:
                 work()
-            done = 1.0
+            done += 1
         finally:
-            [num_done] = self.sum(done)
-        if num_done < self.world_size:
+            dist.all_reduce(done, group=waiting)
+            dist.destroy_process_group(waiting)
+        if done < self.world_size:
             raise TrainingError("the main process (rank 0) failed to prepare the run; see its error message")
 
     def together(self, work: Callable[[], T]) -> T:

@@ -80,7 +80,7 @@ class TrainingEngine:
         self.config = config
         self.task = task
         self.run = run
-        self.distributed = distributed or Distributed.start(config.training.device)
+        self.distributed = distributed or Distributed.start(config.training.device, config.training.process_timeout_s)
         self.callbacks = tuple(callbacks) if self.distributed.is_main else ()
         settings, device = config.training, self.distributed.device
         self.accumulation = settings.gradient_accumulation_steps

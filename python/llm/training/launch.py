@@ -63,7 +63,7 @@ def launch(
     """
     overrides = list(overrides)
     settings, initial = load_start_config(config, overrides)
-    start = _Start(Run(out), Distributed.start(settings.training.device), initial)
+    start = _Start(Run(out), _join(settings), initial)
     start.given = given_settings(config, overrides)
     with start.held:
         with interrupts_at_once():
@@ -87,7 +87,7 @@ def trial(
     if (world_size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ConfigError(f"a dry run uses one process, got {world_size}\nhint: leave out `torchrun`")
     with tempfile.TemporaryDirectory(prefix="llm-trial-") as folder:
-        start = _Start(Run(folder), Distributed.start(settings.training.device), initial)
+        start = _Start(Run(folder), _join(settings), initial)
         start.given = given_settings(config, overrides)
         with start.held:
             with interrupts_at_once():
@@ -123,7 +123,7 @@ def resume(
     old = run.read_config()
     new = load_run_config(file, overrides, base=old)
     check_resumable(old, new, has_checkpoint=run.newest() is not None)
-    start = _Start(run, Distributed.start(new.training.device))
+    start = _Start(run, _join(new))
     with start.held:
         with interrupts_at_once():
             start.distributed.main_first(lambda: _reopen(new, start, from_step))
@@ -132,6 +132,10 @@ def resume(
             start.initial = resolve(new.training.init_from)
         with start.explains_out_of_memory(new):
             return _engine(new, start, callbacks).fit(resume=True, from_step=step)
+
+
+def _join(config: RunConfig) -> Distributed:
+    return Distributed.start(config.training.device, config.training.process_timeout_s)
 
 
 class _Start:

@@ -19,6 +19,7 @@ _MAY_CHANGE = {  # of the section `training`
     "keep_checkpoints",
     "async_save",
     "sharding",
+    "process_timeout_s",
     "keep_best",
     "stop_after_validations",
     "log_to",
