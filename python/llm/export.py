@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from llm.checkpoint import Checkpoint, atomic_directory, read_checkpoint, write_model
 from llm.errors import CheckpointError, InvalidArgumentError, MissingExtraError
 from llm.models import DecoderModel, ForwardContext
+from llm.models.biases import with_biases
 from llm.models.families import FAMILIES, family_of
 from llm.models.gguf import QUANTIZATIONS, write_gguf_model
 from llm.models.hf import weights_to_hf
@@ -73,6 +74,7 @@ def _decoder(checkpoint: Checkpoint, dtype: str) -> DecoderModel:
     model = checkpoint.model(dtype)
     if not isinstance(model, DecoderModel):
         raise CheckpointError(f"{checkpoint} holds a {type(model).__name__}; export is for decoders")
+    model = with_biases(model)
     check_exportable(model)
     return model
 

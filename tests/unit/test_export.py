@@ -85,6 +85,25 @@ def test_onnx_runtime_gives_the_same_logits(
         assert (torch.tensor(logits[0]) - logits_of(source, TOKEN_IDS[:length])).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_without_biases_becomes_gpt2_with_zeros(
+    tmp_path: Path, tiny_tokenizer: BPETokenizer, tied: bool
+) -> None:
+    fields = {"norm": "layer_norm_no_bias", "mlp": "gelu", "mlp_bias": False, "position_encoding": "learned"}
+    fields |= {"num_key_value_heads": 4, "tie_word_embeddings": tied, "dropout": 0.1, "attention_dropout": 0.1}
+    source = checkpoint(tmp_path / "source", tiny_tokenizer, **fields)
+    written = export(source, tmp_path / "gpt2")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32).eval()
+    assert type(theirs).__name__ == "GPT2LMHeadModel"
+    biases = [parameter for name, parameter in theirs.named_parameters() if name.endswith("bias")]
+    assert len(biases) == 2 * 6 + 1
+    assert not any(bias.any() for bias in biases)
+    ids = torch.arange(20) * 7 % 384
+    assert torch.equal(logits_of(written, ids), logits_of(source, ids))
+    with torch.no_grad():
+        assert (theirs(ids[None]).logits[0] - logits_of(source, ids)).abs().max() < 1e-4
+
+
 def test_what_cannot_be_exported_is_named(tmp_path: Path, tiny_tokenizer: BPETokenizer) -> None:
     mix = checkpoint(tmp_path / "mix", tiny_tokenizer, qk_norm=True, norm="layer_norm")
     with pytest.raises(CheckpointError, match=r"the nearest is \w+, but for:\n  .*norm = 'layer_norm'"):
