@@ -6,11 +6,13 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llm.checkpoint import Run
 from llm.cli.processes import start_processes
 from llm.errors import ConfigError, TrainingError
+from llm.settings.model import ExpertsConfig
 from llm.training.distributed import Distributed
 from llm.training.launch import launch
 from tests.unit.processes import in_processes
@@ -88,6 +90,21 @@ def test_nproc_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(ConfigError, match="leave it out under torchrun"):
         start_processes(2, ["train", "--nproc", "2"])
+
+
+def test_experts_are_balanced_over_all_processes(tmp_path: Path) -> None:
+    experts = ExpertsConfig(num_experts=4, moe_intermediate_size=24, load_balancing_weight=1.0, router_z_weight=0.1)
+    settings = unclipped(device="cpu", max_steps=4)
+    settings = msgspec.structs.replace(
+        settings, model=msgspec.structs.replace(settings.model, mlp="moe", experts=experts)
+    )
+    launch(settings, tmp_path / "1")
+    in_processes(2, lambda: launch(settings, tmp_path / "2"))
+    check_same_training(tmp_path / "1", tmp_path / "2")
+    one, two = ([line for line in Run(tmp_path / name).read_log() if "loss" in line] for name in ("1", "2"))
+    for key in ("load_balancing", "router_z"):
+        assert [line[key] for line in one] == pytest.approx([line[key] for line in two], rel=1e-5)
+    assert [line["expert_load"] for line in one] == [line["expert_load"] for line in two]
 
 
 def wait_for_a_process_that_hangs() -> None:

@@ -146,13 +146,19 @@ class DecoderModel(nn.Module):
             embedded = embedded + placed.to(embedded.dtype)
         return cast(Tensor, self.dropout(embedded))
 
-    def router_losses(self) -> dict[str, Tensor]:
-        """Returns the last pass's router losses by name, averaged over layers with experts; empty without experts."""
+    def router_losses(self, loads: Tensor | None = None) -> dict[str, Tensor]:
+        """Returns the last pass's router losses by name, averaged over layers with experts; empty without experts.
+
+        Args:
+            loads: `expert_loads` of the batch that the last pass is a part of; None takes those of the pass.
+        """
         routings = [module.routing for module in self.modules() if isinstance(module, MoE) and module.routing]
         if not routings:
             return {}
+        shares = [None] * len(routings) if loads is None else loads.unbind()
+        balance = [routing.load_balancing_loss(share) for routing, share in zip(routings, shares, strict=True)]
         return {
-            "load_balancing": torch.stack([routing.load_balancing_loss() for routing in routings]).mean(),
+            "load_balancing": torch.stack(balance).mean(),
             "router_z": torch.stack([routing.z_loss() for routing in routings]).mean(),
         }
 

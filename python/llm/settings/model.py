@@ -71,7 +71,9 @@ class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     topk_group: Annotated[int, Meta(ge=1, description="Number of groups whose experts a token may choose.")] = 1
     routed_scaling_factor: Annotated[float, Meta(gt=0, description="Factor on the chosen experts' weights.")] = 1.0
     dense_layers: Annotated[tuple[int, ...], Meta(description="Layers with a plain feed-forward.")] = ()
-    load_balancing_weight: Annotated[float, Meta(ge=0, description="Weight of the load-balancing loss.")] = 0.001
+    load_balancing_weight: Annotated[
+        float, Meta(ge=0, description="Weight of the load-balancing loss over the tokens of a pass.")
+    ] = 0.001
     router_z_weight: Annotated[float, Meta(ge=0, description="Weight of the router z-loss in training.")] = 0.0
 
     def __post_init__(self) -> None:

@@ -137,6 +137,14 @@ class Distributed:
             dist.destroy_process_group()
 
 
+def over_processes(values: Tensor) -> Tensor:
+    """Returns the values summed over all processes, without a gradient."""
+    summed = values.detach().clone()
+    if dist.is_initialized():
+        dist.all_reduce(summed)
+    return summed
+
+
 def is_shard(tensor: Tensor) -> bool:
     """Returns whether the tensor is this process's part of one that is spread over processes."""
     return hasattr(tensor, "full_tensor")

@@ -14,6 +14,7 @@ from llm.models import DecoderModel, RegressionModel
 from llm.settings.model import ModelConfig
 from llm.tokenization import BaseTokenizer
 from llm.training.compilation import compile_blocks
+from llm.training.distributed import over_processes
 from llm.training.float8 import use_float8
 from llm.training.losses import token_losses
 
@@ -77,10 +78,13 @@ class LanguageModelingTask(Task):
 
     Attributes:
         token_losses: Each token's loss in the last pass, fp32 `[T]`; 0 for ignored labels, None before the first pass.
+        expert_loads: Each expert's share of the assignments in the last pass of training, over all processes, fp32
+            `[layers with experts, E]`; None without experts.
     """
 
     unit = "tokens"
     token_losses: Tensor | None = None
+    expert_loads: Tensor | None = None
 
     def __init__(
         self,
@@ -140,18 +144,25 @@ class LanguageModelingTask(Task):
         return [float(value) for one in sums for value in one]
 
     def auxiliary_losses(self, model: nn.Module) -> dict[str, tuple[float, Tensor]]:
-        """Returns the router's losses; empty without experts."""
+        """Returns the router's losses; empty without experts.
+
+        The experts' loads are those of the passes that all processes run at once, so the loss does not depend on the
+        number of processes.
+        """
         experts = self.config.experts
         if experts is None or not isinstance(model, DecoderModel):
             return {}
+        num_tokens = 0 if self.token_losses is None else len(self.token_losses)
+        counts = over_processes(model.expert_loads() * num_tokens)
+        self.expert_loads = counts / counts.sum(1, keepdim=True).clamp_min(1)
         weights = {"load_balancing": experts.load_balancing_weight, "router_z": experts.router_z_weight}
-        return {name: (weights[name], loss) for name, loss in model.router_losses().items()}
+        return {name: (weights[name], loss) for name, loss in model.router_losses(self.expert_loads).items()}
 
-    def step_facts(self, model: nn.Module) -> dict[str, Any]:
+    def step_facts(self, model: nn.Module) -> dict[str, Any]:  # noqa: ARG002
         """Returns each expert's share of assignments, as one list per layer with experts; empty without experts."""
-        if self.config.experts is None or not isinstance(model, DecoderModel):
+        if self.expert_loads is None:
             return {}
-        return {"expert_load": [[round(share, 4) for share in layer] for layer in model.expert_loads().tolist()]}
+        return {"expert_load": [[round(share, 4) for share in layer] for layer in self.expert_loads.tolist()]}
 
 
 class RegressionTask(Task):

@@ -31,13 +31,21 @@ class Routing:
         counts = torch.bincount(self.chosen.flatten(), minlength=num_experts)
         return counts / max(self.chosen.numel(), 1)
 
-    def load_balancing_loss(self) -> Tensor:
+    def load_balancing_loss(self, load: Tensor | None = None) -> Tensor:
         """Returns `E` times the sum over experts of token share times mean probability; `k` if perfectly balanced.
+
+        Args:
+            load: Each expert's share of the assignments of a larger batch that these tokens belong to, fp32 `[E]`; the
+                mean of its parts' losses is then the loss of that batch. None takes these tokens' own.
 
         Source: Fedus, Zoph and Shazeer 2021, "Switch Transformers", equation 4, over k choices as in Mixtral.
         """
         probabilities = self.logits.softmax(-1).mean(0)
-        return self.logits.shape[1] * self.chosen.shape[1] * (self.load() * probabilities).sum()
+        return (
+            self.logits.shape[1]
+            * self.chosen.shape[1]
+            * ((self.load() if load is None else load) * probabilities).sum()
+        )
 
     def z_loss(self) -> Tensor:
         """Returns the mean squared log of the softmax's denominator, which keeps logits small.
