@@ -20,8 +20,6 @@ PIP_OPTIONS := --progress-bar off --no-compile
 ARGS ?=
 FUZZ_S ?= 1800
 CLIENTS ?=
-# They fork processes, which OpenMP's threads don't survive.
-FORKING_TESTS := $(addprefix tests/unit/test_training_,sharding.py async_save.py signals.py)
 MINUTES ?= 20
 RUST_SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -119,8 +117,7 @@ $(LOGGERS)/.done: | $(STAMPS)/test
 
 test-python: test-data ## Tests of the package
 	echo "» tests of the package"
-	$(BIN)/python -m pytest -q $(addprefix --ignore=,$(FORKING_TESTS))
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(FORKING_TESTS)
+	$(BIN)/python -m pytest -q
 
 test-clients: $(STAMPS)/test ## OpenAI's Python client 1.x, 2.x and 3.x and Anthropic's against one server
 	$(BIN)/python -m tests.compat.run

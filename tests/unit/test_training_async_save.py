@@ -1,6 +1,5 @@
 """Checkpoints that are written beside the loop."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -14,7 +13,7 @@ from llm.errors import FileError
 from llm.settings.run import RunConfig
 from llm.training import Callback, FitStart, StepMetrics
 from llm.training.launch import launch, resume
-from tests.unit.processes import in_processes
+from tests.unit.processes import ends_of, in_processes
 from tests.unit.training_samples import config, weights_of
 
 pytestmark = pytest.mark.long
@@ -54,7 +53,7 @@ def test_shards_saved_beside_the_loop_are_the_same_bytes(tmp_path: Path) -> None
     runs = [Run(tmp_path / name) for name in ("sync", "async")]
     for run in runs:
         wanted = settings(sharding="fsdp", max_steps=4, async_save=run is runs[1])
-        in_processes(2, lambda wanted=wanted, run=run: launch(wanted, run.path, callbacks=[]))
+        in_processes(2, train, run.path, wanted)
     assert tensors_of_all(runs[0]) == tensors_of_all(runs[1])
     assert len(list(runs[1].path.rglob("*.safetensors"))) == 4 * 4
 
@@ -102,49 +101,54 @@ def test_a_save_that_fails_ends_the_run_and_leaves_the_previous_checkpoint(tmp_p
     assert (run.path / "latest").read_text() == "checkpoints/step_00000002\n"
 
 
+class Dies(Callback):
+    """Notes the last step known to be saved, and kills its process at a random moment after the first step."""
+
+    def __init__(self, heard: Path, seed: int) -> None:
+        self.heard = heard
+        self.delay_s = 0.2 * random.Random(seed).random()
+        self.dying = False
+
+    def on_checkpoint(self, step: int, checkpoint: object) -> None:
+        write_atomically(self.heard, str(step))
+
+    def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:
+        if not self.dying:
+            self.dying = True
+            threading.Timer(self.delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+
+def train(folder: Path, wanted: RunConfig, *callbacks: Callback) -> None:
+    if Run(folder).exists:
+        resume(folder, callbacks=callbacks)
+    else:
+        launch(wanted, folder, callbacks=callbacks)
+
+
 def killed(folder: Path, max_steps: int, seed: int) -> int:
     """Trains, saves each step and dies at a random moment; returns the last step known to be saved."""
-    run = Run(folder)
     heard = folder.with_suffix(".heard")
-
-    class Dies(Callback):
-        dying = False
-
-        def on_checkpoint(self, step: int, checkpoint: object) -> None:
-            write_atomically(heard, str(step))
-
-        def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:
-            if not self.dying:
-                self.dying = True
-                threading.Timer(0.2 * random.Random(seed).random(), os.kill, (os.getpid(), signal.SIGKILL)).start()
-
-    def train() -> None:
-        if run.exists:
-            resume(run.path, callbacks=[Dies()])
-        else:
-            launch(settings(async_save=True, max_steps=max_steps, keep_checkpoints=2), run.path, callbacks=[Dies()])
-
-    child = multiprocessing.get_context("fork").Process(target=train)
-    child.start()
-    child.join(120)
-    assert child.exitcode == -signal.SIGKILL
+    wanted = settings(async_save=True, max_steps=max_steps, keep_checkpoints=2)
+    assert ends_of(1, train, folder, wanted, Dies(heard, seed)) == ([-signal.SIGKILL], [])
     return int(heard.read_text()) if heard.exists() else 0
 
 
 def check_kills(folder: Path, times: int, max_steps: int) -> None:
     """A run that is killed again and again loses at most the step in progress, and ends with the same bytes."""
     wanted = settings(max_steps=max_steps, checkpoint_every=max_steps)
-    whole = launch(wanted, folder / "whole", callbacks=[])
+    in_processes(1, train, folder / "whole", wanted)
     run = Run(folder / "run")
     for number in range(times):
         heard = killed(run.path, max_steps, seed=number)
         newest = run.newest()
-        assert newest is not None
+        if newest is None:
+            assert heard == 0
+            continue
         assert step_of(newest) >= heard
         assert newest.damage() is None
         assert load_model(newest) is not None
-    last = resume(run.path, overrides=[f"training.checkpoint_every={max_steps}"], callbacks=[])
-    assert weights_of(last) == weights_of(whole)
+    in_processes(1, train, run.path, settings(max_steps=max_steps))
+    assert weights_of(run.checkpoint(max_steps)) == weights_of(Run(folder / "whole").checkpoint(max_steps))
 
 
 def test_a_run_killed_while_it_saves_loses_no_complete_checkpoint(tmp_path: Path) -> None:

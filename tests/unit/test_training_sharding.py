@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-import transformers
 from numpy.typing import NDArray
 
 from llm.checkpoint import Checkpoint, Run
@@ -65,7 +64,7 @@ def settings(**training: Any) -> RunConfig:
     return msgspec.structs.replace(wanted, optimizer=optimizer)
 
 
-def train(run: Run, wanted: RunConfig, *, resume: bool = False) -> None:
+def train(run: Run, wanted: RunConfig, resume: bool = False) -> None:
     """Trains as one of the processes that the environment tells of, or alone."""
     distributed = Distributed.start("cpu")
     data = NotedData(run.path, distributed.rank)
@@ -108,7 +107,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same run by two processes, each with half the model."""
     wanted = settings(sharding="fsdp")
     run = new_run(tmp_path_factory.mktemp("sharded"), wanted)
-    in_processes(2, lambda: train(run, wanted))
+    in_processes(2, train, run, wanted)
     return run
 
 
@@ -127,25 +126,25 @@ def test_muon_gathers_sharded_matrices_and_goes_on_alone(tmp_path: Path) -> None
 
     alone, sharded = new_run(tmp_path / "alone", wanted()), new_run(tmp_path / "fsdp", wanted(sharding="fsdp"))
     train(alone, wanted())
-    in_processes(2, lambda: train(sharded, wanted(sharding="fsdp")))
+    in_processes(2, train, sharded, wanted(sharding="fsdp"))
     assert largest_difference(alone.checkpoint(8), sharded.checkpoint(8)) < 1e-5
     shutil.rmtree(sharded.path / "checkpoints" / "step_00000008")
     train(sharded, wanted(sharding="fsdp"), resume=True)
     assert largest_difference(alone.checkpoint(8), sharded.checkpoint(8)) < 1e-5
 
 
+def save_at_once(run: Run, wanted: RunConfig) -> None:
+    distributed = Distributed.start("cpu")
+    data = NotedData(run.path, distributed.rank)
+    engine = TrainingEngine(wanted, LanguageModelingTask(MODEL), data, run, distributed=distributed)
+    engine.saver.save(0, {"skipped_steps": 0})
+
+
 def test_a_sharded_run_starts_from_the_weights_of_one_process(straight: Run, tmp_path: Path) -> None:
     wanted = settings(sharding="fsdp")
     run = new_run(tmp_path, wanted)
 
-    def save_at_once() -> None:
-        distributed = Distributed.start("cpu")
-        engine = TrainingEngine(
-            wanted, LanguageModelingTask(MODEL), NotedData(tmp_path, distributed.rank), run, distributed=distributed
-        )
-        engine.saver.save(0, {"skipped_steps": 0})
-
-    in_processes(2, save_at_once)
+    in_processes(2, save_at_once, run, wanted)
     torch.manual_seed(0)
     alone = TrainingEngine(settings(), LanguageModelingTask(MODEL), NotedData(tmp_path, 9), straight)
     saved = tensors_of(run.checkpoint(0))
@@ -160,6 +159,8 @@ def test_all_processes_write_and_others_can_open_it(sharded: Run) -> None:
     assert len(list(checkpoint.training_state.glob("*.safetensors"))) == 2
     kinds = {file.suffix for file in checkpoint.path.rglob("*") if file.is_file()}
     assert kinds == {".safetensors", ".json", ""}, "a pickle?"
+    import transformers  # here, because every process of these tests imports this file
+
     opened = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
     token_ids = torch.arange(12)[None]
     ours = checkpoint.model()
@@ -190,7 +191,7 @@ def check_goes_on(straight: Run, saved: Run, path: Path, world_size: int, shardi
     if world_size == 1:
         train(run, wanted, resume=True)
     else:
-        in_processes(world_size, lambda: train(run, wanted, resume=True))
+        in_processes(world_size, train, run, wanted, True)
     assert largest_difference(straight.checkpoint(20), run.checkpoint(20)) < 1e-6
     assert batches_of(run) == batches_of(straight)[10:]
 

@@ -163,7 +163,7 @@ def validate_until_killed(out: Path) -> None:
 def test_a_signal_to_one_process_ends_the_validation_of_all(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.create(config(max_steps=4, validate_every=2), {})
-    in_processes(2, lambda: validate_until_killed(run.path))
+    in_processes(2, validate_until_killed, run.path)
     assert [entry.path.name for entry in run.checkpoints()] == ["step_00000002"]
     state = json.loads((run.checkpoint(2).training_state / "state.json").read_text())
     assert state["validation_due"] is True
