@@ -158,9 +158,13 @@ class Run(os.PathLike[str]):
 
     def last_facts(self) -> dict[str, Any]:
         """Returns the facts that `run.json` holds about the newest start or resumption."""
-        content = self._read()
-        history = content.get("history", [])
-        return history[-1] if history else {key: value for key, value in content.items() if key != "config"}
+        history = self.read_history()
+        return history[-1] if history else {key: value for key, value in self._read().items() if key != "config"}
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """Returns the facts of each resumption, its `step` among them."""
+        history: list[dict[str, Any]] = self._read().get("history", [])
+        return history
 
     def read_config(self) -> RunConfig:
         """Reads the config of the run from `run.json`.

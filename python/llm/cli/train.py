@@ -40,6 +40,9 @@ Replay = Annotated[
 NumProcesses = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Train in N processes of this machine, started by torchrun.")
 ]
+MaxRestarts = Annotated[
+    int, typer.Option(min=0, metavar="N", help="With --nproc: resume up to N times after a process failed.")
+]
 
 
 @with_settings(OPTIONS)
@@ -63,6 +66,7 @@ def train(
     ] = False,
     replay: Replay = None,
     nproc: NumProcesses = None,
+    max_restarts: MaxRestarts = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", metavar="", help="Print memory, steps, disk and time; write nothing.")
     ] = False,
@@ -74,7 +78,9 @@ def train(
 ) -> None:
     """Train a model from text, or resume a run; `torchrun … -m llm train …` uses several machines."""
     if nproc is not None:
-        start_processes(nproc, sys.argv[1:])
+        start_processes(nproc, sys.argv[1:], max_restarts)
+    if max_restarts:
+        raise ConfigError("`--max-restarts` needs `--nproc`\nhint: under torchrun, give `--max-restarts` to torchrun")
     if settings:
         print("\n".join(settings_table(arguments or [])))
         return
@@ -142,6 +148,8 @@ def _run(given: Arguments, options: dict[str, Any], directory: str, **more: Any)
             raise
         if Distributed.is_main_process():
             print(f"error: {error}\n{_stopped_words(directory)}", file=sys.stderr)
+        elif isinstance(error, FileError):  # of this process alone, unlike a loss that is not finite
+            print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     if Distributed.is_main_process():  # under torchrun each process comes here
         print("\n".join([str(checkpoint), *_result_words(directory), _next_words(checkpoint, directory)]))

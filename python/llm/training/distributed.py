@@ -1,7 +1,8 @@
 """The processes of a training run, started by `torchrun`."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -9,6 +10,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from llm.errors import TrainingError
 from llm.models.device import resolve_device
@@ -17,6 +19,7 @@ from llm.settings.run import TrainingConfig
 _TIMEOUT_S = TrainingConfig().process_timeout_s
 # The other processes wait as long as the main one may need to tokenize the corpus.
 _PREPARATION_LIMIT = timedelta(days=7)
+_TRANSPORT = "gloo/transport"  # in messages about broken connections, for which gloo has no type of its own
 
 T = TypeVar("T")
 
@@ -52,7 +55,7 @@ class Distributed:
         chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")), world_size)
         timeout = timedelta(seconds=timeout_s)
         if world_size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
+            _join_group("nccl" if chosen.type == "cuda" else "gloo", timeout)
         background = dist.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
         return cls(int(os.environ.get("RANK", "0")), world_size, chosen, background)
 
@@ -78,10 +81,7 @@ class Distributed:
         try:
             dist.all_reduce(tensor)
         except RuntimeError as error:
-            raise TrainingError(
-                f"rank {self.rank} can't reach the other processes, one of which ended or hangs: {error}\n"
-                "hint: see its error message; if it only needs longer, raise `training.process_timeout_s`"
-            ) from error
+            raise _unreachable(error) from error
         return [float(value) for value in tensor]
 
     def main_first(self, work: Callable[[], None]) -> None:
@@ -145,6 +145,30 @@ def over_processes(values: Tensor) -> Tensor:
     return summed
 
 
+@contextlib.contextmanager
+def explains_lost_processes() -> Iterator[None]:
+    """Names another process as the cause where communication with it breaks off.
+
+    Raises:
+        TrainingError: Another process ended, or hangs for longer than the timeout.
+    """
+    try:
+        yield
+    except TrainingError:
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistBackendError | dist.DistNetworkError) and _TRANSPORT not in str(error):
+            raise
+        raise _unreachable(error) from error
+
+
+def _unreachable(error: RuntimeError) -> TrainingError:
+    return TrainingError(
+        f"rank {os.environ.get('RANK', '0')} can't reach the other processes, one of which ended or hangs: {error}\n"
+        "hint: see its error message; if it only needs longer, raise `training.process_timeout_s`"
+    )
+
+
 def is_shard(tensor: Tensor) -> bool:
     """Returns whether the tensor is this process's part of one that is spread over processes."""
     return hasattr(tensor, "full_tensor")
@@ -159,6 +183,14 @@ def whole(tensor: Tensor) -> Tensor:
     """Returns the tensor itself, or a sharded one put together, which all processes must do at once."""
     gather: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
+
+
+def _join_group(backend: str, timeout: timedelta) -> None:
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    # torchrun keeps one store for all starts of its processes, where addresses of dead ones would mislead the next.
+    number = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"start {number} of {world_size} processes", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def _device(name: str, local_rank: int, world_size: int) -> torch.device:

@@ -20,7 +20,7 @@ from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer, load_tokenizer
 from llm.training.callbacks import Callback, check_log_targets, standard_callbacks
 from llm.training.compilation import check_compiler
-from llm.training.distributed import Distributed
+from llm.training.distributed import Distributed, explains_lost_processes
 from llm.training.engine import TrainingEngine
 from llm.training.float8 import describe_float8
 from llm.training.initial import initial_tokenizer, load_start_config
@@ -28,6 +28,7 @@ from llm.training.memory import explains_out_of_memory
 from llm.training.plan import Plan, describe
 from llm.training.precision import autocast_dtype
 from llm.training.preparation import RunText
+from llm.training.restarts import launcher_facts, was_begun_before
 from llm.training.resumption import changed_facts, check_resumable, checkpoint_to_resume
 from llm.training.signals import interrupts_at_once
 from llm.training.space import space_notices
@@ -56,6 +57,8 @@ def launch(
         callbacks: Callbacks that replace all of `standard_callbacks`, such as the progress bar and the log.
         overwrite: Whether to replace a run in `out`; only what that run wrote is removed.
 
+    A process that `torchrun` started again after a failure resumes the run instead.
+
     Raises:
         ConfigError: Settings are unknown or contradictory, or `out` holds a run.
         DataError: The text is missing, or too short for one sample or batch.
@@ -66,6 +69,8 @@ def launch(
     start = _Start(Run(out), _join(settings), initial)
     start.given = given_settings(config, overrides)
     with start.held:
+        if start.is_restart():
+            return _go_on(start.run.read_config(), start, callbacks)
         with interrupts_at_once():
             start.distributed.main_first(lambda: _prepare(settings, start, tokenizer, overwrite))
         config = start.run.read_config()
@@ -125,13 +130,19 @@ def resume(
     check_resumable(old, new, has_checkpoint=run.newest() is not None)
     start = _Start(run, _join(new))
     with start.held:
-        with interrupts_at_once():
-            start.distributed.main_first(lambda: _reopen(new, start, from_step))
-        step = start.agreed_step()
-        if step is None and new.training.init_from is not None:
-            start.initial = resolve(new.training.init_from)
-        with start.explains_out_of_memory(new):
-            return _engine(new, start, callbacks).fit(resume=True, from_step=step)
+        return _go_on(new, start, callbacks, None if start.is_restart() else from_step)
+
+
+def _go_on(
+    config: RunConfig, start: "_Start", callbacks: Sequence[Callback] | None, from_step: int | None = None
+) -> Checkpoint:
+    with interrupts_at_once():
+        start.distributed.main_first(lambda: _reopen(config, start, from_step))
+    step = start.agreed_step()
+    if step is None and config.training.init_from is not None:
+        start.initial = resolve(config.training.init_from)
+    with start.explains_out_of_memory(config):
+        return _engine(config, start, callbacks).fit(resume=True, from_step=step)
 
 
 def _join(config: RunConfig) -> Distributed:
@@ -147,6 +158,7 @@ class _Start:
         self.initial = initial
         self.held = contextlib.ExitStack()
         self.held.callback(distributed.stop)
+        self.held.enter_context(explains_lost_processes())
         self.notices: list[str] = []
         self.given: frozenset[str] = frozenset()
         self.step: int | None = None
@@ -160,12 +172,18 @@ class _Start:
             "num_threads": torch.get_num_threads(),
             "world_size": self.distributed.world_size,
             "device": str(self.distributed.device),
+            **launcher_facts(),
         }
 
     def explains_out_of_memory(self, config: RunConfig) -> contextlib.AbstractContextManager[None]:
         """Returns a context that names the settings to change where memory is not enough."""
         dtype = autocast_dtype(config.training.precision, self.distributed.device)
         return explains_out_of_memory(config, dtype, self.distributed.world_size)
+
+    def is_restart(self) -> bool:
+        """Returns whether `torchrun` started all processes of the run again; the main process knows."""
+        [answer] = self.distributed.sum(self.distributed.is_main and was_begun_before(self.run))
+        return answer > 0
 
     def agreed_step(self) -> int | None:
         """Returns the main process's `step` in every process."""
