@@ -25,18 +25,7 @@ pytestmark = pytest.mark.long
 def test_two_processes_keep_loss_and_weights(tmp_path: Path) -> None:
     settings = unclipped()
     launch(settings, tmp_path / "1")
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tests.unit.training_samples import unclipped\n"
-        "from llm.training.launch import launch\n"
-        "launch(unclipped(), sys.argv[2])\n"
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, str(script), str(Path(__file__).parents[2]), str(tmp_path / "2")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    in_processes(2, launch, settings, tmp_path / "2")
     check_same_training(tmp_path / "1", tmp_path / "2")
     one, two = (Run(tmp_path / name) for name in ("1", "2"))
     validation = [[line for line in run.read_log() if "validation_loss" in line][-1] for run in (one, two)]

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -17,6 +15,7 @@ from llm.checkpoint import Run
 from llm.data import IGNORED_LABEL, BaseDataModule, Dataset, TokenBatch
 from llm.settings.run import OptimizerConfig
 from llm.training import JsonlLogger, LanguageModelingTask, TrainingEngine
+from tests.unit.processes import in_processes
 from tests.unit.training_samples import MODEL, config
 
 
@@ -76,12 +75,7 @@ def losses_and_weights(path: Path) -> tuple[list[float], dict[str, torch.Tensor]
 def test_uneven_samples_give_the_same_loss_however_a_step_is_divided(tmp_path: Path) -> None:
     train_in_fp64(str(tmp_path / "1x8"), 1)
     train_in_fp64(str(tmp_path / "8x1"), 8)
-    code = f"from tests.unit.test_training_losses import train_in_fp64; train_in_fp64({str(tmp_path / '2x4')!r}, 1)"
-    script = tmp_path / "two.py"
-    script.write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n{code}\n")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    in_processes(2, train_in_fp64, str(tmp_path / "2x4"), 1)
     losses, weights = losses_and_weights(tmp_path / "1x8")
     assert len(losses) == 4
     for name in ("8x1", "2x4"):

@@ -189,8 +189,8 @@ def _join_group(backend: str, timeout: timedelta) -> None:
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     # torchrun keeps one store for all starts of its processes, where addresses of dead ones would mislead the next.
     number = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"start {number} of {world_size} processes", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    own = dist.PrefixStore(f"start {number} of {world_size} processes", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def _device(name: str, local_rank: int, world_size: int) -> torch.device:

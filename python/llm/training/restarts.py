@@ -24,4 +24,5 @@ def was_begun_before(run: Run) -> bool:
     if not now or not run.exists:
         return False
     before = run.last_facts()
-    return before.get("launcher") == now["launcher"] and before.get("process") != now["process"]
+    is_same = before.get("launcher") == now["launcher"]
+    return bool(is_same and before.get("process") != now["process"])
