@@ -48,7 +48,7 @@ def test_values_and_gradients_agree_with_the_definition(case: dict) -> None:
     upstream = torch.full((case["rows"],), 0.7) if case["is_uniform"] else torch.randn(case["rows"])
     targets = Targets(labels, case["temperature"], case["is_summed"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logprobs, "_CHUNK_LOGITS", case["chunk"])
+        patch.setattr(logprobs, "CHUNK_LOGITS", case["chunk"])
         found = token_logprobs(hidden, weight, targets, case["softcap"])
         gradients = torch.autograd.grad(found, (hidden, weight), upstream.double())
         with torch.no_grad():

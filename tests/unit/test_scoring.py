@@ -35,7 +35,7 @@ def test_embeddings_are_pooled_hidden_states_of_unit_length(tiny_checkpoint: Pat
 
 
 def test_scores_are_the_logprobs_of_a_forward_pass(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "_CHUNK_LOGITS", 3 * 384)
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", 3 * 384)
     model = LLM(tiny_checkpoint)
     found = model.score(TEXTS, [" or not to be, that is", " breaks?", "", " dead."])
     for score, prompt in zip(found, TEXTS, strict=True):

@@ -16,7 +16,7 @@ from tests.unit.training_samples import config
 
 def test_a_model_that_fits_no_memory_is_said(tmp_path: Path) -> None:
     model = ModelConfig(vocab_size=2**31, hidden_size=2**16, num_hidden_layers=1, max_position_embeddings=16)
-    with pytest.raises(TrainingError, match=r"out of memory: .*\nhint: a process needs about 2.26e\+03 TB, "):
+    with pytest.raises(TrainingError, match=r"out of memory: .*\nhint: a process needs about 2.25e\+03 TB, "):
         launch(msgspec.structs.replace(config(), model=model), tmp_path / "run")
 
 

@@ -7,6 +7,7 @@ import torch
 
 from llm.models.decoder import cache_widths
 from llm.models.hf import empty_model
+from llm.models.logprobs import CHUNK_LOGITS
 from llm.settings.model import ModelConfig
 
 Optimizer: TypeAlias = Literal["adamw", "muon", "adamw8bit", "sgd", "none"]
@@ -95,10 +96,9 @@ def estimate_memory(
     optimizer: Optimizer = "adamw",
     *,
     gradient_checkpointing: bool = False,
+    device: str = "cuda",
 ) -> MemoryEstimate:
     """Estimates the bytes that training needs with fp32 weights and products in `dtype`, within 20 % of measurements.
-
-    The estimate is for the operations of a GPU; on a CPU, activations take up to a third less.
 
     Args:
         config: The model's settings.
@@ -108,37 +108,61 @@ def estimate_memory(
         optimizer: `adamw`, `muon`, `adamw8bit`, `sgd` (with momentum), or `none` for a forward pass with weights in
             `dtype`.
         gradient_checkpointing: Whether the backward pass recomputes blocks.
+        device: Type of the device; on a `cpu`, blocks have gradients of their own, which keep less.
     """
     parameters, tokens = num_parameters(config), batch * length
     if optimizer == "none":
         widest = max(config.vocab_size, 8 * config.hidden_size)
         return MemoryEstimate(parameters * dtype.itemsize, 0, 0, tokens * widest * dtype.itemsize)
-    block = _block_activations(config)
-    kept = (
-        config.hidden_size * config.num_hidden_layers + block
-        if gradient_checkpointing
-        else (block * config.num_hidden_layers)
-    )
-    # Logits in the products' dtype, as fp32 for the loss, and their gradient.
-    logits = config.vocab_size * (dtype.itemsize + 8)
-    activations = tokens * (kept * dtype.itemsize + logits)
+    on_cpu, is_mixed = device == "cpu", dtype.itemsize < 4
+    block = _block_bytes(config, dtype, length if on_cpu else None)
+    stream = config.hidden_size * (4 if is_mixed else dtype.itemsize)
+    # The loss holds a chunk of logits, in mixed precision twice, and the rows that they are made of, with a gradient.
+    rows = min(tokens, max(1, CHUNK_LOGITS // config.vocab_size))
+    loss = rows * config.vocab_size * (4 + (dtype.itemsize if is_mixed else 0))
+    loss += tokens * (stream + 2 * config.hidden_size * dtype.itemsize)
+    if gradient_checkpointing:
+        # One block at a time is recomputed, when the loss has its gradient; experts' gradients are as large as a block.
+        recomputed = tokens * block * (2 if config.mlp == "moe" else 1)
+        activations = tokens * stream * config.num_hidden_layers + max(recomputed, loss)
+    else:
+        activations = tokens * block * config.num_hidden_layers + loss
+    if is_mixed:  # products use copies of their weights
+        looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+        activations += (parameters - looked_up) * dtype.itemsize
     return MemoryEstimate(4 * parameters, 4 * parameters, _OPTIMIZER_BYTES[optimizer] * parameters, activations)
 
 
-def _block_activations(config: ModelConfig) -> int:
-    """Returns the numbers per token that a block keeps for its backward pass; attention recomputes its weights."""
+def _block_bytes(config: ModelConfig, dtype: torch.dtype, length: int | None) -> int:
+    """Returns the bytes per token that a block keeps for its backward pass.
+
+    Args:
+        config: The model's settings.
+        dtype: Number type of products.
+        length: Tokens per sequence on a CPU; None means a GPU, whose attention never keeps its weights.
+    """
     width, passes = config.intermediate_size, 1
     if config.experts is not None and config.mlp == "moe":
         width, passes = config.experts.moe_intermediate_size, config.experts.num_experts_per_tok
-    inside = passes * (4 if config.mlp != "gelu" else 2) * width
+    on_cpu, is_moe = length is not None, config.mlp == "moe"
+    gated = 3 if on_cpu and not is_moe else 4
+    inside = passes * (gated if config.mlp != "gelu" else 2) * width
     # Tokens are copied to the expert they go to, and what it makes of them is kept to weigh it.
-    copies = 3 * passes * config.hidden_size if config.mlp == "moe" else config.hidden_size
-    return 4 * config.hidden_size + _attention_activations(config) + inside + copies
+    copies = 3 * passes * config.hidden_size if is_moe else 0 if on_cpu else config.hidden_size
+    # In mixed precision, norms read fp32.
+    norms = 2 * config.hidden_size * (dtype.itemsize + max(4, dtype.itemsize))
+    return norms + _attention_bytes(config, dtype, length) + (inside + copies) * dtype.itemsize
 
 
-def _attention_activations(config: ModelConfig) -> int:
+def _attention_bytes(config: ModelConfig, dtype: torch.dtype, length: int | None) -> int:
     latent = config.latent
-    if latent is not None:
-        head = 6 * (latent.qk_nope_head_dim + latent.qk_rope_head_dim) + 3 * latent.v_head_dim
-        return config.num_attention_heads * head + 3 * latent.kv_lora_rank
-    return 3 * config.head_width * (config.num_attention_heads + config.num_key_value_heads)
+    if latent is None:
+        heads = config.num_attention_heads + config.num_key_value_heads
+        return config.head_width * (3 if length is None else 2) * heads * dtype.itemsize
+    width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
+    if length is None:
+        head = 6 * width + 3 * latent.v_head_dim
+        return (config.num_attention_heads * head + 3 * latent.kv_lora_rank) * dtype.itemsize
+    # Heads whose keys and values differ in width keep their weights on a CPU, in fp32.
+    head = 2 * width + 2 * latent.v_head_dim + length
+    return 4 * config.num_attention_heads * head + 2 * latent.kv_lora_rank * dtype.itemsize

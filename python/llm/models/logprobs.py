@@ -10,7 +10,7 @@ from torch import Tensor
 IGNORED_LABEL = -100
 
 # Logits computed at a time: 64 MiB in fp32, which is 341 rows of a vocabulary of 49,152.
-_CHUNK_LOGITS = 2**24
+CHUNK_LOGITS = 2**24
 # Rows of a half-precision weight gradient that are added to the fp32 sum at a time; they fit in a CPU's cache.
 _GRADIENT_ROWS = 4096
 
@@ -132,7 +132,7 @@ class _Logits:
         return found
 
     def _chunks(self) -> Iterator[slice]:
-        step = max(1, _CHUNK_LOGITS // max(1, len(self.weight)))
+        step = max(1, CHUNK_LOGITS // max(1, len(self.weight)))
         return (slice(start, min(start + step, len(self.labels))) for start in range(0, len(self.labels), step))
 
     def _product(self, rows: slice) -> Tensor:

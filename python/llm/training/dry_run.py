@@ -177,6 +177,7 @@ def _memory(engine: TrainingEngine) -> MemoryEstimate | None:
         engine.config.context_length,
         engine.dtype,
         gradient_checkpointing=settings.gradient_checkpointing,
+        device=engine.distributed.device.type,
     )
     return dataclasses.replace(estimate, optimizer=_optimizer_bytes(engine))
 

@@ -178,7 +178,7 @@ class _Start:
     def explains_out_of_memory(self, config: RunConfig) -> contextlib.AbstractContextManager[None]:
         """Returns a context that names the settings to change where memory is not enough."""
         dtype = autocast_dtype(config.training.precision, self.distributed.device)
-        return explains_out_of_memory(config, dtype, self.distributed.world_size)
+        return explains_out_of_memory(config, dtype, self.distributed.world_size, self.distributed.device.type)
 
     def is_restart(self) -> bool:
         """Returns whether `torchrun` started all processes of the run again; the main process knows."""

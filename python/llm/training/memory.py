@@ -14,13 +14,16 @@ from llm.settings.run import RunConfig
 
 
 @contextlib.contextmanager
-def explains_out_of_memory(config: RunConfig, dtype: torch.dtype, world_size: int) -> Iterator[None]:
+def explains_out_of_memory(
+    config: RunConfig, dtype: torch.dtype, world_size: int, device: str = "cuda"
+) -> Iterator[None]:
     """Turns PyTorch's error for lack of memory into a `TrainingError` that names the settings to change.
 
     Args:
         config: Settings of the run.
         dtype: Number type of matrix products.
         world_size: Number of processes.
+        device: Type of the device.
 
     Raises:
         TrainingError: Memory is not enough.
@@ -30,13 +33,13 @@ def explains_out_of_memory(config: RunConfig, dtype: torch.dtype, world_size: in
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(f"out of memory: {error}\nhint: {_advice(config, dtype, world_size)}") from error
+        raise TrainingError(f"out of memory: {error}\nhint: {_advice(config, dtype, world_size, device)}") from error
 
 
-def _advice(config: RunConfig, dtype: torch.dtype, world_size: int) -> str:
+def _advice(config: RunConfig, dtype: torch.dtype, world_size: int, device: str) -> str:
     if config.training.task != "lm":
         return "lower `training.batch_size` or the model's size"
-    needed = _estimate(config, dtype, world_size)
+    needed = _estimate(config, dtype, world_size, device)
     state = needed.weights + needed.gradients + needed.optimizer
     words = (
         f"a process needs about {in_words(needed.total)}, {in_words(state)} of it for weights, gradients and optimizer "
@@ -45,7 +48,7 @@ def _advice(config: RunConfig, dtype: torch.dtype, world_size: int) -> str:
     ways = [
         f"`{name}` needs {in_words(less.total)}"
         for name, other in _alternatives(config, world_size)
-        if (less := _estimate(other, dtype, world_size)).total < 0.95 * needed.total
+        if (less := _estimate(other, dtype, world_size, device)).total < 0.95 * needed.total
     ]
     return f"{words}; {', '.join(ways)}" if ways else f"{words}; use a smaller model or `training.sharding`"
 
@@ -68,13 +71,14 @@ def _with(config: RunConfig, **training: object) -> RunConfig:
     return msgspec.structs.replace(config, training=msgspec.structs.replace(config.training, **training))
 
 
-def _estimate(config: RunConfig, dtype: torch.dtype, world_size: int) -> MemoryEstimate:
+def _estimate(config: RunConfig, dtype: torch.dtype, world_size: int, device: str) -> MemoryEstimate:
     return estimate_memory(
         config.model,
         _sequences(config, world_size),
         config.context_length,
         dtype,
         gradient_checkpointing=config.training.gradient_checkpointing,
+        device=device,
     )
 
 
