@@ -27,7 +27,7 @@ def run(*arguments: object) -> str:
 
 def test_info_counts_documents_tokens_and_lengths(corpus: Path) -> None:
     said = run("info", corpus / "a.jsonl", "--field", "body", "--tokenizer", corpus / "tokenizer", "--packing")
-    assert "text: 1 files, 30 documents, 2,415 bytes" in said
+    assert "text: 1 file, 30 documents, 2,415 bytes" in said
     assert "bytes a token" in said
     assert "samples of 256 tokens, " in said
     rows = [line for line in said.splitlines() if "–" in line]

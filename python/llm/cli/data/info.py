@@ -24,13 +24,17 @@ def info(
         sources = scan_corpus(config, cache)
         for source in sources:
             weight = "" if source.weight is None else f", weight {source.weight:g}"
-            documents = sum(file.num_documents for file in source.files)
+            documents = _counted(sum(file.num_documents for file in source.files), "document")
             size = sum(file.num_bytes for file in source.files)
-            print(f"{source.name}{weight}: {len(source.files):,} files, {documents:,} documents, {size:,} bytes")
+            print(f"{source.name}{weight}: {_counted(len(source.files), 'file')}, {documents}, {size:,} bytes")
         for remark in remarks(sources):
             print(f"note: {remark}")
         if tokenizer is not None:
             _print_tokens(config, sources, tokenizer, cache, context_length)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _print_tokens(config: Any, sources: Any, path: str, cache: Any, context_length: int) -> None:
