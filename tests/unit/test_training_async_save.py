@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.checkpoint import Run, load_model, load_tensors, step_of, write_atomically
+from llm.checkpoint import Run, load_model, load_tensors, plan_files, step_of, write_atomically
 from llm.errors import FileError
 from llm.settings.run import RunConfig
 from llm.training import Callback, FitStart, StepMetrics
@@ -73,6 +73,25 @@ def test_callbacks_hear_of_complete_checkpoints_only(tmp_path: Path) -> None:
     announced = Announced()
     launch(settings(async_save=True, checkpoint_every=3), tmp_path / "run", callbacks=[announced])
     assert announced.steps == [3, 6, 8]
+
+
+class Asked(Callback):
+    """Notes the threads that ask the model for its state, for which a sharded model drops what a pass needs."""
+
+    def __init__(self) -> None:
+        self.threads: set[threading.Thread] = set()
+
+    def on_fit_start(self, start: FitStart) -> None:
+        start.model.register_state_dict_pre_hook(lambda *_: self.threads.add(threading.current_thread()))
+
+
+def test_only_the_loop_asks_the_model_for_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plan_files.__kwdefaults__, "max_bytes", 4_000)
+    asked = Asked()
+    last = launch(settings(async_save=True, max_steps=2), tmp_path / "run", callbacks=[asked])
+    assert asked.threads == {threading.main_thread()}
+    assert len(list(last.path.glob("model-*.safetensors"))) > 2
+    assert load_model(last) is not None
 
 
 class InTheWay(Callback):

@@ -23,10 +23,14 @@ MAX_FILE_BYTES = 5 * 10**9
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file of weights, and the entries of the model's state that it holds."""
+    """A file of weights, and the entries of the model's state that it holds, as tensors without memory.
+
+    Whoever writes while the model trains takes names, shapes and types from here: to be asked for its state, a sharded
+    model drops the blocks that are gathered for a pass.
+    """
 
     name: str
-    entries: tuple[str, ...]
+    entries: Mapping[str, Tensor]
 
 
 def saved_state(model: nn.Module) -> dict[str, Tensor]:
@@ -45,16 +49,20 @@ def plan_files(model: nn.Module, *, num_writers: int = 1, max_bytes: int = MAX_F
         num_writers: Number of processes that write; each gets a file if there are enough entries.
         max_bytes: Size of a file, unless a single entry is larger.
     """
-    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in saved_state(model).items()}
+    state = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        for name, tensor in saved_state(model).items()
+    }
+    sizes = {name: tensor.nbytes for name, tensor in state.items()}
     limit = min(max_bytes, -(-sum(sizes.values()) // num_writers))
     files = _cut(sizes, limit)
     while len(files) > num_writers and limit < max_bytes:  # as many files as writers, of similar size
         limit = min(max_bytes, limit + -(-limit // 16))
         files = _cut(sizes, limit)
     if len(files) == 1:
-        return [WeightFile(SINGLE, tuple(sizes))]
+        return [WeightFile(SINGLE, state)]
     return [
-        WeightFile(f"model-{number:05d}-of-{len(files):05d}.safetensors", tuple(entries))
+        WeightFile(f"model-{number:05d}-of-{len(files):05d}.safetensors", {name: state[name] for name in entries})
         for number, entries in enumerate(files, start=1)
     ]
 
@@ -87,7 +95,7 @@ def write_description(
 ) -> None:
     """Writes everything but the weights: config, tokenizer, and the index of several files of weights."""
     values = _config_values(model)
-    values["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
+    values["dtype"] = str(_first_parameter(model, files).dtype).removeprefix("torch.")
     if tokenizer is not None:
         ids = _special_ids(tokenizer)
         values |= ids
@@ -142,13 +150,17 @@ def _class_name(model: nn.Module) -> str:
     return next(kind.__name__ for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
 
 
+def _first_parameter(model: nn.Module, files: Sequence[WeightFile]) -> Tensor:
+    """Returns the first parameter as the files hold it; in a pass, a sharded model has it in another type."""
+    entries = {name: tensor for file in files for name, tensor in file.entries.items()}
+    return next(entries[name] for name, _ in model.named_parameters() if name in entries)
+
+
 def _index(model: nn.Module, files: Sequence[WeightFile]) -> dict[str, Any]:
-    state = saved_state(model)
     places: dict[str, str] = {}
     total = 0
     for file in files:
-        for name in file.entries:
-            empty = torch.empty(state[name].shape, dtype=state[name].dtype, device="meta")
+        for name, empty in file.entries.items():
             pieces = _pieces(model, name, empty)
             places |= {piece.name: file.name for piece in pieces}
             total += sum(piece.view.nbytes for piece in pieces)
