@@ -88,7 +88,7 @@ def test_experts_are_balanced_over_all_processes(tmp_path: Path) -> None:
         settings, model=msgspec.structs.replace(settings.model, mlp="moe", experts=experts)
     )
     launch(settings, tmp_path / "1")
-    in_processes(2, lambda: launch(settings, tmp_path / "2"))
+    in_processes(2, launch, settings, tmp_path / "2")
     check_same_training(tmp_path / "1", tmp_path / "2")
     one, two = ([line for line in Run(tmp_path / name).read_log() if "loss" in line] for name in ("1", "2"))
     for key in ("load_balancing", "router_z"):
