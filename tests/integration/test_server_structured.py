@@ -121,15 +121,16 @@ def too_complex(stream):
 
 
 def test_a_grammar_that_becomes_too_complex_ends_its_own_answer_only(client):
+    words = "the grammar can't be matched: too many of its rules fit at once"
     other = {"max_tokens": 100, "seed": 5}
     alone = complete(client, **other).choices[0].text
     running = complete(client, stream=True, **other)
     first = next(running).choices[0].text
-    with pytest.raises(openai.BadRequestError, match=r"the grammar does not allow token .*Current row has") as refused:
+    with pytest.raises(openai.BadRequestError, match=words) as refused:
         complete(client, **too_complex(stream=False))
     assert (refused.value.code, refused.value.param) == ("grammar_failed", None)
     stream = complete(client, **too_complex(stream=True))
-    with pytest.raises(openai.APIError, match="the grammar does not allow token") as ended:
+    with pytest.raises(openai.APIError, match=words) as ended:
         list(stream)
     assert ended.value.body["code"] == "grammar_failed"
     assert first + "".join(chunk.choices[0].text for chunk in running) == alone

@@ -383,6 +383,66 @@ fn large_grammars_end_soon_in_an_error_or_a_grammar() {
 }
 
 #[test]
+fn expressions_that_cost_too_much_at_once_are_refused_in_words() {
+    let optional = "a?".repeat(5_000);
+    let row = "has a regular expression with too many optional parts in a row";
+    let cases = [
+        (GrammarSource::Regex(optional.clone()), row),
+        (GrammarSource::Regex(format!("x{optional}b")), row),
+        (GrammarSource::Regex("(?:[a-f]?|xy)".repeat(5_000)), row),
+        (GrammarSource::Regex("a*b*".repeat(3_000)), row),
+        (GrammarSource::Lark(format!("start: A\nA: {}", "\"a\"? ".repeat(5_000))), row),
+        (GrammarSource::Lark(format!("start: A\nB: \"a\"?\nA: {}", "B ".repeat(5_000))), row),
+        (schema(&format!(r#"{{"type":"string","pattern":"^x{optional}$"}}"#)), row),
+        (
+            GrammarSource::Lark(
+                "start: A\nA: ".to_owned()
+                    + &[7, 11, 13, 17, 19, 23, 29].map(|times| format!("/(?:[a-z]{{{times}}})*x/")).join(" & "),
+            ),
+            "combines regular expressions that are too complex",
+        ),
+    ];
+    for (source, words) in cases {
+        assert!(problem(&source).contains(words), "{}", problem(&source));
+    }
+}
+
+#[test]
+fn expressions_of_many_alternatives_or_bounded_repeats_are_taken() {
+    let words: Vec<_> = (0..2_000).map(|number| format!("{number} words")).collect();
+    let sources = [
+        GrammarSource::Regex(format!("(?:{})?", words.join("|"))),
+        GrammarSource::Regex("a{0,5000}b{0,5000}".to_owned()),
+        GrammarSource::Regex("(?:[a-z]?[0-9]?){0,100}".to_owned()),
+        GrammarSource::Regex("[A-Z]?[a-z]*,? ?".repeat(20)),
+        schema(r#"{"type":"string","pattern":"^[a-z]*[0-9]*(?:-[a-z]*)?$","minLength":3,"maxLength":40}"#),
+    ];
+    sources.iter().for_each(|source| drop(compiled(source)));
+}
+
+#[test]
+fn an_ambiguous_grammar_ends_in_words_before_its_steps_grow_long() {
+    let rules: String = (0..60).map(|rule| format!("s{rule}: \"a\" | s{rule} s{rule}\n")).collect();
+    let names = (0..60).map(|rule| format!("s{rule}")).collect::<Vec<_>>().join(" | ");
+    let mut matcher = compiled(&GrammarSource::Lark(format!("start: {names}\n{rules}"))).start();
+    let mut steps = (0..100).map(|_| matcher.consume(u32::from(b'a')).and_then(|()| matcher.allowed()));
+    let message = steps.find_map(Result::err).unwrap().to_string();
+    assert!(message.contains("the grammar can't be matched: ") && message.contains("\nhint: "), "{message}");
+}
+
+#[test]
+fn a_union_of_many_objects_stays_within_the_limits_of_a_step() {
+    let tool = |n: usize| {
+        format!(
+            r#"{{"type":"object","properties":{{"kind":{{"type":"string"}},"p{n}":{{"type":"integer"}},"q{n}":{{"items":{{}}}}}}}}"#
+        )
+    };
+    let tools = (0..100).map(tool).collect::<Vec<_>>().join(",");
+    let grammar = compiled(&schema(&format!(r#"{{"anyOf":[{tools}]}}"#)));
+    assert!(accepts(&grammar, r#"{"kind":"a","p7":12,"q7":[1,{"x":[]}]}"#));
+}
+
+#[test]
 fn equal_sources_share_one_grammar_until_others_push_it_out() {
     let compiler = compiler();
     let source = |number: usize| GrammarSource::Choice(vec![format!("choice {number}")]);

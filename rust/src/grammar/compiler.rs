@@ -6,10 +6,12 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use llguidance::api::{ParserLimits, TopLevelGrammar};
-use llguidance::{ParserFactory, TokenParser};
+use llguidance::api::{GrammarInit, ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::InferenceCapabilities;
+use llguidance::{Logger, ParserFactory, TokenParser};
 
 use super::cache::GrammarCache;
+use super::expressions;
 use super::matcher::Grammar;
 use super::parser::{allowed_by, caught, locked};
 use super::source::GrammarSource;
@@ -113,15 +115,31 @@ impl GrammarCompiler {
     }
 }
 
-/// Limits of `llguidance`, chosen so that a grammar stays within 64 MB.
+/// Items of one step that every grammar may make. Common schemas make fewer than 1,000.
+const STEP_ITEMS: usize = 3_000;
+/// Further items of one step for each symbol of the grammar. Large unions of objects make 17, ambiguous rules thousands.
+const STEP_ITEMS_PER_SYMBOL: usize = 20;
+/// Largest number of items of one step.
+const MAX_STEP_ITEMS: usize = 50_000;
+
+/// Limits of `llguidance`, chosen so that a grammar stays within 64 MB. A step's fuel lasts for about 10 ms; unions of a
+/// hundred objects take a quarter of it.
 fn limits() -> ParserLimits {
     ParserLimits {
         initial_lexer_fuel: 500_000,
+        step_lexer_fuel: 100_000,
         max_lexer_states: 30_000,
         max_grammar_size: 100_000,
         verbose_errors: false,
         ..ParserLimits::default()
     }
+}
+
+/// The limits of a grammar with so many symbols. An item of an ambiguous grammar takes far longer than others, since each
+/// is compared with all others of its row, so small grammars get few.
+fn limits_for(num_symbols: usize, limits: &ParserLimits) -> ParserLimits {
+    let step_max_items = STEP_ITEMS.saturating_add(num_symbols.saturating_mul(STEP_ITEMS_PER_SYMBOL));
+    ParserLimits { step_max_items: step_max_items.min(MAX_STEP_ITEMS), ..limits.clone() }
 }
 
 fn built(factory: &Arc<ParserFactory>, source: &GrammarSource, num_ids: usize) -> Result<Grammar> {
@@ -133,15 +151,31 @@ fn built(factory: &Arc<ParserFactory>, source: &GrammarSource, num_ids: usize) -
 }
 
 fn parser_of(factory: &ParserFactory, grammar: TopLevelGrammar) -> std::result::Result<TokenParser, String> {
+    let environment = Some(factory.tok_env().clone());
+    let (rules, lexer) = caught(|| GrammarInit::Serialized(grammar).to_internal(environment, factory.limits().clone()))
+        .map_err(invalid)?;
+    caught(|| Ok(expressions::check(&lexer, factory.limits()))).map_err(invalid)??;
+    let limits = limits_for(rules.num_symbols(), factory.limits());
+    let (logger, abilities) = (Logger::new(0, 0), InferenceCapabilities::default());
     caught(|| {
-        let mut parser = factory.create_parser(grammar)?;
+        let init = GrammarInit::Internal(rules, lexer);
+        let mut parser = factory.create_parser_from_init_ext(init, logger, abilities, limits)?;
         parser.start_without_prompt();
         Ok(parser)
     })
-    .map_err(|problem| match problem.contains("coerce_one_of") {
-        true => "has a `oneOf` whose branches may overlap\nhint: use `anyOf`".to_owned(),
-        false => format!("is invalid: {problem}"),
-    })
+    .map_err(invalid)
+}
+
+/// What is wrong with a grammar that `llguidance` refuses.
+fn invalid(problem: String) -> String {
+    let is_about = |parts: &[&str]| parts.iter().any(|part| problem.contains(part));
+    match () {
+        () if is_about(&["coerce_one_of"]) => "has a `oneOf` whose branches may overlap\nhint: use `anyOf`".to_owned(),
+        () if is_about(&["lexer_fuel", "fuel exhausted", "initial lexer configuration"]) => {
+            "has regular expressions that are too complex\nhint: make them smaller".to_owned()
+        }
+        () => format!("is invalid: {problem}"),
+    }
 }
 
 /// Counts the threads that compile.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::anyhow;
 use llguidance::{ParserFactory, TokenParser};
 
-use super::parser::{Allowed, allowed_by, caught, failed, locked};
+use super::parser::{Allowed, allowed_by, caught, failed, is_limit, locked};
 use crate::Result;
 
 /// Lexer states past which a parser is not used again, at 1 to 2 kB each.
@@ -157,7 +157,7 @@ impl Matcher {
     ///
     /// # Errors
     ///
-    /// [`Error::Grammar`] if the grammar does not allow the token.
+    /// [`Error::Grammar`] if the grammar does not allow the token, or is too ambiguous to be matched within the limits.
     pub fn consume(&mut self, id: u32) -> Result<()> {
         self.num_tokens += 1;
         let num_tokens = self.num_tokens;
@@ -168,9 +168,10 @@ impl Matcher {
             }
             parser.check_stop()
         });
-        result
-            .map(drop)
-            .map_err(|problem| failed(format!("does not allow token {id} at place {num_tokens}: {problem}")))
+        result.map(drop).map_err(|problem| match is_limit(&problem) {
+            true => failed(format!("can't be matched: {problem}")),
+            false => failed(format!("does not allow token {id} at place {num_tokens}: {problem}")),
+        })
     }
 
     /// Whether the text is complete and nothing may follow.

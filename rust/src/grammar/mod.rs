@@ -6,6 +6,7 @@
 
 mod cache;
 mod compiler;
+mod expressions;
 mod formats;
 mod limits;
 mod matcher;

@@ -72,10 +72,26 @@ pub(super) fn caught<T>(work: impl FnOnce() -> anyhow::Result<T>) -> std::result
     }
 }
 
+/// Limits of one step that a grammar may reach, by a part of `llguidance`'s words, and ours for them.
+const LIMITS: [(&str, &str); 4] = [
+    ("Too many items", "it is too ambiguous\nhint: write rules that read each text in one way only"),
+    ("Current row has", "too many of its rules fit at once\nhint: use fewer optional parts and alternatives"),
+    ("too many expressions", "its regular expressions grow too complex\nhint: make them smaller"),
+    ("too many states", "its regular expressions grow too complex\nhint: make them smaller"),
+];
+
+/// Whether a problem is that the grammar reached a limit of one step.
+pub(super) fn is_limit(problem: &str) -> bool {
+    LIMITS.iter().any(|(_, words)| *words == problem)
+}
+
 /// The part of an error that is meant for people.
 fn shortened(message: &str) -> String {
     if message.starts_with("panic:") {
         return "it is beyond what the parser can do".to_owned();
+    }
+    if let Some((_, words)) = LIMITS.iter().find(|(part, _)| message.contains(part)) {
+        return (*words).to_owned();
     }
     message
         .split("<state>")
