@@ -1,13 +1,17 @@
 """Two processes train as one."""
 
+import gc
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import msgspec
 import pytest
+import torch.distributed as dist
+from torch import nn
 
 from llm.checkpoint import Run
 from llm.cli.processes import start_processes
@@ -110,3 +114,18 @@ def wait_for_a_process_that_hangs() -> None:
 
 def test_processes_wait_long_for_the_text_and_not_for_one_that_hangs() -> None:
     in_processes(2, wait_for_a_process_that_hangs)
+
+
+def leave_before_ddp_is_freed() -> None:
+    distributed = Distributed.start("cpu")
+    model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+    group = weakref.ref(dist.group.WORLD)
+    distributed.stop()
+    assert not dist.is_initialized()
+    del model
+    gc.collect()
+    assert group() is not None
+
+
+def test_the_group_outlives_ddp_which_would_free_it_with_the_lock_held() -> None:
+    in_processes(2, leave_before_ddp_is_freed)

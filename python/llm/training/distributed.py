@@ -21,6 +21,10 @@ _TIMEOUT_S = TrainingConfig().process_timeout_s
 _PREPARATION_LIMIT = timedelta(days=7)
 _TRANSPORT = "gloo/transport"  # in messages about broken connections, for which gloo has no type of its own
 
+# Groups that were left. DDP owns its group too, and as the last owner would free it with the interpreter's lock held,
+# for which the group's thread may wait to free a tensor.
+_LEFT: list[dist.ProcessGroup | None] = []
+
 T = TypeVar("T")
 
 
@@ -134,6 +138,7 @@ class Distributed:
     def stop(self) -> None:
         """Leaves the process group."""
         if self.world_size > 1 and dist.is_initialized():
+            _LEFT.append(dist.group.WORLD)
             dist.destroy_process_group()
 
 
