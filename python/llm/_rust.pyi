@@ -16,6 +16,7 @@ __all__ = [
     "AnswerParser",
     "BPETrainer",
     "CpuModel",
+    "DocumentCutter",
     "EncodePlan",
     "EngineCore",
     "Grammar",
@@ -24,6 +25,7 @@ __all__ = [
     "SimulatedLoad",
     "StepOutputs",
     "StepPlan",
+    "TextBlock",
     "TokenStream",
     "TokenTable",
     "Tokenizer",
@@ -452,6 +454,23 @@ class Tokenizer:
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Encodes as `encode_batch`; returns all ids (T,), and the index of each text's first id, then T (B + 1,)."""
 
+    def encode_blocks(
+        self, blocks: Sequence[TextBlock], end: int | None, wide: bool
+    ) -> tuple[NDArray[np.uint16] | NDArray[np.uint32], NDArray[np.int64]]:
+        """Encodes the pieces of `blocks` on all cores with the GIL released, special tokens as plain text.
+
+        Args:
+            blocks: Consecutive pieces of documents.
+            end: The id after each document; None: none.
+            wide: Whether ids are uint32 instead of uint16.
+
+        Returns:
+            All ids (T,), and the index after each document that ends (D,).
+
+        Raises:
+            InvalidArgumentError: An id doesn't fit into 16 bits.
+        """
+
     def decode_bytes(self, ids: Sequence[int] | NDArray[np.uint32], skip_special_tokens: bool = False) -> bytes:
         """Decodes `ids` to bytes. Cost: O(bytes); a uint32 array is read without a Python object per id."""
 
@@ -494,6 +513,86 @@ class Tokenizer:
     @property
     def pattern(self) -> str:
         """Name of the pattern that splits text into pieces, or a custom pattern's regular expression."""
+
+@final
+class TextBlock:
+    """Pieces of consecutive documents, as text in UTF-8. Immutable."""
+
+    def __len__(self) -> int:
+        """Number of pieces."""
+
+    @property
+    def num_documents(self) -> int:
+        """Number of documents that end in the block."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pieces."""
+
+    def pieces(self) -> list[tuple[str, bool]]:
+        """Returns the text of each piece, and whether its document ends with it. Cost: one text per piece."""
+
+    def slice(self, start: int, stop: int) -> TextBlock:
+        """Returns what lies between two bytes, counted over all pieces.
+
+        A border within a character moves to its beginning; a document that is cut ends there. Cost: a copy.
+        """
+
+@final
+class DocumentCutter:
+    """Cuts a stream of text into documents at a separator, and long documents into pieces that no token spans.
+
+    The line break after a separator belongs to the separator. Documents without a visible character are left out. Each
+    call returns the pieces that are complete, works with the GIL released, and costs O(bytes).
+    """
+
+    def __new__(
+        cls, *, separator: str | None, at_line_ends: bool, field: str, piece_bytes: int, max_piece_bytes: int
+    ) -> DocumentCutter:
+        """Creates a cutter at the beginning of a document.
+
+        Args:
+            separator: The text between two documents; None or empty: there is none.
+            at_line_ends: Whether long documents may be cut at line ends.
+            field: The field that holds the text of lines of JSON.
+            piece_bytes: Length from which a document is cut at the next line end.
+            max_piece_bytes: Length from which a document without a line end is cut at a space.
+
+        Raises:
+            InvalidArgumentError: A length is not positive.
+        """
+
+    @property
+    def num_blank(self) -> int:
+        """Number of documents left out so far because they hold nothing but white space."""
+
+    def feed(self, text: bytes, ends: bool) -> TextBlock:
+        """Adds UTF-8, which may end within a character; `ends` says that a document ends with it.
+
+        Raises:
+            DataError: The bytes are no UTF-8; names value and offset of the first that isn't.
+        """
+
+    def feed_text(self, text: str, ends: bool) -> TextBlock:
+        """Adds a text; `ends` says that a document ends with it.
+
+        Raises:
+            InvalidArgumentError: The text contains a lone surrogate.
+        """
+
+    def feed_lines(self, lines: bytes, is_last: bool, other: Callable[[int, bytes], str]) -> TextBlock:
+        """Adds the field of each line of JSON, a document a line; `is_last` says that the last line ends with `lines`.
+
+        A line that is no plain object with the field goes to `other` with its number from 1, which returns its text or
+        raises. Blank lines are skipped.
+        """
+
+    def feed_rows(self, values: NDArray[np.uint8], offsets: NDArray[np.int64]) -> TextBlock:
+        """Adds rows of text, a document a row: row `i` is `values[offsets[i]:offsets[i + 1]]`.
+
+        Raises:
+            DataError: A row is no UTF-8.
+        """
 
 @final
 class EncodePlan:

@@ -1,10 +1,11 @@
 //! `llm_core`: the per-token work of llm-oxide in pure Rust.
 //!
-//! The modules `answer`, `tokenizer`, `sampling`, `scheduler`, `speculation`, `grammar` and `kernels` never import each
+//! The modules `answer`, `corpus`, `tokenizer`, `sampling`, `scheduler`, `speculation`, `grammar` and `kernels` never import each
 //! other. `engine` joins them into one step, except `answer`, which reads the text that leaves it. `python` (behind the
 //! feature `python`) only converts arguments and releases the GIL.
 
 pub mod answer;
+pub mod corpus;
 pub mod engine;
 pub mod error;
 pub mod fields;

@@ -1,6 +1,7 @@
 //! Public behaviour of the core, one module per Rust module.
 
 mod answer;
+mod corpus;
 mod engine;
 mod engine_grammar;
 mod grammar;

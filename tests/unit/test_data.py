@@ -64,7 +64,7 @@ def test_long_documents_are_encoded_in_pieces_with_the_same_ids(monkeypatch: pyt
         )
         text = corpus_text[:5_000] + "  \n \n\n  x!\n\n?\n" + corpus_text[5_000:9_000]
         whole = [*tokenizer.encode(text), *tokenizer.eos_ids[:1]]
-        monkeypatch.setattr(pieces, "PIECE_CHARS", 64)
+        monkeypatch.setattr(pieces, "PIECE_BYTES", 64)
         assert np.concatenate(list(encode_documents([text], tokenizer))).tolist() == whole
 
 

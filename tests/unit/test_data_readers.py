@@ -2,15 +2,17 @@
 
 import gzip
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.data.readers import Piece, ReadNotes, ReadOptions, corpus_files, num_bytes, pieces, read_pieces, sliced
-from llm.data.readers.pieces import PieceCutter
+from llm._rust import DocumentCutter, TextBlock
+from llm.data.readers import ReadNotes, ReadOptions, corpus_files, num_bytes, pieces_of, read_pieces, sliced
 from llm.errors import DataError
+from tests.reference.documents import documents
 
 DOCUMENTS = ["To be,\nor not to be.\n", "Œuvre 🎭", "x" * 40]
 
@@ -122,6 +124,20 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
         documents_of(tmp_path / "b.parquet")
 
 
+def test_bad_rows_of_parquet_are_named(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    good = ["a"] * 1500
+    for bad, words in ((None, "got null"), (b"caf\xe9", "in UTF-8, got byte 0xe9")):
+        column = arrow.array([*good, bad], arrow.binary()).view("string") if bad else arrow.array([*good, bad])
+        parquet.write_table(arrow.table({"text": column}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=rf"a\.parquet, row 1501: the column `text` must be text.* {words}"):
+            documents_of(tmp_path / "a.parquet")
+    parquet.write_table(
+        arrow.table({"text": arrow.array(["é", "", "b"], arrow.large_string())}), tmp_path / "a.parquet"
+    )
+    assert documents_of(tmp_path / "a.parquet") == ["é", "b"]
+
+
 def test_marks_and_line_ends_of_windows_are_noted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n<|endoftext|>\r\nthree<|endoftext|> \n")
     notes = ReadNotes()
@@ -129,32 +145,99 @@ def test_marks_and_line_ends_of_windows_are_noted(tmp_path: Path) -> None:
     assert (notes.boms, notes.crlf, notes.num_blank) == ([str(tmp_path / "a.txt")], [str(tmp_path / "a.txt")], 1)
 
 
-texts = st.text(st.sampled_from("ab \n|<>é🎭"), max_size=40)
+texts = st.text(st.sampled_from("ab \n\r\x1c\u2028|<>é🎭"), max_size=40)
 
 
-@given(st.lists(texts, min_size=1, max_size=8), st.integers(1, 9))
-def test_any_cut_of_the_stream_gives_the_same_documents(blocks: list[str], size: int) -> None:
-    def documents(stream: list[str], piece_chars: int) -> list[str]:
-        before, pieces.PIECE_CHARS = pieces.PIECE_CHARS, piece_chars
-        try:
-            cutter, found = PieceCutter(ReadOptions(separator="<|>"), ReadNotes()), [""]
-            for idx, text in enumerate(stream):
-                for piece in cutter.feed(text, ends=idx == len(stream) - 1):
-                    found[-1] += piece.text
-                    found += [""] if piece.ends else []
-        finally:
-            pieces.PIECE_CHARS = before
-        return found
-
-    assert documents(blocks, size) == documents(["".join(blocks)], 1 << 20)
+def cutter(piece_bytes: int = 1 << 20, max_piece_bytes: int = 1 << 20) -> DocumentCutter:
+    return DocumentCutter(
+        separator="<|>",
+        at_line_ends=True,
+        field="text",
+        piece_bytes=piece_bytes,
+        max_piece_bytes=max(piece_bytes, max_piece_bytes),
+    )
 
 
-@given(st.lists(st.tuples(texts, st.booleans()), max_size=6), st.integers(0, 300))
-def test_two_slices_are_the_whole(given_pieces: list[tuple[str, bool]], border: int) -> None:
-    stream = [Piece(*piece) for piece in given_pieces]
-    whole = "".join(piece.text for piece in stream)
-    parts = [list(sliced(stream, 0, border)), list(sliced(stream, border, 10_000))]
+def joined(blocks: Iterable[TextBlock]) -> list[str]:
+    """The documents of blocks; the last entry is what no document ends."""
+    found = [""]
+    for piece in pieces_of(blocks):
+        found[-1] += piece.text
+        found += [""] if piece.ends else []
+    return found
+
+
+@given(st.lists(texts, min_size=1, max_size=8), st.integers(1, 9), st.integers(1, 30), st.integers(1, 7))
+def test_any_cut_of_the_stream_gives_the_same_documents(
+    blocks: list[str], piece_bytes: int, max_piece_bytes: int, step: int
+) -> None:
+    whole = "".join(blocks)
+    expected = [*documents(whole, "<|>"), ""]
+    fed = cutter(piece_bytes, max_piece_bytes)
+    assert joined(fed.feed_text(text, ends=idx == len(blocks) - 1) for idx, text in enumerate(blocks)) == expected
+    data = whole.encode()
+    parts = [data[at : at + step] for at in range(0, len(data), step)] + [b""]
+    fed = cutter(piece_bytes, max_piece_bytes)
+    assert joined(fed.feed(part, ends=not part) for part in parts) == expected
+
+
+@given(st.binary(max_size=12) | texts.map(str.encode), st.integers(1, 5))
+def test_bytes_that_are_no_text_are_found_where_they_are(data: bytes, step: int) -> None:
+    fed = cutter()
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        words = f"got byte {data[error.start]:#04x} at offset {error.start}$"
+        with pytest.raises(DataError, match=words):
+            [fed.feed(data[at : at + step], ends=at + step >= len(data)) for at in range(0, len(data), step)]
+    else:
+        found = [fed.feed(data[at : at + step], ends=False) for at in range(0, len(data), step)]
+        assert "".join(joined([*found, fed.feed(b"", ends=True)])) == "".join(documents(data.decode(), "<|>"))
+
+
+json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), st.lists)
+
+
+@given(
+    st.lists(st.tuples(texts, st.dictionaries(st.text(max_size=4), json_values, max_size=3)), max_size=5),
+    st.booleans(),
+    st.integers(1, 20),
+)
+def test_lines_of_json_hold_what_json_says(rows: list[tuple[str, dict]], ascii_only: bool, step: int) -> None:
+    lines = [json.dumps(other | {"text": text}, ensure_ascii=ascii_only) for text, other in rows]
+    data = "".join(f"{line}\n \n" for line in lines).encode()
+    fed, refused = cutter(), []
+
+    def other(number: int, line: bytes) -> str:
+        refused.append(number)
+        return json.loads(line)["text"]
+
+    blocks = [fed.feed_lines(data[at : at + step], is_last=False, other=other) for at in range(0, len(data), step)]
+    found = joined([*blocks, fed.feed_lines(b"", is_last=True, other=other)])
+    assert found == [*(document for text, _ in rows for document in documents(text, "<|>")), ""]
+    assert refused == []
+
+
+def test_a_line_that_the_fast_reader_refuses_goes_to_the_slow_one() -> None:
+    seen = []
+
+    def other(number: int, line: bytes) -> str:
+        seen.append((number, line))
+        return "found"
+
+    block = cutter().feed_lines(b'{"text": "a", "text": "b"}\n\n[1]\n{"text": "x\ty"}\n{"text": 5}', True, other)
+    assert [piece.text for piece in pieces_of([block])] == ["b", "found", "found", "found"]
+    assert seen == [(3, b"[1]"), (4, b'{"text": "x\ty"}'), (5, b'{"text": 5}')]
+
+
+@given(st.lists(texts, max_size=6), st.integers(0, 300))
+def test_two_slices_are_the_whole(given_documents: list[str], border: int) -> None:
+    fed = cutter(piece_bytes=8)
+    blocks = [fed.feed_text(text, ends=True) for text in given_documents]
+    whole = "".join(piece.text for piece in pieces_of(blocks))
+    parts = [list(pieces_of(sliced(blocks, 0, border))), list(pieces_of(sliced(blocks, border, 10_000)))]
     texts_of = ["".join(piece.text for piece in part) for part in parts]
     assert "".join(texts_of) == whole
     assert num_bytes(texts_of[0]) <= border
     assert num_bytes(texts_of[0]) > min(border, num_bytes(whole)) - 4
+    assert not parts[0] or parts[0][-1].ends or border > num_bytes(whole)

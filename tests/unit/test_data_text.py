@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm._rust import DocumentCutter
 from llm.data.packing import pack
 from llm.data.readers import ReadOptions
 from llm.data.scan import remarks, scan_corpus, texts_of
-from llm.data.shards import EncodedText, damage_of, open_ends, open_shard, write_shard
+from llm.data.shards import damage_of, open_ends, open_shard, write_shard
 from llm.data.text import TextDataModule
 from llm.data.tokenize import MANIFEST, mend_corpus
 from llm.errors import ConfigError, DataError
@@ -22,7 +23,7 @@ from llm.models import DecoderModel
 from llm.settings.merge import load_run_config
 from llm.settings.model import ModelConfig
 from llm.settings.run import DataConfig, SourceConfig
-from llm.tokenization import BPETokenizer
+from llm.tokenization import BaseTokenizer, BlockIds, BPETokenizer
 from llm.training.losses import token_losses
 
 LINES = [f"Line {number} of a play.\n" for number in range(200)]
@@ -84,8 +85,9 @@ def test_shards_are_named_by_what_they_are_made_from(tmp_path: Path, corpus: Dat
 def test_shards_hold_what_bare_encoding_gives(
     tmp_path: Path, corpus: DataConfig, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch, pieces: int
 ) -> None:
-    monkeypatch.setattr("llm.data.tokenize._BATCH_CHARS", 1 << 20 if pieces == 1 else 300)
-    monkeypatch.setattr("llm.data.readers.pieces.PIECE_CHARS", 1 << 20 if pieces == 1 else 50)
+    monkeypatch.setattr("llm.data.tokenize._BATCH_BYTES", 1 << 20 if pieces == 1 else 300)
+    monkeypatch.setattr("llm.data.readers.read.BLOCK_BYTES", 1 << 20 if pieces == 1 else 120)
+    monkeypatch.setattr("llm.data.readers.pieces.PIECE_BYTES", 1 << 20 if pieces == 1 else 50)
     config = msgspec.structs.replace(corpus, validation_fraction=0.0)
     TextDataModule.prepare(tmp_path / "data", config, tiny_tokenizer)
     [shard] = (tmp_path / "data").glob("*.bin")
@@ -95,6 +97,23 @@ def test_shards_hold_what_bare_encoding_gives(
         ends.append(len(expected))
     assert open_shard(shard).tolist() == expected
     assert open_ends(shard).tolist() == ends
+
+
+@given(st.lists(st.text(st.sampled_from("Line 12 of\n a play|é🎭"), max_size=60), max_size=12), st.integers(1, 40))
+def test_blocks_have_the_ids_of_their_documents(tiny_tokenizer, texts: list[str], piece_bytes: int) -> None:
+    options = {"separator": "|", "at_line_ends": True, "field": "text", "max_piece_bytes": 1 << 20}
+    cutter = DocumentCutter(piece_bytes=piece_bytes, **options)
+    blocks = [cutter.feed_text(text, ends=idx % 3 == 0) for idx, text in enumerate(texts)]
+    fast, slow = tiny_tokenizer.encode_blocks(blocks), BaseTokenizer.encode_blocks(tiny_tokenizer, blocks)
+    assert (fast.ids.dtype, slow.ids.dtype) == (np.uint16, np.uint16)
+    assert (fast.ids.tolist(), fast.ends.tolist()) == (slow.ids.tolist(), slow.ends.tolist())
+    whole = [*blocks, cutter.feed_text("", ends=True)]
+    found = [""]
+    for text, ends in (piece for block in whole for piece in block.pieces()):
+        found[-1] += text
+        found += [""] if ends else []
+    expected = [token for text in found[:-1] for token in [*tiny_tokenizer.encode(text), tiny_tokenizer.eos_ids[0]]]
+    assert tiny_tokenizer.encode_blocks(whole).ids.tolist() == expected
 
 
 def test_a_damaged_shard_is_tokenized_anew_or_refused(tmp_path: Path, corpus: DataConfig, tiny_tokenizer) -> None:
@@ -122,7 +141,7 @@ def test_a_damaged_shard_is_tokenized_anew_or_refused(tmp_path: Path, corpus: Da
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
 def test_shards_take_the_smaller_type_that_holds_every_id(tmp_path: Path, vocab_size: int, dtype: str) -> None:
     ids, ends = np.array([vocab_size - 1], dtype=np.uint32), np.array([1])
-    write_shard(tmp_path / "a.bin", [EncodedText(ids, ends)], vocab_size)
+    write_shard(tmp_path / "a.bin", [BlockIds(ids, ends)], vocab_size)
     assert (open_shard(tmp_path / "a.bin").dtype, damage_of(tmp_path / "a.bin")) == (dtype, None)
     assert open_shard(tmp_path / "a.bin").tolist() == [vocab_size - 1]
 

@@ -296,7 +296,7 @@ def test_a_custom_pattern_survives_saving_and_is_said(tmp_path: Path) -> None:
 def test_long_documents_are_whole_for_a_custom_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "ab\nab\n" * 99
     tokenizer = BPETokenizer.train_from_iterator([text], vocab_size=300, pattern=r"[ab\n]+")
-    monkeypatch.setattr("llm.data.readers.pieces.PIECE_CHARS", 8)
+    monkeypatch.setattr("llm.data.readers.pieces.PIECE_BYTES", 8)
     ids = np.concatenate(list(encode_documents([text], tokenizer)))
     assert ids.tolist() == tokenizer.encode(text, add_eos=True)
 
@@ -304,7 +304,7 @@ def test_long_documents_are_whole_for_a_custom_pattern(monkeypatch: pytest.Monke
 def test_a_slash_after_a_line_end_stays_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "x;\n//y;\n\n/z\n" * 99
     tokenizer = BPETokenizer.train_from_iterator([text], vocab_size=300, pattern="o200k")
-    monkeypatch.setattr("llm.data.readers.pieces.PIECE_CHARS", 8)
+    monkeypatch.setattr("llm.data.readers.pieces.PIECE_BYTES", 8)
     ids = np.concatenate(list(encode_documents([text], tokenizer)))
     assert ids.tolist() == tokenizer.encode(text, add_eos=True)
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm.data.samples import TokenSamples
-from llm.data.shards import TokenArray, TokenStream
+from llm.data.shards import TokenStream
+from llm.tokenization import TokenArray
 
 # Documents among which the fullest combinations are sought; more would fill samples no better and take more memory.
 _CHUNK = 1 << 16

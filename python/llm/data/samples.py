@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from llm.data.base import Dataset
 from llm.data.batch import TokenBatch
-from llm.data.shards import TokenArray, TokenStream
+from llm.data.shards import TokenStream
+from llm.tokenization import TokenArray
 
 
 class TokenSamples(Dataset):
@@ -102,10 +103,18 @@ class Selected(TokenSamples):
         self.samples = samples
         self.num_samples = min(num_samples, len(samples))
         self.spread = spread
+        self.source_names = samples.source_names
 
     def __len__(self) -> int:
         return self.num_samples
 
+    def source(self, idx: int) -> int:
+        """Returns the index of a sample's source."""
+        return self.samples.source(self._number(idx))
+
     def sequences(self, idx: int) -> list[TokenArray]:
         """Returns the sequences of a sample."""
-        return self.samples.sequences(idx * len(self.samples) // self.num_samples if self.spread else idx)
+        return self.samples.sequences(self._number(idx))
+
+    def _number(self, idx: int) -> int:
+        return idx * len(self.samples) // self.num_samples if self.spread else idx

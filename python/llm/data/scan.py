@@ -2,14 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llm._rust import TextBlock
 from llm.checkpoint import read_json
 from llm.checkpoint.atomic import write_atomically
-from llm.data.readers import Piece, ReadNotes, ReadOptions, corpus_files, kind_of, num_bytes, read_pieces, sliced
+from llm.data.readers import (
+    Piece,
+    ReadNotes,
+    ReadOptions,
+    corpus_files,
+    kind_of,
+    num_bytes,
+    pieces_of,
+    read_blocks,
+    sliced,
+)
 from llm.errors import CheckpointError, DataError
 from llm.progress import byte_progress
 from llm.settings.run import DataConfig, SourceConfig
@@ -90,14 +102,23 @@ def scan_corpus(config: DataConfig, cache: Path, *, progress: bool | None = None
     held_out = corpus_files(config.validation_paths) if config.validation_paths else []
     total = sum(file.stat().st_size for files in (*listed.values(), held_out) for file in files)
     with byte_progress("Reading text", total, wanted=progress) as advance:
-        sources = [_scan_source(source, listed[source.name], config, cache, advance) for source in named]
+        counts = _Counts(cache)
+        sources = [_scan_source(source, listed[source.name], config, counts, advance) for source in named]
         if held_out:
             options = ReadOptions(config.field, config.separator)
-            fresh = [_scan_file(file, options, cache, advance) for file in held_out]
+            fresh = [_scan_file(file, options, counts, advance) for file in held_out]
             _check_has_text(fresh, config.validation_paths)
             # Text of its own is read as one more source, of which nothing is trained on.
             sources.append(Source("validation", 0.0, options, (), _whole(fresh)))
     return tuple(sources)
+
+
+def blocks_of(parts: Sequence[TextSlice], options: ReadOptions) -> Iterator[TextBlock]:
+    """Yields the text of slices in blocks."""
+    for part in parts:
+        blocks = read_blocks(part.file.path, options)
+        whole = part.start == 0 and part.end == part.file.num_bytes
+        yield from blocks if whole else sliced(blocks, part.start, part.end)
 
 
 def texts_of(parts: Sequence[TextSlice], options: ReadOptions, *, max_bytes: int | None = None) -> Iterator[Piece]:
@@ -105,19 +126,15 @@ def texts_of(parts: Sequence[TextSlice], options: ReadOptions, *, max_bytes: int
     total = sum(part.num_bytes for part in parts)
     share = 1.0 if max_bytes is None or max_bytes >= total else max_bytes / total
     seen = taken = 0
-    for part in parts:
-        pieces = read_pieces(part.file.path, options)
-        whole = part.start == 0 and part.end == part.file.num_bytes
-        chosen = pieces if whole else sliced(pieces, part.start, part.end)
+    for piece in pieces_of(blocks_of(parts, options)):
         if share == 1.0:
-            yield from chosen  # without measuring each piece, which costs a tenth of encoding it
+            yield piece
             continue
-        for piece in chosen:
-            size = num_bytes(piece.text)
-            seen += size
-            if taken < seen * share:
-                taken += size
-                yield piece
+        size = num_bytes(piece.text)
+        seen += size
+        if taken < seen * share:
+            taken += size
+            yield piece
 
 
 def remarks(sources: Sequence[Source]) -> list[str]:
@@ -141,10 +158,10 @@ def _named(files: Sequence[ScannedFile]) -> str:
 
 
 def _scan_source(
-    source: SourceConfig, files: Sequence[Path], config: DataConfig, cache: Path, advance: Callable[[int], None]
+    source: SourceConfig, files: Sequence[Path], config: DataConfig, counts: "_Counts", advance: Callable[[int], None]
 ) -> Source:
     options = ReadOptions(source.field or config.field, config.separator)
-    scanned = [_scan_file(file, options, cache, advance) for file in files]
+    scanned = [_scan_file(file, options, counts, advance) for file in files]
     _check_has_text(scanned, source.paths)
     fraction = 0.0 if config.validation_paths else config.validation_fraction
     total = sum(file.num_bytes for file in scanned)
@@ -168,40 +185,59 @@ def _check_has_text(files: Sequence[ScannedFile], paths: Sequence[str]) -> None:
         raise DataError(f"the corpus is empty: {len(files)} file(s) without text in {', '.join(paths)}")
 
 
-def _scan_file(file: Path, options: ReadOptions, cache: Path, advance: Callable[[int], None]) -> ScannedFile:
+def _scan_file(file: Path, options: ReadOptions, counts: "_Counts", advance: Callable[[int], None]) -> ScannedFile:
+    with ThreadPoolExecutor(1, "scan") as counter:
+        # Nothing is remembered yet, so there is no point in waiting for the name under which it would be.
+        counted = counter.submit(_count, file, options) if counts.are_none else None
+        how = [_VERSION, _content_of(file), kind_of(file), file.suffix, options.field, options.separator]
+        digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()
+        found = counts.remembered(digest)
+        if found is None:
+            found = _count(file, options) if counted is None else counted.result()
+            counts.remember(digest, found)
+    advance(file.stat().st_size)
+    return ScannedFile(file, digest, **found)
+
+
+def _content_of(file: Path) -> str:
     try:
         with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{file}: can't be read: {error.strerror}") from error
-    how = [_VERSION, content, kind_of(file), file.suffix, options.field, options.separator]
-    digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()
-    counts = _remembered(cache / f"scan-{digest[:32]}.json") or _count(file, options)
-    write_atomically(_in(cache) / f"scan-{digest[:32]}.json", json.dumps(counts) + "\n")
-    advance(file.stat().st_size)
-    return ScannedFile(file, digest, **counts)
 
 
-def _in(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
+class _Counts:
+    """What earlier passes counted, in a file for each text and way of reading it."""
 
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.are_none = not any(directory.glob("scan-*.json"))
 
-def _remembered(file: Path) -> dict[str, Any] | None:
-    """The counts of an earlier pass; None if there was none or its file is torn."""
-    try:
-        counts = read_json(file) if file.is_file() else {}
-    except CheckpointError:
-        return None
-    wanted = set(ScannedFile.__dataclass_fields__) - {"path", "digest"}
-    return counts if set(counts) == wanted else None
+    def remembered(self, digest: str) -> dict[str, Any] | None:
+        """Returns the counts of an earlier pass; None if there was none or its file is torn."""
+        file = self._file(digest)
+        try:
+            counts = read_json(file) if file.is_file() else {}
+        except CheckpointError:
+            return None
+        wanted = set(ScannedFile.__dataclass_fields__) - {"path", "digest"}
+        return counts if set(counts) == wanted else None
+
+    def remember(self, digest: str, counts: Mapping[str, Any]) -> None:
+        """Keeps counts for later passes."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._file(digest), json.dumps(counts) + "\n")
+
+    def _file(self, digest: str) -> Path:
+        return self._directory / f"scan-{digest[:32]}.json"
 
 
 def _count(file: Path, options: ReadOptions) -> dict[str, Any]:
     notes = ReadNotes()
     num_documents = total = 0
-    for piece in read_pieces(file, options, notes):
-        num_documents += piece.ends
-        total += num_bytes(piece.text)
+    for block in read_blocks(file, options, notes):
+        num_documents += block.num_documents
+        total += block.num_bytes
     scanned = ScannedFile(file, "", num_documents, total, notes.num_blank, bool(notes.boms), bool(notes.crlf))
     return {name: value for name, value in asdict(scanned).items() if name not in ("path", "digest")}

@@ -5,7 +5,7 @@ import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +14,12 @@ from llm.checkpoint import read_json
 from llm.checkpoint.atomic import sync, write_atomically
 from llm.checkpoint.space import explains_failed_writes
 from llm.errors import CheckpointError, DataError
+from llm.tokenization import BlockIds, TokenArray
 
-TokenArray = NDArray[np.uint16] | NDArray[np.uint32]
 _PIECE_BYTES = 1 << 22
 
 
-class EncodedText(NamedTuple):
-    """Ids of consecutive text, uint32 `[T]`, and the index after each document that ends in it, int64 `[D]`."""
-
-    ids: NDArray[np.uint32]
-    ends: NDArray[np.int64]
-
-
-def write_shard(file: Path, texts: Iterable[EncodedText], vocab_size: int, num_bytes: int = 0) -> None:
+def write_shard(file: Path, texts: Iterable[BlockIds], vocab_size: int, num_bytes: int = 0) -> None:
     """Writes token ids to `file`, in constant memory.
 
     All files have their names only once they are complete. The `.json` comes last and makes the shard exist.
@@ -44,7 +37,7 @@ def write_shard(file: Path, texts: Iterable[EncodedText], vocab_size: int, num_b
             tokens, ends = _Summed(out), _Summed(out_ends)
             for text in texts:
                 ends.write(text.ends + tokens.num_bytes // dtype.itemsize)
-                tokens.write(text.ids.astype(dtype))
+                tokens.write(text.ids.astype(dtype, copy=False))
         with explains_failed_writes(file):
             for source, name in zip(temporary, names, strict=True):
                 sync(source)
@@ -150,9 +143,9 @@ class _Summed:
         self.num_bytes = self.checksum = 0
 
     def write(self, values: NDArray[Any]) -> None:
-        data = np.ascontiguousarray(values).tobytes()
+        data = np.ascontiguousarray(values).view(np.uint8).data
         self._out.write(data)
-        self.num_bytes += len(data)
+        self.num_bytes += data.nbytes
         self.checksum = zlib.crc32(data, self.checksum)
 
 

@@ -66,8 +66,9 @@ class TextDataModule(BaseDataModule):
 
     def validation_dataset(self) -> Dataset | None:
         """Returns samples of the held-out part, spread evenly if it has more than `data.validation_tokens`."""
-        parts = [self._samples(source, "validation") for source in self._sources() if source["validation"]]
-        samples = parts[0] if len(parts) == 1 else Mixture(parts)
+        sources = [source for source in self._sources() if source["validation"]]
+        parts = [self._samples(source, "validation") for source in sources]
+        samples = parts[0] if len(parts) == 1 else Mixture(parts, [source["name"] for source in sources])
         limit = self.config.validation_tokens
         if limit is not None and len(samples) * self.context_length > limit:
             samples = Selected(samples, -(-limit // self.context_length), spread=True)

@@ -3,29 +3,26 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from llm._rust import TextBlock
 from llm.checkpoint import read_json
 from llm.checkpoint.atomic import write_atomically
-from llm.data.readers import Piece, ReadNotes, ReadOptions, num_bytes
-from llm.data.readers.pieces import PieceCutter
-from llm.data.scan import Source, TextSlice, scan_corpus, texts_of
-from llm.data.shards import EncodedText, damage_of, write_shard
+from llm.data.readers import ReadOptions
+from llm.data.scan import Source, TextSlice, blocks_of, scan_corpus
+from llm.data.shards import damage_of, write_shard
 from llm.errors import DataError
 from llm.progress import byte_progress
 from llm.settings.run import DataConfig
-from llm.tokenization import BaseTokenizer
+from llm.tokenization import BaseTokenizer, BlockIds, TokenArray
 
 MANIFEST = "corpus.json"
 # Small files share a shard of at least this much text.
 _SHARD_BYTES = 1 << 26
-# Text that is encoded at once: enough to keep all cores busy, little enough to fit in any memory.
-_BATCH_CHARS = 1 << 22
+# Text that is encoded at once, at least: half of a block of a long file.
+_BATCH_BYTES = 1 << 21
 
 
 def tokenize_corpus(
@@ -67,7 +64,7 @@ def tokenize_corpus(
     with byte_progress("Tokenizing", total, wanted=progress) as advance:
         for name, (slices, source) in missing.items():
             options = replace(source.options, at_line_ends=tokenizer.cuts_at_line_ends)
-            texts = encode_pieces(texts_of(slices, options), tokenizer, advance)
+            texts = encode_blocks(blocks_of(slices, options), tokenizer, advance)
             size = sum(part.num_bytes for part in slices)
             write_shard(folder / f"{name}.bin", texts, tokenizer.vocab_size, size)
     listed = [
@@ -114,41 +111,43 @@ def mend_corpus(
     return [f"{damage}: tokenized anew" for damage in damages.values()]
 
 
-def encode_pieces(
-    pieces: Iterable[Piece], tokenizer: BaseTokenizer, advance: Callable[[int], None] | None = None
-) -> Iterator[EncodedText]:
-    """Yields ids with the end-of-text token after each document; text is read while the text before it is encoded.
+def encode_blocks(
+    blocks: Iterable[TextBlock], tokenizer: BaseTokenizer, advance: Callable[[int], None] | None = None
+) -> Iterator[BlockIds]:
+    """Yields ids with the end-of-text token after each document.
+
+    Meanwhile the text of the next ids is encoded, on all cores and without Python's lock.
 
     Args:
-        pieces: Documents in pieces.
-        tokenizer: Encodes on all cores, without Python's lock.
+        blocks: Documents in pieces.
+        tokenizer: Encodes them.
         advance: Called with the bytes of text after each batch.
     """
-    batches = _batches(pieces)
-    with ThreadPoolExecutor(1, "reader") as reader:
-        batch = reader.submit(next, batches, None)
-        while (texts := batch.result()) is not None:
-            batch = reader.submit(next, batches, None)
-            yield _encoded(texts, tokenizer)
-            if advance is not None:
-                advance(sum(num_bytes(piece.text) for piece in texts))
+    with ThreadPoolExecutor(1, "encoder") as encoder:
+        before: tuple[int, Future[BlockIds]] | None = None
+        for batch in _batches(blocks):
+            encoded = encoder.submit(tokenizer.encode_blocks, batch)
+            if before is not None:
+                yield from _finished(*before, advance)
+            before = sum(block.num_bytes for block in batch), encoded
+        if before is not None:
+            yield from _finished(*before, advance)
 
 
-def _encoded(pieces: Sequence[Piece], tokenizer: BaseTokenizer) -> EncodedText:
-    flat = tokenizer.encode_batch_flat([piece.text for piece in pieces])
-    ends = flat.offsets[1:][[piece.ends for piece in pieces]]
-    if not tokenizer.eos_ids:
-        return EncodedText(flat.ids, ends)
-    return EncodedText(np.insert(flat.ids, ends, tokenizer.eos_ids[0]), ends + np.arange(1, len(ends) + 1))
+def _finished(size: int, encoded: "Future[BlockIds]", advance: Callable[[int], None] | None) -> Iterator[BlockIds]:
+    yield encoded.result()
+    if advance is not None:
+        advance(size)
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
+def _batches(blocks: Iterable[TextBlock]) -> Iterator[list[TextBlock]]:
+    """Joins the blocks of small files, so that all cores have work."""
+    batch: list[TextBlock] = []
     size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.text) + 1
-        if size >= _BATCH_CHARS:
+    for block in blocks:
+        batch.append(block)
+        size += block.num_bytes
+        if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
@@ -170,8 +169,8 @@ def _name(parts: Sequence[TextSlice], tokenizer_digest: str) -> str:
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
 
 
-def encode_documents(documents: Iterable[str], tokenizer: BaseTokenizer) -> Iterator[NDArray[np.uint32]]:
+def encode_documents(documents: Iterable[str], tokenizer: BaseTokenizer) -> Iterator[TokenArray]:
     """Yields the ids of documents in memory, each followed by the end-of-text token if the tokenizer has one."""
-    cutter = PieceCutter(ReadOptions(separator=None, at_line_ends=tokenizer.cuts_at_line_ends), ReadNotes())
-    pieces = (piece for document in documents for piece in cutter.feed(document, ends=True))
-    yield from (text.ids for text in encode_pieces(pieces, tokenizer))
+    cutter = ReadOptions(separator=None, at_line_ends=tokenizer.cuts_at_line_ends).cutter()
+    blocks = (cutter.feed_text(document, ends=True) for document in documents)
+    yield from (encoded.ids for encoded in encode_blocks(blocks, tokenizer))

@@ -2,6 +2,7 @@
 
 from llm._rust import TokenStream
 from llm.tokenization.base import BaseTokenizer
+from llm.tokenization.blocks import BlockIds, TokenArray
 from llm.tokenization.bpe import BPETokenizer
 from llm.tokenization.character import SimpleCharacterTokenizer
 from llm.tokenization.chat import (
@@ -23,6 +24,7 @@ __all__ = [
     "TEMPLATES",
     "BPETokenizer",
     "BaseTokenizer",
+    "BlockIds",
     "ChatEncoding",
     "ChatOptions",
     "ChatTemplate",
@@ -34,6 +36,7 @@ __all__ = [
     "PaddedBatch",
     "PaddedEncodeOptions",
     "SimpleCharacterTokenizer",
+    "TokenArray",
     "TokenStream",
     "TokenizerSettings",
     "encode_chat",

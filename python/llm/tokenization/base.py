@@ -2,7 +2,7 @@
 
 import abc
 import functools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Self, Unpack, cast, overload
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from llm import _rust
 from llm.errors import InvalidArgumentError, TokenizerError
+from llm.tokenization.blocks import BlockIds, parts_of, slow_block_ids
 from llm.tokenization.files import TOKENIZER_FILE, StrPath, write_text
 from llm.tokenization.options import (
     EncodeOptions,
@@ -189,6 +190,13 @@ class BaseTokenizer(abc.ABC):
             raise InvalidArgumentError(f"`num_threads` must be positive, got {num_threads}")
         return self._encode_flat(text_list(texts), self._plan(options) if options else None, num_threads)
 
+    def encode_blocks(self, blocks: Sequence[_rust.TextBlock]) -> BlockIds:
+        """Encodes pieces of documents for training, with the first of `eos_ids` after each document if there is one.
+
+        Special tokens in the text are plain text. The ids have 16 bits if `vocab_size` allows it.
+        """
+        return slow_block_ids(self.encode_batch_flat, blocks, self.eos_ids[:1], self.vocab_size)
+
     def encode_padded(
         self, texts: Iterable[str], *, num_threads: int | None = None, **options: Unpack[PaddedEncodeOptions]
     ) -> PaddedBatch:
@@ -278,7 +286,7 @@ class BaseTokenizer(abc.ABC):
             InvalidArgumentError: An id is not in the vocabulary; raised when the id arrives.
         """
         stream = self._table.stream(skip_special_tokens=skip_special_tokens)
-        return stream if ids is None else _parts(stream, ids)
+        return stream if ids is None else parts_of(stream, ids)
 
     def token_to_id(self, token: str | bytes) -> int | None:
         """Returns the id of the token with this text or these bytes, or None."""
@@ -387,13 +395,3 @@ class BaseTokenizer(abc.ABC):
                 f"hint: its special tokens are {sorted(self.special_tokens)}; set `settings`"
             )
         return token_id
-
-
-def _parts(stream: _rust.TokenStream, ids: Iterable[int]) -> Iterator[str]:
-    for token_id in ids:
-        part = stream.push(token_id)
-        if part:
-            yield part
-    rest = stream.finish()
-    if rest:
-        yield rest

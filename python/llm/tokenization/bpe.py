@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from llm import _rust
 from llm.settings.run import PatternName
 from llm.tokenization.base import BaseTokenizer
+from llm.tokenization.blocks import BlockIds
 from llm.tokenization.corpus import corpus_files
 from llm.tokenization.files import StrPath
 from llm.tokenization.learning import train_on_files, train_on_texts
@@ -230,6 +231,11 @@ class BPETokenizer(BaseTokenizer):
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         del ids  # the core encodes again: a token may come from other bytes than its own
         return self._core.offsets(text, plan)
+
+    def encode_blocks(self, blocks: Sequence[_rust.TextBlock]) -> BlockIds:
+        """Encodes pieces of documents on all cores, with the GIL released; see `BaseTokenizer.encode_blocks`."""
+        end = self.eos_ids[0] if self.eos_ids else None
+        return BlockIds(*self._core.encode_blocks(blocks, end, self.vocab_size > 2**16))
 
     def _encode_flat(self, texts: list[str], plan: _rust.EncodePlan | None, num_threads: int | None) -> FlatIds:
         return FlatIds(*self._core.encode_batch_flat(texts, plan, num_threads))

@@ -2,6 +2,7 @@
 
 mod answer;
 mod convert;
+mod corpus;
 mod engine;
 mod error;
 mod fields;
@@ -20,6 +21,7 @@ use pyo3::prelude::*;
 fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     answer::register(module)?;
+    corpus::register(module)?;
     tokenizer::register(module)?;
     tokenizer_batch::register(module)?;
     tokenizer_stream::register(module)?;

@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use super::convert::{self, positive, token_ids, utf8};
+use super::corpus::{self, BlockArrays, PyTextBlock};
 use super::shared_ints::SharedInts;
 use super::tokenizer_batch::{self, FlatArrays, PyEncodePlan};
 use super::tokenizer_stream::{OffsetArrays, PyTokenTable};
@@ -216,6 +217,16 @@ impl PyTokenizer {
         num_threads: Option<i64>,
     ) -> PyResult<FlatArrays<'py>> {
         Ok(tokenizer_batch::arrays(py, tokenizer_batch::encode_rows(py, &self.inner, &texts, plan, num_threads)?))
+    }
+
+    fn encode_blocks<'py>(
+        &self,
+        py: Python<'py>,
+        blocks: Vec<PyRef<'py, PyTextBlock>>,
+        end: Option<u32>,
+        wide: bool,
+    ) -> PyResult<BlockArrays<'py>> {
+        corpus::encode_blocks(py, &self.inner, &blocks, end, wide)
     }
 
     #[pyo3(signature = (batch, skip_special_tokens=false, num_threads=None))]

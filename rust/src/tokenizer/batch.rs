@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Tokenizer;
-use super::options::EncodePlan;
+use super::options::{Allowed, EncodePlan};
 use super::threads::{MAX_THREADS, default_num_threads, pool};
 use crate::{Error, Result};
 
@@ -75,6 +75,51 @@ impl Tokenizer {
         Ok(all)
     }
 
+    /// The ids of consecutive pieces of documents in one list, with `end` after each document; and where documents end,
+    /// as the number of ids up to there.
+    ///
+    /// Uses threads as [`Tokenizer::encode_rows`] does.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`Tokenizer::encode`], naming the piece; `InvalidArgument` if an id doesn't fit into `I`, or
+    /// `num_threads` is 0 or too high.
+    pub fn encode_documents<I>(
+        &self,
+        pieces: &[(&str, bool)],
+        end: Option<u32>,
+        num_threads: Option<usize>,
+    ) -> Result<(Vec<I>, Vec<i64>)>
+    where
+        I: TryFrom<u32> + Copy + Send,
+    {
+        let encode = |range: Range<usize>| {
+            let mut rows = Rows::default();
+            let mut narrow = Vec::new();
+            for index in range {
+                let (text, ends) = pieces[index];
+                self.encode_into(text, &Allowed::None, &mut rows.ids).map_err(|error| in_text(index, error))?;
+                if ends {
+                    rows.ids.extend(end);
+                    rows.ends.push(rows.ids.len());
+                }
+            }
+            narrow.reserve_exact(rows.ids.len());
+            for &id in &rows.ids {
+                narrow.push(I::try_from(id).map_err(|_| too_wide::<I>(id))?);
+            }
+            Ok((narrow, rows.ends))
+        };
+        let parts = in_jobs(pieces.len(), |index| pieces[index].0.len(), num_threads, encode)?;
+        let mut ids = Vec::with_capacity(parts.iter().map(|(ids, _)| ids.len()).sum());
+        let mut all_ends = Vec::with_capacity(parts.iter().map(|(_, ends)| ends.len()).sum());
+        for (narrow, ends) in parts {
+            all_ends.extend(ends.iter().map(|end| (ids.len() + end) as i64));
+            ids.extend_from_slice(&narrow);
+        }
+        Ok((ids, all_ends))
+    }
+
     /// The text of each row of ids; bytes that are not valid UTF-8 become U+FFFD. Uses threads as
     /// [`Tokenizer::encode_rows`] does.
     ///
@@ -116,6 +161,10 @@ fn in_jobs<T: Send>(
     }
     let results: Vec<Result<T>> = pool(num_threads)?.install(|| jobs.into_par_iter().map(work).collect());
     results.into_iter().collect()
+}
+
+fn too_wide<I>(id: u32) -> Error {
+    Error::InvalidArgument(format!("ids must fit into {} bytes, got {id}", size_of::<I>()))
 }
 
 /// Adds the index of the text in the batch to an error.

@@ -1,8 +1,8 @@
 """Readers of corpora: text, JSON lines and Parquet, plain or compressed, as a stream of pieces of documents."""
 
 from llm.data.readers.files import corpus_files, kind_of
-from llm.data.readers.pieces import DEFAULT_SEPARATOR, Piece, ReadNotes, ReadOptions, num_bytes, sliced
-from llm.data.readers.read import read_pieces
+from llm.data.readers.pieces import DEFAULT_SEPARATOR, Piece, ReadNotes, ReadOptions, num_bytes, pieces_of, sliced
+from llm.data.readers.read import read_blocks, read_pieces
 
 __all__ = [
     "DEFAULT_SEPARATOR",
@@ -12,6 +12,8 @@ __all__ = [
     "corpus_files",
     "kind_of",
     "num_bytes",
+    "pieces_of",
+    "read_blocks",
     "read_pieces",
     "sliced",
 ]

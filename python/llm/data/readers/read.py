@@ -5,19 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from llm._rust import DocumentCutter, TextBlock
 from llm.data.readers.files import kind_of
-from llm.data.readers.pieces import Piece, PieceCutter, ReadNotes, ReadOptions, num_bytes
+from llm.data.readers.pieces import Piece, ReadNotes, ReadOptions, num_bytes, pieces_of
 from llm.data.readers.streams import BLOCK_BYTES, check_is_text, opened
 from llm.errors import DataError, MissingExtraError
 
 _BOM = b"\xef\xbb\xbf"
 _PARQUET_ROWS = 1024
-_MAX_UTF8 = 4
 
 
-def read_pieces(file: Path, options: ReadOptions, notes: ReadNotes | None = None) -> Iterator[Piece]:
-    """Yields the documents of a file in pieces; memory stays constant however long the file is.
+def read_blocks(file: Path, options: ReadOptions, notes: ReadNotes | None = None) -> Iterator[TextBlock]:
+    """Yields the documents of a file in blocks of some megabytes; memory stays constant however long the file is.
 
     Args:
         file: Its name says what it holds: see `kind_of`.
@@ -29,81 +31,61 @@ def read_pieces(file: Path, options: ReadOptions, notes: ReadNotes | None = None
         MissingExtraError: The file needs a package that is not installed.
     """
     notes = notes or ReadNotes()
-    cutter = PieceCutter(options, notes)
-    for text, ends in _READERS[kind_of(file)](file, options, notes):
-        yield from cutter.feed(text, ends)
+    cutter = options.cutter()
+    for block in _READERS[kind_of(file)](file, options, notes, cutter):
+        if len(block):
+            yield block
+    notes.num_blank += cutter.num_blank
 
 
-def _text(file: Path, options: ReadOptions, notes: ReadNotes) -> Iterator[Piece]:  # noqa: ARG001
-    offset, rest = 0, b""
+def read_pieces(file: Path, options: ReadOptions, notes: ReadNotes | None = None) -> Iterator[Piece]:
+    """Yields the documents of a file in pieces; see `read_blocks`."""
+    return pieces_of(read_blocks(file, options, notes))
+
+
+def _text(file: Path, options: ReadOptions, notes: ReadNotes, cutter: DocumentCutter) -> Iterator[TextBlock]:  # noqa: ARG001
+    has_crlf = False
     for block in _blocks(file, notes):
-        data = rest + block
+        if not has_crlf and b"\r\n" in block:
+            has_crlf = True
+            notes.crlf.append(str(file))
         try:
-            text, rest = data.decode(), b""
-        except UnicodeDecodeError as error:
-            if not block or error.reason != "unexpected end of data" or len(data) - error.start >= _MAX_UTF8:
-                raise _not_utf8(file, offset + error.start, data[error.start]) from None
-            text, rest = data[: error.start].decode(), data[error.start :]
-        offset += len(data) - len(rest)
-        yield Piece(text, ends=not block)
+            yield cutter.feed(block, ends=not block)
+        except DataError as error:
+            raise DataError(
+                f"{file}: {error}\nhint: convert it, for example `iconv -f LATIN1 -t UTF-8 {file}`"
+            ) from None
 
 
 def _blocks(file: Path, notes: ReadNotes) -> Iterator[bytes]:
-    """Yields the bytes of a text file without its byte order mark, then an empty block."""
+    """Yields the bytes of a file without its byte order mark, then an empty block."""
     with opened(file) as stream:
         block = stream.read(BLOCK_BYTES)
         check_is_text(file, block)
         if block.startswith(_BOM):
             notes.boms.append(str(file))
-            block = block.removeprefix(_BOM)
-        has_crlf = False
+            block = block.removeprefix(_BOM) or stream.read(BLOCK_BYTES)
         while block:
-            if not has_crlf and b"\r\n" in block:
-                has_crlf = True
-                notes.crlf.append(str(file))
             yield block
             block = stream.read(BLOCK_BYTES)
     yield b""
 
 
-def _not_utf8(file: Path, offset: int, value: int) -> DataError:
-    return DataError(
-        f"{file}: text must be UTF-8, got byte {value:#04x} at offset {offset}\n"
-        f"hint: convert it, for example `iconv -f LATIN1 -t UTF-8 {file}`"
-    )
-
-
-def _jsonl(file: Path, options: ReadOptions, notes: ReadNotes) -> Iterator[Piece]:
+def _jsonl(file: Path, options: ReadOptions, notes: ReadNotes, cutter: DocumentCutter) -> Iterator[TextBlock]:
     wanted = msgspec.defstruct("Line", [("text", str)], rename={"text": options.field})
     decode = msgspec.json.Decoder(wanted).decode
-    for number, line in enumerate(_lines(file, notes), start=1):
-        if not line.strip():
-            continue
+
+    def other(number: int, line: bytes) -> str:
+        """Reads a line that the fast reader refuses, or says what is wrong with it."""
         try:
-            text = decode(line).text  # type: ignore[attr-defined]
+            text: str = decode(line).text  # type: ignore[attr-defined]
             num_bytes(text)
         except (msgspec.DecodeError, UnicodeDecodeError, DataError) as error:
             raise _bad_line(f"{file}, line {number}", line, options.field, error) from None
-        yield Piece(text, ends=True)
+        return text
 
-
-def _lines(file: Path, notes: ReadNotes) -> Iterator[bytes]:
-    """Yields the lines of a file without a byte order mark, of which JSON needs none."""
-    rest: list[bytes] = []
-    with opened(file) as stream:
-        first = block = stream.read(BLOCK_BYTES)
-        check_is_text(file, first)
-        if first.startswith(_BOM):
-            notes.boms.append(str(file))
-            block = block.removeprefix(_BOM)
-        while block:
-            *lines, last = block.split(b"\n")
-            for line in lines:
-                yield b"".join([*rest, line])
-                rest.clear()
-            rest.append(last)
-            block = stream.read(BLOCK_BYTES)
-    yield b"".join(rest)
+    for block in _blocks(file, notes):
+        yield cutter.feed_lines(block, is_last=not block, other=other)
 
 
 def _bad_line(where: str, line: bytes, field: str, error: Exception) -> DataError:
@@ -130,7 +112,7 @@ def _no_field(where: str, field: str, fields: list[str]) -> DataError:
     return DataError(f"{where}: no field `{field}`; the fields there are {names}{way_out}")
 
 
-def _parquet(file: Path, options: ReadOptions, notes: ReadNotes) -> Iterator[Piece]:  # noqa: ARG001
+def _parquet(file: Path, options: ReadOptions, notes: ReadNotes, cutter: DocumentCutter) -> Iterator[TextBlock]:  # noqa: ARG001
     try:
         import pyarrow
         from pyarrow import parquet
@@ -143,13 +125,41 @@ def _parquet(file: Path, options: ReadOptions, notes: ReadNotes) -> Iterator[Pie
             column = _text_column(file, options.field, table.schema_arrow)
             row = 0
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[column], use_threads=False):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    if text is None:
-                        raise DataError(f"{file}, row {row}: the column `{column}` must be text, got null")
-                    yield Piece(text, ends=True)
+                texts = batch.column(0).cast(pyarrow.large_string())
+                _check_rows(f"{file}, row {{}}: the column `{column}` must be text", texts, row)
+                row += len(texts)
+                yield cutter.feed_rows(*_arrays(texts))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{file}: is no Parquet file that can be read: {error}") from error
+
+
+def _check_rows(message: str, texts: Any, before: int) -> None:
+    """Checks that every row is there and is UTF-8; `before` rows of the file come before these."""
+    if texts.null_count:
+        row = before + texts.is_null().to_pylist().index(True) + 1
+        raise DataError(f"{message.format(row)}, got null")
+    if _is_utf8(texts):
+        return
+    for row, value in enumerate(texts.cast("large_binary").to_pylist(), start=before + 1):
+        try:
+            value.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{message.format(row)} in UTF-8, got byte {value[error.start]:#04x}") from None
+
+
+def _is_utf8(texts: Any) -> bool:
+    try:
+        texts.validate(full=True)
+    except ValueError:
+        return False
+    return True
+
+
+def _arrays(texts: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The bytes of all rows, and where each begins and the last ends."""
+    _, offsets, values = texts.buffers()
+    starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return np.frombuffer(values, np.uint8) if values else np.empty(0, np.uint8), starts
 
 
 def _text_column(file: Path, field: str, schema: Any) -> str:
@@ -161,7 +171,7 @@ def _text_column(file: Path, field: str, schema: Any) -> str:
     return field
 
 
-_READERS: dict[str, Callable[[Path, ReadOptions, ReadNotes], Iterator[Piece]]] = {
+_READERS: dict[str, Callable[[Path, ReadOptions, ReadNotes, DocumentCutter], Iterator[TextBlock]]] = {
     "text": _text,
     "jsonl": _jsonl,
     "parquet": _parquet,

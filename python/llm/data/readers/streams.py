@@ -9,7 +9,8 @@ from typing import IO, Any
 
 from llm.errors import DataError, MissingExtraError
 
-BLOCK_BYTES = 1 << 20
+# Enough to keep all cores busy with encoding it, little enough to fit in any memory.
+BLOCK_BYTES = 1 << 22
 # The first bytes of files that are no text, and what to do about each.
 _MAGIC = (
     (b"\xff\xfe", "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0}`"),
