@@ -42,6 +42,14 @@ def test_a_mixture_resumes_to_the_byte_and_logs_each_sources_loss(tmp_path: Path
     for line in lines:
         low, high = sorted((line["loss/plays"], line["loss/numbers"]))
         assert low <= line["loss"] <= high
+    validated = [line for line in Run(tmp_path / "straight").read_log() if "validation_loss" in line]
+    assert [line["step"] for line in validated] == [4, 8]
+    for line in validated:
+        low, high = sorted((line["validation_loss/plays"], line["validation_loss/numbers"]))
+        assert low < line["validation_loss"] < high
+    page = Run(tmp_path / "straight").report_file.read_text()
+    assert "Loss by source" in page
+    assert "Validation loss by source" in page
     changed = resume(
         tmp_path / "straight",
         overrides=[("data.sources", msgspec.to_builtins(reweighted(settings, 1.0, 0.0))), "training.max_steps=10"],

@@ -76,10 +76,18 @@ def test_text_of_the_model_stays_text(run: Run) -> None:
 
 def test_sources_and_experts_are_shown_where_there_are_any(run: Run) -> None:
     record = RunRecord.read(run)
-    extra = {"source_losses": {"web": 2.0, "books": 3.0}, "expert_load": [[0.75, 0.25]]}
+    extra = {"loss/web": 2.0, "loss/books": 3.0, "validation_loss/papers": 2.5, "expert_load": [[0.75, 0.25]]}
     page = report_page(RunRecord(run, record.config, [line | extra for line in record.log], record.about))
     parts = Parts(page)
-    assert {"Loss by source", "web", "books", "Load of the experts", "75.0%"} <= set(parts.words)
+    assert {
+        "Loss by source",
+        "web",
+        "books",
+        "Validation loss by source",
+        "papers",
+        "Load of the experts",
+        "75.0%",
+    } <= set(parts.words)
 
 
 def test_a_run_without_a_step_has_a_page(tmp_path: Path, corpus_file: Path) -> None:

@@ -152,14 +152,15 @@ class TrainingEngine:
             callback.on_early_stop(self.step, self.best)
 
     def validate(self) -> dict[str, float]:
-        """Returns the loss over the validation set, for text also bits per byte.
+        """Returns the loss over the validation set, for text also bits per byte, and the loss of each of its sources.
 
         The result is empty without a validation set, and after a signal, which ends the validation early.
         """
         if self.validation is None:
             return {}
         self.model.eval()
-        sums = [0.0, 0.0, 0.0]
+        names = self.validation.source_names
+        sums = np.zeros(3 + 2 * len(names))
         per_pass = self.config.training.batch_size // self.loader.parts
         rank, world_size = self.distributed.rank, self.distributed.world_size
         with torch.no_grad():
@@ -172,13 +173,14 @@ class TrainingEngine:
                     loss_sum = float(self.task.loss_sum(self.model, moved))
                 if not counts:
                     continue
-                sums[0] += loss_sum
-                sums[1] += self.task.count_targets(batch)
-                sums[2] += self.task.count_bytes(batch)
+                by_source = self.task.sums_by_source(batch, len(names)) if names else ()
+                sums += [loss_sum, self.task.count_targets(batch), self.task.count_bytes(batch), *by_source]
         self.model.train()
         *totals, self._stop_votes = self.distributed.sum(*sums, self._stop.vote)
         self._validation_due = self._stop_votes > 0
-        return {} if self._validation_due else self.task.validation_metrics(*totals)
+        if self._validation_due:
+            return {}
+        return self.task.validation_metrics(*totals[:3]) | _by_source("validation_loss", names, totals[3:])
 
     def _advance(self) -> None:
         """Runs one optimizer step, then any validation, checkpoint and logging that is due."""
@@ -242,9 +244,7 @@ class TrainingEngine:
         loss_sum, self._stop_votes, *values = self.distributed.sum(
             total, self._stop.vote, *further.values(), *by_source
         )
-        auxiliary = dict(zip(further, values, strict=False))
-        losses, counts = np.array(values[len(further) :]).reshape(2, -1)
-        auxiliary |= {f"loss/{names[idx]}": losses[idx] / counts[idx] for idx in np.flatnonzero(counts)}
+        auxiliary = dict(zip(further, values, strict=False)) | _by_source("loss", names, values[len(further) :])
         return _BatchSums(loss_sum, num_targets, num_bytes, auxiliary)
 
     def _must_stop(self) -> bool:
@@ -367,3 +367,10 @@ class TrainingEngine:
 
 def _count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _by_source(key: str, names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
+    """Returns the mean of each source that has targets, from all sources' sums and then their numbers of targets."""
+    losses, counts = np.array(sums).reshape(2, -1)
+    found = zip(names, losses, counts, strict=True)
+    return {f"{key}/{name}": float(loss / count) for name, loss, count in found if count}

@@ -78,7 +78,7 @@ def plot_runs(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[st
     Args:
         paths: The runs.
         out: The file; its name ends in `.html`, `.svg` or `.png`, the last of which needs matplotlib.
-        keys: Keys of the log to draw, such as `validation_loss`, `grad_norm` or `source_losses/web`; by default the
+        keys: Keys of the log to draw, such as `validation_loss`, `grad_norm` or `loss/web`; by default the
             training and validation losses. `.svg` and `.png` draw all keys into one chart.
 
     Raises:

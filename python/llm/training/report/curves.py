@@ -26,21 +26,15 @@ class Curve:
 
 
 def points_of(log: Iterable[Mapping[str, Any]], key: str) -> list[Point]:
-    """Returns the steps and values of the lines that have a number under `key`, which may be `outer/inner`."""
-    outer, _, inner = key.partition("/")
-    found = []
-    for line in log:
-        value = line.get(outer)
-        if inner:
-            value = value.get(inner) if isinstance(value, Mapping) else None
-        if isinstance(value, int | float):
-            found.append((float(line["step"]), float(value)))
-    return found
+    """Returns the steps and values of the lines that have a number under `key`."""
+    values = ((line["step"], line.get(key)) for line in log)
+    return [(float(step), float(value)) for step, value in values if isinstance(value, int | float)]
 
 
 def keys_below(log: Iterable[Mapping[str, Any]], outer: str) -> list[str]:
-    """Returns the keys of the objects under `outer`, in order of appearance."""
-    return list(dict.fromkeys(key for line in log if isinstance(line.get(outer), Mapping) for key in line[outer]))
+    """Returns the names of the keys `outer/name`, in order of appearance."""
+    keys = dict.fromkeys(key for line in log for key in line)
+    return [key.removeprefix(f"{outer}/") for key in keys if key.startswith(f"{outer}/")]
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:

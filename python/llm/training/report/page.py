@@ -149,7 +149,7 @@ def _about(record: RunRecord) -> str:
 
 def _charts(log: Sequence[Mapping[str, Any]]) -> list[str]:
     found = [figure("Loss", loss_curves(log), "wide")]
-    for outer, title in (("source_losses", "Loss by source"), ("validation_source_losses", "Validation by source")):
+    for outer, title in (("loss", "Loss by source"), ("validation_loss", "Validation loss by source")):
         names = keys_below(log, outer)
         curves = [
             Curve(name, smoothed(points_of(log, f"{outer}/{name}")), "line", idx) for idx, name in enumerate(names)
