@@ -6,7 +6,7 @@ import torch
 
 from llm.data import BatchLoader, SyntheticDataModule, in_order
 from llm.data.readers import pieces
-from llm.data.samples import TokenWindows
+from llm.data.samples import Mixture, TokenCrops, TokenWindows
 from llm.data.tokenize import encode_documents
 from llm.errors import DataError
 from llm.tokenization import BPETokenizer
@@ -20,6 +20,18 @@ def test_windows_predict_every_token_but_the_first_exactly_once() -> None:
     assert batch.token_ids.tolist() == list(range(22))
     assert batch.lengths == (5, 5, 5, 5, 2)
     assert len(TokenWindows(tokens, 5, keep_rest=False)) == 4
+
+
+def test_crops_begin_at_any_token_and_an_epoch_is_as_long_as_the_text() -> None:
+    crops = TokenCrops(np.arange(23, dtype=np.uint16), context_length=5)
+    assert (len(crops), crops.epoch_samples) == (18, 4)
+    assert crops.batch(np.array([0, 17])).labels.tolist() == [1, 2, 3, 4, 5, 18, 19, 20, 21, 22]
+    mixed = Mixture([crops, crops], ["a", "b"])
+    assert (len(mixed), mixed.epoch_samples) == (36, 8)
+    loader = BatchLoader(crops, batch_size=2, seed=0)
+    assert loader.steps_per_epoch == 2
+    starts = [int(loader.part(step, 0).token_ids[at]) for step in range(9) for at in (0, 5)]
+    assert sorted(starts) == list(range(18))
 
 
 def test_parts_of_a_batch_are_the_batch() -> None:

@@ -225,6 +225,7 @@ def test_contradictory_sources_are_refused(tmp_path: Path) -> None:
             ["data.sources=[{paths=['a'], wieght=2}]"],
             r"unknown setting `data.sources\[0\].wieght`; did you mean `weight`",
         ),
+        (["data.packing=true", "data.sampling=crops"], "`data.sampling` must be windows with `data.packing`"),
         (["data.sources=[{paths=['a'], weight=0}]"], "one of the weights in `data.sources` must be above 0"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -59,6 +59,18 @@ def test_a_mixture_resumes_to_the_byte_and_logs_each_sources_loss(tmp_path: Path
     assert "loss/numbers" not in [line for line in Run(tmp_path / "straight").read_log() if "loss" in line][-1]
 
 
+def test_crops_resume_to_the_byte(tmp_path: Path, corpus_file: Path) -> None:
+    settings = on_text(corpus_file, max_steps=8)
+    data = msgspec.structs.replace(settings.data, sampling="crops", num_samples=None, log_samples=True)
+    settings = msgspec.structs.replace(settings, data=data)
+    weights, ids = weights_of(launch(settings, tmp_path / "run")), samples_of(tmp_path / "run")
+    starts = [number for batch in ids.values() for number in batch]
+    assert len(set(starts)) == 64
+    assert any(start % 16 for start in starts)
+    assert weights_of(resume(tmp_path / "run", from_step=4)) == weights
+    assert samples_of(tmp_path / "run") == ids
+
+
 def reweighted(settings: RunConfig, *weights: float) -> tuple[SourceConfig, ...]:
     pairs = zip(settings.data.sources, weights, strict=True)
     return tuple(msgspec.structs.replace(source, weight=weight) for source, weight in pairs)

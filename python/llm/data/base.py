@@ -23,6 +23,11 @@ class Dataset(abc.ABC):
         return (len(self),)
 
     @property
+    def epoch_samples(self) -> int:
+        """Number of samples that together are as long as the data; smaller than the length if samples overlap."""
+        return len(self)
+
+    @property
     def weights(self) -> tuple[float, ...] | None:
         """Share of each source in the order of training; None for as many samples as each has."""
         return None

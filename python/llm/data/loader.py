@@ -57,8 +57,8 @@ class BatchLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of whole batches in as many samples as there are."""
-        return len(self.dataset) // self.batch_size
+        """Number of whole batches in as many samples as are as long as the data, but at least one."""
+        return max(1, self.dataset.epoch_samples // self.batch_size)
 
     def state(self, step: int) -> dict[str, Any]:
         """Returns what a checkpoint after `step` steps holds: the position of the next sample, and the order's weights.

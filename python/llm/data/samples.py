@@ -56,6 +56,26 @@ class TokenWindows(TokenSamples):
         return [self.token_ids[start : start + self.context_length + 1]]
 
 
+class TokenCrops(TokenSamples):
+    """Crops of `context_length` tokens, one for each token that one can begin at; they overlap."""
+
+    def __init__(self, token_ids: TokenArray | TokenStream, context_length: int) -> None:
+        self.token_ids = token_ids
+        self.context_length = context_length
+
+    def __len__(self) -> int:
+        return max(0, len(self.token_ids) - self.context_length)
+
+    @property
+    def epoch_samples(self) -> int:
+        """Number of crops that together are as long as the text."""
+        return max(0, len(self.token_ids) - 1) // self.context_length
+
+    def sequences(self, idx: int) -> list[TokenArray]:
+        """Returns the crop that begins at a token."""
+        return [self.token_ids[idx : idx + self.context_length + 1]]
+
+
 class Mixture(TokenSamples):
     """Several sources, whose samples are numbered one source after another.
 
@@ -80,6 +100,11 @@ class Mixture(TokenSamples):
     def sizes(self) -> tuple[int, ...]:
         """Number of samples of each source."""
         return tuple(map(len, self.parts))
+
+    @property
+    def epoch_samples(self) -> int:
+        """Number of samples that together are as long as all sources."""
+        return sum(part.epoch_samples for part in self.parts)
 
     @property
     def weights(self) -> tuple[float, ...] | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from llm.checkpoint import read_json
 from llm.data.base import BaseDataModule, Dataset
 from llm.data.packing import PackedDocuments, PackingFacts
-from llm.data.samples import Mixture, Selected, TokenSamples, TokenWindows
+from llm.data.samples import Mixture, Selected, TokenCrops, TokenSamples, TokenWindows
 from llm.data.scan import scan_corpus
 from llm.data.shards import TokenStream, open_ends, open_shard, read_facts
 from llm.data.tokenize import MANIFEST, tokenize_corpus
@@ -121,6 +121,8 @@ class TextDataModule(BaseDataModule):
         token_ids = TokenStream([open_shard(file) for file in files])
         if self.config.packing:
             samples: TokenSamples = self._packed(token_ids, files)
+        elif self.config.sampling == "crops" and part == "train":
+            samples = TokenCrops(token_ids, self.context_length)
         else:
             samples = TokenWindows(token_ids, self.context_length, keep_rest=part == "validation")
         if part == "train" and not len(samples):
@@ -147,7 +149,7 @@ class TextDataModule(BaseDataModule):
         if not source["train"]:
             return facts
         samples = self._samples(source)
-        facts["samples"] = len(samples)
+        facts["samples"] = samples.epoch_samples
         if isinstance(samples, PackedDocuments):
             packed: PackingFacts = samples.facts
             facts |= {"cut": packed.num_cut, "dropped": packed.num_dropped, "filled": packed.filled}

@@ -57,6 +57,10 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     packing: Annotated[
         bool, msgspec.Meta(description="Fill samples with whole documents, none of which attends to another.")
     ] = False
+    sampling: Annotated[
+        Literal["windows", "crops"],
+        msgspec.Meta(description="Samples side by side, or crops that begin at any token; both in random order."),
+    ] = "windows"
     validation_fraction: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0, description="Held out from the end.")] = 0.1
     validation_paths: Annotated[
         tuple[str, ...], msgspec.Meta(description="Text to validate on, in place of a held-out part.")
@@ -94,6 +98,8 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 f"text comes from `data.paths` or `data.sources`, got both: {', '.join(self.paths)} and "
                 f"{len(self.sources)} sources\nhint: name each text once"
             )
+        if self.packing and self.sampling == "crops":
+            raise ConfigError("`data.sampling` must be windows with `data.packing`, got crops")
         names = [source.name for source in self.all_sources]
         if len(set(names)) < len(names):
             raise ConfigError(f"`data.sources` must have different names, got {', '.join(names)}")

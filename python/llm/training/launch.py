@@ -236,7 +236,7 @@ def _write_parts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | No
         text.tokenize(tokenizer)
         tokenizer.save(run.tokenizer)
         start.notices += [*text.notices, *TextDataModule(run.data, config.context_length, config.data).notices()]
-        num_tokens = len(_data(config, run).train_dataset()) * config.context_length
+        num_tokens = _data(config, run).train_dataset().epoch_samples * config.context_length
         config = plan.after_tokenizing(config, num_tokens)
         start.notices += describe(asked, config)
     elif config.training.task == "lm":
