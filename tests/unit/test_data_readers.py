@@ -111,6 +111,20 @@ def test_bad_content_is_one_error_with_its_place(tmp_path: Path, name: str, cont
         documents_of(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("kept", "words"), [(slice(-5), "it is cut short"), (slice(500), "it is cut short"), (slice(6, None), "rror")]
+)
+def test_a_damaged_zstandard_file_is_named(tmp_path: Path, kept: slice, words: str) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    text = "".join(f"Line {number} of a play.\n" for number in range(9_000))
+    whole = zstandard.ZstdCompressor(write_checksum=True).compress(text.encode())
+    (tmp_path / "a.txt.zst").write_bytes(whole + whole)
+    assert documents_of(tmp_path / "a.txt.zst") == [text * 2]
+    (tmp_path / "a.txt.zst").write_bytes(whole[kept])
+    with pytest.raises(DataError, match=rf"a\.txt\.zst: the Zstandard file is damaged before byte .*{words}"):
+        documents_of(tmp_path / "a.txt.zst")
+
+
 def test_bad_parquet_is_named(tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.table({"body": ["a"], "n": [1]}), tmp_path / "a.parquet")

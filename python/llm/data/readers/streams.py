@@ -11,6 +11,8 @@ from llm.errors import DataError, MissingExtraError
 
 # Enough to keep all cores busy with encoding it, little enough to fit in any memory.
 BLOCK_BYTES = 1 << 22
+# Compressed bytes that are read at once; a byte can become thousands.
+_ZSTANDARD_BYTES = 1 << 13
 # The first bytes of files that are no text, and what to do about each.
 _MAGIC = (
     (b"\xff\xfe", "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0}`"),
@@ -72,7 +74,7 @@ def _open(file: Path) -> Any:
 
 
 class _Zstandard:
-    """The content of a `.zst` file, whose errors are ours."""
+    """The content of a `.zst` file, whose errors are ours; a file that is cut short is one of them."""
 
     def __init__(self, file: Path) -> None:
         try:
@@ -81,22 +83,45 @@ class _Zstandard:
             raise MissingExtraError(
                 f"{file}: reading .zst needs `zstandard`\nhint: pip install 'llm-oxide[data]'"
             ) from None
-        self._file = file
+        self._path = file
+        self._file = file.open("rb")
         self._error = zstandard.ZstdError
-        self._stream: Any = zstandard.ZstdDecompressor().stream_reader(
-            file.open("rb"), read_across_frames=True, closefd=True
-        )
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame: Any = None  # None between two frames
+        self._rest = b""  # the beginning of the next frame
+        self._ahead = bytearray()
 
     def read(self, size: int) -> bytes:
+        """Returns `size` bytes, or fewer at the end."""
+        while len(self._ahead) < size:
+            part = self._rest or self._file.read(_ZSTANDARD_BYTES)
+            if not part:
+                break
+            self._ahead += self._decompressed(part)
+        if len(self._ahead) < size and self._frame is not None:
+            raise self._damaged("it is cut short")
+        taken = bytes(self._ahead[:size])
+        del self._ahead[:size]
+        return taken
+
+    def _decompressed(self, part: bytes) -> bytes:
+        self._frame = self._frame or self._decompressor.decompressobj()
         try:
-            return bytes(self._stream.read(size))
+            found: bytes = self._frame.decompress(part)
         except self._error as error:
-            raise DataError(
-                f"{self._file}: the Zstandard file is damaged: {error}\nhint: copy or download it again"
-            ) from error
+            raise self._damaged(str(error)) from error
+        self._rest = self._frame.unused_data if self._frame.eof else b""
+        self._frame = None if self._frame.eof else self._frame
+        return found
+
+    def _damaged(self, what: str) -> DataError:
+        place = f"before byte {self._file.tell():,} of the file"
+        return DataError(
+            f"{self._path}: the Zstandard file is damaged {place}: {what}\nhint: copy or download it again"
+        )
 
     def __enter__(self) -> "_Zstandard":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
+        self._file.close()
