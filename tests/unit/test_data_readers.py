@@ -143,13 +143,13 @@ def test_bad_rows_of_parquet_are_named(tmp_path: Path) -> None:
     good = ["a"] * 1500
     for bad, words in ((None, "got null"), (b"caf\xe9", "in UTF-8, got byte 0xe9")):
         column = arrow.array([*good, bad], arrow.binary()).view("string") if bad else arrow.array([*good, bad])
-        parquet.write_table(arrow.table({"text": column}), tmp_path / "a.parquet")
-        with pytest.raises(DataError, match=rf"a\.parquet, row 1501: the column `text` must be text.* {words}"):
-            documents_of(tmp_path / "a.parquet")
+        parquet.write_table(arrow.table({"text": column}), tmp_path / "a{0}.parquet")
+        with pytest.raises(DataError, match=rf"a\{{0\}}\.parquet, row 1501: the column `text` must be text.* {words}"):
+            documents_of(tmp_path / "a{0}.parquet")
     parquet.write_table(
-        arrow.table({"text": arrow.array(["é", "", "b"], arrow.large_string())}), tmp_path / "a.parquet"
+        arrow.table({"text": arrow.array(["é", "", "b"], arrow.large_string())}), tmp_path / "a{0}.parquet"
     )
-    assert documents_of(tmp_path / "a.parquet") == ["é", "b"]
+    assert documents_of(tmp_path / "a{0}.parquet") == ["é", "b"]
 
 
 def test_marks_and_line_ends_of_windows_are_noted(tmp_path: Path) -> None:

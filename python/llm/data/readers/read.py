@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -46,7 +46,8 @@ def read_pieces(file: Path, options: ReadOptions, notes: ReadNotes | None = None
 def _text(file: Path, options: ReadOptions, notes: ReadNotes, cutter: DocumentCutter) -> Iterator[TextBlock]:  # noqa: ARG001
     has_crlf = False
     for block in _blocks(file, notes):
-        if not has_crlf and b"\r\n" in block:
+        # A search for one byte is twenty times as fast as one for two.
+        if not has_crlf and b"\r" in block and b"\r\n" in block:
             has_crlf = True
             notes.crlf.append(str(file))
         try:
@@ -126,33 +127,41 @@ def _parquet(file: Path, options: ReadOptions, notes: ReadNotes, cutter: Documen
             row = 0
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[column], use_threads=False):
                 texts = batch.column(0).cast(pyarrow.large_string())
-                _check_rows(f"{file}, row {{}}: the column `{column}` must be text", texts, row)
+                place = _Row(file, column, row)
+                place.check_none_is_missing(texts)
+                try:
+                    block = cutter.feed_rows(*_arrays(texts))
+                except DataError:
+                    raise place.first_that_is_no_utf8(texts) from None
                 row += len(texts)
-                yield cutter.feed_rows(*_arrays(texts))
+                yield block
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{file}: is no Parquet file that can be read: {error}") from error
 
 
-def _check_rows(message: str, texts: Any, before: int) -> None:
-    """Checks that every row is there and is UTF-8; `before` rows of the file come before these."""
-    if texts.null_count:
-        row = before + texts.is_null().to_pylist().index(True) + 1
-        raise DataError(f"{message.format(row)}, got null")
-    if _is_utf8(texts):
-        return
-    for row, value in enumerate(texts.cast("large_binary").to_pylist(), start=before + 1):
-        try:
-            value.decode()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{message.format(row)} in UTF-8, got byte {value[error.start]:#04x}") from None
+class _Row(NamedTuple):
+    """Names rows of a batch in messages; `before` rows of the file come before the batch."""
 
+    file: Path
+    column: str
+    before: int
 
-def _is_utf8(texts: Any) -> bool:
-    try:
-        texts.validate(full=True)
-    except ValueError:
-        return False
-    return True
+    def check_none_is_missing(self, texts: Any) -> None:
+        """Refuses a row without a value."""
+        if texts.null_count:
+            raise self._error(texts.is_null().to_pylist().index(True), "must be text, got null")
+
+    def first_that_is_no_utf8(self, texts: Any) -> DataError:
+        """Returns the error that names it."""
+        for idx, value in enumerate(texts.cast("large_binary").to_pylist()):
+            try:
+                value.decode()
+            except UnicodeDecodeError as error:
+                return self._error(idx, f"must be text in UTF-8, got byte {value[error.start]:#04x}")
+        return self._error(0, "must be text in UTF-8")
+
+    def _error(self, idx: int, words: str) -> DataError:
+        return DataError(f"{self.file}, row {self.before + idx + 1}: the column `{self.column}` {words}")
 
 
 def _arrays(texts: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
