@@ -2,8 +2,9 @@
 
 `python benches/bench_training.py [--cases 12m-256] [--precisions float32] [--rounds 5] [--threads 2]` lets all loops
 take turns, step by step, from the same weights on the same tokens; first losses are compared before anything is timed.
-It prints a table and writes `benches/results/training.json`. litgpt runs in an environment of its own, made by
-`python benches/peers/environments.py litgpt`, or under `--litgpt-python`; without it, litgpt is left out.
+It prints a table and writes `benches/results/training.json` (`--merge` keeps its other cases). For this package's loop,
+it also gives the share of a step outside forward, backward and optimizer. litgpt runs in an environment of its own,
+made by `python benches/peers/environments.py litgpt`, or under `--litgpt-python`; without it, litgpt is left out.
 """
 
 import argparse
@@ -77,6 +78,7 @@ class Loop:
         self.name = name
         self.tokens_per_s: list[float] = []
         self.tokens_per_cpu_s: list[float] = []
+        self.overheads: list[float] = []
         self.errors = errors
         command = [str(python), str(PEERS / "training_loops.py"), name, str(directory)]
         with errors.open("w") as file:
@@ -141,6 +143,8 @@ def take_turns(loops: list[Loop], rounds: int, tokens: int) -> None:
             loop = loops[(at + turn) % len(loops)]
             loop.tokens_per_s.append(tokens / loop.step())
             loop.tokens_per_cpu_s.append(tokens / loop.state["cpu_seconds"])
+            if loop.state["parts_seconds"] is not None:
+                loop.overheads.append(1 - loop.state["parts_seconds"] / loop.state["seconds"])
 
 
 def check_losses(loops: list[Loop], precision: str) -> None:
@@ -158,6 +162,7 @@ def report(loop: Loop) -> dict[str, object]:
         "name": loop.name,
         "tokens_per_s": round(statistics.median(speeds), 1),
         "tokens_per_cpu_s": round(statistics.median(loop.tokens_per_cpu_s), 1),
+        "share_outside_model_and_optimizer": round(statistics.median(loop.overheads), 4) if loop.overheads else None,
         "slowest": round(speeds[0], 1),
         "fastest": round(speeds[-1], 1),
         "first_loss": loop.state["loss"],
@@ -176,7 +181,8 @@ def show(case: str, result: dict[str, object]) -> None:
         print(
             f"{case:<10} {result['precision']:<9} {row['name']:<16} {row['tokens_per_s']:>10,.0f} tokens/s"
             f"  {row['tokens_per_s'] / best['tokens_per_s']:5.2f} of the fastest peer,"
-            f"  {row['tokens_per_cpu_s'] / best['tokens_per_cpu_s']:5.2f} by processor time  {row['peak_mib']:>6,} MiB",
+            f"  {row['tokens_per_cpu_s'] / best['tokens_per_cpu_s']:5.2f} by processor time  {row['peak_mib']:>6,} MiB"
+            f"  outside model and optimizer: {row['share_outside_model_and_optimizer']}",
             flush=True,
         )
 
@@ -190,16 +196,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--litgpt-python", type=Path)
+    parser.add_argument("--merge", action="store_true", help="keep the other cases of the output file")
     parser.add_argument("--output", type=Path, default=RESULTS / "training.json")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     facts = {"machine": machine(), "threads": options.threads, "rounds": options.rounds} | versions
-    facts["load_average"] = os.getloadavg()[0]
     results: dict[str, object] = {}
+    if options.merge and options.output.is_file():
+        results |= json.loads(options.output.read_text())["results"]
     for precision in options.precisions:
         for case in options.cases:
-            result = measure(case, precision, options)
+            result = measure(case, precision, options) | {"load_average": os.getloadavg()[0]}
             results[f"{case} {precision}"] = result
             show(case, result)
     options.output.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n")

@@ -28,6 +28,8 @@ class Gate:
         self.directory = directory
         self.case = json.loads((directory / "case.json").read_text())
         self.loss: float | None = None
+        # Seconds of the last step's forward, backward and optimizer, where the loop measures them.
+        self.parts_seconds: float | None = None
         self._random = torch.Generator().manual_seed(1)
         self._started: tuple[float, float] | None = None
         torch.set_num_threads(self.case["threads"])
@@ -43,7 +45,7 @@ class Gate:
         seconds, cpu_seconds = time.perf_counter() - began[0], time.process_time() - began[1]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         state = {"seconds": seconds, "cpu_seconds": cpu_seconds, "loss": self.loss, "peak_mib": round(peak)}
-        print(json.dumps(state), flush=True)
+        print(json.dumps(state | {"parts_seconds": self.parts_seconds}), flush=True)
         if not sys.stdin.readline():
             os._exit(0)
         shape = (self.case["batch"], self.case["block"] + 1)
