@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llm.models.context import ForwardContext
 from llm.models.layers.attention import Attention
+from llm.models.layers.cpu_block import train_block
 from llm.models.layers.moe import MoE
 from llm.models.layers.norm import add_norm
 from llm.models.layers.rotary import PositionEncoding, Rotation
@@ -40,6 +41,10 @@ class TransformerBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor:
         """Maps `[T, C]` to `[T, C]`."""
+        if self.placement == "pre" and not self.dropout.p:
+            trained = train_block(self, hidden_states, rotation, context)
+            if trained is not None:
+                return trained
         if self.placement == "post":
             hidden_states = self.norm1(hidden_states + self.dropout(self.attention(hidden_states, rotation, context)))
             return cast(Tensor, self.norm2(hidden_states + self.dropout(self.mlp(hidden_states))))

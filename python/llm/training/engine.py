@@ -16,6 +16,7 @@ from llm.data import BaseDataModule, BatchLoader, in_order
 from llm.errors import FileError, TrainingError
 from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer
+from llm.training.allocator import kept_memory
 from llm.training.best import BestLoss
 from llm.training.callbacks import Callback
 from llm.training.distributed import Distributed, whole
@@ -128,7 +129,7 @@ class TrainingEngine:
         self._call_start()
         try:
             if not is_finished:
-                with self._stop, self.saver:
+                with self._stop, self.saver, kept_memory(self.distributed.device):
                     self._train()
         finally:
             for callback in self.callbacks:

@@ -1,0 +1,89 @@
+"""Runs a block in training on a CPU as two operations, where its layers are those that `cpu_halves` knows."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm.models.context import ForwardContext
+from llm.models.layers import cpu_training
+from llm.models.layers.attention import Attention
+from llm.models.layers.cpu_halves import AttentionHalf, AttentionRules, FeedForwardHalf, FeedForwardRules, NormRule
+from llm.models.layers.cpu_training import Linear
+from llm.models.layers.mlp import ACTIVATIONS, MLP, SwiGLU
+from llm.models.layers.norm import LayerNorm, LayerNormNoBias, RMSNorm
+from llm.models.layers.rotary import Rotation
+
+_NORMS = (RMSNorm, LayerNorm, LayerNormNoBias)
+_ACTIVATIONS = {
+    (SwiGLU, F.silu): "silu",
+    (MLP, ACTIVATIONS["gelu"]): "gelu",
+    (MLP, ACTIVATIONS["gelu_pytorch_tanh"]): "gelu_tanh",
+}
+
+
+def train_block(block: Any, states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor | None:
+    """Returns the residual stream after a pre-norm block without dropout, or None if its layers must run themselves.
+
+    Args:
+        block: A `TransformerBlock`; its own file imports this one.
+        states: Residual stream `[T, C]`.
+        rotation: See `PositionEncoding.rotation`.
+        context: Boundaries of the sequences.
+    """
+    if torch._C._len_torch_dispatch_stack():  # somebody counts operations
+        return None
+    if not block.training or states.dtype != torch.float32 or not cpu_training.is_training_on_cpu(states):
+        return None
+    attention, mlp = block.attention, block.mlp
+    if not _is_known(attention, mlp, block.norm1, block.norm2) or not _attends_plainly(attention, context):
+        return None
+    inputs = (attention.qkv_proj, attention.o_proj, *_projections(mlp))
+    if any(not _is_bare(layer) for layer in inputs) or any(map(_is_watched, (*inputs, *block.children()))):
+        return None
+    return _run(block, states, rotation, context)
+
+
+def _is_known(attention: Any, mlp: Any, *norms: Any) -> bool:
+    is_known: bool = type(attention) is Attention and (type(mlp), getattr(mlp, "activation", None)) in _ACTIVATIONS
+    return is_known and all(type(norm) in _NORMS for norm in norms)
+
+
+def _attends_plainly(attention: Attention, context: ForwardContext) -> bool:
+    """Returns whether each token attends to all earlier tokens of its sequence, and sequences are equally long."""
+    rule, lengths = attention.rule, context.query_lens
+    is_plain = rule.window is None and rule.softcap is None and not rule.dropout and not attention.has_norms
+    is_usual = context.cache is None and context.attention_backend in ("auto", "sdpa")
+    return is_plain and is_usual and lengths[0] > 1 and lengths.count(lengths[0]) == len(lengths)
+
+
+def _projections(mlp: Any) -> tuple[Any, Any]:
+    return (mlp.gate_up_proj if type(mlp) is SwiGLU else mlp.up_proj), mlp.down_proj
+
+
+def _is_bare(layer: Any) -> bool:
+    """Returns whether a layer is a product with a trained fp32 matrix."""
+    is_linear = type(layer) is Linear and layer.bias is None
+    return is_linear and layer.weight.dtype == torch.float32 and bool(layer.weight.requires_grad)
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Returns whether somebody wants to see what goes through a layer."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+
+
+def _run(block: Any, states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor:
+    attention, mlp = block.attention, block.mlp
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    counts = (attention.num_heads, attention.num_kv_heads, attention.num_kv_heads)
+    norm1, norm2 = (NormRule(norm.eps, type(norm) is RMSNorm) for norm in (block.norm1, block.norm2))
+    rules = AttentionRules(norm1, dtype, len(context.query_lens), counts, attention.rule.scale, rotation)
+    weights = (attention.qkv_proj.weight, attention.o_proj.weight)
+    bias = getattr(block.norm1, "bias", None)
+    states = AttentionHalf.apply(rules, states, block.norm1.weight, bias, *weights)  # type: ignore[no-untyped-call]
+    own = FeedForwardRules(norm2, dtype, _ACTIVATIONS[type(mlp), mlp.activation])
+    bias = getattr(block.norm2, "bias", None)
+    inputs = (layer.weight for layer in _projections(mlp))
+    found: Tensor = FeedForwardHalf.apply(own, states, block.norm2.weight, bias, *inputs)  # type: ignore[no-untyped-call]
+    return found
