@@ -2,6 +2,7 @@
 
 use super::cache::{CacheShape, SPLIT_TOKENS};
 use super::memory::{AlignedBuffer, SharedBuffer};
+use super::product::packed::scheme::GROUP;
 use super::product::prepared::ALIGN;
 use super::product::strip::STRIP;
 use super::spec::ModelSpec;
@@ -81,8 +82,8 @@ pub(crate) type SharedBuffers = BufferSet<SharedBuffer>;
 impl Buffers {
     pub fn new(sizes: Sizes, shape: &CacheShape, num_threads: usize) -> Self {
         let choices = MAX_ROWS * sizes.num_chosen;
-        // Row scratch holds one row, or the rows gathered for an expert.
-        let row_scratch = if choices > 0 { MAX_ROWS * sizes.input } else { sizes.input };
+        // Row scratch holds one row, a group of columns of all rows, or the rows gathered for an expert.
+        let row_scratch = if choices > 0 { MAX_ROWS * sizes.input } else { sizes.input.max(MAX_ROWS * GROUP) };
         // Attention scores of all heads that share a key head.
         let scores = sizes.wide / shape.head_dim.max(1) * SPLIT_TOKENS;
         let thread_scratch = (ROW_SCRATCH + row_scratch).max(scores);

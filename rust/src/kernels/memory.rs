@@ -1,9 +1,11 @@
 //! Memory that kernels work on: matrices owned by somebody else, and aligned buffers that threads split among themselves.
 
+use super::product::packed::scheme::{GROUP, Scheme};
+use super::product::strip::STRIP;
 use super::simd::widen;
 use crate::{Error, Result};
 
-/// Number format of weights and of cached keys and values.
+/// Number format of weights in place and of cached keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {
     /// IEEE single precision.
@@ -22,7 +24,16 @@ impl Dtype {
     }
 }
 
-/// A row-major matrix in memory owned by somebody else.
+/// Number format of a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Row after row of numbers.
+    Plain(Dtype),
+    /// Strips of quantised numbers.
+    Packed(Scheme),
+}
+
+/// A matrix in memory owned by somebody else.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix {
     data: *const u8,
@@ -31,7 +42,7 @@ pub struct Matrix {
     /// Numbers per row: a linear layer's inputs.
     pub cols: usize,
     /// Number format.
-    pub dtype: Dtype,
+    pub format: Format,
 }
 
 // SAFETY: a matrix is only read, and the caller of `from_raw` keeps its memory alive and unwritten.
@@ -55,19 +66,54 @@ impl Matrix {
                 "a matrix must have an aligned address and at least one number, got ({rows}, {cols}) at {data:?}"
             )));
         }
-        Ok(Self { data, rows, cols, dtype })
+        Ok(Self { data, rows, cols, format: Format::Plain(dtype) })
     }
 
-    /// Returns the size of a row in bytes.
-    pub(crate) fn row_bytes(&self) -> usize {
-        self.cols * self.dtype.size()
+    /// Creates a view of a matrix that [`Scheme::pack`] packed into `num_bytes` at `data`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for a null pointer, a matrix without numbers, rows that are no whole groups, or another
+    /// number of bytes than [`Scheme::packed_bytes`] gives.
+    ///
+    /// # Safety
+    ///
+    /// The memory must stay in place and unwritten for as long as this view or any copy of the view is used.
+    pub unsafe fn from_packed(
+        data: *const u8,
+        num_bytes: usize,
+        rows: usize,
+        cols: usize,
+        scheme: Scheme,
+    ) -> Result<Self> {
+        let has_numbers = !data.is_null() && rows > 0 && cols > 0 && cols.is_multiple_of(GROUP);
+        if !has_numbers || num_bytes != scheme.packed_bytes(rows, cols) {
+            return Err(Error::InvalidArgument(format!(
+                "a packed matrix of ({rows}, {cols}) in {} can't have {num_bytes} bytes at {data:?}",
+                scheme.name()
+            )));
+        }
+        Ok(Self { data, rows, cols, format: Format::Packed(scheme) })
     }
 
-    /// Returns the address of a row.
-    pub(crate) fn row(&self, row: usize) -> *const u8 {
-        debug_assert!(row < self.rows);
+    /// Returns whether the numbers are quantised.
+    pub(crate) fn is_packed(&self) -> bool {
+        matches!(self.format, Format::Packed(_))
+    }
+
+    /// Returns the address of a row of numbers of this type.
+    pub(crate) fn row(&self, row: usize, dtype: Dtype) -> *const u8 {
+        debug_assert!(row < self.rows && self.format == Format::Plain(dtype));
         // SAFETY: the row lies within the memory that the caller of `from_raw` vouched for.
-        unsafe { self.data.add(row * self.row_bytes()) }
+        unsafe { self.data.add(row * self.cols * dtype.size()) }
+    }
+
+    /// Returns the address of the packed strip that begins with row `first`.
+    pub(crate) fn strip(&self, first: usize, scheme: Scheme) -> *const u8 {
+        debug_assert!(first < self.rows && self.format == Format::Packed(scheme));
+        assert!(first.is_multiple_of(STRIP), "no strip of packed weights begins with row {first}");
+        // SAFETY: the strip lies within the memory that the caller of `from_packed` vouched for.
+        unsafe { self.data.add(first / STRIP * scheme.strip_bytes(self.cols)) }
     }
 
     /// Copies a row into `to`, converted to f32.
@@ -77,15 +123,23 @@ impl Matrix {
     /// If the matrix has no such row, or `to` is shorter than a row.
     pub fn read_row(&self, row: usize, to: &mut [f32]) {
         assert!(row < self.rows, "a matrix of {} rows has no row {row}", self.rows);
-        let from = self.row(row);
-        for (col, value) in to[..self.cols].iter_mut().enumerate() {
-            // SAFETY: column `col` lies within the row.
-            *value = unsafe {
-                match self.dtype {
-                    Dtype::F32 => from.cast::<f32>().add(col).read(),
-                    Dtype::Bf16 => widen(from.cast::<u16>().add(col).read()),
+        let to = &mut to[..self.cols];
+        // SAFETY: all columns lie within the row, and all strips within the memory that the constructor's caller vouched for.
+        unsafe {
+            match self.format {
+                Format::Plain(Dtype::F32) => {
+                    let from = self.row(row, Dtype::F32).cast::<f32>();
+                    to.iter_mut().enumerate().for_each(|(col, value)| *value = from.add(col).read());
                 }
-            };
+                Format::Plain(Dtype::Bf16) => {
+                    let from = self.row(row, Dtype::Bf16).cast::<u16>();
+                    to.iter_mut().enumerate().for_each(|(col, value)| *value = widen(from.add(col).read()));
+                }
+                Format::Packed(scheme) => {
+                    let num_bytes = scheme.packed_bytes(self.rows, self.cols);
+                    scheme.unpack_row(std::slice::from_raw_parts(self.data, num_bytes), row, to);
+                }
+            }
         }
     }
 }

@@ -23,8 +23,9 @@ mod threads;
 
 pub use cache::{CacheLayer, CachePart, CacheShape};
 pub use cpu_model::CpuModel;
-pub use memory::{Dtype, Matrix};
+pub use memory::{Dtype, Format, Matrix};
 pub use product::linear::Linear;
+pub use product::packed::scheme::{GROUP, Scheme};
 pub use row_ops::{Activation, Norm, Rope};
 pub use simd::Isa;
 pub use spec::{Experts, FeedForward, Layer, ModelSpec, SharedExpert};

@@ -3,6 +3,7 @@
 use super::cache::CacheShape;
 use super::memory::Matrix;
 use super::product::linear::Linear;
+use super::product::strip::STRIP;
 use super::row_ops::{Activation, Norm, Rope};
 use crate::{Error, Result};
 
@@ -185,13 +186,15 @@ impl Experts {
     fn is_sound(&self, hidden: usize) -> bool {
         let num_experts = self.gate_up.len();
         self.router.has_shape(num_experts, hidden)
+            && !self.router.weight.is_packed()
+            && self.down.iter().all(|down| !down.weight.is_packed())
             && self.down.len() == num_experts
             && (1..=num_experts).contains(&self.num_chosen)
             && self.gate_up.iter().zip(&self.down).all(|(gate_up, down)| {
                 is_gated(gate_up, down, hidden)
                     && down.weight.cols == self.down[0].weight.cols
-                    && down.weight.dtype == self.down[0].weight.dtype
-                    && gate_up.weight.dtype == self.router.weight.dtype
+                    && down.weight.format == self.down[0].weight.format
+                    && gate_up.weight.format == self.router.weight.format
             })
             && self.shared.as_ref().is_none_or(|shared| shared.is_sound(hidden, &self.router))
     }
@@ -201,16 +204,19 @@ impl SharedExpert {
     /// The router's inputs are this expert's as well, so the weights must have one format.
     fn is_sound(&self, hidden: usize, router: &Linear) -> bool {
         is_gated(&self.gate_up, &self.down, hidden)
-            && self.gate_up.weight.dtype == router.weight.dtype
+            && !self.down.weight.is_packed()
+            && self.gate_up.weight.format == router.weight.format
             && self
                 .gate
                 .as_ref()
-                .is_none_or(|gate| gate.has_shape(1, hidden) && gate.weight.dtype == router.weight.dtype)
+                .is_none_or(|gate| gate.has_shape(1, hidden) && gate.weight.format == router.weight.format)
     }
 }
 
 /// Returns whether the layers form a gated feed-forward.
 fn is_gated(gate_up: &Linear, down: &Linear, hidden: usize) -> bool {
     let width = down.weight.cols;
-    gate_up.has_shape(2 * width, hidden) && down.has_shape(hidden, width)
+    // A packed strip can't hold both gate and up.
+    let is_cut_at_strip = !gate_up.weight.is_packed() || width.is_multiple_of(STRIP);
+    gate_up.has_shape(2 * width, hidden) && down.has_shape(hidden, width) && is_cut_at_strip
 }

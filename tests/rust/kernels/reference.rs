@@ -1,7 +1,8 @@
 //! A naive decoder: plain loops over f32, one token at a time, without vectors, threads or blocks. Slow and obvious.
 
 use llm_core::kernels::{
-    Activation, CacheShape, Dtype, Experts, FeedForward, Isa, Layer, Linear, ModelSpec, Norm, SharedExpert,
+    Activation, CacheShape, Dtype, Experts, FeedForward, Format, GROUP, Isa, Layer, Linear, ModelSpec, Norm,
+    SharedExpert,
 };
 
 /// Keys and values of one request and layer, `[tokens][kv_heads * head_dim]`.
@@ -147,8 +148,11 @@ impl<'a> Reference<'a> {
     }
 
     fn product(&self, linear: &Linear, x: &[f32]) -> Vec<f32> {
-        let rounds = self.rounds_activations && linear.weight.dtype == Dtype::Bf16;
-        let x: Vec<f32> = if rounds { stored(Dtype::Bf16, x) } else { x.to_vec() };
+        let x: Vec<f32> = match linear.weight.format {
+            Format::Packed(_) => x.chunks(GROUP).flat_map(eight_bits).collect(),
+            Format::Plain(Dtype::Bf16) if self.rounds_activations => stored(Dtype::Bf16, x),
+            Format::Plain(_) => x.to_vec(),
+        };
         let mut row = vec![0.0; linear.weight.cols];
         let outputs = (0..linear.weight.rows).map(|output| {
             linear.weight.read_row(output, &mut row);
@@ -172,6 +176,12 @@ pub fn stored(dtype: Dtype, values: &[f32]) -> Vec<f32> {
         Dtype::F32 => values.to_vec(),
         Dtype::Bf16 => values.iter().map(|value| f32::from_bits(u32::from(bf16(*value)) << 16)).collect(),
     }
+}
+
+/// The nearest of 255 steps up to the largest magnitude.
+fn eight_bits(group: &[f32]) -> Vec<f32> {
+    let scale = group.iter().fold(0.0_f32, |largest, value| largest.max(value.abs())) / 127.0;
+    group.iter().map(|value| (value / scale).round() * scale).collect()
 }
 
 /// The nearest bf16, ties to even.

@@ -4,8 +4,8 @@
 
 use super::reference::{Reference, bf16};
 use llm_core::kernels::{
-    Activation, CacheLayer, CachePart, CacheShape, CpuModel, Dtype, Experts, FeedForward, Isa, Layer, Linear, Matrix,
-    ModelSpec, Norm, Rope, SharedExpert, StepInput,
+    Activation, CacheLayer, CachePart, CacheShape, CpuModel, Dtype, Experts, FeedForward, Format, GROUP, Isa, Layer,
+    Linear, Matrix, ModelSpec, Norm, Rope, Scheme, SharedExpert, StepInput,
 };
 
 const ISAS: [Isa; 4] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
@@ -105,12 +105,22 @@ const FAMILIES: [Family; 12] = [
     Family { name: "several splits of a long context", context: 530, num_layers: 1, window: Some(270), ..LLAMA },
 ];
 
+/// Families whose matrices consist of whole groups, in fewer and more strips than threads.
+const PACKED_FAMILIES: [Family; 5] = [
+    Family { name: "packed llama", hidden: 64, inner: 96, head_dim: 16, ..LLAMA },
+    Family { name: "packed and tied", hidden: 64, inner: 160, head_dim: 16, is_tied: true, ..LLAMA },
+    Family { name: "packed, biases", hidden: 32, inner: 32, head_dim: 8, has_biases: true, ..LLAMA },
+    Family { name: "packed, no gate", hidden: 64, inner: 96, head_dim: 16, mlp: Mlp::Plain, ..LLAMA },
+    Family { name: "packed, post norms", hidden: 96, inner: 64, head_dim: 32, has_post_norms: true, ..LLAMA },
+];
+
 /// Random weights in one format; matrices point into the vectors kept here.
 struct Weights {
-    dtype: Dtype,
+    format: Format,
     state: u64,
     full: Vec<Vec<f32>>,
     half: Vec<Vec<u16>>,
+    packed: Vec<Vec<u8>>,
 }
 
 impl Weights {
@@ -125,18 +135,40 @@ impl Weights {
 
     fn matrix(&mut self, rows: usize, cols: usize) -> Matrix {
         let numbers = self.vector(rows * cols, 0.0, (3.0 / cols as f32).sqrt());
-        let data = match self.dtype {
-            Dtype::F32 => {
+        let (data, dtype) = match self.format {
+            Format::Plain(Dtype::F32) => {
                 self.full.push(numbers);
-                self.full.last().expect("at least one token").as_ptr().cast::<u8>()
+                (self.full.last().expect("at least one token").as_ptr().cast::<u8>(), Dtype::F32)
             }
-            Dtype::Bf16 => {
+            Format::Plain(Dtype::Bf16) => {
                 self.half.push(numbers.into_iter().map(bf16).collect());
-                self.half.last().expect("at least one token").as_ptr().cast::<u8>()
+                (self.half.last().expect("at least one token").as_ptr().cast::<u8>(), Dtype::Bf16)
             }
+            Format::Packed(scheme) => return self.packed_matrix(scheme, rows, cols),
         };
         // SAFETY: the vector stays in place, unwritten, for as long as these weights live.
-        unsafe { Matrix::from_raw(data, rows, cols, self.dtype) }.expect("sizes that agree")
+        unsafe { Matrix::from_raw(data, rows, cols, dtype) }.expect("sizes that agree")
+    }
+
+    /// Random codes with scales of the size that other matrices have.
+    fn packed_matrix(&mut self, scheme: Scheme, rows: usize, cols: usize) -> Matrix {
+        let codes_len = if scheme == Scheme::Q8_0 { GROUP } else { GROUP / 2 };
+        let mut blocks = Vec::new();
+        for _ in 0..rows * cols / GROUP {
+            // 2^-11 for eight bits and 2^-7 for four, more or less; a minimum of minus 8 scales.
+            let scale = if scheme == Scheme::Q8_0 { 4 << 10 } else { 8 << 10 } + (self.number().abs() * 1023.0) as u16;
+            blocks.extend(scale.to_le_bytes());
+            if scheme == Scheme::Q4_1 {
+                blocks.extend(((scale + (3 << 10)) | 0x8000).to_le_bytes());
+            }
+            blocks.extend((0..codes_len).map(|_| (self.number() * 127.0) as i8 as u8));
+        }
+        let mut packed = vec![0; scheme.packed_bytes(rows, cols)];
+        scheme.pack(&blocks, cols, &mut packed, 0).expect("sizes that agree");
+        self.packed.push(packed);
+        let packed = self.packed.last().expect("just pushed");
+        // SAFETY: the vector stays in place, unwritten, for as long as these weights live.
+        unsafe { Matrix::from_packed(packed.as_ptr(), packed.len(), rows, cols, scheme) }.expect("sizes that agree")
     }
 
     fn linear(&mut self, rows: usize, cols: usize, has_bias: bool) -> Linear {
@@ -293,8 +325,9 @@ fn error(found: &[Vec<f32>], wanted: &[Vec<f32>]) -> f32 {
 }
 
 /// Prefills and decodes `num_rows` requests; returns the largest error of both steps.
-fn compare(family: &Family, dtype: Dtype, isa: Isa, num_rows: usize) -> f32 {
-    let mut weights = Weights { dtype, state: 17, full: vec![], half: vec![] };
+fn compare(family: &Family, format: Format, isa: Isa, num_rows: usize) -> f32 {
+    let mut weights = Weights { format, state: 17, full: vec![], half: vec![], packed: vec![] };
+    let dtype = if let Format::Plain(dtype) = format { dtype } else { Dtype::F32 };
     let spec = weights.model(family);
     let prompt_len = |request: usize| if family.context > 0 { family.context } else { 1 + request % 7 };
     let cache = Cache::new(family, dtype, num_rows, family.context.max(7) + 1);
@@ -338,7 +371,7 @@ fn every_instruction_set_equals_the_naive_decoder() {
                     _ => &[1, 3, 8, 33],
                 };
                 for &num_rows in batches {
-                    let error = compare(family, dtype, isa, num_rows);
+                    let error = compare(family, Format::Plain(dtype), isa, num_rows);
                     worst = worst.max(error);
                     // In bf16, a number of the cache or of an input that lies between two bf16 may round either way.
                     let limit = if dtype == Dtype::F32 { 2e-5 } else { 8e-3 };
@@ -352,6 +385,28 @@ fn every_instruction_set_equals_the_naive_decoder() {
                 }
             }
             eprintln!("{} {dtype:?}: largest error {worst:e}", isa.name());
+        }
+    }
+    assert!(failures.is_empty(), "{} differences:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn every_instruction_set_equals_the_naive_decoder_with_packed_weights() {
+    let mut failures = Vec::new();
+    for isa in Isa::supported() {
+        for scheme in Scheme::ALL {
+            let mut worst = 0.0_f32;
+            for family in &PACKED_FAMILIES {
+                for num_rows in [1, 3, 33] {
+                    let error = compare(family, Format::Packed(scheme), isa, num_rows);
+                    worst = worst.max(error);
+                    // An activation that lies between two steps may be rounded either way.
+                    if error > 2e-2 || error.is_nan() {
+                        failures.push(format!("{}, {scheme:?}, {}, {num_rows}: {error:e}", isa.name(), family.name));
+                    }
+                }
+            }
+            eprintln!("{} {scheme:?}: largest error {worst:e}", isa.name());
         }
     }
     assert!(failures.is_empty(), "{} differences:\n{}", failures.len(), failures.join("\n"));

@@ -10,10 +10,10 @@ use crate::kernels::threads::Worker;
 impl Pass<'_> {
     /// Computes the queries of all rows and writes their keys and values into the cache. Ends at a barrier.
     pub fn project(&self, worker: &Worker<'_>, layer: &Layer, cache: CacheLayer) {
-        let dtype = layer.qkv.weight.dtype;
-        self.normalize_rows(worker, &layer.norm1, dtype);
+        let format = layer.qkv.weight.format;
+        self.normalize_rows(worker, &layer.norm1, format);
         let width = layer.qkv.weight.rows;
-        self.multiply(worker, &layer.qkv, &self.hidden_inputs(dtype), |row, first, values| {
+        self.multiply(worker, &layer.qkv, &self.hidden_inputs(format), |row, first, values| {
             // SAFETY: one worker owns each strip of columns until the barrier.
             unsafe { self.buffers.wide.write(row * width + first, values.len()) }.copy_from_slice(values);
         });
@@ -105,7 +105,7 @@ impl Pass<'_> {
 
     /// Merges the partial results of each row's heads into the inputs of the output projection. Ends at a barrier.
     pub fn merge_heads(&self, worker: &Worker<'_>, layer: &Layer) {
-        let inputs = self.inputs(layer.out.weight.cols, layer.out.weight.dtype);
+        let inputs = self.inputs(layer.out.weight.cols, layer.out.weight.format);
         self.each_row(worker, |row| {
             let scratch = self.row_scratch(worker);
             // SAFETY: only this worker uses its scratch.

@@ -1,7 +1,7 @@
 //! A mixture of experts: for each expert, one product over the rows that chose it.
 
 use super::pass::Pass;
-use crate::kernels::product::prepared::Prepared;
+use crate::kernels::product::prepared::{Layout, Prepared};
 use crate::kernels::product::strip::{STRIP, Strip};
 use crate::kernels::spec::{Experts, SharedExpert};
 use crate::kernels::threads::Worker;
@@ -39,7 +39,7 @@ impl Pass<'_> {
         self.multiply(
             worker,
             &experts.router,
-            &self.hidden_inputs(experts.router.weight.dtype),
+            &self.hidden_inputs(experts.router.weight.format),
             |row, first, values| {
                 // SAFETY: one worker owns each strip of columns until the barrier.
                 unsafe { self.buffers.wide.write(row * num_experts + first, values.len()) }.copy_from_slice(values);
@@ -77,7 +77,7 @@ impl Pass<'_> {
 
     fn experts_up_proj(&self, worker: &Worker<'_>, experts: &Experts, routing: &Routing) {
         let num_strips = experts.down[0].weight.cols.div_ceil(STRIP);
-        let inputs = self.hidden_inputs(experts.gate_up[0].weight.dtype);
+        let inputs = self.hidden_inputs(experts.gate_up[0].weight.format);
         let mut gathered = None;
         while let Some(units) = worker.claim(num_strips * experts.gate_up.len(), 4) {
             for unit in units {
@@ -130,14 +130,14 @@ impl Pass<'_> {
         let stride = self.sizes().expert_inner;
         let data = self.buffers.expert_inner.from(routing.starts[expert] * stride);
         let weight = &experts.down[expert].weight;
-        let (dtype, cols) = (weight.dtype, weight.cols);
-        Prepared { isa: self.isa, dtype, data, stride, num_rows: routing.of(expert).len(), cols }
+        let (layout, cols) = (Layout::of(weight.format), weight.cols);
+        Prepared { isa: self.isa, layout, data, stride, num_rows: routing.of(expert).len(), cols }
     }
 
     fn shared_expert(&self, worker: &Worker<'_>, shared: &SharedExpert) {
         let (hidden, routes) = (self.sizes().hidden, self.sizes().routes);
         if let Some(gate) = &shared.gate {
-            self.multiply(worker, gate, &self.hidden_inputs(gate.weight.dtype), |row, _, values| {
+            self.multiply(worker, gate, &self.hidden_inputs(gate.weight.format), |row, _, values| {
                 // SAFETY: the gate has one output, so one worker writes all gates; nobody reads the routes any more.
                 let gate = unsafe { self.buffers.routes.write(row * routes, 1) };
                 gate[0] = 1.0 / (1.0 + (-values[0]).exp());

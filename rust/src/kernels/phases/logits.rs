@@ -12,7 +12,7 @@ impl Pass<'_> {
         if rows.is_empty() {
             return;
         }
-        let inputs = Prepared { num_rows: rows.len(), ..self.hidden_inputs(head.weight.dtype) };
+        let inputs = Prepared { num_rows: rows.len(), ..self.hidden_inputs(head.weight.format) };
         for place in (worker.index..rows.len()).step_by(worker.num_threads()) {
             self.normalize(worker, rows[place], &self.spec.norm, &inputs, place);
         }

@@ -45,7 +45,7 @@ impl Pass<'_> {
         }
         self.attend(worker, layer, cache);
         self.merge_heads(worker, layer);
-        let heads = self.inputs(layer.out.weight.cols, layer.out.weight.dtype);
+        let heads = self.inputs(layer.out.weight.cols, layer.out.weight.format);
         self.add_product(worker, &layer.out, &heads, layer.post_norm1.as_ref());
         self.feed_forward(worker, layer);
     }

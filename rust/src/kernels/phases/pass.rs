@@ -2,9 +2,9 @@
 
 use crate::kernels::buffers::{ROW_SCRATCH, SharedBuffers, Sizes};
 use crate::kernels::cache::{CacheLayer, CacheShape};
-use crate::kernels::memory::{Dtype, SharedBuffer};
+use crate::kernels::memory::{Format, SharedBuffer};
 use crate::kernels::product::linear::Linear;
-use crate::kernels::product::prepared::Prepared;
+use crate::kernels::product::prepared::{Layout, Prepared};
 use crate::kernels::product::strip::{STRIP, Strip};
 use crate::kernels::row_ops::Norm;
 use crate::kernels::simd::Isa;
@@ -136,8 +136,8 @@ impl<'a> Pass<'a> {
     }
 
     /// Normalizes all rows of the residual stream into the inputs of the next product. Ends at a barrier.
-    pub fn normalize_rows(&self, worker: &Worker<'_>, norm: &Norm, dtype: Dtype) {
-        let inputs = self.hidden_inputs(dtype);
+    pub fn normalize_rows(&self, worker: &Worker<'_>, norm: &Norm, format: Format) {
+        let inputs = self.hidden_inputs(format);
         self.each_row(worker, |row| self.normalize(worker, row, norm, &inputs, row));
     }
 
@@ -154,21 +154,21 @@ impl<'a> Pass<'a> {
     }
 
     /// Returns all rows' inputs of a product with weights of the hidden width.
-    pub fn hidden_inputs(&self, dtype: Dtype) -> Prepared {
-        self.inputs(self.sizes().hidden, dtype)
+    pub fn hidden_inputs(&self, format: Format) -> Prepared {
+        self.inputs(self.sizes().hidden, format)
     }
 
     /// Returns all rows' inputs of a product with weights of `cols` columns.
-    pub fn inputs(&self, cols: usize, dtype: Dtype) -> Prepared {
-        let (data, stride) = (self.buffers.input, self.sizes().input);
-        Prepared { isa: self.isa, dtype, data, stride, num_rows: self.rows.len(), cols }
+    pub fn inputs(&self, cols: usize, format: Format) -> Prepared {
+        let (data, stride, layout) = (self.buffers.input, self.sizes().input, Layout::of(format));
+        Prepared { isa: self.isa, layout, data, stride, num_rows: self.rows.len(), cols }
     }
 
     /// Returns all rows' inputs of a feed-forward's down projection.
     pub fn inner(&self, down: &Linear) -> Prepared {
         let (data, stride) = (self.buffers.inner, self.sizes().inner);
-        let (dtype, cols) = (down.weight.dtype, down.weight.cols);
-        Prepared { isa: self.isa, dtype, data, stride, num_rows: self.rows.len(), cols }
+        let (layout, cols) = (Layout::of(down.weight.format), down.weight.cols);
+        Prepared { isa: self.isa, layout, data, stride, num_rows: self.rows.len(), cols }
     }
 
     /// Returns the worker's own scratch: two strips, then [`Self::row_scratch`]; or attention scores.

@@ -2,9 +2,10 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::bf16_pairs;
-use super::prepared::Prepared;
+use super::packed::multiply::{PackedTask, multiply_strip};
+use super::prepared::{Layout, Prepared};
 use super::strip::{STRIP, Strip, StripTask, strip_bf16, strip_f32};
-use crate::kernels::memory::{Dtype, Matrix};
+use crate::kernels::memory::{Dtype, Format, Matrix};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::simd::Isa;
 
@@ -41,11 +42,39 @@ impl Linear {
             x.cols,
             weights.cols
         );
-        assert_eq!(x.dtype, weights.dtype, "activations laid out for other weights");
+        assert_eq!(x.layout, Layout::of(weights.format), "activations laid out for other weights");
+        // SAFETY: sizes and layout are checked above, the model runs with a set of this machine, and the caller promises
+        // that `x` is complete and stays unwritten.
+        unsafe {
+            match weights.format {
+                Format::Plain(dtype) => self.multiply_plain(dtype, strip, x, out),
+                Format::Packed(scheme) => {
+                    let (num_rows, cols, out) = (x.num_rows, weights.cols, out.as_mut_ptr());
+                    let strip = weights.strip(strip.first, scheme);
+                    multiply_strip(x.isa, &PackedTask { scheme, strip, x: x.groups(), num_rows, cols, out });
+                }
+            }
+        }
+        if let Some(bias) = &self.bias {
+            let bias = &bias[strip.first..strip.first + strip.count];
+            for values in out.as_chunks_mut::<STRIP>().0 {
+                values.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+            }
+        }
+    }
+
+    /// Multiplies with weights in place.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::multiply_strip`], which has checked all sizes.
+    unsafe fn multiply_plain(&self, dtype: Dtype, strip: Strip, x: &Prepared, out: &mut [f32]) {
+        let weights = &self.weight;
+        let row_bytes = weights.cols * dtype.size();
         let task = StripTask {
-            weights: weights.row(strip.first),
-            row_bytes: weights.row_bytes(),
-            next: weights.row(0).wrapping_add(strip.next * weights.row_bytes()),
+            weights: weights.row(strip.first, dtype),
+            row_bytes,
+            next: weights.row(0, dtype).wrapping_add(strip.next * row_bytes),
             count: strip.count,
             x: x.data.address(x.num_rows * x.stride),
             x_stride: x.stride,
@@ -53,20 +82,13 @@ impl Linear {
             cols: weights.cols,
             out: out.as_mut_ptr(),
         };
-        // SAFETY: sizes and layout are checked above, the model runs with a set of this machine, and the caller promises
-        // that `x` is complete and stays unwritten.
+        // SAFETY: the caller answers for sizes, layout, instruction set and `x`.
         unsafe {
-            match (weights.dtype, x.isa) {
+            match (dtype, x.isa) {
                 #[cfg(target_arch = "x86_64")]
                 (Dtype::Bf16, Isa::Avx512Bf16) => bf16_pairs::multiply_strip(&task),
                 (Dtype::Bf16, isa) => strip_bf16(isa, &task),
                 (Dtype::F32, isa) => strip_f32(isa, &task),
-            }
-        }
-        if let Some(bias) = &self.bias {
-            let bias = &bias[strip.first..strip.first + strip.count];
-            for values in out.as_chunks_mut::<STRIP>().0 {
-                values.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
             }
         }
     }

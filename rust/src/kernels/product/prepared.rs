@@ -2,23 +2,44 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::bf16_pairs::{self, QUAD};
+use super::packed::activations::{Group, quantise};
+use super::packed::scheme::GROUP;
 use super::strip::STRIP;
-use crate::kernels::memory::{Dtype, SharedBuffer};
+use crate::kernels::memory::{Dtype, Format, SharedBuffer};
 use crate::kernels::simd::Isa;
 
 /// The distance between rows is a multiple of this many f32, so that eight columns of bf16 always fit.
 pub(crate) const ALIGN: usize = 4;
 
+/// How activations are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// For weights of this type.
+    Plain(Dtype),
+    /// Quantised, for weights of any scheme.
+    Groups,
+}
+
+impl Layout {
+    pub fn of(format: Format) -> Self {
+        match format {
+            Format::Plain(dtype) => Self::Plain(dtype),
+            Format::Packed(_) => Self::Groups,
+        }
+    }
+}
+
 /// Rows of activations, laid out for weights of one format.
 ///
 /// For bf16 weights, the even columns of a block precede the odd ones, since pairs of bf16 are widened that way at the
 /// lowest cost. If the machine multiplies bf16 itself, rows are rounded to bf16 and the rows of a tile interleaved.
+/// For packed weights, rows are quantised and follow each other without gaps.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Prepared {
     /// Instruction set of the product.
     pub isa: Isa,
-    /// Format of the product's weights.
-    pub dtype: Dtype,
+    /// Layout for the product's weights.
+    pub layout: Layout,
     pub data: SharedBuffer,
     /// Distance between rows in f32, a multiple of [`ALIGN`].
     pub stride: usize,
@@ -42,17 +63,39 @@ impl Prepared {
                 let quads = self.quads(row);
                 return bf16_pairs::round(from, quads.first, quads.step);
             }
+            if self.layout == Layout::Groups {
+                return quantise(self.isa, from, self.groups().add(row * (self.cols / GROUP)));
+            }
             self.write_from(row, 0, from);
         }
     }
 
-    /// Lays out columns `first..first + count` of all rows from a strip, `[num_rows, STRIP]`.
+    /// Quantises columns `first..first + GROUP` of all rows from `[num_rows, GROUP]`.
+    ///
+    /// # Safety
+    ///
+    /// Until the next barrier nobody else uses these columns.
+    pub unsafe fn write_group(&self, first: usize, from: &[f32]) {
+        assert!(self.layout == Layout::Groups && first.is_multiple_of(GROUP) && first + GROUP <= self.cols);
+        for (row, from) in from.as_chunks::<GROUP>().0[..self.num_rows].iter().enumerate() {
+            // SAFETY: the group lies within the row, and the caller promises that nobody else uses these columns.
+            unsafe { quantise(self.isa, from, self.groups().add((row * self.cols + first) / GROUP)) };
+        }
+    }
+
+    /// Returns the address of the first row's groups, which take less room than the same columns in f32.
+    pub fn groups(&self) -> *mut Group {
+        self.data.address(self.num_rows * self.stride).cast()
+    }
+
+    /// Lays out columns `first..first + count` of all rows from a strip, `[num_rows, STRIP]`; not in groups.
     ///
     /// # Safety
     ///
     /// Until the next barrier nobody else uses these columns.
     pub unsafe fn write_columns(&self, first: usize, count: usize, from: &[f32]) {
         assert!(first.is_multiple_of(STRIP) && first + count <= self.cols && from.len() >= self.num_rows * STRIP);
+        assert_ne!(self.layout, Layout::Groups, "a strip is no whole group");
         // SAFETY: the columns lie within all rows, and the caller promises that nobody else uses these columns.
         unsafe {
             #[cfg(target_arch = "x86_64")]
@@ -80,9 +123,11 @@ impl Prepared {
         // SAFETY: the row lies within the buffer; the caller promises columns within the row that nobody else uses.
         unsafe {
             let to = self.data.address(self.num_rows * self.stride).add(row * self.stride);
-            match self.dtype {
-                Dtype::F32 => to.add(start).copy_from_nonoverlapping(from.as_ptr(), from.len()),
-                Dtype::Bf16 => deinterleave(lanes_of(self.isa), start, self.cols, from, to),
+            match self.layout {
+                Layout::Plain(Dtype::Bf16) => deinterleave(lanes_of(self.isa), start, self.cols, from, to),
+                Layout::Plain(Dtype::F32) | Layout::Groups => {
+                    to.add(start).copy_from_nonoverlapping(from.as_ptr(), from.len());
+                }
             }
         }
     }
@@ -94,7 +139,8 @@ impl Prepared {
     /// Until the next barrier nobody else uses this row, and nobody writes to `other`.
     pub unsafe fn copy(&self, row: usize, other: &Self, other_row: usize) {
         assert!(row < self.num_rows && other_row < other.num_rows && self.cols == other.cols);
-        assert_eq!((self.isa, self.dtype), (other.isa, other.dtype), "rows laid out differently");
+        assert_eq!((self.isa, self.layout), (other.isa, other.layout), "rows laid out differently");
+        assert_ne!(self.layout, Layout::Groups, "mixtures are not packed");
         let (to, from) =
             (self.data.address(self.num_rows * self.stride), other.data.address(other.num_rows * other.stride));
         // SAFETY: both rows exist and are `cols` wide; the caller promises that nobody else uses the one or writes the other.
@@ -115,7 +161,7 @@ impl Prepared {
     /// Returns whether products are of bf16 pairs.
     #[cfg(target_arch = "x86_64")]
     fn has_bf16_pairs(&self) -> bool {
-        (self.isa, self.dtype) == (Isa::Avx512Bf16, Dtype::Bf16)
+        (self.isa, self.layout) == (Isa::Avx512Bf16, Layout::Plain(Dtype::Bf16))
     }
 
     /// Returns where the quads of a row lie.

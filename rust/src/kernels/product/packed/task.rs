@@ -1,0 +1,35 @@
+//! One strip's product, as every instruction set takes it.
+
+use super::activations::Group;
+use super::scheme::{GROUP, Scheme};
+
+/// Prefetch distance of codes, in bytes.
+pub(super) const PREFETCH_BYTES: usize = 4096;
+
+/// Pointers and sizes of one strip's product.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedTask {
+    pub scheme: Scheme,
+    /// The strip.
+    pub strip: *const u8,
+    /// Activations, row after row without gaps.
+    pub x: *const Group,
+    pub num_rows: usize,
+    pub cols: usize,
+    /// The outputs, `[num_rows, STRIP]`.
+    pub out: *mut f32,
+}
+
+impl PackedTask {
+    /// Returns the number of groups in a row.
+    #[inline(always)]
+    pub(super) fn num_groups(&self) -> usize {
+        self.cols / GROUP
+    }
+
+    /// Returns where the codes begin.
+    #[inline(always)]
+    pub(super) fn codes(&self) -> *const u8 {
+        self.strip.wrapping_add(self.scheme.scales_len(self.cols))
+    }
+}
