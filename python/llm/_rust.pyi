@@ -13,6 +13,7 @@ from llm.settings.sampling import SamplingParams
 __all__ = [
     "ANSWER_FORMATS",
     "FINISH_REASONS",
+    "PACKED_SCHEMES",
     "AnswerParser",
     "BPETrainer",
     "CpuModel",
@@ -31,10 +32,13 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "instruction_sets",
+    "pack_rows",
+    "packed_bytes",
     "philox_uniform",
     "sample",
     "simulate_scheduler",
     "token_logprobs",
+    "unpack_rows",
 ]
 __version__: str
 FINISH_REASONS: Final[tuple[None, Literal["stop"], Literal["length"], Literal["error"], Literal["grammar"]]]
@@ -716,6 +720,32 @@ class CpuModel:
 
 def instruction_sets() -> list[str]:
     """Returns the instruction sets that this machine has and the kernels are compiled for, best last."""
+
+# Schemes of quantised weights that can be packed, by their names in GGUF files.
+PACKED_SCHEMES: Final[list[str]]
+
+def packed_bytes(scheme: str, rows: int, cols: int) -> int:
+    """Returns the bytes of a packed matrix.
+
+    Raises:
+        InvalidArgumentError: If the scheme is unknown, or rows are no whole groups of 32.
+    """
+
+def pack_rows(scheme: str, blocks: NDArray[np.uint8], cols: int, packed: NDArray[np.uint8], first: int) -> None:
+    """Packs a file's blocks of whole rows as rows `first` and following of `packed`; rows left out must be zero.
+
+    Runs with the GIL released, at about the speed of the memory.
+
+    Raises:
+        InvalidArgumentError: If sizes contradict each other, or a scale is not a finite number.
+    """
+
+def unpack_rows(scheme: str, packed: NDArray[np.uint8], rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+    """Writes the values of some rows into `out` (N, columns), with the bits of the scheme's own definition in fp32.
+
+    Raises:
+        InvalidArgumentError: If sizes contradict each other, or a row is not there.
+    """
 
 @final
 class BPETrainer:

@@ -1,15 +1,19 @@
 """Facts about a checkpoint, in words."""
 
+import math
 import os
+from collections import Counter
 
 import torch
 
-from llm._rust import instruction_sets
+from llm._rust import PACKED_SCHEMES, instruction_sets
 from llm.checkpoint import DTYPES, Checkpoint, read_checkpoint
 from llm.errors import CheckpointError
 from llm.inference.runners.cpu_weights import obstacle
 from llm.models.costs import flops_per_token, kv_bytes_per_token, num_active_parameters, num_parameters
 from llm.models.families import family_named, family_of
+from llm.models.gguf import read_tensors
+from llm.models.gguf.types import TYPES
 from llm.models.hf import agreed, own_dtype
 from llm.models.tensor_files import open_tensors
 from llm.settings.model import ModelConfig
@@ -36,7 +40,14 @@ def _facts(checkpoint: Checkpoint) -> dict[str, str]:
     own = own_dtype(values, tensors)
     if own not in DTYPES:
         raise CheckpointError(f"`dtype` must be one of {', '.join(DTYPES)} in config.json, got {own}")
-    return facts | _sizes(config, own) | _shape(config) | _memory(config, DTYPES[own]) | _words(checkpoint)
+    return (
+        facts
+        | _sizes(config, own)
+        | _quantised(checkpoint)
+        | _shape(config)
+        | _memory(checkpoint, config, DTYPES[own])
+        | _words(checkpoint)
+    )
 
 
 def _sizes(config: ModelConfig, dtype: str) -> dict[str, str]:
@@ -53,6 +64,18 @@ def _sizes(config: ModelConfig, dtype: str) -> dict[str, str]:
 def _size_in(parameters: int, dtype: str, is_own: bool) -> str:
     size = f"{parameters * DTYPES[dtype].itemsize / 2**20:,.1f} MiB as {dtype}"
     return f"{size} (its own)" if is_own else size
+
+
+def _quantised(checkpoint: Checkpoint) -> dict[str, str]:
+    """Returns the types of values in a GGUF file, most frequent first, and their mean size."""
+    if not checkpoint.is_gguf:
+        return {}
+    counts: Counter[str] = Counter()
+    for tensor in read_tensors(checkpoint).values():
+        counts[tensor.type_name] += math.prod(tensor.shape)
+    num_bytes, total = sum(TYPES[name].num_bytes(count) for name, count in counts.items()), counts.total()
+    shares = ", ".join(f"{name} {100 * count / total:.3g} %" for name, count in counts.most_common())
+    return {"stored": f"{shares}: {8 * num_bytes / total:.3g} bits a weight, {num_bytes / 2**20:,.1f} MiB"}
 
 
 def _shape(config: ModelConfig) -> dict[str, str]:
@@ -75,19 +98,22 @@ def _shape(config: ModelConfig) -> dict[str, str]:
     }
 
 
-def _memory(config: ModelConfig, dtype: torch.dtype) -> dict[str, str]:
+def _memory(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> dict[str, str]:
     in_bytes = {name: kv_bytes_per_token(config, dtype) for name, dtype in DTYPES.items() if name != "float16"}
     return {
         "KV cache": ", ".join(f"{count:,} bytes a token as {name}" for name, count in in_bytes.items()),
         "training": f"{flops_per_token(config) / 1e9:,.3g} GFLOP a token at the longest context",
-        "CPU decoding": _cpu_path(config, dtype),
+        "CPU decoding": _cpu_path(checkpoint, config, dtype),
     }
 
 
-def _cpu_path(config: ModelConfig, dtype: torch.dtype) -> str:
+def _cpu_path(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> str:
     reason = obstacle(config, dtype, torch.device("cpu"))
     if reason is None:
-        return f"kernels of llm-oxide ({instruction_sets()[-1]})"
+        types = {tensor.type_name for tensor in read_tensors(checkpoint).values()} if checkpoint.is_gguf else set()
+        packed = [name for name in PACKED_SCHEMES if name in types]
+        kept = f", {' and '.join(packed)} packed if `packed_weights` is set" if packed else ""
+        return f"kernels of llm-oxide ({instruction_sets()[-1]}){kept}"
     return f"PyTorch {torch.__version__} (the kernels don't take {reason})"
 
 

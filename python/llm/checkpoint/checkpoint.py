@@ -122,18 +122,22 @@ class Checkpoint(os.PathLike[str]):
             return dict(GREEDY)
         return {key: values[key] for key in SamplingParams.__struct_fields__ if values.get(key) is not None}
 
-    def model(self, dtype: str = "auto", device: str | torch.device = "cpu") -> DecoderModel | RegressionModel:
+    def model(
+        self, dtype: str = "auto", device: str | torch.device = "cpu", *, keep_packed: bool = False
+    ) -> DecoderModel | RegressionModel:
         """Builds the model, in eval mode.
 
         Args:
             dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
             device: Where the weights go.
+            keep_packed: Whether quantised matrices of a GGUF file stay packed, for inference on the CPU kernels.
 
         Raises:
             CheckpointError: Missing, torn or contradictory files, an unknown architecture or dtype.
         """
         values, tensors = self._opened()
-        return build_model(values, tensors, dtype_of(values, tensors, dtype), torch.device(device))
+        kind = dtype_of(values, tensors, dtype)
+        return build_model(values, tensors, kind, torch.device(device), keep_packed=keep_packed)
 
     def load_weights(self, model: nn.Module) -> None:
         """Copies the weights into a model that exists already, in the dtype and on the device of its parameters.

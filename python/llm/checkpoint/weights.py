@@ -15,6 +15,7 @@ from llm.errors import CheckpointError
 from llm.models import DecoderModel, RegressionModel
 from llm.models.families import family_named
 from llm.models.hf import agreed, check_shapes, empty_model, fill_model, own_dtype, read_parameters
+from llm.models.packing import pack_matrices
 from llm.models.tensor_files import OnDisk
 from llm.settings.merge import from_builtins
 from llm.settings.model import ModelConfig
@@ -25,9 +26,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def build_model(
-    values: Mapping[str, Any], tensors: Mapping[str, OnDisk], dtype: torch.dtype, device: torch.device
+    values: Mapping[str, Any],
+    tensors: Mapping[str, OnDisk],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    keep_packed: bool = False,
 ) -> DecoderModel | RegressionModel:
     """Builds the model that the `values` of a `config.json` describe from `tensors` on disk, in eval mode.
+
+    With `keep_packed`, quantised matrices of a GGUF file stay packed where `pack_matrices` can keep them so.
 
     Raises:
         CheckpointError: Contradictory values or tensors, or an unknown architecture.
@@ -47,6 +55,8 @@ def build_model(
     config, named = agreed(family.config_from(values), tensors, family)
     model = empty_model(config)
     check_shapes(named, model.state_dict(), config, family)
+    if keep_packed:
+        pack_matrices(model, family, named, dtype)
     fill_model(model, family, named, dtype=dtype, device=device)
     return model.eval()
 

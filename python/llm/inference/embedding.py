@@ -87,7 +87,7 @@ def batches(sequences: Sequence[Sequence[int]], max_pass_tokens: int) -> Iterato
 
 def hidden_states_of(model: DecoderModel, batch: Sequence[Sequence[int]]) -> Tensor:
     """Returns the residual stream of all tokens of whole sequences after the last block, `[T, C]`."""
-    device = model.embed_tokens.weight.device
+    device = model.device
     lengths = [len(sequence) for sequence in batch]
     ids = torch.tensor([token for sequence in batch for token in sequence], device=device)
     return model.hidden_states(ids, positions_of(lengths, device), ForwardContext.for_sequences(lengths))
@@ -109,10 +109,9 @@ def _pooled_in_parts(
     model: DecoderModel, sequence: Sequence[int], pooling: Pooling, max_pass_tokens: int
 ) -> Generator[None, None, Tensor]:
     """Yields between passes over the parts of one sequence and returns its pooled state, `[1, C]`."""
-    weight = model.embed_tokens.weight
     num_blocks = -(-len(sequence) // _BLOCK_TOKENS)
-    cache = KVCache.allocate(model.config, num_blocks, _BLOCK_TOKENS, weight.dtype, weight.device)
-    total = torch.zeros(1, model.config.hidden_size, device=weight.device)
+    cache = KVCache.allocate(model.config, num_blocks, _BLOCK_TOKENS, model.dtype, model.device)
+    total = torch.zeros(1, model.config.hidden_size, device=model.device)
     for start in range(0, len(sequence), max_pass_tokens):
         part = sequence[start : start + max_pass_tokens]
         states = _part_states(model, part, start, cache)
@@ -125,7 +124,7 @@ def _pooled_in_parts(
 @torch.inference_mode()
 def _part_states(model: DecoderModel, part: Sequence[int], start: int, cache: KVCache) -> Tensor:
     """Returns the final hidden states of a part of a sequence that begins at position `start`, fp32 `[T, C]`."""
-    device = model.embed_tokens.weight.device
+    device = model.device
     positions = torch.arange(start, start + len(part), device=device)
     paged = PagedCache(
         keys=cache.keys,

@@ -4,7 +4,6 @@ import os
 
 import msgspec
 import torch
-from torch import Tensor
 
 from llm._rust import EngineCore
 from llm.checkpoint import Checkpoint, read_checkpoint
@@ -51,7 +50,7 @@ def load_engine(
     """
     config = validated(config or EngineConfig())
     place = resolve_device(device)
-    model, tokenizer, defaults = read_checkpoint(path, lambda checkpoint: _read(checkpoint, dtype, place))
+    model, tokenizer, defaults = read_checkpoint(path, lambda checkpoint: _read(checkpoint, dtype, place, config))
     engine = build_engine(model, tokenizer, config)
     engine.generation_defaults = defaults
     return engine
@@ -76,10 +75,10 @@ def check_loadable(path: str | os.PathLike[str], *, dtype: str = "auto", config:
 
 
 def _read(
-    checkpoint: Checkpoint, dtype: str, device: torch.device
+    checkpoint: Checkpoint, dtype: str, device: torch.device, config: EngineConfig
 ) -> tuple[DecoderModel, BaseTokenizer, dict[str, float]]:
     """Returns the model, the tokenizer and the sampling defaults of a checkpoint."""
-    model = checkpoint.model(dtype, device)
+    model = checkpoint.model(dtype, device, keep_packed=_keeps_packed(checkpoint, dtype, device, config))
     if not isinstance(model, DecoderModel):
         raise CheckpointError(f"{checkpoint} contains a regression model, which generates no text")
     tokenizer = checkpoint.tokenizer()
@@ -89,6 +88,13 @@ def _read(
             f"got {tokenizer.vocab_size}\nhint: copy the tokenizer that belongs to these weights"
         )
     return model, tokenizer, checkpoint.generation_defaults()
+
+
+def _keeps_packed(checkpoint: Checkpoint, dtype: str, device: torch.device, config: EngineConfig) -> bool:
+    """Whether quantised matrices stay packed: if asked for, and where the CPU kernels run the model."""
+    if not checkpoint.is_gguf or config.backend == "torch" or not config.packed_weights:
+        return False
+    return obstacle(checkpoint.config, dtype_of(checkpoint.values, {}, dtype), device) is None
 
 
 def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineConfig | None = None) -> Engine:
@@ -104,10 +110,9 @@ def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineCo
         ConfigError: A limit is out of range, or the draft model has a different vocabulary.
     """
     config = validated(config or EngineConfig())
-    weight = model.embed_tokens.weight
     max_model_len = _max_model_len(config, model.config)
     cache = _cache(model, config, config.kv_cache_memory_bytes, max_model_len)
-    max_batch_tokens = config.max_batch_tokens or _BATCH_TOKENS[weight.device.type]
+    max_batch_tokens = config.max_batch_tokens or _BATCH_TOKENS[model.device.type]
     limits = msgspec.structs.replace(config, max_model_len=max_model_len, max_batch_tokens=max_batch_tokens)
     core = EngineCore(
         limits,
@@ -118,7 +123,7 @@ def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineCo
         pad_id=tokenizer.pad_id,
     )
     runner = model_runner(model, cache, config, max_model_len)
-    draft = _draft_model(config, max_model_len, tokenizer, weight)
+    draft = _draft_model(config, max_model_len, tokenizer, model)
     return Engine(core, runner, tokenizer, max_model_len, draft=draft, limits=limits)
 
 
@@ -130,11 +135,10 @@ def model_runner(model: DecoderModel, cache: KVCache, config: EngineConfig, max_
     Raises:
         ConfigError: The configuration requires the kernels, but they can't run the model.
     """
-    weight = model.embed_tokens.weight
-    reason = obstacle(model.config, weight.dtype, weight.device)
+    reason = obstacle(model.config, model.dtype, model.device)
     if reason is not None and config.backend == "kernels":
         raise ConfigError(f"`backend` 'kernels' can't run this model: {reason}\nhint: `backend` 'auto' or 'torch'")
-    on_gpu = weight.device.type == "cuda" and has_triton()
+    on_gpu = model.device.type == "cuda" and has_triton()
     if on_gpu and config.enable_cuda_graphs and graph_obstacle(model.config) is None:
         return GraphModelRunner(model, cache, max_requests=config.max_running_requests, max_model_len=max_model_len)
     if reason is not None or config.backend == "torch":
@@ -150,14 +154,14 @@ def load_async_engine(
 
 
 def _draft_model(
-    config: EngineConfig, max_model_len: int, tokenizer: BaseTokenizer, weight: Tensor
+    config: EngineConfig, max_model_len: int, tokenizer: BaseTokenizer, main: DecoderModel
 ) -> DraftModel | None:
-    """Returns the draft model, in the dtype and on the device of `weight`, a weight of the main model."""
+    """Returns the draft model, in the dtype and on the device of the main model."""
     speculation = config.speculative
     if not isinstance(speculation, DraftSpeculation):
         return None
-    dtype = str(weight.dtype).removeprefix("torch.")
-    model, own_tokenizer, _ = read_checkpoint(speculation.path, lambda found: _read(found, dtype, weight.device))
+    dtype = str(main.dtype).removeprefix("torch.")
+    model, own_tokenizer, _ = read_checkpoint(speculation.path, lambda found: _read(found, dtype, main.device, config))
     found = own_tokenizer.token_bytes()
     if found != tokenizer.token_bytes():
         raise ConfigError(
@@ -177,15 +181,14 @@ def _draft_model(
 
 
 def _cache(model: DecoderModel, config: EngineConfig, memory_bytes: int | None, max_model_len: int) -> KVCache:
-    weight = model.embed_tokens.weight
     num_blocks = blocks_within(
         memory_bytes,
-        kv_bytes_per_token(model.config, weight.dtype) * config.block_size,
+        kv_bytes_per_token(model.config, model.dtype) * config.block_size,
         -(-max_model_len // config.block_size),
         config.max_running_requests,
-        weight.device,
+        model.device,
     )
-    return KVCache.allocate(model.config, num_blocks, config.block_size, weight.dtype, weight.device)
+    return KVCache.allocate(model.config, num_blocks, config.block_size, model.dtype, model.device)
 
 
 def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:

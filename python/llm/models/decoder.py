@@ -172,6 +172,16 @@ class DecoderModel(nn.Module):
         routings = [module.routing for module in self.modules() if isinstance(module, MoE) and module.routing]
         return torch.stack([routing.load() for routing in routings]) if routings else torch.empty(0, 0)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of activations and of weights that are not quantised."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
     def num_parameters(self) -> int:
         """Returns the number of trainable parameters; a tied embedding counts once."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -184,7 +184,7 @@ def fill_model(
     """
     for name, tensor in read_parameters(model, family, tensors, dtype=dtype, device=device):
         _replace(model, name, torch.nn.Parameter(tensor))
-    if model.config.tie_word_embeddings:
+    if model.config.tie_word_embeddings and isinstance(model.embed_tokens, torch.nn.Embedding):
         model.lm_head.weight = model.embed_tokens.weight
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from llm.inference import Engine
 from llm.models.costs import kv_bytes_per_token, num_parameters
+from llm.models.layers.packed import packed_matrices
 from llm.settings.server import ServerConfig
 
 
@@ -25,13 +26,14 @@ def summary(engine: Engine, config: ServerConfig, *, name: str, url: str) -> str
 
 def _memory(engine: Engine, config: ServerConfig) -> dict[str, str]:
     model = engine.runner.model
-    dtype = model.embed_tokens.weight.dtype
-    weights_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    dtype, packed = model.dtype, packed_matrices(model)
+    weights_bytes = sum(weight.nbytes for weight in (*model.parameters(), *(matrix.data for matrix in packed)))
+    types = dict.fromkeys([*sorted({matrix.scheme for matrix in packed}), _plain(dtype)])
     num_blocks, block_size = engine.stats()["blocks_total"], config.engine.block_size
     num_tokens = num_blocks * block_size
     cache_bytes = num_tokens * kv_bytes_per_token(model.config, dtype)
     return {
-        "model": f"{num_parameters(model.config):,} parameters, {_size(weights_bytes)} as {_plain(dtype)}",
+        "model": f"{num_parameters(model.config):,} parameters, {_size(weights_bytes)} as {', '.join(types)}",
         "backend": engine.runner.backend,
         "context": f"{engine.max_model_len:,} tokens",
         "cache": f"{_size(cache_bytes)} for {num_tokens:,} tokens, {num_blocks:,} blocks of {block_size}",

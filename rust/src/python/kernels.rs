@@ -2,15 +2,15 @@
 
 use std::sync::Mutex;
 
-use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
+use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1, PyReadwriteArray2, PyUntypedArrayMethods};
 use pyo3::conversion::FromPyObjectOwned;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::sampling::writable_logits;
 use crate::kernels::{
-    Activation, CacheLayer, CachePart, CacheShape, CpuModel, Dtype, Experts, FeedForward, Isa, Layer, Linear, Matrix,
-    ModelSpec, Norm, Rope, SharedExpert, StepInput,
+    Activation, CacheLayer, CachePart, CacheShape, CpuModel, Dtype, Experts, FeedForward, GROUP, Isa, Layer, Linear,
+    Matrix, ModelSpec, Norm, Rope, Scheme, SharedExpert, StepInput,
 };
 use crate::{Error, Result};
 
@@ -124,8 +124,31 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Matrix {
     type Error = PyErr;
 
     fn extract(tensor: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
-        Ok(tensor.extract::<Tensor>()?.matrix()?)
+        match tensor.cast::<PyDict>() {
+            Ok(packed) => packed_matrix(&packed),
+            Err(_) => Ok(tensor.extract::<Tensor>()?.matrix()?),
+        }
     }
+}
+
+/// Reads a matrix of strips that `pack_rows` filled.
+fn packed_matrix(packed: &Bound<'_, PyDict>) -> PyResult<Matrix> {
+    let scheme = named_scheme(&entry::<String>(packed, "scheme")?)?;
+    let (rows, cols) = (entry(packed, "rows")?, entry(packed, "cols")?);
+    let tensor: Tensor = entry(packed, "packed")?;
+    let is_bytes = tensor.dtype == "torch.uint8" && tensor.device == "cpu" && tensor.is_contiguous;
+    let [num_bytes] = tensor.shape[..] else {
+        return Err(Error::InvalidArgument(format!("packed weights must be a vector, got {:?}", tensor.shape)).into());
+    };
+    if !is_bytes {
+        let message = format!("packed weights must be contiguous bytes on the CPU, got {}", tensor.dtype);
+        return Err(Error::InvalidArgument(message).into());
+    }
+    // SAFETY: the tensor holds `num_bytes` contiguous bytes; `PyCpuModel` keeps it alive, and nothing writes to weights
+    // during inference.
+    #[expect(unsafe_code, reason = "PyTorch owns the memory")]
+    let matrix = unsafe { Matrix::from_packed(tensor.address as *const u8, num_bytes, rows, cols, scheme) };
+    Ok(matrix?)
 }
 
 impl<'a, 'py> FromPyObject<'a, 'py> for Activation {
@@ -300,6 +323,68 @@ fn instruction_sets() -> Vec<&'static str> {
     Isa::supported().into_iter().map(Isa::name).collect()
 }
 
+fn named_scheme(name: &str) -> Result<Scheme> {
+    Scheme::ALL.into_iter().find(|scheme| scheme.name() == name).ok_or_else(|| {
+        let names = Scheme::ALL.map(Scheme::name);
+        Error::InvalidArgument(format!("`scheme` must be one of {names:?}, got {name:?}"))
+    })
+}
+
+/// Returns the bytes of a packed matrix.
+#[pyfunction]
+fn packed_bytes(scheme: &str, rows: usize, cols: usize) -> PyResult<usize> {
+    let is_sound = cols.is_multiple_of(GROUP) && rows.checked_mul(cols).is_some_and(|size| size < 1 << 48);
+    if !is_sound {
+        let message = format!("`cols` must be a multiple of {GROUP}, got {rows} rows of {cols}");
+        return Err(Error::InvalidArgument(message).into());
+    }
+    Ok(named_scheme(scheme)?.packed_bytes(rows, cols))
+}
+
+/// Packs rows of a file's blocks as rows `first..` of a packed matrix.
+#[pyfunction]
+fn pack_rows(
+    py: Python<'_>,
+    scheme: &str,
+    blocks: PyReadonlyArray1<'_, u8>,
+    cols: usize,
+    mut packed: PyReadwriteArray1<'_, u8>,
+    first: usize,
+) -> PyResult<()> {
+    let scheme = named_scheme(scheme)?;
+    let (blocks, packed) = (blocks.as_slice()?, packed.as_slice_mut()?);
+    py.detach(|| scheme.pack(blocks, cols, packed, first))?;
+    Ok(())
+}
+
+/// Writes the values of some rows of a packed matrix.
+#[pyfunction]
+fn unpack_rows(
+    py: Python<'_>,
+    scheme: &str,
+    packed: PyReadonlyArray1<'_, u8>,
+    rows: PyReadonlyArray1<'_, i64>,
+    mut out: PyReadwriteArray2<'_, f32>,
+) -> PyResult<()> {
+    let scheme = named_scheme(scheme)?;
+    let [num_out, cols] = *out.shape() else { unreachable!("an array of two dimensions") };
+    let (packed, rows, out) = (packed.as_slice()?, rows.as_slice()?, out.as_slice_mut()?);
+    if num_out != rows.len() || cols == 0 || !cols.is_multiple_of(GROUP) {
+        let message = format!("`out` must be ({}, a multiple of {GROUP}), got ({num_out}, {cols})", rows.len());
+        return Err(Error::InvalidArgument(message).into());
+    }
+    let num_rows = packed.len() / scheme.packed_bytes(1, cols) * scheme.rows_per_strip();
+    if let Some(row) = rows.iter().find(|row| **row < 0 || **row as usize >= num_rows) {
+        return Err(Error::InvalidArgument(format!("`rows` must be in [0, {num_rows}), got {row}")).into());
+    }
+    py.detach(|| {
+        for (row, to) in rows.iter().zip(out.chunks_exact_mut(cols)) {
+            scheme.unpack_row(packed, *row as usize, to);
+        }
+    });
+    Ok(())
+}
+
 fn caches_of(keys: &[Tensor], values: &[Tensor]) -> Result<(CacheShape, Vec<CacheLayer>)> {
     let first = keys.first().ok_or_else(|| Error::InvalidArgument("a cache must have a layer, got none".to_owned()))?;
     let [num_blocks, block_size, num_kv_heads, head_dim] = first.shape[..] else {
@@ -322,5 +407,13 @@ fn caches_of(keys: &[Tensor], values: &[Tensor]) -> Result<(CacheShape, Vec<Cach
 /// Adds this module's classes and functions to `llm._rust`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyCpuModel>()?;
-    module.add_function(wrap_pyfunction!(instruction_sets, module)?)
+    for function in [
+        wrap_pyfunction!(instruction_sets, module)?,
+        wrap_pyfunction!(packed_bytes, module)?,
+        wrap_pyfunction!(pack_rows, module)?,
+        wrap_pyfunction!(unpack_rows, module)?,
+    ] {
+        module.add_function(function)?;
+    }
+    module.add("PACKED_SCHEMES", Scheme::ALL.map(Scheme::name).to_vec())
 }

@@ -25,7 +25,7 @@ class KernelModelRunner:
         self.cache = cache
         self.cpu_model = CpuModel(kernel_weights(model), list(cache.keys), list(cache.values), num_threads=num_threads)
         self._num_threads = num_threads
-        self._vocab_size = model.lm_head.weight.shape[0]
+        self._vocab_size = model.config.vocab_size
         self._logits = np.empty((0, self._vocab_size), dtype=np.float32)
 
     @property

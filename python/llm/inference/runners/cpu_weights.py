@@ -10,6 +10,7 @@ from llm.models.layers.attention import Attention
 from llm.models.layers.mlp import MLP, SwiGLU
 from llm.models.layers.moe import MoE
 from llm.models.layers.norm import LayerNorm, OffsetRMSNorm, RMSNorm
+from llm.models.layers.packed import PackedEmbedding, PackedLinear
 from llm.models.layers.rotary import (
     LearnedPositions,
     PositionEncoding,
@@ -69,10 +70,10 @@ def kernel_weights(model: DecoderModel) -> Weights:
     `obstacle` must have returned None for the model.
     """
     config = model.config
-    dtype = model.embed_tokens.weight.dtype
+    dtype = model.dtype
     scale = torch.tensor(config.hidden_size**0.5 if config.scale_embeddings else 1.0, dtype=dtype).item()
     return {
-        "embedding": model.embed_tokens.weight.detach(),
+        "embedding": _matrix(model.embed_tokens),
         "embedding_scale": scale,
         "positions": _positions(model, dtype),
         "rope": _rope(config) if isinstance(model.positions, RotaryEmbedding) else None,
@@ -156,6 +157,14 @@ def _norm(norm: Any) -> Weights:
     return {"weight": weight.numpy(), "bias": bias, "eps": norm.eps}
 
 
-def _linear(linear: nn.Linear) -> Weights:
+def _linear(linear: Any) -> Weights:
     bias: Tensor | None = linear.bias
-    return {"weight": linear.weight.detach(), "bias": None if bias is None else bias.detach().float().numpy()}
+    return {"weight": _matrix(linear), "bias": None if bias is None else bias.detach().float().numpy()}
+
+
+def _matrix(layer: Any) -> Tensor | Weights:
+    """Returns the layer's own tensor, or its packed matrix."""
+    if isinstance(layer, PackedLinear | PackedEmbedding):
+        return layer.matrix.for_kernels()
+    weight: Tensor = layer.weight
+    return weight.detach()

@@ -42,6 +42,17 @@ class LazyTensor:
         self.type_name = self._kind.name
         self.dtype = self._kind.dtype
 
+    @property
+    def is_packable(self) -> bool:
+        """Whether the rows of `blocks` are those of Hugging Face's matrix."""
+        return len(self.shape) == 2 and self._layout in (Layout.SAME, Layout.PAIRED_ROWS)
+
+    def blocks(self) -> Bytes:
+        """Returns the stored bytes, row after row of Hugging Face's matrix; a view of the file if rows keep order."""
+        if self._layout is Layout.PAIRED_ROWS:
+            return _halve_rows(self._content, self._num_heads, self._stored_shape[0])
+        return self._content
+
     def load(self, dtype: torch.dtype | None = None) -> Tensor:
         """Reads the values. Cost: memory for the result; only this tensor's bytes of the file are read.
 
@@ -51,9 +62,7 @@ class LazyTensor:
         Returns:
             A contiguous tensor on the CPU that shares no memory. Shape `self.shape`.
         """
-        content, dtype = self._content, dtype or self.dtype
-        if self._layout is Layout.PAIRED_ROWS:
-            content = _halve_rows(content, self._num_heads, self._stored_shape[0])
+        content, dtype = self.blocks(), dtype or self.dtype
         if self._layout is Layout.PLUS_ONE:
             return (read_values(content, self._kind, torch.float32) - 1).to(dtype).view(self.shape)
         values = read_values(content, self._kind, dtype)
