@@ -182,7 +182,8 @@ def _whole(files: Sequence[ScannedFile]) -> tuple[TextSlice, ...]:
 
 def _check_has_text(files: Sequence[ScannedFile], paths: Sequence[str]) -> None:
     if not any(file.num_documents for file in files):
-        raise DataError(f"the corpus is empty: {len(files)} file(s) without text in {', '.join(paths)}")
+        count = f"{len(files)} file" if len(files) == 1 else f"{len(files)} files"
+        raise DataError(f"the corpus is empty: {count} without text in {', '.join(paths)}")
 
 
 def _scan_file(file: Path, options: ReadOptions, counts: "_Counts", advance: Callable[[int], None]) -> ScannedFile:

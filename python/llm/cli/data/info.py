@@ -4,22 +4,32 @@ from typing import Annotated, Any
 
 import typer
 
-from llm.cli.data.options import Field, Texts, TokenizerPath, cache_of, data_config
+from llm.cli.data.options import (
+    CONTEXT_LENGTH,
+    ContextLength,
+    Field,
+    More,
+    Texts,
+    TokenizerPath,
+    cache_of,
+    data_config,
+)
 
 EXAMPLE = "Example:  llm data info corpus/*.jsonl --tokenizer runs/base/tokenizer --context-length 512"
 
 
 def info(
-    texts: Texts,
+    texts: Texts = None,
+    more: More = None,
     tokenizer: TokenizerPath = None,
     field: Field = None,
-    context_length: Annotated[int, typer.Option(min=1, help="Tokens a sample.")] = 256,
+    context_length: ContextLength = None,
     packing: Annotated[bool, typer.Option("--packing", metavar="", help="Count packed samples.")] = False,
 ) -> None:
     """Count documents and bytes of each source; with a tokenizer also tokens, lengths and samples."""
     from llm.data.scan import remarks, scan_corpus
 
-    config = data_config(texts, field=field, packing=packing or None)
+    config = data_config(texts, more, field=field, packing=packing or None, context_length=context_length)
     with cache_of(config) as cache:
         sources = scan_corpus(config, cache)
         for source in sources:
@@ -30,35 +40,51 @@ def info(
         for remark in remarks(sources):
             print(f"note: {remark}")
         if tokenizer is not None:
-            _print_tokens(config, sources, tokenizer, cache, context_length)
+            _print_tokens(config, sources, tokenizer, cache)
+        else:
+            print("next:  add --tokenizer DIR (or a run) to count tokens and samples too")
 
 
 def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def _print_tokens(config: Any, sources: Any, path: str, cache: Any, context_length: int) -> None:
+def _print_tokens(config: Any, sources: Any, path: str, cache: Any) -> None:
     from llm.data import TextDataModule
     from llm.data.lengths import histogram
     from llm.data.tokenize import tokenize_corpus
     from llm.tokenization import load_tokenizer
 
+    context_length = config.context_length or CONTEXT_LENGTH
     tokenize_corpus(sources, load_tokenizer(path), cache)
     data = TextDataModule(cache, context_length, config)
     for facts in data.facts():
         tokens = facts["tokens"] + facts["validation_tokens"]
         size = facts["bytes"] + facts["validation_bytes"]
         print(f"\n{facts['name']}: {tokens:,} tokens, {size / max(1, tokens):.2f} bytes a token")
+        print(f"  to learn from: {facts['tokens']:,} tokens; held out: {facts['validation_tokens']:,}")
         if "samples" in facts:
             filled = f", {facts['filled']:.0%} filled" if "filled" in facts else ""
-            print(f"  {facts['samples']:,} samples of {context_length} tokens{filled}")
+            print(f"  {_counted(facts['samples'], 'sample')} of {context_length} tokens{filled}")
         if facts.get("dropped_tokens"):
             print(f"  tokens at the end that fill no sample, which are left out: {facts['dropped_tokens']:,}")
     for notice in data.notices():
         print(f"note: {notice}")
-    print("\ntokens a document   documents")
-    for low, high, count, bar in histogram(data.document_lengths()):
-        print(f"{low:>8,} – {high:>8,}  {count:>9,}  {bar}")
+    _print_lengths(list(histogram(data.document_lengths())), sum(file.num_documents for file in _files(sources)))
+
+
+def _files(sources: Any) -> list[Any]:
+    return [file for source in sources for file in source.files]
+
+
+def _print_lengths(classes: list[tuple[int, int, int, str]], num_documents: int) -> None:
+    """Prints how many documents are how long."""
+    rows = [(f"{low:,} – {high:,}", f"{count:,}", bar) for low, high, count, bar in classes]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    is_cut = sum(count for _, _, count, _ in classes) > num_documents
+    print("\ntokens a document, documents" + (" (one counts twice, cut where the held-out text begins)" * is_cut))
+    for length, number, bar in rows:
+        print(f"  {length.rjust(widths[0])}  {number.rjust(widths[1])}  {bar}")
 
 
 command = info

@@ -4,17 +4,28 @@ from typing import Annotated
 
 import typer
 
-from llm.cli.data.options import Field, Texts, cache_of, data_config
+from llm.cli.data.options import (
+    CONTEXT_LENGTH,
+    ContextLength,
+    Field,
+    More,
+    Texts,
+    TokenizerPath,
+    cache_of,
+    data_config,
+    needed_tokenizer,
+)
 
 EXAMPLE = "Example:  llm data preview corpus.jsonl --tokenizer runs/base/tokenizer --packing"
 
 
 def preview(
-    texts: Texts,
-    tokenizer: Annotated[str, typer.Option(help="A tokenizer's directory.")],
+    texts: Texts = None,
+    more: More = None,
+    tokenizer: TokenizerPath = None,
     field: Field = None,
     sample: Annotated[int, typer.Option(min=0, help="Number of the sample to show.")] = 0,
-    context_length: Annotated[int, typer.Option(min=1, help="Tokens a sample.")] = 256,
+    context_length: ContextLength = None,
     packing: Annotated[bool, typer.Option("--packing", metavar="", help="Show a packed sample.")] = False,
 ) -> None:
     """Show a sample token by token: what is learnt in green, what is only read dimmed, a rule between documents."""
@@ -24,14 +35,15 @@ def preview(
     from llm.data.preview import preview_lines
     from llm.tokenization import load_tokenizer
 
-    config = data_config(texts, field=field, packing=packing or None)
-    loaded = load_tokenizer(tokenizer)
+    config = data_config(texts, more, field=field, packing=packing or None, context_length=context_length)
+    loaded = load_tokenizer(needed_tokenizer(tokenizer))
     with cache_of(config) as cache:
         TextDataModule.prepare(cache, config, loaded)
-        dataset = TextDataModule(cache, context_length, config).train_dataset()
+        dataset = TextDataModule(cache, config.context_length or CONTEXT_LENGTH, config).train_dataset()
+        lines = list(preview_lines(dataset, sample, loaded))
         console = Console()
-        console.print(f"sample {sample} of {len(dataset):,}", highlight=False)
-        for line in preview_lines(dataset, sample, loaded):
+        console.print(f"sample {sample}, of 0 to {len(dataset) - 1:,}", highlight=False)
+        for line in lines:
             console.print(line)
 
 

@@ -1,31 +1,42 @@
 """`llm data tokenize`."""
 
+import shlex
 from typing import Annotated
 
 import typer
 
-from llm.cli.data.options import Field, Texts, data_config
+from llm.cli.data.options import Field, More, Texts, TokenizerPath, data_config, needed_tokenizer
+from llm.errors import ConfigError
 
 EXAMPLE = "Example:  llm data tokenize corpus/ --tokenizer runs/base/tokenizer --cache ~/shards"
 
 
 def tokenize(
-    texts: Texts,
-    tokenizer: Annotated[str, typer.Option(help="A tokenizer's directory.")],
-    cache: Annotated[str, typer.Option(help="Directory of shards; `data.cache` of the runs that shall use them.")],
+    texts: Texts = None,
+    more: More = None,
+    tokenizer: TokenizerPath = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Directory of shards; `data.cache` of the runs that shall use them.")
+    ] = None,
     field: Field = None,
 ) -> None:
     """Tokenize text ahead of runs, which find the shards by `data.cache`."""
     from llm.data import TextDataModule
     from llm.tokenization import load_tokenizer
 
-    config = data_config(texts, field=field, cache=cache)
+    config = data_config(texts, more, field=field, cache=cache)
     folder = config.cache_directory
-    assert folder is not None  # noqa: S101 -- the option is required
-    TextDataModule.prepare(folder, config, load_tokenizer(tokenizer))
+    if folder is None:
+        raise ConfigError("`--cache` is missing\nhint: name the directory for the shards, such as `--cache ~/shards`")
+    TextDataModule.prepare(folder, config, load_tokenizer(needed_tokenizer(tokenizer)))
     for facts in TextDataModule(folder, 1, config).facts():
         print(f"{facts['name']}: {facts['tokens'] + facts['validation_tokens']:,} tokens")
-    print(f"next:  llm train --data … --tokenizer {tokenizer} --out runs/base data.cache={cache}")
+    given = shlex.join([*(texts or []), *(f"--data={text}" for text in more or []), *_further(field)])
+    print(f"next:  llm train {given} --tokenizer {tokenizer} --out runs/base data.cache={config.cache}")
+
+
+def _further(field: str | None) -> list[str]:
+    return [] if field is None else [f"data.field={field}"]
 
 
 command = tokenize

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from llm._rust import DocumentCutter, TextBlock
 from llm.data.readers.files import kind_of
 from llm.data.readers.pieces import Piece, ReadNotes, ReadOptions, num_bytes, pieces_of
-from llm.data.readers.streams import BLOCK_BYTES, check_is_text, opened
+from llm.data.readers.streams import BLOCK_BYTES, UNPACKERS, check_is_text, opened
 from llm.errors import DataError, MissingExtraError
 
 _BOM = b"\xef\xbb\xbf"
 _PARQUET_ROWS = 1024
+_TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 def read_blocks(file: Path, options: ReadOptions, notes: ReadNotes | None = None) -> Iterator[TextBlock]:
@@ -53,9 +54,14 @@ def _text(file: Path, options: ReadOptions, notes: ReadNotes, cutter: DocumentCu
         try:
             yield cutter.feed(block, ends=not block)
         except DataError as error:
-            raise DataError(
-                f"{file}: {error}\nhint: convert it, for example `iconv -f LATIN1 -t UTF-8 {file}`"
-            ) from None
+            raise DataError(f"{file}: {error}\nhint: convert it, for example `{_converted(file)}`") from None
+
+
+def _converted(file: Path) -> str:
+    """Returns a command that makes UTF-8 of a text in another encoding, compressed or not."""
+    unpack = UNPACKERS.get(file.suffix.lower())
+    convert = "iconv -f LATIN1 -t UTF-8"
+    return f"{convert} {file} > text.txt" if unpack is None else f"{unpack} {file} | {convert} > text.txt"
 
 
 def _blocks(file: Path, notes: ReadNotes) -> Iterator[bytes]:
@@ -100,17 +106,25 @@ def _bad_line(where: str, line: bytes, field: str, error: Exception) -> DataErro
         )
     if not isinstance(value, dict):
         return DataError(f"{where}: each line must be a JSON object, got {line[:60].decode(errors='replace')!r}")
+    texts = [name for name, one in value.items() if isinstance(one, str)]
     if field not in value:
-        return _no_field(where, field, list(value))
+        return _no_field(where, field, list(value), texts)
     if not isinstance(value[field], str):
-        return DataError(f"{where}: the field `{field}` must be text, got {str(value[field])[:60]!r}")
+        shown = msgspec.json.encode(value[field])[:60].decode(errors="replace")
+        return DataError(f"{where}: the field `{field}` must be text, got {shown}{_field_hint(texts)}")
     return DataError(f"{where}: {error}")
 
 
-def _no_field(where: str, field: str, fields: list[str]) -> DataError:
+def _no_field(where: str, field: str, fields: list[str], texts: list[str]) -> DataError:
+    """Returns the error about a field that is not there; `texts` are those of `fields` that hold text."""
     names = ", ".join(f"`{name}`" for name in fields) or "none"
-    way_out = f"\nhint: name the one to read, such as `data.field={fields[0]}`" if fields else ""
-    return DataError(f"{where}: no field `{field}`; the fields there are {names}{way_out}")
+    return DataError(f"{where}: no field `{field}`; the fields there are {names}{_field_hint(texts)}")
+
+
+def _field_hint(texts: list[str]) -> str:
+    if texts:
+        return f"\nhint: name the one to read, such as `data.field={texts[0]}`"
+    return "\nhint: none of them is text: write one that is, for example with `jq`"
 
 
 def _parquet(file: Path, options: ReadOptions, notes: ReadNotes, cutter: DocumentCutter) -> Iterator[TextBlock]:  # noqa: ARG001
@@ -173,9 +187,10 @@ def _arrays(texts: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 def _text_column(file: Path, field: str, schema: Any) -> str:
     if field not in schema.names:
-        raise _no_field(str(file), field, list(schema.names))
+        texts = [one.name for one in schema if str(one.type) in _TEXT_TYPES]
+        raise _no_field(str(file), field, list(schema.names), texts)
     kind = str(schema.field(field).type)
-    if kind not in ("string", "large_string", "string_view"):
+    if kind not in _TEXT_TYPES:
         raise DataError(f"{file}: the column `{field}` must be text, got {kind}")
     return field
 

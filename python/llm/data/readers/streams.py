@@ -13,6 +13,8 @@ from llm.errors import DataError, MissingExtraError
 BLOCK_BYTES = 1 << 22
 # Compressed bytes that are read at once; a byte can become thousands.
 _ZSTANDARD_BYTES = 1 << 13
+# What prints the content of a compressed file.
+UNPACKERS = {".gz": "zcat", ".zst": "zstdcat"}
 # The first bytes of files that are no text, and what to do about each.
 _MAGIC = (
     (b"\xff\xfe", "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0}`"),
@@ -36,13 +38,17 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
     """
     try:
         with _open(file) as stream:
-            yield stream
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(
-            f"{file}: the gzip file is cut short or damaged: {error}\nhint: copy or download it again"
-        ) from error
+            try:
+                yield stream
+            except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+                raise _damaged_gzip(file, stream.tell(), error) from error
     except OSError as error:
         raise DataError(f"{file}: can't be read: {error.strerror or error}") from error
+
+
+def _damaged_gzip(file: Path, num_bytes: int, error: Exception) -> DataError:
+    place = f" after {num_bytes:,} bytes of its content" if num_bytes else ""
+    return DataError(f"{file}: the gzip file is cut short or damaged{place}: {error}\nhint: copy or download it again")
 
 
 def check_is_text(file: Path, beginning: bytes) -> None:
