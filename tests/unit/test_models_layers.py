@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llm.errors import ConfigError
@@ -10,7 +11,7 @@ from llm.inference.kv_cache import KVCache
 from llm.models import ForwardContext, PagedCache, positions_of
 from llm.models.layers import attend as attend_module
 from llm.models.layers.attend import AttentionRule, attend
-from llm.models.layers.moe import MoE, grouped_linear
+from llm.models.layers.moe import MoE, grouped_linear, is_grouped
 from llm.settings.model import ExpertsConfig
 from tests.mixes import BASE, FEED_FORWARD, MIXES, build
 from tests.reference.attention import attention_by_definition
@@ -109,6 +110,28 @@ def test_experts_without_a_token_are_left_out() -> None:
     product = grouped_linear(rows, weights, torch.tensor([0, 4, 0, 1]))
     assert torch.allclose(product, torch.cat([rows[:4] @ weights[1].T, rows[4:] @ weights[3].T]))
     assert grouped_linear(rows[:0], weights, torch.tensor([0, 0, 0, 0])).shape == (0, 3)
+
+
+def test_experts_multiply_in_the_type_of_autocast() -> None:
+    rows = torch.randn(5, 8, requires_grad=True)
+    weights, counts = torch.randn(4, 16, 8, requires_grad=True), torch.tensor([0, 4, 0, 1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        product = grouped_linear(rows, weights, counts)
+        wanted = torch.cat([rows[:4] @ weights[1].T, rows[4:] @ weights[3].T])
+    assert product.dtype == torch.bfloat16
+    assert torch.equal(product, wanted)
+    ours, theirs = (torch.autograd.grad(each.float().square().sum(), [rows, weights]) for each in (product, wanted))
+    assert all(torch.allclose(one, other, rtol=1e-2) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_pytorchs_grouped_product_is_the_same_where_it_may_be_used() -> None:
+    rows, weights = torch.randn(5, 8).bfloat16(), torch.randn(4, 16, 8).bfloat16()
+    counts = torch.tensor([0, 4, 0, 1])
+    assert is_grouped(rows, weights)
+    grouped = F.grouped_mm(rows, weights.transpose(1, 2), offs=counts.cumsum(0).to(torch.int32))
+    assert torch.allclose(grouped, grouped_linear(rows, weights, counts), rtol=1e-2)
+    assert not is_grouped(rows.float(), weights)
+    assert not is_grouped(rows[:, :4], weights[:, :, :4])
 
 
 def test_router_losses_and_loads_are_what_their_papers_say() -> None:

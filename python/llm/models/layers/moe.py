@@ -86,7 +86,7 @@ class Experts(nn.Module):
 
 
 def grouped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
-    """Computes `rows[group e] @ weights[e].T` for all groups.
+    """Computes `rows[group e] @ weights[e].T` for all groups, under autocast in its type.
 
     Args:
         rows: `[N, C]`, sorted by group.
@@ -96,7 +96,12 @@ def grouped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
     Returns:
         `[N, O]`.
     """
-    if rows.device.type == "cuda" and rows.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
+    device = rows.device.type
+    if torch.is_autocast_enabled(device):
+        # The product of groups is none of those that autocast casts the arguments of.
+        dtype = torch.get_autocast_dtype(device)
+        rows, weights = rows.to(dtype), weights.to(dtype)
+    if device == "cuda" and is_grouped(rows, weights):
         offsets = counts.cumsum(0).to(torch.int32)
         product: Tensor = F.grouped_mm(rows, weights.transpose(1, 2), offs=offsets)
         return product
@@ -104,6 +109,12 @@ def grouped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
         return rows.new_zeros(0, weights.shape[1])
     groups = torch.split(rows, counts.tolist())
     return torch.cat([group @ weight.T for group, weight in zip(groups, weights.unbind(), strict=True) if len(group)])
+
+
+def is_grouped(rows: Tensor, weights: Tensor) -> bool:
+    """Returns whether PyTorch's grouped product takes these, whose lines must be multiples of 16 bytes."""
+    is_known = hasattr(F, "grouped_mm") and rows.dtype == weights.dtype == torch.bfloat16
+    return is_known and not any(size * rows.itemsize % 16 for size in weights.shape[1:])
 
 
 class MoE(nn.Module):
