@@ -5,6 +5,7 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import msgspec
 import pytest
 import typer.testing
 
@@ -12,8 +13,10 @@ from llm.checkpoint import Run
 from llm.cli.main import app
 from llm.cli.runs.tables import sparkline
 from llm.errors import CheckpointError, ConfigError
+from llm.settings.run import TokenizerConfig
 from llm.training import compare_runs, list_runs, plot_runs
 from llm.training.launch import launch
+from llm.training.report.settings import differing
 from tests.unit.training_samples import config, on_text
 
 
@@ -26,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> Path:
     shutil.copytree(folder / "base", folder / "cut")
     cut = Run(folder / "cut")
     cut.rewind_log(5)
+    cut.drop_after(5)
     text = (cut.path / "run.json").read_text()
     (cut.path / "run.json").write_text(re.sub(r'"learning_rate": 0\.01', '"learning_rate": 0.02', text))
     return folder
@@ -65,6 +69,21 @@ def test_a_run_in_progress_is_running(folder: Path) -> None:
     with run.locked():
         assert [record.state for record in list_runs(run.path)] == ["running"]
     assert [record.state for record in list_runs(run.path)] == ["stopped"]
+
+
+def test_a_run_is_as_far_as_its_newest_checkpoint(folder: Path, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(folder / "base", tmp_path / "run"))
+    run.rewind_log(3)
+    assert (list_runs(run.path)[0].step, list_runs(run.path)[0].state) == (6, "finished")
+
+
+def test_settings_without_effect_do_not_differ(folder: Path) -> None:
+    trained = Run(folder / "base").read_config()
+    given, other = (
+        msgspec.structs.replace(trained, tokenizer=TokenizerConfig(path="mine", vocab_size=size)) for size in (512, 777)
+    )
+    assert differing([given, other]) == {}
+    assert differing([trained, given])["tokenizer.vocab_size"] == ("300", "-")
 
 
 def test_a_comparison_shows_settings_that_differ_ends_and_curves(folder: Path) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from llm.checkpoint import Run, read_json, write_atomically
+from llm.checkpoint import Run, read_json, step_of, write_atomically
 from llm.settings.run import RunConfig
 
 State: TypeAlias = Literal["running", "finished", "stopped"]
@@ -47,8 +47,10 @@ class RunRecord:
 
     @cached_property
     def step(self) -> int:
-        """Number of steps so far."""
-        return max((line["step"] for line in self.log), default=0)
+        """Number of steps so far: that of the last line of the log or, if it is higher, of the newest checkpoint."""
+        newest = self.run.newest()
+        logged = max((line["step"] for line in self.log), default=0)
+        return logged if newest is None else max(logged, step_of(newest))
 
     @property
     def total_steps(self) -> int | None:
