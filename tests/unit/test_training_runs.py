@@ -15,20 +15,10 @@ from llm.checkpoint import COMPLETE, Run, resolve
 from llm.checkpoint.atomic import exclusive_lock
 from llm.cli import main
 from llm.errors import CheckpointError, ConfigError, LLMError, LLMWarning, TrainingError
-from llm.training import Callback, FitStart, ProgressBar
+from llm.training import ProgressBar
 from llm.training.launch import launch, resume
 from llm.training.metrics import without_machine
-from tests.unit.training_samples import config, losses_of, on_text, weights_of
-
-
-class Notices(Callback):
-    """Keeps what the start of a run said."""
-
-    def __init__(self) -> None:
-        self.said: tuple[str, ...] = ()
-
-    def on_fit_start(self, start: FitStart) -> None:
-        self.said = start.notices
+from tests.unit.training_samples import Notices, config, losses_of, on_text, weights_of
 
 
 @pytest.fixture(scope="module")

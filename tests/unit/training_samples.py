@@ -10,10 +10,21 @@ import torch
 from llm.checkpoint import Checkpoint, Run, load_tensors
 from llm.settings.model import ModelConfig
 from llm.settings.run import DataConfig, OptimizerConfig, RunConfig, TrainingConfig
+from llm.training import Callback, FitStart
 
 MODEL = ModelConfig(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, max_position_embeddings=16
 )
+
+
+class Notices(Callback):
+    """Keeps what the start of a run said."""
+
+    def __init__(self) -> None:
+        self.said: tuple[str, ...] = ()
+
+    def on_fit_start(self, start: FitStart) -> None:
+        self.said = start.notices
 
 
 def config(**training: Any) -> RunConfig:

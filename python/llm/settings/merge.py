@@ -18,6 +18,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 Override: TypeAlias = str | tuple[str, Any]
 ENV_PREFIX = "LLM_"
 _WORDS = {"null": None, "none": None, "None": None, "True": True, "False": False}
+_SWITCHED = {True: "on", False: "off"}
 _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8"}
 
 
@@ -132,6 +133,8 @@ def _spell_out(values: dict[str, Any]) -> None:
     training, data = values.get("training"), values.get("data")
     if isinstance(training, dict) and isinstance(precision := training.get("precision"), str):
         training["precision"] = _PRECISIONS.get(precision, precision)
+    if isinstance(training, dict) and isinstance(compiled := training.get("compile"), bool):
+        training["compile"] = _SWITCHED[compiled]
     if isinstance(training, dict) and isinstance(targets := training.get("log_to"), str):
         training["log_to"] = [target.strip() for target in targets.split(",") if target.strip()]
     for name in ("paths", "validation_paths"):

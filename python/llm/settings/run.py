@@ -207,9 +207,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Literal["auto", "sdpa", "math", "flex", "flash"], msgspec.Meta(description="Backend that computes attention.")
     ] = "auto"
     compile: Annotated[
-        Literal["off", "on"],
-        msgspec.Meta(description="Compile each block at the first step, which takes a minute; see Speed."),
-    ] = "off"
+        Literal["auto", "off", "on"],
+        msgspec.Meta(description="Compile each block at the first step; auto: where that pays back within the run."),
+    ] = "auto"
     sharding: Annotated[
         Literal["auto", "ddp", "fsdp"],
         msgspec.Meta(description="Each process keeps the whole model (`ddp`) or a share of it (`fsdp`)."),

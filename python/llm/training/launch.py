@@ -19,17 +19,17 @@ from llm.settings.merge import Override, given_settings, load_run_config
 from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer, load_tokenizer
 from llm.training.callbacks import Callback, check_log_targets, standard_callbacks
-from llm.training.compilation import check_compiler
+from llm.training.compilation import check_compiler, choose_compilation
 from llm.training.distributed import Distributed, explains_lost_processes
 from llm.training.engine import TrainingEngine
 from llm.training.float8 import describe_float8
 from llm.training.initial import initial_tokenizer, load_start_config
 from llm.training.memory import explains_out_of_memory
-from llm.training.plan import Plan, describe
+from llm.training.plan import Plan, describe, expected_flops
 from llm.training.precision import autocast_dtype
 from llm.training.preparation import RunText
 from llm.training.restarts import launcher_facts, was_begun_before
-from llm.training.resumption import changed_facts, check_resumable, checkpoint_to_resume
+from llm.training.resumption import as_begun, changed_facts, check_resumable, checkpoint_to_resume
 from llm.training.signals import interrupts_at_once
 from llm.training.space import space_notices
 from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
@@ -126,7 +126,7 @@ def resume(
     """
     run = Run(path)
     old = run.read_config()
-    new = load_run_config(file, overrides, base=old)
+    new = as_begun(old, load_run_config(file, overrides, base=old))
     check_resumable(old, new, has_checkpoint=run.newest() is not None)
     start = _Start(run, _join(new))
     with start.held:
@@ -242,7 +242,7 @@ def _write_parts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | No
     elif config.training.task == "lm":
         config = _with_vocabulary(config, config.model.vocab_size or 256)
     _try_out(config, run, start.distributed.world_size)
-    return config
+    return _with_compilation(config, run, start)
 
 
 def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
@@ -255,6 +255,22 @@ def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
     BatchLoader.for_training(_data(config, run).train_dataset(), config.training, world_size)
     with torch.device("meta"):
         build_task(config).build_model()
+
+
+def _with_compilation(config: RunConfig, run: Run, start: _Start) -> RunConfig:
+    """Decides whether blocks are compiled where `training.compile` leaves it open; a resumed run does as it began."""
+    training, distributed = config.training, start.distributed
+    if training.compile != "auto":
+        return config
+    is_on = False
+    if training.task == "lm":
+        loader = BatchLoader.for_training(_data(config, run).train_dataset(), training, distributed.world_size)
+        flops = expected_flops(distributed.device, autocast_dtype(training.precision, distributed.device))
+        total_steps = training.max_steps or training.epochs * loader.steps_per_epoch
+        is_on, reason = choose_compilation(config, total_steps, distributed.device, flops * distributed.world_size)
+        start.notices.append(f"training.compile={'on' if is_on else 'off'}: {reason}")
+    chosen = msgspec.structs.replace(training, compile="on" if is_on else "off")
+    return msgspec.structs.replace(config, training=chosen)
 
 
 def _with_vocabulary(config: RunConfig, vocab_size: int) -> RunConfig:

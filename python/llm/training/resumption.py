@@ -34,6 +34,13 @@ _DATA_MAY = {"validation_tokens", "log_samples"}
 _FACTS = {"torch": "PyTorch", "num_threads": "threads", "world_size": "processes", "device": "device"}
 
 
+def as_begun(old: RunConfig, new: RunConfig) -> RunConfig:
+    """Returns `new` with what the run chose at its start where `new` leaves the choice open again."""
+    if new.training.compile != "auto":
+        return new
+    return msgspec.structs.replace(new, training=msgspec.structs.replace(new.training, compile=old.training.compile))
+
+
 def check_resumable(old: RunConfig, new: RunConfig, *, has_checkpoint: bool = True) -> None:
     """Checks that `new` changes only settings that may change when a run resumes.
 
