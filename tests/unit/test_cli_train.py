@@ -71,6 +71,10 @@ WORKS: list[tuple[str, str, Any]] = [
     ("optimizer=muon", "optimizer.name", "muon"),
     ("--size 15M", "training.size", "15M"),
     ("--init-from runs/base", "training.init_from", "runs/base"),
+    ("compile=True", "training.compile", "on"),
+    ("--compile=False", "training.compile", "off"),
+    ("--lr-scheduler-type cosine", "optimizer.schedule", "cosine"),
+    ("grad_accum=2", "training.gradient_accumulation_steps", 2),
 ]
 
 
@@ -100,6 +104,11 @@ NAMED: list[tuple[str, str]] = [
     ("--dtype bf16", "did you mean `training.precision=…`"),
     ("--output-dir r", "did you mean `--out DIRECTORY`"),
     ("--resume-from r", "did you mean `--resume RUN`"),
+    ("--fp8", "did you mean `training.precision=float8`?"),
+    ("fp8=true", "did you mean `training.precision=float8`?"),
+    ("training.bf16=true", "did you mean `training.precision=bfloat16`?"),
+    ("--fsdp", "did you mean `training.sharding=fsdp`?"),
+    ("--gpus 2", "did you mean `--nproc N`?"),
     ("--zzz 1", "`llm train --settings` lists every setting"),
     ("--hidden-size", "`--hidden-size` needs a value"),
     ("--hidden-size --dropout 0.1", "`--hidden-size` needs a value"),
@@ -151,3 +160,9 @@ def test_settings_are_listed_with_type_default_and_meaning(capsys: pytest.Captur
     assert heading.split() == ["setting", "type", "default", "meaning"]
     assert ["optimizer.warmup_steps", "int", "≥", "0"] in [row.split()[:4] for row in rows]
     assert all("warmup" in row for row in rows)
+    llm_train("--settings", "Learning-Rate")
+    assert "optimizer.learning_rate" in capsys.readouterr().out
+    for word, hint in (("lr", "did you mean `optimizer.learning_rate=…`?"), ("zzz", "lists every setting")):
+        with pytest.raises(ConfigError, match=f"no setting has '{word}' in its name or meaning") as error:
+            llm_train("--settings", word)
+        assert hint in str(error.value)

@@ -22,15 +22,23 @@ Command = Callable[..., None]
 _SWITCHES = {"wandb": "training.log_to=wandb", "tensorboard": "training.log_to=tensorboard"}
 # Names that other programs have for options that are no settings.
 _OPTIONS = {
+    "devices": "--nproc N",
     "from_checkpoint": "--resume RUN",
+    "gpus": "--nproc N",
     "model_name_or_path": "--init-from PATH",
     "name": "--out DIRECTORY",
+    "nproc_per_node": "--nproc N",
+    "num_gpus": "--nproc N",
+    "num_processes": "--nproc N",
     "out_dir": "--out DIRECTORY",
     "output_dir": "--out DIRECTORY",
     "pretrained": "--init-from PATH",
     "resume_from": "--resume RUN",
     "resume_from_checkpoint": "--resume RUN",
     "run_dir": "--out DIRECTORY",
+    "save_dir": "--out DIRECTORY",
+    "tokenizer_name": "--tokenizer DIRECTORY",
+    "tokenizer_path": "--tokenizer DIRECTORY",
 }
 
 _NUMBER = re.compile(r"-\.?\d")
@@ -169,14 +177,24 @@ def _setting_option(dotted: str, further: Sequence[str]) -> inspect.Parameter:
 
 
 def settings_table(words: list[str]) -> Iterator[str]:
-    """Yields the lines of a table of all settings, or of those whose name or meaning has one of `words` in it."""
-    rows = [("setting", "type", "default", "meaning"), *map(_row, flat_fields(RunConfig))]
-    rows = [
-        row for row in rows if row[0] == "setting" or not words or any(word in f"{row[0]} {row[3]}" for word in words)
-    ]
+    """Yields the lines of a table of all settings, or of those whose name or meaning has one of `words` in it.
+
+    Raises:
+        ConfigError: No setting has any of them.
+    """
+    found = [row for row in map(_row, flat_fields(RunConfig)) if _is_about(row, words)]
+    if not found:
+        hint = next(filter(None, map(hint_for, words)), LIST_HINT)
+        raise ConfigError(f"no setting has {' or '.join(map(repr, words))} in its name or meaning{hint}")
+    rows = [("setting", "type", "default", "meaning"), *found]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
+
+
+def _is_about(row: tuple[str, ...], words: list[str]) -> bool:
+    text = f"{row[0]} {row[3]}".lower()
+    return not words or any(word.lower() in text or word.lower().replace("-", "_") in text for word in words)
 
 
 def _row(setting: tuple[str, msgspec.structs.FieldInfo]) -> tuple[str, str, str, str]:
