@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from llm.checkpoint import Run, step_of
@@ -11,8 +12,9 @@ from llm.cli.main import app
 from llm.errors import ConfigError
 from llm.settings.run import RunConfig
 from llm.training.branching import branch_for_decay
-from llm.training.launch import launch, resume
-from tests.unit.training_samples import config, weights_of
+from llm.training.launch import branch, launch, resume
+from tests.unit.processes import in_processes
+from tests.unit.training_samples import config, tensors_of, weights_of
 
 
 def settings(schedule: str, max_steps: int, **more: object) -> RunConfig:
@@ -56,9 +58,27 @@ def test_a_branch_off_a_rate_that_decays_or_off_no_checkpoint_is_refused(stable:
         branch_for_decay(stable, tmp_path / "b", 8, ["training.max_steps=8"])
 
 
+def branch_in_one_of_two(stable: Path, out: Path) -> None:
+    last = branch(stable, out, 4, overrides=["training.max_steps=7", "training.sharding=ddp"], callbacks=[])
+    assert step_of(last) == 7
+
+
+@pytest.mark.long
+def test_two_processes_make_one_branch(stable: Path, tmp_path: Path) -> None:
+    planned = launch(settings("wsd", 7, decay_from=4), tmp_path / "planned", callbacks=[])
+    in_processes(2, branch_in_one_of_two, stable, tmp_path / "b")
+    weights = tensors_of(Run(tmp_path / "b").newest())  # type: ignore[arg-type]
+    for name, tensor in tensors_of(planned).items():
+        assert torch.allclose(tensor, weights[name], atol=1e-5), name
+    with pytest.raises(ConfigError, match="already holds a run"):
+        branch(stable, tmp_path / "b", 4)
+
+
 def test_the_command_line_branches_too(stable: Path, tmp_path: Path) -> None:
     words = ["train", "--resume", str(stable), "--decay-from", "4", "--out", str(tmp_path / "b"), "--max-steps", "6"]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     assert step_of(Run(tmp_path / "b").newest()) == 6  # type: ignore[arg-type]
     result = CliRunner().invoke(app, ["train", "--decay-from", "4", "--out", str(tmp_path / "c")])
     assert "branches a new run off another" in str(result.exception)
+    result = CliRunner().invoke(app, [*words, "--data", "text.txt"])
+    assert "can't be combined with `--data`" in str(result.exception)

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,16 +86,14 @@ def train(
         print("\n".join(settings_table(arguments or [])))
         return
     if replay is not None:
-        from llm.training.replay import replay as run_again
-
-        for line in run_again(replay):
-            print(line)
+        _replay(replay)
         return
     given = sorted_arguments([*(arguments or []), *([config] if config else [])])
     resume = resume or from_step is not None
     if decay_from is not None:
-        _branch(given, options, decay_from, out)
-        given, options, resume = Arguments(), {}, True
+        beside = {"data": data, "tokenizer": tokenizer, "overwrite": overwrite, "from-step": from_step}
+        _branch(given, options, decay_from, out, beside)
+        return
     if resume and out is None and given.paths:
         out = given.paths.pop()
     texts = [*(data or []), *given.paths]
@@ -104,8 +103,16 @@ def train(
         return
     if out is None:
         raise ConfigError(f"`--out` is missing\nhint: name the run's directory, such as `--out {_example_run(texts)}`")
-    place = {"resume": out, "from_step": from_step} if resume else {"out": out}
-    _run(given, options, out, data=texts or None, tokenizer=tokenizer, overwrite=overwrite, **place)
+    more: dict[str, Any] = {"data": texts or None, "tokenizer": tokenizer, "overwrite": overwrite}
+    more |= {"resume": out, "from_step": from_step} if resume else {"out": out}
+    _train(given, options, out, more)
+
+
+def _replay(directory: str) -> None:
+    from llm.training.replay import replay
+
+    for line in replay(directory):
+        print(line)
 
 
 def _forecast(given: Arguments, options: dict[str, Any], more: dict[str, Any]) -> None:
@@ -116,27 +123,42 @@ def _forecast(given: Arguments, options: dict[str, Any], more: dict[str, Any]) -
     print("\n".join([*found.lines(), "nothing is written; leave out `--dry-run` to train"]))
 
 
-def _branch(given: Arguments, options: dict[str, Any], step: int, out: str | None) -> None:
-    """Makes the run `out`, to be resumed, from a checkpoint of the run that the arguments name."""
+def _train(given: Arguments, options: dict[str, Any], out: str, more: dict[str, Any]) -> None:
+    from llm.api import train as train_run
+
+    _run(out, lambda: train_run(given.file, overrides=_overrides(given, options), **more))
+
+
+def _branch(given: Arguments, options: dict[str, Any], step: int, out: str | None, beside: dict[str, Any]) -> None:
+    """Trains the run `out` from a checkpoint of the run that the arguments name.
+
+    Raises:
+        ConfigError: No run is named, or an option of `beside` is given, which a branch would not follow.
+    """
     if out is None or len(given.paths) != 1:
         raise ConfigError(
             "`--decay-from` branches a new run off another\nhint: `llm train --resume RUN --decay-from STEP --out NEW`"
         )
-    from llm.training.branching import branch_for_decay
+    if refused := [f"`--{name}`" for name, value in beside.items() if value]:
+        raise ConfigError(
+            f"`--decay-from` goes on with the text and tokenizer of the run, so it can't be combined with {refused[0]}"
+        )
+    from llm.training.launch import branch
 
-    branch_for_decay(given.paths[0], out, step, _overrides(given, options))
+    overrides = _overrides(given, options)
+    _run(out, lambda: branch(given.paths[0], out, step, file=given.file, overrides=overrides))
 
 
 def _overrides(given: Arguments, options: dict[str, Any]) -> list[Override]:
     return [*given.overrides, *((full_name_or_error(name), value) for name, value in options.items())]
 
 
-def _run(given: Arguments, options: dict[str, Any], directory: str, **more: Any) -> None:
-    from llm.api import train as train_run
+def _run(directory: str, work: Callable[[], Any]) -> None:
+    """Trains, then says what there is now; or what an end before the last step left, and how to go on."""
     from llm.training.distributed import Distributed
 
     try:
-        checkpoint = train_run(given.file, overrides=_overrides(given, options), **more)
+        checkpoint = work()
     except KeyboardInterrupt as stop:
         if Distributed.is_main_process():
             print(_stopped_words(directory), file=sys.stderr)

@@ -15,7 +15,7 @@ from llm.training.callbacks import (
 )
 from llm.training.dry_run import Forecast, dry_run
 from llm.training.engine import TrainingEngine
-from llm.training.launch import launch, resume
+from llm.training.launch import branch, launch, resume
 from llm.training.metrics import FitStart, StepMetrics
 from llm.training.record import RunRecord
 from llm.training.replay import replay
@@ -42,6 +42,7 @@ __all__ = [
     "TensorBoardLogger",
     "TrainingEngine",
     "WandbLogger",
+    "branch",
     "compare_runs",
     "dry_run",
     "launch",

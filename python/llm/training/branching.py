@@ -11,7 +11,8 @@ from llm.checkpoint import Run, step_of
 from llm.errors import ConfigError
 from llm.settings.merge import Override, load_run_config
 from llm.settings.run import RunConfig
-from llm.training.resumption import check_resumable, checkpoint_to_resume
+from llm.training.restarts import launcher_facts
+from llm.training.resumption import as_begun, check_resumable, checkpoint_to_resume
 
 _STABLE = ("wsd", "constant")
 _OF_DECAY = ("decay_fraction", "decay_shape", "min_learning_rate_ratio")
@@ -19,7 +20,12 @@ _LONGEST_DECAY = 0.9
 
 
 def branch_for_decay(
-    path: str | os.PathLike[str], out: str | os.PathLike[str], step: int, overrides: Iterable[Override] = ()
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    step: int,
+    overrides: Iterable[Override] = (),
+    *,
+    file: str | os.PathLike[str] | None = None,
 ) -> Run:
     """Makes the run `out` from the checkpoint of `path` at `step`; resumed, it decays from there to its last step.
 
@@ -31,6 +37,7 @@ def branch_for_decay(
         out: The new run's directory.
         step: The step of a checkpoint after warm-up and before decay.
         overrides: Settings of the branch, such as `training.max_steps`.
+        file: TOML with settings of the branch.
 
     Raises:
         ConfigError: The schedule isn't stable at `step`, no checkpoint is of that step, or `out` holds a run.
@@ -40,7 +47,7 @@ def branch_for_decay(
     Beyond Fixed Training Durations", section 3.
     """
     source, branch = Run(path), Run(out)
-    config = _branch_config(source.read_config(), step, list(overrides))
+    config = _branch_config(source.read_config(), step, list(overrides), file)
     checkpoint, _ = checkpoint_to_resume(source, step)
     if checkpoint is None or step_of(checkpoint) != step:
         raise ConfigError(f"`decay_from` must be the step of a checkpoint of {source.path}, got {step}")
@@ -55,22 +62,26 @@ def branch_for_decay(
         target = branch.checkpoint(step).path
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".tmp-{target.name}")
+        shutil.rmtree(temporary, ignore_errors=True)  # of a start that was killed
         shutil.copytree(checkpoint.path, temporary)
         temporary.rename(target)
         branch.publish(branch.checkpoint(step))
-        branch.create(config, source.last_facts() | {"branched_from": str(Path(path).resolve()), "step": step})
+        origin = {"branched_from": str(Path(path).resolve()), "step": step}
+        branch.create(config, source.last_facts() | launcher_facts() | origin)
     return branch
 
 
-def _branch_config(old: RunConfig, step: int, overrides: list[Override]) -> RunConfig:
+def _branch_config(
+    old: RunConfig, step: int, overrides: list[Override], file: str | os.PathLike[str] | None
+) -> RunConfig:
     _check_stable(old, step)
-    asked = load_run_config(overrides=overrides, base=old).optimizer
+    asked = load_run_config(file, overrides, base=old).optimizer
     fraction = min(asked.decay_fraction, _LONGEST_DECAY)
     training = msgspec.structs.replace(old.training, max_steps=step + max(1, round(step * fraction / (1 - fraction))))
     decay = {name: getattr(asked, name) for name in _OF_DECAY}
     optimizer = msgspec.structs.replace(old.optimizer, schedule="wsd", decay_from=step, **decay)
     planned = msgspec.structs.replace(old, training=training, optimizer=optimizer)
-    config = load_run_config(overrides=overrides, base=planned)
+    config = as_begun(planned, load_run_config(file, overrides, base=planned))
     check_resumable(planned, config)
     if (config.training.max_steps or 0) <= step:
         raise ConfigError(f"`training.max_steps` must be above `decay_from` ({step}), got {config.training.max_steps}")

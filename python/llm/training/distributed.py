@@ -88,7 +88,7 @@ class Distributed:
             raise _unreachable(error) from error
         return [float(value) for value in tensor]
 
-    def main_first(self, work: Callable[[], None]) -> None:
+    def main_first(self, work: Callable[[], object]) -> None:
         """Runs `work` in the main process while the other processes wait; if it fails, all stop.
 
         Raises:

@@ -18,6 +18,7 @@ from llm.models.device import resolve_device
 from llm.settings.merge import Override, given_settings, load_run_config
 from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer, load_tokenizer
+from llm.training.branching import branch_for_decay
 from llm.training.callbacks import Callback, check_log_targets, standard_callbacks
 from llm.training.compilation import check_compiler, choose_compilation
 from llm.training.distributed import Distributed, explains_lost_processes
@@ -131,6 +132,40 @@ def resume(
     start = _Start(run, _join(new))
     with start.held:
         return _go_on(new, start, callbacks, None if start.is_restart() else from_step)
+
+
+def branch(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    step: int,
+    *,
+    file: str | os.PathLike[str] | None = None,
+    overrides: Iterable[Override] = (),
+    callbacks: Sequence[Callback] | None = None,
+) -> Checkpoint:
+    """Lets the learning rate of a stable run decay from one of its checkpoints, in a run of its own.
+
+    Of several processes, the main one copies what the branch needs.
+
+    Args:
+        path: A run whose rate stays at its peak; it stays as it is.
+        out: The new run's directory.
+        step: The step of a checkpoint of `path`, from which the rate decays.
+        file: TOML with settings of the branch, such as `training.max_steps`.
+        overrides: Settings of the branch as `section.field=value`, or as pairs of name and value.
+        callbacks: Callbacks that replace all of `standard_callbacks`, such as the progress bar and the log.
+
+    Raises:
+        ConfigError: The rate isn't stable at `step`, no checkpoint is of that step, or `out` holds a run.
+        CheckpointError: The checkpoint is damaged, or there is no run.
+    """
+    overrides = list(overrides)
+    start = _Start(Run(out), _join(load_run_config(file, overrides, base=Run(path).read_config())))
+    with start.held:
+        if not start.is_restart():
+            with interrupts_at_once():
+                start.distributed.main_first(lambda: branch_for_decay(path, out, step, overrides, file=file))
+        return _go_on(start.run.read_config(), start, callbacks)
 
 
 def _go_on(
