@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from llm import LLM, SamplingParams
 from llm.checkpoint import Run
 from llm.training import JsonlLogger, standard_callbacks
 from llm.training.launch import launch, resume
-from tests.unit.training_samples import config, on_text, weights_of
+from tests.unit.processes import in_processes
+from tests.unit.training_samples import config, on_text, tensors_of, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +32,27 @@ def test_samples_are_written_at_validations_and_checkpoints_alike(runs: tuple[Ru
 
 
 def test_a_sample_is_what_the_checkpoint_would_write(runs: tuple[Run, Run]) -> None:
-    sample = runs[0].samples.read()[-1]
-    model = LLM(runs[0].newest())
-    ids = model.tokenizer.encode(sample["prompt"])[-8:]
+    assert runs[0].samples.read()[-1]["text"] == text_of_the_newest(runs[0])
+
+
+def text_of_the_newest(run: Run) -> str:
+    """What the newest checkpoint writes after the prompt of the samples."""
+    model = LLM(run.newest())
+    ids = model.tokenizer.encode(run.samples.read()[-1]["prompt"])[-8:]
     params = SamplingParams(max_tokens=8, temperature=0.8, top_k=50, seed=0)
-    [output] = model.generate([ids], params)
-    assert output.text == sample["text"]
+    return model.generate([ids], params)[0].text
+
+
+@pytest.mark.long
+def test_processes_that_share_a_model_write_at_validations_together(tmp_path: Path, corpus_file: Path) -> None:
+    run, silent = Run(tmp_path / "run"), Run(tmp_path / "silent")
+    values = {"max_steps": 8, "checkpoint_every": 2, "sharding": "fsdp", "async_save": True}
+    in_processes(2, launch, on_text(corpus_file, sample_tokens=12, **values), run.path)
+    in_processes(2, launch, on_text(corpus_file, sample_tokens=0, **values), silent.path)
+    assert [sample["step"] for sample in run.samples.read()] == [4, 8]
+    assert run.samples.read()[-1]["text"] == text_of_the_newest(run)
+    weights = tensors_of(silent.newest())  # type: ignore[arg-type]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tensors_of(run.newest()).items())  # type: ignore[arg-type]
 
 
 def test_samples_leave_training_as_it_is(runs: tuple[Run, Run]) -> None:

@@ -97,13 +97,20 @@ def _keeps_packed(checkpoint: Checkpoint, dtype: str, device: torch.device, conf
     return obstacle(checkpoint.config, dtype_of(checkpoint.values, {}, dtype), device) is None
 
 
-def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineConfig | None = None) -> Engine:
+def build_engine(
+    model: DecoderModel,
+    tokenizer: BaseTokenizer,
+    config: EngineConfig | None = None,
+    *,
+    runner: ModelRunner | None = None,
+) -> Engine:
     """Returns an engine that runs a model already in memory.
 
     Args:
         model: The model in eval mode, on its device.
         tokenizer: The tokenizer, with at most as many entries as the model's vocabulary.
         config: Engine limits.
+        runner: What runs the model; None selects what suits the device.
 
     Raises:
         CapacityError: Not enough memory for one request of the longest context.
@@ -122,7 +129,7 @@ def build_engine(model: DecoderModel, tokenizer: BaseTokenizer, config: EngineCo
         eos_ids=list(tokenizer.eos_ids),
         pad_id=tokenizer.pad_id,
     )
-    runner = model_runner(model, cache, config, max_model_len)
+    runner = runner or model_runner(model, cache, config, max_model_len)
     draft = _draft_model(config, max_model_len, tokenizer, model)
     return Engine(core, runner, tokenizer, max_model_len, draft=draft, limits=limits)
 

@@ -59,7 +59,7 @@ class TrainingEngine:
         run: The run that stores checkpoints; its `run.json` must exist.
         distributed: This process and its device.
         tokenizer: The tokenizer to save in every checkpoint, so that checkpoints can be served.
-        callbacks: Callbacks, called in the main process only.
+        callbacks: Callbacks, called in the main process only unless they ask for all.
         notices: What callbacks should tell the user about this start.
 
     Raises:
@@ -82,7 +82,7 @@ class TrainingEngine:
         self.task = task
         self.run = run
         self.distributed = distributed or Distributed.start(config.training.device, config.training.process_timeout_s)
-        self.callbacks = tuple(callbacks) if self.distributed.is_main else ()
+        self.callbacks = tuple(one for one in callbacks if self.distributed.is_main or one.in_all_processes)
         settings, device = config.training, self.distributed.device
         self.accumulation = settings.gradient_accumulation_steps
         self.loader = BatchLoader.for_training(data.train_dataset(), settings, self.distributed.world_size)

@@ -8,7 +8,14 @@ from llm.training.metrics import FitStart, StepMetrics
 
 
 class Callback:
-    """Hooks of a run, called in the main process only; by default, each hook does nothing."""
+    """Hooks of a run, called in the main process only; by default, each hook does nothing.
+
+    Attributes:
+        in_all_processes: Whether the hooks are called in every process, for work that takes all of them. With
+            `training.async_save`, `on_checkpoint` is then called at different steps in each process.
+    """
+
+    in_all_processes = False
 
     def on_fit_start(self, start: FitStart) -> None:
         """Called before the first step, and when a resumed run is already finished."""

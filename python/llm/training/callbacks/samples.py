@@ -12,14 +12,16 @@ from torch import nn
 from llm.checkpoint import Checkpoint, Run
 from llm.data import BaseDataModule, TokenBatch
 from llm.inference import Engine, EngineConfig, build_engine
+from llm.inference.runners.base import ModelRunner
 from llm.models import DecoderModel
 from llm.models.costs import kv_bytes_per_token
 from llm.settings.run import RunConfig
 from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer
 from llm.training.callbacks.base import Callback
-from llm.training.distributed import is_sharded
+from llm.training.distributed import Distributed, is_sharded, over_processes
 from llm.training.metrics import FitStart
+from llm.training.sharded_passes import ShardedRunner, follow
 
 _PROMPT_TOKENS = 8
 # Without settings of its own, a small model reads best a little below its own distribution.
@@ -31,7 +33,8 @@ class SampleWriter(Callback):
     """Lets the model continue a prompt at each validation or checkpoint, always with the same seed.
 
     The texts go to the run's `samples.jsonl`. The engine's sampler draws from random numbers of its own, so training
-    draws the same numbers with and without samples.
+    draws the same numbers with and without samples. A model that is spread over processes is run by all of them, at
+    validations only, which they reach at the same time.
 
     Args:
         run: The run whose model writes.
@@ -40,6 +43,8 @@ class SampleWriter(Callback):
         max_tokens: Number of new tokens.
         params: Sampling parameters; by default a temperature of 0.8 among the 50 likeliest tokens.
     """
+
+    in_all_processes = True
 
     def __init__(
         self,
@@ -55,6 +60,8 @@ class SampleWriter(Callback):
         self.max_tokens = max_tokens
         self.params = params or SamplingParams(temperature=_TEMPERATURE, top_k=_TOP_K, seed=0)
         self._model: DecoderModel | None = None
+        self._is_sharded = False
+        self._dtype = torch.float32
         self._last_step = -1
 
     @classmethod
@@ -80,25 +87,47 @@ class SampleWriter(Callback):
 
     def on_fit_start(self, start: FitStart) -> None:
         """Removes the samples of steps that will be repeated."""
-        # The weights of a sharded model can't be read by one process alone.
-        model = start.model
-        self._model = model if isinstance(model, DecoderModel) and not is_sharded(model) else None
+        self._is_sharded = start.model is not None and is_sharded(start.model)
+        self._dtype = getattr(torch, start.precision)
+        if not Distributed.is_main_process():
+            self._model = start.model if isinstance(start.model, DecoderModel) and self._is_sharded else None
+            return
+        self._model = start.model if isinstance(start.model, DecoderModel) else None
         self.run.samples.rewind(start.first_step)
         self._last_step = max((record["step"] for record in self.run.samples.read()), default=-1)
 
     def on_validation_end(self, step: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
         """Writes the sample of this step."""
-        self._write(step)
+        if self._model is None:
+            return
+        if self._is_sharded:
+            self._write_together(self._model, step)
+        else:
+            self._write(self._model, step)
 
     def on_checkpoint(self, step: int, checkpoint: Checkpoint) -> None:  # noqa: ARG002
         """Writes the sample of this step unless a validation has."""
-        self._write(step)
+        if self._model is not None and not self._is_sharded:
+            self._write(self._model, step)
 
-    def _write(self, step: int) -> None:
-        if self._model is None or step <= self._last_step:
+    def _write_together(self, model: DecoderModel, step: int) -> None:
+        """Writes the sample of this step in the main process, with the help of all others."""
+        is_main = Distributed.is_main_process()
+        is_wanted = torch.tensor(int(is_main and step > self._last_step), device=model.device)
+        if not over_processes(is_wanted):
+            return
+        if is_main:
+            self._write(model, step, runner := ShardedRunner(model, self._dtype))
+            runner.end()
+        else:
+            with _at_rest(model):
+                follow(model, self._dtype)
+
+    def _write(self, model: DecoderModel, step: int, runner: ModelRunner | None = None) -> None:
+        if step <= self._last_step:
             return
         self._last_step = step
-        text = write_text(self._model, self.tokenizer, self.prompt_ids, self.max_tokens, self.params)
+        text = write_text(model, self.tokenizer, self.prompt_ids, self.max_tokens, self.params, runner=runner)
         self.run.samples.append({"step": step, "prompt": self.tokenizer.decode(self.prompt_ids), "text": text})
 
 
@@ -108,10 +137,21 @@ def write_text(
     prompt_ids: Sequence[int],
     max_tokens: int,
     params: SamplingParams,
+    *,
+    runner: ModelRunner | None = None,
 ) -> str:
-    """Returns a continuation of `prompt_ids` by a model in training, which is left as it was."""
+    """Returns a continuation of `prompt_ids` by a model in training, which is left as it was.
+
+    Args:
+        model: The model.
+        tokenizer: The model's tokenizer.
+        prompt_ids: Token ids to continue, at least one.
+        max_tokens: Number of new tokens.
+        params: Sampling parameters.
+        runner: What runs the model; None selects what suits the device.
+    """
     with _at_rest(model):
-        engine = _engine(model, tokenizer, len(prompt_ids) + max_tokens)
+        engine = _engine(model, tokenizer, len(prompt_ids) + max_tokens, runner)
         engine.add_request(prompt_ids, msgspec.structs.replace(params, max_tokens=max_tokens))
         return "".join(_texts(engine))
 
@@ -124,14 +164,13 @@ def _texts(engine: Engine) -> Iterator[str]:
             yield delta.text
 
 
-def _engine(model: DecoderModel, tokenizer: BaseTokenizer, max_model_len: int) -> Engine:
+def _engine(model: DecoderModel, tokenizer: BaseTokenizer, max_model_len: int, runner: ModelRunner | None) -> Engine:
     """Returns an engine for one request, with a cache of its size."""
     config = EngineConfig(max_model_len=max_model_len, max_running_requests=1, enable_cuda_graphs=False)
     block_bytes = config.block_size * kv_bytes_per_token(model.config, model.embed_tokens.weight.dtype)
     num_blocks = math.ceil(max_model_len / config.block_size) + 1
-    return build_engine(
-        model, tokenizer, msgspec.structs.replace(config, kv_cache_memory_bytes=num_blocks * block_bytes)
-    )
+    limits = msgspec.structs.replace(config, kv_cache_memory_bytes=num_blocks * block_bytes)
+    return build_engine(model, tokenizer, limits, runner=runner)
 
 
 @contextmanager
