@@ -142,6 +142,8 @@ def test_arguments_that_are_no_text_are_said_to_be_none(text: Path, tmp_path: Pa
     for word in ("resume", tmp_path / "config.yaml", "shakespear"):
         with pytest.raises(ConfigError, match="is neither a setting, nor a settings file"):
             llm_train(word, "--out", tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"hint: settings are written in TOML"):
+        llm_train(tmp_path / "config.yaml", "--out", tmp_path / "run")
     with pytest.raises(ConfigError, match=r"`--out` is missing\nhint: .* `--out runs/c`"):
         llm_train(text)
 

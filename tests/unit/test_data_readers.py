@@ -82,6 +82,8 @@ def test_paths_that_are_no_corpus_are_named(tmp_path: Path, name: str, words: st
     ("name", "content", "words"),
     [
         ("a.txt", b"caf\xe9 au lait", r"text must be UTF-8, got byte 0xe9 at offset 3\nhint: convert it.*LATIN1"),
+        ("a.txt.gz", gzip.compress("hi".encode("utf-16")), r"`zcat .*a\.txt\.gz \| iconv -f UTF-16 -t UTF-8 > text"),
+        ("a.txt.gz", gzip.compress(b"caf\xe9 noir"), r"at offset 3\nhint: .*`zcat .*\| iconv -f LATIN1"),
         ("a.txt", "hi".encode("utf-16"), r"got UTF-16 text\nhint: convert it: `iconv -f UTF-16"),
         ("a.txt", "Hello there".encode("utf-16-le"), "zero bytes, got one at offset 1\nhint: it looks like UTF-16"),
         ("a.txt", b"\x7fELF" + b"code\0" * 9, "looks like a binary file"),

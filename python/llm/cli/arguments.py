@@ -42,6 +42,7 @@ _OPTIONS = {
 }
 
 _NUMBER = re.compile(r"-\.?\d")
+_OTHER_CONFIGS = {".yaml", ".yml", ".py", ".cfg", ".ini"}
 _TEXTS = {".json", ".jsonl", ".parquet", ".txt", ".md", ".gz", ".zst", ".csv", ".tsv"}
 
 
@@ -89,9 +90,11 @@ def check_texts(paths: list[str]) -> None:
     for path in paths:
         is_pattern = any(letter in path for letter in "*?[")
         if Path(path).suffix.lower() not in _TEXTS and not Path(path).is_dir() and not is_pattern:
+            way_out = f"a setting looks like `section.field=value`; for a text use `--data {path}`"
+            if Path(path).suffix.lower() in _OTHER_CONFIGS:
+                way_out = "settings are written in TOML: `llm train --settings` lists them"
             raise ConfigError(
-                f"{path!r} is neither a setting, nor a settings file (.toml), nor a text\n"
-                f"hint: a setting looks like `section.field=value`; for a text use `--data {path}`"
+                f"{path!r} is neither a setting, nor a settings file (.toml), nor a text\nhint: {way_out}"
             )
 
 

@@ -145,7 +145,7 @@ class Plan:
     def _optimizer(self, config: RunConfig) -> dict[str, Any]:
         name = config.optimizer.name if self._gives("optimizer.name") else "muon"
         rate = learning_rate_of(name, config.model.hidden_size)
-        rate *= _CONTINUED_RATE if config.training.init_from else 1.0
+        rate = float(f"{rate * (_CONTINUED_RATE if config.training.init_from else 1.0):.3g}")
         values = {"name": name, "learning_rate": rate, "schedule": "linear", "min_learning_rate_ratio": 0.0}
         return values if not self._gives("optimizer.schedule") else {"name": name, "learning_rate": rate}
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from llm._rust import DocumentCutter, TextBlock
 from llm.data.readers.files import kind_of
 from llm.data.readers.pieces import Piece, ReadNotes, ReadOptions, num_bytes, pieces_of
-from llm.data.readers.streams import BLOCK_BYTES, UNPACKERS, check_is_text, opened
+from llm.data.readers.streams import BLOCK_BYTES, check_is_text, conversion, opened
 from llm.errors import DataError, MissingExtraError
 
 _BOM = b"\xef\xbb\xbf"
@@ -54,14 +54,7 @@ def _text(file: Path, options: ReadOptions, notes: ReadNotes, cutter: DocumentCu
         try:
             yield cutter.feed(block, ends=not block)
         except DataError as error:
-            raise DataError(f"{file}: {error}\nhint: convert it, for example `{_converted(file)}`") from None
-
-
-def _converted(file: Path) -> str:
-    """Returns a command that makes UTF-8 of a text in another encoding, compressed or not."""
-    unpack = UNPACKERS.get(file.suffix.lower())
-    convert = "iconv -f LATIN1 -t UTF-8"
-    return f"{convert} {file} > text.txt" if unpack is None else f"{unpack} {file} | {convert} > text.txt"
+            raise DataError(f"{file}: {error}\nhint: convert it, for example `{conversion(file, 'LATIN1')}`") from None
 
 
 def _blocks(file: Path, notes: ReadNotes) -> Iterator[bytes]:

@@ -14,11 +14,10 @@ BLOCK_BYTES = 1 << 22
 # Compressed bytes that are read at once; a byte can become thousands.
 _ZSTANDARD_BYTES = 1 << 13
 # What prints the content of a compressed file.
-UNPACKERS = {".gz": "zcat", ".zst": "zstdcat"}
+_UNPACKERS = {".gz": "zcat", ".zst": "zstdcat"}
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 # The first bytes of files that are no text, and what to do about each.
 _MAGIC = (
-    (b"\xff\xfe", "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0}`"),
-    (b"\xfe\xff", "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0}`"),
     (b"\x1f\x8b", "a gzip file", "let its name end in .txt.gz or .jsonl.gz"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard file", "let its name end in .txt.zst or .jsonl.zst"),
     (b"PAR1", "a Parquet file", "let its name end in .parquet"),
@@ -51,12 +50,23 @@ def _damaged_gzip(file: Path, num_bytes: int, error: Exception) -> DataError:
     return DataError(f"{file}: the gzip file is cut short or damaged{place}: {error}\nhint: copy or download it again")
 
 
+def conversion(file: Path, encoding: str) -> str:
+    """Returns a command that makes UTF-8 of a text in another encoding, compressed or not."""
+    unpack = _UNPACKERS.get(file.suffix.lower())
+    convert = f"iconv -f {encoding} -t UTF-8"
+    return f"{convert} {file} > text.txt" if unpack is None else f"{unpack} {file} | {convert} > text.txt"
+
+
 def check_is_text(file: Path, beginning: bytes) -> None:
     """Checks that the first bytes of a file can be those of UTF-8 text.
 
     Raises:
         DataError: They are those of another format, which the message names.
     """
+    if beginning.startswith(_UTF16_MARKS):
+        raise DataError(
+            f"{file}: text must be UTF-8, got UTF-16 text\nhint: convert it: `{conversion(file, 'UTF-16')}`"
+        )
     for magic, what, way_out in _MAGIC:
         if beginning.startswith(magic):
             raise DataError(f"{file}: text must be UTF-8, got {what}\nhint: {way_out.format(file)}")
@@ -64,7 +74,7 @@ def check_is_text(file: Path, beginning: bytes) -> None:
         return
     share = beginning[:4096].count(b"\0") / len(beginning[:4096])
     if share > 0.3:
-        way_out = f"it looks like UTF-16; convert it: `iconv -f UTF-16LE -t UTF-8 {file}`"
+        way_out = f"it looks like UTF-16; convert it: `{conversion(file, 'UTF-16LE')}`"
     else:
         way_out = "it looks like a binary file; leave it out of the corpus"
     offset = beginning.index(b"\0")
