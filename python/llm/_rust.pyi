@@ -42,10 +42,8 @@ __all__ = [
 ]
 __version__: str
 FINISH_REASONS: Final[tuple[None, Literal["stop"], Literal["length"], Literal["error"], Literal["grammar"]]]
-
 # The formats of calls: a format's name and the texts that mark its calls.
 ANSWER_FORMATS: Final[tuple[tuple[str, list[str]], ...]]
-
 _PartKind = Literal["text", "reasoning", "call", "arguments"]
 
 @final
