@@ -140,14 +140,14 @@ test-eval: test-data ## Evaluation beside lm-evaluation-harness: the same scores
 test-schemas: $(STAMPS)/test ## The official JSON Schema test suite: nothing invalid is accepted
 	$(BIN)/python -m tests.schemas.run
 
-test-training-slow: test-data ## Training in flat memory on 5 GB (CORPUS_GB=1 for less); killed runs go on to the byte
+test-training-slow: test-data ## Training in flat memory on 5 GB (CORPUS_GB=1 for less); killed runs go on to the byte; 50 kills at random
 	$(BIN)/python -m pytest -q -s -m slow --timeout=7200 tests/integration/test_corpus_memory.py \
-		tests/integration/test_resume_matrix.py
+		tests/integration/test_resume_matrix.py tests/unit/test_training_async_save.py
 
 test-slow: test-data ## The tests that take minutes
 	LLM_PROPTEST_OPS=1_000_000 cargo test --quiet --release --test core scheduler::random
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/integration/test_corpus_memory.py \
-		--ignore=tests/integration/test_resume_matrix.py
+		--ignore=tests/integration/test_resume_matrix.py --ignore=tests/unit/test_training_async_save.py
 
 test-abuse: $(STAMPS)/test ## Thousands of clients, and requests made to harm the server (three minutes)
 	$(BIN)/python -m pytest -q -s -m slow tests/integration/test_server_abuse.py
