@@ -12,8 +12,10 @@ import msgspec
 import pytest
 import torch.distributed as dist
 from torch import nn
+from typer.testing import CliRunner
 
 from llm.checkpoint import Run
+from llm.cli.main import app
 from llm.cli.processes import start_processes
 from llm.errors import ConfigError, TrainingError
 from llm.settings.model import ExpertsConfig
@@ -69,10 +71,13 @@ def test_a_signal_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path:
 def test_nproc_trains_in_as_many_processes(tmp_path: Path) -> None:
     tiny = ["data.kind=synthetic", "model.hidden_size=32", "model.intermediate_size=64", "model.num_hidden_layers=1"]
     tiny += ["model.num_attention_heads=2", "model.max_position_embeddings=16", "--max-steps", "3", "--device", "cpu"]
-    for name, count in (("one", []), ("two", ["--nproc", "2"])):
-        command = [sys.executable, "-m", "llm", "train", *count, "--out", str(tmp_path / name), *tiny]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
+    assert CliRunner().invoke(app, ["train", "--out", str(tmp_path / "one"), *tiny]).exit_code == 0
+    command = [sys.executable, "-m", "llm", "train", "--nproc", "2", "--out", str(tmp_path / "two"), *tiny]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (refused.returncode, "Traceback" in refused.stderr) == (2, False), refused.stderr[-2000:]
+    assert f"error: {tmp_path / 'two'} already holds a run\nhint: " in refused.stderr
     one, two = (Run(tmp_path / name) for name in ("one", "two"))
     assert (one.last_facts()["world_size"], two.last_facts()["world_size"]) == (1, 2)
     losses = [[line["loss"] for line in run.read_log() if "loss" in line] for run in (one, two)]

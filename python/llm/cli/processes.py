@@ -1,6 +1,7 @@
 """Starts `llm train` in several processes of one machine."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -8,13 +9,15 @@ from typing import NoReturn
 from llm.errors import ConfigError
 
 _OPTIONS = ("--nproc", "--max-restarts")
-_TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
+# Seconds for the last step and its checkpoint after a signal; `torchrun` kills all processes after 30 by itself.
+_GRACE = "--shutdown-timeout=600"
 
 
 def start_processes(count: int, arguments: Sequence[str], max_restarts: int = 0) -> NoReturn:
-    """Replaces this process by `torchrun`, which runs `llm train` in `count` processes.
+    """Becomes `torchrun`, which runs `llm train` in `count` processes, and exits as one process would.
 
-    The processes share the cores, unless `OMP_NUM_THREADS` gives the number of threads of each.
+    The processes share the cores, unless `OMP_NUM_THREADS` gives the number of threads of each. They have said what
+    there is to say, so `torchrun`'s own account of their end is left out.
 
     Args:
         count: Number of processes.
@@ -28,10 +31,25 @@ def start_processes(count: int, arguments: Sequence[str], max_restarts: int = 0)
         raise ConfigError("`--nproc` starts processes itself\nhint: leave it out under torchrun")
     words = _without_options(arguments)
     words = words[1:] if words[:1] == ["train"] else words
-    options = [f"--nproc-per-node={count}", f"--max-restarts={max_restarts}"]
-    command = [sys.executable, *_TORCHRUN, *options, "-m", "llm", "train", *words]
-    num_threads = max(1, (os.cpu_count() or 1) // count)
-    os.execve(sys.executable, command, {"OMP_NUM_THREADS": str(num_threads)} | os.environ)  # noqa: S606
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser, main
+
+    options = ["--standalone", f"--nproc-per-node={count}", f"--max-restarts={max_restarts}"]
+    if _GRACE.partition("=")[0] in get_args_parser().format_help():
+        options.append(_GRACE)
+    try:
+        main([*options, "-m", "llm", "train", *words])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        status = failure.exitcode
+        if status < 0:
+            print(f"error: process {rank} of {count} was killed by {signal.Signals(-status).name}", file=sys.stderr)
+        sys.exit(status if status > 0 else 128 - status)
+    except SignalException as stop:
+        sys.exit(0 if stop.sigval == signal.SIGTERM else 128 + stop.sigval)
+    sys.exit(0)
 
 
 def _without_options(arguments: Sequence[str]) -> list[str]:

@@ -20,10 +20,12 @@ class LossPlot(Callback):
 
 
 def plot_losses(run: Run) -> None:
-    """Writes `loss.png` with the training and validation losses over steps."""
+    """Writes `loss.png` with the training and validation losses over steps, once the log has any."""
     from matplotlib.figure import Figure
 
     log = run.read_log()
+    if not log:
+        return
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for key, label, style in (("loss", "training", "-"), ("validation_loss", "validation", "o-")):
