@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.checkpoint import Run, load_model, load_tensors, plan_files, step_of, write_atomically
+from llm.checkpoint import Checkpoint, Run, load_model, load_tensors, plan_files, step_of, write_atomically
 from llm.errors import FileError
 from llm.settings.run import RunConfig
 from llm.training import Callback, FitStart, StepMetrics
@@ -168,6 +168,9 @@ def check_kills(folder: Path, times: int, max_steps: int) -> None:
         assert step_of(newest) >= heard > 0
         assert newest.damage() is None
         assert load_model(newest) is not None
+        latest = Checkpoint(run.path / (run.path / "latest").read_text().strip())  # moves when one is complete
+        assert latest.is_complete
+        assert heard <= step_of(latest) <= step_of(newest)
     in_processes(1, train, run.path, settings(max_steps=max_steps))
     assert weights_of(run.checkpoint(max_steps)) == weights_of(Run(folder / "whole").checkpoint(max_steps))
 
