@@ -111,6 +111,7 @@ NAMED: list[tuple[str, str]] = [
     ("--gpus 2", "did you mean `--nproc N`?"),
     ("--zzz 1", "`llm train --settings` lists every setting"),
     ("--hidden-size", "`--hidden-size` needs a value"),
+    ("--compile", "`--compile` needs a value\nhint: one of auto, off, on: `--compile VALUE`"),
     ("--hidden-size --dropout 0.1", "`--hidden-size` needs a value"),
     ("a.toml b.toml", "at most one settings file can be given, got a.toml, b.toml"),
     ("training.precision=int8", "`training.precision` must be one of"),

@@ -137,7 +137,9 @@ def _next_value(option: str, setting: str, rest: Iterator[str]) -> str:
         return "true"
     value = next(rest, None)
     if value is None or (value.startswith("-") and not _NUMBER.match(value)):
-        raise ConfigError(f"`{option}` needs a value\nhint: `{option} VALUE`, or `{setting}=VALUE`")
+        kind = declared(_types()[setting])[0] if setting in _types() else None
+        words = f"one of {', '.join(map(str, get_args(kind)))}: " if get_origin(kind) is Literal else ""
+        raise ConfigError(f"`{option}` needs a value\nhint: {words}`{option} VALUE`, or `{setting}=VALUE`")
     return value
 
 

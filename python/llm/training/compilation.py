@@ -38,6 +38,7 @@ def choose_compilation(config: RunConfig, total_steps: int, device: torch.device
 
 def _obstacle(config: RunConfig, device: torch.device) -> str | None:
     """Returns why a run gains nothing by compilation, whatever its length; None if it may."""
+    # Even with dropout, where each layer runs by itself: 0.98 of the time in bf16, 1.02 in fp32 (12M, two threads).
     if device.type == "cpu":
         return "on a CPU, blocks have gradients of their own, which compilation hardly speeds up"
     if importlib.util.find_spec("triton") is None:

@@ -91,7 +91,7 @@ def trial(
     overrides = list(overrides)
     settings, initial = load_start_config(config, overrides)
     if (world_size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise ConfigError(f"a dry run uses one process, got {world_size}\nhint: leave out `torchrun`")
+        raise ConfigError(f"a dry run uses one process, got {world_size}\nhint: leave out `torchrun` or `--nproc`")
     with tempfile.TemporaryDirectory(prefix="llm-trial-") as folder:
         start = _Start(Run(folder), _join(settings), initial)
         start.given = given_settings(config, overrides)
