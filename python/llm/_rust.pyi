@@ -238,8 +238,9 @@ class EngineCore:
         special_ids: Sequence[int],
         eos_ids: Sequence[int],
         pad_id: int | None,
+        tokenizer: Tokenizer | None = None,
     ) -> Self:
-        """Reads limits by field name from `config`, which must set `max_model_len` and `max_batch_tokens`."""
+        """Reads limits from `config`, with `max_model_len` and `max_batch_tokens`; `tokenizer` cuts forced text."""
 
     def add_choices(
         self,

@@ -43,7 +43,15 @@ fn guessing_engine(scheduler: SchedulerConfig, speculative: Option<NgramConfig>)
     let mut token_bytes: Vec<Option<Vec<u8>>> = (b'a'..=b'z').map(|byte| Some(vec![byte])).collect();
     token_bytes.extend([Some(vec![0xC3]), Some(vec![0xA9]), None, None]);
     let table = TokenTable::new(token_bytes, &[EOS, PAD]).unwrap();
-    EngineCore::new(EngineConfig { table, eos_ids: vec![EOS], pad_id: Some(PAD), scheduler, speculative }).unwrap()
+    EngineCore::new(EngineConfig {
+        table,
+        tokenizer: None,
+        eos_ids: vec![EOS],
+        pad_id: Some(PAD),
+        scheduler,
+        speculative,
+    })
+    .unwrap()
 }
 
 fn greedy(max_tokens: usize) -> RequestParams {
@@ -146,7 +154,8 @@ fn padding_is_masked_unless_it_ends_generation() {
     assert_eq!(step_preferring(&mut engine, &[PAD, 30, 31, 4]).token_ids, [4]);
     let table = TokenTable::new(vec![Some(b"a".to_vec()), None], &[1]).unwrap();
     let scheduler = limits(16, 64);
-    let shared = EngineConfig { table, eos_ids: vec![1], pad_id: Some(1), scheduler, speculative: None };
+    let shared =
+        EngineConfig { table, tokenizer: None, eos_ids: vec![1], pad_id: Some(1), scheduler, speculative: None };
     let mut engine = EngineCore::new(shared).unwrap();
     engine.add_request(1, vec![0], greedy(5)).unwrap();
     engine.schedule().unwrap();
@@ -207,7 +216,14 @@ fn an_answer_that_repeats_itself_takes_fewer_steps() {
     assert_eq!(stats.blocks_free, 16);
     let bad = NgramConfig { num_draft_tokens: 0, ..ngram };
     let table = TokenTable::new(vec![Some(b"a".to_vec())], &[]).unwrap();
-    let config = EngineConfig { table, eos_ids: vec![], pad_id: None, scheduler: limits(1, 1), speculative: Some(bad) };
+    let config = EngineConfig {
+        table,
+        tokenizer: None,
+        eos_ids: vec![],
+        pad_id: None,
+        scheduler: limits(1, 1),
+        speculative: Some(bad),
+    };
     assert!(EngineCore::new(config).unwrap_err().to_string().contains("`num_draft_tokens`"));
 }
 

@@ -40,12 +40,16 @@ fn limits(num_blocks: usize) -> SchedulerConfig {
 }
 
 fn engine(num_blocks: usize, speculative: Option<NgramConfig>) -> EngineCore {
+    engine_with(limits(num_blocks), speculative)
+}
+
+fn engine_with(scheduler: SchedulerConfig, speculative: Option<NgramConfig>) -> EngineCore {
     let mut token_bytes: Vec<Option<Vec<u8>>> = (FIRST..=b'~').map(|byte| Some(vec![byte])).collect();
     token_bytes.extend(WORDS.iter().map(|word| Some(word.as_bytes().to_vec())));
     token_bytes.extend([Some(b"<|end|>".to_vec()), None]);
     let table = TokenTable::new(token_bytes, &[END]).unwrap();
-    let scheduler = limits(num_blocks);
-    EngineCore::new(EngineConfig { table, eos_ids: vec![END], pad_id: Some(END + 1), scheduler, speculative }).unwrap()
+    let (eos_ids, pad_id) = (vec![END], Some(END + 1));
+    EngineCore::new(EngineConfig { table, tokenizer: None, eos_ids, pad_id, scheduler, speculative }).unwrap()
 }
 
 fn schema(text: &str) -> GrammarSource {
@@ -127,7 +131,23 @@ fn forced_text_takes_fewer_steps_than_tokens() {
     let answers = (0..20).map(|seed| alone(Some(&two_keys()), params(seed, 80)));
     let (num_tokens, num_steps) =
         answers.fold((0, 0), |(tokens, steps), (answer, more)| (tokens + answer.ids.len(), steps + more));
-    assert!(num_steps < num_tokens * 9 / 10, "{num_steps} steps for {num_tokens} tokens");
+    assert!(num_steps < num_tokens * 6 / 10, "{num_steps} steps for {num_tokens} tokens");
+}
+
+#[test]
+fn forced_text_is_cut_alike_however_much_of_it_a_step_computes() {
+    for seed in 0..20 {
+        let answer = |max_batch_tokens| {
+            let mut engine = engine_with(SchedulerConfig { max_batch_tokens, ..limits(64) }, None);
+            let params = RequestParams { grammar: compiled(&engine, &two_keys()), ..params(seed, 80) };
+            engine.add_request(1, vec![0, 1, 2], params).unwrap();
+            run(&mut engine, 64)
+        };
+        let (few, num_slow_steps) = answer(2);
+        let (many, num_steps) = answer(64);
+        assert_eq!(few, many);
+        assert!(num_steps < num_slow_steps);
+    }
 }
 
 #[test]

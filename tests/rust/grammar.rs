@@ -175,6 +175,44 @@ fn a_special_token_may_be_all_that_can_follow() {
     assert_eq!(compiled(&text).start().forced(8).len(), 6);
 }
 
+/// `Words` with a tokenizer that knows how one text is cut.
+struct Cut(Words, &'static str, Vec<u32>);
+
+impl Vocabulary for Cut {
+    fn num_ids(&self) -> usize {
+        self.0.num_ids()
+    }
+
+    fn token_bytes(&self, id: u32) -> Option<&[u8]> {
+        self.0.token_bytes(id)
+    }
+
+    fn is_special_token(&self, id: u32) -> bool {
+        self.0.is_special_token(id)
+    }
+
+    fn encode(&self, text: &str) -> Option<Vec<u32>> {
+        (text == self.1).then(|| self.2.clone())
+    }
+}
+
+#[test]
+fn forced_text_is_cut_as_the_tokenizer_cuts_it() {
+    let word = |word: &str| 256 + WORDS.iter().position(|own| *own == word).unwrap() as u32;
+    let letter = |letter: u8| u32::from(letter);
+    let longest = vec![word("true"), word("name")];
+    let own = vec![word("tr"), letter(b'u'), letter(b'e'), word("na"), letter(b'm'), letter(b'e')];
+    let with_space = [vec![letter(b' ')], own.clone()].concat();
+    for (text, ids, expected) in
+        [("truename", own.clone(), &own), ("truename", with_space, &longest), ("other", own.clone(), &longest)]
+    {
+        let compiler = GrammarCompiler::new(Arc::new(Cut(Words::new(), text, ids)), vec![END]);
+        let grammar = compiler.compile(&GrammarSource::Choice(vec!["truename".to_owned()])).unwrap();
+        assert_eq!(&grammar.start().forced(8), expected);
+        assert_eq!(grammar.start().forced(1), expected[..1]);
+    }
+}
+
 #[test]
 fn answers_at_once_do_not_share_their_place() {
     let grammar = compiled(&GrammarSource::Choice(vec!["na".to_owned(), "tr".to_owned()]));

@@ -62,6 +62,16 @@ def test_every_other_form_holds(model):
     assert answer.finish_reason == "length" or isinstance(json.loads(answer.text), dict)
 
 
+def test_forced_text_is_cut_as_the_tokenizer_cuts_it(model):
+    sentence = "To be, or not to be, that is the question"
+    expected = model.tokenizer.encode(sentence)
+    for seed in range(4):
+        answer = model.generate("In", formed(seed, regex=f"{sentence}[.!?]"))
+        assert answer.text[:-1] == sentence
+        # The last pieces may join with what follows.
+        assert list(answer.token_ids)[: len(expected) - 2] == expected[:-2]
+
+
 def test_a_cut_answer_says_length(model):
     answer = model.generate("To be", formed(json=PERSON, max_tokens=3))
     assert (answer.finish_reason, len(answer.token_ids)) == ("length", 3)

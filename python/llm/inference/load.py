@@ -26,7 +26,7 @@ from llm.models.layers.fused import has_triton
 from llm.settings.engine import DraftSpeculation, EngineConfig
 from llm.settings.merge import validated
 from llm.settings.model import ModelConfig
-from llm.tokenization import BaseTokenizer
+from llm.tokenization import BaseTokenizer, BPETokenizer
 
 # On a CPU, splitting a prompt over several steps costs nothing, and small steps answer other requests sooner.
 _BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
@@ -128,6 +128,7 @@ def build_engine(
         special_ids=sorted(tokenizer.special_tokens.values()),
         eos_ids=list(tokenizer.eos_ids),
         pad_id=tokenizer.pad_id,
+        tokenizer=tokenizer.core if isinstance(tokenizer, BPETokenizer) else None,
     )
     runner = runner or model_runner(model, cache, config, max_model_len)
     draft = _draft_model(config, max_model_len, tokenizer, model)

@@ -197,6 +197,11 @@ class BPETokenizer(BaseTokenizer):
         """Decodes `ids` to bytes; see `BaseTokenizer.decode_bytes`."""
         return self._core.decode_bytes(ids, skip_special_tokens)
 
+    @property
+    def core(self) -> _rust.Tokenizer:
+        """The tokenizer's part in Rust, with which the engine cuts text that a grammar forces."""
+        return self._core
+
     def token_bytes(self) -> list[bytes | None]:
         """Returns the bytes of each id."""
         return self._core.token_bytes()

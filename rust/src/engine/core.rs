@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
+use super::constraint::EngineVocabulary;
 use super::sequence::Sequence;
 use super::{FinishReason, RequestParams, StepOutputs};
-use crate::grammar::{GrammarCompiler, Vocabulary};
+use crate::grammar::GrammarCompiler;
 use crate::sampling::{Sampled, VocabMask, sample_rows, token_logprobs};
 use crate::scheduler::{
     LogitsRow, Request, RequestOptions, RowKind, Scheduler, SchedulerConfig, SchedulerStats, StepPlan,
 };
 use crate::speculation::NgramConfig;
+use crate::tokenizer::Tokenizer;
 use crate::tokenizer::tokens::TokenTable;
 use crate::{Error, Result};
 
@@ -20,6 +22,8 @@ use crate::{Error, Result};
 pub struct EngineConfig {
     /// Bytes of each token id.
     pub table: TokenTable,
+    /// The tokenizer that the table is from; text that a grammar forces is cut as it does.
+    pub tokenizer: Option<Tokenizer>,
     /// Ids that end generation.
     pub eos_ids: Vec<u32>,
     /// The padding id, which is never sampled unless it is also an end id.
@@ -53,7 +57,14 @@ impl Default for Submission {
 ///
 /// let table = TokenTable::new(vec![Some(b"a".to_vec()), Some(b"b".to_vec())], &[])?;
 /// let scheduler = SchedulerConfig { num_blocks: 4, block_size: 4, ..SchedulerConfig::default() };
-/// let mut engine = EngineCore::new(EngineConfig { table, eos_ids: vec![], pad_id: None, scheduler, speculative: None })?;
+/// let mut engine = EngineCore::new(EngineConfig {
+///     table,
+///     tokenizer: None,
+///     eos_ids: vec![],
+///     pad_id: None,
+///     scheduler,
+///     speculative: None,
+/// })?;
 /// engine.add_request(7, vec![0, 1], RequestParams { max_tokens: Some(1), ..RequestParams::default() })?;
 /// let plan = engine.schedule()?.expect("one request waits");
 /// assert_eq!((&plan.token_ids[..], &plan.logits_indices[..]), (&[0, 1][..], &[1][..]));
@@ -97,7 +108,7 @@ impl EngineCore {
         check_ids("end and padding ids", config.eos_ids.iter().chain(&config.pad_id), vocab_size)?;
         let pad_id = config.pad_id.filter(|id| !config.eos_ids.contains(id));
         let table = Arc::new(config.table);
-        let vocabulary: Arc<dyn Vocabulary> = table.clone();
+        let vocabulary = Arc::new(EngineVocabulary { table: Arc::clone(&table), tokenizer: config.tokenizer });
         Ok(Self {
             table,
             compiler: Arc::new(GrammarCompiler::new(vocabulary, config.eos_ids.clone())),

@@ -7,9 +7,6 @@ use crate::sampling::{History, RowSpec, TokenCounts, TokenLogprob};
 use crate::tokenizer::decode::stream::Detokenizer;
 use crate::tokenizer::tokens::TokenTable;
 
-/// Largest number of forced tokens that are tried in one step; more than a key has.
-const MAX_FORCED: usize = 16;
-
 /// A request's parameters, token counts and pending text.
 #[derive(Debug)]
 pub(super) struct Sequence {
@@ -62,7 +59,9 @@ impl Sequence {
     /// [`crate::Error::Grammar`] if the grammar leaves no token.
     pub fn make_mask(&mut self) -> Result<()> {
         let Some(constraint) = &mut self.constraint else { return Ok(()) };
-        constraint.make_mask(&self.stop_ids, self.params.sampling.allowed_token_ids.as_deref())
+        let sampling = &self.params.sampling;
+        let is_biased = |id| sampling.logit_bias.iter().any(|&(biased, _)| biased == id);
+        constraint.make_mask(&self.stop_ids, sampling.allowed_token_ids.as_deref(), &is_biased)
     }
 
     /// Starts to make the mask of the next token on another thread if the answer follows a grammar.
@@ -73,7 +72,7 @@ impl Sequence {
     /// Returns draft tokens for the text that the grammar forces, or else the allowed part of other drafts.
     pub fn drafts(&self, others: &[u32]) -> Vec<u32> {
         let Some(constraint) = &self.constraint else { return others.to_vec() };
-        let forced = constraint.forced(self.num_tokens_left().saturating_sub(1).min(MAX_FORCED));
+        let forced = constraint.forced(self.num_tokens_left().saturating_sub(1));
         if forced.is_empty() { constraint.allowed_part(others).to_vec() } else { forced }
     }
 

@@ -80,7 +80,7 @@ impl GrammarCompiler {
 
     fn factory(&self) -> Result<Arc<ParserFactory>> {
         let build = || {
-            let environment = token_environment(&*self.vocabulary, &self.end_ids).map_err(|error| error.to_string())?;
+            let environment = token_environment(&self.vocabulary, &self.end_ids).map_err(|error| error.to_string())?;
             let mut factory = caught(|| ParserFactory::new_simple(&environment))?;
             *factory.quiet().limits_mut() = limits();
             Ok(Arc::new(factory))

@@ -179,8 +179,8 @@ impl Matcher {
         self.parser.stopped() && self.parser.stop_reason().is_ok()
     }
 
-    /// Returns tokens for the text that must come next, at most `limit`: likely ones, for the text may be cut into other
-    /// tokens as well. Ends before the first token that a longer one past the end of that text could replace.
+    /// Returns tokens for the text that must come next, at most `limit`, as the tokenizer cuts it; the grammar allows other
+    /// cuts as well. Ends before the first token that a longer one past the end of that text could replace.
     pub fn forced(&mut self, limit: usize) -> Vec<u32> {
         if limit == 0 || self.grammar.0.names_tokens || self.parser.stopped() {
             return Vec::new();
@@ -190,7 +190,7 @@ impl Matcher {
             let text = parser.force_bytes();
             let trie = parser.token_env.tok_trie();
             let mut rest = text.as_slice();
-            let mut tokens = trie.greedy_tokenize(&text);
+            let mut tokens = parser.token_env.tokenize_bytes(&text);
             let num_certain = tokens.iter().take_while(|&&id| {
                 let may_grow = trie.has_extensions(rest);
                 rest = rest.get(trie.token_len(id)..).unwrap_or_default();

@@ -12,6 +12,7 @@ use pyo3::types::{PyList, PyTuple};
 use super::fields::Attributes;
 use super::grammar::{PyGrammar, source_of};
 use super::sampling::{PyRequestParams, top_logprobs_list, writable_logits};
+use super::tokenizer::PyTokenizer;
 use crate::engine::{EngineConfig, EngineCore, FinishReason, StepOutputs, Submission};
 use crate::fields::Fields;
 use crate::grammar::GrammarCompiler;
@@ -41,7 +42,7 @@ fn poisoned<T>(_: PoisonError<T>) -> Error {
 #[pymethods]
 impl PyEngineCore {
     #[new]
-    #[pyo3(signature = (config, *, num_blocks, token_bytes, special_ids, eos_ids, pad_id))]
+    #[pyo3(signature = (config, *, num_blocks, token_bytes, special_ids, eos_ids, pad_id, tokenizer=None))]
     fn new(
         config: &Bound<'_, PyAny>,
         num_blocks: usize,
@@ -49,14 +50,16 @@ impl PyEngineCore {
         special_ids: Vec<u32>,
         eos_ids: Vec<u32>,
         pad_id: Option<u32>,
+        tokenizer: Option<&Bound<'_, PyTokenizer>>,
     ) -> Result<Self> {
+        let tokenizer = tokenizer.map(|tokenizer| tokenizer.get().inner().clone());
         let limits = Attributes(config);
         let scheduler = SchedulerConfig { num_blocks, ..SchedulerConfig::read(&limits)? };
         let speculative = limits.field("speculative")?;
         config.py().detach(|| {
             let token_bytes = token_bytes.into_iter().map(|bytes| bytes.map(|bytes| bytes.to_vec())).collect();
             let table = TokenTable::new(token_bytes, &special_ids)?;
-            let core = EngineCore::new(EngineConfig { table, eos_ids, pad_id, scheduler, speculative })?;
+            let core = EngineCore::new(EngineConfig { table, tokenizer, eos_ids, pad_id, scheduler, speculative })?;
             Ok(Self { compiler: core.grammar_compiler(), core: Mutex::new(core) })
         })
     }

@@ -33,7 +33,7 @@ const DETACHED_BYTES: usize = 2048;
 
 /// Byte-level BPE; see `_rust.pyi`.
 #[pyclass(name = "Tokenizer", module = "llm._rust", frozen)]
-struct PyTokenizer {
+pub(super) struct PyTokenizer {
     inner: Tokenizer,
     /// Python integers shared by all lists of ids.
     ints: Mutex<Option<SharedInts>>,
@@ -44,6 +44,10 @@ struct PyTokenizer {
 impl PyTokenizer {
     fn new(inner: Tokenizer) -> Self {
         Self { inner, ints: Mutex::default(), listed: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn inner(&self) -> &Tokenizer {
+        &self.inner
     }
 
     /// Returns the ids of a text. Special tokens in the text are ordinary text unless `allow_special` is set.
