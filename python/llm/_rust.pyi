@@ -14,6 +14,7 @@ __all__ = [
     "ANSWER_FORMATS",
     "FINISH_REASONS",
     "PACKED_SCHEMES",
+    "PACKED_STRIP_ROWS",
     "AnswerParser",
     "BPETrainer",
     "CpuModel",
@@ -720,14 +721,14 @@ class CpuModel:
 def instruction_sets() -> list[str]:
     """Returns the instruction sets that this machine has and the kernels are compiled for, best last."""
 
-# Schemes of quantised weights that can be packed, by their names in GGUF files.
-PACKED_SCHEMES: Final[list[str]]
+PACKED_SCHEMES: Final[list[str]]  # schemes of quantised weights that can be packed, by their names in GGUF files
+PACKED_STRIP_ROWS: Final[int]  # rows that are packed together; a matrix's parts of several schemes begin at multiples
 
 def packed_bytes(scheme: str, rows: int, cols: int) -> int:
     """Returns the bytes of a packed matrix.
 
     Raises:
-        InvalidArgumentError: If the scheme is unknown, or rows are no whole groups of 32.
+        InvalidArgumentError: If the scheme is unknown, or rows are no whole blocks.
     """
 
 def pack_rows(scheme: str, blocks: NDArray[np.uint8], cols: int, packed: NDArray[np.uint8], first: int) -> None:

@@ -6,15 +6,23 @@ from collections import Counter
 
 import torch
 
-from llm._rust import PACKED_SCHEMES, instruction_sets
+from llm._rust import instruction_sets, packed_bytes
 from llm.checkpoint import DTYPES, Checkpoint, read_checkpoint
 from llm.errors import CheckpointError
 from llm.inference.runners.cpu_weights import obstacle
-from llm.models.costs import flops_per_token, kv_bytes_per_token, num_active_parameters, num_parameters
+from llm.models.costs import (
+    flops_per_token,
+    kv_bytes_per_token,
+    num_active_parameters,
+    num_multiplied_parameters,
+    num_parameters,
+)
 from llm.models.families import family_named, family_of
 from llm.models.gguf import read_tensors
 from llm.models.gguf.types import TYPES
-from llm.models.hf import agreed, own_dtype
+from llm.models.hf import agreed, empty_model, own_dtype
+from llm.models.layers.packed import PackedPart
+from llm.models.packing import packable, parts_of
 from llm.models.tensor_files import open_tensors
 from llm.settings.model import ModelConfig
 from llm.tokenization.describe import pattern_fact
@@ -45,7 +53,8 @@ def _facts(checkpoint: Checkpoint) -> dict[str, str]:
         | _sizes(config, own)
         | _quantised(checkpoint)
         | _shape(config)
-        | _memory(checkpoint, config, DTYPES[own])
+        | _memory(config)
+        | _step(checkpoint, config, DTYPES[own])
         | _words(checkpoint)
     )
 
@@ -98,23 +107,58 @@ def _shape(config: ModelConfig) -> dict[str, str]:
     }
 
 
-def _memory(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> dict[str, str]:
+def _memory(config: ModelConfig) -> dict[str, str]:
     in_bytes = {name: kv_bytes_per_token(config, dtype) for name, dtype in DTYPES.items() if name != "float16"}
     return {
         "KV cache": ", ".join(f"{count:,} bytes a token as {name}" for name, count in in_bytes.items()),
         "training": f"{flops_per_token(config) / 1e9:,.3g} GFLOP a token at the longest context",
-        "CPU decoding": _cpu_path(checkpoint, config, dtype),
     }
 
 
-def _cpu_path(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> str:
+def _step(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> dict[str, str]:
+    """Returns what runs a decode step on a CPU, and the bytes of weights that a step reads."""
     reason = obstacle(config, dtype, torch.device("cpu"))
-    if reason is None:
-        types = {tensor.type_name for tensor in read_tensors(checkpoint).values()} if checkpoint.is_gguf else set()
-        packed = [name for name in PACKED_SCHEMES if name in types]
-        kept = f", {' and '.join(packed)} packed if `packed_weights` is set" if packed else ""
-        return f"kernels of llm-oxide ({instruction_sets()[-1]}){kept}"
-    return f"PyTorch {torch.__version__} (the kernels don't take {reason})"
+    num_values = num_multiplied_parameters(config)
+    step = _mebibytes(num_values * dtype.itemsize)
+    if reason is not None:
+        path = f"PyTorch {torch.__version__} (the kernels don't take {reason})"
+        return {"CPU decoding": path, "weights a step": step}
+    path = f"kernels of llm-oxide ({instruction_sets()[-1]})"
+    return {"CPU decoding": path, "weights a step": step + _if_packed(checkpoint, config, dtype)}
+
+
+def _if_packed(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> str:
+    """Returns what `packed_weights` changes: bytes a step, types that stay packed, and types that don't."""
+    if not checkpoint.is_gguf:
+        return ""
+    family = family_named(checkpoint.values)
+    config, named = agreed(config, read_tensors(checkpoint), family)
+    matrices = packable(empty_model(config), family, named)
+    parts = {name: parts_of(pieces) for name, pieces in matrices.items()}
+    types = {tensor.type_name for tensor in named.values() if TYPES[tensor.type_name].block_values > 1}
+    packed = {part.scheme for found in parts.values() for part in found}
+    rest = f"{_listed(types - packed)} always expanded" if types - packed else ""
+    if not packed:
+        return f", {rest}" if rest else ""
+    if not config.tie_word_embeddings:
+        parts.pop("embed_tokens.weight", None)
+    saved = sum(
+        _saved_bytes(part, matrices[name][0].tensor.shape[1], dtype) for name, found in parts.items() for part in found
+    )
+    size = _mebibytes(num_multiplied_parameters(config) * dtype.itemsize - saved)
+    return f", {size} with `packed_weights`: {_listed(packed)} packed" + (f", {rest}" if rest else "")
+
+
+def _saved_bytes(part: PackedPart, num_cols: int, dtype: torch.dtype) -> int:
+    return part.num_rows * num_cols * dtype.itemsize - packed_bytes(part.scheme, part.num_rows, num_cols)
+
+
+def _listed(types: set[str]) -> str:
+    return " and ".join(name for name in TYPES if name in types)
+
+
+def _mebibytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
 
 
 def _words(checkpoint: Checkpoint) -> dict[str, str]:

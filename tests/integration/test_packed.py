@@ -53,7 +53,7 @@ def loss(logits: Tensor, ids: Sequence[int]) -> float:
 
 def test_all_matrices_stay_packed_in_the_size_of_the_file(packed: LLM) -> None:
     matrices = packed_matrices(packed.engine.runner.model)
-    assert [matrix.scheme for matrix in matrices] == ["Q8_0"] + ["Q4_1"] * 120
+    assert [matrix.schemes for matrix in matrices] == [("Q8_0",)] + [("Q4_1",)] * 120
     assert sum(matrix.data.nbytes for matrix in matrices) <= FILE.stat().st_size
 
 

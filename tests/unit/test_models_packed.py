@@ -9,47 +9,82 @@ import torch
 from gguf.quants import dequantize
 
 from llm import LLM, BPETokenizer, DecoderModel, SamplingParams
-from llm._rust import PACKED_SCHEMES, pack_rows, packed_bytes, unpack_rows
+from llm._rust import PACKED_SCHEMES, CpuModel, pack_rows, packed_bytes, unpack_rows
 from llm.checkpoint import Checkpoint, atomic_directory, write_model
+from llm.checkpoint.weights import build_model
 from llm.errors import CheckpointError, InvalidArgumentError
 from llm.export import export
+from llm.inference.kv_cache import KVCache
+from llm.inference.runners.base import Step
+from llm.inference.runners.cpu_weights import kernel_weights
 from llm.info import describe
 from llm.models.context import ForwardContext, positions_of
-from llm.models.layers.packed import PackedEmbedding, PackedLinear, PackedMatrix, packed_matrices
+from llm.models.families import family_named
+from llm.models.gguf.names import Layout
+from llm.models.gguf.reader import LazyTensor
+from llm.models.hf import empty_model
+from llm.models.layers.packed import PackedEmbedding, PackedLinear, PackedMatrix, PackedPart, packed_matrices
+from llm.models.tensor_files import OnDisk
 from llm.settings.engine import EngineConfig
 from llm.settings.model import ModelConfig
+from llm.tokenization.readers.gguf_file import TensorEntry
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 PACKED = EngineConfig(packed_weights=True)
+# Bytes of half-precision numbers in a block; 0 and 1 in all other schemes.
+HALVES = dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), slice(0, 4)) | {"Q6_K": slice(208, 210)}
 
 
-def blocks_of(scheme: str, rows: int, cols: int, seed: int) -> np.ndarray:
+def blocks_of(scheme: str, rows: int, blocks_per_row: int, seed: int) -> np.ndarray:
     """Blocks with random codes, and scales of any finite half-precision number."""
     kind = gguf.GGMLQuantizationType[scheme]
-    values, num_bytes = gguf.GGML_QUANT_SIZES[kind]
     random = np.random.default_rng(seed)
-    blocks = random.integers(0, 256, (rows * cols // values, num_bytes), dtype=np.uint8)
-    num_scales = 2 if scheme == "Q4_1" else 1
-    scales = random.integers(0, 2**16, (len(blocks), num_scales), dtype=np.uint16)
+    blocks = random.integers(0, 256, (rows * blocks_per_row, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
+    place = HALVES.get(scheme, slice(0, 2))
+    scales = np.ascontiguousarray(blocks[:, place]).view(np.uint16)
     scales[scales & 0x7C00 == 0x7C00] &= 0x83FF
-    blocks[:, : 2 * num_scales] = scales.view(np.uint8)
+    blocks[:, place] = scales.view(np.uint8)
     return blocks.reshape(rows, -1)
+
+
+def packed_from(parts: list[PackedPart], blocks: list[np.ndarray], cols: int) -> PackedMatrix:
+    """Packs the blocks of all parts, each in two pieces, the last one first."""
+    matrix, start = PackedMatrix.empty(parts, cols), 0
+    for part, content in zip(parts, blocks, strict=True):
+        cut = part.num_rows // 2
+        matrix.pack(content[cut:].reshape(-1), start + cut)
+        if cut:
+            matrix.pack(content[:cut].reshape(-1), start)
+        start += part.num_rows
+    return matrix
+
+
+def values_of(part: PackedPart, blocks: np.ndarray, cols: int) -> np.ndarray:
+    return dequantize(blocks, gguf.GGMLQuantizationType[part.scheme]).reshape(part.num_rows, cols)
 
 
 @pytest.mark.parametrize("scheme", PACKED_SCHEMES)
 def test_every_value_has_the_bits_that_gguf_computes(scheme: str) -> None:
+    size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[scheme]][0]
     for seed in range(50):
-        rows, cols = 1 + seed % 19, 32 * (1 + seed % 7)
-        blocks = blocks_of(scheme, rows, cols, seed)
-        matrix = PackedMatrix.empty(scheme, rows, cols)
-        cut = rows // 2
-        matrix.pack(blocks[cut:].reshape(-1), cut)
-        if cut:
-            matrix.pack(blocks[:cut].reshape(-1), 0)
-        wanted = dequantize(blocks, gguf.GGMLQuantizationType[scheme]).reshape(rows, cols)
+        part, num_blocks = PackedPart(scheme, 1 + seed % 19), 1 + seed % (7 if size == 32 else 3)
+        blocks = blocks_of(scheme, part.num_rows, num_blocks, seed)
+        matrix = packed_from([part], [blocks], num_blocks * size)
+        wanted = values_of(part, blocks, num_blocks * size)
         assert matrix.values(torch.float32).numpy().tobytes() == wanted.tobytes()
-        some = torch.tensor([rows - 1, 0])
+        some = torch.tensor([part.num_rows - 1, 0])
         assert torch.equal(matrix.rows(some, torch.bfloat16), torch.from_numpy(wanted)[some].to(torch.bfloat16))
+
+
+def test_parts_of_several_schemes_form_one_matrix() -> None:
+    parts = [PackedPart("Q4_K", 16), PackedPart("Q8_0", 8), PackedPart("Q6_K", 5)]
+    blocks = [blocks_of(part.scheme, part.num_rows, 16 if part.scheme == "Q8_0" else 2, 3) for part in parts]
+    matrix = packed_from(parts, blocks, 512)
+    wanted = np.concatenate([values_of(part, content, 512) for part, content in zip(parts, blocks, strict=True)])
+    assert (matrix.num_rows, matrix.schemes) == (29, ("Q4_K", "Q8_0", "Q6_K"))
+    assert matrix.values(torch.float32).numpy().tobytes() == wanted.tobytes()
+    ids = [28, 3, 16, 23, 24, 3]
+    assert matrix.rows(torch.tensor(ids), torch.float32).numpy().tobytes() == wanted[ids].tobytes()
 
 
 def test_sizes_that_contradict_each_other_are_refused() -> None:
@@ -58,6 +93,7 @@ def test_sizes_that_contradict_each_other_are_refused() -> None:
     for call, message in (
         (lambda: packed_bytes("Q3_K", 8, 64), r"`scheme` must be one of .*, got \"Q3_K\""),
         (lambda: packed_bytes("Q4_0", 8, 40), "`cols` must be a multiple of 32, got 8 rows of 40"),
+        (lambda: packed_bytes("Q4_K", 8, 64), "`cols` must be a multiple of 256, got 8 rows of 64"),
         (lambda: pack_rows("Q4_0", blocks[1:], 64, packed, 0), "can't be packed into"),
         (lambda: pack_rows("Q4_0", blocks, 64, packed, 1), "can't be packed into"),
         (lambda: unpack_rows("Q4_0", packed, np.array([8]), out), r"`rows` must be in \[0, 8\), got 8"),
@@ -88,7 +124,7 @@ def test_a_packed_model_computes_what_the_unpacked_one_does(quantised: dict[str,
     checkpoint = Checkpoint(quantised[kind])
     packed, plain = checkpoint.model(keep_packed=True), checkpoint.model()
     assert isinstance(packed, DecoderModel)
-    schemes = [matrix.scheme for matrix in packed_matrices(packed)]
+    schemes = [matrix.schemes[0] for matrix in packed_matrices(packed)]
     assert schemes == (["Q8_0"] * 10 if kind == "q8_0" else ["Q4_0"] * 9 + ["Q8_0"])
     assert not packed_matrices(plain)
     assert {name for name, _ in packed.named_parameters()} == {
@@ -150,4 +186,103 @@ def test_a_scale_that_is_no_number_is_refused(quantised: dict[str, Path], tmp_pa
 def test_info_tells_schemes_and_bits_a_weight(quantised: dict[str, Path]) -> None:
     facts = describe(quantised["q4_0"])
     assert facts["stored"] == "Q4_0 85.6 %, Q8_0 14.3 %, F32 0.186 %: 5.12 bits a weight, 0.2 MiB"
-    assert facts["CPU decoding"].endswith(", Q8_0 and Q4_0 packed if `packed_weights` is set")
+    # 384 * 128 values of the head in Q8_0, 2 layers of 122,880 in Q4_0.
+    expanded, packed = (49_152 + 245_760) * 4 + 640 * 4, 49_152 / 32 * 34 + 245_760 / 32 * 18 + 640 * 4
+    assert facts["weights a step"] == (
+        f"{expanded / 2**20:.1f} MiB, {packed / 2**20:.1f} MiB with `packed_weights`: Q8_0 and Q4_0 packed"
+    )
+
+
+MIXED = {
+    "embed_tokens": "Q5_0",
+    "self_attn.q_proj": "Q4_K",
+    "self_attn.k_proj": "Q4_K",
+    "self_attn.v_proj": "Q6_K",
+    "self_attn.o_proj": "Q5_K",
+    "mlp.gate_proj": "Q4_K",
+    "mlp.up_proj": "Q5_1",
+    "mlp.down_proj": "Q6_K",
+}
+VALUES = {
+    "model_type": "llama",
+    "vocab_size": 384,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+
+
+def mixed_tensors(types: dict[str, str]) -> dict[str, OnDisk]:
+    """Tensors of a model in these types: norms of one, and matrices with random codes and small scales."""
+    family = family_named(VALUES)
+    config = family.config_from(VALUES)
+    found: dict[str, OnDisk] = {}
+    for name, empty in empty_model(config).named_parameters():
+        for piece in family.pieces(name, empty, config):
+            shape = tuple(piece.view.shape)
+            scheme = next((types[part] for part in types if f"{part}.weight" in piece.name), "F32")
+            kind = gguf.GGMLQuantizationType[scheme]
+            content = np.ones(shape, np.float32).view(np.uint8)
+            if scheme != "F32":
+                content = blocks_of(scheme, shape[0], shape[1] // gguf.GGML_QUANT_SIZES[kind][0], len(found))
+                content = with_small_scales(scheme, content)
+            entry = TensorEntry(piece.name, shape, int(kind), 0)
+            found[piece.name] = LazyTensor(content.reshape(-1), entry, Layout.SAME, 0)
+    return found
+
+
+def with_small_scales(scheme: str, rows: np.ndarray) -> np.ndarray:
+    """Replaces all half-precision numbers, so that values are below one half."""
+    blocks = rows.reshape(-1, gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[scheme]][1])
+    is_wide = scheme.endswith("_K")
+    place = slice(108, 110) if scheme == "Q3_K" else HALVES.get(scheme, slice(0, 2))
+    blocks[:, place] = np.frombuffer(np.float16(2e-5 if is_wide else 4e-3).tobytes() * 2, np.uint8)[
+        : place.stop - place.start
+    ]
+    return blocks.reshape(len(rows), -1)
+
+
+def logits_of_kernels(model: DecoderModel, ids: torch.Tensor) -> torch.Tensor:
+    cache = KVCache.allocate(model.config, 4, 16, torch.float32, torch.device("cpu"))
+    kernels = CpuModel(kernel_weights(model), list(cache.keys), list(cache.values), num_threads=2)
+    step = Step.of([(0, len(ids))], np.arange(4, dtype=np.int32)[None], ids.numpy(), 16)
+    arrays = (step.token_ids, step.positions, step.slot_mapping, step.query_start, step.block_tables)
+    logits = np.empty((len(ids), model.config.vocab_size), np.float32)
+    kernels.run(*arrays, np.arange(len(ids)), logits)
+    return torch.from_numpy(logits)
+
+
+def test_matrices_of_several_schemes_stay_packed_and_run_on_the_kernels() -> None:
+    tensors = mixed_tensors(MIXED)
+    packed, plain = (
+        build_model(VALUES, tensors, torch.float32, torch.device("cpu"), keep_packed=keep) for keep in (True, False)
+    )
+    assert isinstance(packed, DecoderModel)
+    assert isinstance(plain, DecoderModel)
+    assert [matrix.parts for matrix in packed_matrices(packed)] == [
+        (("Q5_0", 384),),
+        (("Q4_K", 384), ("Q6_K", 128)),
+        (("Q5_K", 256),),
+        (("Q4_K", 512), ("Q5_1", 512)),
+        (("Q6_K", 256),),
+    ]
+    ids = torch.arange(40) * 7
+    with torch.no_grad():
+        found, wanted = (
+            model(ids, positions_of((40,)), ForwardContext.for_sequences((40,))) for model in (packed, plain)
+        )
+    assert torch.equal(found, wanted)
+    error = (logits_of_kernels(packed, ids) - wanted).abs().max() / wanted.abs().max()
+    assert float(error) <= 0.03
+
+
+def test_a_matrix_with_a_part_that_cannot_be_packed_is_expanded() -> None:
+    tensors = mixed_tensors(MIXED | {"self_attn.k_proj": "Q3_K"})
+    packed = build_model(VALUES, tensors, torch.float32, torch.device("cpu"), keep_packed=True)
+    assert isinstance(packed, DecoderModel)
+    assert len(packed_matrices(packed)) == 4
+    assert packed.get_parameter("layers.0.attention.qkv_proj.weight").shape == (512, 256)

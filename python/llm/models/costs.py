@@ -52,6 +52,14 @@ def num_active_parameters(config: ModelConfig) -> int:
     return num_parameters(config) - layers * idle * 3 * config.hidden_size * experts.moe_intermediate_size
 
 
+def num_multiplied_parameters(config: ModelConfig) -> int:
+    """Returns the number of parameters that multiply one token, which a decode step reads: look-ups are left out."""
+    looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    if config.position_encoding == "learned":
+        looked_up += config.max_position_embeddings * config.hidden_size
+    return num_active_parameters(config) - looked_up
+
+
 def flops_per_token(config: ModelConfig, context_length: int | None = None) -> float:
     """Returns the floating-point operations of a forward and backward pass per token, for model FLOPs utilization.
 
@@ -65,10 +73,7 @@ def flops_per_token(config: ModelConfig, context_length: int | None = None) -> f
     Source: Chowdhery et al. 2022, "PaLM", appendix B, with causal attention counted once.
     """
     length = context_length or config.max_position_embeddings
-    looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    if config.position_encoding == "learned":
-        looked_up += config.max_position_embeddings * config.hidden_size
-    products = 6.0 * (num_active_parameters(config) - looked_up)
+    products = 6.0 * num_multiplied_parameters(config)
     latent = config.latent
     width = latent.qk_nope_head_dim + latent.qk_rope_head_dim if latent else config.head_width
     value = latent.v_head_dim if latent else config.head_width

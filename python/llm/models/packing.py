@@ -1,32 +1,38 @@
 """Packs the quantised matrices of a GGUF file into a model's layers instead of unpacking them to floats."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from llm._rust import PACKED_SCHEMES
+from llm._rust import PACKED_SCHEMES, PACKED_STRIP_ROWS
 from llm.errors import CheckpointError, InvalidArgumentError
 from llm.models.decoder import DecoderModel
 from llm.models.families import Family, Piece
 from llm.models.gguf.reader import LazyTensor
-from llm.models.layers.packed import PackedEmbedding, PackedLinear, PackedMatrix
+from llm.models.layers.packed import PackedEmbedding, PackedLinear, PackedMatrix, PackedPart
 from llm.models.tensor_files import OnDisk
 
 # The kernels multiply mixtures as floats.
 _NEVER_PACKED = (".router.", ".shared_expert.", ".shared_expert_gate.")
 
 
-class _Part(NamedTuple):
-    """A tensor on disk, and the row of our matrix where it begins."""
+class PackedPiece(NamedTuple):
+    """A tensor on disk that is part of a matrix.
+
+    Attributes:
+        tensor: The tensor.
+        first: The matrix's row where the tensor begins.
+    """
 
     tensor: LazyTensor
     first: int
 
 
 def pack_matrices(model: DecoderModel, family: Family, tensors: Mapping[str, OnDisk], dtype: torch.dtype) -> None:
-    """Replaces layers of an empty model by packed ones, where all of a matrix has one scheme that can be packed.
+    """Replaces layers of an empty model by packed ones, where all of a matrix has schemes that can be packed.
 
     Biases, norms and all other weights remain empty parameters. Packed bytes are as many as the file's, and the file's
     own are not needed afterwards.
@@ -41,46 +47,60 @@ def pack_matrices(model: DecoderModel, family: Family, tensors: Mapping[str, OnD
         CheckpointError: A scale is not a number.
     """
     is_tied = model.config.tie_word_embeddings
-    for name, empty in list(model.named_parameters()):
-        path, _, leaf = name.rpartition(".")
+    for name, pieces in packable(model, family, tensors).items():
+        path = name.removesuffix(".weight")
         layer = model.get_submodule(path)
-        if leaf != "weight" or not isinstance(layer, nn.Linear | nn.Embedding) or _is_left_out(name):
-            continue
-        parts = _parts(family.pieces(name, empty, model.config), tensors)
-        if parts:
-            matrix = _packed(name, parts, empty)
-            packed = (
-                PackedEmbedding(matrix, dtype)
-                if isinstance(layer, nn.Embedding)
-                else PackedLinear(matrix, layer.bias, dtype)
-            )
-            model.set_submodule(path, packed)
+        matrix = _packed(name, pieces)
+        packed = (
+            PackedLinear(matrix, layer.bias, dtype) if isinstance(layer, nn.Linear) else PackedEmbedding(matrix, dtype)
+        )
+        model.set_submodule(path, packed)
     if is_tied and isinstance(model.embed_tokens, PackedEmbedding):
         model.set_submodule("lm_head", PackedLinear(model.embed_tokens.matrix, None, dtype))
 
 
-def _is_left_out(name: str) -> bool:
-    return any(part in name for part in _NEVER_PACKED)
+def packable(model: DecoderModel, family: Family, tensors: Mapping[str, OnDisk]) -> dict[str, list[PackedPiece]]:
+    """Returns the tensors, in the order of rows, of each matrix that can stay packed, by the matrix's name."""
+    found: dict[str, list[PackedPiece]] = {}
+    for name, empty in model.named_parameters():
+        path, _, leaf = name.rpartition(".")
+        is_matrix = leaf == "weight" and isinstance(model.get_submodule(path), nn.Linear | nn.Embedding)
+        pieces = _pieces(family.pieces(name, empty, model.config), tensors) if is_matrix and _is_taken(name) else []
+        if pieces:
+            found[name] = pieces
+    return found
 
 
-def _parts(pieces: Sequence[Piece], tensors: Mapping[str, OnDisk]) -> list[_Part]:
-    """Returns the tensors that make up a matrix, or nothing if they can't be packed together."""
-    found: list[_Part] = []
+def _is_taken(name: str) -> bool:
+    return not any(part in name for part in _NEVER_PACKED)
+
+
+def _pieces(pieces: Sequence[Piece], tensors: Mapping[str, OnDisk]) -> list[PackedPiece]:
+    """Returns the tensors that make up a matrix in the order of rows, or nothing if they can't be packed."""
+    found: list[PackedPiece] = []
     for piece in pieces:
         tensor, view = tensors[piece.name], piece.view
         is_whole_rows = view.dim() == 2 and view.is_contiguous() and piece.rows is None
         if not isinstance(tensor, LazyTensor) or not tensor.is_packable or not is_whole_rows:
             return []
-        found.append(_Part(tensor, view.storage_offset() // view.shape[1]))
-    schemes = {part.tensor.type_name for part in found}
-    return found if len(schemes) == 1 and schemes.issubset(PACKED_SCHEMES) else []
+        first = view.storage_offset() // view.shape[1]
+        if tensor.type_name not in PACKED_SCHEMES or first % PACKED_STRIP_ROWS:
+            return []
+        found.append(PackedPiece(tensor, first))
+    return sorted(found, key=lambda piece: piece.first)
 
 
-def _packed(name: str, parts: Sequence[_Part], empty: Tensor) -> PackedMatrix:
-    matrix = PackedMatrix.empty(parts[0].tensor.type_name, *empty.shape)
-    for part in parts:
+def parts_of(pieces: Sequence[PackedPiece]) -> list[PackedPart]:
+    """Returns the parts of a matrix: neighbours of one scheme are joined."""
+    groups = groupby(pieces, key=lambda piece: piece.tensor.type_name)
+    return [PackedPart(scheme, sum(piece.tensor.shape[0] for piece in group)) for scheme, group in groups]
+
+
+def _packed(name: str, pieces: Sequence[PackedPiece]) -> PackedMatrix:
+    matrix = PackedMatrix.empty(parts_of(pieces), pieces[0].tensor.shape[1])
+    for piece in pieces:
         try:
-            matrix.pack(part.tensor.blocks(), part.first)
+            matrix.pack(piece.tensor.blocks(), piece.first)
         except InvalidArgumentError as error:
             raise CheckpointError(f"weights must be finite, got NaN or infinity in {name}: {error}") from None
     return matrix

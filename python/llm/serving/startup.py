@@ -28,7 +28,7 @@ def _memory(engine: Engine, config: ServerConfig) -> dict[str, str]:
     model = engine.runner.model
     dtype, packed = model.dtype, packed_matrices(model)
     weights_bytes = sum(weight.nbytes for weight in (*model.parameters(), *(matrix.data for matrix in packed)))
-    types = dict.fromkeys([*sorted({matrix.scheme for matrix in packed}), _plain(dtype)])
+    types = dict.fromkeys([*sorted({scheme for matrix in packed for scheme in matrix.schemes}), _plain(dtype)])
     num_blocks, block_size = engine.stats()["blocks_total"], config.engine.block_size
     num_tokens = num_blocks * block_size
     cache_bytes = num_tokens * kv_bytes_per_token(model.config, dtype)

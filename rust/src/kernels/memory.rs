@@ -1,6 +1,7 @@
 //! Memory that kernels work on: matrices owned by somebody else, and aligned buffers that threads split among themselves.
 
-use super::product::packed::scheme::{GROUP, Scheme};
+use super::product::packed::parts::{Part, Parts};
+use super::product::packed::scheme::Scheme;
 use super::product::strip::STRIP;
 use super::simd::widen;
 use crate::{Error, Result};
@@ -29,8 +30,8 @@ impl Dtype {
 pub enum Format {
     /// Row after row of numbers.
     Plain(Dtype),
-    /// Strips of quantised numbers.
-    Packed(Scheme),
+    /// Strips of quantised numbers, in parts of one scheme each.
+    Packed,
 }
 
 /// A matrix in memory owned by somebody else.
@@ -43,6 +44,8 @@ pub struct Matrix {
     pub cols: usize,
     /// Number format.
     pub format: Format,
+    /// The parts of a packed matrix.
+    parts: Parts,
 }
 
 // SAFETY: a matrix is only read, and the caller of `from_raw` keeps its memory alive and unwritten.
@@ -66,39 +69,32 @@ impl Matrix {
                 "a matrix must have an aligned address and at least one number, got ({rows}, {cols}) at {data:?}"
             )));
         }
-        Ok(Self { data, rows, cols, format: Format::Plain(dtype) })
+        Ok(Self { data, rows, cols, format: Format::Plain(dtype), parts: Parts::default() })
     }
 
-    /// Creates a view of a matrix that [`Scheme::pack`] packed into `num_bytes` at `data`.
+    /// Creates a view of a matrix whose parts [`Scheme::pack`] packed one after the other into `num_bytes` at `data`.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for a null pointer, a matrix without numbers, rows that are no whole groups, or another
-    /// number of bytes than [`Scheme::packed_bytes`] gives.
+    /// [`Error::InvalidArgument`] for a null pointer, none or more than three parts, rows that are no whole blocks, a part
+    /// that begins within a strip, or another number of bytes than [`Scheme::packed_bytes`] gives.
     ///
     /// # Safety
     ///
     /// The memory must stay in place and unwritten for as long as this view or any copy of the view is used.
-    pub unsafe fn from_packed(
-        data: *const u8,
-        num_bytes: usize,
-        rows: usize,
-        cols: usize,
-        scheme: Scheme,
-    ) -> Result<Self> {
-        let has_numbers = !data.is_null() && rows > 0 && cols > 0 && cols.is_multiple_of(GROUP);
-        if !has_numbers || num_bytes != scheme.packed_bytes(rows, cols) {
+    pub unsafe fn from_packed(data: *const u8, num_bytes: usize, cols: usize, parts: &[Part]) -> Result<Self> {
+        let found = Parts::of(parts, cols)?;
+        if data.is_null() || num_bytes != found.num_bytes(cols) {
             return Err(Error::InvalidArgument(format!(
-                "a packed matrix of ({rows}, {cols}) in {} can't have {num_bytes} bytes at {data:?}",
-                scheme.name()
+                "a packed matrix of {cols} columns in {parts:?} can't have {num_bytes} bytes at {data:?}"
             )));
         }
-        Ok(Self { data, rows, cols, format: Format::Packed(scheme) })
+        Ok(Self { data, rows: found.rows(), cols, format: Format::Packed, parts: found })
     }
 
     /// Returns whether the numbers are quantised.
     pub(crate) fn is_packed(&self) -> bool {
-        matches!(self.format, Format::Packed(_))
+        self.format == Format::Packed
     }
 
     /// Returns the address of a row of numbers of this type.
@@ -108,12 +104,14 @@ impl Matrix {
         unsafe { self.data.add(row * self.cols * dtype.size()) }
     }
 
-    /// Returns the address of the packed strip that begins with row `first`.
-    pub(crate) fn strip(&self, first: usize, scheme: Scheme) -> *const u8 {
-        debug_assert!(first < self.rows && self.format == Format::Packed(scheme));
-        assert!(first.is_multiple_of(STRIP), "no strip of packed weights begins with row {first}");
+    /// Returns scheme and address of the packed strip that begins with row `first`.
+    pub(crate) fn strip(&self, first: usize) -> (Scheme, *const u8) {
+        assert!(first < self.rows && self.is_packed(), "a matrix of {} rows has no strip at {first}", self.rows);
+        let place = self.parts.find(first, self.cols);
+        assert!(place.row.is_multiple_of(STRIP), "no strip of packed weights begins with row {first}");
+        let scheme = place.part.scheme;
         // SAFETY: the strip lies within the memory that the caller of `from_packed` vouched for.
-        unsafe { self.data.add(first / STRIP * scheme.strip_bytes(self.cols)) }
+        (scheme, unsafe { self.data.add(place.start + place.row / STRIP * scheme.strip_bytes(self.cols)) })
     }
 
     /// Copies a row into `to`, converted to f32.
@@ -135,9 +133,11 @@ impl Matrix {
                     let from = self.row(row, Dtype::Bf16).cast::<u16>();
                     to.iter_mut().enumerate().for_each(|(col, value)| *value = widen(from.add(col).read()));
                 }
-                Format::Packed(scheme) => {
-                    let num_bytes = scheme.packed_bytes(self.rows, self.cols);
-                    scheme.unpack_row(std::slice::from_raw_parts(self.data, num_bytes), row, to);
+                Format::Packed => {
+                    let place = self.parts.find(row, self.cols);
+                    let scheme = place.part.scheme;
+                    let num_bytes = scheme.packed_bytes(place.part.rows, self.cols);
+                    scheme.unpack_row(std::slice::from_raw_parts(self.data.add(place.start), num_bytes), place.row, to);
                 }
             }
         }

@@ -25,6 +25,7 @@ pub use cache::{CacheLayer, CachePart, CacheShape};
 pub use cpu_model::CpuModel;
 pub use memory::{Dtype, Format, Matrix};
 pub use product::linear::Linear;
+pub use product::packed::parts::{MAX_PARTS, Part};
 pub use product::packed::scheme::{GROUP, Scheme};
 pub use row_ops::{Activation, Norm, Rope};
 pub use simd::Isa;

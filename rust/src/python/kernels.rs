@@ -9,8 +9,8 @@ use pyo3::types::PyDict;
 
 use super::sampling::writable_logits;
 use crate::kernels::{
-    Activation, CacheLayer, CachePart, CacheShape, CpuModel, Dtype, Experts, FeedForward, GROUP, Isa, Layer, Linear,
-    Matrix, ModelSpec, Norm, Rope, Scheme, SharedExpert, StepInput,
+    Activation, CacheLayer, CachePart, CacheShape, CpuModel, Dtype, Experts, FeedForward, Isa, Layer, Linear, Matrix,
+    ModelSpec, Norm, Part, Rope, Scheme, SharedExpert, StepInput,
 };
 use crate::{Error, Result};
 
@@ -133,8 +133,10 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Matrix {
 
 /// Reads a matrix of strips that `pack_rows` filled.
 fn packed_matrix(packed: &Bound<'_, PyDict>) -> PyResult<Matrix> {
-    let scheme = named_scheme(&entry::<String>(packed, "scheme")?)?;
-    let (rows, cols) = (entry(packed, "rows")?, entry(packed, "cols")?);
+    let parts = entry::<Vec<(String, usize)>>(packed, "parts")?;
+    let parts: Result<Vec<Part>> =
+        parts.iter().map(|(name, rows)| Ok(Part { scheme: named_scheme(name)?, rows: *rows })).collect();
+    let (parts, cols) = (parts?, entry(packed, "cols")?);
     let tensor: Tensor = entry(packed, "packed")?;
     let is_bytes = tensor.dtype == "torch.uint8" && tensor.device == "cpu" && tensor.is_contiguous;
     let [num_bytes] = tensor.shape[..] else {
@@ -147,7 +149,7 @@ fn packed_matrix(packed: &Bound<'_, PyDict>) -> PyResult<Matrix> {
     // SAFETY: the tensor holds `num_bytes` contiguous bytes; `PyCpuModel` keeps it alive, and nothing writes to weights
     // during inference.
     #[expect(unsafe_code, reason = "PyTorch owns the memory")]
-    let matrix = unsafe { Matrix::from_packed(tensor.address as *const u8, num_bytes, rows, cols, scheme) };
+    let matrix = unsafe { Matrix::from_packed(tensor.address as *const u8, num_bytes, cols, &parts) };
     Ok(matrix?)
 }
 
@@ -333,12 +335,14 @@ fn named_scheme(name: &str) -> Result<Scheme> {
 /// Returns the bytes of a packed matrix.
 #[pyfunction]
 fn packed_bytes(scheme: &str, rows: usize, cols: usize) -> PyResult<usize> {
-    let is_sound = cols.is_multiple_of(GROUP) && rows.checked_mul(cols).is_some_and(|size| size < 1 << 48);
+    let scheme = named_scheme(scheme)?;
+    let size = scheme.block_cols();
+    let is_sound = cols.is_multiple_of(size) && rows.checked_mul(cols).is_some_and(|size| size < 1 << 48);
     if !is_sound {
-        let message = format!("`cols` must be a multiple of {GROUP}, got {rows} rows of {cols}");
+        let message = format!("`cols` must be a multiple of {size}, got {rows} rows of {cols}");
         return Err(Error::InvalidArgument(message).into());
     }
-    Ok(named_scheme(scheme)?.packed_bytes(rows, cols))
+    Ok(scheme.packed_bytes(rows, cols))
 }
 
 /// Packs rows of a file's blocks as rows `first..` of a packed matrix.
@@ -369,8 +373,9 @@ fn unpack_rows(
     let scheme = named_scheme(scheme)?;
     let [num_out, cols] = *out.shape() else { unreachable!("an array of two dimensions") };
     let (packed, rows, out) = (packed.as_slice()?, rows.as_slice()?, out.as_slice_mut()?);
-    if num_out != rows.len() || cols == 0 || !cols.is_multiple_of(GROUP) {
-        let message = format!("`out` must be ({}, a multiple of {GROUP}), got ({num_out}, {cols})", rows.len());
+    let size = scheme.block_cols();
+    if num_out != rows.len() || cols == 0 || !cols.is_multiple_of(size) {
+        let message = format!("`out` must be ({}, a multiple of {size}), got ({num_out}, {cols})", rows.len());
         return Err(Error::InvalidArgument(message).into());
     }
     let num_rows = packed.len() / scheme.packed_bytes(1, cols) * scheme.rows_per_strip();
@@ -415,5 +420,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     ] {
         module.add_function(function)?;
     }
+    module.add("PACKED_STRIP_ROWS", Scheme::Q8_0.rows_per_strip())?;
     module.add("PACKED_SCHEMES", Scheme::ALL.map(Scheme::name).to_vec())
 }

@@ -149,7 +149,7 @@ impl<'a> Reference<'a> {
 
     fn product(&self, linear: &Linear, x: &[f32]) -> Vec<f32> {
         let x: Vec<f32> = match linear.weight.format {
-            Format::Packed(_) => x.chunks(GROUP).flat_map(eight_bits).collect(),
+            Format::Packed => x.chunks(GROUP).flat_map(eight_bits).collect(),
             Format::Plain(Dtype::Bf16) if self.rounds_activations => stored(Dtype::Bf16, x),
             Format::Plain(_) => x.to_vec(),
         };

@@ -4,8 +4,9 @@ The kernels multiply packed weights as they are. Passes of PyTorch, such as thos
 time.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,40 +16,69 @@ from torch import Tensor, nn
 from llm._rust import pack_rows, packed_bytes, unpack_rows
 
 
+class PackedPart(NamedTuple):
+    """Rows of a packed matrix in one scheme.
+
+    Attributes:
+        scheme: The scheme's name in GGUF files, such as "Q4_1".
+        num_rows: Number of rows.
+    """
+
+    scheme: str
+    num_rows: int
+
+
 @dataclass(frozen=True, eq=False)
 class PackedMatrix:
     """A matrix of quantised values, packed by `llm._rust.pack_rows`.
 
     Attributes:
-        scheme: The scheme's name in GGUF files, such as "Q4_1".
-        num_rows: Number of rows: a linear layer's outputs.
-        num_cols: Number of columns, whole groups of 32: a linear layer's inputs.
+        parts: Schemes and their rows, in the order of rows; all but the last have whole strips of `PACKED_STRIP_ROWS`.
+        num_cols: Number of columns, whole blocks of each scheme: a linear layer's inputs.
         data: The packed bytes, uint8 on the CPU. Nothing may change them while kernels use them.
     """
 
-    scheme: str
-    num_rows: int
+    parts: tuple[PackedPart, ...]
     num_cols: int
     data: Tensor
 
     @classmethod
-    def empty(cls, scheme: str, num_rows: int, num_cols: int) -> "PackedMatrix":
+    def empty(cls, parts: Sequence[PackedPart], num_cols: int) -> "PackedMatrix":
         """Returns a matrix that `pack` has yet to fill."""
-        data = torch.zeros(packed_bytes(scheme, num_rows, num_cols), dtype=torch.uint8)
-        return cls(scheme, num_rows, num_cols, data)
+        num_bytes = sum(packed_bytes(part.scheme, part.num_rows, num_cols) for part in parts)
+        return cls(tuple(parts), num_cols, torch.zeros(num_bytes, dtype=torch.uint8))
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Schemes of all parts."""
+        return tuple(part.scheme for part in self.parts)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows: a linear layer's outputs."""
+        return sum(part.num_rows for part in self.parts)
 
     def pack(self, blocks: Any, first: int) -> None:
-        """Packs rows of a file's blocks, uint8 `[bytes]`, as rows `first` and following.
+        """Packs rows of a file's blocks, uint8 `[bytes]`, as rows `first` and following; all belong to one part.
 
         Raises:
             InvalidArgumentError: The sizes contradict each other, or a scale is not a finite number.
         """
-        pack_rows(self.scheme, blocks, self.num_cols, self.data.numpy(), first)
+        for part, start, content in self._places():
+            if start <= first < start + part.num_rows:
+                pack_rows(part.scheme, blocks, self.num_cols, content.numpy(), first - start)
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns the values of rows, computed in fp32 and rounded; ids `[N]`, result `[N, columns]`."""
         values = np.empty((len(ids), self.num_cols), dtype=np.float32)
-        unpack_rows(self.scheme, self.data.numpy(), ids.numpy(), values)
+        wanted = ids.numpy()
+        for part, start, content in self._places():
+            places = np.flatnonzero((wanted >= start) & (wanted < start + part.num_rows))
+            found = np.empty((len(places), self.num_cols), dtype=np.float32)
+            unpack_rows(part.scheme, content.numpy(), wanted[places] - start, found)
+            if len(self.parts) == 1:
+                return torch.from_numpy(found).to(dtype)
+            values[places] = found
         return torch.from_numpy(values).to(dtype)
 
     def values(self, dtype: torch.dtype) -> Tensor:
@@ -57,7 +87,15 @@ class PackedMatrix:
 
     def for_kernels(self) -> dict[str, Any]:
         """Returns the matrix as `llm._rust.CpuModel` takes it."""
-        return {"packed": self.data, "scheme": self.scheme, "rows": self.num_rows, "cols": self.num_cols}
+        return {"packed": self.data, "parts": [tuple(part) for part in self.parts], "cols": self.num_cols}
+
+    def _places(self) -> Iterator[tuple[PackedPart, int, Tensor]]:
+        """Yields each part, its first row and its bytes."""
+        row, start = 0, 0
+        for part in self.parts:
+            num_bytes = packed_bytes(part.scheme, part.num_rows, self.num_cols)
+            yield part, row, self.data[start : start + num_bytes]
+            row, start = row + part.num_rows, start + num_bytes
 
 
 class PackedLinear(nn.Module):

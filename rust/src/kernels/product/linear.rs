@@ -48,9 +48,9 @@ impl Linear {
         unsafe {
             match weights.format {
                 Format::Plain(dtype) => self.multiply_plain(dtype, strip, x, out),
-                Format::Packed(scheme) => {
+                Format::Packed => {
                     let (num_rows, cols, out) = (x.num_rows, weights.cols, out.as_mut_ptr());
-                    let strip = weights.strip(strip.first, scheme);
+                    let (scheme, strip) = weights.strip(strip.first);
                     multiply_strip(x.isa, &PackedTask { scheme, strip, x: x.groups(), num_rows, cols, out });
                 }
             }

@@ -24,7 +24,7 @@ impl Layout {
     pub fn of(format: Format) -> Self {
         match format {
             Format::Plain(dtype) => Self::Plain(dtype),
-            Format::Packed(_) => Self::Groups,
+            Format::Packed => Self::Groups,
         }
     }
 }

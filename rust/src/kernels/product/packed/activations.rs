@@ -1,6 +1,6 @@
 //! Activations in eight bits, with a scale for every 32 columns.
 
-use super::scheme::GROUP;
+use super::layout::GROUP;
 use crate::kernels::simd::{Simd, dispatch};
 
 /// A group of a row of activations: `scale * code`, rounded to the nearest code.
@@ -15,8 +15,8 @@ pub(crate) struct Group {
     pub scaled_sum: f32,
     /// Sum of the codes times -4: half the sum for codes of weights that are stored 8 too high, since two lanes share it.
     pub offset: i32,
-    /// Makes groups begin at multiples of eight bytes, which are loaded at once.
-    filling: u32,
+    /// The same of the first 16 codes.
+    pub first_offset: i32,
 }
 
 dispatch! {
@@ -47,11 +47,12 @@ fn group_of(values: &[f32; GROUP]) -> Group {
     let is_tiny = largest < 1e-30;
     let (scale, inverse) = if is_tiny { (0.0, 0.0) } else { (largest / 127.0, 127.0 / largest) };
     let mut codes = [0_i8; GROUP];
-    let mut sum = 0_i32;
-    for (code, value) in codes.iter_mut().zip(values) {
+    let mut sums = [0_i32; 2];
+    for (idx, (code, value)) in codes.iter_mut().zip(values).enumerate() {
         let rounded = (value * inverse + ROUNDS).to_bits().wrapping_sub(ROUNDS.to_bits()) as i8;
         *code = rounded;
-        sum += i32::from(rounded);
+        sums[idx / (GROUP / 2)] += i32::from(rounded);
     }
-    Group { codes, scale, scaled_sum: scale * sum as f32, offset: -4 * sum, filling: 0 }
+    let sum = sums[0] + sums[1];
+    Group { codes, scale, scaled_sum: scale * sum as f32, offset: -4 * sum, first_offset: -4 * sums[0] }
 }

@@ -1,13 +1,16 @@
 //! The product by AVX2: eight lanes, two for each of four outputs.
 //!
 //! `vpmaddubsw` adds two products of an unsigned and a signed byte in 16 bits and saturates there, which with weights of
-//! eight bits (2 · 255 · 127 = 64,770) would change results. Here nothing saturates. With four bits, the eight products that
-//! are added in 16 bits stay within 8 · 15 · 127 = 15,240. With eight bits, the sign moves from the weight to the
-//! activation: magnitudes are at most 128 · 127, and two products 32,512, below 2^15.
+//! eight bits (2 · 255 · 127 = 64,770) would change results. Here nothing saturates. With four and five bits, the eight
+//! products that are added in 16 bits stay within 8 · 31 · 127 = 31,496. With six, four are added, within 4 · 63 · 127 =
+//! 32,004. With eight, the sign moves from the weight to the activation: magnitudes are at most 128 · 127, and two products
+//! 32,512, below 2^15.
 
 use std::arch::x86_64::*;
 
 use super::activations::Group;
+use super::kind::{self, Kind, for_kind};
+use super::layout::{Scales, Width};
 use super::scheme::Scheme;
 use super::task::{PREFETCH_BYTES, PackedTask};
 use crate::kernels::product::strip::STRIP;
@@ -33,118 +36,149 @@ pub(super) fn is_supported() -> bool {
 pub(super) unsafe fn multiply_strip(task: &PackedTask) {
     // SAFETY: the caller promises a valid task.
     unsafe {
-        match task.scheme {
-            Scheme::Q8_0 => all_rows::<Q8_0>(task),
-            Scheme::Q4_0 => all_rows::<Q4_0>(task),
-            Scheme::Q4_1 => all_rows::<Q4_1>(task),
+        for_kind!(task.scheme, all_rows, task);
+    }
+}
+
+/// Loads a group's codes for four outputs: vector `i` holds columns `8 i..8 i + 8`. Codes of eight bits get their signs,
+/// others are as high as they are stored.
+#[inline(always)]
+unsafe fn load<K: Kind>(codes: *const u8, bits: *const u8) -> [__m256i; 4] {
+    // SAFETY: the caller's machine has AVX2, and the group's vectors are there.
+    unsafe {
+        let vector = |idx: usize| _mm256_loadu_si256(codes.add(8 * STRIP * idx).cast());
+        if K::LAYOUT.width == Width::Eight {
+            return [0, 1, 2, 3].map(|block| _mm256_xor_si256(vector(block), _mm256_set1_epi8(-128)));
+        }
+        let low = _mm256_set1_epi8(15);
+        let (a, b) = (vector(0), vector(1));
+        let high = |codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low);
+        let four = [_mm256_and_si256(a, low), _mm256_and_si256(b, low), high(a), high(b)];
+        match K::LAYOUT.width {
+            Width::Five => std::array::from_fn(|block| {
+                _mm256_or_si256(four[block], fifth_bits(bits.add(STRIP * block).cast::<i32>().read_unaligned()))
+            }),
+            Width::Six => {
+                // Bits that a shift brings from the next byte are outside the two that count.
+                let high = vector(2);
+                let high =
+                    [_mm256_slli_epi16::<4>(high), _mm256_slli_epi16::<2>(high), high, _mm256_srli_epi16::<2>(high)];
+                let upper = _mm256_set1_epi8(0x30);
+                std::array::from_fn(|block| _mm256_or_si256(four[block], _mm256_and_si256(high[block], upper)))
+            }
+            Width::Four | Width::Eight => four,
         }
     }
 }
 
-/// The codes of one scheme.
-trait Codes {
-    const SCHEME: Scheme;
-    /// Loads half of a group's outputs: vector `i` holds columns `8 i..8 i + 8` of four outputs.
-    unsafe fn load(codes: *const u8) -> [__m256i; 4];
-    /// Returns the group's products, summed exactly.
-    unsafe fn product(weights: &[__m256i; 4], x: &Group) -> __m256i;
-}
-
-struct Q8_0;
-struct Q4_0;
-struct Q4_1;
-
-/// Repeats eight activations in all lanes.
+/// Spreads 32 bits over 32 bytes: 16 for a bit that is set.
 #[inline(always)]
-unsafe fn eight(x: &Group, block: usize) -> __m256i {
-    // SAFETY: a group has four blocks of eight codes, and the caller's machine has AVX2.
-    unsafe { _mm256_set1_epi64x(x.codes.as_ptr().add(8 * block).cast::<i64>().read_unaligned()) }
-}
-
-#[inline(always)]
-unsafe fn load_halves(codes: *const u8) -> [__m256i; 4] {
-    // SAFETY: the caller's machine has AVX2, and the group's two vectors are there.
-    unsafe {
-        let low = _mm256_set1_epi8(15);
-        let (a, b) = (_mm256_loadu_si256(codes.cast()), _mm256_loadu_si256(codes.add(8 * STRIP).cast()));
-        let high = |codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low);
-        [_mm256_and_si256(a, low), _mm256_and_si256(b, low), high(a), high(b)]
-    }
-}
-
-/// Multiplies codes of four bits: four times two products are added in 16 bits.
-#[inline(always)]
-unsafe fn product_of_halves(weights: &[__m256i; 4], x: &Group) -> __m256i {
+unsafe fn fifth_bits(bits: i32) -> __m256i {
     // SAFETY: the caller's machine has AVX2.
     unsafe {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|block| _mm256_maddubs_epi16(weights[block], eight(x, block)));
-        let sums = _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d));
-        _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
+        let bytes = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+        let mask = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
+        let spread = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), bytes), mask);
+        _mm256_and_si256(_mm256_cmpeq_epi8(spread, mask), _mm256_set1_epi8(16))
     }
 }
 
-impl Codes for Q8_0 {
-    const SCHEME: Scheme = Scheme::Q8_0;
-    #[inline(always)]
-    unsafe fn load(codes: *const u8) -> [__m256i; 4] {
-        // SAFETY: the caller's machine has AVX2, and the group's four vectors are there.
-        unsafe {
-            let sign = _mm256_set1_epi8(-128);
-            [0, 1, 2, 3].map(|block| _mm256_xor_si256(_mm256_loadu_si256(codes.add(8 * STRIP * block).cast()), sign))
+/// What scales a group of four outputs, two lanes each.
+#[derive(Clone, Copy)]
+struct Scaling {
+    scale: __m256,
+    /// In even lanes, 0 between: the two lanes of an output are added in the end.
+    min: __m256,
+    /// Multiples of the scale for each half of the group.
+    halves: [__m256; 2],
+}
+
+/// Loads the half-precision numbers of a block.
+#[inline(always)]
+unsafe fn block_scaling<K: Kind>(head: *const u8) -> Scaling {
+    // SAFETY: the caller's machine has AVX2 and F16C, and the block's head is there.
+    unsafe {
+        let numbers = _mm_loadl_epi64(head.cast());
+        let zero = _mm256_setzero_ps();
+        let min = match K::LAYOUT.num_halves() {
+            2 => _mm256_cvtph_ps(_mm_cvtepu16_epi32(_mm_loadl_epi64(head.add(2 * STRIP).cast()))),
+            _ => zero,
+        };
+        Scaling { scale: _mm256_cvtph_ps(_mm_unpacklo_epi16(numbers, numbers)), min, halves: [zero; 2] }
+    }
+}
+
+/// Applies a group's multiples to the numbers of its block.
+#[inline(always)]
+unsafe fn group_scaling<K: Kind>(block: Scaling, multiples: *const u8) -> Scaling {
+    // SAFETY: the caller's machine has AVX2, and the group's multiples are there.
+    unsafe {
+        let four = |kind: usize| _mm_cvtsi32_si128(multiples.add(kind * STRIP).cast::<i32>().read_unaligned());
+        let twice = |kind: usize| _mm_unpacklo_epi8(four(kind), four(kind));
+        match K::LAYOUT.scales {
+            Scales::One | Scales::WithMin => block,
+            Scales::Multiples => {
+                let scale = _mm256_mul_ps(block.scale, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(twice(0))));
+                let min = _mm256_mul_ps(block.min, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi64(four(1))));
+                Scaling { scale, min: _mm256_sub_ps(_mm256_setzero_ps(), min), ..block }
+            }
+            Scales::PerHalf => {
+                let halves = [0, 1].map(|half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(twice(half))));
+                Scaling { halves, ..block }
+            }
         }
     }
-    #[inline(always)]
-    unsafe fn product(weights: &[__m256i; 4], x: &Group) -> __m256i {
-        // SAFETY: the caller's machine has AVX2.
-        unsafe {
+}
+
+/// Multiplies a group with one of activations: whole numbers exactly, without what codes are too high.
+#[inline(always)]
+unsafe fn product<K: Kind>(weights: &[__m256i; 4], x: &Group, scaling: &Scaling) -> __m256 {
+    // SAFETY: the caller's machine has AVX2 and FMA.
+    unsafe {
+        let ones = _mm256_set1_epi16(1);
+        let eight = |block: usize| _mm256_set1_epi64x(x.codes.as_ptr().add(8 * block).cast::<i64>().read_unaligned());
+        if K::LAYOUT.width == Width::Eight {
             let [a, b, c, d] = [0, 1, 2, 3].map(|block| {
-                let signed = _mm256_sign_epi8(eight(x, block), weights[block]);
-                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights[block]), signed);
-                _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+                let signed = _mm256_sign_epi8(eight(block), weights[block]);
+                _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(weights[block]), signed), ones)
             });
-            _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d))
+            return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d)));
         }
-    }
-}
-
-impl Codes for Q4_0 {
-    const SCHEME: Scheme = Scheme::Q4_0;
-    #[inline(always)]
-    unsafe fn load(codes: *const u8) -> [__m256i; 4] {
-        // SAFETY: the caller answers for machine and group.
-        unsafe { load_halves(codes) }
-    }
-    #[inline(always)]
-    unsafe fn product(weights: &[__m256i; 4], x: &Group) -> __m256i {
-        // SAFETY: the caller's machine has AVX2.
-        unsafe { _mm256_add_epi32(product_of_halves(weights, x), _mm256_set1_epi32(x.offset)) }
-    }
-}
-
-impl Codes for Q4_1 {
-    const SCHEME: Scheme = Scheme::Q4_1;
-    #[inline(always)]
-    unsafe fn load(codes: *const u8) -> [__m256i; 4] {
-        // SAFETY: the caller answers for machine and group.
-        unsafe { load_halves(codes) }
-    }
-    #[inline(always)]
-    unsafe fn product(weights: &[__m256i; 4], x: &Group) -> __m256i {
-        // SAFETY: the caller's machine has AVX2.
-        unsafe { product_of_halves(weights, x) }
+        let [a, b, c, d] = [0, 1, 2, 3].map(|block| _mm256_maddubs_epi16(weights[block], eight(block)));
+        let (first, second) = (_mm256_add_epi16(a, b), _mm256_add_epi16(c, d));
+        // Adds minus half the sum of activations, times what codes are too high.
+        let lowered = |sums, offset: i32| match K::LAYOUT.middle {
+            0 => _mm256_madd_epi16(sums, ones),
+            _ => _mm256_add_epi32(_mm256_madd_epi16(sums, ones), _mm256_set1_epi32(offset << K::SHIFT)),
+        };
+        if K::LAYOUT.scales == Scales::PerHalf {
+            let first = _mm256_cvtepi32_ps(lowered(first, x.first_offset));
+            let second = _mm256_cvtepi32_ps(lowered(second, x.offset - x.first_offset));
+            return _mm256_fmadd_ps(second, scaling.halves[1], _mm256_mul_ps(first, scaling.halves[0]));
+        }
+        const {
+            assert!(
+                !matches!(
+                    (K::LAYOUT.width, K::LAYOUT.scales),
+                    (Width::Six, Scales::One | Scales::WithMin | Scales::Multiples)
+                ),
+                "eight products of six bits don't fit in 16 bits"
+            )
+        };
+        _mm256_cvtepi32_ps(lowered(_mm256_add_epi16(first, second), x.offset))
     }
 }
 
 #[inline(always)]
-unsafe fn all_rows<C: Codes>(task: &PackedTask) {
+unsafe fn all_rows<K: Kind>(task: &PackedTask) {
     for row in (0..task.num_rows).step_by(MAX_TILE_ROWS) {
         // SAFETY: the caller promises a valid task, and the tile lies within its rows.
         unsafe {
             match MAX_TILE_ROWS.min(task.num_rows - row) {
-                1 => tile::<C, 1>(task, row),
-                2 => tile::<C, 2>(task, row),
-                3 => tile::<C, 3>(task, row),
-                _ => tile::<C, 4>(task, row),
+                1 => tile::<K, 1>(task, row),
+                2 => tile::<K, 2>(task, row),
+                3 => tile::<K, 3>(task, row),
+                _ => tile::<K, 4>(task, row),
             }
         }
     }
@@ -152,40 +186,38 @@ unsafe fn all_rows<C: Codes>(task: &PackedTask) {
 
 /// Multiplies `M` rows of activations with the strip, four outputs at a time within each group.
 #[inline(always)]
-unsafe fn tile<C: Codes, const M: usize>(task: &PackedTask, row: usize) {
+unsafe fn tile<K: Kind, const M: usize>(task: &PackedTask, row: usize) {
     let num_groups = task.num_groups();
-    let (scale_step, code_step) = (STRIP * C::SCHEME.scale_bytes(), STRIP * C::SCHEME.code_bytes());
-    let (mut scales, mut codes) = (task.strip, task.codes());
+    let layout = K::LAYOUT;
+    let (mut head, mut codes) = (task.strip, task.codes());
     // SAFETY: the task has `row + M` rows of activations and a strip of `num_groups` groups; `out` has a strip per row.
     unsafe {
         let x = task.x.add(row * num_groups);
         let mut sums = [[_mm256_setzero_ps(); 2]; M];
-        for group in 0..num_groups {
-            for line in (0..code_step).step_by(64) {
-                near(codes.wrapping_add(PREFETCH_BYTES + line));
-            }
-            for half in 0..2 {
-                let weights = C::load(codes.add(8 * HALF * half));
-                let numbers = _mm_loadl_epi64(scales.add(2 * HALF * half).cast());
-                let scale = _mm256_cvtph_ps(_mm_unpacklo_epi16(numbers, numbers));
-                let min = match C::SCHEME {
-                    // A minimum in every other lane, 0 between: the two lanes of an output are added in the end.
-                    Scheme::Q4_1 => _mm256_cvtph_ps(_mm_cvtepu16_epi32(_mm_loadl_epi64(
-                        scales.add(2 * STRIP + 2 * HALF * half).cast(),
-                    ))),
-                    Scheme::Q8_0 | Scheme::Q4_0 => _mm256_setzero_ps(),
-                };
-                for m in 0..M {
-                    let x = &*x.add(m * num_groups + group);
-                    let sum = _mm256_cvtepi32_ps(C::product(&weights, x));
-                    let scaled = _mm256_mul_ps(sum, _mm256_set1_ps(x.scale));
-                    sums[m][half] = _mm256_fmadd_ps(scaled, scale, sums[m][half]);
-                    if C::SCHEME == Scheme::Q4_1 {
-                        sums[m][half] = _mm256_fmadd_ps(min, _mm256_set1_ps(x.scaled_sum), sums[m][half]);
+        for first in (0..num_groups).step_by(layout.groups()) {
+            let blocks = [0, 1].map(|half| block_scaling::<K>(head.add(2 * HALF * half)));
+            head = head.add(2 * STRIP * layout.num_halves());
+            for group in first..first + layout.groups() {
+                for line in (0..STRIP * layout.code_bytes()).step_by(64) {
+                    near(codes.wrapping_add(PREFETCH_BYTES + line));
+                }
+                for half in 0..2 {
+                    let head = head.add(HALF * half);
+                    let weights = load::<K>(codes.add(8 * HALF * half), head.add(STRIP * layout.num_multiples()));
+                    let scaling = group_scaling::<K>(blocks[half], head);
+                    for m in 0..M {
+                        let x = &*x.add(m * num_groups + group);
+                        let scaled = _mm256_mul_ps(product::<K>(&weights, x, &scaling), _mm256_set1_ps(x.scale));
+                        sums[m][half] = _mm256_fmadd_ps(scaled, scaling.scale, sums[m][half]);
+                        if layout.num_halves() == 2 {
+                            let min_sum = _mm256_set1_ps(x.scaled_sum);
+                            sums[m][half] = _mm256_fmadd_ps(scaling.min, min_sum, sums[m][half]);
+                        }
                     }
                 }
+                head = head.add(STRIP * layout.group_head());
+                codes = codes.add(STRIP * layout.code_bytes());
             }
-            (scales, codes) = (scales.add(scale_step), codes.add(code_step));
         }
         for m in 0..M {
             // Each 128 bits: outputs 0 and 1 of the first half, then of the second; the permutation sorts them.

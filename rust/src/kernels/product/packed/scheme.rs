@@ -1,16 +1,19 @@
-//! Schemes of quantised weights: sizes, packing, and what packed codes mean.
+//! Schemes of quantised weights: how each is laid out, sizes, packing and unpacking.
 
+use super::cell::{Cell, Places};
+pub use super::layout::GROUP;
+use super::layout::{Layout, Scales, Width};
+use super::{blocks_of_32, blocks_of_256};
 use crate::kernels::product::strip::STRIP;
 use crate::{Error, Result};
 
-/// Columns of a group.
-pub const GROUP: usize = 32;
-/// Size that strips and their scales are filled up to.
+/// Size that strips and their heads are filled up to.
 const LINE: usize = 64;
 
 /// A scheme of quantised weights, by its name in GGUF files.
 ///
-/// Source: ggml-org/ggml `src/ggml-common.h`, blocks `block_q8_0`, `block_q4_0` and `block_q4_1`.
+/// Source: ggml-org/ggml `src/ggml-common.h`, the block of each name.
+#[expect(non_camel_case_types, reason = "names as in GGUF files")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
     /// `d * q` for q in [-128, 127].
@@ -19,11 +22,22 @@ pub enum Scheme {
     Q4_0,
     /// `d * q + m` for q in [0, 15].
     Q4_1,
+    /// `d * (q - 16)` for q in [0, 31].
+    Q5_0,
+    /// `d * q + m` for q in [0, 31].
+    Q5_1,
+    /// `d * s * q - m * t` for q in [0, 15], with s and t in [0, 63] for 32 columns, d and m for 256.
+    Q4_K,
+    /// As Q4_K, for q in [0, 31].
+    Q5_K,
+    /// `d * s * (q - 32)` for q in [0, 63], with s in [-128, 127] for 16 columns, d for 256.
+    Q6_K,
 }
 
 impl Scheme {
     /// All schemes.
-    pub const ALL: [Self; 3] = [Self::Q8_0, Self::Q4_0, Self::Q4_1];
+    pub const ALL: [Self; 8] =
+        [Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1, Self::Q4_K, Self::Q5_K, Self::Q6_K];
 
     /// Returns the scheme's name in GGUF files.
     pub fn name(self) -> &'static str {
@@ -31,38 +45,54 @@ impl Scheme {
             Self::Q8_0 => "Q8_0",
             Self::Q4_0 => "Q4_0",
             Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q4_K => "Q4_K",
+            Self::Q5_K => "Q5_K",
+            Self::Q6_K => "Q6_K",
         }
     }
 
-    /// Returns the bytes of scale and minimum of a group, half-precision numbers.
-    pub(super) const fn scale_bytes(self) -> usize {
+    pub(super) const fn layout(self) -> Layout {
         match self {
-            Self::Q8_0 | Self::Q4_0 => 2,
-            Self::Q4_1 => 4,
+            Self::Q8_0 => Layout::of(Width::Eight, Scales::One, 128, 34),
+            Self::Q4_0 => Layout::of(Width::Four, Scales::One, 8, 18),
+            Self::Q4_1 => Layout::of(Width::Four, Scales::WithMin, 0, 20),
+            Self::Q5_0 => Layout::of(Width::Five, Scales::One, 16, 22),
+            Self::Q5_1 => Layout::of(Width::Five, Scales::WithMin, 0, 24),
+            Self::Q4_K => Layout::of(Width::Four, Scales::Multiples, 0, 144),
+            Self::Q5_K => Layout::of(Width::Five, Scales::Multiples, 0, 176),
+            Self::Q6_K => Layout::of(Width::Six, Scales::PerHalf, 32, 210),
         }
     }
 
-    /// Returns the bytes of a group's codes.
-    pub(super) const fn code_bytes(self) -> usize {
+    /// Returns group `idx` of a block in a file.
+    fn cell(self, block: &[u8], idx: usize) -> Cell {
         match self {
-            Self::Q8_0 => GROUP,
-            Self::Q4_0 | Self::Q4_1 => GROUP / 2,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => blocks_of_32::cell(self.layout(), block),
+            Self::Q4_K | Self::Q5_K => blocks_of_256::cell_with_min(self.layout(), block, idx),
+            Self::Q6_K => blocks_of_256::cell_of_six_bits(block, idx),
         }
     }
 
-    /// Returns the bytes of a group in a file: scale and minimum, then codes.
-    pub const fn group_bytes(self) -> usize {
-        self.scale_bytes() + self.code_bytes()
+    /// Returns the columns of a block in a file; rows are whole blocks.
+    pub fn block_cols(self) -> usize {
+        self.layout().groups() * GROUP
     }
 
-    /// Returns the bytes of a strip's scales.
-    pub(super) fn scales_len(self, cols: usize) -> usize {
-        (cols / GROUP * STRIP * self.scale_bytes()).next_multiple_of(LINE)
+    /// Returns the bytes of a block in a file.
+    pub fn block_bytes(self) -> usize {
+        self.layout().block_bytes
+    }
+
+    /// Returns the bytes of a strip's head: scales, minima and fifth bits.
+    pub(super) fn head_len(self, cols: usize) -> usize {
+        (cols / self.block_cols() * STRIP * self.layout().block_head()).next_multiple_of(LINE)
     }
 
     /// Returns the bytes of a strip.
     pub(crate) fn strip_bytes(self, cols: usize) -> usize {
-        self.scales_len(cols) + cols / GROUP * STRIP * self.code_bytes()
+        self.head_len(cols) + cols / GROUP * STRIP * self.layout().code_bytes()
     }
 
     /// Returns the number of rows that are packed together.
@@ -81,8 +111,8 @@ impl Scheme {
     ///
     /// [`Error::InvalidArgument`] if the sizes contradict each other, or a scale or minimum is not a finite number.
     pub fn pack(self, blocks: &[u8], cols: usize, packed: &mut [u8], first: usize) -> Result<()> {
-        let row_bytes = cols / GROUP * self.group_bytes();
-        let has_sizes = cols > 0 && cols.is_multiple_of(GROUP) && blocks.len().is_multiple_of(row_bytes);
+        let row_bytes = cols / self.block_cols() * self.block_bytes();
+        let has_sizes = cols > 0 && cols.is_multiple_of(self.block_cols()) && blocks.len().is_multiple_of(row_bytes);
         if !has_sizes || packed.len() < self.packed_bytes(first + blocks.len() / row_bytes, cols) {
             return Err(Error::InvalidArgument(format!(
                 "{} bytes of {} in rows of {cols} can't be packed into {} bytes from row {first} on",
@@ -94,7 +124,7 @@ impl Scheme {
         for (idx, row) in blocks.chunks_exact(row_bytes).enumerate() {
             let (strip, output) = ((first + idx) / STRIP, (first + idx) % STRIP);
             let strip = &mut packed[strip * self.strip_bytes(cols)..][..self.strip_bytes(cols)];
-            if !self.pack_row(row, output, strip.split_at_mut(self.scales_len(cols))) {
+            if !self.pack_row(row, output, strip.split_at_mut(self.head_len(cols))) {
                 return Err(Error::InvalidArgument(format!("a scale of row {idx} is not a finite number")));
             }
         }
@@ -102,23 +132,14 @@ impl Scheme {
     }
 
     /// Packs a row as one output of a strip; returns whether all scales are finite.
-    fn pack_row(self, row: &[u8], output: usize, (scales, codes): (&mut [u8], &mut [u8])) -> bool {
+    fn pack_row(self, row: &[u8], output: usize, (head, codes): (&mut [u8], &mut [u8])) -> bool {
+        let layout = self.layout();
         let mut is_finite = true;
-        for (group, block) in row.chunks_exact(self.group_bytes()).enumerate() {
-            let (numbers, quantised) = block.split_at(self.scale_bytes());
-            for (kind, number) in numbers.as_chunks::<2>().0.iter().enumerate() {
-                is_finite &= u16::from_le_bytes(*number) & 0x7C00 != 0x7C00;
-                let place = (group * self.scale_bytes() + 2 * kind) * STRIP + 2 * output;
-                scales[place..place + 2].copy_from_slice(number);
-            }
-            let codes = &mut codes[group * self.code_bytes() * STRIP..];
-            for (block, eight) in quantised.as_chunks::<8>().0.iter().enumerate() {
-                let to = &mut codes[block * 8 * STRIP + 8 * output..][..8];
-                to.copy_from_slice(eight);
-                if self == Self::Q8_0 {
-                    // Stored without a sign, as the instructions take them.
-                    to.iter_mut().for_each(|code| *code ^= 0x80);
-                }
+        for (block_idx, block) in row.chunks_exact(layout.block_bytes).enumerate() {
+            for idx in 0..layout.groups() {
+                let cell = self.cell(block, idx);
+                is_finite &= cell.halves.iter().all(|half| half & 0x7C00 != 0x7C00);
+                cell.write(Places::of(layout, block_idx * layout.groups() + idx, output), head, codes);
             }
         }
         is_finite
@@ -133,60 +154,10 @@ impl Scheme {
     pub fn unpack_row(self, packed: &[u8], row: usize, to: &mut [f32]) {
         let cols = to.len();
         let strip = &packed[row / STRIP * self.strip_bytes(cols)..][..self.strip_bytes(cols)];
-        let (scales, codes) = strip.split_at(self.scales_len(cols));
-        let output = row % STRIP;
+        let (head, codes) = strip.split_at(self.head_len(cols));
         for (group, values) in to.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-            let scales = &scales[group * self.scale_bytes() * STRIP..];
-            let half = |kind: usize| {
-                let place = 2 * kind * STRIP + 2 * output;
-                half_to_f32(u16::from_le_bytes([scales[place], scales[place + 1]]))
-            };
-            let codes = &codes[group * self.code_bytes() * STRIP..][..self.code_bytes() * STRIP];
-            let codes = self.codes(codes, output);
-            let scale = half(0);
-            match self {
-                Self::Q8_0 | Self::Q4_0 => {
-                    values.iter_mut().zip(codes).for_each(|(value, code)| *value = f32::from(code) * scale);
-                }
-                Self::Q4_1 => {
-                    let min = half(1);
-                    values.iter_mut().zip(codes).for_each(|(value, code)| *value = f32::from(code) * scale + min);
-                }
-            }
+            let layout = self.layout();
+            Cell::read(Places::of(layout, group, row % STRIP), head, codes).values(layout, values);
         }
-    }
-}
-
-impl Scheme {
-    /// Returns the codes of one output of a group, with their signs.
-    pub(super) fn codes(self, packed: &[u8], output: usize) -> [i16; GROUP] {
-        let middle = match self {
-            Self::Q8_0 => 128,
-            Self::Q4_0 => 8,
-            Self::Q4_1 => 0,
-        };
-        let mut found = [0; GROUP];
-        for (block, eight) in packed.as_chunks::<{ 8 * STRIP }>().0.iter().enumerate() {
-            for (col, code) in eight[8 * output..8 * output + 8].iter().enumerate() {
-                let col = 8 * block + col;
-                if self == Self::Q8_0 {
-                    found[col] = i16::from(*code) - middle;
-                } else {
-                    found[col] = i16::from(code & 15) - middle;
-                    found[col + GROUP / 2] = i16::from(code >> 4) - middle;
-                }
-            }
-        }
-        found
-    }
-}
-
-/// Converts a half-precision number.
-pub(crate) fn half_to_f32(half: u16) -> f32 {
-    let (sign, exponent, fraction) = (u32::from(half >> 15) << 31, u32::from(half >> 10) & 31, u32::from(half) & 0x3FF);
-    match exponent {
-        0 => f32::from_bits(sign | (fraction as f32 * (1.0 / (1 << 24) as f32)).to_bits()),
-        31 => f32::from_bits(sign | 0x7F80_0000 | (fraction << 13)),
-        _ => f32::from_bits(sign | ((exponent + 112) << 23) | (fraction << 13)),
     }
 }

@@ -1,7 +1,8 @@
 //! One strip's product, as every instruction set takes it.
 
 use super::activations::Group;
-use super::scheme::{GROUP, Scheme};
+use super::layout::GROUP;
+use super::scheme::Scheme;
 
 /// Prefetch distance of codes, in bytes.
 pub(super) const PREFETCH_BYTES: usize = 4096;
@@ -30,6 +31,6 @@ impl PackedTask {
     /// Returns where the codes begin.
     #[inline(always)]
     pub(super) fn codes(&self) -> *const u8 {
-        self.strip.wrapping_add(self.scheme.scales_len(self.cols))
+        self.strip.wrapping_add(self.scheme.head_len(self.cols))
     }
 }

@@ -3,12 +3,22 @@
 use proptest::prelude::*;
 
 use super::activations::{Group, quantise};
+use super::cell::half_to_f32;
 use super::multiply::{PackedTask, multiply_strip};
-use super::scheme::{GROUP, Scheme, half_to_f32};
+use super::scheme::{GROUP, Scheme};
 use crate::kernels::product::strip::STRIP;
 use crate::kernels::simd::Isa;
 
-/// Blocks as in a file: codes of any value, and scales and minima of moderate size.
+/// Where a block in a file has half-precision numbers.
+fn places_of_halves(scheme: Scheme) -> &'static [usize] {
+    match scheme {
+        Scheme::Q8_0 | Scheme::Q4_0 | Scheme::Q5_0 => &[0],
+        Scheme::Q4_1 | Scheme::Q5_1 | Scheme::Q4_K | Scheme::Q5_K => &[0, 2],
+        Scheme::Q6_K => &[208],
+    }
+}
+
+/// Blocks as in a file: codes and multiples of any value, and half-precision numbers of moderate size.
 fn blocks(scheme: Scheme, num: usize, state: &mut u64) -> Vec<u8> {
     let mut next = || {
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -16,32 +26,53 @@ fn blocks(scheme: Scheme, num: usize, state: &mut u64) -> Vec<u8> {
     };
     let mut found = Vec::new();
     for _ in 0..num {
-        for _ in 0..scheme.scale_bytes() / 2 {
+        let mut block: Vec<u8> = (0..scheme.block_bytes()).map(|_| next() as u8).collect();
+        for place in places_of_halves(scheme) {
             // Between 2^-9 and 2^-5, of either sign.
             let half = (next() & 0x83FF) | ((6 + next() % 4) << 10);
-            found.extend(half.to_le_bytes());
+            block[*place..*place + 2].copy_from_slice(&half.to_le_bytes());
         }
-        found.extend((0..scheme.code_bytes()).map(|_| next() as u8));
+        found.extend(block);
     }
     found
 }
 
-/// The values that a file's blocks mean, by the definition of each scheme.
+/// The values that a file's blocks mean, column after column by the definition of each scheme.
 fn values(scheme: Scheme, blocks: &[u8]) -> Vec<f32> {
-    let mut found = Vec::new();
-    for block in blocks.chunks(scheme.group_bytes()) {
+    let block_values = |block: &[u8]| -> Vec<f32> {
         let half = |at: usize| half_to_f32(u16::from_le_bytes([block[at], block[at + 1]]));
-        let codes = &block[scheme.scale_bytes()..];
-        found.extend((0..GROUP).map(|col| {
-            let four = || f32::from(if col < 16 { codes[col] & 15 } else { codes[col - 16] >> 4 });
-            match scheme {
-                Scheme::Q8_0 => half(0) * f32::from(codes[col] as i8),
-                Scheme::Q4_0 => half(0) * (four() - 8.0),
-                Scheme::Q4_1 => half(0) * four() + half(2),
+        let four = |at: usize, is_high: bool| if is_high { block[at] >> 4 } else { block[at] & 15 };
+        let of_32 = |at: usize, col: usize| four(at + col % 16, col >= 16);
+        let of_256 = |at: usize, col: usize| four(at + col / 64 * 32 + col % 32, col / 32 % 2 == 1);
+        let fifth = |at: usize, col: usize| (block[at + col / 8] >> (col % 8) & 1) << 4;
+        let with_min = |col: usize, code: u8| {
+            let (group, bytes) = (col / 32, &block[4..16]);
+            let (scale, min) = match group {
+                0..4 => (bytes[group] & 63, bytes[group + 4] & 63),
+                _ => (
+                    (bytes[group + 4] & 15) | (bytes[group - 4] >> 6 << 4),
+                    (bytes[group + 4] >> 4) | (bytes[group] >> 6 << 4),
+                ),
+            };
+            half(0) * f32::from(scale) * f32::from(code) - half(2) * f32::from(min)
+        };
+        let value = |col: usize| match scheme {
+            Scheme::Q8_0 => half(0) * f32::from(block[2 + col] as i8),
+            Scheme::Q4_0 => half(0) * (f32::from(of_32(2, col)) - 8.0),
+            Scheme::Q4_1 => half(0) * f32::from(of_32(4, col)) + half(2),
+            Scheme::Q5_0 => half(0) * (f32::from(of_32(6, col) | fifth(2, col)) - 16.0),
+            Scheme::Q5_1 => half(0) * f32::from(of_32(8, col) | fifth(4, col)) + half(2),
+            Scheme::Q4_K => with_min(col, of_256(16, col)),
+            Scheme::Q5_K => with_min(col, of_256(48, col) | (block[16 + col % 32] >> (col / 32) & 1) << 4),
+            Scheme::Q6_K => {
+                let low = four(col / 128 * 64 + col % 64, col % 128 >= 64);
+                let high = block[128 + col / 128 * 32 + col % 32] >> (col % 128 / 32 * 2) & 3;
+                half(208) * f32::from(block[192 + col / 16] as i8) * (f32::from(low | high << 4) - 32.0)
             }
-        }));
-    }
-    found
+        };
+        (0..scheme.block_cols()).map(value).collect()
+    };
+    blocks.chunks(scheme.block_bytes()).flat_map(block_values).collect()
 }
 
 fn packed(scheme: Scheme, blocks: &[u8], rows: usize, cols: usize) -> Vec<u8> {
@@ -85,10 +116,8 @@ fn reference(scheme: Scheme, blocks: &[u8], x: &[Group], cols: usize) -> Vec<(f6
     let mut found = Vec::new();
     for row in x.chunks(num_groups) {
         for output in 0..STRIP {
-            let weights = values(
-                scheme,
-                &blocks[output * num_groups * scheme.group_bytes()..][..num_groups * scheme.group_bytes()],
-            );
+            let row_bytes = cols / scheme.block_cols() * scheme.block_bytes();
+            let weights = values(scheme, &blocks[output * row_bytes..][..row_bytes]);
             let terms = weights.iter().enumerate().map(|(col, weight)| {
                 let group = &row[col / GROUP];
                 f64::from(*weight) * f64::from(group.codes[col % GROUP]) * f64::from(group.scale)
@@ -114,10 +143,10 @@ fn half_precision_numbers_are_converted_exactly() {
 #[test]
 fn packed_rows_have_the_values_of_the_file_wherever_they_begin() {
     for scheme in Scheme::ALL {
-        let (rows, cols) = (13, 96);
-        let blocks = blocks(scheme, rows * cols / GROUP, &mut 5);
+        let (rows, cols) = (13, 3 * scheme.block_cols());
+        let blocks = blocks(scheme, rows * 3, &mut 5);
         let mut packed = vec![0; scheme.packed_bytes(rows, cols)];
-        let row_bytes = cols / GROUP * scheme.group_bytes();
+        let row_bytes = 3 * scheme.block_bytes();
         scheme.pack(&blocks[..5 * row_bytes], cols, &mut packed, 0).unwrap();
         scheme.pack(&blocks[5 * row_bytes..], cols, &mut packed, 5).unwrap();
         for (row, wanted) in values(scheme, &blocks).chunks(cols).enumerate() {
@@ -131,18 +160,21 @@ fn packed_rows_have_the_values_of_the_file_wherever_they_begin() {
 #[test]
 fn wrong_sizes_and_infinite_scales_are_refused() {
     for scheme in Scheme::ALL {
-        let mut packed = vec![0; scheme.packed_bytes(8, 64)];
+        let cols = 2 * scheme.block_cols();
+        let mut packed = vec![0; scheme.packed_bytes(8, cols)];
         let blocks = blocks(scheme, 16, &mut 5);
         for (blocks, cols, first) in
-            [(&blocks[1..], 64, 0), (&blocks[..], 48, 0), (&blocks[..], 0, 0), (&blocks[..], 64, 1)]
+            [(&blocks[1..], cols, 0), (&blocks[..], cols / 4 * 3, 0), (&blocks[..], 0, 0), (&blocks[..], cols, 1)]
         {
             assert!(scheme.pack(blocks, cols, &mut packed, first).is_err());
         }
-        let mut wrong = blocks.clone();
-        let at = 3 * scheme.group_bytes() + scheme.scale_bytes() - 2;
-        wrong[at..at + 2].copy_from_slice(&0x7C00_u16.to_le_bytes());
-        let error = scheme.pack(&wrong, 64, &mut packed, 0).unwrap_err().to_string();
-        assert_eq!(error, "a scale of row 1 is not a finite number");
+        for place in places_of_halves(scheme) {
+            let mut wrong = blocks.clone();
+            let at = 3 * scheme.block_bytes() + place;
+            wrong[at..at + 2].copy_from_slice(&0x7C00_u16.to_le_bytes());
+            let error = scheme.pack(&wrong, cols, &mut packed, 0).unwrap_err().to_string();
+            assert_eq!(error, "a scale of row 1 is not a finite number");
+        }
     }
 }
 
@@ -157,7 +189,9 @@ fn activations_are_rounded_to_the_nearest_of_255_steps() {
                 assert!((f32::from(*code) * group.scale - value).abs() <= group.scale * 0.500_1);
             }
             let sum: i32 = group.codes.iter().map(|code| i32::from(*code)).sum();
+            let first: i32 = group.codes[..16].iter().map(|code| i32::from(*code)).sum();
             assert_eq!((group.offset, group.scaled_sum), (-4 * sum, group.scale * sum as f32));
+            assert_eq!(group.first_offset, -4 * first);
         }
         let zero = quantised(isa, &[0.0; GROUP]);
         assert_eq!((zero[0].codes, zero[0].scale), ([0; GROUP], 0.0));
@@ -176,14 +210,20 @@ fn extreme_codes_are_multiplied_without_saturation() {
         for scheme in Scheme::ALL {
             for byte in [0x00, 0x7F, 0x80, 0x81, 0xFF_u8] {
                 for code in [127_i8, -127] {
-                    let mut block: Vec<u8> = one[..].repeat(scheme.scale_bytes() / 2);
-                    block.extend(vec![byte; scheme.code_bytes()]);
-                    let blocks = block.repeat(STRIP * 2);
-                    let x = quantised(isa, &[f32::from(code); 2 * GROUP]);
-                    let strip = packed(scheme, &blocks, STRIP, 2 * GROUP);
-                    let wanted: f32 = values(scheme, &block).iter().map(|value| 2.0 * value * f32::from(code)).sum();
-                    let found = product(isa, scheme, &strip, &x, 2 * GROUP);
-                    assert_eq!(found, vec![wanted; STRIP], "{} {} {byte:x}", isa.name(), scheme.name());
+                    let mut block = vec![byte; scheme.block_bytes()];
+                    for place in places_of_halves(scheme) {
+                        block[*place..*place + 2].copy_from_slice(&one);
+                    }
+                    let (blocks, cols) = (block.repeat(STRIP * 2), 2 * scheme.block_cols());
+                    let x = quantised(isa, &vec![f32::from(code); cols]);
+                    let strip = packed(scheme, &blocks, STRIP, cols);
+                    let terms =
+                        values(scheme, &block).into_iter().map(|value| 2.0 * f64::from(value) * f64::from(code));
+                    let (wanted, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                    for found in product(isa, scheme, &strip, &x, cols) {
+                        let error = (f64::from(found) - wanted).abs();
+                        assert!(error <= 1e-6 * size, "{} {} {byte:x}: {found} {wanted}", isa.name(), scheme.name());
+                    }
                 }
             }
         }
@@ -195,12 +235,15 @@ proptest! {
 
     #[test]
     fn every_set_equals_the_reference_and_rows_are_independent(
-        num_rows in 1_usize..66, num_groups in 1_usize..20, seed in any::<u64>(),
+        num_rows in 1_usize..66, num_blocks in 1_usize..20, seed in any::<u64>(),
     ) {
-        let (cols, mut state) = (num_groups * GROUP, seed);
-        let rows = activations(num_rows * cols, &mut state);
+        let mut state = seed;
         for scheme in Scheme::ALL {
-            let blocks = blocks(scheme, STRIP * num_groups, &mut state);
+            let num_blocks = num_blocks.div_ceil(scheme.block_cols() / GROUP);
+            let cols = num_blocks * scheme.block_cols();
+            let num_groups = cols / GROUP;
+            let rows = activations(num_rows * cols, &mut state);
+            let blocks = blocks(scheme, STRIP * num_blocks, &mut state);
             let strip = packed(scheme, &blocks, STRIP, cols);
             for isa in Isa::supported() {
                 let x = quantised(isa, &rows);
@@ -220,13 +263,21 @@ proptest! {
     }
 
     #[test]
-    fn every_set_sums_whole_numbers_exactly(num_rows in 1_usize..14, num_groups in 1_usize..5, seed in any::<u64>()) {
-        let (cols, mut state) = (num_groups * GROUP, seed);
+    fn every_set_sums_whole_numbers_exactly(num_rows in 1_usize..14, num_blocks in 1_usize..5, seed in any::<u64>()) {
+        let mut state = seed;
         for scheme in Scheme::ALL {
-            let mut blocks = blocks(scheme, STRIP * num_groups, &mut state);
-            for block in blocks.chunks_mut(scheme.group_bytes()) {
-                for number in block[..scheme.scale_bytes()].chunks_mut(2) {
-                    number.copy_from_slice(&0x3C00_u16.to_le_bytes());
+            let num_blocks = num_blocks.div_ceil(scheme.block_cols() / GROUP);
+            let cols = num_blocks * scheme.block_cols();
+            let mut blocks = blocks(scheme, STRIP * num_blocks, &mut state);
+            for block in blocks.chunks_mut(scheme.block_bytes()) {
+                for place in places_of_halves(scheme) {
+                    block[*place..*place + 2].copy_from_slice(&0x3C00_u16.to_le_bytes());
+                }
+                // Small multiples, so that sums are whole numbers below 2^24.
+                match scheme {
+                    Scheme::Q4_K | Scheme::Q5_K => block[4..16].iter_mut().for_each(|byte| *byte &= 3),
+                    Scheme::Q6_K => block[192..208].iter_mut().for_each(|byte| *byte %= 7),
+                    _ => {}
                 }
             }
             let strip = packed(scheme, &blocks, STRIP, cols);

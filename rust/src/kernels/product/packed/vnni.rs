@@ -2,11 +2,14 @@
 //!
 //! `vpdpbusd` adds four products of an unsigned and a signed byte to a lane of 32 bits. Nothing saturates: the products fit
 //! in 16 bits, their sums are formed in 32, and a group's sum in a lane is below 16 · 255 · 127 < 2^19. (`vpdpbusds` would
-//! saturate at 2^31, which no sum reaches either.) Lanes below 2^24 are exact as f32, too.
+//! saturate at 2^31, which no sum reaches either.) Lanes below 2^24 are exact as f32, too. Only a lane of six bits with a
+//! multiple for each half may exceed that, below 2^25, where f32 rounds to even numbers.
 
 use std::arch::x86_64::*;
 
 use super::activations::Group;
+use super::kind::{self, Kind, for_kind};
+use super::layout::{Scales, Width};
 use super::scheme::Scheme;
 use super::task::{PREFETCH_BYTES, PackedTask};
 use crate::kernels::product::strip::STRIP;
@@ -21,69 +24,106 @@ pub(super) fn is_supported() -> bool {
     is_x86_feature_detected!("avx512vnni")
 }
 
-/// The codes of one scheme.
-trait Codes {
-    const SCHEME: Scheme;
-    /// Loads a group: vector `i` holds columns `8 i..8 i + 8` of eight outputs, without signs.
-    unsafe fn load(codes: *const u8) -> [__m512i; 4];
-    /// Returns what a lane's sum begins with: minus half the sum of activations, times what codes are too high.
-    unsafe fn start(x: &Group) -> __m512i;
-}
-
-struct Q8_0;
-struct Q4_0;
-struct Q4_1;
-
+/// Loads a group's codes, as high as they are stored: vector `i` holds columns `8 i..8 i + 8` of eight outputs.
 #[inline(always)]
-unsafe fn load_halves(codes: *const u8) -> [__m512i; 4] {
-    // SAFETY: the caller's machine has AVX-512, and the group's two vectors are there.
+unsafe fn load<K: Kind>(codes: *const u8, bits: *const u8) -> [__m512i; 4] {
+    // SAFETY: the caller's machine has AVX-512, and the group's vectors are there.
     unsafe {
+        let vector = |idx: usize| _mm512_loadu_si512(codes.add(64 * idx).cast());
+        if K::LAYOUT.width == Width::Eight {
+            return [vector(0), vector(1), vector(2), vector(3)];
+        }
         let low = _mm512_set1_epi8(15);
-        let (a, b) = (_mm512_loadu_si512(codes.cast()), _mm512_loadu_si512(codes.add(64).cast()));
+        let (a, b) = (vector(0), vector(1));
         let high = |codes| _mm512_and_si512(_mm512_srli_epi16::<4>(codes), low);
-        [_mm512_and_si512(a, low), _mm512_and_si512(b, low), high(a), high(b)]
+        let four = [_mm512_and_si512(a, low), _mm512_and_si512(b, low), high(a), high(b)];
+        match K::LAYOUT.width {
+            Width::Five => std::array::from_fn(|block| {
+                let bits = bits.add(STRIP * block).cast::<u64>().read_unaligned();
+                _mm512_mask_add_epi8(four[block], bits, four[block], _mm512_set1_epi8(16))
+            }),
+            Width::Six => {
+                // Bits that a shift brings from the next byte are outside the two that count.
+                let high = vector(2);
+                let high =
+                    [_mm512_slli_epi16::<4>(high), _mm512_slli_epi16::<2>(high), high, _mm512_srli_epi16::<2>(high)];
+                let upper = _mm512_set1_epi8(0x30);
+                std::array::from_fn(|block| _mm512_or_si512(four[block], _mm512_and_si512(high[block], upper)))
+            }
+            Width::Four | Width::Eight => four,
+        }
     }
 }
 
-impl Codes for Q8_0 {
-    const SCHEME: Scheme = Scheme::Q8_0;
-    #[inline(always)]
-    unsafe fn load(codes: *const u8) -> [__m512i; 4] {
-        // SAFETY: the caller's machine has AVX-512, and the group's four vectors are there.
-        std::array::from_fn(|idx| unsafe { _mm512_loadu_si512(codes.add(64 * idx).cast()) })
-    }
-    #[inline(always)]
-    unsafe fn start(x: &Group) -> __m512i {
-        // SAFETY: the caller's machine has AVX-512. Codes are 128 too high, 16 times as much as those of four bits.
-        unsafe { _mm512_slli_epi32::<4>(_mm512_set1_epi32(x.offset)) }
+/// What scales a group of eight outputs, two lanes each.
+#[derive(Clone, Copy)]
+struct Scaling {
+    scale: __m512,
+    /// In even lanes, 0 between: the two lanes of an output are added in the end.
+    min: __m512,
+    /// Multiples of the scale for each half of the group.
+    halves: [__m512; 2],
+}
+
+/// Loads the half-precision numbers of a block.
+#[inline(always)]
+unsafe fn block_scaling<K: Kind>(head: *const u8) -> Scaling {
+    // SAFETY: the caller's machine has AVX-512, and the block's head is there.
+    unsafe {
+        let numbers = _mm_loadu_si128(head.cast());
+        let twice = _mm256_set_m128i(_mm_unpackhi_epi16(numbers, numbers), _mm_unpacklo_epi16(numbers, numbers));
+        let zero = _mm512_setzero_ps();
+        let min = match K::LAYOUT.num_halves() {
+            2 => _mm512_cvtph_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128(head.add(2 * STRIP).cast()))),
+            _ => zero,
+        };
+        Scaling { scale: _mm512_cvtph_ps(twice), min, halves: [zero; 2] }
     }
 }
 
-impl Codes for Q4_0 {
-    const SCHEME: Scheme = Scheme::Q4_0;
-    #[inline(always)]
-    unsafe fn load(codes: *const u8) -> [__m512i; 4] {
-        // SAFETY: the caller answers for machine and group.
-        unsafe { load_halves(codes) }
-    }
-    #[inline(always)]
-    unsafe fn start(x: &Group) -> __m512i {
-        // SAFETY: the caller's machine has AVX-512.
-        unsafe { _mm512_set1_epi32(x.offset) }
+/// Applies a group's multiples to the numbers of its block.
+#[inline(always)]
+unsafe fn group_scaling<K: Kind>(block: Scaling, multiples: *const u8) -> Scaling {
+    // SAFETY: the caller's machine has AVX-512, and the group's multiples are there.
+    unsafe {
+        let eight = |kind: usize| _mm_loadl_epi64(multiples.add(kind * STRIP).cast());
+        let twice = |kind: usize| _mm_unpacklo_epi8(eight(kind), eight(kind));
+        match K::LAYOUT.scales {
+            Scales::One | Scales::WithMin => block,
+            Scales::Multiples => {
+                let scale = _mm512_mul_ps(block.scale, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(twice(0))));
+                let min = _mm512_mul_ps(block.min, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi64(eight(1))));
+                Scaling { scale, min: _mm512_sub_ps(_mm512_setzero_ps(), min), ..block }
+            }
+            Scales::PerHalf => {
+                let halves = [0, 1].map(|half| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(twice(half))));
+                Scaling { halves, ..block }
+            }
+        }
     }
 }
 
-impl Codes for Q4_1 {
-    const SCHEME: Scheme = Scheme::Q4_1;
-    #[inline(always)]
-    unsafe fn load(codes: *const u8) -> [__m512i; 4] {
-        // SAFETY: the caller answers for machine and group.
-        unsafe { load_halves(codes) }
-    }
-    #[inline(always)]
-    unsafe fn start(_: &Group) -> __m512i {
-        // SAFETY: the caller's machine has AVX-512.
-        unsafe { _mm512_setzero_si512() }
+/// Multiplies a group with one of activations: whole numbers exactly, without what codes are too high.
+#[inline(always)]
+unsafe fn product<K: Kind>(weights: &[__m512i; 4], x: &Group, scaling: &Scaling) -> __m512 {
+    // SAFETY: the caller's machine has AVX-512 and VNNI.
+    unsafe {
+        let add = |sum, block: usize| {
+            let eight = x.codes.as_ptr().add(8 * block).cast::<i64>().read_unaligned();
+            _mm512_dpbusd_epi32(sum, weights[block], _mm512_set1_epi64(eight))
+        };
+        // Minus half the sum of activations, times what codes are too high.
+        let start = |offset: i32| match K::LAYOUT.middle {
+            0 => _mm512_setzero_si512(),
+            _ => _mm512_sll_epi32(_mm512_set1_epi32(offset), _mm_cvtsi32_si128(K::SHIFT as i32)),
+        };
+        if K::LAYOUT.scales == Scales::PerHalf {
+            let first = add(add(start(x.first_offset), 0), 1);
+            let second = add(add(start(x.offset - x.first_offset), 2), 3);
+            let first = _mm512_mul_ps(_mm512_cvtepi32_ps(first), scaling.halves[0]);
+            return _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), scaling.halves[1], first);
+        }
+        _mm512_cvtepi32_ps(add(add(add(add(start(x.offset), 0), 1), 2), 3))
     }
 }
 
@@ -96,23 +136,19 @@ impl Codes for Q4_1 {
 pub(super) unsafe fn multiply_strip(task: &PackedTask) {
     // SAFETY: the caller promises a valid task.
     unsafe {
-        match task.scheme {
-            Scheme::Q8_0 => all_rows::<Q8_0>(task),
-            Scheme::Q4_0 => all_rows::<Q4_0>(task),
-            Scheme::Q4_1 => all_rows::<Q4_1>(task),
-        }
+        for_kind!(task.scheme, all_rows, task);
     }
 }
 
 /// Runs tiles of about the same number of rows.
 #[inline(always)]
-unsafe fn all_rows<C: Codes>(task: &PackedTask) {
+unsafe fn all_rows<K: Kind>(task: &PackedTask) {
     let size = task.num_rows.div_ceil(task.num_rows.div_ceil(MAX_TILE_ROWS).max(1)).max(1);
     macro_rules! of {
         ($row:expr, $($count:literal)*) => {
             match size.min(task.num_rows - $row) {
                 // SAFETY: the caller promises a valid task, and the tile lies within its rows.
-                $($count => unsafe { tile::<C, $count>(task, $row) },)*
+                $($count => unsafe { tile::<K, $count>(task, $row) },)*
                 num_rows => unreachable!("a tile of {num_rows} rows"),
             }
         };
@@ -124,41 +160,34 @@ unsafe fn all_rows<C: Codes>(task: &PackedTask) {
 
 /// Multiplies `M` rows of activations with the strip, with all sums in registers.
 #[inline(always)]
-unsafe fn tile<C: Codes, const M: usize>(task: &PackedTask, row: usize) {
+unsafe fn tile<K: Kind, const M: usize>(task: &PackedTask, row: usize) {
     let num_groups = task.num_groups();
-    let (scale_step, code_step) = (STRIP * C::SCHEME.scale_bytes(), STRIP * C::SCHEME.code_bytes());
-    let (mut scales, mut codes) = (task.strip, task.codes());
+    let layout = K::LAYOUT;
+    let (mut head, mut codes) = (task.strip, task.codes());
     // SAFETY: the task has `row + M` rows of activations and a strip of `num_groups` groups; `out` has a strip per row.
     unsafe {
         let x = task.x.add(row * num_groups);
         let mut sums = [_mm512_setzero_ps(); M];
-        for group in 0..num_groups {
-            for line in (0..code_step).step_by(64) {
-                near(codes.wrapping_add(PREFETCH_BYTES + line));
-            }
-            let weights = C::load(codes);
-            let numbers = _mm_loadu_si128(scales.cast());
-            let twice = _mm256_set_m128i(_mm_unpackhi_epi16(numbers, numbers), _mm_unpacklo_epi16(numbers, numbers));
-            let scale = _mm512_cvtph_ps(twice);
-            let min = match C::SCHEME {
-                // A minimum in every other lane, 0 between: the two lanes of an output are added in the end.
-                Scheme::Q4_1 => _mm512_cvtph_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128(scales.add(2 * STRIP).cast()))),
-                Scheme::Q8_0 | Scheme::Q4_0 => _mm512_setzero_ps(),
-            };
-            for m in 0..M {
-                let x = &*x.add(m * num_groups + group);
-                let mut sum = C::start(x);
-                for (block, weights) in weights.iter().enumerate() {
-                    let eight = x.codes.as_ptr().add(8 * block).cast::<i64>().read_unaligned();
-                    sum = _mm512_dpbusd_epi32(sum, *weights, _mm512_set1_epi64(eight));
+        for first in (0..num_groups).step_by(layout.groups()) {
+            let block = block_scaling::<K>(head);
+            head = head.add(2 * STRIP * layout.num_halves());
+            for group in first..first + layout.groups() {
+                for line in (0..STRIP * layout.code_bytes()).step_by(64) {
+                    near(codes.wrapping_add(PREFETCH_BYTES + line));
                 }
-                let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(x.scale));
-                sums[m] = _mm512_fmadd_ps(scaled, scale, sums[m]);
-                if C::SCHEME == Scheme::Q4_1 {
-                    sums[m] = _mm512_fmadd_ps(min, _mm512_set1_ps(x.scaled_sum), sums[m]);
+                let weights = load::<K>(codes, head.add(STRIP * layout.num_multiples()));
+                let scaling = group_scaling::<K>(block, head);
+                for m in 0..M {
+                    let x = &*x.add(m * num_groups + group);
+                    let scaled = _mm512_mul_ps(product::<K>(&weights, x, &scaling), _mm512_set1_ps(x.scale));
+                    sums[m] = _mm512_fmadd_ps(scaled, scaling.scale, sums[m]);
+                    if layout.num_halves() == 2 {
+                        sums[m] = _mm512_fmadd_ps(scaling.min, _mm512_set1_ps(x.scaled_sum), sums[m]);
+                    }
                 }
+                head = head.add(STRIP * layout.group_head());
+                codes = codes.add(STRIP * layout.code_bytes());
             }
-            (scales, codes) = (scales.add(scale_step), codes.add(code_step));
         }
         let evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0);
         for m in 0..M {

@@ -1,0 +1,44 @@
+//! A type for each scheme, so that a product is compiled for its scheme alone.
+#![expect(non_camel_case_types, reason = "names as in GGUF files")]
+
+use super::layout::Layout;
+use super::scheme::Scheme;
+
+/// One scheme.
+pub(super) trait Kind {
+    const SCHEME: Scheme;
+    const LAYOUT: Layout = Self::SCHEME.layout();
+    /// What the sum of two lanes' codes begins with is `Group::offset` shifted left by this: an offset is that of codes 8
+    /// too high.
+    const SHIFT: u32 = if Self::LAYOUT.middle == 0 { 0 } else { (Self::LAYOUT.middle / 8).ilog2() };
+}
+
+macro_rules! kinds {
+    ($($name:ident)*) => {
+        $(
+            pub(super) struct $name;
+            impl Kind for $name {
+                const SCHEME: Scheme = Scheme::$name;
+            }
+        )*
+    };
+}
+
+kinds! { Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K }
+
+/// Calls a function with the type of a scheme.
+macro_rules! for_kind {
+    ($scheme:expr, $function:ident, $argument:expr) => {
+        match $scheme {
+            Scheme::Q8_0 => $function::<kind::Q8_0>($argument),
+            Scheme::Q4_0 => $function::<kind::Q4_0>($argument),
+            Scheme::Q4_1 => $function::<kind::Q4_1>($argument),
+            Scheme::Q5_0 => $function::<kind::Q5_0>($argument),
+            Scheme::Q5_1 => $function::<kind::Q5_1>($argument),
+            Scheme::Q4_K => $function::<kind::Q4_K>($argument),
+            Scheme::Q5_K => $function::<kind::Q5_K>($argument),
+            Scheme::Q6_K => $function::<kind::Q6_K>($argument),
+        }
+    };
+}
+pub(super) use for_kind;
