@@ -57,6 +57,16 @@ def test_echo_puts_the_prompt_before_the_answer(client):
     assert streamed(echo(client, stream=True))[0] == echoed.choices[0].text
 
 
+def test_usage_of_a_request_without_new_tokens_counts_cached_ones(client):
+    prompt = "What is a prompt that nobody answers? " * 9
+    first, again = (complete(client, prompt=prompt, echo=True, max_tokens=0).usage for _ in range(2))
+    assert first.prompt_tokens_details.cached_tokens == 0
+    assert again.prompt_tokens_details.cached_tokens == (again.prompt_tokens - 1) // 16 * 16 > 0
+    # A token whose log-probability is asked for is computed.
+    scored = complete(client, prompt=prompt, echo=True, logprobs=1, max_tokens=0).usage
+    assert scored.prompt_tokens_details.cached_tokens == 0
+
+
 def test_echo_scores_the_prompts_tokens_as_the_model_does(client, local, tokenizer):
     choice = echo(client, logprobs=2).choices[0]
     ids = tokenizer.encode(PROMPT)

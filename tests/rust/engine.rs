@@ -277,12 +277,12 @@ fn a_request_without_new_tokens_ends_with_its_prompts_logprobs() {
         assert_eq!((&outputs.request_ids[..], &outputs.finish_reasons[..]), (&[1, 2][..], &[LENGTH, LENGTH][..]));
         assert_eq!((&outputs.token_ids[..], outputs.texts.concat()), (&[StepOutputs::NO_TOKEN; 2][..], String::new()));
         assert_eq!(outputs.prompt_logprobs.len(), 1);
-        (plan.token_ids.len(), outputs.prompt_logprobs[0].1.clone())
+        (plan.token_ids.len(), outputs.cached_tokens, outputs.prompt_logprobs[0].1.clone())
     };
-    let (computed, whole) = run(0);
-    assert_eq!((computed, whole.len()), (9, 8));
+    let (computed, cached, whole) = run(0);
+    assert_eq!((computed, cached, whole.len()), (9, vec![], 8));
     // The prefix cache holds 8 tokens; the row before token 7 is wanted, so only the first 4 are taken from it.
-    assert_eq!(run(7), (5, whole[6..].to_vec()));
+    assert_eq!(run(7), (5, vec![(1, 4), (2, 4)], whole[6..].to_vec()));
     let mut longest = params;
     longest.max_tokens = Some(0);
     engine.add_request(3, vec![0; 64], longest).unwrap(); // as long as the context

@@ -275,8 +275,9 @@ fn a_keyword_that_is_not_enforced_is_refused_with_its_place() {
 
 #[test]
 fn unions_told_apart_by_a_property_are_accepted_through_references() {
-    let union = |kinds: [&str; 2], more: &str| {
+    let union = |kinds: [&str; 2], needs_key: bool| {
         let animal = |kind: &str, key: &str| {
+            let more = if needs_key { format!(r#","{key}""#) } else { String::new() };
             format!(
                 r#"{{"type":"object","properties":{{"kind":{kind},"{key}":{{"type":"integer"}}}},
                 "required":["kind"{more}],"additionalProperties":false}}"#
@@ -294,7 +295,7 @@ fn unions_told_apart_by_a_property_are_accepted_through_references() {
         [r#"{"enum":["a"]}"#, r#"{"enum":["c","b"]}"#],
         [r#"{"const":"a","type":"string"}"#, r##"{"$ref":"#/$defs/t"}"##],
     ] {
-        let grammar = compiled(&union(kinds, r#","x""#));
+        let grammar = compiled(&union(kinds, true));
         assert!(accepts(&grammar, r#"[{"kind":"a","x":1}]"#));
         assert!(!accepts(&grammar, r#"[{"kind":"b","x":1}]"#) && !accepts(&grammar, r#"[{"kind":"a","y":1}]"#));
     }
@@ -303,9 +304,10 @@ fn unions_told_apart_by_a_property_are_accepted_through_references() {
         [r#"{"const":"a"}"#, r#"{"type":"string"}"#],
         [r#"{"const":1}"#, r#"{"const":1.0}"#],
     ] {
-        assert!(problem(&union(kinds, "")).contains("`oneOf` whose branches may overlap"));
+        assert!(problem(&union(kinds, false)).contains("`oneOf` whose branches may overlap"));
     }
-    // A property that may be missing tells nothing apart, and neither does one of what need not be an object.
+    // Without a discriminator, a property that may be missing tells nothing apart, and neither does one of what need not
+    // be an object.
     for branch in [r#""type":"object""#, r#""required":["kind"]"#] {
         let text = format!(
             r##"{{"oneOf":[{{"$ref":"#/$defs/a"}},{{"$ref":"#/$defs/b"}}],"$defs":{{
@@ -314,6 +316,82 @@ fn unions_told_apart_by_a_property_are_accepted_through_references() {
         );
         assert!(problem(&schema(&text)).contains("`oneOf` whose branches may overlap"));
     }
+}
+
+#[test]
+fn a_discriminator_is_required_where_its_property_was_not() {
+    let part = |kind: &str, more: &str| {
+        format!(r#"{{"type":"object","properties":{{"kind":{{"const":"{kind}","default":"{kind}"}}{more}}}}}"#)
+    };
+    let text = format!(
+        r##"{{"$ref":"#/$defs/list","$defs":{{"leaf":{},"list":{},
+        "item":{{"oneOf":[{{"$ref":"#/$defs/leaf"}},{{"$ref":"#/$defs/list"}},{}],
+        "discriminator":{{"propertyName":"kind"}}}}}}}}"##,
+        part("leaf", r#","x":{"type":"integer"}"#),
+        part("list", r##","items":{"type":"array","items":{"$ref":"#/$defs/item"}}"##),
+        part("in/line", ""),
+    );
+    let grammar = compiled(&schema(&text));
+    assert!(accepts(&grammar, r#"{"kind":"list","items":[{"kind":"leaf","x":1},{"kind":"in/line"},{"kind":"list"}]}"#));
+    // An item without its kind fits several branches, so validators refuse it.
+    assert!(!accepts(&grammar, r#"{"kind":"list","items":[{}]}"#));
+    assert!(!accepts(&grammar, r#"{"kind":"list","items":[{"kind":"list","x":"no","items":[1]}]}"#));
+    let same = text.replace("in/line", "leaf");
+    let message = problem(&schema(&same));
+    assert!(
+        message.contains("`oneOf` whose branches may overlap\nhint: use `anyOf`, or give the branches"),
+        "{message}"
+    );
+}
+
+#[test]
+fn unions_of_different_types_and_values_are_accepted_through_references() {
+    for (one, other, accepted, refused) in [
+        (r#"{"type":"string"}"#, r#"{"type":["integer","null"]}"#, ["\"a\"", "null"], "1.5"),
+        (r#"{"enum":[1,2]}"#, r#"{"const":3}"#, ["2", "3"], "4"),
+        (r#"{"enum":["a",true]}"#, r#"{"type":"object"}"#, ["true", "{}"], "false"),
+        (
+            r#"{"type":"object","properties":{"v":{"const":1}},"required":["v"]}"#,
+            r#"{"type":"object","properties":{"v":{"type":"string"}}}"#,
+            [r#"{"v":1}"#, r#"{"v":"a"}"#],
+            r#"{"v":2}"#,
+        ),
+    ] {
+        let text = format!(
+            r##"{{"oneOf":[{{"$ref":"#/$defs/a"}},{{"$ref":"#/$defs/b"}}],"$defs":{{"a":{one},"b":{other}}}}}"##
+        );
+        let grammar = compiled(&schema(&text));
+        assert!(accepted.iter().all(|text| accepts(&grammar, text)), "{text}");
+        assert!(!accepts(&grammar, refused), "{text}");
+    }
+    for (one, other) in [
+        (r#"{"type":"integer"}"#, r#"{"type":"number"}"#),
+        (r#"{"enum":[1,2]}"#, r#"{"enum":[2.0,3]}"#),
+        (r#"{"enum":[[1]]}"#, r#"{"type":"array"}"#),
+        (r#"{"type":"string"}"#, "true"),
+    ] {
+        let text = format!(
+            r##"{{"oneOf":[{{"$ref":"#/$defs/a"}},{{"$ref":"#/$defs/b"}}],"$defs":{{"a":{one},"b":{other}}}}}"##
+        );
+        assert!(problem(&schema(&text)).contains("`oneOf` whose branches may overlap"), "{text}");
+    }
+}
+
+#[test]
+fn a_reference_into_a_branch_of_a_union_stays_valid() {
+    let text = r##"{"properties":{"a":{"oneOf":[{"type":"integer"},{"type":"null"}]},
+        "b":{"$ref":"#/properties/a/oneOf/0"}},"required":["b"],"additionalProperties":false}"##;
+    let grammar = compiled(&schema(text));
+    assert!(accepts(&grammar, r#"{"b":1}"#) && !accepts(&grammar, r#"{"b":null}"#));
+}
+
+#[test]
+fn an_object_of_many_optional_properties_goes_on_past_its_first_token() {
+    let names: Vec<_> = (0..600).map(|i| format!(r#""p{i}":{{"type":"integer"}}"#)).collect();
+    let text = format!(r#"{{"type":"object","properties":{{{}}},"additionalProperties":false}}"#, names.join(","));
+    let grammar = compiled(&schema(&text));
+    assert!(accepts(&grammar, r#"{"p3":1,"p300":2,"p599":3}"#));
+    assert!(!accepts(&grammar, r#"{"p3":1,"p2":2}"#));
 }
 
 #[test]

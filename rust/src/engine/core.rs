@@ -285,6 +285,7 @@ impl EngineCore {
         };
         outputs.prompt_logprobs.extend(sequence.take_prompt_logprobs().map(|logprobs| (id, logprobs)));
         outputs.push_without_token(id, FinishReason::Length);
+        self.push_cached(id, outputs);
         self.abort(id)
     }
 
@@ -406,8 +407,7 @@ impl EngineCore {
         outputs.prompt_logprobs.extend(sequence.take_prompt_logprobs().map(|logprobs| (id, logprobs)));
         outputs.stop_strings.extend(sequence.stop_string().map(|index| (id, index)));
         if sequence.has_begun() {
-            let num_cached = self.scheduler.request(id).map_or(0, Request::num_cached_tokens);
-            outputs.cached_tokens.extend((num_cached > 0).then_some((id, num_cached)));
+            self.push_cached(id, outputs);
         }
         if finish_reason == FinishReason::Running {
             self.scheduler.append_token(id, sampled.id)?;
@@ -415,6 +415,11 @@ impl EngineCore {
             self.abort(id)?;
         }
         Ok(finish_reason)
+    }
+
+    fn push_cached(&self, id: u64, outputs: &mut StepOutputs) {
+        let num_cached = self.scheduler.request(id).map_or(0, Request::num_cached_tokens);
+        outputs.cached_tokens.extend((num_cached > 0).then_some((id, num_cached)));
     }
 
     fn push_failure(&mut self, id: u64, error: &Error, outputs: &mut StepOutputs) -> Result<()> {

@@ -44,7 +44,8 @@ pub struct StepOutputs {
     pub prompt_logprobs: Vec<(u64, Vec<(u32, TokenLogprob)>)>,
     /// Requests that met a stop string, each with the string's index among its parameters.
     pub stop_strings: Vec<(u64, usize)>,
-    /// Requests that got their first token, with the number of prompt tokens from the prefix cache if there were any.
+    /// Requests that got their first token, or ended without one, with the number of prompt tokens from the prefix cache
+    /// if there were any.
     pub cached_tokens: Vec<(u64, usize)>,
     /// Failed requests with their error messages.
     pub errors: Vec<(u64, String)>,

@@ -122,6 +122,13 @@ const STEP_ITEMS_PER_SYMBOL: usize = 20;
 /// Largest number of items of one step.
 const MAX_STEP_ITEMS: usize = 50_000;
 
+/// Items that fit at once which every grammar may have.
+const ROW_ITEMS: usize = 2_000;
+/// The same for each symbol of the grammar. Optional properties in a row make 4 items each.
+const ROW_ITEMS_PER_SYMBOL: usize = 2;
+/// Largest number of items that fit at once: an object of as many optional properties as a schema may have.
+const MAX_ROW_ITEMS: usize = 10_000;
+
 /// Limits of `llguidance`, chosen so that a grammar stays within 64 MB. A step's fuel lasts for about 10 ms; unions of a
 /// hundred objects take a quarter of it.
 fn limits() -> ParserLimits {
@@ -139,7 +146,8 @@ fn limits() -> ParserLimits {
 /// is compared with all others of its row, so small grammars get few.
 fn limits_for(num_symbols: usize, limits: &ParserLimits) -> ParserLimits {
     let step_max_items = STEP_ITEMS.saturating_add(num_symbols.saturating_mul(STEP_ITEMS_PER_SYMBOL));
-    ParserLimits { step_max_items: step_max_items.min(MAX_STEP_ITEMS), ..limits.clone() }
+    let max_items_in_row = num_symbols.saturating_mul(ROW_ITEMS_PER_SYMBOL).clamp(ROW_ITEMS, MAX_ROW_ITEMS);
+    ParserLimits { step_max_items: step_max_items.min(MAX_STEP_ITEMS), max_items_in_row, ..limits.clone() }
 }
 
 fn built(factory: &Arc<ParserFactory>, source: &GrammarSource, num_ids: usize) -> Result<Grammar> {
@@ -170,7 +178,11 @@ fn parser_of(factory: &ParserFactory, grammar: TopLevelGrammar) -> std::result::
 fn invalid(problem: String) -> String {
     let is_about = |parts: &[&str]| parts.iter().any(|part| problem.contains(part));
     match () {
-        () if is_about(&["coerce_one_of"]) => "has a `oneOf` whose branches may overlap\nhint: use `anyOf`".to_owned(),
+        () if is_about(&["coerce_one_of"]) => {
+            "has a `oneOf` whose branches may overlap\nhint: use `anyOf`, or give the branches a \
+             required property with a `const` of its own in each"
+                .to_owned()
+        }
         () if is_about(&["lexer_fuel", "fuel exhausted", "initial lexer configuration"]) => {
             "has regular expressions that are too complex\nhint: make them smaller".to_owned()
         }

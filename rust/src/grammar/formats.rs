@@ -2,6 +2,24 @@
 
 use serde_json::{Map, Value, json};
 
+/// Keywords that describe and never reject a value.
+const ANNOTATIONS: [&str; 14] = [
+    "$anchor",
+    "$comment",
+    "$schema",
+    "contentEncoding",
+    "contentMediaType",
+    "default",
+    "deprecated",
+    "description",
+    "discriminator",
+    "example",
+    "examples",
+    "readOnly",
+    "title",
+    "writeOnly",
+];
+
 /// A second of at most 59: a leap second is valid in one minute of the day only, which a grammar can't tell.
 const NO_LEAP_SECOND: &str = "^[^:]*:[^:]*:[0-5]";
 /// The 29th of February only in leap years.
@@ -14,8 +32,9 @@ const MAX_EMAIL: u32 = 254;
 /// Longest name of a host as text (RFC 1035, section 2.3.4).
 const MAX_HOSTNAME: u32 = 253;
 
-/// Adds to each schema with such a `format` the rules that its grammar leaves out, as branches of `allOf`, and drops
-/// `uniqueItems: false`, which `llguidance` refuses although it asks for nothing.
+/// Adds to each schema with such a `format` the rules that its grammar leaves out, as branches of `allOf`, and drops what
+/// asks for nothing: `uniqueItems: false`, which `llguidance` refuses, and annotations that it takes for constraints, so
+/// that it could not read a recursive reference beside them.
 pub(super) fn complete(schema: &mut Value) {
     let Value::Object(fields) = schema else { return };
     for (keyword, value) in fields.iter_mut() {
@@ -30,11 +49,21 @@ pub(super) fn complete(schema: &mut Value) {
             _ => {}
         }
     }
-    fields.retain(|keyword, value| keyword != "uniqueItems" || *value != Value::Bool(false));
+    fields.retain(|keyword, value| !is_idle(keyword, value));
     let rules = fields.get("format").and_then(Value::as_str).map(rules_of).unwrap_or_default();
     if !rules.is_empty() {
         require(fields, rules);
     }
+}
+
+/// Whether a keyword describes and never rejects a value.
+pub(super) fn is_annotation(keyword: &str) -> bool {
+    ANNOTATIONS.contains(&keyword) || keyword.starts_with("x-")
+}
+
+fn is_idle(keyword: &str, value: &Value) -> bool {
+    ANNOTATIONS.contains(&keyword) && !keyword.starts_with('$')
+        || keyword == "uniqueItems" && *value == Value::Bool(false)
 }
 
 fn rules_of(format: &str) -> Vec<Value> {

@@ -11,23 +11,6 @@ use super::limits::{Multiples, Sizes};
 use super::problem::{Checked, shown, unsupported, wrong};
 use super::unions;
 
-/// Keywords that describe and never reject a value.
-const ANNOTATIONS: [&str; 14] = [
-    "$anchor",
-    "$comment",
-    "$schema",
-    "contentEncoding",
-    "contentMediaType",
-    "default",
-    "deprecated",
-    "description",
-    "discriminator",
-    "example",
-    "examples",
-    "readOnly",
-    "title",
-    "writeOnly",
-];
 /// Formats of strings that are enforced.
 const FORMATS: [&str; 10] =
     ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"];
@@ -60,8 +43,8 @@ pub(super) fn checked(text: &str) -> Checked<Value> {
 
 /// Rewrites a checked schema so that `llguidance` accepts no more than validators do, and refuses less.
 pub(super) fn complete(schema: &mut Value) {
-    formats::complete(schema);
     unions::tell_apart(schema);
+    formats::complete(schema);
 }
 
 /// Checks a schema and everything that its references reach.
@@ -147,7 +130,7 @@ impl<'a> Check<'a> {
             "multipleOf" => self.multiples.add(value, place),
             "uniqueItems" if *value == Value::Bool(false) => Ok(()),
             "$id" | "id" if place == "#" => Ok(()),
-            _ if ANNOTATIONS.contains(&keyword) || keyword.starts_with("x-") => Ok(()),
+            _ if formats::is_annotation(keyword) => Ok(()),
             _ => Err(unsupported(keyword, place)),
         }
     }
