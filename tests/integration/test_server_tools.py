@@ -8,6 +8,7 @@ import pytest
 
 from llm.inference import EngineConfig
 from llm.serving import ServerConfig, ServerHandle
+from tests.integration.server_client import metric
 from tests.scripted import write_scripted
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Verona", "days": [1, 2]}}\n</tool_call>'
@@ -208,6 +209,30 @@ def test_a_form_of_the_answer_leaves_room_for_reasoning_and_calls(scripted):
     assert choice.message.model_dump()["reasoning"] == "Is it far?"
     (choice,) = ask(scripted, 0, response_format=form).choices
     assert choice.message.tool_calls[0].function.name == "weather"
+
+
+def test_a_form_of_the_answer_is_compiled_once_together_with_its_reasoning(scripted_server, scripted):
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": ["only", "here"]}}}
+    before = metric(scripted_server, "llm_grammars_compiled")
+    (choice,) = ask(scripted, 2, tools=openai.NOT_GIVEN, response_format=form).choices
+    assert json.loads(choice.message.content) in ("only", "here")
+    assert metric(scripted_server, "llm_grammars_compiled") == before + 1
+
+
+@pytest.mark.parametrize(
+    ("schema", "parameters", "param", "where"),
+    [
+        ({"not": {}}, {"type": "object"}, "response_format.json_schema.schema", "`not` at #"),
+        ({"type": "boolean"}, {"type": "object", "not": {}}, "tools", "`not` at #"),
+    ],
+)
+def test_what_is_wrong_is_named_whether_in_the_form_or_in_a_tool(scripted, schema, parameters, param, where):
+    function = {"name": "look", "strict": True, "parameters": parameters}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(scripted, 2, tools=[{"type": "function", "function": function}], response_format=form)
+    assert (caught.value.param, caught.value.code) == (param, "invalid_grammar")
+    assert where in caught.value.message
 
 
 def test_choices_have_calls_of_their_own(scripted):

@@ -1,6 +1,7 @@
 """The engine's thread as asyncio sees it, with a real small model."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,6 +91,25 @@ def test_the_engines_thread_compiles_no_grammar(tiny_checkpoint: Path) -> None:
     answers = asyncio.run(ask())
     assert [engine.session.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers] == texts
     assert engine.stats()["grammars_compiled"] == 200
+    engine.shutdown()
+
+
+def test_ticks_come_while_nothing_else_does(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = load_engine(tiny_checkpoint)
+    run, gate = inner.runner.run, threading.Event()
+    monkeypatch.setattr(inner.runner, "run", lambda plan: (gate.wait(), run(plan))[1])
+    engine = AsyncEngine(Session(inner))
+    engine.start()
+
+    async def ask() -> list[int]:
+        arrivals = engine.generate([prompt_of(GREEDY)], tick_s=0.01)
+        assert [await anext(arrivals), await anext(arrivals)] == [[], []]
+        gate.set()
+        return [
+            token for deltas in [found async for found in arrivals] for _, delta in deltas for token in delta.token_ids
+        ]
+
+    assert len(asyncio.run(ask())) == 20
     engine.shutdown()
 
 

@@ -126,6 +126,16 @@ def accepts(model, text, shape, **form):
 CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 
 
+def test_arguments_that_a_schema_leaves_open_may_be_added(untrained):
+    unit = {"type": "object", "properties": {"unit": {"type": "null"}}, "required": ["unit"]}
+    text = CALL.replace("{}", '{"unit": null, "more": 1}')
+    for is_closed in (False, True):
+        parameters = unit | ({"additionalProperties": False} if is_closed else {})
+        shape = AnswerShape(functions=[CalledFunction(name="now", parameters=parameters)], is_required=True)
+        assert accepts(untrained, text, shape, calls="hermes") is not is_closed
+        assert not accepts(untrained, text.replace('"unit"', '"Unit"'), shape, calls="hermes")
+
+
 def test_strict_functions_leave_text_free(untrained):
     shape = AnswerShape(functions=FUNCTIONS[2:])
     for text, is_accepted in [

@@ -1,6 +1,7 @@
 """Anthropic's messages: requests as chat requests, and answers as blocks and events."""
 
 import asyncio
+import threading
 from itertools import pairwise
 
 import httpx
@@ -9,14 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.inference import Usage
+from llm.inference import AsyncEngine, Session, Usage, load_engine
 from llm.inference.parts import Part
 from llm.serving import ServerConfig, create_app
 from llm.serving.answers.blocks import Ending
 from llm.serving.answers.messages import MessageAnswer
-from llm.serving.endpoints.conversations import framed
+from llm.serving.endpoints.conversations import Conversation, answer_events, framed
+from llm.serving.metrics import ServerMetrics
+from llm.serving.protocol.chat import ChatCompletionRequest
 from llm.serving.protocol.messages import MessagesRequest
 from llm.serving.translation.messages import chat_body
+from llm.tokenization import ChatTemplate, use_chat_template
 from tests.unit.serving_events import message_content
 from tests.unit.serving_parts import PARTS
 
@@ -45,6 +49,41 @@ def refusal(**fields):
     assert answer["type"] == "error"
     assert answer["request_id"] == response.headers["request-id"]
     return response.status_code, answer["error"]["type"], answer["error"]["message"]
+
+
+def test_silence_opens_a_stream_and_is_filled_with_pings(tiny_checkpoint, monkeypatch):
+    inner = load_engine(tiny_checkpoint)
+    use_chat_template(inner.tokenizer, ChatTemplate("{{ messages[0].content }}"))
+    run, gate = inner.runner.run, threading.Event()
+    monkeypatch.setattr(inner.runner, "run", lambda plan: (gate.wait(), run(plan))[1])
+    engine = AsyncEngine(Session(inner))
+    engine.start()
+    request = msgspec.convert({"model": "m", "max_tokens": 5, "messages": [USER]}, MessagesRequest)
+    conversation = Conversation(
+        chat=msgspec.convert(chat_body(request), ChatCompletionRequest),
+        answer=MessageAnswer(request),
+        names={},
+        ping_s=0.01,
+    )
+
+    async def scenario():
+        arrivals = answer_events(conversation, engine, ServerMetrics(engine.stats, "m"))
+        silent = [await anext(arrivals) for _ in range(4)]
+        gate.set()
+        rest = [event async for events in arrivals for event in events]
+        return silent, rest
+
+    silent, rest = asyncio.run(scenario())
+    engine.shutdown()
+    assert [[event.__struct_config__.tag for event in events] for events in silent] == [
+        ["message_start", "ping"],
+        [],
+        ["ping"],
+        [],
+    ]
+    assert silent[0][0].message.usage.input_tokens == rest[-2].usage.input_tokens > 0
+    assert "message_start" not in {event.__struct_config__.tag for event in rest}
+    assert rest[-1].__struct_config__.tag == "message_stop"
 
 
 def test_parameters_have_their_names_of_chat_requests():

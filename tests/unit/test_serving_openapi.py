@@ -52,6 +52,19 @@ def test_request_schema_holds_ranges_and_descriptions():
     assert (field["anyOf"][0]["minimum"], field["anyOf"][0]["maximum"]) == (0, 20)
 
 
+@pytest.mark.parametrize("path", [path for path, method, operation in METHODS if "requestBody" in operation])
+def test_every_field_of_a_request_is_described(path):
+    schemas = document()["components"]["schemas"]
+    body = document()["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    fields = schemas[body["$ref"].rpartition("/")[2]]["properties"]
+    assert [name for name, field in fields.items() if not described(field)] == []
+
+
+def described(field):
+    """Whether a field is described, or refers to a type, which its docstring describes."""
+    return "description" in field or "$ref" in field or any(map(described, field.get("anyOf", ())))
+
+
 def test_streams_describe_the_data_of_their_events():
     answer = document()["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]
     event = answer["content"]["text/event-stream"]["schema"]

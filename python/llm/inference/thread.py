@@ -26,10 +26,12 @@ class _LoopStream(Stream):
         super().__init__(prompts)
         self.loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
+        self._has_ticked = False
+        self._timer: asyncio.TimerHandle | None = None
 
     async def wait(self) -> None:
-        """Waits until `take` has deltas or an error, or the stream has ended."""
-        while self.is_open and not self.is_ready:
+        """Waits until `take` has deltas or an error, the stream has ended or a tick has come."""
+        while self.is_open and not self.is_ready and not self._has_ticked:
             self._waiter = self.loop.create_future()
             await self._waiter
 
@@ -37,6 +39,26 @@ class _LoopStream(Stream):
         """Ends `wait`; must run on the event loop."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def start_ticking(self, tick_s: float) -> None:
+        """Ends `wait` every `tick_s` seconds."""
+        # One timer that repeats: a new one for every wait would cost each delta a microsecond.
+        self._timer = self.loop.call_later(tick_s, self._tick, tick_s)
+
+    def take_tick(self) -> bool:
+        """Returns whether a tick has come since the last call."""
+        has_ticked, self._has_ticked = self._has_ticked, False
+        return has_ticked
+
+    def stop_ticking(self) -> None:
+        """Ends the ticks."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _tick(self, tick_s: float) -> None:
+        self._has_ticked = True
+        self.wake()
+        self.start_ticking(tick_s)
 
 
 class _Job:
@@ -116,11 +138,17 @@ class AsyncEngine:
         """Returns counts of requests, blocks and tokens, empty once the engine failed; callable from any thread."""
         return {} if self._failure is not None else self._engine.stats()
 
-    async def generate(self, prompts: Sequence[Prompt]) -> AsyncGenerator[list[ChoiceDelta], None]:
+    async def generate(
+        self, prompts: Sequence[Prompt], *, tick_s: float | None = None
+    ) -> AsyncGenerator[list[ChoiceDelta], None]:
         """Runs prompts together and yields lists of their deltas, each with all that arrived since the previous list.
 
         Answers are numbered across prompts: first the `n` answers to the first prompt, then those to the second.
         Closing or cancelling the iterator frees the blocks of all of them.
+
+        Args:
+            prompts: The prompts.
+            tick_s: Seconds after which, again and again, a list is yielded even if it is empty; None for never.
 
         Raises:
             ContextLengthError: A prompt and its new tokens exceed the context (before the first delta).
@@ -132,11 +160,14 @@ class AsyncEngine:
         stream = _LoopStream(prompts)
         self._submit(lambda: self._admit(prompts, stream))
         try:
+            if tick_s is not None:
+                stream.start_ticking(tick_s)
             while stream.is_open:
                 await stream.wait()
-                if deltas := stream.take():
+                if (deltas := stream.take()) or stream.take_tick():
                     yield deltas
         finally:
+            stream.stop_ticking()
             if stream.num_running:
                 self._commands.put(lambda: self.session.abort(stream))
 

@@ -24,7 +24,7 @@ from llm.serving.known_keys import (
     REFUSED_IN_STREAM_OPTIONS,
     Refused,
 )
-from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage, ReasoningEffort, TextPart, Verbosity
+from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage, ReasoningEffort, Role, TextPart, Verbosity
 from llm.serving.protocol.common import GenerationRequest
 from llm.serving.protocol.completions import MAX_PROMPTS, CompletionRequest
 from llm.serving.protocol.formats import FORMAT_TYPES
@@ -47,7 +47,7 @@ UNSUPPORTED_ROLE = "function"
 _ALLOWED: dict[str, tuple[str, ...]] = {
     "response_format": FORMAT_TYPES,
     "response_format.type": FORMAT_TYPES,
-    "role": get_args(ChatMessage.__annotations__["role"]),
+    "role": get_args(Role),
     "tools.type": ("function",),
     "tool_calls.type": ("function",),
     "tool_choice.type": ("function",),

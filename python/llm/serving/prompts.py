@@ -36,7 +36,6 @@ def chat_prompts(request: ChatCompletionRequest, session: Session) -> list[Promp
         message = "This model has no chat template\nhint: use /v1/completions"
         raise bad_request(message, param="messages", code="chat_template_missing")
     params = _sampling_params(request, session, request.max_completion_tokens or request.max_tokens)
-    grammar = compile_form(request, params, session)
     messages = template_messages(request.messages, session.answer_format.calls)
     prompt = session.chat(
         messages,
@@ -45,7 +44,6 @@ def chat_prompts(request: ChatCompletionRequest, session: Session) -> list[Promp
         add_special_tokens=bool(request.add_special_tokens),  # off by default: the template writes its own
         options=_template_options(request),
     )
-    prompt = msgspec.structs.replace(prompt, grammar=grammar)
     one_call = request.parallel_tool_calls is False or isinstance(request.tool_choice, NamedTool)
     if prompt.answer is not None and one_call:
         prompt = msgspec.structs.replace(prompt, answer=msgspec.structs.replace(prompt.answer, max_calls=1))

@@ -11,6 +11,7 @@ from llm.inference.tool_grammar import AnswerShape, CalledFunction, answer_gramm
 from llm.serving.errors import APIError, bad_request, unsupported
 from llm.serving.protocol.chat import ChatCompletionRequest
 from llm.serving.protocol.tools import Function, NamedTool
+from llm.serving.structured import compile_form
 from llm.settings.structured import StructuredOutputs
 
 _ANY_ARGUMENTS = {"type": "object"}
@@ -33,10 +34,8 @@ def shaped(request: ChatCompletionRequest, prompt: Prompt, session: Session) -> 
     if is_required and form is not None and schema is None:
         message = "`tool_choice` and `structured_outputs` contradict each other: send only one"
         raise bad_request(message, param="structured_outputs")
-    if prompt.answer is None:
-        return prompt
-    if form is not None and schema is None:
-        return msgspec.structs.replace(prompt, answer=None)
+    if prompt.answer is None or (form is not None and schema is None):
+        return msgspec.structs.replace(prompt, answer=None, grammar=compile_form(request, prompt.params, session))
     functions = _functions(request) if prompt.answer.format is not None else []
     if not is_required and schema is None and not any(function.strict for function in functions):
         return prompt
@@ -46,7 +45,11 @@ def shaped(request: ChatCompletionRequest, prompt: Prompt, session: Session) -> 
         text=schema,
         starts_in_reasoning=prompt.answer.starts_in_reasoning,
     )
-    return _compiled(prompt, session, shape, functions)
+    try:
+        return _compiled(prompt, session, shape, functions)
+    except InvalidArgumentError as error:
+        compile_form(request, prompt.params, session)  # raises if the form itself is what is wrong
+        raise _refusal(error) from error
 
 
 def _functions(request: ChatCompletionRequest) -> list[Function]:
@@ -60,13 +63,10 @@ def _compiled(prompt: Prompt, session: Session, shape: AnswerShape, functions: l
     """Returns the prompt with its grammar; functions that aren't strict may take any object if their schema fails."""
     try:
         return _with_grammar(prompt, session, _with_functions(shape, functions, keeps_all=True))
-    except InvalidArgumentError as error:
+    except InvalidArgumentError:
         if all(function.strict for function in functions):
-            raise _refusal(error) from error
-    try:
-        return _with_grammar(prompt, session, _with_functions(shape, functions, keeps_all=False))
-    except InvalidArgumentError as error:
-        raise _refusal(error) from error
+            raise
+    return _with_grammar(prompt, session, _with_functions(shape, functions, keeps_all=False))
 
 
 def _with_functions(shape: AnswerShape, functions: list[Function], *, keeps_all: bool) -> AnswerShape:

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from llm.errors import InvalidArgumentError
+from llm.settings.fields import declared
 from llm.settings.structured import StructuredOutputs
 
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
@@ -103,6 +104,12 @@ UNPRINTED = ("n", "logit_bias", "logprobs", "prompt_logprobs", "prompt_logprobs_
 def with_form(params: SamplingParams, form: StructuredOutputs | None) -> SamplingParams:
     """Returns `params` for an answer of this form, or of any form."""
     return msgspec.structs.replace(params, structured_outputs=form)
+
+
+def about(name: str) -> Meta:
+    """The description of a field of `SamplingParams`, for a field of the same meaning and another range."""
+    field = next(field for field in msgspec.structs.fields(SamplingParams) if field.name == name)
+    return Meta(description=declared(field.type)[1].description)
 
 
 def nullable_fields(skip: Collection[str]) -> list[tuple[str, Any, None]]:

@@ -100,6 +100,10 @@ class BlockAnswer(abc.ABC):
     def started(self, usage: Usage) -> Iterator[msgspec.Struct]:
         """Yields the events that begin an answer."""
 
+    def pinged(self) -> Iterator[msgspec.Struct]:
+        """Yields the event that only shows that the connection works; by default, the API has none."""
+        yield from ()
+
     @abc.abstractmethod
     def ended(self, ending: Ending) -> Iterator[msgspec.Struct]:
         """Yields the events that end an answer whose blocks are closed."""

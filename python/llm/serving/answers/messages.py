@@ -66,6 +66,10 @@ class MessageAnswer(BlockAnswer):
         """Yields the message without content, and a ping as Anthropic's API does."""
         begun = msgspec.structs.replace(_usage(usage), output_tokens=0)
         yield MessageStart(message=Message(id=self._id, model=self._model, content=[], usage=begun))
+        yield from self.pinged()
+
+    def pinged(self) -> Iterator[msgspec.Struct]:
+        """Yields a ping."""
         yield Ping()
 
     def opened(self, block: Block) -> Iterator[msgspec.Struct]:

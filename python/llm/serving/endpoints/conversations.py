@@ -30,6 +30,7 @@ class Conversation(msgspec.Struct, kw_only=True):
         keep: Stores the answer once it is whole, before the client sees its end.
         fits_context: Whether `max_tokens` is cut to what the context has left after the prompt.
         drops_oldest: Whether the oldest turns are left out if the prompt doesn't fit.
+        ping_s: After how many seconds without an event the answer's own sign of life is due; None for never.
         began_at: When the request arrived, on the clock of `time.perf_counter`.
         usage: Tokens so far; None before the first token.
     """
@@ -40,6 +41,7 @@ class Conversation(msgspec.Struct, kw_only=True):
     keep: Callable[[], Awaitable[None]] | None = None
     fits_context: bool = False
     drops_oldest: bool = False
+    ping_s: float | None = None
     began_at: float = msgspec.field(default_factory=time.perf_counter)
     usage: Usage | None = None
     first_token_s: float | None = None
@@ -50,7 +52,7 @@ async def send(
 ) -> None:
     """Answers an exchange; its blocks are freed on an error, a cancellation or a disconnect.
 
-    A stream starts with the first token, so a rejected request still gets its own HTTP status.
+    A stream starts with the first token or ping, so a rejected request still gets its own HTTP status.
 
     Raises:
         APIError: The prompt is invalid.
@@ -87,18 +89,24 @@ async def answer_events(
     collector = Collector([prompt])
     meter = Meter(metrics, conversation.began_at)
     last = None
+    has_begun, is_silent = False, True
     try:
-        async with aclosing(engine.generate([prompt])) as arrivals:
+        async with aclosing(engine.generate([prompt], tick_s=conversation.ping_s)) as arrivals:
             async for deltas in arrivals:
                 collector.add(deltas)
                 events: Events = []
-                if last is None:
+                if deltas and last is None:
                     conversation.first_token_s = meter.start(deltas)
-                    events += answer.started(collector.usage)
+                if not has_begun:
+                    has_begun = True
+                    events += answer.started(collector.usage if deltas else Usage.of(len(prompt.token_ids), 0))
+                elif not deltas and is_silent:
+                    events += answer.pinged()
                 for _, last in deltas:
                     if last.logprobs:
                         answer.note_logprobs(last.logprobs)
                     events += answer.add([Part("text", None, last.text)] if last.parts is None else last.parts)
+                is_silent = not events and (is_silent or not deltas)  # a list without deltas is a tick
                 yield events
         events = list(answer.finish(_ending(conversation, prompt, collector)))
         if conversation.keep is not None:

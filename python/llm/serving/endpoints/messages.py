@@ -13,6 +13,8 @@ from llm.serving.sse import named_event
 from llm.serving.translation.message_forms import COUNT_TOKENS_FORM, MESSAGES_FORM
 from llm.serving.translation.messages import chat_body
 
+# Proxies close a connection that is silent for longer, often after a minute.
+_PING_S = 10.0
 _ERROR_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -41,6 +43,7 @@ async def create(services: Services, exchange: Exchange) -> None:
         answer=MessageAnswer(request),
         names=CHAT_FIELD_NAMES,
         fits_context=True,
+        ping_s=_PING_S if request.stream else None,
         began_at=exchange.started_at,
     )
     work = send(conversation, exchange, services.engine.ready(), services.metrics, is_streamed=bool(request.stream))

@@ -30,6 +30,7 @@ from llm.serving.protocol.messages import (
     MessagesRequest,
     MessageStart,
     MessageStop,
+    Ping,
     TokensCount,
 )
 from llm.serving.protocol.models import Health, Model, ModelList, Version
@@ -57,6 +58,7 @@ MessageEvent = (
     | ContentBlockStop
     | MessageDelta
     | MessageStop
+    | Ping
     | MessagesErrorResponse
 )
 

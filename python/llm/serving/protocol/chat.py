@@ -7,11 +7,21 @@ from msgspec import UNSET, Meta, UnsetType
 
 from llm.inference.outputs import Usage
 from llm.serving.protocol.common import ChatFinishReason, GenerationRequest, TokenIdsField, UsageField
+from llm.serving.protocol.described import (
+    EFFORT,
+    NEW_TOKENS,
+    PARALLEL_CALLS,
+    TEMPLATE_VARIABLES,
+    TOOL_CHOICE,
+    TOOLS,
+    VERBOSITY,
+)
 from llm.serving.protocol.logprobs import ChatLogprobs, PromptLogprobs
 from llm.serving.protocol.tools import MessageToolCall, NamedTool, SentToolCall, Tool, ToolCallDelta, ToolMode
 from llm.settings.sampling import NumLogprobs
 
 ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 Verbosity: TypeAlias = Literal["low", "medium", "high"]
 
 
@@ -24,13 +34,20 @@ class TextPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-    tool_calls: list[SentToolCall] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
+    role: Annotated[Role, Meta(description="Who says the message.")]
+    content: Annotated[str | list[TextPart] | None, Meta(description="Text, or parts of type text.")] = None
+    name: Annotated[str | None, Meta(description="The speaker's name, for templates that write it.")] = None
+    tool_calls: Annotated[
+        list[SentToolCall] | None,
+        Meta(description="Calls of functions by the assistant, as an earlier answer held them."),
+    ] = None
+    tool_call_id: Annotated[
+        str | None, Meta(description="The call whose result a message with the role `tool` holds.")
+    ] = None
+    reasoning_content: Annotated[
+        str | None, Meta(description="Reasoning of an earlier answer; the template decides whether the model sees it.")
+    ] = None
+    reasoning: Annotated[str | None, Meta(description="The same as `reasoning_content`.")] = None
 
     @property
     def text(self) -> str:
@@ -48,20 +65,29 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
 class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     """The request body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: NumLogprobs | None = None
-    reasoning_effort: ReasoningEffort | None = None
-    verbosity: Verbosity | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    tools: list[Tool] | None = None
-    tool_choice: ToolMode | NamedTool | None = None
-    parallel_tool_calls: bool | None = None
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, description="The conversation, oldest message first.")]
+    max_tokens: Annotated[int, NEW_TOKENS] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1, description="The same as `max_tokens`.")] | None = None
+    logprobs: Annotated[bool | None, Meta(description="Return the log-probability of each new token.")] = None
+    top_logprobs: Annotated[
+        NumLogprobs | None,
+        Meta(description="Number of likeliest tokens to report at each position; only with `logprobs`."),
+    ] = None
+    reasoning_effort: Annotated[ReasoningEffort | None, EFFORT] = None
+    verbosity: Annotated[Verbosity | None, VERBOSITY] = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, TEMPLATE_VARIABLES] = None
+    documents: Annotated[
+        list[dict[str, Any]] | None, Meta(description="Documents to answer from, for templates that write them.")
+    ] = None
+    add_generation_prompt: Annotated[
+        bool | None, Meta(description="Whether the prompt ends with the opening of the assistant's turn; null: yes.")
+    ] = None
+    continue_final_message: Annotated[
+        bool | None, Meta(description="Whether the model continues the last message.")
+    ] = None
+    tools: Annotated[list[Tool] | None, TOOLS] = None
+    tool_choice: Annotated[ToolMode | NamedTool | None, TOOL_CHOICE] = None
+    parallel_tool_calls: Annotated[bool | None, PARALLEL_CALLS] = None
 
     @property
     def offered_tools(self) -> list[Tool]:

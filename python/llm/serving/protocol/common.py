@@ -9,8 +9,9 @@ import msgspec
 from msgspec import Meta, UnsetType
 
 from llm.inference.outputs import FinishReason, Usage
+from llm.serving.protocol.described import MODEL, SPECIAL_TOKENS, STREAM
 from llm.serving.protocol.formats import ResponseFormat
-from llm.settings.sampling import GREEDY, TokenId, nullable_fields
+from llm.settings.sampling import GREEDY, TokenId, about, nullable_fields
 
 MAX_STOP_STRINGS = 32
 MAX_STOP_TOKEN_IDS = 64
@@ -22,7 +23,7 @@ StopStrings = Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)]
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options of a stream: data sent besides the text."""
 
-    include_usage: bool | None = None
+    include_usage: Annotated[bool | None, Meta(description="End the stream with a chunk that holds the usage.")] = None
 
 
 # The fields that OpenAI's API defines in its own way; all others are those of `SamplingParams`.
@@ -42,21 +43,39 @@ class GenerationRequest(_SharedFields, frozen=True, kw_only=True):
     Fields that OpenAI's API lacks, such as `top_k`, are extensions shared with other servers.
     """
 
-    model: Annotated[str, Meta(min_length=1)]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
-    stop: StopString | StopStrings | None = None
-    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    top_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
-    response_format: ResponseFormat | None = None
-    # Whether the response holds the ids of the prompt's tokens and of each answer's.
-    return_token_ids: bool | None = None
-    # Whether to add special tokens such as BOS to a text; a chat template writes its own.
-    add_special_tokens: bool | None = None
+    model: Annotated[str, MODEL]
+    stream: Annotated[bool | None, STREAM] = None
+    stream_options: Annotated[StreamOptions | None, Meta(description="Options of the stream; only with `stream`.")] = (
+        None
+    )
+    priority: (
+        Annotated[int, Meta(ge=-(2**31), le=2**31 - 1, description="Place in the queue; lower numbers run first.")]
+        | None
+    ) = None
+    stop: Annotated[StopString | StopStrings | None, about("stop")] = None
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0), about("temperature")] | None = None
+    top_k: (
+        Annotated[int, Meta(ge=-1, le=2**31 - 1, description="Number of likeliest tokens to keep; 0 or -1: all.")]
+        | None
+    ) = None
+    top_p: (
+        Annotated[
+            float,
+            Meta(ge=0.0, le=1.0, description="Probability mass of the likeliest tokens to keep; 0: only one token."),
+        ]
+        | None
+    ) = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1), about("seed")] | None = None
+    stop_token_ids: (
+        Annotated[tuple[TokenId, ...], Meta(max_length=MAX_STOP_TOKEN_IDS), about("stop_token_ids")] | None
+    ) = None
+    response_format: Annotated[
+        ResponseFormat | None, Meta(description="Form of the answer: any text, any JSON object, or JSON of a schema.")
+    ] = None
+    return_token_ids: Annotated[
+        bool | None, Meta(description="Return the ids of the prompt's tokens and of each answer's.")
+    ] = None
+    add_special_tokens: Annotated[bool | None, SPECIAL_TOKENS] = None
 
     @property
     def num_logprobs(self) -> int | None:

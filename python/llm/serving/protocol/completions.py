@@ -6,8 +6,9 @@ import msgspec
 from msgspec import UNSET, Meta
 
 from llm.serving.protocol.common import ChatFinishReason, GenerationRequest, TokenIdsField, UsageField
+from llm.serving.protocol.described import TEXTS_OR_IDS
 from llm.serving.protocol.logprobs import CompletionLogprobs, PromptLogprobs
-from llm.settings.sampling import NumLogprobs, TokenId
+from llm.settings.sampling import NumLogprobs, TokenId, about
 
 MAX_PROMPTS = 256
 
@@ -15,10 +16,18 @@ MAX_PROMPTS = 256
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     """The request body of `POST /v1/completions`; each prompt gets `n` choices, the best of `best_of` answers."""
 
-    prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1, max_length=2**20)]
-    logprobs: NumLogprobs | None = None
-    echo: bool | None = None
-    best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
+    prompt: Annotated[
+        str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1, max_length=2**20)], TEXTS_OR_IDS
+    ]
+    logprobs: Annotated[NumLogprobs | None, about("logprobs")] = None
+    echo: Annotated[bool | None, Meta(description="Return the prompt before the answer.")] = None
+    best_of: (
+        Annotated[
+            int,
+            Meta(ge=1, le=128, description="Number of answers to generate, of which the `n` likeliest are returned."),
+        ]
+        | None
+    ) = None
 
     @property
     def num_choices(self) -> int:

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from llm.serving.protocol.described import MODEL, SPECIAL_TOKENS, TEXTS_OR_IDS
 from llm.settings.sampling import TokenId
 
 MAX_INPUTS = 2048
 
-_Name = Annotated[str, Meta(min_length=1)]
 # A list of texts or of lists of token ids; for the embeddings endpoint, also a list of token ids.
 _Inputs = Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1, max_length=2**20)]
 _Texts = str | Annotated[list[str], Meta(min_length=1, max_length=MAX_INPUTS)]
@@ -25,12 +25,14 @@ class EmbeddingUsage(msgspec.Struct, frozen=True, kw_only=True):
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The request body of `POST /v1/embeddings`: a text, a list of token ids, or a list of either."""
 
-    model: _Name
-    input: str | _Inputs
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Meta(ge=1)] | None = None
-    # Whether to add special tokens such as BOS to a text.
-    add_special_tokens: bool | None = None
+    model: Annotated[str, MODEL]
+    input: Annotated[str | _Inputs, TEXTS_OR_IDS]
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None,
+        Meta(description="Form of the vectors; `base64` is that of little-endian float32."),
+    ] = None
+    dimensions: Annotated[int, Meta(ge=1, description="Number of leading components to keep; null: all.")] | None = None
+    add_special_tokens: Annotated[bool | None, SPECIAL_TOKENS] = None
 
 
 class Embedding(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,9 +55,9 @@ class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
 class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The request body of `POST /v1/score`: one text with each of several, or as many pairs as there are texts."""
 
-    model: _Name
-    text_1: _Texts
-    text_2: _Texts
+    model: Annotated[str, MODEL]
+    text_1: Annotated[_Texts, Meta(description="A text to compare with each of `text_2`, or as many texts.")]
+    text_2: Annotated[_Texts, Meta(description="The other text of each pair.")]
 
 
 class PairScore(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,11 +88,15 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
 class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The request body of `POST /v1/rerank`."""
 
-    model: _Name
-    query: str
-    documents: Annotated[list[str | Document], Meta(min_length=1, max_length=MAX_INPUTS)]
-    top_n: Annotated[int, Meta(ge=0)] | None = None
-    return_documents: bool | None = None
+    model: Annotated[str, MODEL]
+    query: Annotated[str, Meta(description="The text that documents are compared with.")]
+    documents: Annotated[
+        list[str | Document], Meta(min_length=1, max_length=MAX_INPUTS, description="The documents to order.")
+    ]
+    top_n: Annotated[int, Meta(ge=0, description="Number of documents to return; null or 0: all.")] | None = None
+    return_documents: Annotated[
+        bool | None, Meta(description="Whether to return the text of each document; null: yes.")
+    ] = None
 
     @property
     def texts(self) -> list[str]:

@@ -5,6 +5,8 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from llm.serving.protocol.described import UNUSED
+
 
 class TextFormat(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
     """Any text."""
@@ -17,10 +19,10 @@ class JsonObjectFormat(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
 class NamedSchema(msgspec.Struct, frozen=True, kw_only=True):
     """A JSON schema with a name; the answer follows it whether or not it is `strict`."""
 
-    schema: dict[str, Any] | bool
-    name: Annotated[str, Meta(min_length=1)] | None = None
-    description: str | None = None
-    strict: bool | None = None
+    schema: Annotated[dict[str, Any] | bool, Meta(description="The answer's JSON Schema.")]
+    name: Annotated[str, Meta(min_length=1), UNUSED] | None = None
+    description: Annotated[str | None, UNUSED] = None
+    strict: Annotated[bool | None, UNUSED] = None
 
 
 class JsonSchemaFormat(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="json_schema"):

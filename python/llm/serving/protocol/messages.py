@@ -6,6 +6,19 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from llm.serving.protocol.common import SamplingFields, StopString
+from llm.serving.protocol.described import (
+    EFFORT,
+    FORM,
+    MODEL,
+    STREAM,
+    TEMPLATE_VARIABLES,
+    TOOL_CHOICE,
+    TOOL_DESCRIPTION,
+    TOOL_NAME,
+    TOOL_SCHEMA,
+    TOOL_STRICT,
+    TOOLS,
+)
 
 MAX_STOP_SEQUENCES = 32
 
@@ -100,11 +113,11 @@ class InputMessage(msgspec.Struct, frozen=True, kw_only=True):
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
     """A tool that the client runs."""
 
-    name: ToolName
-    input_schema: dict[str, Any]
-    description: str | None = None
+    name: Annotated[ToolName, TOOL_NAME]
+    input_schema: Annotated[dict[str, Any], TOOL_SCHEMA]
+    description: Annotated[str | None, TOOL_DESCRIPTION] = None
     type: Literal["custom"] | None = None
-    strict: bool | None = None
+    strict: Annotated[bool | None, TOOL_STRICT] = None
 
 
 class AutoToolChoice(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="auto"):
@@ -163,8 +176,8 @@ class JsonFormat(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
 class OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How much effort to spend, and the form of the answer."""
 
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
-    format: JsonFormat | None = None
+    effort: Annotated[Literal["low", "medium", "high", "xhigh", "max"] | None, EFFORT] = None
+    format: Annotated[JsonFormat | None, FORM] = None
 
 
 class CountTokensRequest(SamplingFields, frozen=True, kw_only=True):
@@ -173,24 +186,34 @@ class CountTokensRequest(SamplingFields, frozen=True, kw_only=True):
     Clients may send the body of `/v1/messages`; sampling parameters change no count.
     """
 
-    model: Annotated[str, Meta(min_length=1)]
-    messages: Annotated[list[InputMessage], Meta(min_length=1)]
-    system: str | list[TextBlock] | None = None
-    tools: list[Tool] | None = None
-    tool_choice: AutoToolChoice | AnyToolChoice | NamedToolChoice | NoToolChoice | None = None
-    thinking: EnabledThinking | AdaptiveThinking | BetweenToolsThinking | DisabledThinking | None = None
-    output_config: OutputConfig | None = None
-    output_format: JsonFormat | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    model: Annotated[str, MODEL]
+    messages: Annotated[list[InputMessage], Meta(min_length=1, description="The conversation, oldest turn first.")]
+    system: Annotated[str | list[TextBlock] | None, Meta(description="Instructions before the conversation.")] = None
+    tools: Annotated[list[Tool] | None, TOOLS] = None
+    tool_choice: Annotated[AutoToolChoice | AnyToolChoice | NamedToolChoice | NoToolChoice | None, TOOL_CHOICE] = None
+    thinking: Annotated[
+        EnabledThinking | AdaptiveThinking | BetweenToolsThinking | DisabledThinking | None,
+        Meta(description="Whether the model reasons before it answers, for templates that know the switch."),
+    ] = None
+    output_config: Annotated[OutputConfig | None, Meta(description="Effort and form of the answer.")] = None
+    output_format: Annotated[JsonFormat | None, Meta(description="The same as `output_config.format`.")] = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, TEMPLATE_VARIABLES] = None
 
 
 class MessagesRequest(CountTokensRequest, frozen=True, kw_only=True):
     """The request body of `POST /v1/messages`; beside Anthropic's fields, it takes the server's sampling parameters."""
 
-    max_tokens: Annotated[int, Meta(ge=1)]
-    stop_sequences: Annotated[list[StopString], Meta(max_length=MAX_STOP_SEQUENCES)] | None = None
-    stream: bool | None = None
-    context_management: dict[str, Any] | None = None
+    max_tokens: Annotated[
+        int, Meta(ge=1, description="Largest number of new tokens; cut to what the context has left.")
+    ]
+    stop_sequences: (
+        Annotated[list[StopString], Meta(max_length=MAX_STOP_SEQUENCES, description="Texts that end the answer.")]
+        | None
+    ) = None
+    stream: Annotated[bool | None, STREAM] = None
+    context_management: Annotated[
+        dict[str, Any] | None, Meta(description="Accepted; no edit is made to the conversation.")
+    ] = None
 
 
 # The names that the fields of a chat request have in this API.

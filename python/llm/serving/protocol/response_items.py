@@ -5,6 +5,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from llm.serving.protocol.described import (
+    EFFORT,
+    FORM,
+    TOOL_DESCRIPTION,
+    TOOL_NAME,
+    TOOL_SCHEMA,
+    TOOL_STRICT,
+    VERBOSITY,
+)
 from llm.serving.protocol.logprobs import ContentLogprob
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -106,10 +115,10 @@ KeptItem = InputMessage | FunctionCall | FunctionCallOutput | Reasoning
 class FunctionTool(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function"):
     """A function that the client runs."""
 
-    name: Name
-    parameters: dict[str, Any] | None = None
-    description: str | None = None
-    strict: bool | None = None
+    name: Annotated[Name, TOOL_NAME]
+    parameters: Annotated[dict[str, Any] | None, TOOL_SCHEMA] = None
+    description: Annotated[str | None, TOOL_DESCRIPTION] = None
+    strict: Annotated[bool | None, TOOL_STRICT] = None
 
 
 class NamespaceTool(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="namespace"):
@@ -161,13 +170,18 @@ class JsonSchemaFormat(
 class TextConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The form of the answer's text."""
 
-    format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+    format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat | None, FORM] = None
+    verbosity: Annotated[Literal["low", "medium", "high"] | None, VERBOSITY] = None
 
 
 class ReasoningConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How much to reason; a summary is accepted, and the reasoning itself is in the answer."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    effort: Annotated[Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None, EFFORT] = None
+    summary: Annotated[
+        Literal["auto", "concise", "detailed"] | None,
+        Meta(description="Accepted; the answer holds the reasoning itself."),
+    ] = None
+    generate_summary: Annotated[
+        Literal["auto", "concise", "detailed"] | None, Meta(description="The same as `summary`.")
+    ] = None

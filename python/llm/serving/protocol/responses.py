@@ -7,6 +7,16 @@ from msgspec import Meta
 
 from llm.inference.outputs import CompletionTokensDetails
 from llm.serving.protocol.common import SamplingFields
+from llm.serving.protocol.described import (
+    MODEL,
+    NEW_TOKENS,
+    PARALLEL_CALLS,
+    STREAM,
+    TEMPLATE_VARIABLES,
+    TOOL_CHOICE,
+    TOOLS,
+    UNUSED,
+)
 from llm.serving.protocol.response_items import (
     InputItem,
     KeptItem,
@@ -38,29 +48,42 @@ INCLUDABLE = (
 class ResponsesRequest(SamplingFields, frozen=True, kw_only=True):
     """The request body of `POST /v1/responses`; beside OpenAI's fields, it takes the server's sampling parameters."""
 
-    model: Annotated[str, Meta(min_length=1)]
-    input: str | list[InputItem]
-    instructions: str | None = None
-    max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
-    previous_response_id: str | None = None
-    store: bool | None = None
-    background: bool | None = None
-    stream: bool | None = None
-    tools: list[ResponseTool] | None = None
-    tool_choice: ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    text: TextConfig | None = None
-    reasoning: ReasoningConfig | None = None
-    include: list[str] | None = None
-    top_logprobs: NumLogprobs | None = None
-    metadata: Metadata | None = None
-    user: str | None = None
-    truncation: Literal["auto", "disabled"] | None = None
-    max_tool_calls: int | None = None
-    prompt_cache_key: str | None = None
-    safety_identifier: str | None = None
-    service_tier: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    model: Annotated[str, MODEL]
+    input: Annotated[str | list[InputItem], Meta(description="A text, or items of the conversation.")]
+    instructions: Annotated[str | None, Meta(description="System message of this response only.")] = None
+    max_output_tokens: Annotated[int, NEW_TOKENS] | None = None
+    previous_response_id: Annotated[
+        str | None, Meta(description="Stored response to continue, with all that came before it.")
+    ] = None
+    store: Annotated[bool | None, Meta(description="Whether to store the response; null: yes.")] = None
+    background: Annotated[bool | None, Meta(description="Answer at once and generate afterwards; needs `store`.")] = (
+        None
+    )
+    stream: Annotated[bool | None, STREAM] = None
+    tools: Annotated[list[ResponseTool] | None, TOOLS] = None
+    tool_choice: Annotated[ToolChoice | None, TOOL_CHOICE] = None
+    parallel_tool_calls: Annotated[bool | None, PARALLEL_CALLS] = None
+    text: Annotated[TextConfig | None, Meta(description="Form and length of the answer.")] = None
+    reasoning: Annotated[ReasoningConfig | None, Meta(description="Effort of reasoning.")] = None
+    include: Annotated[
+        list[str] | None, Meta(description="What the response also holds; only log-probabilities add anything.")
+    ] = None
+    top_logprobs: Annotated[
+        NumLogprobs | None, Meta(description="Number of likeliest tokens to report at each position.")
+    ] = None
+    metadata: Annotated[Metadata | None, Meta(description="Notes that are stored with the response.")] = None
+    user: Annotated[str | None, UNUSED] = None
+    truncation: Annotated[
+        Literal["auto", "disabled"] | None,
+        Meta(description="`auto` drops the oldest turns of a conversation that exceeds the context."),
+    ] = None
+    max_tool_calls: Annotated[
+        int | None, Meta(description="Accepted; it counts calls of built-in tools, of which there are none.")
+    ] = None
+    prompt_cache_key: Annotated[str | None, Meta(description="Accepted; prefixes are always cached.")] = None
+    safety_identifier: Annotated[str | None, UNUSED] = None
+    service_tier: Annotated[str | None, UNUSED] = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, TEMPLATE_VARIABLES] = None
 
 
 # The names that the fields of a chat request have in this API.

@@ -6,22 +6,23 @@ import msgspec
 from msgspec import Meta
 
 from llm.serving.protocol.chat import ChatCompletionRequest, ChatMessage
+from llm.serving.protocol.described import MODEL
 from llm.settings.sampling import TokenId
 
 
 class TokenizeRequest(ChatCompletionRequest, frozen=True, kw_only=True):
-    """The request body of `POST /tokenize`: a text, or a conversation with all parameters of a chat.
+    """The request body of `POST /tokenize`: a text, or a conversation with all parameters of a chat."""
 
-    Attributes:
-        parse_special: Whether the text of a special token becomes that token; the text endpoints never do this.
-        return_token_strs: Whether the response holds the text of each token.
-    """
-
-    model: Annotated[str, Meta(min_length=1)] = ""
-    prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Meta(min_length=1)] = msgspec.field(default_factory=list)
-    parse_special: bool = True
-    return_token_strs: bool | None = None
+    model: Annotated[str, MODEL] = ""
+    prompt: Annotated[str | None, Meta(description="The text; either this or `messages`.")] = None
+    messages: Annotated[
+        list[ChatMessage], Meta(min_length=1, description="The conversation, rendered by the chat template.")
+    ] = msgspec.field(default_factory=list)
+    parse_special: Annotated[
+        bool,
+        Meta(description="Whether the text of a special token becomes that token; the text endpoints never do this."),
+    ] = True
+    return_token_strs: Annotated[bool | None, Meta(description="Return the text of each token.")] = None
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,8 +37,8 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The request body of `POST /detokenize`."""
 
-    tokens: list[TokenId]
-    model: Annotated[str, Meta(min_length=1)] = ""
+    tokens: Annotated[list[TokenId], Meta(description="The token ids.")]
+    model: Annotated[str, MODEL] = ""
 
 
 class DetokenizedText(msgspec.Struct, frozen=True, kw_only=True):

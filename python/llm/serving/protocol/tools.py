@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from llm.serving.protocol.described import TOOL_DESCRIPTION, TOOL_NAME, TOOL_SCHEMA, TOOL_STRICT
+
 FunctionName: TypeAlias = Annotated[str, Meta(pattern=r"^[\w.:/-]{1,256}$")]
 ToolMode: TypeAlias = Literal["none", "auto", "required"]
 
@@ -12,10 +14,10 @@ ToolMode: TypeAlias = Literal["none", "auto", "required"]
 class Function(msgspec.Struct, frozen=True, kw_only=True):
     """A function that the model may call; `parameters` is a JSON Schema of its arguments."""
 
-    name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    name: Annotated[FunctionName, TOOL_NAME]
+    description: Annotated[str | None, TOOL_DESCRIPTION] = None
+    parameters: Annotated[dict[str, Any] | None, TOOL_SCHEMA] = None
+    strict: Annotated[bool | None, TOOL_STRICT] = None
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
