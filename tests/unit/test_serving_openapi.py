@@ -65,6 +65,17 @@ def described(field):
     return "description" in field or "$ref" in field or any(map(described, field.get("anyOf", ())))
 
 
+def test_names_of_tools_have_one_pattern_in_the_apis_of_chats_and_messages():
+    schemas = document()["components"]["schemas"]
+    patterns = {
+        path: schema["properties"]["name"].get("pattern")
+        for path, schema in schemas.items()
+        if {"name", "input_schema"} <= schema.get("properties", {}).keys() or path == "Function"
+    }
+    assert len(patterns) == 2
+    assert set(patterns.values()) == {r"^[\w.:/-]{1,256}$"}
+
+
 def test_streams_describe_the_data_of_their_events():
     answer = document()["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]
     event = answer["content"]["text/event-stream"]["schema"]

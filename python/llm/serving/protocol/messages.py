@@ -19,10 +19,9 @@ from llm.serving.protocol.described import (
     TOOL_STRICT,
     TOOLS,
 )
+from llm.serving.protocol.tools import FunctionName
 
 MAX_STOP_SEQUENCES = 32
-
-ToolName = Annotated[str, Meta(min_length=1)]
 
 
 class TextBlock(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
@@ -48,7 +47,7 @@ class ToolUseBlock(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
     """A call of a tool, with its arguments as an object."""
 
     id: Annotated[str, Meta(min_length=1)]
-    name: ToolName
+    name: FunctionName
     input: dict[str, Any]
 
 
@@ -113,7 +112,7 @@ class InputMessage(msgspec.Struct, frozen=True, kw_only=True):
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
     """A tool that the client runs."""
 
-    name: Annotated[ToolName, TOOL_NAME]
+    name: Annotated[FunctionName, TOOL_NAME]
     input_schema: Annotated[dict[str, Any], TOOL_SCHEMA]
     description: Annotated[str | None, TOOL_DESCRIPTION] = None
     type: Literal["custom"] | None = None
@@ -135,7 +134,7 @@ class AnyToolChoice(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
 class NamedToolChoice(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="tool"):
     """The model must call the named tool."""
 
-    name: ToolName
+    name: FunctionName
     disable_parallel_tool_use: bool | None = None
 
 
