@@ -172,7 +172,6 @@ def philox_uniform(seed: int, output_idx: int, *, choice_index: int = 0, draw_id
 @final
 class StepPlan:
     """Inputs of one forward pass: T tokens of R requests, flattened, with S logits rows and C block copies."""
-
     @property
     def token_ids(self) -> NDArray[np.int64]: ...  # (T,)
     @property
@@ -195,7 +194,6 @@ class StepPlan:
 @final
 class StepOutputs:
     """Results of a step: N entries for requests that got a token or failed, several for accepted draft tokens."""
-
     @property
     def request_ids(self) -> NDArray[np.uint64]: ...  # (N,)
     @property
@@ -497,23 +495,18 @@ class Tokenizer:
 
     def token_table(self) -> TokenTable:
         """Returns the bytes of each id for streams and offsets. Cost: a copy, without a Python object per id."""
-
     @property
     def special_tokens(self) -> dict[str, int]:
         """Special tokens and their ids, in order of id."""
-
     @property
     def template(self) -> tuple[list[int], list[int]] | None:
         """Ids that special tokens add before and after a text; None if the tokenizer adds none."""
-
     @property
     def cuts_at_line_ends(self) -> bool:
         """Whether no token crosses a line end between lines that begin and end with neither a space nor `/`."""
-
     @property
     def vocab_size(self) -> int:
         """The highest id plus one."""
-
     @property
     def pattern(self) -> str:
         """Name of the pattern that splits text into pieces, or a custom pattern's regular expression."""
@@ -524,11 +517,9 @@ class TextBlock:
 
     def __len__(self) -> int:
         """Number of pieces."""
-
     @property
     def num_documents(self) -> int:
         """Number of documents that end in the block."""
-
     @property
     def num_bytes(self) -> int:
         """Bytes of all pieces."""
@@ -628,7 +619,6 @@ class EncodePlan:
 
     def kept(self, num_ids: int) -> tuple[int, int]:
         """Returns start and stop of the ids that truncation keeps of `num_ids`."""
-
     @property
     def template(self) -> tuple[list[int], list[int]]:
         """The ids before and after each text."""
@@ -713,7 +703,6 @@ class CpuModel:
     @property
     def instruction_set(self) -> str:
         """Instruction set of the kernels."""
-
     @property
     def num_threads(self) -> int:
         """Threads that share a step, the calling thread included."""
