@@ -31,6 +31,7 @@ __all__ = [
     "TokenStream",
     "TokenTable",
     "Tokenizer",
+    "TrainingAttention",
     "__version__",
     "instruction_sets",
     "pack_rows",
@@ -42,6 +43,9 @@ __all__ = [
     "unpack_rows",
 ]
 __version__: str
+_Ids = NDArray[np.uint32]
+_Longs = NDArray[np.int64]
+_Logits = NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.int16]
 FINISH_REASONS: Final[tuple[None, Literal["stop"], Literal["length"], Literal["error"], Literal["grammar"]]]
 # The formats of calls: a format's name and the texts that mark its calls.
 ANSWER_FORMATS: Final[tuple[tuple[str, list[str]], ...]]
@@ -119,19 +123,19 @@ class SampledTokens:
     """
 
     @property
-    def token_ids(self) -> NDArray[np.uint32]: ...  # (B,)
+    def token_ids(self) -> _Ids: ...  # (B,)
     @property
     def logprobs(self) -> NDArray[np.float32]: ...  # (B,)
     @property
-    def ranks(self) -> NDArray[np.uint32]: ...  # (B,): 1 for the likeliest; among equals the lower id comes first
+    def ranks(self) -> _Ids: ...  # (B,): 1 for the likeliest; among equals the lower id comes first
     @property
     def top_logprobs(self) -> list[tuple[list[int], list[float]] | None]: ...  # B entries: ids, logprobs
 
 def sample(
-    logits: NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.int16],
+    logits: _Logits,
     params: Sequence[RequestParams],
-    prompt_ids: Sequence[NDArray[np.uint32]],
-    output_ids: Sequence[NDArray[np.uint32]],
+    prompt_ids: Sequence[_Ids],
+    output_ids: Sequence[_Ids],
     *,
     vocab_size: int | None = None,
     pad_id: int | None = None,
@@ -145,17 +149,11 @@ def sample(
     draws without top-k.
 
     Raises:
-        InvalidArgumentError: The dtype or layout is wrong, a length differs from B, or a row holds NaN, +inf or only
-            -inf.
+        InvalidArgumentError: The dtype or layout is wrong, a length differs from B, or a row has no finite maximum.
     """
 
 def token_logprobs(
-    logits: NDArray[np.float32] | NDArray[np.uint16] | NDArray[np.int16],
-    token_ids: NDArray[np.uint32],
-    n: int = 0,
-    *,
-    vocab_size: int | None = None,
-    pad_id: int | None = None,
+    logits: _Logits, token_ids: _Ids, n: int = 0, *, vocab_size: int | None = None, pad_id: int | None = None
 ) -> SampledTokens:
     """Scores one given token per row (B, V): its log-probability, its rank, and the n likeliest tokens.
 
@@ -173,11 +171,11 @@ def philox_uniform(seed: int, output_idx: int, *, choice_index: int = 0, draw_id
 class StepPlan:
     """Inputs of one forward pass: T tokens of R requests, flattened, with S logits rows and C block copies."""
     @property
-    def token_ids(self) -> NDArray[np.int64]: ...  # (T,)
+    def token_ids(self) -> _Longs: ...  # (T,)
     @property
-    def positions(self) -> NDArray[np.int64]: ...  # (T,)
+    def positions(self) -> _Longs: ...  # (T,)
     @property
-    def slot_mapping(self) -> NDArray[np.int64]: ...  # (T,): block * block_size + offset
+    def slot_mapping(self) -> _Longs: ...  # (T,): block * block_size + offset
     @property
     def query_start(self) -> NDArray[np.int32]: ...  # (R + 1,)
     @property
@@ -185,11 +183,11 @@ class StepPlan:
     @property
     def block_tables(self) -> NDArray[np.int32]: ...  # (R, largest number of blocks), padded with 0
     @property
-    def logits_indices(self) -> NDArray[np.int64]: ...  # (S,): into T; repeated if choices share a prompt
+    def logits_indices(self) -> _Longs: ...  # (S,): into T; repeated if choices share a prompt
     @property
     def request_ids(self) -> NDArray[np.uint64]: ...  # (R,)
     @property
-    def block_copies(self) -> NDArray[np.int64]: ...  # (C, 2): source and target, to copy before the pass
+    def block_copies(self) -> _Longs: ...  # (C, 2): source and target, to copy before the pass
 
 @final
 class StepOutputs:
@@ -197,7 +195,7 @@ class StepOutputs:
     @property
     def request_ids(self) -> NDArray[np.uint64]: ...  # (N,)
     @property
-    def token_ids(self) -> NDArray[np.uint32]: ...  # (N,): 2**32 - 1 if the request ended without one
+    def token_ids(self) -> _Ids: ...  # (N,): 2**32 - 1 if the request ended without one
     @property
     def texts(self) -> list[str]: ...  # N deltas, often empty
     @property
@@ -205,7 +203,7 @@ class StepOutputs:
     @property
     def logprobs(self) -> NDArray[np.float32]: ...  # (N,): log-softmax of the raw logits; NaN if not asked for
     @property
-    def ranks(self) -> NDArray[np.uint32]: ...  # (N,): 1 for the likeliest token; 0 if not asked for
+    def ranks(self) -> _Ids: ...  # (N,): 1 for the likeliest token; 0 if not asked for
     @property
     def top_logprobs(self) -> list[tuple[list[int], list[float]] | None]: ...  # N entries: ids, logprobs
     @property
@@ -242,13 +240,7 @@ class EngineCore:
         """Reads limits from `config`, with `max_model_len` and `max_batch_tokens`; `tokenizer` cuts forced text."""
 
     def add_choices(
-        self,
-        request_id: int,
-        prompt_ids: NDArray[np.uint32],
-        params: RequestParams,
-        *,
-        priority: int = 0,
-        num_choices: int = 1,
+        self, request_id: int, prompt_ids: _Ids, params: RequestParams, *, priority: int = 0, num_choices: int = 1
     ) -> None:
         """Queues a request; lower priorities run first. The id may be reused once the request has finished.
 
@@ -297,7 +289,7 @@ class EngineCore:
             InvalidArgumentError: No plan is in flight, or shape or dtype is wrong; the plan then stays in flight.
         """
 
-    def request_tokens(self, request_id: int, start: int) -> tuple[NDArray[np.uint32], int] | None:
+    def request_tokens(self, request_id: int, start: int) -> tuple[_Ids, int] | None:
         """A request's prompt and output from token `start` on, and the number of tokens it may still generate.
 
         None for a request that is unknown, finished, or a choice that waits for its prompt.
@@ -353,10 +345,10 @@ class SimulatedLoad:
     @staticmethod
     def trace(
         arrival_s: NDArray[np.float64],
-        prompt_tokens: NDArray[np.uint32],
-        output_tokens: NDArray[np.uint32],
+        prompt_tokens: _Ids,
+        output_tokens: _Ids,
         prefix_ids: NDArray[np.uint64],
-        prefix_tokens: NDArray[np.uint32],
+        prefix_tokens: _Ids,
     ) -> SimulatedLoad:
         """Creates requests from columns (N,) in order of arrival; 0 `prefix_tokens` means no shared prefix.
 
@@ -426,17 +418,17 @@ class Tokenizer:
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Encodes `text`. Cost: O(n log n) in the longest piece, O(n) in the text; one Python int per id."""
 
-    def encode_to_numpy(self, text: str, allow_special: bool = False) -> NDArray[np.uint32]:
+    def encode_to_numpy(self, text: str, allow_special: bool = False) -> _Ids:
         """Encodes `text` into an array (T,), without a Python object per id."""
 
-    def encode_planned(self, text: str, plan: EncodePlan) -> NDArray[np.uint32]:
+    def encode_planned(self, text: str, plan: EncodePlan) -> _Ids:
         """Encodes `text` into an array (T,) with the options of `plan`.
 
         Raises:
             InvalidArgumentError: `text` holds a disallowed special token.
         """
 
-    def offsets(self, text: str, plan: EncodePlan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def offsets(self, text: str, plan: EncodePlan) -> tuple[_Longs, _Longs]:
         """Start and end in `text` of each id of `plan` before truncation, in bytes and in code points, (T, 2) each.
 
         If the tokenizer normalizes text, offsets refer to the text before normalization. Cost: that of encoding.
@@ -453,37 +445,29 @@ class Tokenizer:
 
     def encode_batch_flat(
         self, texts: Sequence[str], plan: EncodePlan | None = None, num_threads: int | None = None
-    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    ) -> tuple[_Ids, _Longs]:
         """Encodes as `encode_batch`; returns all ids (T,), and the index of each text's first id, then T (B + 1,)."""
 
     def encode_blocks(
         self, blocks: Sequence[TextBlock], end: int | None, wide: bool
-    ) -> tuple[NDArray[np.uint16] | NDArray[np.uint32], NDArray[np.int64]]:
+    ) -> tuple[NDArray[np.uint16] | _Ids, _Longs]:
         """Encodes the pieces of `blocks` on all cores with the GIL released, special tokens as plain text.
 
-        Args:
-            blocks: Consecutive pieces of documents.
-            end: The id after each document; None: none.
-            wide: Whether ids are uint32 instead of uint16.
-
-        Returns:
-            All ids (T,), and the index after each document that ends (D,).
+        `end` is the id after each document, if any; ids are uint32 if `wide` is set, else uint16. Returns all ids (T,),
+        and the index after each document that ends (D,).
 
         Raises:
             InvalidArgumentError: An id doesn't fit into 16 bits.
         """
 
-    def decode_bytes(self, ids: Sequence[int] | NDArray[np.uint32], skip_special_tokens: bool = False) -> bytes:
+    def decode_bytes(self, ids: Sequence[int] | _Ids, skip_special_tokens: bool = False) -> bytes:
         """Decodes `ids` to bytes. Cost: O(bytes); a uint32 array is read without a Python object per id."""
 
-    def decode(self, ids: Sequence[int] | NDArray[np.uint32], skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: Sequence[int] | _Ids, skip_special_tokens: bool = False) -> str:
         """Decodes `ids` to text; bytes that are not UTF-8 become U+FFFD."""
 
     def decode_batch(
-        self,
-        batch: Sequence[Sequence[int] | NDArray[np.uint32]],
-        skip_special_tokens: bool = False,
-        num_threads: int | None = None,
+        self, batch: Sequence[Sequence[int] | _Ids], skip_special_tokens: bool = False, num_threads: int | None = None
     ) -> list[str]:
         """Decodes each row as `decode` does, on `num_threads` threads or all cores; errors name the row."""
 
@@ -546,12 +530,8 @@ class DocumentCutter:
     ) -> DocumentCutter:
         """Creates a cutter at the beginning of a document.
 
-        Args:
-            separator: The text between two documents; None or empty: there is none.
-            at_line_ends: Whether long documents may be cut at line ends.
-            field: The field that holds the text of lines of JSON.
-            piece_bytes: Length from which a document is cut at the next line end.
-            max_piece_bytes: Length from which a document without a line end is cut at a space.
+        `separator` is the text between two documents, if any; `field` holds the text of lines of JSON. From
+        `piece_bytes` on, a document is cut at a line end if `at_line_ends` is set, from `max_piece_bytes` on, a space.
 
         Raises:
             InvalidArgumentError: A length is not positive.
@@ -582,7 +562,7 @@ class DocumentCutter:
         raises. Blank lines are skipped.
         """
 
-    def feed_rows(self, values: NDArray[np.uint8], offsets: NDArray[np.int64]) -> TextBlock:
+    def feed_rows(self, values: NDArray[np.uint8], offsets: _Longs) -> TextBlock:
         """Adds rows of text, a document a row: row `i` is `values[offsets[i]:offsets[i + 1]]`.
 
         Raises:
@@ -639,9 +619,7 @@ class TokenTable:
     def stream(self, *, skip_special_tokens: bool = False) -> TokenStream:
         """Starts an empty text to push ids to. Cost: independent of the table's size."""
 
-    def offsets(
-        self, ids: Sequence[int] | NDArray[np.uint32], text: str
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def offsets(self, ids: Sequence[int] | _Ids, text: str) -> tuple[_Longs, _Longs]:
         """Start and end of each id in `text`, in bytes and in code points, (T, 2) each. Cost: O(bytes).
 
         A space that the tokenizer puts before every text counts as nothing.
@@ -686,12 +664,12 @@ class CpuModel:
 
     def run(
         self,
-        token_ids: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        slot_mapping: NDArray[np.int64],
+        token_ids: _Longs,
+        positions: _Longs,
+        slot_mapping: _Longs,
         query_start: NDArray[np.int32],
         block_tables: NDArray[np.int32],
-        logits_indices: NDArray[np.int64],
+        logits_indices: _Longs,
         logits: NDArray[np.float32],
     ) -> None:
         """Runs a step with the arrays of a `StepPlan`: writes the cache, and `logits` (S, V) for ascending indices.
@@ -706,6 +684,26 @@ class CpuModel:
     @property
     def num_threads(self) -> int:
         """Threads that share a step, the calling thread included."""
+
+@final
+class TrainingAttention:
+    """Causal attention in training on a CPU, over sequences side by side, for contiguous tensors in fp32 or bf16.
+
+    `sizes` holds the numbers of query and key heads, and a head's width; `starts` the first token of each sequence,
+    then the number of tokens; `rotation` cosines and sines in fp32, one for each pair of a token's channels, or None.
+
+    Raises:
+        InvalidArgumentError: Sizes contradict each other, or the kernel cannot read a tensor.
+    """
+
+    def __new__(
+        cls, sizes: tuple[int, int, int], scale: float, starts: Sequence[int], rotation: object, num_threads: int
+    ) -> TrainingAttention: ...
+    def forward(self, joined: object, mixed: object, logsumexp: object) -> None:
+        """Writes output and logarithms of sums, (T, H), for queries, keys and values, (T, (H + 2K) D), without GIL."""
+
+    def backward(self, joined: object, kept: tuple[object, object], gradient: object, to_joined: object) -> None:
+        """Writes the gradient of `joined` for that of the output; `kept` holds what `forward` wrote."""
 
 def instruction_sets() -> list[str]:
     """Returns the instruction sets that this machine has and the kernels are compiled for, best last."""
@@ -729,7 +727,7 @@ def pack_rows(scheme: str, blocks: NDArray[np.uint8], cols: int, packed: NDArray
         InvalidArgumentError: If sizes contradict each other, or a scale is not a finite number.
     """
 
-def unpack_rows(scheme: str, packed: NDArray[np.uint8], rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+def unpack_rows(scheme: str, packed: NDArray[np.uint8], rows: _Longs, out: NDArray[np.float32]) -> None:
     """Writes the values of some rows into `out` (N, columns), with the bits of the scheme's own definition in fp32.
 
     Raises:

@@ -1,5 +1,6 @@
 //! Tests of `llm_core::kernels`: the thread team, and every instruction set against a naive decoder.
 
+mod attention;
 mod reference;
 mod table;
 

@@ -5,14 +5,17 @@
 //! length of a reduction fixes its order; batch size, threads and step never do.
 //!
 //! From the bottom up: `simd`, `memory` and `threads`; `row_ops` and `product` for one operation; `spec`, `step`, `cache`
-//! and `buffers` for the data of a step; `phases` for a layer's parts in turn; `cpu_model` for callers.
+//! and `buffers` for the data of a step; `phases` for a layer's parts in turn; `cpu_model` for callers. `attention` trains,
+//! on the threads of `openmp`.
 #![expect(unsafe_code, reason = "vector instructions, memory that PyTorch owns, and buffers split among threads")]
 #![expect(clippy::needless_range_loop, reason = "loops over register tiles are clearest with indices")]
 
+mod attention;
 mod buffers;
 mod cache;
 mod cpu_model;
 mod memory;
+mod openmp;
 mod phases;
 mod product;
 mod row_ops;
@@ -21,6 +24,8 @@ mod spec;
 mod step;
 mod threads;
 
+pub use attention::problem::{AttentionRule, CausalAttention, HEAD_MULTIPLE, Kept, Rotation};
+pub use attention::rows::{Bf16, Number};
 pub use cache::{CacheLayer, CachePart, CacheShape};
 pub use cpu_model::CpuModel;
 pub use memory::{Dtype, Format, Matrix};

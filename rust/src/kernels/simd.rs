@@ -408,36 +408,37 @@ impl Simd for Avx512 {
     }
 }
 
-/// Compiles a kernel over [`Simd`] for every instruction set, behind a function that takes the set as first argument.
+/// Compiles a kernel over [`Simd`] for every instruction set, behind a function that takes the set as first argument. The
+/// kernel may have a second type parameter.
 macro_rules! dispatch {
-    ($(#[$doc:meta])* $vis:vis unsafe fn $name:ident = $kernel:ident($($arg:ident: $type:ty),* $(,)?)) => {
+    ($(#[$doc:meta])* $vis:vis unsafe fn $name:ident $(<$number:ident: $bound:path>)? = $kernel:ident($($arg:ident: $type:ty),* $(,)?)) => {
         $(#[$doc])*
         #[inline]
-        $vis unsafe fn $name(isa: $crate::kernels::simd::Isa, $($arg: $type),*) {
+        $vis unsafe fn $name $(<$number: $bound>)? (isa: $crate::kernels::simd::Isa, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
             {
                 use $crate::kernels::simd::{Avx2, Avx512, Isa};
                 #[target_feature(enable = "avx2,fma")]
-                unsafe fn avx2($($arg: $type),*) {
+                unsafe fn avx2 $(<$number: $bound>)? ($($arg: $type),*) {
                     // SAFETY: this function is compiled for AVX2 and FMA; its caller answers for the arguments.
-                    unsafe { $kernel::<Avx2>($($arg),*) }
+                    unsafe { $kernel::<Avx2 $(, $number)?>($($arg),*) }
                 }
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx2,fma")]
-                unsafe fn avx512($($arg: $type),*) {
+                unsafe fn avx512 $(<$number: $bound>)? ($($arg: $type),*) {
                     // SAFETY: this function is compiled for AVX-512; its caller answers for the arguments.
-                    unsafe { $kernel::<Avx512>($($arg),*) }
+                    unsafe { $kernel::<Avx512 $(, $number)?>($($arg),*) }
                 }
                 match isa {
-                    // SAFETY: `CpuModel::new` refuses sets that the machine lacks; the caller answers for the arguments.
+                    // SAFETY: callers refuse sets that the machine lacks; the caller answers for the arguments.
                     Isa::Avx512 | Isa::Avx512Bf16 => return unsafe { avx512($($arg),*) },
-                    // SAFETY: `CpuModel::new` refuses sets that the machine lacks; the caller answers for the arguments.
+                    // SAFETY: callers refuse sets that the machine lacks; the caller answers for the arguments.
                     Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     Isa::Portable => {}
                 }
             }
             let _ = isa;
             // SAFETY: plain Rust runs on every machine; the caller answers for the arguments.
-            unsafe { $kernel::<$crate::kernels::simd::Portable>($($arg),*) }
+            unsafe { $kernel::<$crate::kernels::simd::Portable $(, $number)?>($($arg),*) }
         }
     };
 }

@@ -15,10 +15,10 @@ use crate::kernels::{
 use crate::{Error, Result};
 
 /// The address, shape and type of a PyTorch tensor; each use checks them.
-struct Tensor {
-    address: usize,
+pub(super) struct Tensor {
+    pub(super) address: usize,
     shape: Vec<usize>,
-    dtype: String,
+    pub(super) dtype: String,
     device: String,
     is_contiguous: bool,
 }
@@ -38,8 +38,13 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Tensor {
 }
 
 impl Tensor {
+    /// Returns the number of elements.
+    pub(super) fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
     /// Returns the number format, provided that kernels can read the tensor in place.
-    fn dtype(&self) -> Result<Dtype> {
+    pub(super) fn dtype(&self) -> Result<Dtype> {
         let dtype = match self.dtype.as_str() {
             "torch.float32" => Some(Dtype::F32),
             "torch.bfloat16" => Some(Dtype::Bf16),

@@ -1,6 +1,7 @@
 //! The binding `llm._rust`: converts arguments, releases the GIL, maps errors.
 
 mod answer;
+mod attention;
 mod convert;
 mod corpus;
 mod engine;
@@ -21,6 +22,7 @@ use pyo3::prelude::*;
 fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     answer::register(module)?;
+    attention::register(module)?;
     corpus::register(module)?;
     tokenizer::register(module)?;
     tokenizer_batch::register(module)?;

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from llm.models.context import ForwardContext
 from llm.models.layers import cpu_training
 from llm.models.layers.attention import Attention
+from llm.models.layers.cpu_attention import AttentionShape, KernelAttention, TorchAttention, kernel_suits
 from llm.models.layers.cpu_halves import AttentionHalf, AttentionRules, FeedForwardHalf, FeedForwardRules, NormRule
 from llm.models.layers.cpu_training import Linear
 from llm.models.layers.mlp import ACTIVATIONS, MLP, SwiGLU
@@ -51,11 +52,20 @@ def _is_known(attention: Any, mlp: Any, *norms: Any) -> bool:
 
 
 def _attends_plainly(attention: Attention, context: ForwardContext) -> bool:
-    """Returns whether each token attends to all earlier tokens of its sequence, and sequences are equally long."""
+    """Returns whether each token attends to all earlier tokens of its sequence.
+
+    Sequences must be equally long for PyTorch's kernel; this package's kernel takes any lengths.
+    """
     rule, lengths = attention.rule, context.query_lens
     is_plain = rule.window is None and rule.softcap is None and not rule.dropout and not attention.has_norms
     is_usual = context.cache is None and context.attention_backend in ("auto", "sdpa")
-    return is_plain and is_usual and lengths[0] > 1 and lengths.count(lengths[0]) == len(lengths)
+    is_equal = lengths[0] > 1 and lengths.count(lengths[0]) == len(lengths)
+    return is_plain and is_usual and (is_equal or kernel_suits(attention.head_dim, _dtype()))
+
+
+def _dtype() -> torch.dtype:
+    """Returns the number type of products."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
 
 def _projections(mlp: Any) -> tuple[Any, Any]:
@@ -75,10 +85,12 @@ def _is_watched(layer: nn.Module) -> bool:
 
 def _run(block: Any, states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor:
     attention, mlp = block.attention, block.mlp
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-    counts = (attention.num_heads, attention.num_kv_heads, attention.num_kv_heads)
+    dtype = _dtype()
     norm1, norm2 = (NormRule(norm.eps, type(norm) is RMSNorm) for norm in (block.norm1, block.norm2))
-    rules = AttentionRules(norm1, dtype, len(context.query_lens), counts, attention.rule.scale, rotation)
+    counts = (attention.num_heads, attention.num_kv_heads)
+    shape = AttentionShape(context.query_lens, counts, attention.rule.scale, rotation)
+    suits = kernel_suits(attention.head_dim, dtype)
+    rules = AttentionRules(norm1, dtype, KernelAttention(shape, attention.head_dim) if suits else TorchAttention(shape))
     weights = (attention.qkv_proj.weight, attention.o_proj.weight)
     bias = getattr(block.norm1, "bias", None)
     states = AttentionHalf.apply(rules, states, block.norm1.weight, bias, *weights)  # type: ignore[no-untyped-call]

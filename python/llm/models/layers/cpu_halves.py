@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from llm.models.layers.cpu_training import HAS_ONEDNN, causal_gradients, flash, rms_norm, rms_norm_gradients, rotated
-
-Rotation = tuple[Tensor, Tensor]
+from llm.models.layers.cpu_attention import KernelAttention, TorchAttention
+from llm.models.layers.cpu_training import HAS_ONEDNN, rms_norm, rms_norm_gradients
 
 
 @dataclass(frozen=True)
@@ -54,39 +53,17 @@ class NormRule:
 
 @dataclass(frozen=True)
 class AttentionRules:
-    """What attention does beside products.
+    """What an attention half does beside products.
 
     Attributes:
         norm: Normalization of its rows.
         dtype: Number type of products.
-        num_sequences: Number of sequences, all of the same length.
-        counts: Numbers of query, key and value heads.
-        scale: Factor on the scores.
-        rotation: Cosines and sines of each token's rotation, fp32 `[T, 1, D/2]`, or None.
+        attention: Attention over the products.
     """
 
     norm: NormRule
     dtype: torch.dtype
-    num_sequences: int
-    counts: tuple[int, int, int]
-    scale: float
-    rotation: Rotation | None
-
-    def parts(self, joined: Tensor) -> list[Tensor]:
-        """Returns rotated query, key and value, `[B, heads, T, D]` each, of `[B · T, all heads · D]`."""
-        heads = joined.view(len(joined), sum(self.counts), -1)
-        if self.rotation is not None:
-            heads = rotated(heads, self.rotation, self.counts[0] + self.counts[1])
-        heads = heads.view(self.num_sequences, -1, *heads.shape[1:])
-        return [part.transpose(1, 2) for part in torch.split(heads, list(self.counts), 2)]
-
-    def joined(self, parts: tuple[Tensor, ...]) -> Tensor:
-        """Returns the gradient of `parts`' argument for gradients of its results."""
-        heads = torch.cat([part.transpose(1, 2) for part in parts], 2).flatten(0, 1)
-        if self.rotation is not None:
-            cosine, sine = self.rotation
-            heads = rotated(heads, (cosine, -sine), self.counts[0] + self.counts[1])
-        return heads.flatten(1)
+    attention: KernelAttention | TorchAttention
 
 
 @dataclass(frozen=True)
@@ -161,22 +138,21 @@ class AttentionHalf(Function):
         ctx.rules, (qkv, out) = rules, (weight.to(rules.dtype) for weight in (qkv, out))
         normed, kept = rules.norm.apply(states, norm, bias)
         normed = normed.to(rules.dtype)
-        query, key, value = parts = rules.parts(product(normed, qkv))
-        mixed, logsumexp = flash(query, key, value, rules.scale)
-        ctx.save_for_backward(states, norm, bias, qkv, out, normed, *parts, mixed, logsumexp, *kept)
-        return product_and_sum(mixed.transpose(1, 2).reshape(len(states), -1), out, states)
+        mixed = rules.attention.apply(product(normed, qkv))
+        ctx.num_mixed = len(mixed)
+        ctx.save_for_backward(states, norm, bias, qkv, out, normed, *mixed, *kept)
+        return product_and_sum(rules.attention.output(mixed), out, states)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradients of states and weights."""
         rules = ctx.rules
-        states, norm, bias, qkv, out, normed, query, key, value, mixed, logsumexp, *kept = ctx.saved_tensors
+        states, norm, bias, qkv, out, normed, *kept = ctx.saved_tensors
+        mixed, kept = kept[: ctx.num_mixed], kept[ctx.num_mixed :]
         narrow = gradient.to(rules.dtype)
-        to_out = _weight_gradient(narrow, mixed.transpose(1, 2).reshape(len(states), -1))
-        to_mixed = product(narrow, out.t()).view(rules.num_sequences, -1, *mixed.shape[1::2]).transpose(1, 2)
-        parts = causal_gradients(to_mixed, (query, key, value), (mixed, logsumexp), rules.scale)
-        to_heads = rules.joined(parts)
+        to_out = _weight_gradient(narrow, rules.attention.output(mixed))
+        to_heads = rules.attention.gradients(product(narrow, out.t()), mixed)
         to_normed = product(to_heads, qkv.t()).to(torch.float32)
         to_states, *to_norm = rules.norm.gradients(to_normed, states, (norm, bias), kept)
         return None, to_states.add_(gradient), *to_norm, _weight_gradient(to_heads, normed), to_out
