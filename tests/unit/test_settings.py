@@ -37,7 +37,7 @@ NO_DECLARATION = {
         "serving/startup.py",
     },
     "num_threads": {"cli/tokenizer/bench.py", "cli/tokenizer/train.py", "python/tokenizer.rs", "training/launch.py"}
-    | {"training/resumption.py"}
+    | {"training/resumption.py", "kernels/attention/problem.rs", "python/attention.rs"}
     | {"python/tokenizer_batch.rs", "tokenizer/trainer/mod.rs"},
     "prompt_logprobs": {"inference/outputs.py", "engine/outputs.rs", "python/engine.rs", "serving/parsing.py"}
     | {"serving/protocol/chat.py", "serving/protocol/completions.py"},
