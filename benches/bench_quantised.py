@@ -185,7 +185,7 @@ def speed(file: Path, rounds: int) -> dict[str, Any]:
 
     def run(ids: list[int], count: int) -> float:
         sampling = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
-        return seconds(lambda: model.generate(ids, sampling))
+        return seconds(lambda: model.generate([ids], sampling))
 
     turns = {
         "decode": (NEW, lambda: run(prompt, NEW + 1) - run(prompt, 1), lambda: peer.ask("decode", prompt)),
