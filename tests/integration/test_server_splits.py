@@ -34,8 +34,10 @@ WITHOUT_MARKERS = ("llama3_json", "llama4_pythonic", "json")  # nothing but reas
 THINKS = "<think>Où? 語</think>"
 FORMATS = [name for name, _ in ANSWER_FORMATS]
 TEXT = "Grüße 🙂 aus Zürich, 語 und é語 sind Zeichen."
-OBJECT = '{"größe": ["語", "🙂é"], "n": -12}'
+# What the schema forces, and every other part a text that is free, none of whose tokens fits into what is forced.
+OBJECT = ['{"größe": ["', "語 und 🙂é", '", "', "🙂é語", '"], "n": -12}']
 NUM_CUTS = 3
+NUM_OBJECTS = 8
 SCHEMA = {
     "type": "object",
     "properties": {"größe": {"type": "array", "items": {"type": "string"}}, "n": {"type": "integer"}},
@@ -48,7 +50,7 @@ def spoken(name: str) -> str:
     return THINKS + ("" if name in WITHOUT_MARKERS else "Ich sehe 🙂\n") + CALLS[name]
 
 
-SPOKEN = [*(spoken(name) for name in FORMATS), TEXT, OBJECT]
+SPOKEN = [*(spoken(name) for name in FORMATS), TEXT]
 
 
 def cut(text: str, num_cuts: int, source: random.Random) -> list[bytes]:
@@ -62,8 +64,29 @@ def cut(text: str, num_cuts: int, source: random.Random) -> list[bytes]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Says each text in tokens of a byte or two, and in longer ones."""
     source = random.Random(0)
-    scripts = [cut(text, max(STRIDE - 2 - 25 * n, 8), source) for text in SPOKEN for n in range(NUM_CUTS)]
+    scripts = [
+        cut(text, min(STRIDE - 2, len(text.encode()) - 1) // (n + 1), source)
+        for text in SPOKEN
+        for n in range(NUM_CUTS)
+    ]
+    scripts.append([b"."])  # room for the last answer
     return write_cut(tmp_path_factory.mktemp("checkpoints") / "tiny", scripts)
+
+
+@pytest.fixture(scope="module")
+def object_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Says an object: what is free in tokens of any length, the rest byte by byte, as its tokenizer cuts it."""
+    source = random.Random(0)
+    scripts = [
+        [
+            piece
+            for number, part in enumerate(OBJECT)
+            for piece in cut(part, source.randint(0, 8) if number % 2 else len(part.encode()), source)
+        ]
+        for _ in range(NUM_OBJECTS)
+    ]
+    scripts.append([b"."])
+    return write_cut(tmp_path_factory.mktemp("checkpoints") / "object", scripts)
 
 
 @asynccontextmanager
@@ -216,23 +239,38 @@ def test_stop_strings_and_texts_are_the_same_however_tokens_are_cut(
     asyncio.run(check_all())
 
 
-def test_json_of_a_schema_is_the_same_however_tokens_are_cut(checkpoint: Path) -> None:
-    """Where the schema forces the text, the model's own cut gives way to the tokenizer's, and its text with it."""
+def test_json_of_a_schema_is_the_same_however_tokens_are_cut(object_checkpoint: Path) -> None:
+    text = "".join(OBJECT)
     form = {"type": "json_schema", "json_schema": {"name": "o", "schema": SCHEMA}}
     responses = {"text": {"format": {"type": "json_schema", "name": "o", "schema": SCHEMA}}}
     messages = {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}
 
     async def check(client: httpx.AsyncClient, script: dict[str, Any]) -> None:
-        fields = {"temperature": 0} | script
-        message, finish_reason = await check_chat(client, {"response_format": form} | fields)
-        answer = json.loads(message["content"])
-        assert (list(answer), finish_reason) == (["größe", "n"], "stop")
-        assert not "".join(answer["größe"]).isascii()
-        assert await check_response(client, responses | fields) == [message["content"]]
-        assert (await check_message(client, messages | fields))[0] == [message["content"]]
+        message, finish_reason = await check_chat(client, {"response_format": form} | script)
+        assert (message["content"], finish_reason) == (text, "stop")
+        assert await check_response(client, responses | script) == [text]
+        assert (await check_message(client, messages | script))[0] == [text]
 
     async def check_all() -> None:
-        async with client_of(checkpoint, "none") as client:
-            await asyncio.gather(*(check(client, script) for script in scripts_of(OBJECT)))
+        scripts = [{"chat_template_kwargs": {"script": number}} for number in range(NUM_OBJECTS)]
+        async with client_of(object_checkpoint, "none") as client:
+            await asyncio.gather(*(check(client, script) for script in scripts))
+
+    asyncio.run(check_all())
+
+
+def test_forced_text_in_other_tokens_is_the_same_streamed(tmp_path: Path) -> None:
+    """The model wants other cuts than the tokenizer's for what the schema forces, and gets none of them."""
+    source = random.Random(0)
+    scripts = [[b'{"', *cut("".join(OBJECT)[2:], num_cuts, source)] for num_cuts in (5, 15, 25)]
+    model = write_cut(tmp_path / "other", [*scripts, [b"."]])
+    form = {"type": "json_schema", "json_schema": {"name": "o", "schema": SCHEMA}}
+    fields = {"response_format": form, "temperature": 0, "max_tokens": 60}
+
+    async def check_all() -> None:
+        wanted = [{"chat_template_kwargs": {"script": number}} for number in range(len(scripts))]
+        async with client_of(model, "none") as client:
+            answers = await asyncio.gather(*(check_chat(client, fields | script) for script in wanted))
+        assert [message["content"][:11] for message, _ in answers] == ['{"größe": ['] * len(scripts)
 
     asyncio.run(check_all())
