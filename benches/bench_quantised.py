@@ -8,9 +8,9 @@ threads that `OMP_NUM_THREADS` says.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from benches.peers.environments import python_of
-from tests.fetch_data import CACHE
 
 from llm import LLM, SamplingParams
 from llm._rust import instruction_sets
@@ -27,6 +25,13 @@ from llm.export import export
 from llm.inference import EngineConfig
 from llm.inference.runners.base import Step
 from llm.models import DecoderModel, ForwardContext, positions_of
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benches" / "peers")]
+
+from environments import ALL, python_of  # noqa: E402 - after the folders are in the path
+from serving_report import facts, load_average  # noqa: E402
+from tests.fetch_data import CACHE  # noqa: E402
 
 SOURCE = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf"
 RESULTS = Path(__file__).parent / "results" / "quantised.json"
@@ -210,17 +215,21 @@ def main() -> None:
     parser.add_argument("--files", default="Q4_1,Q4_K_M,Q6_K,Q8_0")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    if python_of("llama-cpp") is None:
+        parser.error("llama.cpp has no environment\nhint: python benches/peers/environments.py llama-cpp")
     text = arguments.text.read_bytes()[:NUM_BYTES].decode("utf-8", "ignore")
     result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"files": {}}
-    result["machine"] = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "set": instruction_sets()[-1]}
+    settings = {"threads": torch.get_num_threads(), "instructions": instruction_sets()[-1], "peer": ALL["llama-cpp"][0]}
     for name in arguments.files.split(","):
         file = made(name, arguments.place)
         row = result["files"].setdefault(name, {"bytes": file.stat().st_size})
         if arguments.only != "speed":
             row["scores"] = scores(file, text)
         if arguments.only != "scores":
-            row["speed"] = speed(file, arguments.rounds)
+            load = load_average()
+            row["speed"] = speed(file, arguments.rounds) | {"load average before": round(load, 2)}
         print(name, json.dumps(row), flush=True)
+        result |= facts("python benches/bench_quantised.py TEXT", settings, [load_average()])
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
