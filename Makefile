@@ -181,6 +181,8 @@ test-wheel: wheel ## Install the wheel into an empty environment and try it
 
 lint: $(STAMPS)/lint lint-files docs ## Formatters, linters, type checkers, the stub, workflows, Dockerfiles and docs
 	$(STEP) "cargo fmt" bash -c 'cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml'
+	$(STEP) "lock files of cargo" bash -c 'for manifest in Cargo.toml fuzz/Cargo.toml; do \
+		cargo metadata --locked --format-version 1 --manifest-path $$manifest >/dev/null || exit 1; done'
 	$(STEP) "cargo clippy" cargo clippy --all-targets -- -D warnings
 	$(STEP) "cargo clippy with the binding" cargo clippy --all-targets --features python -- -D warnings
 	$(STEP) "ruff" bash -c '$(BIN)/ruff format --check . && $(BIN)/ruff check .'
