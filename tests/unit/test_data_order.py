@@ -115,3 +115,13 @@ def test_the_ids_of_all_batches_are_logged_on_request(tmp_path) -> None:
     loader.log_file = tmp_path / "ids.jsonl"
     loader.part(3, 1)
     assert loader.log_file.read_text() == f'{{"position": 12, "part": 1, "ids": {loader.sample_ids(3, 1).tolist()}}}\n'
+
+
+def test_samples_are_the_order_s_own_whatever_was_looked_up_before() -> None:
+    dataset = SyntheticDataModule(700, context_length=4).train_dataset()
+    loader, order = BatchLoader(dataset, 12, SEED, 2), GlobalOrder([700], SEED)
+    for step in (0, 1, 84, 85, 86, 400, 2):  # a look-up ends within step 85
+        found = np.concatenate([loader.sample_ids(step, 1), loader.sample_ids(step, 0)])
+        assert np.array_equal(found, order.at(np.r_[step * 12 + 6 : step * 12 + 12, step * 12 : step * 12 + 6])), step
+    loader.restore(loader.state(7), 2)
+    assert np.array_equal(loader.sample_ids(2, 0), order.at(np.arange(84, 90)))

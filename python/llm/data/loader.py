@@ -14,6 +14,9 @@ from llm.data.order import GlobalOrder, StoredOrder
 from llm.errors import DataError
 from llm.settings.run import TrainingConfig
 
+# Samples that are looked up in the order at a time: one look-up of a small batch takes as long as one of hundreds.
+_LOOKED_UP = 1024
+
 
 class BatchLoader:
     """Finds the samples of any optimizer step in O(1), so resuming does not iterate over earlier samples.
@@ -44,6 +47,7 @@ class BatchLoader:
         self.log_file: Path | None = None
         self._order: GlobalOrder | StoredOrder = GlobalOrder(dataset.sizes, seed, dataset.weights)
         self._origin = 0  # the position of step 0, had all steps this batch size
+        self._window = (0, np.empty(0, np.int64))  # a position, and the numbers of the samples from there on
 
     @classmethod
     def for_training(cls, dataset: Dataset, settings: TrainingConfig, world_size: int) -> "BatchLoader":
@@ -79,6 +83,7 @@ class BatchLoader:
         Raises:
             CheckpointError: The state is of other sources.
         """
+        self._window = (0, np.empty(0, np.int64))
         if not state:
             self._order = StoredOrder(len(self.dataset), self.seed, self.batch_size)
             return
@@ -93,7 +98,13 @@ class BatchLoader:
         """Returns the numbers of the samples in part `idx` of the batch of `step`; both count from 0."""
         start = self._origin + step * self.batch_size
         first, last = (start + edge * self.batch_size // self.parts for edge in (idx, idx + 1))
-        return self._order.at(np.arange(first, last))
+        if isinstance(self._order, StoredOrder):
+            return self._order.at(np.arange(first, last))
+        begin, numbers = self._window
+        if first < begin or last > begin + len(numbers):
+            begin, numbers = first, self._order.at(np.arange(first, max(last, first + _LOOKED_UP)))
+            self._window = (begin, numbers)
+        return numbers[first - begin : last - begin].copy()
 
     def part(self, step: int, idx: int) -> Batch:
         """Returns part `idx` of the batch of `step`; both count from 0."""

@@ -230,8 +230,9 @@ class TrainingEngine:
             with self.parallel.gradient_sync(last=idx == len(parts) - 1):
                 with autocast(self.distributed.device, self.dtype), record_function("forward"):
                     loss = self.task.loss_sum(self.parallel.module, part.to(self.distributed.device)) / num_targets
-                share, objective = self.task.count_targets(part) / num_targets, loss
-                for name, (weight, value) in self.task.auxiliary_losses(self.model).items():
+                objective, additions = loss, self.task.auxiliary_losses(self.model)
+                share = self.task.count_targets(part) / num_targets if additions else 0.0
+                for name, (weight, value) in additions.items():
                     objective = objective + share * weight * value
                     further[name] = further.get(name, 0.0) + share * float(value.detach())
                 # DDP averages over processes, but each loss is a share of a global mean, so the losses must be summed.

@@ -16,6 +16,7 @@ from llm.training.distributed import Distributed
 from llm.training.metrics import StepMetrics
 from llm.training.utilization import memory_bytes, peak_flops
 
+_MEMORY_AGE_S = 0.1  # steps of small models take less time than memory does to change
 _SMOOTHING = 0.05  # weight of the newest loss once there are 20
 
 
@@ -45,6 +46,8 @@ class Meter:
         self._first_step = 0
         self._started = time.perf_counter()
         self._window = (self._started, 0.0)
+        self._memory_bytes: int | None = None
+        self._memory_read = -math.inf
 
     @classmethod
     def of(
@@ -108,8 +111,13 @@ class Meter:
             elapsed_s=self._earlier_s + now - self._started,
             eta_s=self._eta_s(metrics.step, now),
             mfu=speed * self._flops_per_target / self._peak if self._flops_per_target and self._peak else None,
-            memory_bytes=memory_bytes(self.device),
+            memory_bytes=self._memory(now),
         )
+
+    def _memory(self, now: float) -> int | None:
+        if now - self._memory_read > _MEMORY_AGE_S:
+            self._memory_bytes, self._memory_read = memory_bytes(self.device), now
+        return self._memory_bytes
 
     def _smoothed(self, metrics: StepMetrics) -> float:
         """A plain mean of the first steps turns into a moving average."""

@@ -126,8 +126,10 @@ class LanguageModelingTask(Task):
 
     def count_bytes(self, batch: TokenBatch) -> int:
         """Returns the number of bytes of labels that are not ignored; special tokens count as 0 bytes."""
+        if not len(self._byte_lengths):
+            return 0
         labels = batch.labels[batch.labels != IGNORED_LABEL].cpu()
-        return int(self._byte_lengths[labels].sum()) if len(self._byte_lengths) else 0
+        return int(self._byte_lengths[labels].sum())
 
     def loss_sum(self, model: nn.Module, batch: TokenBatch) -> Tensor:
         """Returns the summed cross-entropy in nats, and keeps the tokens' own losses as `token_losses`."""
