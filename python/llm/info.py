@@ -23,7 +23,7 @@ from llm.models.gguf.types import TYPES
 from llm.models.hf import agreed, empty_model, own_dtype
 from llm.models.layers.packed import PackedPart
 from llm.models.packing import packable, parts_of
-from llm.models.tensor_files import open_tensors
+from llm.models.quantised import open_weights
 from llm.settings.model import ModelConfig
 from llm.tokenization.describe import pattern_fact
 
@@ -43,7 +43,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, str]:
     if not checkpoint.is_decoder:
         return facts | {"architecture": str(checkpoint.architecture)}
     is_directory = any(checkpoint.path.glob("*.safetensors"))
-    tensors = open_tensors(checkpoint.path) if is_directory else {}
+    tensors = open_weights(checkpoint.path, values) if is_directory else {}
     config, _ = agreed(checkpoint.config, tensors, family_named(values))
     own = own_dtype(values, tensors)
     if own not in DTYPES:

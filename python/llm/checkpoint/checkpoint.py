@@ -16,6 +16,7 @@ from llm.errors import CheckpointError
 from llm.models import DecoderModel, RegressionModel
 from llm.models.families import family_named
 from llm.models.gguf import GGUFModel, read_config
+from llm.models.quantised import open_weights
 from llm.models.tensor_files import OnDisk, open_tensors
 from llm.settings.model import ModelConfig
 from llm.settings.sampling import GREEDY, SamplingParams
@@ -159,4 +160,4 @@ class Checkpoint(os.PathLike[str]):
             return opened.config, opened.tensors
         if not (self.path / "config.json").is_file():
             raise CheckpointError(f"no config.json in {self.path}\nhint: pass a checkpoint directory or a .gguf file")
-        return self.values, open_tensors(self.path)
+        return self.values, open_weights(self.path, self.values)

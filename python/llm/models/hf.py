@@ -13,6 +13,7 @@ from torch import Tensor
 from llm.errors import CheckpointError, LLMWarning
 from llm.models.decoder import DecoderModel
 from llm.models.families import Family, Piece, family_named, family_of
+from llm.models.quantised import QuantisedTensor
 from llm.models.tensor_files import OnDisk
 from llm.settings.model import ModelConfig
 
@@ -236,6 +237,14 @@ def check_type(name: str, tensor: OnDisk) -> None:
         )
 
 
+def _is_spare_bias(name: str, tensors: Mapping[str, OnDisk] | Mapping[str, Tensor]) -> bool:
+    """Whether a bias adds nothing: quantizers store zeros for layers that have none."""
+    tensor, weight = tensors[name], tensors.get(name.removesuffix("bias") + "weight")
+    if not name.endswith(".bias") or not isinstance(weight, QuantisedTensor) or isinstance(tensor, Tensor):
+        return False
+    return not bool(tensor.load().any())
+
+
 def check_shapes(
     tensors: Mapping[str, OnDisk] | Mapping[str, Tensor],
     state: Mapping[str, Tensor],
@@ -256,6 +265,8 @@ def check_shapes(
     problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
         if (name == TIED and config.tie_word_embeddings) or re.fullmatch(family.ignored, name):
+            continue
+        if name not in expected and _is_spare_bias(name, tensors):
             continue
         if name not in expected:
             problems.append(f"unexpected {name} {list(tensor.shape)}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm.errors import CheckpointError
+from llm.models.quantised.scheme import scheme_of
 
 _FLAGS = (
     "attention_bias",
@@ -21,19 +22,12 @@ _LARGEST = 2**31 - 1
 
 
 def check_values(values: Mapping[str, Any]) -> None:
-    """Rejects quantized weights, flags that are no booleans, and numbers out of range, before a family reads them.
+    """Rejects unknown schemes, flags that are no booleans and numbers out of range, before a family reads them.
 
     Raises:
-        CheckpointError: A quantization scheme, a flag that is no boolean, a number that is not finite or far too large.
+        CheckpointError: An unknown scheme, a flag that is no boolean, a number that is not finite or far too large.
     """
-    scheme = values.get("quantization_config")
-    if scheme:
-        name = scheme.get("quant_method") or scheme.get("quant_algo") if isinstance(scheme, Mapping) else None
-        raise CheckpointError(
-            f"config.json says that the weights are quantized by {name or 'an unnamed scheme'} "
-            "(`quantization_config`), which this package does not read\n"
-            "hint: use the unquantized checkpoint, or a GGUF file"
-        )
+    scheme_of(values)
     for key, value in values.items():
         if key in _FLAGS and not isinstance(value, bool | None):
             raise CheckpointError(f"`{key}` must be true or false in config.json, got {value!r}")

@@ -1,0 +1,220 @@
+"""Quantised Hugging Face directories: every format's values, what config and tensors say, and bad files."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llm import LLM
+from llm.checkpoint import Checkpoint
+from llm.errors import CheckpointError
+from llm.models.quantised import joined, scheme_of
+from llm.models.quantised.scheme import Scheme
+from llm.models.tensor_files import TensorFiles
+from llm.settings.sampling import SamplingParams
+from llm.tokenization import BPETokenizer
+from tests.quantised_checkpoints import FORMATS, change_config, compressed, gptq, write_pair
+
+Q_PROJ = "model.layers.0.self_attn.q_proj"
+
+
+def load(directory: Path) -> dict[str, Tensor]:
+    return Checkpoint(directory).model("float32").state_dict()
+
+
+def message_of(directory: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load(directory)
+    return str(caught.value)
+
+
+def change(directory: Path, **changes: Tensor | None) -> None:
+    """Replaces or removes tensors of the first query projection."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    for leaf, tensor in changes.items():
+        if tensor is None:
+            del tensors[f"{Q_PROJ}.{leaf}"]
+        else:
+            tensors[f"{Q_PROJ}.{leaf}"] = tensor
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_values_are_those_of_the_definition(tmp_path: Path, name: str) -> None:
+    write_pair(tmp_path, FORMATS[name])
+    wanted, found = load(tmp_path / "plain"), load(tmp_path / "quantised")
+    assert wanted.keys() == found.keys()
+    for key, tensor in wanted.items():
+        assert torch.equal(found[key], tensor), key
+
+
+@pytest.mark.parametrize("name", ["gptq act-order", "awq", "w8a8"])
+def test_answers_are_those_of_the_unpacked_model(tmp_path: Path, tiny_tokenizer: BPETokenizer, name: str) -> None:
+    write_pair(tmp_path, FORMATS[name], tiny_tokenizer, tie_word_embeddings=name == "awq")
+    texts = [
+        LLM(tmp_path / which, dtype="float32").generate("To be", SamplingParams(max_tokens=12, temperature=0)).text
+        for which in ("plain", "quantised")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_a_first_format_borrows_between_zero_points(tmp_path: Path) -> None:
+    # A zero point of 0 is stored as 15 and borrows from the next, so adding one to a word carries it back.
+    write_pair(tmp_path, gptq())
+    file = tmp_path / "quantised" / "model.safetensors"
+    zeros = load_file(file)[f"{Q_PROJ}.qzeros"]
+    change(tmp_path / "quantised", qzeros=torch.full_like(zeros, -0x11111111))  # every zero point is 0
+    weight = load(tmp_path / "quantised")["layers.0.attention.qkv_proj.weight"][:128]
+    assert bool((weight >= 0).all())
+    assert bool((weight > 0).any())
+
+
+def test_mxfp4_experts_are_those_of_the_specification(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    blocks = torch.randint(0, 256, (2, 6, 3, 16), dtype=torch.uint8)
+    scales = torch.randint(100, 140, (2, 6, 3), dtype=torch.uint8)
+    save_file({"experts.down_proj_blocks": blocks, "experts.down_proj_scales": scales}, tmp_path / "model.safetensors")
+    found = joined(Scheme("mxfp4"), TensorFiles(tmp_path))["experts.down_proj"]
+    values = found.load(torch.float32)
+    assert values.shape == (2, 96, 6)
+    magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    for expert, row, col in [(0, 0, 0), (0, 5, 95), (1, 3, 33), (1, 2, 64)]:
+        byte = int(blocks[expert, row, col // 32, col % 32 // 2])
+        code = byte >> 4 if col % 2 else byte & 15
+        wanted = math.ldexp(magnitudes[code & 7], int(scales[expert, row, col // 32]) - 127)
+        assert float(values[expert, col, row]) == (-wanted if code & 8 else wanted)
+
+
+def test_eight_bit_floats_are_scaled(tmp_path: Path) -> None:
+    write_pair(tmp_path, compressed(8, 0, form="int-quantized"))
+    values = torch.linspace(-2, 2, 128 * 128).view(128, 128).to(torch.float8_e4m3fn)
+    scales = torch.linspace(0.5, 1.5, 128, dtype=torch.bfloat16).view(128, 1)
+    change(tmp_path / "quantised", weight=values, weight_scale=scales)
+    found = load(tmp_path / "quantised")["layers.0.attention.qkv_proj.weight"][:128]
+    assert torch.equal(found, (values.to(torch.bfloat16) * scales).float())
+
+
+def test_zeros_stored_as_a_bias_are_not_the_models(tmp_path: Path) -> None:
+    write_pair(tmp_path, gptq())
+    change(tmp_path / "quantised", bias=torch.zeros(128))
+    wanted, found = load(tmp_path / "plain"), load(tmp_path / "quantised")
+    assert wanted.keys() == found.keys()
+    change(tmp_path / "quantised", bias=torch.ones(128))
+    assert f"unexpected {Q_PROJ}.bias [128]" in message_of(tmp_path / "quantised")
+
+
+def nan_at_one(tensor: Tensor) -> Tensor:
+    tensor.view(-1)[5] = math.nan
+    return tensor
+
+
+BROKEN: dict[str, tuple[str, str, Callable[[Tensor], Tensor | None], str]] = {
+    "no scales": ("gptq", "scales", lambda old: None, "lacks scales"),
+    "codes of another width": ("gptq", "qweight", lambda old: old.long(), "qweight of type I64, which must be I32"),
+    "codes no matrix": (
+        "gptq",
+        "qweight",
+        lambda old: old.flatten(),
+        "qweight of shape [2048], which must be a matrix",
+    ),
+    "fewer scales": ("gptq", "scales", lambda old: old[:2].clone(), "scales of shape [2, 128], which must be [4, 128]"),
+    "scales that are whole": ("awq", "scales", lambda old: old.int(), "scales of type I32"),
+    "zero points cut": ("gptq", "qzeros", lambda old: old[:, :5].clone(), "5 words of zero points for 128 outputs"),
+    "short order": ("gptq act-order", "g_idx", lambda old: old[:100].clone(), "g_idx of shape [100]"),
+    "order too high": ("gptq act-order", "g_idx", lambda old: old + 1, "columns of group 4; groups must be 0 to 3"),
+    "order below": ("gptq act-order", "g_idx", lambda old: old - 1, "columns of group -1"),
+    "scale not a number": ("gptq", "scales", nan_at_one, f"NaN or infinity in:\n  {Q_PROJ}.weight"),
+    "AWQ of other words": ("awq", "qzeros", lambda old: old[:, :8].clone(), "qzeros of shape [4, 8]"),
+    "absurd shape": ("w4a16", "weight_shape", lambda old: old * 2**40, "weight_shape"),
+    "negative shape": ("w4a16", "weight_shape", lambda old: -old, "weight_shape [-128, -128]"),
+    "no shape": ("w4a16", "weight_shape", lambda old: None, "lacks weight_shape"),
+    "scale infinite": ("w8a8", "weight_scale", lambda old: old / 0, f"infinity in:\n  {Q_PROJ}.weight"),
+    "scales of other rows": ("w8a8", "weight_scale", lambda old: old[:7].clone(), "weight_scale [7, 1]"),
+    "zero points of other groups": (
+        "w4a16 asymmetric",
+        "weight_zero_point",
+        lambda old: old[:, :2].clone(),
+        "weight_zero_point of shape [16, 2], which must be [16, 4]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_tensor_is_named(tmp_path: Path, case: str) -> None:
+    name, leaf, broken, said = BROKEN[case]
+    write_pair(tmp_path, FORMATS[name], num_hidden_layers=1)
+    directory = tmp_path / "quantised"
+    old = load_file(directory / "model.safetensors")[f"{Q_PROJ}.{leaf}"]
+    change(directory, **{leaf: broken(old)})
+    message = message_of(directory)
+    assert said in message
+    assert Q_PROJ in message
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "w4a16"])
+def test_a_group_size_that_the_tensors_contradict_is_refused(tmp_path: Path, name: str) -> None:
+    write_pair(tmp_path, FORMATS[name], num_hidden_layers=1)
+    config = dict(FORMATS[name].config)
+    if "group_size" in config:
+        config["group_size"] = 16
+    else:
+        config["config_groups"] = compressed(group=16).config["config_groups"]
+    change_config(tmp_path / "quantised", quantization_config=config)
+    assert "4 bits for 128 inputs, config.json says 4 bits in groups of 16" in message_of(tmp_path / "quantised")
+
+
+def test_groups_that_the_config_sets_by_module_are_read_from_the_tensors(tmp_path: Path) -> None:
+    write_pair(tmp_path, gptq(bits=8, group=64), num_hidden_layers=1)
+    config = gptq().config | {"dynamic": {"+:.*": {"bits": 8, "group_size": 64}}}
+    change_config(tmp_path / "quantised", quantization_config=config)
+    wanted, found = load(tmp_path / "plain"), load(tmp_path / "quantised")
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_plain_weights_under_a_quantised_config_are_refused(tmp_path: Path) -> None:
+    write_pair(tmp_path, gptq(), num_hidden_layers=1)
+    change_config(tmp_path / "plain", quantization_config=gptq().config)
+    assert "no tensor of this scheme is there" in message_of(tmp_path / "plain")
+
+
+def test_a_torn_file_is_named(tmp_path: Path) -> None:
+    write_pair(tmp_path, gptq(), num_hidden_layers=1)
+    file = tmp_path / "quantised" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "is truncated or not a safetensors file" in message_of(tmp_path / "quantised")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"quant_method": "fp8"}, "quantized by fp8"),
+        ({"quant_method": ["gptq"]}, "quantized by"),
+        ([4], "an unnamed scheme"),
+        (
+            {"quant_method": "gptq", "bits": 3, "group_size": 128},
+            "`quantization_config.bits` must be one of 4, 8, got 3",
+        ),
+        ({"quant_method": "gptq", "bits": True, "group_size": 128}, "`quantization_config.bits` must be"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 0}, "`quantization_config.group_size` must be positive"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 2**70}, "`quantization_config.group_size` must be positive"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "must be one of 'gptq', 'gptq_v2'"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "`quantization_config.version` must be one of 'gemm'"),
+        ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "`quantization_config.format`"),
+        ({"quant_method": "compressed-tensors", "config_groups": {}}, "must say how weights are quantized"),
+        ({"quant_method": "compressed-tensors", "config_groups": [1]}, "has a value of the wrong type"),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": {"strategy": "block"}}}},
+            "`config_groups.a.weights.strategy` must be one of",
+        ),
+    ],
+)
+def test_schemes_that_are_not_read_are_named(config: Any, said: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        scheme_of({"quantization_config": config})
+    assert said in str(caught.value)
