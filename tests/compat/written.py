@@ -52,6 +52,33 @@ FAMILY_VALUES: dict[str, dict[str, Any]] = {
         "topk_group": 2,
     },
 }
+YARN = {"rope_type": "yarn", "rope_theta": 5e4, "factor": 4.0, "original_max_position_embeddings": 24}
+WINDOWS = {"num_hidden_layers": 5, "sliding_window": 8}
+# Families whose scalings are those of the ones above.
+PLAIN: dict[str, dict[str, Any]] = {
+    "gemma": {"head_dim": 16, "hidden_act": "gelu_pytorch_tanh"},
+    "gemma3_text": WINDOWS | {"head_dim": 16, "sliding_window_pattern": 3, "hidden_act": "gelu_pytorch_tanh"},
+    "phi3": {"sliding_window": 9},
+    "smollm3": {"num_hidden_layers": 5},
+    "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 6.0},
+    "olmo2": {},
+    "olmo3": WINDOWS,
+    "seed_oss": {"head_dim": 16},
+    "ministral3": {"head_dim": 16, "rope_parameters": YARN | {"llama_4_scaling_beta": 0.3}},
+    "ernie4_5": {"head_dim": 16},
+    "glm4": {"head_dim": 16},
+    "stablelm": {"partial_rotary_factor": 0.5, "use_qkv_bias": True},
+    "cohere2": WINDOWS | {"logit_scale": 0.3},
+    "exaone4": WINDOWS,
+    "gpt_oss": {
+        "head_dim": 16,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "sliding_window": 7,
+        "rope_parameters": YARN | {"truncate": False},
+    },
+    "deepseek_v3": FAMILY_VALUES["deepseek_v2"] | {"topk_method": "noaux_tc", "norm_topk_prob": True},
+}
 ORIGINAL = {"original_max_position_embeddings": 24}
 
 
@@ -81,6 +108,8 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
         pairs = own.get("qk_rope_head_dim", own.get("head_dim", 12)) // 2
         for kind, scaling in scalings(pairs).items():
             yield f"{family}-{kind}", values | {"rope_parameters": {"rope_type": kind, "rope_theta": 5e4, **scaling}}
+    for family, own in PLAIN.items():
+        yield family, SMALL | own | {"model_type": family}
 
 
 @torch.no_grad()

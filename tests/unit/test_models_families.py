@@ -41,6 +41,15 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 24}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
+FIVE = SMALL | {"num_hidden_layers": 5, "hidden_size": 64}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.5,
+    "short_factor": [1.0, 1.5, 2.0],
+    "long_factor": [1.5, 2.5, 4.0],
+}
 GPT2 = {
     "vocab_size": VOCABULARY,
     "n_embd": 48,
@@ -90,6 +99,72 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", HEAD_16 | {"query_pre_attn_scalar": 24, "sliding_window": 8, "attn_logit_softcapping": 5.0}),
     "deepseek_v2": ("deepseek_v2", DEEPSEEK),
     "deepseek_v2 lite": ("deepseek_v2", DEEPSEEK | {"q_lora_rank": None}),
+    "deepseek_v3": (
+        "deepseek_v3",
+        DEEPSEEK | {"n_group": 3, "topk_group": 2, "norm_topk_prob": True, "rope_parameters": YARN | {"mscale": 1.0}},
+    ),
+    "gemma": ("gemma", HEAD_16),
+    "gemma3_text": ("gemma3_text", FIVE | {"head_dim": 16, "query_pre_attn_scalar": 24, "layer_types": MIXED}),
+    "gemma3_text scaled": (
+        "gemma3_text",
+        FIVE
+        | {
+            "head_dim": 16,
+            "layer_types": MIXED,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e4},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+            },
+        },
+    ),
+    "phi3": ("phi3", SMALL | {"sliding_window": 11}),
+    "phi3 partial longrope": (
+        "phi3",
+        SMALL
+        | {
+            "original_max_position_embeddings": 8,
+            "partial_rotary_factor": 0.5,
+            "rope_parameters": LONGROPE,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "smollm3": ("smollm3", FIVE | {"no_rope_layer_interval": 3}),
+    "granite": (
+        "granite",
+        SMALL
+        | {
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.11,
+            "logits_scaling": 6.0,
+            "attention_bias": True,
+        },
+    ),
+    "olmo2": ("olmo2", SMALL),
+    "olmo3": ("olmo3", FIVE | {"sliding_window": 7, "rope_parameters": {"full_attention": YARN}}),
+    "seed_oss": ("seed_oss", SMALL | {"head_dim": 16, "attention_out_bias": True, "mlp_bias": True}),
+    "ministral3": (
+        "ministral3",
+        HEAD_16 | {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 8}},
+    ),
+    "ernie4_5": ("ernie4_5", HEAD_16 | {"use_bias": True}),
+    "glm4": ("glm4", HEAD_16),
+    "stablelm": ("stablelm", SMALL | {"partial_rotary_factor": 0.5, "use_qkv_bias": True}),
+    "stablelm parallel": ("stablelm", SMALL | {"partial_rotary_factor": 0.5, "use_parallel_residual": True}),
+    "cohere2": ("cohere2", FIVE | {"sliding_window": 7, "logit_scale": 0.3}),
+    "exaone4": ("exaone4", FIVE | {"sliding_window": 7, "sliding_window_pattern": 3}),
+    "exaone4 without window": ("exaone4", SMALL | {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+    "gpt_oss": (
+        "gpt_oss",
+        HEAD_16
+        | {
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "sliding_window": 7,
+            "swiglu_limit": 1.5,
+            "rope_parameters": YARN | {"truncate": False},
+        },
+    ),
 }
 LENGTH = 40
 

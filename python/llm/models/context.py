@@ -44,6 +44,7 @@ class ForwardContext:
         cache: Paged keys and values; None in training, where a sequence attends only to itself.
         attention_backend: Backend for attention without a cache: a name in `layers.attend.BACKENDS`, or `auto`.
         targets: Labels whose log-probabilities the pass returns instead of logits; None returns logits.
+        query_scale: fp32 `[T, 1, 1]`: factor on each token's queries; None means 1. The model sets it.
     """
 
     query_lens: tuple[int, ...]
@@ -52,6 +53,7 @@ class ForwardContext:
     cache: PagedCache | None = None
     attention_backend: str = "auto"
     targets: Targets | None = None
+    query_scale: Tensor | None = None
 
     @classmethod
     def for_sequences(

@@ -1,8 +1,10 @@
 """The decoder-only transformer; training and serving use the same module."""
 
 import math
+from dataclasses import replace
 from typing import cast
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -12,7 +14,7 @@ from llm.models.layers.attention import Attention
 from llm.models.layers.cpu_block import train_block
 from llm.models.layers.moe import MoE
 from llm.models.layers.norm import add_norm
-from llm.models.layers.rotary import PositionEncoding, Rotation
+from llm.models.layers.rotary import PositionEncoding, Rotation, query_scale
 from llm.models.logprobs import Targets, token_logprobs
 from llm.registry import registry
 from llm.settings.model import ModelConfig
@@ -29,10 +31,11 @@ class TransformerBlock(nn.Module):
         super().__init__()
         norm = registry.get("norm", config.norm)
         mlp = "swiglu" if config.mlp == "moe" and layer_idx in config.dense_layers else config.mlp
-        self.placement = config.norm_placement
+        self.placement, self.is_parallel = config.norm_placement, config.parallel_block
+        self.multiplier = config.residual_multiplier
         self.norm1 = norm(config.hidden_size, config.rms_norm_eps)
         self.attention = registry.get("attention", config.attention)(config, layer_idx)
-        self.norm2 = norm(config.hidden_size, config.rms_norm_eps)
+        self.norm2 = nn.Identity() if self.is_parallel else norm(config.hidden_size, config.rms_norm_eps)
         self.mlp = registry.get("mlp", mlp)(config, layer_idx)
         if config.norm_placement == "both":
             self.post_norm1 = norm(config.hidden_size, config.rms_norm_eps)
@@ -41,21 +44,33 @@ class TransformerBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor:
         """Maps `[T, C]` to `[T, C]`."""
-        if self.placement == "pre" and not self.dropout.p:
+        is_plain = self.placement == "pre" and not self.is_parallel and self.multiplier == 1.0
+        if is_plain and not self.dropout.p:
             trained = train_block(self, hidden_states, rotation, context)
             if trained is not None:
                 return trained
         if self.placement == "post":
             hidden_states = self.norm1(hidden_states + self.dropout(self.attention(hidden_states, rotation, context)))
             return cast(Tensor, self.norm2(hidden_states + self.dropout(self.mlp(hidden_states))))
-        mixed = self.attention(self.norm1(hidden_states), rotation, context)
+        if self.placement == "inside":
+            hidden_states = hidden_states + self._part(self.norm1(self.attention(hidden_states, rotation, context)))
+            return hidden_states + self._part(self.norm2(self.mlp(hidden_states)))
+        normed = self.norm1(hidden_states)
+        mixed = self.attention(normed, rotation, context)
+        if self.is_parallel:
+            return hidden_states + self._part(mixed) + self._part(self.mlp(normed))
         if self.placement == "both":
             mixed = self.post_norm1(mixed)
-        hidden_states, normed = add_norm(hidden_states, self.dropout(mixed), self.norm2)
+        hidden_states, normed = add_norm(hidden_states, self._part(mixed), self.norm2)
         output = self.mlp(normed)
         if self.placement == "both":
             output = self.post_norm2(output)
-        return hidden_states + cast(Tensor, self.dropout(output))
+        return hidden_states + self._part(output)
+
+    def _part(self, update: Tensor) -> Tensor:
+        """Returns what a part of the block adds to the residual stream."""
+        dropped: Tensor = self.dropout(update)
+        return dropped if self.multiplier == 1.0 else dropped * self.multiplier
 
 
 class DecoderModel(nn.Module):
@@ -87,6 +102,10 @@ class DecoderModel(nn.Module):
             config.vocab_size, config.hidden_size, _weight=torch.empty(config.vocab_size, config.hidden_size)
         )
         self.positions: PositionEncoding = registry.get("position_encoding", config.position_encoding)(config)
+        self.local_positions: PositionEncoding | None = None
+        if config.rope_local_base_freq is not None:
+            local = msgspec.structs.replace(config, rope_theta=config.rope_local_base_freq, rope_scaling=None)
+            self.local_positions = registry.get("position_encoding", config.position_encoding)(local)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(TransformerBlock(config, idx) for idx in range(config.num_hidden_layers))
         norm = registry.get("norm", config.norm)
@@ -117,7 +136,7 @@ class DecoderModel(nn.Module):
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Returns next-token logits `[S, V]` for rows `[S, C]` of the residual stream after the last block."""
-        logits: Tensor = self.lm_head(self.norm(hidden_states))
+        logits: Tensor = self.lm_head(self._last_norm(hidden_states))
         cap = self.config.final_logit_softcapping
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -126,26 +145,42 @@ class DecoderModel(nn.Module):
 
         Needs far less memory than `logits`; see `token_logprobs`.
         """
-        normed = self.norm(hidden_states)
+        normed = self._last_norm(hidden_states)
         return token_logprobs(normed, self.lm_head.weight, targets, self.config.final_logit_softcapping)
+
+    def _last_norm(self, hidden_states: Tensor) -> Tensor:
+        normed: Tensor = self.norm(hidden_states)
+        return normed if self.config.logit_scale == 1.0 else normed * self.config.logit_scale
 
     def hidden_states(self, token_ids: Tensor, positions: Tensor, context: ForwardContext) -> Tensor:
         """Returns the residual stream `[T, C]` after the last block, before the last norm."""
         hidden_states = self._embed(token_ids, positions)
-        rotation = self.positions.rotation(positions)
+        scale = query_scale(positions, self.config.rope_scaling)
+        context = context if scale is None else replace(context, query_scale=scale)
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        for layer in self.layers:
+        for layer, rotation in zip(self.layers, self._rotations(positions), strict=True):
             if recompute:
                 hidden_states = checkpoint(layer, hidden_states, rotation, context, use_reentrant=False)
             else:
                 hidden_states = layer(hidden_states, rotation, context)
         return hidden_states
 
+    def _rotations(self, positions: Tensor) -> list[Rotation | None]:
+        """Returns each layer's rotation."""
+        config, rotation = self.config, self.positions.rotation(positions)
+        local = rotation if self.local_positions is None else self.local_positions.rotation(positions)
+        found = [rotation if config.window_of(layer) is None else local for layer in range(config.num_hidden_layers)]
+        for layer in config.unrotated_layers:
+            found[layer] = None
+        return found
+
     def _embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         embedded: Tensor = self.embed_tokens(token_ids)
         if self.config.scale_embeddings:
             # Rounded to the weights' dtype first, as Gemma's published code does.
             embedded = embedded * torch.tensor(self.config.hidden_size**0.5, dtype=embedded.dtype)
+        if self.config.embedding_multiplier != 1.0:
+            embedded = embedded * self.config.embedding_multiplier
         placed = self.positions.embed(positions)
         if placed is not None:
             embedded = embedded + placed.to(embedded.dtype)
@@ -197,7 +232,7 @@ class DecoderModel(nn.Module):
         deviation = self.config.initializer_range
         residual = deviation / math.sqrt(2 * self.config.num_hidden_layers)
         for name, parameter in self.named_parameters():
-            if parameter.dim() >= 2:
+            if parameter.dim() >= 2 and not name.endswith("bias"):
                 leaf = name.removesuffix(".weight")
                 parameter.normal_(0.0, residual if leaf.endswith(("o_proj", "down_proj")) else deviation)
             elif name.endswith("bias"):

@@ -148,10 +148,10 @@ def check_layers(tensors: Mapping[str, OnDisk], config: ModelConfig, family: Fam
 
 def _pieces(tensors: Mapping[str, Any], family: Family, name: str, ours: Tensor, config: ModelConfig) -> list[Piece]:
     """Returns the tensors on disk that make up ours; transformers 5 can store stacked experts as one tensor."""
-    fused = f"model.{name}"
-    if ".experts." in name and fused in tensors:
+    fused, pieces = f"model.{name}", family.pieces(name, ours, config)
+    if ".experts." in name and fused in tensors and pieces[0].name != fused:
         return [Piece(fused, ours)]
-    return family.pieces(name, ours, config)
+    return pieces
 
 
 def empty_model(config: ModelConfig) -> DecoderModel:
@@ -204,9 +204,11 @@ def read_parameters(
     """
     broken: list[str] = []
     for name, empty in list(model.named_parameters()):
-        tensor = torch.empty(empty.shape, dtype=dtype, device=device)
+        # Rounding these numbers would change which experts are chosen.
+        kept = torch.float32 if name.endswith("score_correction") else dtype
+        tensor = torch.empty(empty.shape, dtype=kept, device=device)
         for piece in _pieces(tensors, family, name, tensor, model.config):
-            piece.fill(tensors[piece.name].load(dtype))
+            piece.fill(tensors[piece.name].load(kept))
             # One pass finds minimum and maximum; both are NaN if any value is.
             if not all(math.isfinite(value) for value in piece.view.aminmax()):
                 broken.append(piece.name)
@@ -221,6 +223,7 @@ def read_parameters(
 
 def _replace(model: DecoderModel, name: str, parameter: torch.nn.Parameter) -> None:
     module, _, leaf = name.rpartition(".")
+    parameter.requires_grad_(model.get_parameter(name).requires_grad)
     setattr(model.get_submodule(module), leaf, parameter)
 
 
@@ -261,7 +264,7 @@ def check_shapes(
         for name, ours in state.items()
         if name != TIED or not config.tie_word_embeddings
     )
-    expected = {piece.name: piece.view.shape for pieces in parts for piece in pieces}
+    expected = {piece.name: piece.shape for pieces in parts for piece in pieces}
     problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
         if (name == TIED and config.tie_word_embeddings) or re.fullmatch(family.ignored, name):

@@ -30,6 +30,9 @@ class RopeScaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     mscale: Annotated[float, Meta(ge=0, description="yarn, DeepSeek: replaces `attention_factor`.")] | None = None
     mscale_all_dim: Annotated[float, Meta(ge=0, description="yarn, DeepSeek: whole-head factor.")] | None = None
     truncate: Annotated[bool, Meta(description="yarn: round the ramp's boundaries to whole channels.")] = True
+    llama_4_scaling_beta: (
+        Annotated[float, Meta(gt=0, description="yarn, Ministral 3: growth of queries beyond that context.")] | None
+    ) = None
     short_factor: (
         Annotated[tuple[Cap, ...], Meta(description="longrope: frequency divisors up to that context.")] | None
     ) = None
@@ -67,6 +70,14 @@ class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         bool, Meta(description="Apply softmax to all experts before choosing; false: to the chosen ones.")
     ] = True
     norm_topk_prob: Annotated[bool, Meta(description="Normalize the chosen experts' weights to a sum of 1.")] = True
+    sigmoid_scores: Annotated[bool, Meta(description="Score each expert by a sigmoid in place of the softmax.")] = False
+    score_correction: Annotated[
+        bool, Meta(description="Add a stored number per expert to the scores when choosing, not when weighing.")
+    ] = False
+    bias: Annotated[bool, Meta(description="Add biases to the router's and the experts' projections.")] = False
+    swiglu_limit: (
+        Annotated[float, Meta(gt=0, description="Bound of gate and up in gpt-oss's SwiGLU; null: plain SwiGLU.")] | None
+    ) = None
     n_group: Annotated[int, Meta(ge=1, description="Number of equal groups of experts; 1: no groups.")] = 1
     topk_group: Annotated[int, Meta(ge=1, description="Number of groups whose experts a token may choose.")] = 1
     routed_scaling_factor: Annotated[float, Meta(gt=0, description="Factor on the chosen experts' weights.")] = 1.0
@@ -115,6 +126,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_position_embeddings: Annotated[int, Meta(ge=1, description="Longest context in tokens.")] = 256
     tie_word_embeddings: Annotated[bool, Meta(description="Use the input embedding as the output projection.")] = True
     scale_embeddings: Annotated[bool, Meta(description="Scale embeddings by √`hidden_size`.")] = False
+    embedding_multiplier: Annotated[float, Meta(gt=0, description="Factor on embeddings.")] = 1.0
+    residual_multiplier: Annotated[
+        float, Meta(gt=0, description="Factor on what each part of a block adds to the residual stream.")
+    ] = 1.0
+    logit_scale: Annotated[float, Meta(gt=0, description="Factor on logits.")] = 1.0
     initializer_range: Annotated[float, Meta(gt=0, description="Standard deviation of new weights.")] = 0.02
     dropout: Annotated[Rate, Meta(description="Dropout after embedding, attention and feed-forward.")] = 0.0
     attention_dropout: Annotated[Rate, Meta(description="Dropout rate of attention weights, in training.")] = 0.0
@@ -123,12 +139,24 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     attention_bias: Annotated[bool, Meta(description="Add a bias to the query, key and value projections.")] = False
     attention_output_bias: Annotated[bool, Meta(description="Add a bias to the projection after attention.")] = False
     qk_norm: Annotated[bool, Meta(description="Apply RMS norm to each query and key head before rotation.")] = False
+    qk_norm_type: Annotated[
+        Literal["head", "offset", "whole"],
+        Meta(
+            description="`qk_norm` of each head, of each head with its scale stored minus one, or of all heads at once."
+        ),
+    ] = "head"
+    attention_sinks: Annotated[
+        bool, Meta(description="Learn a score per head that takes attention away from all tokens.")
+    ] = False
     sliding_window: Annotated[Size, Meta(description="Tokens that a token attends to; null: all.")] | None = None
     layer_types: (
         Annotated[tuple[LayerType, ...], Meta(description="Attention type of each layer; null: all alike.")] | None
     ) = None
     query_pre_attn_scalar: (
         Annotated[Cap, Meta(description="Scores are divided by its root; null: by that of a head's width.")] | None
+    ) = None
+    attention_multiplier: (
+        Annotated[Cap, Meta(description="Factor on scores; null: by `query_pre_attn_scalar`.")] | None
     ) = None
     attn_logit_softcapping: Annotated[Cap, Meta(description="Bound of scores (tanh); null: none.")] | None = None
     final_logit_softcapping: Annotated[Cap, Meta(description="Bound of logits (tanh); null: none.")] | None = None
@@ -144,11 +172,26 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     norm: Annotated[str, Meta(description="Name of the norm component.")] = "rms_norm"
     rms_norm_eps: Annotated[float, Meta(gt=0, description="Value added under the norm's square root.")] = 1e-5
     norm_placement: Annotated[
-        Literal["pre", "post", "both"], Meta(description="Norms before each part, after the sum, or both sides.")
+        Literal["pre", "post", "both", "inside"],
+        Meta(description="Norms before each part, after the sum, on both sides, or of each part's output alone."),
     ] = "pre"
+    parallel_block: Annotated[
+        bool, Meta(description="Attention and feed-forward read the same norm and are added together.")
+    ] = False
 
     position_encoding: Annotated[str, Meta(description="Name of the position encoding.")] = "rope"
     rope_theta: Annotated[float, Meta(gt=1, description="Base of the rotary frequencies.")] = 10_000.0
+    partial_rotary_factor: Annotated[
+        float, Meta(gt=0, le=1, description="Share of a head's channels, from the first, that is rotated.")
+    ] = 1.0
+    unrotated_layers: Annotated[tuple[int, ...], Meta(description="Layers without rotary positions.")] = ()
+    rope_local_base_freq: (
+        Annotated[
+            float,
+            Meta(gt=1, description="Rotary base of layers with a window, without scaling; null: as other layers."),
+        ]
+        | None
+    ) = None
     rope_scaling: Annotated[RopeScaling, Meta(description="Scaling for contexts beyond training.")] | None = None
 
     family: Annotated[str, Meta(description="Hugging Face family to save as, where it can hold the model.")] | None = (
@@ -177,6 +220,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     f"the factors of rope_type 'longrope' must be {self.rotary_width // 2}, one for each pair of a "
                     f"head's channels, got {len(factors or ())}"
                 )
+        if self.parallel_block and self.norm_placement != "pre":
+            raise ConfigError(
+                f"`model.norm_placement` must be 'pre' with `model.parallel_block`, got {self.norm_placement!r}"
+            )
         self._check_layers()
 
     def _check_layers(self) -> None:
@@ -191,6 +238,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError(
                 f"`model.experts.dense_layers` must be from 0 to {self.num_hidden_layers - 1}, got {outside}"
             )
+        outside = [layer for layer in self.unrotated_layers if not 0 <= layer < self.num_hidden_layers]
+        if outside:
+            raise ConfigError(f"`model.unrotated_layers` must be from 0 to {self.num_hidden_layers - 1}, got {outside}")
 
     @property
     def head_width(self) -> int:
@@ -200,7 +250,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def rotary_width(self) -> int:
         """Width of the part of a head that is rotated."""
-        return self.latent.qk_rope_head_dim if self.latent else self.head_width
+        return self.latent.qk_rope_head_dim if self.latent else int(self.head_width * self.partial_rotary_factor)
 
     @property
     def dense_layers(self) -> tuple[int, ...]:

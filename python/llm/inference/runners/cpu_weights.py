@@ -59,9 +59,32 @@ def obstacle(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> s
             return f"{kind} {name!r}"
     if config.hidden_act == "relu":
         return "activation 'relu'"
-    if config.experts is not None and config.experts.n_group > 1:
-        return "experts in groups"
-    return "norms after the residual sum" if config.norm_placement == "post" else None
+    return _unbuilt(config)
+
+
+def _unbuilt(config: ModelConfig) -> str | None:
+    found = {
+        "norms after the residual sum": config.norm_placement == "post",
+        "norms inside the residual sum": config.norm_placement == "inside",
+        "attention beside the feed-forward": config.parallel_block,
+        "a factor on residual sums": config.residual_multiplier != 1,
+        "a factor on logits": config.logit_scale != 1,
+        "layers without positions": bool(config.unrotated_layers),
+        "rotary positions on a part of each head": config.rotary_width != config.head_width,
+        "two rotary bases": config.rope_local_base_freq is not None,
+        "queries that grow with the position": bool(
+            config.rope_scaling and config.rope_scaling.llama_4_scaling_beta is not None
+        ),
+        "norms of all heads at once": config.qk_norm and config.qk_norm_type == "whole",
+        "attention sinks": config.attention_sinks,
+    }
+    if config.experts is not None:
+        found["experts in groups"] = config.experts.n_group > 1
+        found["experts scored by sigmoids"] = config.experts.sigmoid_scores
+        found["a correction of the experts' scores"] = config.experts.score_correction
+        found["experts with biases"] = config.experts.bias
+        found["bounded SwiGLU"] = config.experts.swiglu_limit is not None
+    return next((reason for reason, applies in found.items() if applies), None)
 
 
 def kernel_weights(model: DecoderModel) -> Weights:
@@ -72,6 +95,7 @@ def kernel_weights(model: DecoderModel) -> Weights:
     config = model.config
     dtype = model.dtype
     scale = torch.tensor(config.hidden_size**0.5 if config.scale_embeddings else 1.0, dtype=dtype).item()
+    scale *= config.embedding_multiplier
     return {
         "embedding": _matrix(model.embed_tokens),
         "embedding_scale": scale,

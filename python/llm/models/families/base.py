@@ -6,7 +6,7 @@ This file knows no model; each family's file describes its own.
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import msgspec
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from llm.errors import CheckpointError, ConfigError
 from llm.models.families.checks import check_values
+from llm.models.families.rope import read_rope, write_rope
 from llm.settings.merge import from_builtins
-from llm.settings.model import ModelConfig, RopeScaling
+from llm.settings.model import ModelConfig
 
 Values: TypeAlias = dict[str, Any]
 
@@ -29,20 +30,30 @@ class Piece:
         name: Name of the tensor on disk.
         view: Part of our parameter that has the shape of the tensor on disk.
         rows: Row order; row `i` of the view is row `rows[i]` on disk. None: the same order.
+        is_folded: Whether the view's last two dimensions are one on disk.
     """
 
     name: str
     view: Tensor
     rows: Tensor | None = None
+    is_folded: bool = False
+
+    @property
+    def shape(self) -> list[int]:
+        """Returns the sizes of the tensor on disk."""
+        sizes = list(self.view.shape)
+        return [*sizes[:-2], sizes[-2] * sizes[-1]] if self.is_folded else sizes
 
     def fill(self, tensor: Tensor) -> None:
         """Copies the tensor on disk into our parameter, in the parameter's dtype."""
+        tensor = tensor.view(self.view.shape) if self.is_folded else tensor
         self.view.copy_(tensor if self.rows is None else tensor[self.rows])
 
     def extract(self) -> Tensor:
         """Returns a copy of the tensor as on disk."""
         if self.rows is None:
-            return self.view.detach().clone(memory_format=torch.contiguous_format)
+            tensor = self.view.detach().clone(memory_format=torch.contiguous_format)
+            return tensor.flatten(-2) if self.is_folded else tensor
         tensor = self.view.detach().clone(memory_format=torch.contiguous_format)
         tensor[self.rows.to(tensor.device)] = self.view.detach()
         return tensor
@@ -129,7 +140,7 @@ class Family:
         layer, inner = match.groups()
         prefix = self.prefix.format(layer=layer)
         found = self._cut(inner, ours, config)
-        return [Piece(prefix + piece.name, piece.view, piece.rows) for piece in found]
+        return [replace(piece, name=prefix + piece.name) for piece in found]
 
     def _cut(self, inner: str, ours: Tensor, config: ModelConfig) -> list[Piece]:
         module, _, leaf = inner.rpartition(".")
@@ -225,14 +236,14 @@ _SIZES = (
 )
 
 
-def read_sizes(values: Mapping[str, Any]) -> Values:
-    """Reads the fields that most families name alike, including the rotary settings."""
+def read_sizes(values: Mapping[str, Any], partial: float | None = None) -> Values:
+    """Reads the fields that most families name alike, including the rotary settings; see `read_rope` for `partial`."""
     fields = {key: values.get(key) for key in _SIZES}
     if fields["num_key_value_heads"] is None:
         fields["num_key_value_heads"] = fields["num_attention_heads"]
     fields["head_dim"] = values.get("head_dim")
     fields["tie_word_embeddings"] = bool(values.get("tie_word_embeddings", False))
-    return fields | read_rope(values)
+    return fields | read_rope(values, partial)
 
 
 def write_sizes(config: ModelConfig) -> Values:
@@ -240,61 +251,6 @@ def write_sizes(config: ModelConfig) -> Values:
     fields = {key: getattr(config, key) for key in _SIZES}
     tied = {"tie_word_embeddings": config.tie_word_embeddings}
     return fields | {"head_dim": config.head_width} | tied | write_rope(config)
-
-
-def read_rope(values: Mapping[str, Any]) -> Values:
-    """Reads rotary base and scaling from `rope_parameters` or from the keys of older configs.
-
-    Raises:
-        CheckpointError: A kind of scaling that this package does not support.
-    """
-    given = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(given, Mapping):
-        raise CheckpointError(f"`rope_parameters` must be an object in config.json, got {given!r}")
-    parameters = dict(given)
-    bases = (parameters.pop("rope_theta", None), values.get("rope_theta"), 10_000.0)
-    theta = next(base for base in bases if base is not None)
-    older = parameters.pop("type", None)
-    kind = parameters.pop("rope_type", None) or older or "default"
-    kind = {"su": "longrope"}.get(kind, kind) if isinstance(kind, str) else kind
-    if kind == "default":
-        return {"rope_theta": theta}
-    known = {field.name for field in msgspec.structs.fields(RopeScaling)}
-    unknown = sorted(key for key, value in parameters.items() if key not in known and value is not None)
-    if kind not in ("linear", "dynamic", "llama3", "yarn", "longrope") or unknown:
-        what = f"rope_type {kind!r}" if not unknown else f"{', '.join(unknown)} for rope_type {kind!r}"
-        raise CheckpointError(
-            f"rotary scaling must be default, linear, dynamic, llama3, yarn or longrope in config.json, got {what}"
-        )
-    if kind in ("yarn", "longrope"):
-        whole: Any = values.get("max_position_embeddings")
-        original = values.get("original_max_position_embeddings") if kind == "longrope" else None
-        original = parameters.setdefault("original_max_position_embeddings", original or whole)
-        if kind == "longrope" and parameters.get("factor") is None:
-            parameters["factor"] = max(1.0, whole / original)
-    scaling = {key: value for key, value in parameters.items() if value is not None}
-    return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **scaling}}
-
-
-def write_rope(config: ModelConfig) -> Values:
-    """Returns rotary settings under the keys of transformers 5 (`rope_parameters`) and of transformers 4."""
-    if config.position_encoding != "rope":
-        return {}
-    if config.rope_scaling is None:
-        return {"rope_theta": config.rope_theta}
-    default = RopeScaling(rope_type="linear", factor=1.0)
-    given = msgspec.structs.asdict(config.rope_scaling)
-    always = ("low_freq_factor", "high_freq_factor") if config.rope_scaling.rope_type == "llama3" else ()
-    scaling = {
-        key: value
-        for key, value in given.items()
-        if key in ("rope_type", "factor", *always) or value != getattr(default, key)
-    }
-    theta = {"rope_theta": config.rope_theta}
-    values: Values = theta | {"rope_scaling": scaling, "rope_parameters": scaling | theta}
-    if config.rope_scaling.rope_type == "longrope":  # transformers 4 looks for the original context here alone
-        values["original_max_position_embeddings"] = config.rope_scaling.original_max_position_embeddings
-    return values
 
 
 ACTIVATIONS = {
@@ -385,8 +341,17 @@ def normalised(config: ModelConfig) -> ModelConfig:
         changes |= {"mlp_bias": bool(config.mlp_bias), "hidden_act": config.hidden_act or "silu"}
     elif config.mlp == "gelu":
         changes |= {"mlp_bias": config.mlp_bias is not False, "hidden_act": config.hidden_act or "gelu"}
-    if config.query_pre_attn_scalar == config.head_width:
+    if config.query_pre_attn_scalar == config.head_width or config.attention_multiplier is not None:
         changes["query_pre_attn_scalar"] = None
+    if config.attention_multiplier == (config.query_pre_attn_scalar or config.head_width) ** -0.5:
+        changes |= {"attention_multiplier": None}
+    if config.sliding_window is None or (
+        config.rope_local_base_freq == config.rope_theta and config.rope_scaling is None
+    ):
+        changes["rope_local_base_freq"] = None
+    if not config.qk_norm:
+        changes["qk_norm_type"] = "head"
+    changes["unrotated_layers"] = tuple(sorted(set(config.unrotated_layers)))
     return msgspec.structs.replace(config, **changes)
 
 

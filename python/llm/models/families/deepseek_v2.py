@@ -19,6 +19,7 @@ from llm.models.families.base import (
     require,
     write_sizes,
 )
+from llm.models.families.cuts import halves
 from llm.models.layers.attention import latent_of
 from llm.settings.model import ModelConfig
 
@@ -94,18 +95,13 @@ def write(config: ModelConfig) -> Values:
     }
 
 
-def _halves(width: int) -> Tensor:
-    """Returns the rows of interleaved pairs in the order of two halves."""
-    return torch.arange(width).view(-1, 2).T.flatten()
-
-
 def _query(name: str) -> BlockCut:
     """Cuts heads that have a part without position and a rotated part; pairs are neighbours on disk."""
 
     def cut(ours: Tensor, config: ModelConfig) -> list[Piece]:
         widths = latent_of(config)
         plain, rotated = widths.qk_nope_head_dim, widths.qk_rope_head_dim
-        head = torch.cat((torch.arange(plain), plain + _halves(rotated)))
+        head = torch.cat((torch.arange(plain), plain + halves(rotated)))
         starts = torch.arange(config.num_attention_heads) * len(head)
         return [Piece(name, ours, (starts[:, None] + head).flatten())]
 
@@ -118,7 +114,7 @@ def _latent(leaf: str) -> BlockCut:
     def cut(ours: Tensor, config: ModelConfig) -> list[Piece]:
         widths = latent_of(config)
         rank, rotated = widths.kv_lora_rank, widths.qk_rope_head_dim
-        order = torch.cat((torch.arange(rank), rank + _halves(rotated)))
+        order = torch.cat((torch.arange(rank), rank + halves(rotated)))
         return [Piece(f"self_attn.kv_a_proj_with_mqa.{leaf}", ours, order)]
 
     return BlockCut(cut)

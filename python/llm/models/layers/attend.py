@@ -26,12 +26,14 @@ class AttentionRule:
         window: Number of tokens a query sees, including itself; None means all earlier tokens.
         softcap: Bound `c` in `c · tanh(s / c)`; None means no bound.
         dropout: Fraction of weights set to zero.
+        sinks: `[H]`: score per head that takes part in the softmax and has no value; None means no such scores.
     """
 
     scale: float
     window: int | None = None
     softcap: float | None = None
     dropout: float = 0.0
+    sinks: Tensor | None = None
 
 
 def attend(
@@ -63,10 +65,12 @@ def choose_backend(name: str, query: Tensor, rule: AttentionRule) -> str:
         ConfigError: The backend is unknown or cannot run here.
     """
     if name == "auto":
-        half = query.dtype in (torch.bfloat16, torch.float16)
+        half = query.dtype in (torch.bfloat16, torch.float16) and rule.sinks is None
         return "flash" if query.device.type == "cuda" and half and flash_module() else "sdpa"
     if name not in BACKENDS:
         raise ConfigError(f"`attention_backend` must be one of auto, {', '.join(BACKENDS)}, got {name!r}")
+    if name in ("flash", "flex") and rule.sinks is not None:
+        raise ConfigError(f"attention backend {name!r} has no attention sinks, which this model needs\nhint: `sdpa`")
     if name == "flash" and flash_module() is None:
         raise ConfigError(
             "attention backend `flash` needs the package flash-attn, which is not installed\nhint: `sdpa`"
@@ -107,7 +111,7 @@ def attend_causal(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
     """
     num_queries, num_keys = query.shape[2], key.shape[2]
     window = rule.window if rule.window is not None and rule.window < num_keys else None
-    if num_queries == num_keys and window is None and rule.softcap is None:
+    if num_queries == num_keys and window is None and rule.softcap is None and rule.sinks is None:
         return _scores_of(query, key, value, None, rule, is_causal=True)
     first = num_keys - num_queries
     parts = []
@@ -138,8 +142,8 @@ def attend_masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 def _scores_of(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: AttentionRule, *, is_causal: bool = False
 ) -> Tensor:
-    if rule.softcap is not None and mask is not None:
-        return _capped(query, key, value, mask, rule, cap=rule.softcap)
+    if mask is not None and (rule.softcap is not None or rule.sinks is not None):
+        return _step_by_step(query, key, value, mask, rule)
     if is_causal and not rule.dropout and _is_short(query, key, value):
         mixed: Tensor = ShortAttention.apply(query, key, value, rule.scale)  # type: ignore[no-untyped-call]
         return mixed
@@ -156,17 +160,27 @@ def _is_short(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return is_half and fits and query.requires_grad and is_training_on_cpu(query)
 
 
-def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: AttentionRule, *, cap: float) -> Tensor:
-    """Attends with scores bounded by `cap`, which PyTorch's kernels do not support.
+def _step_by_step(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: AttentionRule) -> Tensor:
+    """Attends with bounded scores or sinks, which PyTorch's kernels do not support.
 
-    Source: Gemma Team 2024, "Gemma 2", section 2.
+    Source: Gemma Team 2024, "Gemma 2", section 2; Xiao et al. 2023, "Efficient Streaming Language Models with Attention
+    Sinks", section 3.3 (a learned score in place of a token).
     """
-    groups = query.shape[1] // key.shape[1]
+    sinks, groups = rule.sinks, query.shape[1] // key.shape[1]
+    if sinks is not None and query.shape[1] != len(sinks):
+        # `attend_masked` made queries of the heads that share a key head.
+        sinks = sinks.view(query.shape[1], -1)[:, :, None]  # (K, H / K, 1)
+    elif sinks is not None:
+        sinks = sinks[:, None, None]
     key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     scores = query @ key.transpose(2, 3) * rule.scale
-    scores = (cap * torch.tanh(scores / cap)).masked_fill(~mask, float("-inf"))
-    weights = F.dropout(scores.float().softmax(-1).to(query.dtype), rule.dropout)
-    return weights @ value
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    scores = scores.masked_fill(~mask, float("-inf")).float()
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.float().expand(*scores.shape[:-1], 1)), dim=-1)
+    weights = scores.softmax(-1)[..., : key.shape[2]].to(query.dtype)
+    return F.dropout(weights, rule.dropout) @ value
 
 
 def _math(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], rule: AttentionRule) -> Tensor:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from llm.models.context import ForwardContext, PagedCache
 from llm.models.layers import fused
 from llm.models.layers.attend import AttentionRule, attend, attend_causal, attend_masked
 from llm.models.layers.cpu_training import Linear, Rotate, is_training_on_cpu
-from llm.models.layers.norm import RMSNorm
+from llm.models.layers.norm import OffsetRMSNorm, RMSNorm
 from llm.models.layers.paged import attend_pages
 from llm.models.layers.rotary import Rotation, rotate, yarn_scale
 from llm.settings.model import LatentConfig, ModelConfig
@@ -48,9 +49,15 @@ class Attention(nn.Module):
         self.joined_rows = {"qkv_proj.weight": (self.num_heads * self.head_dim, keys, keys)}
         self.o_proj = Linear(self.num_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias)
         self.has_norms = config.qk_norm
-        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.rule = attention_rule(config, layer_idx, (config.query_pre_attn_scalar or self.head_dim) ** -0.5)
+        self.norms_whole = config.qk_norm and config.qk_norm_type == "whole"
+        self.q_norm = _query_norm(config, self.num_heads)
+        self.k_norm = _query_norm(config, self.num_kv_heads)
+        self.rotates_whole = config.rotary_width == self.head_dim
+        scale = config.attention_multiplier or (config.query_pre_attn_scalar or self.head_dim) ** -0.5
+        self.rule = attention_rule(config, layer_idx, scale)
+        if config.attention_sinks:
+            self.sinks = nn.Parameter(torch.zeros(self.num_heads))
+        self.has_sinks = config.attention_sinks
 
     @staticmethod
     def cache_widths(config: ModelConfig) -> tuple[int, int, int]:
@@ -60,12 +67,15 @@ class Attention(nn.Module):
     def forward(self, hidden_states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor:
         """Attends within each sequence of `context`; `[T, C]` to `[T, C]`."""
         rule = self.rule if self.training else without_dropout(self.rule)
+        if self.has_sinks:
+            rule = replace(rule, sinks=self.sinks)
         if context.cache is None:
             query, key, value = self._rotated(hidden_states, rotation)
+            query = _scaled(query, context)
             mixed = attend(query, key, value, context.query_lens, rule, backend=context.attention_backend)
         else:
             turned, value = self._project(hidden_states)
-            query = self._store(turned, value, rotation, context.cache)
+            query = _scaled(self._store(turned, value, rotation, context.cache), context)
             mixed = attend_paged(query, context, context.cache, self.layer_idx, rule)
         output: Tensor = self.o_proj(mixed.flatten(1))
         return output
@@ -73,7 +83,8 @@ class Attention(nn.Module):
     def _rotated(self, hidden_states: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Returns rotated queries `[T, H, D]` and keys, and values, `[T, K, D]` each."""
         num_turned = self.num_heads + self.num_kv_heads
-        if rotation is not None and not self.has_norms and is_training_on_cpu(hidden_states):
+        is_plain = self.rotates_whole and not self.has_norms
+        if rotation is not None and is_plain and is_training_on_cpu(hidden_states):
             heads = self.qkv_proj(hidden_states).unflatten(-1, (-1, self.head_dim))
             rotated: Tensor = Rotate.apply(heads, *rotation, num_turned)  # type: ignore[no-untyped-call]
             query, key, value = torch.split(rotated, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
@@ -87,8 +98,12 @@ class Attention(nn.Module):
         turned, value = torch.split(heads, [self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
         if self.has_norms:
             query, key = self._split(turned)
-            turned = torch.cat((self.q_norm(query), self.k_norm(key)), dim=1)
+            turned = torch.cat((self._normed(self.q_norm, query), self._normed(self.k_norm, key)), dim=1)
         return turned, value
+
+    def _normed(self, norm: nn.Module, heads: Tensor) -> Tensor:
+        normed: Tensor = norm(heads.flatten(1)).view(heads.shape) if self.norms_whole else norm(heads)
+        return normed
 
     def _split(self, turned: Tensor) -> tuple[Tensor, Tensor]:
         query, key = torch.split(turned, [self.num_heads, self.num_kv_heads], dim=1)
@@ -96,7 +111,7 @@ class Attention(nn.Module):
 
     def _store(self, turned: Tensor, value: Tensor, rotation: Rotation | None, cache: PagedCache) -> Tensor:
         """Writes rotated keys and values into the cache and returns the rotated queries."""
-        if cache.pages is not None and rotation is not None and fused.is_fused(turned):
+        if cache.pages is not None and rotation is not None and self.rotates_whole and fused.is_fused(turned):
             rotated: Tensor = fused.kernels().rotate_into_cache(
                 *self._split(turned),
                 value,
@@ -109,6 +124,18 @@ class Attention(nn.Module):
         query, key = self._split(rotate(turned, rotation))
         store(key, value, cache, self.layer_idx)
         return query
+
+
+def _query_norm(config: ModelConfig, num_heads: int) -> nn.Module:
+    if not config.qk_norm:
+        return nn.Identity()
+    width = config.head_width * (num_heads if config.qk_norm_type == "whole" else 1)
+    return (OffsetRMSNorm if config.qk_norm_type == "offset" else RMSNorm)(width, config.rms_norm_eps)
+
+
+def _scaled(query: Tensor, context: ForwardContext) -> Tensor:
+    scale = context.query_scale
+    return query if scale is None else (query * scale).to(query.dtype)
 
 
 class LatentAttention(nn.Module):
@@ -215,7 +242,7 @@ def _latent_scale(config: ModelConfig, head: int) -> float:
 
 def without_dropout(rule: AttentionRule) -> AttentionRule:
     """Returns the rule without dropout, as outside training."""
-    return AttentionRule(rule.scale, rule.window, rule.softcap)
+    return replace(rule, dropout=0.0)
 
 
 def store(key: Tensor, value: Tensor, cache: PagedCache, layer_idx: int) -> None:
@@ -273,7 +300,7 @@ def _decode(
     first = 0 if rule.window is None else max(shortest - rule.window, 0)
     key, value = layer.gather(requests, first, longest)  # (R, K, S, D)
     mask = None
-    if shortest < longest or rule.window is not None or rule.softcap is not None:
+    if shortest < longest or rule.window is not None or rule.softcap is not None or rule.sinks is not None:
         lengths = torch.tensor(seq_lens, device=query.device)[:, None]
         places = torch.arange(longest - key.shape[2], longest, device=query.device)
         mask = places < lengths  # (R, S)

@@ -40,6 +40,8 @@ def train_block(block: Any, states: Tensor, rotation: Rotation | None, context: 
     attention, mlp = block.attention, block.mlp
     if not _is_known(attention, mlp, block.norm1, block.norm2) or not _attends_plainly(attention, context):
         return None
+    if (rotation is not None and not attention.rotates_whole) or context.query_scale is not None:
+        return None
     inputs = (attention.qkv_proj, attention.o_proj, *_projections(mlp))
     if any(not _is_bare(layer) for layer in inputs) or any(map(_is_watched, (*inputs, *block.children()))):
         return None
@@ -58,6 +60,7 @@ def _attends_plainly(attention: Attention, context: ForwardContext) -> bool:
     """
     rule, lengths = attention.rule, context.query_lens
     is_plain = rule.window is None and rule.softcap is None and not rule.dropout and not attention.has_norms
+    is_plain = is_plain and not attention.has_sinks
     is_usual = context.cache is None and context.attention_backend in ("auto", "sdpa")
     is_equal = lengths[0] > 1 and lengths.count(lengths[0]) == len(lengths)
     return is_plain and is_usual and (is_equal or kernel_suits(attention.head_dim, _dtype()))

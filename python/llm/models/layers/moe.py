@@ -10,6 +10,9 @@ from llm.errors import ConfigError
 from llm.models.layers.mlp import ACTIVATIONS, SwiGLU
 from llm.settings.model import ExpertsConfig, ModelConfig
 
+# Gain of the sigmoid in a SwiGLU with bounds.
+CLAMPED_GAIN = 1.702
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -66,10 +69,15 @@ class Experts(nn.Module):
     def __init__(self, config: ModelConfig, experts: ExpertsConfig) -> None:
         super().__init__()
         width = experts.moe_intermediate_size
+        self.limit = experts.swiglu_limit
         self.gate_up_proj = nn.Parameter(torch.empty(experts.num_experts, 2 * width, config.hidden_size))
         self.joined_rows = {"gate_up_proj": (width, width)}
         self.down_proj = nn.Parameter(torch.empty(experts.num_experts, config.hidden_size, width))
         self.activation = ACTIVATIONS[config.hidden_act or "silu"]
+        self.has_biases = experts.bias
+        if experts.bias:
+            self.gate_up_bias = nn.Parameter(torch.zeros(experts.num_experts, 2 * width))
+            self.down_bias = nn.Parameter(torch.zeros(experts.num_experts, config.hidden_size))
 
     def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Applies each expert to its own rows.
@@ -81,8 +89,26 @@ class Experts(nn.Module):
         Returns:
             `[N, C]`.
         """
-        gate, up = grouped_linear(rows, self.gate_up_proj, counts).chunk(2, dim=-1)
-        return grouped_linear(self.activation(gate) * up, self.down_proj, counts)
+        gate_up = grouped_linear(rows, self.gate_up_proj, counts)
+        if self.has_biases:
+            gate_up = gate_up + _of_groups(self.gate_up_bias, counts, len(rows))
+        output = grouped_linear(self._activate(*gate_up.chunk(2, dim=-1)), self.down_proj, counts)
+        return output + _of_groups(self.down_bias, counts, len(rows)) if self.has_biases else output
+
+    def _activate(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Returns the inputs of the down projection.
+
+        Source: OpenAI 2025, "gpt-oss model card", section 2.1, and the model's published code for the bounds.
+        """
+        if self.limit is None:
+            return self.activation(gate) * up
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return gate * torch.sigmoid(CLAMPED_GAIN * gate) * (up + 1)
+
+
+def _of_groups(biases: Tensor, counts: Tensor, num_rows: int) -> Tensor:
+    """Returns each row's bias, `[N, O]`, of `[E, O]`."""
+    return biases.repeat_interleave(counts, dim=0, output_size=num_rows)
 
 
 def grouped_linear(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
@@ -134,7 +160,9 @@ class MoE(nn.Module):
         if experts is None:
             raise ConfigError("`model.experts` must be given for `model.mlp` = 'moe', got null")
         self.settings = experts
-        self.router = nn.Linear(config.hidden_size, experts.num_experts, bias=False)
+        self.router = nn.Linear(config.hidden_size, experts.num_experts, bias=experts.bias)
+        if experts.score_correction:
+            self.score_correction = nn.Parameter(torch.zeros(experts.num_experts), requires_grad=False)
         self.experts = Experts(config, experts)
         shared = experts.shared_expert_intermediate_size
         self.shared_expert = SwiGLU(config, layer_idx, intermediate_size=shared) if shared else None
@@ -157,26 +185,37 @@ class MoE(nn.Module):
         """Chooses `k` experts for each token of `[T, C]`."""
         settings = self.settings
         logits = self.router(hidden_states).float()
-        scores = logits.softmax(-1) if settings.softmax_first else logits
+        if settings.sigmoid_scores:
+            scores = logits.sigmoid()
+        else:
+            scores = logits.softmax(-1) if settings.softmax_first else logits
+        compared = scores + self.score_correction.float() if settings.score_correction else scores
         if settings.n_group > 1:
-            scores = self._in_best_groups(scores)
-        weights, chosen = scores.topk(settings.num_experts_per_tok, dim=-1)
-        if not settings.softmax_first:
+            compared = self._in_best_groups(compared)
+        chosen = compared.topk(settings.num_experts_per_tok, dim=-1).indices
+        weights = (scores if settings.sigmoid_scores or settings.score_correction else compared).gather(1, chosen)
+        if not settings.softmax_first and not settings.sigmoid_scores:
             weights = weights.softmax(-1)
         elif settings.norm_topk_prob:
-            weights = weights / weights.sum(-1, keepdim=True)
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return Routing(logits, chosen, weights * settings.routed_scaling_factor)
 
     def _in_best_groups(self, scores: Tensor) -> Tensor:
         """Leaves only the scores of the groups with the best experts.
 
-        Source: DeepSeek-AI 2024, "DeepSeek-V2", section 2.2.2.
+        Source: DeepSeek-AI 2024, "DeepSeek-V2", section 2.2.2; "DeepSeek-V3", section 2.1.2, whose groups compete by
+        their two best experts.
         """
         settings = self.settings
         grouped = scores.view(len(scores), settings.n_group, -1)  # (T, G, E / G)
-        best = grouped.amax(-1).topk(settings.topk_group, dim=-1).indices
+        if settings.sigmoid_scores:
+            of_groups = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+        else:
+            of_groups = grouped.amax(-1)
+        best = of_groups.topk(settings.topk_group, dim=-1).indices
         kept = torch.zeros_like(grouped[..., 0]).scatter_(1, best, 1.0).bool().unsqueeze(-1)
-        return grouped.masked_fill(~kept, 0.0 if settings.softmax_first else -torch.inf).view_as(scores)
+        is_share = settings.softmax_first and not settings.sigmoid_scores
+        return grouped.masked_fill(~kept, 0.0 if is_share else -torch.inf).view_as(scores)
 
     def _mix(self, hidden_states: Tensor, routing: Routing) -> Tensor:
         k = routing.chosen.shape[1]

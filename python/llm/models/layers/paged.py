@@ -41,7 +41,7 @@ def attend_pages(query: Tensor, keys: Tensor, values: Tensor, pages: Pages, rule
 
     Source: Kwon et al. 2023, "PagedAttention", section 4.1.
     """
-    if not fused.is_fused(query):
+    if not fused.is_fused(query) or rule.sinks is not None:
         return _gathered(query, keys, values, pages, rule)
     if _flash_takes(query, keys.shape[1]):
         return _flash(query, keys, values, pages, rule)

@@ -87,10 +87,13 @@ class SinusoidalPositions(PositionEncoding):
 
 
 def rotate(heads: Tensor, rotation: Rotation | None) -> Tensor:
-    """Rotates `heads` `[T, H, D]`; computes in fp32 and returns the input's dtype."""
+    """Rotates the first channels of `heads` `[T, H, D]`, as many as `rotation` covers, in fp32; keeps the dtype."""
     if rotation is None:
         return heads
     cosine, sine = rotation
+    width = 2 * cosine.shape[-1]
+    if width < heads.shape[-1]:
+        return torch.cat((rotate(heads[..., :width], rotation), heads[..., width:]), dim=-1)
     first, second = heads.float().chunk(2, dim=-1)  # (T, H, D/2) each
     rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
     return rotated.to(heads.dtype)
@@ -163,6 +166,18 @@ def _yarn(frequencies: Tensor, scaling: RopeScaling, config: ModelConfig) -> Ten
     high = high if high > low else low + 0.001
     stretched = ((torch.arange(width // 2, dtype=torch.float64, device="cpu") - low) / (high - low)).clamp(0, 1)
     return frequencies * (1 - stretched + stretched / scaling.factor)
+
+
+def query_scale(positions: Tensor, scaling: RopeScaling | None) -> Tensor | None:
+    """Returns the factor on each token's queries, fp32 `[T, 1, 1]`, which grows with each further original context.
+
+    Source: Nakanishi 2025, "Scalable-Softmax", section 3; Ministral 3's published code for the steps.
+    """
+    if scaling is None or scaling.llama_4_scaling_beta is None:
+        return None
+    steps = positions.double() / (scaling.original_max_position_embeddings or 1)
+    factors = 1 + scaling.llama_4_scaling_beta * torch.log1p(steps.floor())
+    return factors.float()[:, None, None]
 
 
 def yarn_attention_factor(scaling: RopeScaling) -> float:
