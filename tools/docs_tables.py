@@ -15,6 +15,7 @@ from llm.settings.evaluation import EvaluationConfig
 from llm.settings.fields import declared, default_of
 from llm.settings.keys import ApiKey
 from llm.settings.model import ExpertsConfig, LatentConfig, ModelConfig, RopeScaling
+from llm.settings.quantization import QuantizationConfig
 from llm.settings.run import DataConfig, GenerationConfig, OptimizerConfig, TokenizerConfig, TrainingConfig
 from llm.settings.sampling import SamplingParams
 from llm.settings.server import ServerConfig
@@ -36,6 +37,7 @@ TABLES: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "ServingBenchmark": ("", ServingBenchmark),
     "ApiKey": ("", ApiKey),
     "EvaluationConfig": ("", EvaluationConfig),
+    "QuantizationConfig": ("", QuantizationConfig),
 }
 _MARKED = re.compile(r"(<!-- settings: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llm.models import DecoderModel, RegressionModel, TransformerBlock
     from llm.models.layers.mlp import MLP, SwiGLU
     from llm.models.layers.norm import LayerNorm, RMSNorm
+    from llm.quantizing import quantize
     from llm.registry import ComponentRegistry
     from llm.settings.merge import load_run_config
     from llm.settings.model import ModelConfig
@@ -41,6 +42,7 @@ _PLACES = {
     "TransformerBlock": "llm.models",
     "MLP": "llm.models.layers.mlp",
     "SwiGLU": "llm.models.layers.mlp",
+    "quantize": "llm.quantizing",
     "LayerNorm": "llm.models.layers.norm",
     "RMSNorm": "llm.models.layers.norm",
     "ComponentRegistry": "llm.registry",
@@ -83,6 +85,7 @@ __all__ = [
     "evaluate",
     "load_run_config",
     "load_tokenizer",
+    "quantize",
     "registry",
     "serve",
     "train",

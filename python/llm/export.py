@@ -38,7 +38,7 @@ def export(
         format: `hf` for `transformers`, `gguf` for llama.cpp, `onnx` for ONNX Runtime (one sequence of any length,
             `input_ids` [1, T] to `logits` [1, T, V]).
         dtype: Number type of the weights in `hf` and `onnx`; `auto` keeps the checkpoint's own.
-        quantization: Number type of the weights in `gguf`: f32, f16, bf16, q8_0 or q4_0.
+        quantization: Number type of the weights in `gguf`: f32, f16, bf16, q8_0, q6_k, q4_k or q4_0.
 
     Returns:
         The path that was written.

@@ -24,7 +24,7 @@ FLOORS = [
     {"checkpoint", "quantization"},
     {"data", "inference"},
     {"training", "evaluation", "serving"},
-    {"api", "benchmark", "info", "export", "simulation"},
+    {"api", "benchmark", "info", "export", "quantizing", "simulation"},
     {"demo"},
     {"cli"},
     {"__main__"},

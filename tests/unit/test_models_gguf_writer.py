@@ -141,14 +141,16 @@ def test_values_are_stored_as_asked_and_norms_in_float32(
 ) -> None:
     _, tensors, _ = saved["mixtral"]
     read = read_tensors(write(tmp_path / "a.gguf", saved["mixtral"], tiny_tokenizer, quantization))
-    wanted = QUANTIZATIONS[quantization][0]
+    narrow = {"q6_k": "Q8_0", "q4_k": "Q5_0"}  # rows of 64 and 96 are no blocks of 256
+    wanted = narrow.get(quantization, QUANTIZATIONS[quantization][0])
     types = {name: tensor.type_name for name, tensor in read.items()}
     assert types["model.norm.weight"] == types["model.layers.1.block_sparse_moe.gate.weight"] == "F32"
     assert types["model.layers.1.block_sparse_moe.experts.3.w2.weight"] == wanted
     assert types["model.embed_tokens.weight"] == types["model.layers.0.self_attn.q_proj.weight"] == wanted
-    assert types["lm_head.weight"] == ("Q8_0" if quantization == "q4_0" else wanted)
+    assert types["lm_head.weight"] == ("Q8_0" if quantization in ("q4_0", "q4_k") else wanted)
     # Half a step of each type, of the largest value.
-    step = {"f32": 0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 0.005, "q4_0": 0.13}[quantization]
+    steps = {"F32": 0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 0.005, "Q5_0": 0.07, "Q4_0": 0.13}
+    step = steps[wanted]
     for name, tensor in tensors.items():
         assert (read[name].load(torch.float32) - tensor).abs().max() <= step * tensor.abs().max(), name
 
@@ -292,7 +294,7 @@ def test_values_that_would_be_lost_are_named_and_the_old_file_stays(
 def test_arguments_that_make_no_file_are_errors(
     saved: dict[str, Saved], tiny_tokenizer: BPETokenizer, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidArgumentError, match="must be one of f32, f16, bf16, q8_0, q4_0, got 'q3'"):
+    with pytest.raises(InvalidArgumentError, match="must be one of f32, f16, bf16, q8_0, q6_k, q4_k, q4_0, got 'q3'"):
         write(tmp_path / "a.gguf", saved["llama"], tiny_tokenizer, "q3")
     with pytest.raises(TokenizerError, match="stores only byte-level BPE, got a SimpleCharacterTokenizer"):
         write(tmp_path / "a.gguf", saved["llama"], SimpleCharacterTokenizer.train("abc"))

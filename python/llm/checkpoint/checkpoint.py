@@ -136,7 +136,7 @@ class Checkpoint(os.PathLike[str]):
         Raises:
             CheckpointError: Missing, torn or contradictory files, an unknown architecture or dtype.
         """
-        values, tensors = self._opened()
+        values, tensors = self.opened()
         kind = dtype_of(values, tensors, dtype)
         return build_model(values, tensors, kind, torch.device(device), keep_packed=keep_packed)
 
@@ -149,12 +149,16 @@ class Checkpoint(os.PathLike[str]):
             CheckpointError: Missing or torn files, or weights of another model.
         """
         if isinstance(model, DecoderModel):
-            fill_decoder(model, *self._opened())
+            fill_decoder(model, *self.opened())
         else:
             fill_plain_module(model, open_tensors(self.path))
 
-    def _opened(self) -> tuple[Mapping[str, Any], Mapping[str, OnDisk]]:
-        """Config and weights under Hugging Face's names; no weight has been read yet."""
+    def opened(self) -> tuple[Mapping[str, Any], Mapping[str, OnDisk]]:
+        """Returns config and weights under Hugging Face's names; no weight has been read yet.
+
+        Raises:
+            CheckpointError: Missing, torn or contradictory files.
+        """
         if self.is_gguf:
             opened = GGUFModel(self.path)
             return opened.config, opened.tensors

@@ -15,7 +15,8 @@ def export(
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Number type of the weights (hf, onnx).")
     ] = "auto",
     quantization: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0", "q4_0"], typer.Option(help="Number type of the weights (gguf).")
+        Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q4_k", "q4_0"],
+        typer.Option(help="Number type of the weights (gguf)."),
     ] = "f16",
 ) -> None:
     """Export a checkpoint for transformers (hf), llama.cpp (gguf) or ONNX Runtime (onnx)."""

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 import llm
-from llm.cli import bench, chat, data, demo, eval, export, generate, info, runs, serve, tokenizer, train
+from llm.cli import bench, chat, data, demo, eval, export, generate, info, quantize, runs, serve, tokenizer, train
 from llm.cli.options import NamingOptions
 from llm.errors import LLMError, LLMWarning
 
@@ -37,7 +37,7 @@ def root(
         raise typer.Exit
 
 
-for verb in (train, generate, chat, serve, eval, export, info, demo):
+for verb in (train, generate, chat, serve, eval, quantize, export, info, demo):
     context = getattr(verb, "CONTEXT", None)
     # Messages of `train` name settings, most of which have no option.
     kind = TyperCommand if verb is train else NamingOptions

@@ -154,18 +154,18 @@ class DecoderModel(nn.Module):
 
     def hidden_states(self, token_ids: Tensor, positions: Tensor, context: ForwardContext) -> Tensor:
         """Returns the residual stream `[T, C]` after the last block, before the last norm."""
-        hidden_states = self._embed(token_ids, positions)
+        hidden_states = self.embed(token_ids, positions)
         scale = query_scale(positions, self.config.rope_scaling)
         context = context if scale is None else replace(context, query_scale=scale)
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        for layer, rotation in zip(self.layers, self._rotations(positions), strict=True):
+        for layer, rotation in zip(self.layers, self.rotations(positions), strict=True):
             if recompute:
                 hidden_states = checkpoint(layer, hidden_states, rotation, context, use_reentrant=False)
             else:
                 hidden_states = layer(hidden_states, rotation, context)
         return hidden_states
 
-    def _rotations(self, positions: Tensor) -> list[Rotation | None]:
+    def rotations(self, positions: Tensor) -> list[Rotation | None]:
         """Returns each layer's rotation."""
         config, rotation = self.config, self.positions.rotation(positions)
         local = rotation if self.local_positions is None else self.local_positions.rotation(positions)
@@ -174,7 +174,8 @@ class DecoderModel(nn.Module):
             found[layer] = None
         return found
 
-    def _embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """Returns the residual stream `[T, C]` before the first block."""
         embedded: Tensor = self.embed_tokens(token_ids)
         if self.config.scale_embeddings:
             # Rounded to the weights' dtype first, as Gemma's published code does.

@@ -196,14 +196,19 @@ def read_parameters(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    prefixes: tuple[str, ...] = ("",),
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields the parameters of a model of the same shape by name, one after the other; see `fill_model`.
+
+    Only parameters whose names begin with one of `prefixes` are read.
 
     Raises:
         CheckpointError: A weight is not a number; raised after the last parameter.
     """
     broken: list[str] = []
     for name, empty in list(model.named_parameters()):
+        if not name.startswith(prefixes):
+            continue
         # Rounding these numbers would change which experts are chosen.
         kept = torch.float32 if name.endswith("score_correction") else dtype
         tensor = torch.empty(empty.shape, dtype=kept, device=device)

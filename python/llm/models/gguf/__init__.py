@@ -1,7 +1,19 @@
 """Reads GGUF files as Hugging Face's config and tensors, and writes them."""
 
-from llm.models.gguf.plan import QUANTIZATIONS
+from llm.models.gguf.plan import QUANTIZATIONS, matrix_kind
 from llm.models.gguf.reader import GGUFModel, LazyTensor, read_config, read_tensors
+from llm.models.gguf.types import EncodedRows, ValueType, encode_groups
 from llm.models.gguf.writer import write_gguf_model
 
-__all__ = ["QUANTIZATIONS", "GGUFModel", "LazyTensor", "read_config", "read_tensors", "write_gguf_model"]
+__all__ = [
+    "QUANTIZATIONS",
+    "EncodedRows",
+    "GGUFModel",
+    "LazyTensor",
+    "ValueType",
+    "encode_groups",
+    "matrix_kind",
+    "read_config",
+    "read_tensors",
+    "write_gguf_model",
+]

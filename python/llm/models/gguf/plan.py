@@ -14,10 +14,10 @@ from llm.models.gguf.names import (
     optional_names,
     to_hugging_face,
 )
-from llm.models.gguf.types import TYPES, ValueType
+from llm.models.gguf.types import TYPES, EncodedRows, ValueType
 from llm.tokenization.readers.gguf_file import TensorEntry
 
-Tensors: TypeAlias = Mapping[str, Tensor]
+Tensors: TypeAlias = Mapping[str, Tensor | EncodedRows]
 
 # Type of values and `general.file_type` by name; the latter as llama.cpp numbers them.
 QUANTIZATIONS: Mapping[str, tuple[str, int]] = {
@@ -25,8 +25,13 @@ QUANTIZATIONS: Mapping[str, tuple[str, int]] = {
     "f16": ("F16", 1),
     "bf16": ("BF16", 32),
     "q8_0": ("Q8_0", 7),
+    "q6_k": ("Q6_K", 18),
+    "q4_k": ("Q4_K", 14),
     "q4_0": ("Q4_0", 2),
 }
+# A better type for the matrix that all logits come from, and the types of rows that are no multiple of 256.
+_OUTPUT = {"Q4_0": "Q8_0", "Q4_K": "Q6_K"}
+_FALLBACKS: Mapping[str, tuple[str, ...]] = {"Q4_K": ("Q5_0",), "Q6_K": ("Q8_0",)}
 # Tensors that llama.cpp uses in float32.
 _ALWAYS_F32 = ("ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd")
 # Buffers of old checkpoints that current classes no longer have.
@@ -117,7 +122,9 @@ class Plan:
             shape = shape[1:]
         if is_stacked(name, self._family):
             shape = (len(sources), *shape)
-        return Planned(name, sources, shape, self._kind(name, shape), layout, heads)
+        kind = self._kind(name, shape)
+        first = self._tensors[sources[0]]
+        return Planned(name, sources, shape, first.kind if isinstance(first, EncodedRows) else kind, layout, heads)
 
     def _check_shape(self, name: str, source: str, shape: tuple[int, ...], num_heads: int) -> None:
         """Checks embeddings and reordered rows against the config; llama.cpp checks all other shapes on loading."""
@@ -134,6 +141,18 @@ class Plan:
         base = name.removesuffix(".weight").rpartition(".")[2]
         if len(shape) == 1 or base in _ALWAYS_F32:
             return TYPES["F32"]
-        is_better = self._quantization == "q4_0" and name == self._output
-        kind = TYPES["Q8_0" if is_better else QUANTIZATIONS[self._quantization][0]]
-        return TYPES["F16"] if shape[-1] % kind.block_values else kind
+        return matrix_kind(self._quantization, shape[-1], is_output=name == self._output)
+
+
+def matrix_kind(quantization: str, num_columns: int, *, is_output: bool = False) -> ValueType:
+    """Returns the type of a matrix.
+
+    Args:
+        quantization: Name in `QUANTIZATIONS`.
+        num_columns: Length of the rows. Types whose blocks don't divide it are replaced, as llama.cpp does.
+        is_output: Whether the matrix is the output projection or the embedding that serves as one.
+    """
+    name = QUANTIZATIONS[quantization][0]
+    name = _OUTPUT.get(name, name) if is_output else name
+    names = (name, *_FALLBACKS.get(name, ()), "F16")
+    return next(TYPES[each] for each in names if num_columns % TYPES[each].block_values == 0)

@@ -5,6 +5,7 @@ but Q8_0, Q4_0 and Q4_1, which are read here in half the time (4096 × 4096 valu
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,10 +15,13 @@ from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llm.models.gguf.k_quants import encode_q4_k, encode_q6_k
+
 Bytes: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_ENCODERS = {"Q4_K": encode_q4_k, "Q6_K": encode_q6_k}
 _BLOCKWISE = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4")
 # Blocks at a time: their values stay in the cache. Half as many and twice as many took as long.
 _CHUNK_BLOCKS = 2048
@@ -98,13 +102,65 @@ def write_values(values: Tensor, kind: ValueType) -> Any:
 
     Args:
         values: Values of any floating dtype. Shape (..., columns), columns a multiple of `kind.block_values`.
-        kind: F32, F16, BF16, or a type that the package `gguf` can quantise to.
+        kind: F32, F16, BF16, Q4_K, Q6_K, or a type that the package `gguf` can quantise to.
     """
     if kind.name in _PLAIN:
         return values.to(kind.dtype).contiguous().view(torch.uint8).numpy()
+    if kind.name in _ENCODERS:
+        return _ENCODERS[kind.name](values.to(torch.float32).contiguous())
     floats = values.to(torch.float32).contiguous().numpy()
     with np.errstate(over="ignore"):
         return quantize(floats, GGMLQuantizationType[kind.name])
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedRows:
+    """A matrix whose rows are in a type of GGUF files already.
+
+    Attributes:
+        kind: Type of the values.
+        shape: Hugging Face's shape of the matrix; that of a transposed layout is the other way round.
+        rows: The bytes of each row of the file's matrix, uint8 `[rows, bytes]`.
+    """
+
+    kind: ValueType
+    shape: tuple[int, ...]
+    rows: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor, kind: ValueType) -> "EncodedRows":
+        """Returns a matrix of any floating dtype, converted; see `write_values`."""
+        content = np.asarray(write_values(values, kind))
+        return cls(kind, tuple(values.shape), torch.from_numpy(content.reshape(len(values), -1)))
+
+    def values(self) -> Tensor:
+        """Returns the values, fp32, in the file's layout."""
+        return read_values(self.rows.reshape(-1).numpy(), self.kind, torch.float32).view(len(self.rows), -1)
+
+    def take(self, rows: Tensor) -> "EncodedRows":
+        """Returns the matrix of some rows."""
+        return EncodedRows(self.kind, (len(rows), *self.shape[1:]), self.rows[rows])
+
+    def transposed(self) -> "EncodedRows":
+        """Returns the same matrix for a layout that transposes it."""
+        return EncodedRows(self.kind, self.shape[::-1], self.rows)
+
+
+def encode_groups(codes: Tensor, scales: Tensor, kind: ValueType) -> EncodedRows:
+    """Returns integers with a scale for every 32 as rows of a file.
+
+    Args:
+        codes: int8 `[O, I]`, from -8 to 7 for Q4_0.
+        scales: Values of float16, `[O, I / 32]`.
+        kind: Q4_0 or Q8_0.
+    """
+    content = codes.view(-1, 32)
+    halves = scales.to(torch.float16).view(-1, 1).view(torch.uint8)
+    if kind.name == "Q4_0":
+        nibbles = (content + 8).view(torch.uint8)
+        content = nibbles[:, :16] | nibbles[:, 16:] << 4
+    rows = torch.cat((halves, content.view(torch.uint8)), 1).view(len(codes), -1)
+    return EncodedRows(kind, tuple(codes.shape), rows)
 
 
 def _by_package(blocks: Bytes, kind: ValueType) -> Tensor:

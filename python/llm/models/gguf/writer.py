@@ -11,7 +11,7 @@ from llm.errors import CheckpointError, InvalidArgumentError, TokenizerError
 from llm.models.gguf.metadata import complete, hyper_parameters, rope_factors
 from llm.models.gguf.names import ROPE_FREQS, Layout, family_of, pair_rows
 from llm.models.gguf.plan import QUANTIZATIONS, Plan, Planned, Tensors
-from llm.models.gguf.types import TYPES, write_values
+from llm.models.gguf.types import TYPES, EncodedRows, write_values
 from llm.tokenization import BaseTokenizer, BPETokenizer
 from llm.tokenization.files import StrPath, replaced_file
 from llm.tokenization.readers.gguf_file import TensorEntry, metadata_bytes
@@ -25,14 +25,16 @@ def write_gguf_model(
 ) -> None:
     """Writes a model with its tokenizer as one GGUF file that llama.cpp runs.
 
-    Norms, biases and routers stay in float32. With `q4_0`, the output projection (or the tied embeddings) is in `q8_0`.
-    A tensor to be quantised whose columns are not a multiple of 32 is in `f16`.
+    Norms, biases and routers stay in float32. The output projection (or the tied embeddings) is in Q8_0 with `q4_0`, in
+    Q6_K with `q4_k`. Columns that are no multiple of 256 turn Q4_K into Q5_0 and Q6_K into Q8_0, as in llama.cpp; those
+    that are no multiple of 32 are in F16.
 
     Args:
         path: Path of the file; an existing file is replaced once the new one is complete.
         config: Values of Hugging Face's `config.json`, of any family in `names.FAMILIES`.
         tensors: Tensors by Hugging Face's names and in Hugging Face's shapes, each expert apart, of any floating dtype
-            and device. A tensor is looked up for its shape and again for writing: a mapping may load one at a time.
+            and device, or as rows that are encoded already. A tensor is looked up for its shape and again for writing:
+            a mapping may load one at a time.
         tokenizer: Byte-level BPE tokenizer.
         quantization: Name in `QUANTIZATIONS`.
 
@@ -98,7 +100,11 @@ def _write_head(file: IO[bytes], metadata: Mapping[str, Any], planned: Sequence[
 
 def _write_tensor(file: IO[bytes], tensor: Planned, tensors: Tensors, problems: list[str]) -> None:
     for source in tensor.sources:
-        values = tensors[source].detach().cpu()
+        found = tensors[source]
+        if isinstance(found, EncodedRows):
+            file.write(_ordered(found.rows, tensor))
+            continue
+        values = found.detach().cpu()
         limit = torch.finfo(tensor.kind.dtype if tensor.kind.block_values == 1 else torch.float16).max
         largest = float(values.abs().max())
         if not largest <= limit:
@@ -109,6 +115,12 @@ def _write_tensor(file: IO[bytes], tensor: Planned, tensors: Tensors, problems: 
             continue  # The loop goes on only to find more problems: the file won't be kept.
         file.write(write_values(_laid_out(values, tensor), tensor.kind))
     file.write(bytes(-tensor.num_bytes % _ALIGNMENT))
+
+
+def _ordered(rows: Tensor, tensor: Planned) -> Any:
+    """Returns the bytes of rows in the file's order; rows of a transposed layout are those of the file already."""
+    rows = pair_rows(rows, tensor.num_heads) if tensor.layout is Layout.PAIRED_ROWS else rows
+    return rows.contiguous().numpy()
 
 
 def _laid_out(values: Tensor, tensor: Planned) -> Tensor:

@@ -89,11 +89,15 @@ class Experts(nn.Module):
         Returns:
             `[N, C]`.
         """
+        output = grouped_linear(self.inner(rows, counts), self.down_proj, counts)
+        return output + _of_groups(self.down_bias, counts, len(rows)) if self.has_biases else output
+
+    def inner(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """Returns the inputs of the down projection, `[N, I]`, for the arguments of `forward`."""
         gate_up = grouped_linear(rows, self.gate_up_proj, counts)
         if self.has_biases:
             gate_up = gate_up + _of_groups(self.gate_up_bias, counts, len(rows))
-        output = grouped_linear(self._activate(*gate_up.chunk(2, dim=-1)), self.down_proj, counts)
-        return output + _of_groups(self.down_bias, counts, len(rows)) if self.has_biases else output
+        return self._activate(*gate_up.chunk(2, dim=-1))
 
     def _activate(self, gate: Tensor, up: Tensor) -> Tensor:
         """Returns the inputs of the down projection.

@@ -1,0 +1,270 @@
+"""`quantize`: methods, formats, what is compared, and that nothing half-written stays."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+from gguf.quants import quantize as quantize_blocks
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from llm import LLM, SamplingParams, quantize
+from llm.checkpoint import atomic_directory, resolve, write_model
+from llm.cli.main import app
+from llm.errors import CheckpointError, ConfigError, DataError, InvalidArgumentError, LLMWarning
+from llm.models import DecoderModel
+from llm.models.gguf import GGUFModel
+from llm.models.gguf.k_quants import encode_q4_k, encode_q6_k
+from llm.models.hf import weights_to_hf
+from llm.quantizing.gptq import gptq
+from llm.quantizing.grid import Grid, nearest
+from llm.quantizing.outputs import packed
+from llm.settings.model import ExpertsConfig, ModelConfig
+from llm.tokenization import BPETokenizer
+
+Encode = Callable[[torch.Tensor], np.ndarray]
+GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
+GRID = Grid(4, 32, torch.float32)
+SMALL = {"calibration_tokens": 512, "heldout_tokens": 128, "window_tokens": 64, "progress": False}
+
+
+def correlated_inputs(width: int, num_tokens: int = 512) -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(num_tokens, width) @ torch.randn(width, width) / width**0.5
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_nearest_loses_no_more_than_the_scale_of_the_largest_value(bits: int) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(16, 64)
+    grid = Grid(bits, 32, torch.bfloat16)
+    found = nearest(matrix, grid)
+    largest = matrix.view(16, 2, 32).abs().amax(-1, keepdim=True) / grid.high
+    plain = (matrix.view(16, 2, 32) / largest).round() * largest
+    assert (found.values() - matrix).square().sum() <= (plain.view(16, 64) - matrix).square().sum()
+    assert found.codes.min() >= grid.low
+    assert found.codes.max() <= grid.high
+    assert torch.equal(found.scales, found.scales.bfloat16().float())
+
+
+def test_nearest_keeps_values_of_a_grid_and_zeros() -> None:
+    codes = torch.randint(-8, 8, (4, 64))
+    codes[:, ::32] = -8
+    matrix = codes * 0.25
+    matrix[3] = 0.0
+    assert torch.equal(nearest(matrix, GRID).values(), matrix)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("group_size", [32, 128, None])
+def test_gptq_changes_the_outputs_less_than_rounding(act_order: bool, group_size: int | None) -> None:
+    matrix, inputs = torch.randn(48, 256), correlated_inputs(256)
+    grid = Grid(4, group_size, torch.float32)
+    learned = gptq(matrix, inputs.T @ inputs, grid, act_order=act_order).values()
+    rounded = nearest(matrix, grid).values()
+    losses = [float((inputs @ (values - matrix).T).square().mean()) for values in (learned, rounded)]
+    assert losses[0] < 0.7 * losses[1]
+
+
+def test_gptq_rounds_to_the_nearest_where_inputs_are_unrelated_or_missing() -> None:
+    matrix = torch.randn(8, 64)
+    for gram in (torch.eye(64), torch.zeros(64, 64)):
+        assert torch.equal(gptq(matrix, gram, GRID).codes, nearest(matrix, GRID).codes)
+
+
+def test_gptq_refuses_inputs_that_are_not_finite() -> None:
+    with pytest.raises(CheckpointError, match="must be finite"):
+        gptq(torch.randn(8, 64), torch.full((64, 64), torch.inf), GRID)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_words_hold_the_first_code_lowest(bits: int) -> None:
+    codes = torch.randint(-(1 << bits - 1), 1 << bits - 1, (3, 64), dtype=torch.int8)
+    words = packed(codes, bits).numpy().view(np.uint32)
+    per_word = 32 // bits
+    back = np.stack([(words >> (bits * place)) & ((1 << bits) - 1) for place in range(per_word)], -1).reshape(3, 64)
+    assert np.array_equal(back.astype(np.int64) - (1 << bits - 1), codes.numpy())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> dict[str, object]:
+    """The tiny model by every method and format."""
+    folder = tmp_path_factory.mktemp("quantised")
+    cases = [("int4", "rtn"), ("int4", "gptq"), ("int8", "rtn"), ("w8a8", "gptq")]
+    cases += [("q4_0", "gptq"), ("q8_0", "rtn"), ("q8_0", "gptq"), ("q4_k", "rtn")]
+    reports = {}
+    for scheme, method in cases:
+        out = folder / f"{scheme}-{method}{'.gguf' if scheme.startswith('q') else ''}"
+        reports[f"{scheme} {method}"] = quantize(
+            tiny_checkpoint, out, scheme=scheme, method=method, calibration=corpus_file, **SMALL
+        )
+    return reports
+
+
+def test_every_result_is_opened_here_with_the_compared_weights(made: dict, tiny_checkpoint: Path) -> None:
+    ids = torch.tensor(LLM(tiny_checkpoint).tokenizer.encode("ROMEO: what news?"))
+    original = logits(tiny_checkpoint, ids)
+    for name, report in made.items():
+        error = (logits(report.path, ids) - original).norm() / original.norm()
+        assert 0 < error < (0.5 if "4" in name else 0.08), name
+        assert len(LLM(report.path).generate("ROMEO:", GREEDY).token_ids) == 12
+
+
+def logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
+    from llm.models.context import ForwardContext
+
+    model = resolve(path).model("float32")
+    context = ForwardContext.for_sequences((len(ids),))
+    with torch.no_grad():
+        return model(ids, torch.arange(len(ids)), context)
+
+
+def test_reports_tell_distance_and_sizes(made: dict) -> None:
+    assert made["int4 rtn"].bits_per_weight == 5.0  # scales have the checkpoint's 32 bits
+    assert made["q8_0 rtn"].bits_per_weight == made["q8_0 gptq"].bits_per_weight == 8.5
+    assert made["q4_0 gptq"].bits_per_weight == 4.5
+    for name, report in made.items():
+        assert report.num_heldout_tokens == 128
+        assert report.bytes_after < report.bytes_before
+        assert report.kl < (0.5 if "4" in name else 0.01), name
+        assert report.perplexity == pytest.approx(report.original_perplexity, rel=0.5 if "4" in name else 0.05)
+    assert len({report.original_perplexity for report in made.values()}) == 1
+
+
+def test_config_names_the_scheme_as_compressed_tensors_does(made: dict) -> None:
+    values = json.loads((made["int4 gptq"].path / "config.json").read_text())["quantization_config"]
+    weights = values["config_groups"]["group_0"]["weights"]
+    assert (values["format"], values["ignore"], weights["num_bits"]) == ("pack-quantized", ["lm_head"], 4)
+    assert (weights["group_size"], weights["strategy"], weights["actorder"]) == (32, "group", "weight")
+    values = json.loads((made["w8a8 gptq"].path / "config.json").read_text())["quantization_config"]
+    group = values["config_groups"]["group_0"]
+    assert (values["format"], group["input_activations"]["strategy"]) == ("int-quantized", "token")
+    assert group["weights"]["strategy"] == "channel"
+    tensors = load_file(made["w8a8 gptq"].path / "model.safetensors")
+    assert tensors["model.layers.0.self_attn.q_proj.weight"].dtype == torch.int8
+    tensors = load_file(made["int8 rtn"].path / "model.safetensors")
+    assert tensors["model.layers.1.mlp.down_proj.weight_packed"].shape == (64, 96 // 4)
+    assert tensors["model.layers.1.mlp.down_proj.weight_shape"].tolist() == [64, 96]
+
+
+def test_q8_0_by_rounding_has_the_bits_of_the_package_gguf(made: dict, tiny_checkpoint: Path) -> None:
+    written = GGUFModel(made["q8_0 rtn"].path).tensors
+    original = load_file(tiny_checkpoint / "model.safetensors")
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"):
+        blocks = quantize_blocks(original[name].float().numpy(), GGMLQuantizationType.Q8_0)
+        assert np.array_equal(written[name].blocks().reshape(-1), blocks.reshape(-1))
+
+
+@pytest.mark.parametrize(("kind", "encode", "lost"), [("Q4_K", encode_q4_k, 0.075), ("Q6_K", encode_q6_k, 0.018)])
+def test_blocks_with_scales_of_scales_are_read_by_the_package_gguf(kind: str, encode: Encode, lost: float) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(8, 512)
+    values[1, :256], values[2] = 0.0, 1.0
+    read = dequantize(encode(values), GGMLQuantizationType[kind])
+    errors = np.square(read - values.numpy()).mean(1)
+    assert not read[1, :256].any()
+    assert read[2] == pytest.approx(1.0, abs=0.01)
+    assert np.sqrt(errors[3:].mean()) < lost
+
+
+def test_experts_are_rounded_by_their_own_tokens(
+    tmp_path: Path, tiny_tokenizer: BPETokenizer, corpus_file: Path
+) -> None:
+    experts = ExpertsConfig(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "max_position_embeddings": 128}
+    config = ModelConfig(
+        vocab_size=tiny_tokenizer.vocab_size, mlp="moe", experts=experts, initializer_range=0.2, **sizes
+    )
+    torch.manual_seed(0)
+    with atomic_directory(tmp_path / "moe") as directory:
+        write_model(directory, DecoderModel(config), tiny_tokenizer)
+    reports = [
+        quantize(tmp_path / "moe", tmp_path / method, method=method, calibration=corpus_file, **SMALL)
+        for method in ("gptq", "rtn")
+    ]
+    assert reports[0].kl < reports[1].kl
+    values = json.loads((tmp_path / "gptq" / "config.json").read_text())
+    router = [name for name in values["quantization_config"]["ignore"] if name != "lm_head"]
+    tensors = load_file(tmp_path / "gptq" / "model.safetensors")
+    assert len(router) == 1
+    assert f"{router[0]}.weight" in tensors
+    opened = weights_to_hf(resolve(tmp_path / "gptq").model("float32").state_dict(), resolve(tmp_path / "gptq").config)
+    original = weights_to_hf(resolve(tmp_path / "moe").model("float32").state_dict(), config)
+    assert all((opened[name] - original[name]).abs().max() < 0.2 for name in original)
+
+
+def test_nothing_stays_when_the_model_is_broken(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
+    broken = tmp_path / "broken"
+    model = resolve(tiny_checkpoint).model("float32")
+    assert isinstance(model, DecoderModel)
+    with torch.no_grad():
+        model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with atomic_directory(broken) as directory:
+        write_model(directory, model, resolve(tiny_checkpoint).tokenizer())
+    for out, scheme in (("out", "int4"), ("out.gguf", "q4_0")):
+        with pytest.raises(CheckpointError, match="finite"):
+            quantize(broken, tmp_path / out, scheme=scheme, method="rtn", calibration=corpus_file, **SMALL)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["broken"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scheme": "int3"}, "`scheme` must be one of int4"),
+        ({"schema": "int4"}, "unknown setting `schema`; did you mean `scheme`"),
+        ({"group_size": 48}, "`group_size` must be one of 32, 64, 128, got 48"),
+        ({"scheme": "q4_k", "method": "gptq"}, "`method` must be rtn for q4_k"),
+        ({"scheme": "q4_0", "format": "compressed-tensors"}, "must be int4, int8 or w8a8 for compressed-tensors"),
+        ({"scheme": "w8a8", "format": "gguf"}, "must be int8 or int4 for GGUF"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    tmp_path: Path, tiny_checkpoint: Path, settings: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        quantize(tiny_checkpoint, tmp_path / "out", **settings)
+
+
+def test_bad_arguments_are_one_error_before_any_work(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"must end in \.gguf for q8_0"):
+        quantize(tiny_checkpoint, tmp_path / "out", scheme="q8_0")
+    with pytest.raises(InvalidArgumentError, match="must be a directory for int4"):
+        quantize(tiny_checkpoint, tmp_path / "out.gguf")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InvalidArgumentError, match="must be new"):
+        quantize(tiny_checkpoint, tmp_path / "there")
+    with pytest.raises(InvalidArgumentError, match="a checkpoint to replace"):
+        quantize(tiny_checkpoint, tmp_path / "there", overwrite=True)
+    with pytest.raises(InvalidArgumentError, match="must not be the checkpoint"):
+        quantize(tiny_checkpoint, tiny_checkpoint, overwrite=True)
+    with pytest.raises(CheckpointError, match=r"down_proj\.weight has rows of 96, which `group_size` 128"):
+        quantize(tiny_checkpoint, tmp_path / "out", group_size=128, calibration=corpus_file)
+    with pytest.raises(DataError, match="no such file"):
+        quantize(tiny_checkpoint, tmp_path / "out", calibration="nowhere.txt")
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    with pytest.raises(DataError, match="must hold at least"):
+        quantize(tiny_checkpoint, tmp_path / "out", calibration=short)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["short.txt", "there"]
+
+
+def test_a_quantised_checkpoint_is_not_quantised_again(tmp_path: Path, made: dict) -> None:
+    with pytest.raises(CheckpointError, match="quantised already"):
+        quantize(made["int4 rtn"].path, tmp_path / "out")
+
+
+def test_command_prints_the_comparison_and_says_that_own_text_is_better(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    options = ["--method", "rtn", "--heldout-tokens", "64", "--calibration-tokens", "64"]
+    arguments = ["quantize", str(tiny_checkpoint), "--out", str(tmp_path / "out"), *options]
+    with pytest.warns(LLMWarning, match="text like that which the model will see gives better weights"):
+        result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0
+    assert "bits a quantised weight" in result.stdout
+    assert "KL " in result.stdout
+    assert CliRunner().invoke(app, arguments).exit_code == 1
+    assert CliRunner().invoke(app, [*arguments, "--overwrite"]).exit_code == 0
