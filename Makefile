@@ -59,7 +59,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-agents test-eval test-page test-openapi test-schemas test-loggers test-wheel test-slow test-training-slow \
+.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-agents test-eval test-page test-openapi test-schemas test-loggers test-quantised test-wheel test-slow test-training-slow \
 	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-frontend bench-structured bench-gpu clean
 
 help: ## Show this list
@@ -99,6 +99,23 @@ $(COMPAT)/.done: | $(STAMPS)/test
 		urllib3 certifi
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
 		>"$$($(COMPAT)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+	touch $@
+
+# GPTQModel is a source archive, whose build needs a newer setuptools than a new environment has.
+QUANTISED := .cache/compat/quantised
+test-quantised: $(QUANTISED)/.done ## Dequantised values beside those of compressed-tensors and GPTQModel, bit for bit
+	PYTHONPATH=. $(QUANTISED)/bin/python -m tests.compat.quantised_values
+
+$(QUANTISED)/.done: | $(STAMPS)/test
+	rm -rf $(QUANTISED)
+	$(BIN)/python -m venv $(QUANTISED)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		>"$$($(QUANTISED)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+	$(STEP) "installing compressed-tensors and GPTQModel" sh -c '$(QUANTISED)/bin/python -m pip \
+		--disable-pip-version-check install $(PIP_OPTIONS) --no-deps "setuptools>=80" wheel compressed-tensors==0.20.1 \
+		loguru pypcre logbar device-smi tokenicer threadpoolctl defuser accelerate maturin dill packaging && \
+		BUILD_CUDA_EXT=0 $(QUANTISED)/bin/python -m pip --disable-pip-version-check install $(PIP_OPTIONS) --no-deps \
+		--no-build-isolation gptqmodel==7.7.0'
 	touch $@
 
 # Weights & Biases alone takes 100 MB, so its test has an environment of its own.

@@ -3,6 +3,7 @@
 import math
 import os
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 
@@ -19,11 +20,14 @@ from llm.models.costs import (
 )
 from llm.models.families import family_named, family_of
 from llm.models.gguf import read_tensors
+from llm.models.gguf.reader import LazyTensor
 from llm.models.gguf.types import TYPES
 from llm.models.hf import agreed, empty_model, own_dtype
 from llm.models.layers.packed import PackedPart
 from llm.models.packing import packable, parts_of
-from llm.models.quantised import open_weights
+from llm.models.quantised import QuantisedTensor, open_weights
+from llm.models.quantised.codes import num_bytes
+from llm.models.tensor_files import OnDisk
 from llm.settings.model import ModelConfig
 from llm.tokenization.describe import pattern_fact
 
@@ -76,15 +80,34 @@ def _size_in(parameters: int, dtype: str, is_own: bool) -> str:
 
 
 def _quantised(checkpoint: Checkpoint) -> dict[str, str]:
-    """Returns the types of values in a GGUF file, most frequent first, and their mean size."""
-    if not checkpoint.is_gguf:
+    """Returns the types of values in files with quantised weights, most frequent first, and their mean size."""
+    if not checkpoint.is_quantised:
         return {}
     counts: Counter[str] = Counter()
-    for tensor in read_tensors(checkpoint).values():
+    tensors = _tensors(checkpoint)
+    for tensor in tensors.values():
         counts[tensor.type_name] += math.prod(tensor.shape)
-    num_bytes, total = sum(TYPES[name].num_bytes(count) for name, count in counts.items()), counts.total()
+    size, total = sum(_bytes_of(tensor) for tensor in tensors.values()), counts.total()
     shares = ", ".join(f"{name} {100 * count / total:.3g} %" for name, count in counts.most_common())
-    return {"stored": f"{shares}: {8 * num_bytes / total:.3g} bits a weight, {num_bytes / 2**20:,.1f} MiB"}
+    return {"stored": f"{shares}: {8 * size / total:.3g} bits a weight, {size / 2**20:,.1f} MiB"}
+
+
+def _tensors(checkpoint: Checkpoint) -> Mapping[str, OnDisk]:
+    return read_tensors(checkpoint) if checkpoint.is_gguf else open_weights(checkpoint.path, checkpoint.values)
+
+
+def _bytes_of(tensor: OnDisk) -> int:
+    if isinstance(tensor, QuantisedTensor):
+        return tensor.num_bytes
+    if isinstance(tensor, LazyTensor):
+        return TYPES[tensor.type_name].num_bytes(math.prod(tensor.shape))
+    return num_bytes(tensor)
+
+
+def _is_quantised(tensor: OnDisk) -> bool:
+    if isinstance(tensor, LazyTensor):
+        return TYPES[tensor.type_name].block_values > 1
+    return isinstance(tensor, QuantisedTensor)
 
 
 def _shape(config: ModelConfig) -> dict[str, str]:
@@ -129,14 +152,14 @@ def _step(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> di
 
 def _if_packed(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> str:
     """Returns what `packed_weights` changes: bytes a step, types that stay packed, and types that don't."""
-    if not checkpoint.is_gguf:
+    if not checkpoint.is_quantised:
         return ""
     family = family_named(checkpoint.values)
-    config, named = agreed(config, read_tensors(checkpoint), family)
+    config, named = agreed(config, _tensors(checkpoint), family)
     matrices = packable(empty_model(config), family, named)
     parts = {name: parts_of(pieces) for name, pieces in matrices.items()}
-    types = {tensor.type_name for tensor in named.values() if TYPES[tensor.type_name].block_values > 1}
-    packed = {part.scheme for found in parts.values() for part in found}
+    types = {tensor.type_name for tensor in named.values() if _is_quantised(tensor)}
+    packed = {piece.tensor.type_name for pieces in matrices.values() for piece in pieces}
     rest = f"{_listed(types - packed)} always expanded" if types - packed else ""
     if not packed:
         return f", {rest}" if rest else ""
@@ -154,7 +177,7 @@ def _saved_bytes(part: PackedPart, num_cols: int, dtype: torch.dtype) -> int:
 
 
 def _listed(types: set[str]) -> str:
-    return " and ".join(name for name in TYPES if name in types)
+    return " and ".join(sorted(types, key=lambda name: list(TYPES).index(name) if name in TYPES else 0))
 
 
 def _mebibytes(num_bytes: int) -> str:

@@ -5,14 +5,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llm import LLM
+from llm import LLM, DecoderModel
+from llm._rust import CpuModel
 from llm.checkpoint import Checkpoint
-from llm.errors import CheckpointError
+from llm.errors import CheckpointError, LLMError
+from llm.inference.kv_cache import KVCache
+from llm.inference.runners.base import Step
+from llm.inference.runners.cpu_weights import kernel_weights
+from llm.info import describe
+from llm.models.context import ForwardContext, positions_of
+from llm.models.layers.packed import PackedLinear, packed_matrices
 from llm.models.quantised import joined, scheme_of
 from llm.models.quantised.scheme import Scheme
 from llm.models.tensor_files import TensorFiles
@@ -22,9 +32,42 @@ from tests.quantised_checkpoints import FORMATS, change_config, compressed, gptq
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 
+# What each format is packed in, if it is.
+PACKED: dict[str, str | None] = {
+    "gptq": "Z4",
+    "gptq sym": "Q4_0",
+    "gptq act-order": None,
+    "gptq channel": "Z4",
+    "gptq 8 bits": "Z8",
+    "awq 128": "Z4",
+    "w4a16": "Q4_0",
+    "w4a16 channel": "Z4",
+    "w8a16 packed": "Z8",
+    "w8a8": "Q8_0",
+    "w8a16": None,
+}
+
 
 def load(directory: Path) -> dict[str, Tensor]:
     return Checkpoint(directory).model("float32").state_dict()
+
+
+def logits_of_kernels(model: DecoderModel, ids: torch.Tensor) -> torch.Tensor:
+    cache = KVCache.allocate(model.config, 4, 16, torch.float32, torch.device("cpu"))
+    kernels = CpuModel(kernel_weights(model), list(cache.keys), list(cache.values), num_threads=2)
+    step = Step.of([(0, len(ids))], np.arange(4, dtype=np.int32)[None], ids.numpy(), 16)
+    arrays = (step.token_ids, step.positions, step.slot_mapping, step.query_start, step.block_tables)
+    logits = np.empty((len(ids), model.config.vocab_size), np.float32)
+    kernels.run(*arrays, np.arange(len(ids)), logits)
+    return torch.from_numpy(logits)
+
+
+def error_of(directory: Path, *, keep_packed: bool) -> str | None:
+    try:
+        Checkpoint(directory).model("float32", keep_packed=keep_packed)
+    except LLMError as error:
+        return str(error)
+    return None
 
 
 def message_of(directory: Path) -> str:
@@ -62,6 +105,64 @@ def test_answers_are_those_of_the_unpacked_model(tmp_path: Path, tiny_tokenizer:
         for which in ("plain", "quantised")
     ]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(("name", "scheme"), PACKED.items())
+def test_packed_values_and_products_are_those_of_the_definition(tmp_path: Path, name: str, scheme: str | None) -> None:
+    write_pair(tmp_path, FORMATS[name], initializer_range=0.05)
+    checkpoint, kind = Checkpoint(tmp_path / "quantised"), FORMATS[name].scale_dtype
+    packed, plain = checkpoint.model("float32", keep_packed=True), checkpoint.model("float32")
+    assert isinstance(packed, DecoderModel)
+    assert isinstance(plain, DecoderModel)
+    matrices = {path: layer for path, layer in packed.named_modules() if isinstance(layer, PackedLinear)}
+    assert [matrix.matrix.schemes for matrix in matrices.values()] == ([(scheme,)] * 8 if scheme else [])
+    for path, layer in matrices.items():
+        assert torch.equal(layer.weight.to(kind), plain.get_parameter(f"{path}.weight").to(kind))
+    ids = torch.arange(40)
+    with torch.no_grad():
+        wanted = plain(ids, positions_of((40,)), ForwardContext.for_sequences((40,)))
+    error = (logits_of_kernels(packed, ids) - wanted).abs().max() / wanted.abs().max()
+    assert float(error) <= 0.03
+
+
+def test_a_scale_that_half_precision_cannot_hold_is_expanded(tmp_path: Path) -> None:
+    write_pair(tmp_path, FORMATS["w4a16"], num_hidden_layers=1)
+    scales = load_file(tmp_path / "quantised" / "model.safetensors")[f"{Q_PROJ}.weight_scale"]
+    change(tmp_path / "quantised", weight_scale=scales * 2**-20)
+    packed = Checkpoint(tmp_path / "quantised").model("float32", keep_packed=True)
+    assert packed.get_parameter("layers.0.attention.qkv_proj.weight").shape == (256, 128)
+    assert len(packed_matrices(packed)) == 3
+
+
+def test_info_names_scheme_and_bits_and_what_stays_packed(tmp_path: Path) -> None:
+    write_pair(tmp_path, FORMATS["awq"])
+    facts = describe(tmp_path / "quantised")
+    # Codes of half a byte, zero points and half-precision scales for every 32 columns; embeddings and norms in fp32.
+    coded, plain = 294_912, 96 * 128 + 5 * 128
+    bits = 8 * (coded * (0.5 + 2.5 / 32) + 4 * plain) / (coded + plain)
+    assert facts["stored"] == f"AWQ-4 95.8 %, F32 4.2 %: {bits:.3g} bits a weight, 0.2 MiB"
+    assert facts["weights a step"].endswith("MiB with `packed_weights`: AWQ-4 packed")
+    write_pair(tmp_path / "ordered", FORMATS["gptq act-order"])
+    assert describe(tmp_path / "ordered" / "quantised")["weights a step"].endswith("GPTQ-4 always expanded")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_directories_open_or_say_why(mutable: tuple[Path, dict[str, bytes]], data: st.DataObject) -> None:
+    directory, files = mutable
+    name = data.draw(st.sampled_from(sorted(files)))
+    content = bytearray(files[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        # Headers and config matter most.
+        place = data.draw(st.integers(0, min(len(content), 6000) - 1))
+        content[place : place + data.draw(st.integers(1, 3))] = data.draw(st.binary(max_size=4))
+    file = directory / name.partition(" ")[0] / name.partition(" ")[2]
+    file.write_bytes(bytes(content))
+    try:
+        message = error_of(file.parent, keep_packed=data.draw(st.booleans()))
+    finally:
+        file.write_bytes(files[name])
+    assert message is None or 0 < len(message) < 20_000
 
 
 def test_a_first_format_borrows_between_zero_points(tmp_path: Path) -> None:
@@ -107,6 +208,18 @@ def test_zeros_stored_as_a_bias_are_not_the_models(tmp_path: Path) -> None:
     assert wanted.keys() == found.keys()
     change(tmp_path / "quantised", bias=torch.ones(128))
     assert f"unexpected {Q_PROJ}.bias [128]" in message_of(tmp_path / "quantised")
+
+
+@pytest.fixture(scope="module")
+def mutable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """Directories of several formats in one, and the files that tests change, as `directory file`."""
+    root, files = tmp_path_factory.mktemp("mutable"), {}
+    for number, name in enumerate(("gptq act-order", "awq", "w4a16 asymmetric", "w8a8")):
+        write_pair(root / str(number), FORMATS[name], num_hidden_layers=1, intermediate_size=128)
+        (root / str(number) / "quantised").rename(root / f"q{number}")
+        for file in ("config.json", "model.safetensors"):
+            files[f"q{number} {file}"] = (root / f"q{number}" / file).read_bytes()
+    return root, files
 
 
 def nan_at_one(tensor: Tensor) -> Tensor:

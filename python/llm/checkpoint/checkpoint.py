@@ -16,7 +16,7 @@ from llm.errors import CheckpointError
 from llm.models import DecoderModel, RegressionModel
 from llm.models.families import family_named
 from llm.models.gguf import GGUFModel, read_config
-from llm.models.quantised import open_weights
+from llm.models.quantised import open_weights, scheme_of
 from llm.models.tensor_files import OnDisk, open_tensors
 from llm.settings.model import ModelConfig
 from llm.settings.sampling import GREEDY, SamplingParams
@@ -48,6 +48,15 @@ class Checkpoint(os.PathLike[str]):
     def is_gguf(self) -> bool:
         """Whether the checkpoint is a GGUF file of llama.cpp."""
         return self.path.suffix == ".gguf" and self.path.is_file()
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the weights can be quantised: a GGUF file, or a directory whose config names a scheme.
+
+        Raises:
+            CheckpointError: The config is missing, or names a scheme that is not supported.
+        """
+        return self.is_gguf or scheme_of(self.values) is not None
 
     @property
     def is_complete(self) -> bool:
@@ -131,7 +140,7 @@ class Checkpoint(os.PathLike[str]):
         Args:
             dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
             device: Where the weights go.
-            keep_packed: Whether quantised matrices of a GGUF file stay packed, for inference on the CPU kernels.
+            keep_packed: Whether quantised matrices of a file stay packed, for inference on the CPU kernels.
 
         Raises:
             CheckpointError: Missing, torn or contradictory files, an unknown architecture or dtype.

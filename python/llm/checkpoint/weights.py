@@ -35,7 +35,7 @@ def build_model(
 ) -> DecoderModel | RegressionModel:
     """Builds the model that the `values` of a `config.json` describe from `tensors` on disk, in eval mode.
 
-    With `keep_packed`, quantised matrices of a GGUF file stay packed where `pack_matrices` can keep them so.
+    With `keep_packed`, quantised matrices stay packed where `pack_matrices` can keep them so.
 
     Raises:
         CheckpointError: Contradictory values or tensors, or an unknown architecture.

@@ -92,7 +92,7 @@ def _read(
 
 def _keeps_packed(checkpoint: Checkpoint, dtype: str, device: torch.device, config: EngineConfig) -> bool:
     """Whether quantised matrices stay packed: if asked for, and where the CPU kernels run the model."""
-    if not checkpoint.is_gguf or config.backend == "torch" or not config.packed_weights:
+    if not checkpoint.is_quantised or config.backend == "torch" or not config.packed_weights:
         return False
     return obstacle(checkpoint.config, dtype_of(checkpoint.values, {}, dtype), device) is None
 

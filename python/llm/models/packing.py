@@ -1,6 +1,6 @@
-"""Packs the quantised matrices of a GGUF file into a model's layers instead of unpacking them to floats."""
+"""Packs quantised matrices of files into a model's layers instead of unpacking them to floats."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -12,7 +12,10 @@ from llm.errors import CheckpointError, InvalidArgumentError
 from llm.models.decoder import DecoderModel
 from llm.models.families import Family, Piece
 from llm.models.gguf.reader import LazyTensor
+from llm.models.gguf.types import Bytes
 from llm.models.layers.packed import PackedEmbedding, PackedLinear, PackedMatrix, PackedPart
+from llm.models.quantised import CodedTensor
+from llm.models.quantised.blocks import blocks_of, scheme_to_pack
 from llm.models.tensor_files import OnDisk
 
 # The kernels multiply mixtures as floats.
@@ -24,11 +27,21 @@ class PackedPiece(NamedTuple):
 
     Attributes:
         tensor: The tensor.
+        scheme: The scheme that it is packed in.
         first: The matrix's row where the tensor begins.
     """
 
-    tensor: LazyTensor
+    tensor: LazyTensor | CodedTensor
+    scheme: str
     first: int
+
+    def blocks(self) -> Iterator[tuple[int, Bytes]]:
+        """Yields the matrix's row where some blocks begin, and the blocks."""
+        if isinstance(self.tensor, LazyTensor):
+            yield self.first, self.tensor.blocks()
+            return
+        for start, codes in self.tensor.chunks():
+            yield self.first + start, blocks_of(codes, self.scheme)
 
 
 def pack_matrices(model: DecoderModel, family: Family, tensors: Mapping[str, OnDisk], dtype: torch.dtype) -> None:
@@ -81,18 +94,26 @@ def _pieces(pieces: Sequence[Piece], tensors: Mapping[str, OnDisk]) -> list[Pack
     for piece in pieces:
         tensor, view = tensors[piece.name], piece.view
         is_whole_rows = view.dim() == 2 and view.is_contiguous() and piece.rows is None
-        if not isinstance(tensor, LazyTensor) or not tensor.is_packable or not is_whole_rows:
+        if not is_whole_rows or not isinstance(tensor, LazyTensor | CodedTensor):
             return []
         first = view.storage_offset() // view.shape[1]
-        if tensor.type_name not in PACKED_SCHEMES or first % PACKED_STRIP_ROWS:
+        scheme = _scheme(tensor)
+        if scheme is None or first % PACKED_STRIP_ROWS:
             return []
-        found.append(PackedPiece(tensor, first))
+        found.append(PackedPiece(tensor, scheme, first))
     return sorted(found, key=lambda piece: piece.first)
+
+
+def _scheme(tensor: LazyTensor | CodedTensor) -> str | None:
+    """Returns the scheme that a tensor can be packed in, or None."""
+    if isinstance(tensor, CodedTensor):
+        return scheme_to_pack(tensor)
+    return tensor.type_name if tensor.is_packable and tensor.type_name in PACKED_SCHEMES else None
 
 
 def parts_of(pieces: Sequence[PackedPiece]) -> list[PackedPart]:
     """Returns the parts of a matrix: neighbours of one scheme are joined."""
-    groups = groupby(pieces, key=lambda piece: piece.tensor.type_name)
+    groups = groupby(pieces, key=lambda piece: piece.scheme)
     return [PackedPart(scheme, sum(piece.tensor.shape[0] for piece in group)) for scheme, group in groups]
 
 
@@ -100,7 +121,8 @@ def _packed(name: str, pieces: Sequence[PackedPiece]) -> PackedMatrix:
     matrix = PackedMatrix.empty(parts_of(pieces), pieces[0].tensor.shape[1])
     for piece in pieces:
         try:
-            matrix.pack(piece.tensor.blocks(), piece.first)
+            for first, blocks in piece.blocks():
+                matrix.pack(blocks, first)
         except InvalidArgumentError as error:
             raise CheckpointError(f"weights must be finite, got NaN or infinity in {name}: {error}") from None
     return matrix

@@ -74,9 +74,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Annotated[int, Meta(ge=1, le=1024, description="Number of threads of the CPU kernels; null: one per core.")]
         | None
     ) = None
-    packed_weights: Annotated[
-        bool, Meta(description="Keep quantised weights of a GGUF file packed in memory, on a CPU.")
-    ] = False
+    packed_weights: Annotated[bool, Meta(description="Keep quantised weights packed in memory, on a CPU.")] = False
     enable_prefix_caching: Annotated[
         bool, Meta(description="Reuse computed cache blocks for prompts with the same beginning.")
     ] = True

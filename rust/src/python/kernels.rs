@@ -426,5 +426,5 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add_function(function)?;
     }
     module.add("PACKED_STRIP_ROWS", Scheme::Q8_0.rows_per_strip())?;
-    module.add("PACKED_SCHEMES", Scheme::ALL.map(Scheme::name).to_vec())
+    module.add("PACKED_SCHEMES", Scheme::OF_GGUF.map(Scheme::name).to_vec())
 }

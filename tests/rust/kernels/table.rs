@@ -196,6 +196,9 @@ impl Weights {
             Scheme::Q5_K => (0, 2, Some(6)),
             // Multiples of up to 128.
             Scheme::Q6_K => (208, 1, None),
+            // Zero points from 8 to 16.
+            Scheme::Z4 => (0, 8, Some(18)),
+            Scheme::Z8 => (0, 4, Some(18)),
         };
         let mut blocks = Vec::new();
         for _ in 0..num {

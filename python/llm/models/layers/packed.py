@@ -20,7 +20,7 @@ class PackedPart(NamedTuple):
     """Rows of a packed matrix in one scheme.
 
     Attributes:
-        scheme: The scheme's name in GGUF files, such as "Q4_1".
+        scheme: The scheme's name, such as "Q4_1".
         num_rows: Number of rows.
     """
 

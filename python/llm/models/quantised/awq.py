@@ -20,6 +20,7 @@ _ORDER = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
 class AwqTensor(CodedTensor):
     """A matrix that AWQ has quantised."""
 
+    bits = 4
     scale_member = "scales"
 
     def read(self) -> RowReader:
@@ -32,6 +33,9 @@ class _Rows(RowReader):
         self._words = words
         self._zeros = zeros
         self._scales = scales
+
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        return self._scales.t(), _in_order(self._zeros).t()
 
     def rows(self, span: slice) -> Codes:
         words = slice(span.start // _CODES, span.stop // _CODES)

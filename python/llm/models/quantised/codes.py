@@ -83,7 +83,13 @@ class QuantisedTensor(ABC):
 
 
 class CodedTensor(QuantisedTensor):
-    """A matrix of codes with scales and zero points, `[outputs, inputs]`."""
+    """A matrix of codes with scales and zero points, `[outputs, inputs]`.
+
+    Attributes:
+        bits: Bits of a code.
+    """
+
+    bits: int
 
     @abstractmethod
     def read(self) -> "RowReader":
@@ -96,6 +102,10 @@ class CodedTensor(QuantisedTensor):
         reader = self.read()
         for start in range(0, num_rows, step):
             yield start, reader.rows(slice(start, min(start + step, num_rows)))
+
+    def parameters(self) -> tuple[Tensor, Tensor] | None:
+        """Returns the scales and zero points of all rows, as in `Codes`; None if groups aren't neighbouring columns."""
+        return self.read().parameters()
 
     def load(self, dtype: torch.dtype | None = None) -> Tensor:
         """Reads the values; see `QuantisedTensor.load`."""
@@ -132,6 +142,10 @@ class RowReader(ABC):
     @abstractmethod
     def rows(self, span: slice) -> Codes:
         """Returns the codes of rows; a span begins at a multiple of 32 and ends there or with the matrix."""
+
+    @abstractmethod
+    def parameters(self) -> tuple[Tensor, Tensor] | None:
+        """Returns the scales and zero points of all rows, as in `Codes`; None if groups aren't neighbouring columns."""
 
 
 def neighbours(num_cols: int, size: int) -> Tensor:

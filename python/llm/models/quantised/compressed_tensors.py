@@ -42,6 +42,7 @@ class CompressedTensor(CodedTensor):
 
     def __init__(self, module: str, shape: tuple[int, int], members: Members, grouping: Grouping) -> None:
         self.grouping = grouping
+        self.bits = grouping.bits
         kind = "packed" if "weight_packed" in members else "int"
         super().__init__(f"{module}.weight", shape, f"compressed-{kind}-{grouping.bits}", members)
 
@@ -53,7 +54,7 @@ class CompressedTensor(CodedTensor):
 class _Rows(RowReader):
     def __init__(self, tensor: CompressedTensor) -> None:
         members, (num_rows, num_cols) = tensor.members, tensor.shape
-        self._bits = tensor.grouping.bits
+        self._bits = tensor.bits
         self._num_cols = num_cols
         self._is_packed = "weight_packed" in members
         self._codes = members["weight_packed" if self._is_packed else "weight"].load()
@@ -72,6 +73,9 @@ class _Rows(RowReader):
         if stored.dtype == torch.int32:  # packed along the outputs
             return unpacked(stored.t(), self._bits).t()[: len(self._scales)]
         return (stored.reshape(-1, self._scales.shape[1]).view(torch.uint8) ^ _HIGH_BIT).expand(self._scales.shape)
+
+    def parameters(self) -> tuple[Tensor, Tensor] | None:
+        return None if self._groups is not None else (self._scales, self._zeros)
 
     def rows(self, span: slice) -> Codes:
         stored = self._codes[span]

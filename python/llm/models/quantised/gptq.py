@@ -53,6 +53,9 @@ class _Rows(RowReader):
         self._groups = groups
         self._bits = bits
 
+    def parameters(self) -> tuple[Tensor, Tensor] | None:
+        return None if self._groups is not None else (self._scales.t(), self._zeros[:, : self._scales.shape[1]].t())
+
     def rows(self, span: slice) -> Codes:
         codes = unpacked(self._words[:, span].t(), self._bits)
         scales, zeros = self._scales[:, span].t(), self._zeros[:, span].t()

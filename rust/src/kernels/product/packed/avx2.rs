@@ -87,7 +87,7 @@ unsafe fn fifth_bits(bits: i32) -> __m256i {
 #[derive(Clone, Copy)]
 struct Scaling {
     scale: __m256,
-    /// In even lanes, 0 between: the two lanes of an output are added in the end.
+    /// A minimum or a zero point in even lanes, 0 between: the two lanes of an output are added in the end.
     min: __m256,
     /// Multiples of the scale for each half of the group.
     halves: [__m256; 2],
@@ -117,6 +117,10 @@ unsafe fn group_scaling<K: Kind>(block: Scaling, multiples: *const u8) -> Scalin
         let twice = |kind: usize| _mm_unpacklo_epi8(four(kind), four(kind));
         match K::LAYOUT.scales {
             Scales::One | Scales::WithMin => block,
+            Scales::WithZero => {
+                let min = _mm256_mul_ps(block.scale, block.min);
+                Scaling { min: _mm256_sub_ps(_mm256_setzero_ps(), min), ..block }
+            }
             Scales::Multiples => {
                 let scale = _mm256_mul_ps(block.scale, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(twice(0))));
                 let min = _mm256_mul_ps(block.min, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi64(four(1))));
@@ -160,7 +164,7 @@ unsafe fn product<K: Kind>(weights: &[__m256i; 4], x: &Group, scaling: &Scaling)
             assert!(
                 !matches!(
                     (K::LAYOUT.width, K::LAYOUT.scales),
-                    (Width::Six, Scales::One | Scales::WithMin | Scales::Multiples)
+                    (Width::Six, Scales::One | Scales::WithMin | Scales::WithZero | Scales::Multiples)
                 ),
                 "eight products of six bits don't fit in 16 bits"
             )

@@ -1,4 +1,4 @@
-//! Blocks of 32 columns, which are a group: Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1.
+//! Blocks of 32 columns, which are a group: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Z4 and Z8.
 
 use super::cell::Cell;
 use super::layout::{GROUP, Layout, Width};

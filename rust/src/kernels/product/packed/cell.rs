@@ -125,7 +125,7 @@ impl Cell {
             let scale = half_to_f32(self.halves[0]);
             *value = match layout.scales {
                 Scales::One => scale * code,
-                Scales::WithMin => scale * code + min,
+                Scales::WithMin | Scales::WithZero => scale * code + min,
                 Scales::Multiples => scale * f32::from(self.multiples[0]) * code + min,
                 Scales::PerHalf => scale * self.half_multiple(col / (GROUP / 2)) * code,
             };
@@ -143,7 +143,9 @@ impl Cell {
         let scale = half_to_f32(self.halves[0]);
         match layout.scales {
             Scales::One => (first + second) as f32 * x.scale * scale,
-            Scales::WithMin => (first + second) as f32 * x.scale * scale + self.min(layout) * x.scaled_sum,
+            Scales::WithMin | Scales::WithZero => {
+                (first + second) as f32 * x.scale * scale + self.min(layout) * x.scaled_sum
+            }
             Scales::Multiples => {
                 let scale = scale * f32::from(self.multiples[0]);
                 (first + second) as f32 * x.scale * scale + self.min(layout) * x.scaled_sum
@@ -158,7 +160,11 @@ impl Cell {
     /// Returns what the scheme adds to each value.
     fn min(&self, layout: Layout) -> f32 {
         let min = half_to_f32(self.halves[1]);
-        if layout.scales == Scales::Multiples { -(min * f32::from(self.multiples[1])) } else { min }
+        match layout.scales {
+            Scales::Multiples => -(min * f32::from(self.multiples[1])),
+            Scales::WithZero => -(half_to_f32(self.halves[0]) * min),
+            Scales::One | Scales::WithMin | Scales::PerHalf => min,
+        }
     }
 
     /// Returns the multiple of the scale for half of the group.

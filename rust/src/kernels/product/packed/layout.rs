@@ -22,6 +22,8 @@ pub(super) enum Scales {
     One,
     /// A scale and a minimum, which is added.
     WithMin,
+    /// A scale and a zero point, which is subtracted from codes: the minimum is minus the product of both, exact in f32.
+    WithZero,
     /// Multiples of a block's scale and of its minimum, which is subtracted.
     Multiples,
     /// A multiple of a block's scale for each half of the group.
@@ -51,7 +53,7 @@ impl Layout {
 
     /// Returns how many half-precision numbers a block has.
     pub const fn num_halves(self) -> usize {
-        if matches!(self.scales, Scales::WithMin | Scales::Multiples) { 2 } else { 1 }
+        if matches!(self.scales, Scales::WithMin | Scales::WithZero | Scales::Multiples) { 2 } else { 1 }
     }
 
     /// Returns how many multiples a group has, a byte each.

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// Size that strips and their heads are filled up to.
 const LINE: usize = 64;
 
-/// A scheme of quantised weights, by its name in GGUF files.
+/// A scheme of quantised weights, by its name in GGUF files; `Z4` and `Z8` hold what GPTQ, AWQ and compressed-tensors write.
 ///
 /// Source: ggml-org/ggml `src/ggml-common.h`, the block of each name.
 #[expect(non_camel_case_types, reason = "names as in GGUF files")]
@@ -32,14 +32,23 @@ pub enum Scheme {
     Q5_K,
     /// `d * s * (q - 32)` for q in [0, 63], with s in [-128, 127] for 16 columns, d for 256.
     Q6_K,
+    /// `d * (q - z)` for q in [0, 15]. A block is d, z, both in half precision, and codes as Q4_1's; z is a whole number.
+    Z4,
+    /// `d * (q - z)` for q in [-128, 127]. A block is d, z, both in half precision, and codes as Q8_0's; z is a whole number.
+    Z8,
 }
 
 impl Scheme {
-    /// All schemes.
-    pub const ALL: [Self; 8] =
+    /// Schemes of GGUF files.
+    pub const OF_GGUF: [Self; 8] =
         [Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1, Self::Q4_K, Self::Q5_K, Self::Q6_K];
+    /// All schemes.
+    pub const ALL: [Self; 10] = {
+        let [a, b, c, d, e, f, g, h] = Self::OF_GGUF;
+        [a, b, c, d, e, f, g, h, Self::Z4, Self::Z8]
+    };
 
-    /// Returns the scheme's name in GGUF files.
+    /// Returns the scheme's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Q8_0 => "Q8_0",
@@ -50,6 +59,8 @@ impl Scheme {
             Self::Q4_K => "Q4_K",
             Self::Q5_K => "Q5_K",
             Self::Q6_K => "Q6_K",
+            Self::Z4 => "Z4",
+            Self::Z8 => "Z8",
         }
     }
 
@@ -63,13 +74,17 @@ impl Scheme {
             Self::Q4_K => Layout::of(Width::Four, Scales::Multiples, 0, 144),
             Self::Q5_K => Layout::of(Width::Five, Scales::Multiples, 0, 176),
             Self::Q6_K => Layout::of(Width::Six, Scales::PerHalf, 32, 210),
+            Self::Z4 => Layout::of(Width::Four, Scales::WithZero, 0, 20),
+            Self::Z8 => Layout::of(Width::Eight, Scales::WithZero, 128, 36),
         }
     }
 
     /// Returns group `idx` of a block in a file.
     fn cell(self, block: &[u8], idx: usize) -> Cell {
         match self {
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => blocks_of_32::cell(self.layout(), block),
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Z4 | Self::Z8 => {
+                blocks_of_32::cell(self.layout(), block)
+            }
             Self::Q4_K | Self::Q5_K => blocks_of_256::cell_with_min(self.layout(), block, idx),
             Self::Q6_K => blocks_of_256::cell_of_six_bits(block, idx),
         }

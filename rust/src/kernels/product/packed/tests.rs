@@ -13,7 +13,7 @@ use crate::kernels::simd::Isa;
 fn places_of_halves(scheme: Scheme) -> &'static [usize] {
     match scheme {
         Scheme::Q8_0 | Scheme::Q4_0 | Scheme::Q5_0 => &[0],
-        Scheme::Q4_1 | Scheme::Q5_1 | Scheme::Q4_K | Scheme::Q5_K => &[0, 2],
+        Scheme::Q4_1 | Scheme::Q5_1 | Scheme::Q4_K | Scheme::Q5_K | Scheme::Z4 | Scheme::Z8 => &[0, 2],
         Scheme::Q6_K => &[208],
     }
 }
@@ -64,6 +64,8 @@ fn values(scheme: Scheme, blocks: &[u8]) -> Vec<f32> {
             Scheme::Q5_1 => half(0) * f32::from(of_32(8, col) | fifth(4, col)) + half(2),
             Scheme::Q4_K => with_min(col, of_256(16, col)),
             Scheme::Q5_K => with_min(col, of_256(48, col) | (block[16 + col % 32] >> (col / 32) & 1) << 4),
+            Scheme::Z4 => half(0) * f32::from(of_32(4, col)) - half(0) * half(2),
+            Scheme::Z8 => half(0) * f32::from(block[4 + col] as i8) - half(0) * half(2),
             Scheme::Q6_K => {
                 let low = four(col / 128 * 64 + col % 64, col % 128 >= 64);
                 let high = block[128 + col / 128 * 32 + col % 32] >> (col % 128 / 32 * 2) & 3;

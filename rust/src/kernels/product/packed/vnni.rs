@@ -59,7 +59,7 @@ unsafe fn load<K: Kind>(codes: *const u8, bits: *const u8) -> [__m512i; 4] {
 #[derive(Clone, Copy)]
 struct Scaling {
     scale: __m512,
-    /// In even lanes, 0 between: the two lanes of an output are added in the end.
+    /// A minimum or a zero point in even lanes, 0 between: the two lanes of an output are added in the end.
     min: __m512,
     /// Multiples of the scale for each half of the group.
     halves: [__m512; 2],
@@ -90,6 +90,10 @@ unsafe fn group_scaling<K: Kind>(block: Scaling, multiples: *const u8) -> Scalin
         let twice = |kind: usize| _mm_unpacklo_epi8(eight(kind), eight(kind));
         match K::LAYOUT.scales {
             Scales::One | Scales::WithMin => block,
+            Scales::WithZero => {
+                let min = _mm512_mul_ps(block.scale, block.min);
+                Scaling { min: _mm512_sub_ps(_mm512_setzero_ps(), min), ..block }
+            }
             Scales::Multiples => {
                 let scale = _mm512_mul_ps(block.scale, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(twice(0))));
                 let min = _mm512_mul_ps(block.min, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi64(eight(1))));
