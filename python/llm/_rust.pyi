@@ -33,6 +33,7 @@ __all__ = [
     "Tokenizer",
     "TrainingAttention",
     "__version__",
+    "crc32",
     "instruction_sets",
     "pack_rows",
     "packed_bytes",
@@ -704,6 +705,9 @@ class TrainingAttention:
 
     def backward(self, joined: object, kept: tuple[object, object], gradient: object, to_joined: object) -> None:
         """Writes the gradient of `joined` for that of the output; `kept` holds what `forward` wrote."""
+
+def crc32(data: NDArray[np.uint8], before: int) -> int:
+    """CRC-32 of `data` (N,) after bytes with the checksum `before`, 0 for none, with the GIL released. Cost: O(N)."""
 
 def instruction_sets() -> list[str]:
     """Returns the instruction sets that this machine has and the kernels are compiled for, best last."""

@@ -156,6 +156,63 @@ def test_bad_rows_of_parquet_are_named(tmp_path: Path) -> None:
     assert documents_of(tmp_path / "a{0}.parquet") == ["é", "b"]
 
 
+anything = st.text(st.sampled_from('aé🎭"\\/\b\f\n\r\t\x01\x7f\u2028{}[]:, '), max_size=12)
+others = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | anything,
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(anything, values, max_size=3),
+    max_leaves=5,
+)
+# Also what json.dumps never writes: pairs of escapes, fields that come twice, and spaces.
+rare = st.sampled_from(
+    [
+        rb'{"text":"\ud83c\udfad\/\u0000\u00E9"}',
+        rb'{"te\u0078t": "a"}',
+        b'{"text": "a", "text": "b"}',
+        b'{"text": 1, "text": "b"}',
+        b' { "n" : [ { "text" : 2 } ] ,\t"text" : "a\\\\" } ',
+        '{"é": "text", "text": "é"}'.encode(),
+        b" \t",
+        b"",
+    ]
+)
+
+
+@st.composite
+def json_lines(draw: st.DrawFn) -> bytes:
+    if draw(st.booleans()):
+        return draw(rare)
+    fields = [*draw(st.dictionaries(anything, others, max_size=3)).items(), ("text", draw(anything))]
+    ordered = dict(draw(st.permutations(fields)))
+    return json.dumps(ordered, ensure_ascii=draw(st.booleans()), indent=None).encode()
+
+
+@given(st.lists(json_lines(), max_size=8), st.sampled_from([b"\n", b"\r\n"]), st.integers(1, 40))
+def test_lines_give_the_documents_of_pythons_own_parser(lines: list[bytes], line_end: bytes, step: int) -> None:
+    expected = [json.loads(line)["text"] for line in lines if line.strip()]
+    data = line_end.join(lines)
+    fed = DocumentCutter(separator=None, at_line_ends=True, field="text", piece_bytes=99, max_piece_bytes=99)
+    parts = [data[at : at + step] for at in range(0, len(data), step)] + [b""]
+    found = [
+        fed.feed_lines(part, is_last=not part, other=lambda _, line: str(json.loads(line)["text"])) for part in parts
+    ]
+    assert joined(found) == [*(text for text in expected if text.strip()), ""]
+
+
+@given(json_lines(), st.data())
+def test_a_line_that_is_changed_is_read_as_python_does_or_refused(line: bytes, data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(line)))
+    added = data.draw(
+        st.sampled_from([b'"', b"\\", b"\\u", b"\\ud83c", b"{", b"}", b",", b":", b"0", b"\x00", b"\xff", b"x"])
+    )
+    changed = line[:place] + added + line[place + data.draw(st.integers(0, 2)) :]
+    refused: list[bytes] = []
+    fed = DocumentCutter(separator=None, at_line_ends=True, field="text", piece_bytes=99, max_piece_bytes=99)
+    found = joined([fed.feed_lines(changed, is_last=True, other=lambda _, line: refused.append(line) or "refused")])
+    if not refused and changed.strip():
+        text = json.loads(changed)["text"]
+        assert found == ([text, ""] if text.strip() else [""])
+
+
 def test_marks_and_line_ends_of_windows_are_noted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n<|endoftext|>\r\nthree<|endoftext|> \n")
     notes = ReadNotes()

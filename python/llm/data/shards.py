@@ -2,7 +2,6 @@
 
 import json
 import os
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -10,6 +9,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llm._rust import crc32
 from llm.checkpoint import read_json
 from llm.checkpoint.atomic import sync, write_atomically
 from llm.checkpoint.space import explains_failed_writes
@@ -143,10 +143,10 @@ class _Summed:
         self.num_bytes = self.checksum = 0
 
     def write(self, values: NDArray[Any]) -> None:
-        data = np.ascontiguousarray(values).view(np.uint8).data
-        self._out.write(data)
+        data = np.ascontiguousarray(values).view(np.uint8)
+        self._out.write(data.data)
         self.num_bytes += data.nbytes
-        self.checksum = zlib.crc32(data, self.checksum)
+        self.checksum = crc32(data, self.checksum)
 
 
 def _mapped(file: Path, dtype: "np.dtype[Any]", length: int) -> Any:
@@ -163,5 +163,5 @@ def _checksum(file: Path) -> int:
     checksum = 0
     with file.open("rb", buffering=0) as opened:
         while piece := opened.read(_PIECE_BYTES):
-            checksum = zlib.crc32(piece, checksum)
+            checksum = crc32(np.frombuffer(piece, np.uint8), checksum)
     return checksum

@@ -4,6 +4,7 @@ use std::mem::take;
 
 use memchr::memchr_iter;
 use memchr::memmem::Finder;
+use simdutf8::compat::from_utf8;
 
 use super::{Piece, TextBlock, character_start};
 use crate::{Error, Result};
@@ -104,14 +105,14 @@ impl DocumentCutter {
         }
         let before = self.offset + num_bytes - bytes.len() - self.partial.len();
         if self.partial.is_empty() {
-            match str::from_utf8(bytes) {
+            match from_utf8(bytes) {
                 Ok(text) => self.text.push_str(text),
                 Err(error) => {
                     let (valid, rest) = bytes.split_at(error.valid_up_to());
                     if error.error_len().is_some() {
                         return Err(not_utf8(rest[0], before + valid.len()));
                     }
-                    self.text.push_str(str::from_utf8(valid).unwrap_or_default());
+                    self.text.push_str(from_utf8(valid).unwrap_or_default());
                     self.partial.extend_from_slice(rest);
                 }
             }
@@ -142,6 +143,30 @@ impl DocumentCutter {
             return Err(error);
         }
         self.scan(from, ends);
+        Ok(())
+    }
+
+    /// Adds a document for each row: row i has the bytes of `values` from `offsets[i]` to `offsets[i + 1]`.
+    ///
+    /// # Errors
+    ///
+    /// `Data` if a row is no UTF-8 or lies outside of `values`; nothing is added then.
+    pub fn push_rows(&mut self, values: &[u8], offsets: &[i64]) -> Result<()> {
+        let (Some(&first), Some(&last)) = (offsets.first(), offsets.last()) else { return Ok(()) };
+        let not_text = || Error::Data("each row must be text in UTF-8".to_owned());
+        // One check of all rows takes less time than one of each, and a row may not begin within a character.
+        let rows = values.get(first as usize..last as usize).and_then(|bytes| from_utf8(bytes).ok());
+        let rows = rows.ok_or_else(not_text)?;
+        let row = |places: &[i64]| rows.get((places[0] - first) as usize..(places[1] - first) as usize);
+        if offsets.windows(2).any(|places| row(places).is_none()) {
+            return Err(not_text());
+        }
+        self.text.reserve(rows.len());
+        for text in offsets.windows(2).filter_map(row) {
+            let from = self.text.len();
+            self.text.push_str(text);
+            self.scan(from, true);
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use memchr::memchr_iter;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::DocumentCutter;
+use super::field::append_field;
 
 /// Cuts bytes into lines and takes the text of one field from each.
 #[derive(Debug)]
@@ -66,7 +67,10 @@ impl JsonLines {
         if line.iter().all(|byte| byte.is_ascii_whitespace() || *byte == b'\x0b') {
             return Ok(());
         }
-        if cutter.push_with(true, |text| read_field(line, &self.field, text)).is_ok() {
+        let field = &self.field;
+        if cutter.push_with(true, |text| append_field(line, field, text).ok_or(())).is_ok()
+            || cutter.push_with(true, |text| read_field(line, field, text)).is_ok()
+        {
             return Ok(());
         }
         let found = other(self.num_lines, line)?;

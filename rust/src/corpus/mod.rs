@@ -1,6 +1,7 @@
 //! Text to learn from: cut into documents, and long documents into pieces, without a Python object for each.
 
 mod cutter;
+mod field;
 mod lines;
 
 pub use cutter::{CutOptions, DocumentCutter};

@@ -14,7 +14,23 @@ use crate::{Error, Result};
 /// Adds this module's classes to `llm._rust`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyTextBlock>()?;
-    module.add_class::<PyDocumentCutter>()
+    module.add_class::<PyDocumentCutter>()?;
+    module.add_function(wrap_pyfunction!(crc32, module)?)
+}
+
+/// CRC-32 of bytes that follow others with the checksum `before`; see `_rust.pyi`.
+#[pyfunction]
+fn crc32(py: Python<'_>, data: PyReadonlyArray1<'_, u8>, before: u32) -> PyResult<u32> {
+    let bytes = data.as_slice().map_err(not_contiguous)?;
+    Ok(py.detach(|| {
+        let mut hasher = crc32fast::Hasher::new_with_initial(before);
+        hasher.update(bytes);
+        hasher.finalize()
+    }))
+}
+
+fn not_contiguous<E>(_: E) -> Error {
+    Error::InvalidArgument("arrays must be contiguous".to_owned())
 }
 
 /// Pieces of documents; see `_rust.pyi`.
@@ -128,19 +144,11 @@ impl PyDocumentCutter {
         values: PyReadonlyArray1<'_, u8>,
         offsets: PyReadonlyArray1<'_, i64>,
     ) -> PyResult<PyTextBlock> {
-        let contiguous = |_| Error::InvalidArgument("arrays must be contiguous".to_owned());
-        let (values, offsets) = (values.as_slice().map_err(contiguous)?, offsets.as_slice().map_err(contiguous)?);
+        let values = values.as_slice().map_err(not_contiguous)?;
+        let offsets = offsets.as_slice().map_err(not_contiguous)?;
         Ok(py.detach(|| {
             let (cutter, _) = &mut *self.locked()?;
-            for (row, places) in offsets.windows(2).enumerate() {
-                let text = values.get(places[0] as usize..places[1] as usize);
-                let text = text.and_then(|bytes| str::from_utf8(bytes).ok());
-                let text = text.ok_or_else(|| Error::Data(format!("text must be UTF-8, row {row} isn't")))?;
-                cutter.push_with(true, |all| {
-                    all.push_str(text);
-                    Ok::<(), Error>(())
-                })?;
-            }
+            cutter.push_rows(values, offsets)?;
             Ok::<_, Error>(PyTextBlock { inner: cutter.take() })
         })?)
     }
