@@ -209,7 +209,8 @@ def test_a_line_that_is_changed_is_read_as_python_does_or_refused(line: bytes, d
     fed = DocumentCutter(separator=None, at_line_ends=True, field="text", piece_bytes=99, max_piece_bytes=99)
     found = joined([fed.feed_lines(changed, is_last=True, other=lambda _, line: refused.append(line) or "refused")])
     if not refused and changed.strip():
-        text = json.loads(changed)["text"]
+        # Bytes of fields that aren't read need not be UTF-8.
+        text = json.loads(changed.decode(errors="replace"))["text"]
         assert found == ([text, ""] if text.strip() else [""])
 
 
