@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llm._rust import PACKED_SCHEMES, PACKED_STRIP_ROWS
 from llm.errors import CheckpointError, InvalidArgumentError
@@ -13,7 +13,14 @@ from llm.models.decoder import DecoderModel
 from llm.models.families import Family, Piece
 from llm.models.gguf.reader import LazyTensor
 from llm.models.gguf.types import Bytes
-from llm.models.layers.packed import PackedEmbedding, PackedLinear, PackedMatrix, PackedPart
+from llm.models.layers.packed import (
+    PackedEmbedding,
+    PackedLinear,
+    PackedMatrix,
+    PackedPart,
+    bytes_of,
+    huge_pages,
+)
 from llm.models.quantised import CodedTensor
 from llm.models.quantised.blocks import blocks_of, scheme_to_pack
 from llm.models.tensor_files import OnDisk
@@ -60,10 +67,13 @@ def pack_matrices(model: DecoderModel, family: Family, tensors: Mapping[str, OnD
         CheckpointError: A scale is not a number.
     """
     is_tied = model.config.tie_word_embeddings
-    for name, pieces in packable(model, family, tensors).items():
+    matrices = packable(model, family, tensors)
+    memory = huge_pages(sum(bytes_of(parts_of(pieces), _num_cols(pieces)) for pieces in matrices.values()))
+    for name, pieces in matrices.items():
         path = name.removesuffix(".weight")
         layer = model.get_submodule(path)
-        matrix = _packed(name, pieces)
+        matrix = _packed(name, pieces, memory)
+        memory = memory[matrix.data.nbytes :]
         packed = (
             PackedLinear(matrix, layer.bias, dtype) if isinstance(layer, nn.Linear) else PackedEmbedding(matrix, dtype)
         )
@@ -117,8 +127,13 @@ def parts_of(pieces: Sequence[PackedPiece]) -> list[PackedPart]:
     return [PackedPart(scheme, sum(piece.tensor.shape[0] for piece in group)) for scheme, group in groups]
 
 
-def _packed(name: str, pieces: Sequence[PackedPiece]) -> PackedMatrix:
-    matrix = PackedMatrix.empty(parts_of(pieces), pieces[0].tensor.shape[1])
+def _num_cols(pieces: Sequence[PackedPiece]) -> int:
+    return pieces[0].tensor.shape[1]
+
+
+def _packed(name: str, pieces: Sequence[PackedPiece], memory: Tensor) -> PackedMatrix:
+    """Returns a matrix packed into the first bytes of `memory`."""
+    matrix = PackedMatrix.empty(parts_of(pieces), _num_cols(pieces), memory)
     for piece in pieces:
         try:
             for first, blocks in piece.blocks():

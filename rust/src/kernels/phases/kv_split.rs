@@ -286,7 +286,10 @@ unsafe fn products<S: Simd, const BF16: bool, const G: usize, const T: usize>(
             prefetch_ahead(keys.add(t * pitch), pitch, width * split.shape.dtype.size());
         }
         for start in (0..tail).step_by(S::LANES) {
-            let parts: [S::V; G] = std::array::from_fn(|g| S::load(queries.add(g * width + start)));
+            let mut parts = [S::splat(0.0); G];
+            for g in 0..G {
+                parts[g] = S::load(queries.add(g * width + start));
+            }
             for t in 0..T {
                 let channels = load::<S, BF16>(keys.add(t * pitch), start);
                 for g in 0..G {
@@ -294,7 +297,10 @@ unsafe fn products<S: Simd, const BF16: bool, const G: usize, const T: usize>(
                 }
             }
         }
-        let mut products: [[f32; 4]; G] = std::array::from_fn(|g| S::sums(sums[g]));
+        let mut products = [[0.0; 4]; G];
+        for g in 0..G {
+            products[g] = S::sums(sums[g]);
+        }
         for channel in tail..width {
             for g in 0..G {
                 for t in 0..T {
@@ -404,7 +410,10 @@ unsafe fn mix_channels<S: Simd, const BF16: bool, const G: usize, const C: usize
                     prefetch_ahead(value, pitch, shape.head_dim * shape.dtype.size());
                     prefetch.proceed(1);
                 }
-                let channels: [S::V; C] = std::array::from_fn(|c| load::<S, BF16>(value, channel + c * S::LANES));
+                let mut channels = [S::splat(0.0); C];
+                for c in 0..C {
+                    channels[c] = load::<S, BF16>(value, channel + c * S::LANES);
+                }
                 for g in 0..G {
                     let weight = S::splat(*weights.get_unchecked((first + g) * SPLIT_TOKENS + token));
                     for c in 0..C {

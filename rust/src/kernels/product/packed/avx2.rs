@@ -48,26 +48,34 @@ unsafe fn load<K: Kind>(codes: *const u8, bits: *const u8) -> [__m256i; 4] {
     unsafe {
         let vector = |idx: usize| _mm256_loadu_si256(codes.add(8 * STRIP * idx).cast());
         if K::LAYOUT.width == Width::Eight {
-            return [0, 1, 2, 3].map(|block| _mm256_xor_si256(vector(block), _mm256_set1_epi8(-128)));
+            let sign = _mm256_set1_epi8(-128);
+            let signed = |block: usize| _mm256_xor_si256(vector(block), sign);
+            return [signed(0), signed(1), signed(2), signed(3)];
         }
         let low = _mm256_set1_epi8(15);
         let (a, b) = (vector(0), vector(1));
         let high = |codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low);
-        let four = [_mm256_and_si256(a, low), _mm256_and_si256(b, low), high(a), high(b)];
+        let mut found = [_mm256_and_si256(a, low), _mm256_and_si256(b, low), high(a), high(b)];
         match K::LAYOUT.width {
-            Width::Five => std::array::from_fn(|block| {
-                _mm256_or_si256(four[block], fifth_bits(bits.add(STRIP * block).cast::<i32>().read_unaligned()))
-            }),
+            Width::Five => {
+                for block in 0..4 {
+                    let fifth = fifth_bits(bits.add(STRIP * block).cast::<i32>().read_unaligned());
+                    found[block] = _mm256_or_si256(found[block], fifth);
+                }
+            }
             Width::Six => {
                 // Bits that a shift brings from the next byte are outside the two that count.
                 let high = vector(2);
                 let high =
                     [_mm256_slli_epi16::<4>(high), _mm256_slli_epi16::<2>(high), high, _mm256_srli_epi16::<2>(high)];
                 let upper = _mm256_set1_epi8(0x30);
-                std::array::from_fn(|block| _mm256_or_si256(four[block], _mm256_and_si256(high[block], upper)))
+                for block in 0..4 {
+                    found[block] = _mm256_or_si256(found[block], _mm256_and_si256(high[block], upper));
+                }
             }
-            Width::Four | Width::Eight => four,
+            Width::Four | Width::Eight => {}
         }
+        found
     }
 }
 
@@ -100,7 +108,7 @@ unsafe fn block_scaling<K: Kind>(head: *const u8) -> Scaling {
     unsafe {
         let numbers = _mm_loadl_epi64(head.cast());
         let zero = _mm256_setzero_ps();
-        let min = match K::LAYOUT.num_halves() {
+        let min = match K::NUM_HALVES {
             2 => _mm256_cvtph_ps(_mm_cvtepu16_epi32(_mm_loadl_epi64(head.add(2 * STRIP).cast()))),
             _ => zero,
         };
@@ -127,8 +135,8 @@ unsafe fn group_scaling<K: Kind>(block: Scaling, multiples: *const u8) -> Scalin
                 Scaling { scale, min: _mm256_sub_ps(_mm256_setzero_ps(), min), ..block }
             }
             Scales::PerHalf => {
-                let halves = [0, 1].map(|half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(twice(half))));
-                Scaling { halves, ..block }
+                let (first, second) = (_mm256_cvtepi8_epi32(twice(0)), _mm256_cvtepi8_epi32(twice(1)));
+                Scaling { halves: [_mm256_cvtepi32_ps(first), _mm256_cvtepi32_ps(second)], ..block }
             }
         }
     }
@@ -142,14 +150,16 @@ unsafe fn product<K: Kind>(weights: &[__m256i; 4], x: &Group, scaling: &Scaling)
         let ones = _mm256_set1_epi16(1);
         let eight = |block: usize| _mm256_set1_epi64x(x.codes.as_ptr().add(8 * block).cast::<i64>().read_unaligned());
         if K::LAYOUT.width == Width::Eight {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|block| {
+            let mut sum = _mm256_setzero_si256();
+            for block in 0..4 {
                 let signed = _mm256_sign_epi8(eight(block), weights[block]);
-                _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(weights[block]), signed), ones)
-            });
-            return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d)));
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights[block]), signed);
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+            }
+            return _mm256_cvtepi32_ps(sum);
         }
-        let [a, b, c, d] = [0, 1, 2, 3].map(|block| _mm256_maddubs_epi16(weights[block], eight(block)));
-        let (first, second) = (_mm256_add_epi16(a, b), _mm256_add_epi16(c, d));
+        let pairs = |block: usize| _mm256_maddubs_epi16(weights[block], eight(block));
+        let (first, second) = (_mm256_add_epi16(pairs(0), pairs(1)), _mm256_add_epi16(pairs(2), pairs(3)));
         // Adds minus half the sum of activations, times what codes are too high.
         let lowered = |sums, offset: i32| match K::LAYOUT.middle {
             0 => _mm256_madd_epi16(sums, ones),
@@ -192,35 +202,34 @@ unsafe fn all_rows<K: Kind>(task: &PackedTask) {
 #[inline(always)]
 unsafe fn tile<K: Kind, const M: usize>(task: &PackedTask, row: usize) {
     let num_groups = task.num_groups();
-    let layout = K::LAYOUT;
     let (mut head, mut codes) = (task.strip, task.codes());
     // SAFETY: the task has `row + M` rows of activations and a strip of `num_groups` groups; `out` has a strip per row.
     unsafe {
         let x = task.x.add(row * num_groups);
         let mut sums = [[_mm256_setzero_ps(); 2]; M];
-        for first in (0..num_groups).step_by(layout.groups()) {
-            let blocks = [0, 1].map(|half| block_scaling::<K>(head.add(2 * HALF * half)));
-            head = head.add(2 * STRIP * layout.num_halves());
-            for group in first..first + layout.groups() {
-                for line in (0..STRIP * layout.code_bytes()).step_by(64) {
+        for first in (0..num_groups).step_by(K::GROUPS) {
+            let blocks = [block_scaling::<K>(head), block_scaling::<K>(head.add(2 * HALF))];
+            head = head.add(2 * STRIP * K::NUM_HALVES);
+            for group in first..first + K::GROUPS {
+                for line in (0..STRIP * K::CODE_BYTES).step_by(64) {
                     near(codes.wrapping_add(PREFETCH_BYTES + line));
                 }
                 for half in 0..2 {
                     let head = head.add(HALF * half);
-                    let weights = load::<K>(codes.add(8 * HALF * half), head.add(STRIP * layout.num_multiples()));
+                    let weights = load::<K>(codes.add(8 * HALF * half), head.add(STRIP * K::NUM_MULTIPLES));
                     let scaling = group_scaling::<K>(blocks[half], head);
                     for m in 0..M {
                         let x = &*x.add(m * num_groups + group);
                         let scaled = _mm256_mul_ps(product::<K>(&weights, x, &scaling), _mm256_set1_ps(x.scale));
                         sums[m][half] = _mm256_fmadd_ps(scaled, scaling.scale, sums[m][half]);
-                        if layout.num_halves() == 2 {
+                        if K::NUM_HALVES == 2 {
                             let min_sum = _mm256_set1_ps(x.scaled_sum);
                             sums[m][half] = _mm256_fmadd_ps(scaling.min, min_sum, sums[m][half]);
                         }
                     }
                 }
-                head = head.add(STRIP * layout.group_head());
-                codes = codes.add(STRIP * layout.code_bytes());
+                head = head.add(STRIP * K::GROUP_HEAD);
+                codes = codes.add(STRIP * K::CODE_BYTES);
             }
         }
         for m in 0..M {

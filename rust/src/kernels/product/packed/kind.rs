@@ -8,6 +8,12 @@ use super::scheme::Scheme;
 pub(super) trait Kind {
     const SCHEME: Scheme;
     const LAYOUT: Layout = Self::SCHEME.layout();
+    /// Sizes as constants, which a product never computes anew: [`Layout`] names them.
+    const GROUPS: usize = Self::LAYOUT.groups();
+    const NUM_HALVES: usize = Self::LAYOUT.num_halves();
+    const NUM_MULTIPLES: usize = Self::LAYOUT.num_multiples();
+    const GROUP_HEAD: usize = Self::LAYOUT.group_head();
+    const CODE_BYTES: usize = Self::LAYOUT.code_bytes();
     /// What the sum of two lanes' codes begins with is `Group::offset` shifted left by this: an offset is that of codes 8
     /// too high.
     const SHIFT: u32 = if Self::LAYOUT.middle == 0 { 0 } else { (Self::LAYOUT.middle / 8).ilog2() };

@@ -36,22 +36,27 @@ unsafe fn load<K: Kind>(codes: *const u8, bits: *const u8) -> [__m512i; 4] {
         let low = _mm512_set1_epi8(15);
         let (a, b) = (vector(0), vector(1));
         let high = |codes| _mm512_and_si512(_mm512_srli_epi16::<4>(codes), low);
-        let four = [_mm512_and_si512(a, low), _mm512_and_si512(b, low), high(a), high(b)];
+        let mut found = [_mm512_and_si512(a, low), _mm512_and_si512(b, low), high(a), high(b)];
         match K::LAYOUT.width {
-            Width::Five => std::array::from_fn(|block| {
-                let bits = bits.add(STRIP * block).cast::<u64>().read_unaligned();
-                _mm512_mask_add_epi8(four[block], bits, four[block], _mm512_set1_epi8(16))
-            }),
+            Width::Five => {
+                for block in 0..4 {
+                    let bits = bits.add(STRIP * block).cast::<u64>().read_unaligned();
+                    found[block] = _mm512_mask_add_epi8(found[block], bits, found[block], _mm512_set1_epi8(16));
+                }
+            }
             Width::Six => {
                 // Bits that a shift brings from the next byte are outside the two that count.
                 let high = vector(2);
                 let high =
                     [_mm512_slli_epi16::<4>(high), _mm512_slli_epi16::<2>(high), high, _mm512_srli_epi16::<2>(high)];
                 let upper = _mm512_set1_epi8(0x30);
-                std::array::from_fn(|block| _mm512_or_si512(four[block], _mm512_and_si512(high[block], upper)))
+                for block in 0..4 {
+                    found[block] = _mm512_or_si512(found[block], _mm512_and_si512(high[block], upper));
+                }
             }
-            Width::Four | Width::Eight => four,
+            Width::Four | Width::Eight => {}
         }
+        found
     }
 }
 
@@ -73,7 +78,7 @@ unsafe fn block_scaling<K: Kind>(head: *const u8) -> Scaling {
         let numbers = _mm_loadu_si128(head.cast());
         let twice = _mm256_set_m128i(_mm_unpackhi_epi16(numbers, numbers), _mm_unpacklo_epi16(numbers, numbers));
         let zero = _mm512_setzero_ps();
-        let min = match K::LAYOUT.num_halves() {
+        let min = match K::NUM_HALVES {
             2 => _mm512_cvtph_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128(head.add(2 * STRIP).cast()))),
             _ => zero,
         };
@@ -100,8 +105,8 @@ unsafe fn group_scaling<K: Kind>(block: Scaling, multiples: *const u8) -> Scalin
                 Scaling { scale, min: _mm512_sub_ps(_mm512_setzero_ps(), min), ..block }
             }
             Scales::PerHalf => {
-                let halves = [0, 1].map(|half| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(twice(half))));
-                Scaling { halves, ..block }
+                let (first, second) = (_mm512_cvtepi8_epi32(twice(0)), _mm512_cvtepi8_epi32(twice(1)));
+                Scaling { halves: [_mm512_cvtepi32_ps(first), _mm512_cvtepi32_ps(second)], ..block }
             }
         }
     }
@@ -166,31 +171,30 @@ unsafe fn all_rows<K: Kind>(task: &PackedTask) {
 #[inline(always)]
 unsafe fn tile<K: Kind, const M: usize>(task: &PackedTask, row: usize) {
     let num_groups = task.num_groups();
-    let layout = K::LAYOUT;
     let (mut head, mut codes) = (task.strip, task.codes());
     // SAFETY: the task has `row + M` rows of activations and a strip of `num_groups` groups; `out` has a strip per row.
     unsafe {
         let x = task.x.add(row * num_groups);
         let mut sums = [_mm512_setzero_ps(); M];
-        for first in (0..num_groups).step_by(layout.groups()) {
+        for first in (0..num_groups).step_by(K::GROUPS) {
             let block = block_scaling::<K>(head);
-            head = head.add(2 * STRIP * layout.num_halves());
-            for group in first..first + layout.groups() {
-                for line in (0..STRIP * layout.code_bytes()).step_by(64) {
+            head = head.add(2 * STRIP * K::NUM_HALVES);
+            for group in first..first + K::GROUPS {
+                for line in (0..STRIP * K::CODE_BYTES).step_by(64) {
                     near(codes.wrapping_add(PREFETCH_BYTES + line));
                 }
-                let weights = load::<K>(codes, head.add(STRIP * layout.num_multiples()));
+                let weights = load::<K>(codes, head.add(STRIP * K::NUM_MULTIPLES));
                 let scaling = group_scaling::<K>(block, head);
                 for m in 0..M {
                     let x = &*x.add(m * num_groups + group);
                     let scaled = _mm512_mul_ps(product::<K>(&weights, x, &scaling), _mm512_set1_ps(x.scale));
                     sums[m] = _mm512_fmadd_ps(scaled, scaling.scale, sums[m]);
-                    if layout.num_halves() == 2 {
+                    if K::NUM_HALVES == 2 {
                         sums[m] = _mm512_fmadd_ps(scaling.min, _mm512_set1_ps(x.scaled_sum), sums[m]);
                     }
                 }
-                head = head.add(STRIP * layout.group_head());
-                codes = codes.add(STRIP * layout.code_bytes());
+                head = head.add(STRIP * K::GROUP_HEAD);
+                codes = codes.add(STRIP * K::CODE_BYTES);
             }
         }
         let evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0);
