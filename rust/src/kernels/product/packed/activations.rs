@@ -46,13 +46,13 @@ fn group_of(values: &[f32; GROUP]) -> Group {
     let largest = f32::from_bits(largest);
     let is_tiny = largest < 1e-30;
     let (scale, inverse) = if is_tiny { (0.0, 0.0) } else { (largest / 127.0, 127.0 / largest) };
+    // A loop for each result, so that the compiler uses vectors for all of them.
     let mut codes = [0_i8; GROUP];
-    let mut sums = [0_i32; 2];
-    for (idx, (code, value)) in codes.iter_mut().zip(values).enumerate() {
-        let rounded = (value * inverse + ROUNDS).to_bits().wrapping_sub(ROUNDS.to_bits()) as i8;
-        *code = rounded;
-        sums[idx / (GROUP / 2)] += i32::from(rounded);
+    for (code, value) in codes.iter_mut().zip(values) {
+        *code = (value * inverse + ROUNDS).to_bits().wrapping_sub(ROUNDS.to_bits()) as i8;
     }
+    let (first, second) = codes.split_at(GROUP / 2);
+    let sums = [first, second].map(|half| half.iter().map(|code| i32::from(*code)).sum::<i32>());
     let sum = sums[0] + sums[1];
     Group { codes, scale, scaled_sum: scale * sum as f32, offset: -4 * sum, first_offset: -4 * sums[0] }
 }
