@@ -95,6 +95,7 @@ class TrainingEngine:
         self.dtype = autocast_dtype(settings.precision, device)
         self.parallel = ParallelModel(task.build_model(), self.distributed, settings.sharding, self.dtype)
         self.model = self.parallel.model
+        self._parameters = tuple(self.model.parameters())
         self.optimizer = build_optimizer(self.model, config.optimizer, self.dtype)
         self.schedule = Schedule.of(config.optimizer, self.total_steps, settings.batch_size * config.context_length)
         self.notices = (*notices, *self.schedule.notices())
@@ -200,7 +201,7 @@ class TrainingEngine:
         batch = self._accumulate_gradients()
         with record_function("optimizer"):
             self.scaler.unscale_(self.optimizer)
-            grad_norm = clip_gradients(self.model, self.config.optimizer.max_grad_norm)
+            grad_norm = clip_gradients(self._parameters, self.config.optimizer.max_grad_norm)
             self._check_finite(batch, grad_norm)
             self.saver.wait_for_copy()
             self.scaler.step(self.optimizer)

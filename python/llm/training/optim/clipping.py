@@ -1,13 +1,16 @@
 """The limit of the gradients' norm."""
 
-import torch
-from torch import nn
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 
 from llm.training.distributed import whole
 
 
-def clip_gradients(model: nn.Module, max_norm: float | None) -> float:
+def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None) -> float:
     """Scales gradients to a global norm of at most `max_norm` (None: no limit) and returns the norm before scaling."""
-    limit = float("inf") if max_norm is None else max_norm
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-    return float(whole(norm))
+    norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    found = float(whole(norm))
+    if max_norm is not None and not found + 1e-6 <= max_norm:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return found
