@@ -23,6 +23,7 @@ __all__ = [
     "EngineCore",
     "Grammar",
     "RequestParams",
+    "RowNorm",
     "SampledTokens",
     "SimulatedLoad",
     "StepOutputs",
@@ -34,6 +35,7 @@ __all__ = [
     "TrainingAttention",
     "__version__",
     "crc32",
+    "gelu",
     "instruction_sets",
     "pack_rows",
     "packed_bytes",
@@ -146,8 +148,7 @@ def sample(
 
     `logits` is (B, V), C-contiguous, and modified in place; 16-bit integers hold the bits of bfloat16
     (`tensor.view(torch.int16).numpy()`). `pad_id` and ids from `vocab_size` (default: V) on are never drawn. Rows run
-    in parallel with the GIL released. Cost per row: one pass over V, and a second one for log-probabilities or for
-    draws without top-k.
+    in parallel without the GIL. Cost per row: one pass over V, two for log-probabilities or draws without top-k.
 
     Raises:
         InvalidArgumentError: The dtype or layout is wrong, a length differs from B, or a row has no finite maximum.
@@ -400,8 +401,7 @@ class Tokenizer:
     def from_ranks(ranks: Sequence[bytes], special_tokens: dict[str, int], pattern: str) -> Tokenizer:
         """Builds a tokenizer from tokens in order of rank, as tiktoken stores them; the rank is the id.
 
-        An empty entry is an unused rank. Tokens that merges never produce match whole pieces only. `pattern` is a name
-        or a regular expression.
+        An empty entry is an unused rank; tokens that merges never produce match whole pieces. `pattern`: name or regex.
 
         Raises:
             InvalidArgumentError: The pattern has an unknown name.
@@ -559,8 +559,7 @@ class DocumentCutter:
     def feed_lines(self, lines: bytes, is_last: bool, other: Callable[[int, bytes], str]) -> TextBlock:
         """Adds the field of each line of JSON, a document a line; `is_last` says that the last line ends with `lines`.
 
-        A line that is no plain object with the field goes to `other` with its number from 1, which returns its text or
-        raises. Blank lines are skipped.
+        `other` gets any other line with its number from 1, and returns its text or raises. Blank lines are skipped.
         """
 
     def feed_rows(self, values: NDArray[np.uint8], offsets: _Longs) -> TextBlock:
@@ -655,8 +654,7 @@ class CpuModel:
         """Reads and writes memory that PyTorch owns: keeps the tensors alive; none may change its size or place.
 
         `weights` comes from `llm.inference.runners.cpu_weights.kernel_weights`; `keys` and `values` hold one tensor per
-        layer, `[blocks, block_size, kv_heads, head_dim]`; `instruction_set` is one of `instruction_sets()`, None for
-        the best.
+        layer, `[blocks, block_size, kv_heads, head_dim]`; `instruction_set` is in `instruction_sets()`; None: the best.
 
         Raises:
             InvalidArgumentError: If a tensor is not contiguous fp32 or bf16 on the CPU, sizes contradict each other,
@@ -709,6 +707,15 @@ class TrainingAttention:
 def crc32(data: NDArray[np.uint8], before: int) -> int:
     """CRC-32 of `data` (N,) after bytes with the checksum `before`, 0 for none, with the GIL released. Cost: O(N)."""
 
+@final
+class RowNorm:
+    """Layer or RMS norm of contiguous fp32 rows (T, C) on a CPU; keeps (T, 2) and writes weights' gradients (2, C)."""
+
+    def __new__(cls, weight: object, bias: object, eps: float, is_centered: bool, threads: int) -> RowNorm: ...
+    def forward(self, rows: object, normed: object, kept: object) -> None: ...
+    def backward(self, given: tuple[object, object, object, object], to_rows: object, to_weights: object) -> None: ...
+
+def gelu(given: object, active: object, slope: object, is_tanh: bool, threads: int) -> None: ...  # and its derivative
 def instruction_sets() -> list[str]:
     """Returns the instruction sets that this machine has and the kernels are compiled for, best last."""
 

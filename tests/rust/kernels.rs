@@ -1,6 +1,7 @@
 //! Tests of `llm_core::kernels`: the thread team, and every instruction set against a naive decoder.
 
 mod attention;
+mod pointwise;
 mod reference;
 mod table;
 

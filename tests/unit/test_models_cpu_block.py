@@ -20,7 +20,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama": {},
     "grouped": {"num_attention_heads": 4, "num_key_value_heads": 2},
     "narrow": {"num_attention_heads": 8},
+    "uneven": {"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 5},
     "gpt": GPT,
+    "gpt-uneven": GPT | {"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 5},
     "gpt-tanh": GPT | {"hidden_act": "gelu_pytorch_tanh", "norm": "layer_norm_no_bias"},
 }
 

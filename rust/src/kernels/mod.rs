@@ -5,8 +5,8 @@
 //! length of a reduction fixes its order; batch size, threads and step never do.
 //!
 //! From the bottom up: `simd`, `memory` and `threads`; `row_ops` and `product` for one operation; `spec`, `step`, `cache`
-//! and `buffers` for the data of a step; `phases` for a layer's parts in turn; `cpu_model` for callers. `attention` trains,
-//! on the threads of `openmp`.
+//! and `buffers` for the data of a step; `phases` for a layer's parts in turn; `cpu_model` for callers. `attention` and
+//! `pointwise` train, on the threads of `openmp`.
 #![expect(unsafe_code, reason = "vector instructions, memory that PyTorch owns, and buffers split among threads")]
 #![expect(clippy::needless_range_loop, reason = "loops over register tiles are clearest with indices")]
 
@@ -17,6 +17,7 @@ mod cpu_model;
 mod memory;
 mod openmp;
 mod phases;
+mod pointwise;
 mod product;
 mod row_ops;
 mod simd;
@@ -29,6 +30,9 @@ pub use attention::rows::{Bf16, Number};
 pub use cache::{CacheLayer, CachePart, CacheShape};
 pub use cpu_model::CpuModel;
 pub use memory::{Dtype, Format, Matrix};
+pub use pointwise::Team;
+pub use pointwise::gelu::{Gelu, gelu};
+pub use pointwise::norm::{Normed, RowNorm};
 pub use product::linear::Linear;
 pub use product::packed::parts::{MAX_PARTS, Part};
 pub use product::packed::scheme::{GROUP, Scheme};

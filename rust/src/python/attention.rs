@@ -20,20 +20,20 @@ struct PyTrainingAttention {
 
 /// Returns a tensor's numbers.
 #[expect(unsafe_code, reason = "PyTorch owns the memory")]
-fn numbers<'a, N: Number>(tensor: &Tensor) -> &'a [N] {
+pub(super) fn numbers<'a, N: Number>(tensor: &Tensor) -> &'a [N] {
     // SAFETY: callers have checked the dtype, and keep the tensor alive and unwritten during the call.
     unsafe { std::slice::from_raw_parts(tensor.address as *const N, tensor.len()) }
 }
 
 /// Returns a tensor's numbers, to be written.
 #[expect(unsafe_code, reason = "PyTorch owns the memory")]
-fn written<'a, N: Number>(tensor: &Tensor) -> &'a mut [N] {
+pub(super) fn written<'a, N: Number>(tensor: &Tensor) -> &'a mut [N] {
     // SAFETY: callers have checked the dtype, and made the tensor for this call alone.
     unsafe { std::slice::from_raw_parts_mut(tensor.address as *mut N, tensor.len()) }
 }
 
 /// Returns the common number format of tensors.
-fn common(tensors: &[&Tensor]) -> Result<Dtype> {
+pub(super) fn common(tensors: &[&Tensor]) -> Result<Dtype> {
     let dtype = tensors[0].dtype()?;
     for tensor in tensors {
         if tensor.dtype()? != dtype {
@@ -44,7 +44,7 @@ fn common(tensors: &[&Tensor]) -> Result<Dtype> {
     Ok(dtype)
 }
 
-fn expect_floats(tensor: &Tensor) -> Result<()> {
+pub(super) fn expect_floats(tensor: &Tensor) -> Result<()> {
     match tensor.dtype()? {
         Dtype::F32 => Ok(()),
         Dtype::Bf16 => Err(Error::InvalidArgument("sums, cosines and sines must be float32, got bfloat16".to_owned())),

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1, PyReadwriteArray2, PyUntypedArrayMethods};
 use pyo3::conversion::FromPyObjectOwned;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -27,12 +28,13 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Tensor {
     type Error = PyErr;
 
     fn extract(tensor: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let py = tensor.py();
         Ok(Self {
-            address: tensor.call_method0("data_ptr")?.extract()?,
-            shape: tensor.getattr("shape")?.extract()?,
-            dtype: tensor.getattr("dtype")?.str()?.to_string(),
-            device: tensor.getattr("device")?.getattr("type")?.extract()?,
-            is_contiguous: tensor.call_method0("is_contiguous")?.extract()?,
+            address: tensor.call_method0(intern!(py, "data_ptr"))?.extract()?,
+            shape: tensor.getattr(intern!(py, "shape"))?.extract()?,
+            dtype: tensor.getattr(intern!(py, "dtype"))?.str()?.to_string(),
+            device: tensor.getattr(intern!(py, "device"))?.getattr(intern!(py, "type"))?.extract()?,
+            is_contiguous: tensor.call_method0(intern!(py, "is_contiguous"))?.extract()?,
         })
     }
 }

@@ -9,6 +9,7 @@ mod error;
 mod fields;
 mod grammar;
 mod kernels;
+mod pointwise;
 mod sampling;
 mod shared_ints;
 mod simulation;
@@ -23,6 +24,7 @@ fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     answer::register(module)?;
     attention::register(module)?;
+    pointwise::register(module)?;
     corpus::register(module)?;
     tokenizer::register(module)?;
     tokenizer_batch::register(module)?;

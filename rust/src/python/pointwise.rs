@@ -1,0 +1,113 @@
+//! Binding of the `kernels::pointwise` module: checks PyTorch's tensors, and reads and writes them in place.
+
+use pyo3::prelude::*;
+
+use super::attention::{common, expect_floats, numbers, written};
+use super::kernels::Tensor;
+use crate::Result;
+use crate::kernels::{Bf16, Dtype, Gelu, Isa, Normed, Number, RowNorm, Team};
+
+fn team(threads: usize) -> Team {
+    Team { isa: Isa::detect(), threads }
+}
+
+#[pyfunction]
+#[pyo3(name = "gelu")]
+fn py_gelu(
+    py: Python<'_>,
+    given: Tensor,
+    active: Tensor,
+    slope: Tensor,
+    is_tanh: bool,
+    threads: usize,
+) -> PyResult<()> {
+    for tensor in [&given, &active, &slope] {
+        expect_floats(tensor)?;
+    }
+    let form = if is_tanh { Gelu::Tanh } else { Gelu::Exact };
+    let (active, slope) = (written(&active), written(&slope));
+    py.detach(|| crate::kernels::gelu(form, numbers(&given), active, slope, team(threads)))?;
+    Ok(())
+}
+
+/// Normalization of rows; rows are given with each call.
+#[pyclass(frozen, name = "RowNorm", module = "llm._rust")]
+struct PyRowNorm {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    eps: f32,
+    is_centered: bool,
+    team: Team,
+    /// Owners of the weights' memory.
+    _owners: (Py<PyAny>, Py<PyAny>),
+}
+
+/// The tensors from which a gradient is computed: rows, what `forward` kept, gradient, residual.
+type Given = (Tensor, Tensor, Tensor, Tensor);
+
+impl PyRowNorm {
+    fn rule(&self) -> RowNorm<'_> {
+        let bias = self.bias.as_ref().map(numbers);
+        let (eps, is_centered, team) = (self.eps, self.is_centered, self.team);
+        RowNorm { weight: numbers(&self.weight), bias, eps, is_centered, team }
+    }
+
+    fn gradients<N: Number>(&self, given: &Given, to_rows: &Tensor, to_weights: &Tensor) -> Result<()> {
+        let (rows, kept, gradient, residual) = given;
+        let given = Normed {
+            rows: numbers(rows),
+            kept: numbers(kept),
+            gradient: numbers::<N>(gradient),
+            residual: numbers(residual),
+        };
+        self.rule().backward(given, written(to_rows), written(to_weights))
+    }
+}
+
+#[pymethods]
+impl PyRowNorm {
+    #[new]
+    fn new(
+        weight: Bound<'_, PyAny>,
+        bias: Bound<'_, PyAny>,
+        eps: f32,
+        is_centered: bool,
+        threads: usize,
+    ) -> PyResult<Self> {
+        let owners = (weight.clone().unbind(), bias.clone().unbind());
+        let (weight, bias): (Tensor, Option<Tensor>) = (weight.extract()?, bias.extract()?);
+        for tensor in bias.iter().chain([&weight]) {
+            expect_floats(tensor)?;
+        }
+        Ok(Self { weight, bias, eps, is_centered, team: team(threads), _owners: owners })
+    }
+
+    fn forward(&self, py: Python<'_>, rows: Tensor, normed: Tensor, kept: Tensor) -> PyResult<()> {
+        expect_floats(&rows)?;
+        expect_floats(&kept)?;
+        let dtype = normed.dtype()?;
+        py.detach(|| match dtype {
+            Dtype::F32 => self.rule().forward::<f32>(numbers(&rows), written(&normed), written(&kept)),
+            Dtype::Bf16 => self.rule().forward::<Bf16>(numbers(&rows), written(&normed), written(&kept)),
+        })?;
+        Ok(())
+    }
+
+    fn backward(&self, py: Python<'_>, given: Given, to_rows: Tensor, to_weights: Tensor) -> PyResult<()> {
+        for tensor in [&given.0, &given.1, &given.3, &to_rows, &to_weights] {
+            expect_floats(tensor)?;
+        }
+        let dtype = common(&[&given.2])?;
+        py.detach(|| match dtype {
+            Dtype::F32 => self.gradients::<f32>(&given, &to_rows, &to_weights),
+            Dtype::Bf16 => self.gradients::<Bf16>(&given, &to_rows, &to_weights),
+        })?;
+        Ok(())
+    }
+}
+
+/// Adds this module's functions and class to `llm._rust`.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(py_gelu, module)?)?;
+    module.add_class::<PyRowNorm>()
+}

@@ -1,0 +1,109 @@
+//! Training's operations between products, for every instruction set.
+
+use llm_core::kernels::{Gelu, Isa, Normed, RowNorm, Team, gelu};
+
+const WIDTH: usize = 48;
+
+fn rows(num: usize) -> Vec<f32> {
+    (0..num * WIDTH).map(|at| ((at * 37 % 101) as f32 - 50.0) / 25.0).collect()
+}
+
+#[test]
+fn gelu_is_the_share_below_a_normal_number_and_its_slope() {
+    let points = [-14.0, -5.0, -3.0, -1.0, 0.0, 1.0, 2.0, 14.0_f32];
+    let shares = [0.0, 2.866_515_6e-7, 1.349_898e-3, 0.158_655_26, 0.5, 0.841_344_8, 0.977_249_86, 1.0_f32];
+    for isa in Isa::supported() {
+        for length in [1, 8, 21] {
+            let given: Vec<f32> = points.iter().copied().cycle().take(length).collect();
+            let (mut active, mut slope) = (vec![f32::NAN; length], vec![f32::NAN; length]);
+            gelu(Gelu::Exact, &given, &mut active, &mut slope, Team { isa, threads: 2 }).unwrap();
+            for (at, x) in given.iter().enumerate() {
+                let (share, density) = (shares[at % 8], (-x * x / 2.0).exp() * 0.398_942_3);
+                assert!(
+                    (active[at] - x * share).abs() <= 5e-7 * (x * share).abs() + 1e-30,
+                    "{isa:?}, {x}: {}",
+                    active[at]
+                );
+                assert!((slope[at] - (share + x * density)).abs() < 3e-7, "{isa:?}, {x}: {}", slope[at]);
+            }
+            gelu(Gelu::Tanh, &given, &mut active, &mut slope, Team { isa, threads: 1 }).unwrap();
+            for (at, x) in given.iter().map(|&x| f64::from(x)).enumerate() {
+                let formula = |x: f64| 0.5 * x * (1.0 + (0.797_884_560_8 * (x + 0.044_715 * x.powi(3))).tanh());
+                let rise = (formula(x + 1e-5) - formula(x - 1e-5)) / 2e-5;
+                assert!((f64::from(active[at]) - formula(x)).abs() < 2e-6, "{isa:?}, {x}: {}", active[at]);
+                assert!((f64::from(slope[at]) - rise).abs() < 3e-6, "{isa:?}, {x}: {}", slope[at]);
+            }
+        }
+    }
+}
+
+/// Returns the product of normalized rows and `gradient`.
+fn objective(rows: &[f64], weight: &[f32], bias: Option<&[f32]>, gradient: &[f32]) -> f64 {
+    let width = WIDTH as f64;
+    let mut total = 0.0;
+    for (row, gradient) in rows.chunks(WIDTH).zip(gradient.chunks(WIDTH)) {
+        let mean = if bias.is_some() { row.iter().sum::<f64>() / width } else { 0.0 };
+        let spread = (row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width + 1e-5).sqrt();
+        for column in 0..WIDTH {
+            let shift = bias.map_or(0.0, |bias| f64::from(bias[column]));
+            let normed = (row[column] - mean) / spread * f64::from(weight[column]) + shift;
+            total += normed * f64::from(gradient[column]);
+        }
+    }
+    total
+}
+
+#[test]
+fn gradients_of_norms_are_slopes_and_the_same_for_every_number_of_threads() {
+    let (given, gradient, residual) = (rows(131), rows(132)[WIDTH..].to_vec(), rows(133)[2 * WIDTH..].to_vec());
+    let (weight, bias) = (&rows(3)[WIDTH..2 * WIDTH], &rows(3)[2 * WIDTH..]);
+    let wide: Vec<f64> = given.iter().map(|&x| f64::from(x)).collect();
+    for (isa, bias) in Isa::supported().into_iter().flat_map(|isa| [(isa, Some(bias)), (isa, None)]) {
+        let results = [1, 3].map(|threads| {
+            let norm = RowNorm { weight, bias, eps: 1e-5, is_centered: bias.is_some(), team: Team { isa, threads } };
+            let (mut normed, mut kept) = (vec![f32::NAN; given.len()], vec![f32::NAN; 2 * 131]);
+            norm.forward(&given, &mut normed, &mut kept).unwrap();
+            let found: f64 = normed.iter().zip(&gradient).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            assert!((found - objective(&wide, weight, bias, &gradient)).abs() < 1e-2, "{isa:?}: {found}");
+            let (mut to_rows, mut to_weights) = (vec![f32::NAN; given.len()], vec![f32::NAN; 2 * WIDTH]);
+            let parts = Normed { rows: &given, kept: &kept, gradient: &gradient[..], residual: &residual };
+            norm.backward(parts, &mut to_rows, &mut to_weights).unwrap();
+            (normed, to_rows, to_weights)
+        });
+        assert!(results[0] == results[1], "{isa:?}");
+        let (_, to_rows, to_weights) = &results[0];
+        for at in (0..given.len()).step_by(611) {
+            let moved = |step: f64| {
+                let mut moved = wide.clone();
+                moved[at] += step;
+                objective(&moved, weight, bias, &gradient)
+            };
+            let wanted = (moved(1e-4) - moved(-1e-4)) / 2e-4 + f64::from(residual[at]);
+            assert!((f64::from(to_rows[at]) - wanted).abs() < 1e-4, "{isa:?}, {at}: {} {wanted}", to_rows[at]);
+        }
+        for column in [0, 17, 47] {
+            let moved = |step: f32| {
+                let mut moved = weight.to_vec();
+                moved[column] += step;
+                objective(&wide, &moved, bias, &gradient)
+            };
+            let wanted = moved(0.5) - moved(-0.5);
+            assert!((f64::from(to_weights[column]) - wanted).abs() < 1e-3, "{isa:?}, {column}: {wanted}");
+            let sum: f32 = gradient.chunks(WIDTH).map(|row| row[column]).sum();
+            assert!((to_weights[WIDTH + column] - sum).abs() < 1e-3, "{isa:?}, {column}: {sum}");
+        }
+    }
+}
+
+#[test]
+fn wrong_sizes_are_refused_by_name() {
+    let team = Team { isa: Isa::Portable, threads: 1 };
+    let found = gelu(Gelu::Exact, &[0.0; 3], &mut [0.0; 3], &mut [0.0; 2], team).unwrap_err().to_string();
+    assert_eq!(found, "`slope` must hold 3 numbers, got 2");
+    let norm = RowNorm { weight: &[1.0; 24], bias: None, eps: 0.0, is_centered: true, team };
+    let found = norm.forward(&[0.0; 48], &mut [0.0_f32; 48], &mut [0.0; 4]).unwrap_err().to_string();
+    assert_eq!(found, "rows must have the weight's columns, a multiple of 16, got 24 columns and 48 numbers");
+    let norm = RowNorm { weight: &[1.0; 32], ..norm };
+    let found = norm.forward(&[0.0; 64], &mut [0.0_f32; 64], &mut [0.0; 3]).unwrap_err().to_string();
+    assert_eq!(found, "`kept` must hold 4 numbers, got 3");
+}
