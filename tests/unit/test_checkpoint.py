@@ -46,12 +46,12 @@ def test_a_checkpoint_opens_in_transformers_with_equal_ids_and_logits(tiny_check
 
 def test_what_was_written_is_what_is_read(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    model = DecoderModel(ModelConfig(vocab_size=50, norm="layer_norm", tie_word_embeddings=False))
+    model = DecoderModel(ModelConfig(vocab_size=50, norm="layer_norm_no_bias", tie_word_embeddings=False))
     with atomic_directory(tmp_path / "a") as directory:
         write_model(directory, model, None)
     back = load_model(tmp_path / "a")
     assert isinstance(back, DecoderModel)
-    assert back.config.norm == "layer_norm"
+    assert back.config.norm == "layer_norm_no_bias"
     assert all(torch.equal(value, back.state_dict()[name]) for name, value in model.state_dict().items())
     assert json.loads((tmp_path / "a" / "config.json").read_text())["model_type"] == "llm_oxide"
 
