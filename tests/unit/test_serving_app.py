@@ -112,7 +112,8 @@ def test_path_of_a_route_outside_v1_is_404_with_the_right_one():
 
 def test_slash_at_the_end_of_a_path_changes_nothing():
     assert send(loading_app(), "POST", CHAT_PATH + "/", json=CHAT).status_code == 503
-    assert send(loading_app(), "GET", "/v1/models/").json() == send(loading_app(), "GET", "/v1/models").json()
+    app = loading_app()
+    assert send(app, "GET", "/v1/models/").json() == send(app, "GET", "/v1/models").json()
     assert send(loading_app(), "GET", "/health//").status_code == 503
 
 
