@@ -27,7 +27,7 @@ def gptq(matrix: Tensor, gram: Tensor, grid: Grid, *, damping: float = 0.01, act
         act_order: Whether columns with the largest inputs come first.
 
     Raises:
-        CheckpointError: The inputs are not finite.
+        CheckpointError: The inputs are not finite, or so large that their products can't be inverted.
     """
     order = gram.diagonal().argsort(descending=True) if act_order else torch.arange(len(gram))
     upper = _factor(gram[order][:, order], damping)
@@ -90,4 +90,7 @@ def _factor(gram: Tensor, damping: float) -> Tensor:
                 factor: Tensor = upper
                 return factor
         damping *= 10
-    return torch.eye(len(gram))
+    raise CheckpointError(
+        f"products of a layer's inputs must be invertible, got none that are after {_MAX_DAMPINGS} dampings\n"
+        "hint: `method` rtn needs no inputs"
+    )

@@ -284,8 +284,8 @@ def check_cuts(config: QuantizationConfig, name: str, shape: torch.Size, cuts: l
         problems.append(f"{cuts[0].name} is no linear layer in transformers, but a transposed one")
     size = config.group_size if config.stored != "w8a8" else 1
     if shape[-1] % size:
-        fits = [str(each) for each in GROUP_SIZES if shape[-1] % each == 0]
-        problems.append(f"{name} has rows of {shape[-1]}, which `group_size` {size} doesn't divide: {fits}")
+        fits = " and ".join(str(each) for each in GROUP_SIZES if shape[-1] % each == 0) or "none"
+        problems.append(f"{name} has rows of {shape[-1]}, which `group_size` {size} doesn't divide ({fits} would)")
     return problems
 
 
