@@ -70,9 +70,8 @@ class AnswerParser:
     ) -> AnswerParser:
         """Starts at the beginning of an answer.
 
-        `format` is a name in `ANSWER_FORMATS`; None leaves calls in the text. `reasoning` holds the texts around the
-        reasoning. `tools` holds the declared types of each function's parameters, by name; where a format has no
-        markers, only these functions can be called.
+        `format` is in `ANSWER_FORMATS`; None leaves calls in the text. `reasoning` holds the texts around reasoning;
+        `tools` holds the types of each function's parameters. A format without markers knows only these functions.
 
         Raises:
             InvalidArgumentError: The format is unknown or a marker is empty.
@@ -715,7 +714,9 @@ class RowNorm:
     def forward(self, rows: object, normed: object, kept: object) -> None: ...
     def backward(self, given: tuple[object, object, object, object], to_rows: object, to_weights: object) -> None: ...
 
-def gelu(given: object, active: object, slope: object, is_tanh: bool, threads: int) -> None: ...  # and its derivative
+def gelu(given: object, active: object, slope: object, is_tanh: bool, threads: int) -> None:
+    """Writes GELU of contiguous fp32 `given` on a CPU to `active` and its derivative to `slope`, of the same size."""
+
 def instruction_sets() -> list[str]:
     """Returns the instruction sets that this machine has and the kernels are compiled for, best last."""
 
