@@ -177,7 +177,9 @@ def _saved_bytes(part: PackedPart, num_cols: int, dtype: torch.dtype) -> int:
 
 
 def _listed(types: set[str]) -> str:
-    return " and ".join(sorted(types, key=lambda name: list(TYPES).index(name) if name in TYPES else 0))
+    """Returns names of types, those of GGUF files first and in their order."""
+    of_gguf = [name for name in TYPES if name in types]
+    return " and ".join(of_gguf + sorted(types.difference(of_gguf)))
 
 
 def _mebibytes(num_bytes: int) -> str:

@@ -27,6 +27,11 @@ def _kernel_normalizes(parameters: NormParameters, dtype: torch.dtype) -> bool:
     return is_fp32 and kernel_suits(len(parameters[0]), dtype)
 
 
+def _kernel_activates(values: Tensor) -> bool:
+    """Returns whether this package's kernel computes GELU with its slope."""
+    return values.dtype == torch.float32 and kernel_suits(values.shape[1], values.dtype)
+
+
 @dataclass(frozen=True)
 class NormRule:
     """How a half normalizes its rows.
@@ -116,7 +121,7 @@ class FeedForwardRules:
         """Returns the activation of `normed @ weight.T`, and what its gradient needs beside."""
         if self.activation != "silu":
             given = product(normed, weight)
-            if kernel_suits(given.shape[1], given.dtype) and given.dtype == torch.float32:
+            if _kernel_activates(given):
                 active, slope = torch.empty_like(given), torch.empty_like(given)
                 gelu(given, active, slope, self.activation == "gelu_tanh", torch.get_num_threads())
                 return active, [slope]
@@ -128,7 +133,7 @@ class FeedForwardRules:
     def gradients(self, gradient: Tensor, kept: list[Tensor]) -> list[Tensor]:
         """Returns the gradients of the products that `apply` made; may overwrite `gradient`."""
         if self.activation != "silu":
-            if kernel_suits(gradient.shape[1], gradient.dtype) and gradient.dtype == torch.float32:
+            if _kernel_activates(gradient):
                 return [gradient.mul_(kept[0])]
             found: Tensor = torch.ops.aten.gelu_backward(gradient, kept[0], approximate=self._approximation)
             return [found]

@@ -10,6 +10,8 @@ from torch import Tensor
 from llm.errors import CheckpointError
 from llm.models.tensor_files import OnDisk
 
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 # Values at a time: their intermediate forms take a few MB, whatever the size of a tensor.
 _CHUNK_VALUES = 1 << 20
 # Rows of a chunk are whole words of packed zero points.
@@ -162,10 +164,6 @@ def nibbles(words: Tensor) -> Tensor:
 def unpacked(words: Tensor, bits: int) -> Tensor:
     """Splits integers into the codes of 4 or 8 bits in them, lowest first; see `nibbles`."""
     return nibbles(words) if bits == 4 else words.contiguous().view(torch.uint8)
-
-
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 
 
 def num_bytes(tensor: OnDisk) -> int:

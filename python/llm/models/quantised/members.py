@@ -6,6 +6,7 @@ from llm.models.quantised.codes import FLOATS
 from llm.models.tensor_files import OnDisk
 
 Members = Mapping[str, OnDisk]
+SCALE_TYPES = tuple(kind for kind in FLOATS if kind != "F64")
 
 
 class MemberError(Exception):
@@ -49,6 +50,3 @@ def check_matrix(members: Members, name: str, types: Sequence[str]) -> tuple[int
     if len(found.shape) != 2 or 0 in found.shape:
         raise MemberError(f"has {name} of shape {list(found.shape)}, which must be a matrix with values")
     return found.shape[0], found.shape[1]
-
-
-SCALE_TYPES = tuple(kind for kind in FLOATS if kind != "F64")
