@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llm._rust import CpuModel
 from llm.checkpoint import write_model
+from llm.inference.kv_cache import KVCache
+from llm.inference.runners.base import Step
+from llm.inference.runners.cpu_weights import kernel_weights
 from llm.models import DecoderModel
 from llm.settings.model import ModelConfig
 from llm.tokenization import BaseTokenizer
@@ -241,3 +245,14 @@ def change_config(directory: Path, **values: Any) -> None:
     """Changes values of a `config.json`."""
     file = directory / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def logits_of_kernels(model: DecoderModel, ids: Tensor) -> Tensor:
+    """Returns the logits of all tokens of one sequence, at most 64, by the CPU kernels on two threads."""
+    cache = KVCache.allocate(model.config, 4, 16, torch.float32, torch.device("cpu"))
+    kernels = CpuModel(kernel_weights(model), list(cache.keys), list(cache.values), num_threads=2)
+    step = Step.of([(0, len(ids))], np.arange(4, dtype=np.int32)[None], ids.numpy(), 16)
+    arrays = (step.token_ids, step.positions, step.slot_mapping, step.query_start, step.block_tables)
+    logits = np.empty((len(ids), model.config.vocab_size), np.float32)
+    kernels.run(*arrays, np.arange(len(ids)), logits)
+    return torch.from_numpy(logits)

@@ -82,6 +82,18 @@ fn bytes_that_are_no_text_are_named_with_their_offset() {
 }
 
 #[test]
+fn rows_are_documents_unless_one_is_no_text_of_its_own() {
+    let mut cutter = cutter(4, 16);
+    let values = "abé🎭".as_bytes();
+    for offsets in [[0, 3, 8], [0, 2, 9], [-1, 2, 8], [2, 1, 8], [8, 2, 0]] {
+        assert!(cutter.push_rows(values, &offsets).is_err(), "{offsets:?}");
+    }
+    cutter.push_rows(values, &[]).unwrap();
+    cutter.push_rows(values, &[1, 4, 4, 8]).unwrap();
+    assert_eq!(documents(&[cutter.take()]), ["bé", "🎭", ""]);
+}
+
+#[test]
 fn lines_give_the_last_field_of_its_name_and_others_go_to_the_caller() {
     let data =
         b"{\"text\": \"a\\n\\u00e9\", \"n\": [1, {\"text\": 2}]}\n\n{\"text\": \"b\", \"text\": \"c\"}\n{\"body\": 1}";

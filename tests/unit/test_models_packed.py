@@ -9,14 +9,11 @@ import torch
 from gguf.quants import dequantize
 
 from llm import LLM, BPETokenizer, DecoderModel, SamplingParams
-from llm._rust import PACKED_SCHEMES, CpuModel, pack_rows, packed_bytes, unpack_rows
+from llm._rust import PACKED_SCHEMES, pack_rows, packed_bytes, unpack_rows
 from llm.checkpoint import Checkpoint, atomic_directory, write_model
 from llm.checkpoint.weights import build_model
 from llm.errors import CheckpointError, InvalidArgumentError
 from llm.export import export
-from llm.inference.kv_cache import KVCache
-from llm.inference.runners.base import Step
-from llm.inference.runners.cpu_weights import kernel_weights
 from llm.info import describe
 from llm.models.context import ForwardContext, positions_of
 from llm.models.families import family_named
@@ -28,6 +25,7 @@ from llm.models.tensor_files import OnDisk
 from llm.settings.engine import EngineConfig
 from llm.settings.model import ModelConfig
 from llm.tokenization.readers.gguf_file import TensorEntry
+from tests.quantised_checkpoints import logits_of_kernels
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 PACKED = EngineConfig(packed_weights=True)
@@ -244,16 +242,6 @@ def with_small_scales(scheme: str, rows: np.ndarray) -> np.ndarray:
         : place.stop - place.start
     ]
     return blocks.reshape(len(rows), -1)
-
-
-def logits_of_kernels(model: DecoderModel, ids: torch.Tensor) -> torch.Tensor:
-    cache = KVCache.allocate(model.config, 4, 16, torch.float32, torch.device("cpu"))
-    kernels = CpuModel(kernel_weights(model), list(cache.keys), list(cache.values), num_threads=2)
-    step = Step.of([(0, len(ids))], np.arange(4, dtype=np.int32)[None], ids.numpy(), 16)
-    arrays = (step.token_ids, step.positions, step.slot_mapping, step.query_start, step.block_tables)
-    logits = np.empty((len(ids), model.config.vocab_size), np.float32)
-    kernels.run(*arrays, np.arange(len(ids)), logits)
-    return torch.from_numpy(logits)
 
 
 def test_matrices_of_several_schemes_stay_packed_and_run_on_the_kernels() -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,12 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llm import LLM, DecoderModel
-from llm._rust import CpuModel
 from llm.checkpoint import Checkpoint
 from llm.errors import CheckpointError, LLMError
-from llm.inference.kv_cache import KVCache
-from llm.inference.runners.base import Step
-from llm.inference.runners.cpu_weights import kernel_weights
 from llm.info import describe
 from llm.models.context import ForwardContext, positions_of
 from llm.models.layers.packed import PackedLinear, packed_matrices
@@ -28,7 +23,7 @@ from llm.models.quantised.scheme import Scheme
 from llm.models.tensor_files import TensorFiles
 from llm.settings.sampling import SamplingParams
 from llm.tokenization import BPETokenizer
-from tests.quantised_checkpoints import FORMATS, change_config, compressed, gptq, write_pair
+from tests.quantised_checkpoints import FORMATS, change_config, compressed, gptq, logits_of_kernels, write_pair
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 
@@ -50,16 +45,6 @@ PACKED: dict[str, str | None] = {
 
 def load(directory: Path) -> dict[str, Tensor]:
     return Checkpoint(directory).model("float32").state_dict()
-
-
-def logits_of_kernels(model: DecoderModel, ids: torch.Tensor) -> torch.Tensor:
-    cache = KVCache.allocate(model.config, 4, 16, torch.float32, torch.device("cpu"))
-    kernels = CpuModel(kernel_weights(model), list(cache.keys), list(cache.values), num_threads=2)
-    step = Step.of([(0, len(ids))], np.arange(4, dtype=np.int32)[None], ids.numpy(), 16)
-    arrays = (step.token_ids, step.positions, step.slot_mapping, step.query_start, step.block_tables)
-    logits = np.empty((len(ids), model.config.vocab_size), np.float32)
-    kernels.run(*arrays, np.arange(len(ids)), logits)
-    return torch.from_numpy(logits)
 
 
 def error_of(directory: Path, *, keep_packed: bool) -> str | None:
@@ -190,6 +175,20 @@ def test_mxfp4_experts_are_those_of_the_specification(tmp_path: Path) -> None:
         code = byte >> 4 if col % 2 else byte & 15
         wanted = math.ldexp(magnitudes[code & 7], int(scales[expert, row, col // 32]) - 127)
         assert float(values[expert, col, row]) == (-wanted if code & 8 else wanted)
+
+
+def test_packed_mxfp4_is_that_of_the_specification(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    blocks = torch.randint(0, 256, (6, 48), dtype=torch.uint8)
+    scales = torch.randint(100, 140, (6, 3), dtype=torch.uint8)
+    save_file({"up.weight_packed": blocks, "up.weight_scale": scales}, tmp_path / "model.safetensors")
+    values = joined(Scheme("compressed-tensors"), TensorFiles(tmp_path))["up.weight"].load(torch.float32)
+    assert values.shape == (6, 96)
+    magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    for row, col in [(0, 0), (5, 95), (3, 33), (2, 64)]:
+        code = int(blocks[row, col // 2]) >> 4 * (col % 2) & 15
+        wanted = math.ldexp(magnitudes[code & 7], int(scales[row, col // 32]) - 127)
+        assert float(values[row, col]) == (-wanted if code & 8 else wanted)
 
 
 def test_eight_bit_floats_are_scaled(tmp_path: Path) -> None:
