@@ -104,7 +104,7 @@ $(COMPAT)/.done: | $(STAMPS)/test
 # GPTQModel is a source archive, whose build needs a newer setuptools than a new environment has.
 QUANTISED := .cache/compat/quantised
 test-quantised: $(QUANTISED)/.done ## Dequantised values beside those of compressed-tensors and GPTQModel, bit for bit
-	PYTHONPATH=. $(QUANTISED)/bin/python -m tests.compat.quantised_values
+	PYTHONPATH=.:python $(QUANTISED)/bin/python -m tests.compat.quantised_values
 
 $(QUANTISED)/.done: | $(STAMPS)/test
 	rm -rf $(QUANTISED)
