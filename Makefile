@@ -59,7 +59,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install docs-tables demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-agents test-eval test-page test-openapi test-schemas test-loggers test-quantised test-wheel test-slow test-training-slow \
+.PHONY: help install docs-tables bench-report chart demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-trl test-ray test-agents test-eval test-page test-openapi test-schemas test-loggers test-quantised test-adapters test-wheel test-slow test-training-slow \
 	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-frontend bench-structured bench-gpu clean
 
 help: ## Show this list
@@ -101,6 +101,22 @@ $(COMPAT)/.done: | $(STAMPS)/test
 		>"$$($(COMPAT)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
 	touch $@
 
+ADAPTERS := .cache/compat/adapters
+test-adapters: $(ADAPTERS)/.done ## Adapters of every kind, written here and opened by PEFT 0.21, and the other way round
+	rm -rf .cache/compat/adapted
+	$(STEP) "writing models with adapters" $(BIN)/python -m tests.compat.adapters write .cache/compat/adapted
+	$(ADAPTERS)/bin/python tests/compat/adapters_peft.py .cache/compat/adapted
+	$(BIN)/python -m tests.compat.adapters read .cache/compat/adapted
+
+$(ADAPTERS)/.done: | $(STAMPS)/test
+	rm -rf $(ADAPTERS)
+	$(BIN)/python -m venv $(ADAPTERS)
+	$(STEP) "installing PEFT 0.21" $(ADAPTERS)/bin/python -m pip --disable-pip-version-check install $(PIP_OPTIONS) \
+		--no-deps 'peft==0.21.*' accelerate psutil
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		>"$$($(ADAPTERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+	touch $@
+
 # GPTQModel is a source archive, whose build needs a newer setuptools than a new environment has.
 QUANTISED := .cache/compat/quantised
 test-quantised: $(QUANTISED)/.done ## Dequantised values beside those of compressed-tensors and GPTQModel, bit for bit
@@ -132,9 +148,23 @@ $(LOGGERS)/.done: | $(STAMPS)/test
 		>"$$($(LOGGERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
 	touch $@
 
-test-python: test-data ## Tests of the package
+RAY := .cache/compat/ray
+test-ray: $(RAY)/.done ## Three replicas under Ray Serve, one of which is killed, beside one server (two minutes)
+	PYTHONPATH=python:. $(RAY)/bin/python -m tests.compat.ray_serving
+
+$(RAY)/.done: | $(STAMPS)/test
+	rm -rf $(RAY)
+	$(BIN)/python -m venv $(RAY)
+	$(STEP) "installing Ray" $(RAY)/bin/python -m pip --disable-pip-version-check install $(PIP_OPTIONS) 'ray[serve]==2.60.*'
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		>"$$($(RAY)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+	touch $@
+
+# Two processes with a thread each take half the time of one with two; a process needs up to 3 GB.
+TEST_PROCESSES ?= 2
+test-python: test-data ## Tests of the package, in TEST_PROCESSES=2 processes
 	echo "» tests of the package"
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --durations=10
 
 test-clients: $(STAMPS)/test ## OpenAI's Python client 1.x, 2.x and 3.x and Anthropic's against one server
 	$(BIN)/python -m tests.compat.run
@@ -144,6 +174,14 @@ test-clients-more: $(STAMPS)/test ## Tools, types and streams by more clients: L
 
 test-agents: $(STAMPS)/test ## Claude Code and Codex finish a task on a scripted model (650 MB from npm)
 	$(BIN)/python -m tests.compat.agents
+
+test-trl: $(STAMPS)/test ## Gradients of fine-tuning, of preferences and of GRPO beside TRL's, in an environment of its own
+	rm -rf .cache/compat/sft .cache/compat/preference .cache/compat/grpo
+	mkdir -p .cache/compat/sft .cache/compat/preference .cache/compat/grpo
+	$(BIN)/python -m tests.compat.sft_written .cache/compat/sft
+	$(BIN)/python -m tests.compat.preference_written .cache/compat/preference
+	$(BIN)/python -m tests.compat.grpo_written .cache/compat/grpo
+	$(BIN)/python -m tests.compat.sft_trl .cache/compat/sft .cache/compat/preference .cache/compat/grpo
 
 test-page: test-data ## The chat page in a headless Chromium, which has to be installed
 	$(BIN)/python -m tests.page.run
@@ -185,8 +223,9 @@ test-peers: test-data ## What is written here, opened by llama.cpp (compiles it 
 test-fuzz: ## Fuzz the tokenizer for under a minute, after the first build
 	bash fuzz/run.sh 15 -seed=1
 
-fuzz: ## Fuzz the tokenizer for long: FUZZ_S seconds a target
+fuzz: ## Fuzz the tokenizer and readers of quantised weights for long: FUZZ_S seconds a target
 	bash fuzz/run.sh $(FUZZ_S)
+	$(BIN)/python -m tests.fuzz_readers $(FUZZ_S)
 
 test-wheel: wheel ## Install the wheel into an empty environment and try it
 	rm -rf $(STAMPS)/wheel-venv
@@ -220,6 +259,21 @@ format: $(STAMPS)/lint ## Format everything
 wheel: $(STAMPS)/built ## Build the abi3 wheel and the source distribution into dist/
 	rm -rf dist
 	PATH="$(abspath $(BIN)):$$PATH" $(STEP) "building the wheel" $(BIN)/maturin build --release --sdist --out dist
+
+# Helm, which is no program of this house, comes as a library of 75 MB.
+CHART := .cache/compat/chart
+chart: $(CHART)/.done ## Render the Helm chart in deploy/chart into deploy/kubernetes
+	$(CHART)/bin/python -m tools.chart
+
+$(CHART)/.done: | $(STAMPS)/built
+	rm -rf $(CHART)
+	$(BIN)/python -m venv $(CHART)
+	$(STEP) "installing Helm" $(CHART)/bin/python -m pip --disable-pip-version-check install $(PIP_OPTIONS) \
+		helm-python-sdk==0.2.2
+	touch $@
+
+bench-report: ## Write docs/performance.md from benches/results/
+	$(BIN)/python -m tools.bench_report
 
 docs-tables: $(STAMPS)/test ## Write the settings tables of the documentation from the declarations
 	$(BIN)/python -m tools.docs_tables

@@ -2,12 +2,12 @@
 
     python benches/bench_data.py shared/data/corpus/*.txt [--tokenizers 16384 PATH ...] [--copies 4] [--runs 5]
 
-The text is cut into documents of about 2 KB and written as plain text, JSON lines and Parquet (with pyarrow). A
-tokenizer is a path, or a size to train on the text. Each round encodes the documents in memory and then makes shards of
-each file: `shards` is the pass that writes ids, `scan` the one before it, which counts documents and takes the checksum
-that names the shards. Each run checks that the shards hold the ids of bare encoding. A ratio is the median over the
-rounds of the seconds that bare encoding takes as a share of the others, by the clock and by the processor time of all
-threads. Results go to `benches/results/data.json` with `--write`.
+The text is cut into documents of about 2 KB and written as plain text, JSON lines and Parquet (with pyarrow, compressed
+by Snappy, its default, by Zstandard, and not at all). A tokenizer is a path, or a size to train on the text. Each round
+encodes the documents in memory and then makes shards of each file: `shards` is the pass that writes ids, `scan` the one
+before it, which counts documents and takes the checksum that names the shards. Each run checks that the shards hold the
+ids of bare encoding. A ratio is the median over the rounds of the seconds that bare encoding takes as a share of the
+others, by the clock and by the processor time of all threads. Results go to `benches/results/data.json` with `--write`.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def documents_of(text: str) -> Iterator[str]:
 
 def written(documents: list[str], folder: Path) -> dict[str, Path]:
     """Writes the documents in each format."""
-    plain, lines, table = folder / "text.txt", folder / "lines.jsonl", folder / "table.parquet"
+    plain, lines = folder / "text.txt", folder / "lines.jsonl"
     plain.write_text("<|endoftext|>\n".join(documents), encoding="utf-8")
     with lines.open("w", encoding="utf-8") as out:
         out.writelines(json.dumps({"id": 1, "text": text}, ensure_ascii=False) + "\n" for text in documents)
@@ -59,8 +59,12 @@ def written(documents: list[str], folder: Path) -> dict[str, Path]:
     except ImportError:
         print("Parquet is left out: pyarrow is not installed")
         return {"text": plain, "jsonl": lines}
-    parquet.write_table(pyarrow.table({"text": documents}), table)
-    return {"text": plain, "jsonl": lines, "parquet": table}
+    files = {"text": plain, "jsonl": lines}
+    for compression in ("snappy", "zstd", "none"):
+        table = folder / f"{compression}.parquet"
+        parquet.write_table(pyarrow.table({"text": documents}), table, compression=compression)
+        files[f"parquet, {compression}"] = table
+    return files
 
 
 def seconds(work: Callable[[], object]) -> Seconds:

@@ -4,6 +4,7 @@
     make bench-serving ARGS="--quick --clients 1,8"       one round, few requests: for development
     make bench-serving ARGS="shared-prefix"               16 clients with one system prompt, our prefix cache on and off
     make bench-serving ARGS="offline"                     256 sequences at once, without a server
+    make bench-serving ARGS="quantised"                   a GGUF file's packed weights, the same in bf16, and llama.cpp
 
 Each server is started, driven at every number of clients and stopped, then the next one; that is a round. Clients are
 closed loops: the next request goes out when the last answer is there. A table is printed and the figures are written
@@ -42,7 +43,7 @@ from llm.tokenization import load_tokenizer  # noqa: E402
 
 CACHE = environments.ROOT / ".cache"
 GGUF = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf"
-MODES = ("throughput", "shared-prefix", "offline")
+MODES = ("throughput", "shared-prefix", "offline", "quantised")
 NO_PREFIX_CACHE = "--no-prefix-caching"
 # Requests of each client in a round: enough for seconds of load, as long as few clients are slow.
 REQUESTS = {1: 6, 8: 4}
@@ -73,7 +74,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", nargs="?", default="throughput", choices=MODES)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--peers", default="vllm", help="comma-separated: vllm; or `none` for ours alone")
+    parser.add_argument("--peers", help="comma-separated: vllm; quantised: llama-server; or `none` for ours alone")
     parser.add_argument(
         "--cores", help="cores of vLLM's variants, such as `0,0-1` (default: all, and all but the last)"
     )
@@ -88,7 +89,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--divisor", type=int, default=4, help="of the offline load's lengths; 1: as on a GPU")
     parser.add_argument("--quick", action="store_true", help="one round of few requests: for development")
     parser.add_argument("--start-timeout", type=float, default=300, metavar="S", help="most seconds to a first token")
-    parser.add_argument("--model", type=Path, help="a Hugging Face directory (default: SmolLM2 in bf16, from .cache)")
+    parser.add_argument(
+        "--model", type=Path, help="a Hugging Face directory; quantised: a .gguf file (default: SmolLM2)"
+    )
     parser.add_argument("--out", type=Path, help="where results go (default: benches/results; quick: .cache/serving)")
     return settled(parser.parse_args())
 
@@ -99,9 +102,10 @@ def settled(options: argparse.Namespace) -> argparse.Namespace:
     options.clients = [int(number) for number in clients.split(",")]
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.sequences = options.sequences or (24 if options.quick else 256)
-    options.peers = [] if options.peers == "none" else options.peers.split(",")
-    if unknown := set(options.peers) - {"vllm"}:
-        raise SystemExit(f"error: a peer must be vllm or none, got {', '.join(sorted(unknown))}")
+    known = "llama-server" if options.mode == "quantised" else "vllm"
+    options.peers = [] if options.peers == "none" else (options.peers or known).split(",")
+    if unknown := set(options.peers) - {known}:
+        raise SystemExit(f"error: a peer must be {known} or none, got {', '.join(sorted(unknown))}")
     options.logs = CACHE / "serving"
     options.out = options.out or (options.logs if options.quick else environments.ROOT / "benches" / "results")
     for directory in (options.logs, options.out):
@@ -113,20 +117,29 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def model_directory(given: Path | None) -> Path:
-    """The weights for all: ours and the peers' in the same bf16, which float32 runs read too."""
+def model_directory(given: Path | None, mode: str) -> Path:
+    """The weights for all: a GGUF file, or ours and the peers' in the same bf16, which float32 runs read too."""
     if given is not None:
         return given
-    target = CACHE / "serving" / "SmolLM2-135M-Instruct.bf16"
+    return GGUF if mode == "quantised" else floats(GGUF)
+
+
+def floats(file: Path) -> Path:
+    """The weights of a GGUF file in bf16."""
+    name = "SmolLM2-135M-Instruct" if file == GGUF else file.stem
+    target = CACHE / "serving" / f"{name}.bf16"
     if not target.is_dir():
         say(f"writing {target}")
-        export(GGUF, target, "hf", dtype="bfloat16")
+        export(file, target, "hf", dtype="bfloat16")
     return target
 
 
-def contenders(options: argparse.Namespace) -> list[Peer]:
+def contenders(options: argparse.Namespace, model: Path) -> list[Peer]:
     """Ours first; a peer whose environment can't be made is left out, and that is said."""
     chosen = [] if options.skip_ours else [servers.ours()]
+    if options.mode == "quantised":
+        chosen += [servers.ours("ours, bf16", model=floats(model))] if chosen else []
+        return chosen + [servers.llama_server(max(options.clients)) for _ in environments.ensure(options.peers)]
     if chosen and options.mode == "shared-prefix":
         if servers.has_option(NO_PREFIX_CACHE):
             chosen.append(servers.ours("ours, no prefix cache", NO_PREFIX_CACHE))
@@ -154,7 +167,7 @@ def conversations(options: argparse.Namespace, tokenizer: Any, round_idx: int, c
 
 def measure(options: argparse.Namespace, model: Path) -> Record:
     """All rounds; what was measured until an interrupt is kept."""
-    record, tokenizer, peers = Record(), load_tokenizer(model), contenders(options)
+    record, tokenizer, peers = Record(), load_tokenizer(model), contenders(options, model)
     try:
         for round_idx in range(options.rounds):
             for peer in peers:
@@ -301,11 +314,11 @@ def main() -> None:
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server that runs is stopped
     try:
-        model = model_directory(options.model)
+        model = model_directory(options.model, options.mode)
         document, table = (offline if options.mode == "offline" else serving)(options, model)
     except (LoadError, ServerFailedError, LLMError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
-    name = f"serving-{options.mode}.{options.dtype}"
+    name = f"serving-{options.mode}.{model.stem if options.mode == 'quantised' else options.dtype}"
     (options.out / f"{name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     (options.out / f"{name}.md").write_text(table)
     print(table)

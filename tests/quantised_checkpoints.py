@@ -4,6 +4,8 @@ Codes are packed one at a time, by the words of each format's definition.
 """
 
 import json
+import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,11 +227,13 @@ def write_pair(directory: Path, form: Format, tokenizer: BaseTokenizer | None = 
     write_model(plain, DecoderModel(config), tokenizer)
     tensors = load_file(plain / "model.safetensors")
     stored: dict[str, Tensor] = {}
-    for seed, (name, tensor) in enumerate(list(tensors.items())):
+    for name, tensor in list(tensors.items()):
         if not name.endswith("proj.weight"):
             stored[name] = tensor
             continue
-        matrix = rounded(tensor, form, seed)
+        # Matrices of the same inputs share an order of columns, as in files that GPTQ writes.
+        inputs = re.sub(r"\b[kv]_proj", "q_proj", name).replace("up_proj", "gate_proj")
+        matrix = rounded(tensor, form, zlib.crc32(inputs.encode()))
         module = name.removesuffix("weight")
         stored |= {module + leaf: part.contiguous() for leaf, part in form.store(matrix, form).items()}
         tensors[name] = matrix.values().to(torch.float32)

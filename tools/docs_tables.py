@@ -10,13 +10,17 @@ from pathlib import Path
 import msgspec
 
 from llm.settings.benchmark import ServingBenchmark
+from llm.settings.distillation import DistillationConfig
 from llm.settings.engine import EngineConfig
 from llm.settings.evaluation import EvaluationConfig
 from llm.settings.fields import declared, default_of
+from llm.settings.grpo import GrpoConfig
 from llm.settings.keys import ApiKey
 from llm.settings.model import ExpertsConfig, LatentConfig, ModelConfig, RopeScaling
+from llm.settings.preference import PreferenceConfig
 from llm.settings.quantization import QuantizationConfig
-from llm.settings.run import DataConfig, GenerationConfig, OptimizerConfig, TokenizerConfig, TrainingConfig
+from llm.settings.replicas import ReplicaConfig
+from llm.settings.run import DataConfig, GenerationConfig, LoraConfig, OptimizerConfig, TokenizerConfig, TrainingConfig
 from llm.settings.sampling import SamplingParams
 from llm.settings.server import ServerConfig
 
@@ -31,9 +35,14 @@ TABLES: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "optimizer": ("optimizer.", OptimizerConfig),
     "training": ("training.", TrainingConfig),
     "generation": ("generation.", GenerationConfig),
+    "lora": ("lora.", LoraConfig),
+    "grpo": ("grpo.", GrpoConfig),
+    "preference": ("preference.", PreferenceConfig),
+    "distillation": ("distillation.", DistillationConfig),
     "SamplingParams": ("", SamplingParams),
     "EngineConfig": ("EngineConfig.", EngineConfig),
     "ServerConfig": ("", ServerConfig),
+    "ReplicaConfig": ("", ReplicaConfig),
     "ServingBenchmark": ("", ServingBenchmark),
     "ApiKey": ("", ApiKey),
     "EvaluationConfig": ("", EvaluationConfig),

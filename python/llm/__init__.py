@@ -11,9 +11,10 @@ from llm.settings.sampling import SamplingParams
 from llm.settings.structured import StructuredOutputs
 
 if TYPE_CHECKING:
-    from llm.api import LLM, evaluate, serve, train
+    from llm.api import LLM, dpo, evaluate, reward, serve, sft, train
     from llm.data import BaseDataModule, SyntheticDataModule, TextDataModule
     from llm.inference import GenerationOutput
+    from llm.merging import merge
     from llm.models import DecoderModel, RegressionModel, TransformerBlock
     from llm.models.layers.mlp import MLP, SwiGLU
     from llm.models.layers.norm import LayerNorm, RMSNorm
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "LLM": "llm.api",
+    "dpo": "llm.api",
     "evaluate": "llm.api",
+    "grpo": "llm.api",
+    "reward": "llm.api",
     "serve": "llm.api",
+    "sft": "llm.api",
     "train": "llm.api",
     "ModelConfig": "llm.settings.model",
     "RunConfig": "llm.settings.run",
@@ -42,6 +47,7 @@ _PLACES = {
     "TransformerBlock": "llm.models",
     "MLP": "llm.models.layers.mlp",
     "SwiGLU": "llm.models.layers.mlp",
+    "merge": "llm.merging",
     "quantize": "llm.quantizing",
     "LayerNorm": "llm.models.layers.norm",
     "RMSNorm": "llm.models.layers.norm",
@@ -82,12 +88,17 @@ __all__ = [
     "TextDataModule",
     "TrainingEngine",
     "TransformerBlock",
+    "dpo",
     "evaluate",
+    "grpo",
     "load_run_config",
     "load_tokenizer",
+    "merge",
     "quantize",
     "registry",
+    "reward",
     "serve",
+    "sft",
     "train",
 ]
 

@@ -15,6 +15,7 @@ __all__ = [
     "FINISH_REASONS",
     "PACKED_SCHEMES",
     "PACKED_STRIP_ROWS",
+    "AdamW",
     "AnswerParser",
     "BPETrainer",
     "CpuModel",
@@ -119,10 +120,7 @@ class Grammar:
 
 @final
 class SampledTokens:
-    """One token per row. `logprobs` is NaN, `ranks` 0 and `top_logprobs` None where a row did not ask for them.
-
-    Each access to an attribute creates a new array.
-    """
+    """One token per row, in new arrays; `logprobs` is NaN, `ranks` 0 and `top_logprobs` None where not asked for."""
 
     @property
     def token_ids(self) -> _Ids: ...  # (B,)
@@ -188,6 +186,8 @@ class StepPlan:
     @property
     def request_ids(self) -> NDArray[np.uint64]: ...  # (R,)
     @property
+    def adapters(self) -> NDArray[np.uint16]: ...  # (R,): 0 for none
+    @property
     def block_copies(self) -> _Longs: ...  # (C, 2): source and target, to copy before the pass
 
 @final
@@ -241,12 +241,18 @@ class EngineCore:
         """Reads limits from `config`, with `max_model_len` and `max_batch_tokens`; `tokenizer` cuts forced text."""
 
     def add_choices(
-        self, request_id: int, prompt_ids: _Ids, params: RequestParams, *, priority: int = 0, num_choices: int = 1
+        self,
+        request_id: int,
+        prompt_ids: _Ids,
+        params: RequestParams,
+        *,
+        priority: int = 0,
+        num_choices: int = 1,
+        adapter: int = 0,
     ) -> None:
         """Queues a request; lower priorities run first. The id may be reused once the request has finished.
 
-        Several choices get consecutive ids from `request_id` on. Their prompt is computed once; then each choice is a
-        request of its own, with consecutive values of `choice_index`.
+        Several choices get consecutive ids and `choice_index`, and share their prompt. `adapter`: a number, 0 for none.
 
         Raises:
             InvalidArgumentError: The prompt is empty, an id is outside the vocabulary, or a request id is in use.
@@ -291,10 +297,7 @@ class EngineCore:
         """
 
     def request_tokens(self, request_id: int, start: int) -> tuple[_Ids, int] | None:
-        """A request's prompt and output from token `start` on, and the number of tokens it may still generate.
-
-        None for a request that is unknown, finished, or a choice that waits for its prompt.
-        """
+        """Its tokens from `start` on, and how many may follow; None if unknown, finished, or waiting for a prompt."""
 
     def set_drafts(self, request_id: int, drafts: list[int]) -> None:
         """Sets draft tokens for a request's next step to verify; drafts past the request's limit are dropped.
@@ -308,19 +311,14 @@ class EngineCore:
         """Whether any request is unfinished."""
 
     def stats(self) -> dict[str, int]:
-        """Current counts and running totals.
+        """Counts: num_running, num_waiting, waiting_tokens, blocks_total, blocks_free, blocks_cached; and totals.
 
-        Current: num_running, num_waiting, waiting_tokens, blocks_total, blocks_free, blocks_cached. Totals:
-        num_preemptions, num_steps, tokens_scheduled, prefix_query_tokens, prefix_hit_tokens, blocks_copied,
+        Totals: num_preemptions, num_steps, tokens_scheduled, prefix_query_tokens, prefix_hit_tokens, blocks_copied,
         drafts_computed, drafts_accepted, grammars_compiled.
         """
 
     def check_integrity(self) -> None:
-        """Checks every invariant of queues and blocks; debug builds call this after each step.
-
-        Raises:
-            InternalError: An invariant is broken; the message names it.
-        """
+        """Checks every invariant of queues and blocks; raises InternalError, which names a broken one."""
 
 @final
 class SimulatedLoad:
@@ -338,10 +336,7 @@ class SimulatedLoad:
         prefix_tokens: int = 0,
         seed: int = 0,
     ) -> SimulatedLoad:
-        """Creates synthetic requests with geometric lengths up to `max_tokens` and Poisson arrivals.
-
-        Without a rate, the queue never empties. With prefixes, each prompt begins with one of them.
-        """
+        """Creates requests with geometric lengths and Poisson arrivals, or all at once; prompts begin with a prefix."""
 
     @staticmethod
     def trace(
@@ -351,11 +346,7 @@ class SimulatedLoad:
         prefix_ids: NDArray[np.uint64],
         prefix_tokens: _Ids,
     ) -> SimulatedLoad:
-        """Creates requests from columns (N,) in order of arrival; 0 `prefix_tokens` means no shared prefix.
-
-        Raises:
-            InvalidArgumentError: The columns differ in length.
-        """
+        """Creates requests from columns (N,), which must agree (InvalidArgumentError); 0 `prefix_tokens`: no prefix."""
 
     def __len__(self) -> int: ...
 
@@ -632,9 +623,7 @@ class TokenStream:
     """Text of ids that arrive one by one. For one thread at a time."""
 
     def push(self, token_id: int) -> str:
-        """Appends an id and returns the text that became certain: complete characters, often none.
-
-        Bytes that cannot become a character are U+FFFD.
+        """Appends an id and returns the characters that became certain, often none; bytes of no character are U+FFFD.
 
         Raises:
             InvalidArgumentError: The id has no bytes; the stream stays as it was.
@@ -650,14 +639,14 @@ class CpuModel:
     def __new__(
         cls, weights: object, keys: object, values: object, *, num_threads: int, instruction_set: str | None = None
     ) -> CpuModel:
-        """Reads and writes memory that PyTorch owns: keeps the tensors alive; none may change its size or place.
+        """Keeps PyTorch's tensors alive, whose memory it reads and writes; none may change its size or place.
 
-        `weights` comes from `llm.inference.runners.cpu_weights.kernel_weights`; `keys` and `values` hold one tensor per
-        layer, `[blocks, block_size, kv_heads, head_dim]`; `instruction_set` is in `instruction_sets()`; None: the best.
+        `weights` is `runners.cpu_weights.kernel_weights`; `keys` and `values` hold `[blocks, block_size, kv_heads,
+        head_dim]` for each layer, or `layers.cached`'s int8; None: the best `instruction_set`.
 
         Raises:
-            InvalidArgumentError: If a tensor is not contiguous fp32 or bf16 on the CPU, sizes contradict each other,
-                the machine lacks the instruction set, or there are not 1 to 1,024 threads.
+            InvalidArgumentError: If a tensor cannot be read (not contiguous, not on the CPU, another type), sizes
+                contradict each other, the machine lacks the set, or there are not 1 to 1,024 threads.
         """
 
     def run(
@@ -669,6 +658,7 @@ class CpuModel:
         block_tables: NDArray[np.int32],
         logits_indices: _Longs,
         logits: NDArray[np.float32],
+        adapters: NDArray[np.uint16] | None = None,
     ) -> None:
         """Runs a step with the arrays of a `StepPlan`: writes the cache, and `logits` (S, V) for ascending indices.
 
@@ -676,6 +666,8 @@ class CpuModel:
             InvalidArgumentError: If arrays contradict each other or point outside the model; nothing is written then.
         """
 
+    def set_adapter(self, number: int, layers: object) -> None:
+        """Sets (`runners.cpu_adapters.kernel_adapter`) or removes (None) an adapter; raises InvalidArgumentError."""
     @property
     def instruction_set(self) -> str:
         """Instruction set of the kernels."""
@@ -713,6 +705,14 @@ class RowNorm:
     def __new__(cls, weight: object, bias: object, eps: float, is_centered: bool, threads: int) -> RowNorm: ...
     def forward(self, rows: object, normed: object, kept: object) -> None: ...
     def backward(self, given: tuple[object, object, object, object], to_rows: object, to_weights: object) -> None: ...
+
+@final
+class AdamW:
+    """AdamW of fp32 tensors: parameter, both means, step count. A rule: rate, decay, betas, eps. O(N), without GIL."""
+
+    def __new__(cls, owners: Sequence[tuple[object, object, object, object]], threads: int) -> AdamW: ...
+    def norm(self, gradients: Sequence[object]) -> float: ...
+    def step(self, gradients: Sequence[object], rules: Sequence[tuple[float, ...]], scale: float) -> None: ...
 
 def gelu(given: object, active: object, slope: object, is_tanh: bool, threads: int) -> None:
     """Writes GELU of contiguous fp32 `given` on a CPU to `active` and its derivative to `slope`, of the same size."""

@@ -60,7 +60,7 @@ def export(
         _write_onnx(read_checkpoint(path, lambda found: _decoder(found, wanted)), _in_directory(target))
         return target
     model, tokenizer, generation = read_checkpoint(
-        path, lambda found: (_decoder(found, wanted), found.tokenizer(), _generation(found))
+        path, lambda found: (_decoder(found, wanted), found.tokenizer(), generation_of(found))
     )
     if format == "gguf":
         _write_gguf(model, tokenizer, _in_directory(target), quantization)
@@ -79,7 +79,8 @@ def _decoder(checkpoint: Checkpoint, dtype: str) -> DecoderModel:
     return model
 
 
-def _generation(checkpoint: Checkpoint) -> GenerationConfig:
+def generation_of(checkpoint: Checkpoint) -> GenerationConfig:
+    """Returns a checkpoint's sampling values for requests that name none."""
     known = {field.name for field in msgspec.structs.fields(GenerationConfig)}
     given = {name: value for name, value in checkpoint.generation_defaults().items() if name in known}
     return msgspec.convert(given, GenerationConfig)

@@ -11,6 +11,7 @@ from llm._rust import instruction_sets, packed_bytes
 from llm.checkpoint import DTYPES, Checkpoint, read_checkpoint
 from llm.errors import CheckpointError
 from llm.inference.runners.cpu_weights import obstacle
+from llm.models import cache_widths
 from llm.models.costs import (
     flops_per_token,
     kv_bytes_per_token,
@@ -24,7 +25,7 @@ from llm.models.gguf.reader import LazyTensor
 from llm.models.gguf.types import TYPES
 from llm.models.hf import agreed, empty_model, own_dtype
 from llm.models.layers.packed import PackedPart
-from llm.models.packing import packable, parts_of
+from llm.models.packing import is_quantised, packable, parts_of
 from llm.models.quantised import QuantisedTensor, open_weights
 from llm.models.quantised.codes import num_bytes
 from llm.models.tensor_files import OnDisk
@@ -55,6 +56,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, str]:
     return (
         facts
         | _sizes(config, own)
+        | ({"architecture": str(checkpoint.architecture)} if checkpoint.is_reward_model else {})
         | _quantised(checkpoint)
         | _shape(config)
         | _memory(config)
@@ -104,12 +106,6 @@ def _bytes_of(tensor: OnDisk) -> int:
     return num_bytes(tensor)
 
 
-def _is_quantised(tensor: OnDisk) -> bool:
-    if isinstance(tensor, LazyTensor):
-        return TYPES[tensor.type_name].block_values > 1
-    return isinstance(tensor, QuantisedTensor)
-
-
 def _shape(config: ModelConfig) -> dict[str, str]:
     experts = config.experts if config.mlp == "moe" else None
     inside = f"feed-forward {config.intermediate_size}"
@@ -131,7 +127,9 @@ def _shape(config: ModelConfig) -> dict[str, str]:
 
 
 def _memory(config: ModelConfig) -> dict[str, str]:
-    in_bytes = {name: kv_bytes_per_token(config, dtype) for name, dtype in DTYPES.items() if name != "float16"}
+    has_heads = cache_widths(config)[2] > 0  # compressed vectors are never quantised
+    names = ["float32", "bfloat16"] + ["int8"] * has_heads
+    in_bytes = {name: kv_bytes_per_token(config, getattr(torch, name)) for name in names}
     return {
         "KV cache": ", ".join(f"{count:,} bytes a token as {name}" for name, count in in_bytes.items()),
         "training": f"{flops_per_token(config) / 1e9:,.3g} GFLOP a token at the longest context",
@@ -147,29 +145,33 @@ def _step(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> di
         path = f"PyTorch {torch.__version__} (the kernels don't take {reason})"
         return {"CPU decoding": path, "weights a step": step}
     path = f"kernels of llm-oxide ({instruction_sets()[-1]})"
-    return {"CPU decoding": path, "weights a step": step + _if_packed(checkpoint, config, dtype)}
+    return {"CPU decoding": path, "weights a step": _if_packed(checkpoint, config, dtype, step)}
 
 
-def _if_packed(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> str:
-    """Returns what `packed_weights` changes: bytes a step, types that stay packed, and types that don't."""
+def _if_packed(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, expanded: str) -> str:
+    """Returns the size of a step's weights, types that stay packed and types that don't, and the size expanded."""
     if not checkpoint.is_quantised:
-        return ""
+        return expanded
     family = family_named(checkpoint.values)
     config, named = agreed(config, _tensors(checkpoint), family)
     matrices = packable(empty_model(config), family, named)
     parts = {name: parts_of(pieces) for name, pieces in matrices.items()}
-    types = {tensor.type_name for tensor in named.values() if _is_quantised(tensor)}
+    types = {tensor.type_name for tensor in named.values() if is_quantised(tensor)}
     packed = {piece.tensor.type_name for pieces in matrices.values() for piece in pieces}
-    rest = f"{_listed(types - packed)} always expanded" if types - packed else ""
+    rest = f", {_listed(types - packed)} expanded" if types - packed else ""
     if not packed:
-        return f", {rest}" if rest else ""
+        return expanded + rest
     if not config.tie_word_embeddings:
         parts.pop("embed_tokens.weight", None)
+    experts = config.experts if config.mlp == "moe" else None
+    share = experts.num_experts_per_tok / experts.num_experts if experts else 1.0
     saved = sum(
-        _saved_bytes(part, matrices[name][0].tensor.shape[1], dtype) for name, found in parts.items() for part in found
+        _saved_bytes(part, matrices[name][0].shape[1], dtype) * (1.0 if name.endswith(".weight") else share)
+        for name, found in parts.items()
+        for part in found
     )
-    size = _mebibytes(num_multiplied_parameters(config) * dtype.itemsize - saved)
-    return f", {size} with `packed_weights`: {_listed(packed)} packed" + (f", {rest}" if rest else "")
+    size = _mebibytes(num_multiplied_parameters(config) * dtype.itemsize - round(saved))
+    return f"{size}: {_listed(packed)} packed{rest}; {expanded} with `packed_weights` false"
 
 
 def _saved_bytes(part: PackedPart, num_cols: int, dtype: torch.dtype) -> int:
@@ -182,7 +184,7 @@ def _listed(types: set[str]) -> str:
     return " and ".join(of_gguf + sorted(types.difference(of_gguf)))
 
 
-def _mebibytes(num_bytes: int) -> str:
+def _mebibytes(num_bytes: float) -> str:
     return f"{num_bytes / 2**20:,.1f} MiB"
 
 

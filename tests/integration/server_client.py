@@ -12,11 +12,11 @@ from llm.tokenization import BPETokenizer, use_chat_template
 
 MESSAGES = [{"role": "user", "content": "What news?"}]
 CONTEXT = 8192
-LONG = {"max_tokens": 7000, "extra_body": {"ignore_eos": True}}  # far more than any test waits for
+LONG = {"max_tokens": 7000, "extra_body": {"ignore_eos": True}}  # about a second
 DEADLINE_S = 30.0
 
 
-def write_checkpoint(directory, chat_template, generation=None):
+def write_checkpoint(directory, chat_template, generation=None, context=CONTEXT):
     torch.manual_seed(0)
     tokenizer = BPETokenizer.train_from_iterator(["To be, or not to be, that is the question. "], vocab_size=270)
     if chat_template is not None:
@@ -28,7 +28,7 @@ def write_checkpoint(directory, chat_template, generation=None):
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
     )
     with atomic_directory(directory) as unfinished:
         write_model(unfinished, DecoderModel(config), tokenizer, generation)

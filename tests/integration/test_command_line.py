@@ -51,7 +51,8 @@ def test_version_and_all_settings_can_be_printed() -> None:
     assert run("--version").stdout == f"llm-oxide {llm.__version__}\n"
     heading, *settings = run("train", "--settings").stdout.splitlines()
     assert heading.split() == ["setting", "type", "default", "meaning"]
-    assert settings[-1].split()[:4] == ["generation.top_p", "float", ">", "0"]
+    assert ["generation.top_p", "float", ">", "0"] in [line.split()[:4] for line in settings]
+    assert ["lora.use_dora", "bool", "false"] in [line.split()[:3] for line in settings]
     assert all(re.fullmatch(r"[\w.]+ {2,}\S.*  \S+ .*", line) for line in settings)
 
 

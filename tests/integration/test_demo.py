@@ -107,15 +107,22 @@ def served_logits(engine: Engine, prompt: list[int], continuation: list[int]) ->
 def test_the_show_runs_from_text_to_the_openai_client(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).parent / "llm"), "demo", "--steps", "12", "--out", "runs/demo"]
     environment = os.environ | {"COLUMNS": "140"}
-    for _ in range(2):  # the second time replaces the first run
+    for more in ([], ["--chat"]):  # the second time replaces the first run
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+            [*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stderr
     assert re.search(r"training loss \d\.\d\d → \d\.\d\d in \d+ s; \d\.\d{3} bits per byte", done.stdout)
-    assert "continues a play, not an assistant" in done.stdout
+    assert re.search(r"40 dialogues, loss \d\.\d\d → \d\.\d\d in \d+ s", done.stdout)
+    assert "You: What are you?" in done.stdout
     assert re.search(r"\d+ tokens, \d+ tokens/s, first after \d+ ms", done.stdout)
-    for part in ("llm chat runs/demo", "llm serve runs/demo", "llm train --data"):
+    parts = (
+        "llm chat runs/demo-chat",
+        "llm serve runs/demo-chat",
+        "llm train --data",
+        "llm sft runs/demo/dialogues.jsonl",
+    )
+    for part in parts:
         assert part in done.stdout
     assert (tmp_path / "runs/demo/loss.png").is_file()
 

@@ -228,13 +228,15 @@ def fields_of(config: EngineConfig) -> dict[str, Any]:
 
 
 # SmolLM2: minutes each, `make test-engine`.
+# The judge multiplies floats.
+EXPANDED: dict[str, Any] = {"max_model_len": 256, "packed_weights": False}
 SETTINGS = [
-    EngineConfig(max_model_len=256, max_running_requests=1),
-    EngineConfig(max_model_len=256, max_running_requests=8, max_batch_tokens=17),
-    EngineConfig(max_model_len=256, max_running_requests=64, max_batch_tokens=512, enable_prefix_caching=False),
-    EngineConfig(max_model_len=256, block_size=8, kv_cache_memory_bytes=32 * 8 * 46080),
-    EngineConfig(max_model_len=256, speculative=NgramSpeculation(min_ngram=1)),
-    EngineConfig(max_model_len=256, backend="torch"),
+    EngineConfig(**EXPANDED, max_running_requests=1),
+    EngineConfig(**EXPANDED, max_running_requests=8, max_batch_tokens=17),
+    EngineConfig(**EXPANDED, max_running_requests=64, max_batch_tokens=512, enable_prefix_caching=False),
+    EngineConfig(**EXPANDED, block_size=8, kv_cache_memory_bytes=32 * 8 * 46080),
+    EngineConfig(**EXPANDED, speculative=NgramSpeculation(min_ngram=1)),
+    EngineConfig(**EXPANDED, backend="torch"),
 ]
 
 

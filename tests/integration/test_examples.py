@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pytest
 
 from llm import LLM, SamplingParams
 from llm.checkpoint import Run
-from llm.tokenization import load_tokenizer
+from llm.data.readers import read_rows
+from llm.data.rows import chat_row
+from llm.tokenization import choose_chat_template, load_tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -47,6 +50,60 @@ def test_export_gguf_writes_a_file_that_answers_the_same(tiny_checkpoint: Path, 
     assert (tmp_path / "tiny.gguf").stat().st_size > 100_000
 
 
+def test_make_dialogues_writes_the_rows_that_llm_sft_reads(tmp_path: Path) -> None:
+    shown = run_example("make_dialogues.py", tmp_path / "facts.jsonl")
+    assert shown.startswith("500 dialogues about 50 facts")
+    rows = [chat_row(row) for row in read_rows(tmp_path / "facts.jsonl")]
+    assert len({tuple(message["content"] for message in row.messages) for row in rows}) == 500
+
+
+def chat_model(tiny_checkpoint: Path, model: Path) -> Path:
+    """A copy of the tiny checkpoint with a chat template."""
+    shutil.copytree(tiny_checkpoint, model)
+    tokenizer = load_tokenizer(model)
+    choose_chat_template(tokenizer, "chatml")
+    tokenizer.save(model)
+    return model
+
+
+def test_finetune_sft_learns_its_conversations(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shown = run_example("finetune_sft.py", chat_model(tiny_checkpoint, tmp_path / "model"), tmp_path / "shop")
+    assert re.search(r"before: .*after: ", shown, re.DOTALL)
+    losses = [line["loss"] for line in Run(tmp_path / "shop").read_log() if "loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_lora_writes_an_adapter_that_answers_as_its_merged_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shown = run_example("lora.py", chat_model(tiny_checkpoint, tmp_path / "model"), tmp_path / "greeting")
+    assert "merged says the same: True" in shown
+    assert (tmp_path / "greeting.merged/model.safetensors").is_file()
+
+
+def test_distillation_trains_a_teacher_and_its_students(corpus_file: Path, tmp_path: Path) -> None:
+    shown = run_example("distillation.py", corpus_file, tmp_path / "runs")
+    losses = {name: float(value) for name, value in re.findall(r"(\w+): validation loss ([\d.]+)", shown)}
+    assert losses["teacher"] < losses["alone"]
+    assert losses.keys() == {"teacher", "student", "alone"}
+    apart = [line["divergence"] for line in Run(tmp_path / "runs/student").read_log() if "divergence" in line]
+    assert apart[-1] < apart[0] / 2
+
+
+def test_dpo_trains_on_its_pairs_and_asks_before_and_after(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shown = run_example("dpo.py", chat_model(tiny_checkpoint, tmp_path / "model"), tmp_path / "terse")
+    assert "before: " in shown
+    assert "after: " in shown
+    accuracies = [
+        line["validation_accuracy"] for line in Run(tmp_path / "terse").read_log() if "validation_accuracy" in line
+    ]
+    assert len(accuracies) > 1
+
+
+def test_grpo_draws_rewards_and_answers(tmp_path: Path) -> None:
+    shown = run_example("grpo.py", tmp_path, 2)
+    assert shown.count("fbda>") == 2
+    assert [line["step"] for line in Run(tmp_path / "sorts").read_log() if "reward" in line] == [1, 2]
+
+
 def test_custom_component_trains_and_answers(corpus_file: Path, tmp_path: Path) -> None:
     assert len(run_example("custom_component.py", corpus_file, tmp_path / "run")) > 1
     config = json.loads((tmp_path / "run/checkpoints/step_00000020/config.json").read_text())
@@ -65,6 +122,43 @@ def test_custom_tokenizer_is_saved_in_a_form_that_opens_anywhere(corpus_file: Pa
 def test_callback_prints_a_sample_at_each_checkpoint(corpus_file: Path, tmp_path: Path) -> None:
     shown = run_example("callback.py", corpus_file, tmp_path / "run")
     assert re.findall(r"sample at step (\d+)", shown) == ["10", "20"]
+
+
+def test_train_tokenizer_saves_one_that_gives_the_text_back(corpus_file: Path, tmp_path: Path) -> None:
+    shown = run_example("train_tokenizer.py", corpus_file, tmp_path / "tokenizer")
+    assert "1024 tokens" in shown
+    assert "decoded text is equal: True" in shown
+    assert load_tokenizer(tmp_path / "tokenizer").vocab_size == 1024
+
+
+def test_pretrain_resumes_its_run(corpus_file: Path, tmp_path: Path) -> None:
+    assert "step_00000060" in run_example("pretrain.py", corpus_file, tmp_path / "run")
+    assert Run(tmp_path / "run").read_log()[-1]["step"] == 60
+
+
+def test_quantise_writes_weights_of_few_bits(tiny_checkpoint: Path, corpus_file: Path, tmp_path: Path) -> None:
+    shown = run_example("quantise.py", tiny_checkpoint, tmp_path / "int4", corpus_file)
+    assert "bits a weight" in shown
+    assert json.loads((tmp_path / "int4/config.json").read_text())["quantization_config"]["format"] == "pack-quantized"
+
+
+def test_structured_output_has_the_forms_that_were_asked_for(tiny_checkpoint: Path) -> None:
+    shown = run_example("structured_output.py", tiny_checkpoint)
+    assert re.search(
+        r"schema: \['age', 'mood', 'name'\] (merry|grim)\nregex:  1[56]\d\d\nchoice: (ROMEO|JULIET)\n", shown
+    )
+
+
+def test_custom_task_learns_the_rule(tmp_path: Path) -> None:
+    loss = float(run_example("custom_task.py", tmp_path / "run").split()[-1])
+    assert loss < 0.05  # a constant gives 0.33, the noise alone 0.005
+
+
+def test_tools_are_called_with_arguments_that_parse() -> None:
+    file = EXAMPLES.parent / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not file.exists():
+        pytest.skip("SmolLM2 is not here: run `make test-data`")
+    assert re.match(r"add\((-?\d+), (-?\d+)\) = -?\d+\n.", run_example("tools.py", file))
 
 
 def test_every_example_is_tested() -> None:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,9 +12,10 @@ from llm import LLM, SamplingParams
 from llm.checkpoint import atomic_directory, load_model, write_model
 from llm.export import export
 from llm.models import DecoderModel, ForwardContext, positions_of
-from llm.settings.model import ExpertsConfig, ModelConfig
+from llm.models.families import family_of
 from llm.tokenization import BPETokenizer
 from tests.fetch_data import CACHE
+from tests.small_families import FAMILIES, small
 
 pytestmark = pytest.mark.peers
 SMOLLM = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -60,21 +60,11 @@ def test_smollm2_written_as_f16_says_the_same(tmp_path: Path) -> None:
         assert list(output.token_ids) == found
 
 
-EXPERTS = ExpertsConfig(num_experts=4, moe_intermediate_size=64)
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {"attention_bias": True},
-    "qwen3": {"qk_norm": True, "head_dim": 32},
-    "mixtral": {"mlp": "moe", "experts": EXPERTS},
-    "qwen3_moe": {"mlp": "moe", "experts": EXPERTS, "qk_norm": True, "head_dim": 32, "family": "qwen3_moe"},
-}
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_small_models_of_each_family_say_the_same(tmp_path: Path, tiny_tokenizer: BPETokenizer, name: str) -> None:
     torch.manual_seed(1)
-    sizes = {"vocab_size": 384, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2}
-    config = ModelConfig(initializer_range=0.2, **{**sizes, **FAMILIES[name]})
+    config = small(name)
+    assert family_of(config).model_type == name
     with atomic_directory(tmp_path / "a") as directory:
         write_model(directory, DecoderModel(config), tiny_tokenizer)
     file = export(tmp_path / "a", tmp_path / "a.gguf", "gguf", quantization="f32")

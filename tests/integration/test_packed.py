@@ -22,12 +22,12 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
 
 @pytest.fixture(scope="module")
 def packed() -> LLM:
-    return LLM(FILE, config=EngineConfig(packed_weights=True, **LIMITS))
+    return LLM(FILE, config=EngineConfig(**LIMITS))
 
 
 @pytest.fixture(scope="module")
 def plain() -> DecoderModel:
-    return LLM(FILE, config=EngineConfig(**LIMITS)).engine.runner.model
+    return LLM(FILE, config=EngineConfig(packed_weights=False, **LIMITS)).engine.runner.model
 
 
 def kernel_logits(model: LLM, sequences: Sequence[Sequence[int]]) -> list[Tensor]:

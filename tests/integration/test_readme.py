@@ -22,10 +22,9 @@ from llm.settings.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-GUIDES = [
-    ROOT / "docs" / f"{name}.md"
-    for name in ("tokenizers", "training", "own-task", "models", "inference", "serving", "evaluation")
-]
+_GUIDES = "tokenizers training fine-tuning preferences distillation reinforcement own-task models inference serving"
+GUIDES = [ROOT / "docs" / f"{name}.md" for name in [*_GUIDES.split(), "evaluation"]]
+TUTORIAL = ROOT / "docs" / "tutorial.md"  # all of its blocks run together, in a test of their own
 SHELL = ("sh", "console")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SETTING = re.compile(r"\w+\.\w+=")
@@ -87,6 +86,7 @@ def commands_named(name: str) -> list[object]:
         for words in shell_words(page):
             if name in words:
                 rest = words[words.index(name) + 1 :]
+                rest = rest[:-1] if rest[-1:] == ["&"] else rest
                 found.append(pytest.param(rest, id=f"{page.name}: {name} {' '.join(rest)}"))
     return found
 
@@ -112,7 +112,7 @@ def test_guides_python_runs_as_written(tmp_path: Path, corpus_file: Path) -> Non
 
 
 def test_every_page_with_python_is_run() -> None:
-    assert {page for page in PAGES if blocks(page, ("python",))} <= {ROOT / "README.md", *GUIDES}
+    assert {page for page in PAGES if blocks(page, ("python",))} <= {ROOT / "README.md", *GUIDES, TUTORIAL}
 
 
 @pytest.mark.parametrize("words", commands_named("llm"))

@@ -31,12 +31,13 @@ from tests.unit.inference_samples import FailsOnce
 EXAMPLE = Path(__file__).parents[2] / "examples" / "openai_client_demo.py"
 
 
-def test_full_queue_is_503_and_says_when_to_retry(checkpoint):
+def test_full_queue_is_503_and_says_when_to_retry(tmp_path):
+    patient = write_checkpoint(tmp_path / "tiny", None, context=1 << 17)
     engine = EngineConfig(max_running_requests=1, max_waiting_requests=1)
     config = ServerConfig(port=0, engine=engine, grace_s=0)
-    with ServerHandle(checkpoint, config) as server, ThreadPoolExecutor(1) as pool:
+    with ServerHandle(patient, config) as server, ThreadPoolExecutor(1) as pool:
         client = openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0)
-        running = complete(client, stream=True, **LONG)
+        running = complete(client, stream=True, max_tokens=100_000, extra_body={"ignore_eos": True})
         next(iter(running))
         waiting = pool.submit(lambda: complete(client, max_tokens=1))
         wait_until(lambda: metric(server, "llm_requests_waiting") == 1)
@@ -182,7 +183,9 @@ def test_ready_server_prints_its_limits_and_a_command_that_works(tmp_path, templ
         assert facts["model"].endswith("MiB as float32")
         assert facts["backend"].startswith("PyTorch on cpu, threads: ")
         assert facts["context"] == "256 tokens"
-        assert facts["cache"] == "0.188 MiB for 768 tokens, 48 blocks of 16"
+        assert facts["cache"] == "0.188 MiB for 768 tokens, 48 blocks of 16, 256 bytes a token as float32"
+        metrics = httpx.get(f"{server.base_url.removesuffix('/v1')}/metrics", trust_env=False).text
+        assert 'llm_kv_cache_bytes_per_token{dtype="float32"} 256.0' in metrics
         assert facts["requests"] == "3 at once, 7 waiting"
         _, url, *options = shlex.split(facts["try"])
         assert url == f"{server.base_url}/{path}"

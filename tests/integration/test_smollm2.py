@@ -14,6 +14,7 @@ from llm import LLM, SamplingParams
 from llm.checkpoint import load_model
 from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.models.gguf import read_config, read_tensors
+from llm.settings.engine import EngineConfig
 from llm.tokenization import encode_chat, load_tokenizer
 from tests.fetch_data import CACHE
 
@@ -85,7 +86,7 @@ def test_logits_equal_transformers(theirs: Any, ours: DecoderModel, prompt: str)
 
 @torch.no_grad()
 def test_64_greedy_tokens_equal_transformers_on_20_prompts(theirs: Any) -> None:
-    model = LLM(FILE, "float32")
+    model = LLM(FILE, "float32", config=EngineConfig(packed_weights=False))
     outputs = model.generate(PROMPTS, SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True))
     for prompt, output in zip(PROMPTS, outputs, strict=True):
         ids = torch.tensor([model.tokenizer.encode(prompt)])
@@ -110,6 +111,7 @@ def run(*arguments: str, stdin: str = "") -> str:
 
 def test_the_command_line_knows_the_capital_of_france() -> None:
     assert "Paris" in run("generate", str(FILE), "The capital of France is", "--max-tokens", "8", "--temperature", "0")
-    asked = ("chat", str(FILE), "--temperature", "0", "--max-tokens", "32")
+    # The first two tokens are 0.08 nats apart: rounding by packed weights' inputs turns them.
+    asked = ("chat", str(FILE), "--temperature", "0", "--max-tokens", "32", "--packed-weights", "false")
     assert "Paris" in run(*asked, stdin=QUESTION + "\n")
     assert "134,515,008" in run("info", str(FILE))

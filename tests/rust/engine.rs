@@ -269,7 +269,9 @@ fn a_request_without_new_tokens_ends_with_its_prompts_logprobs() {
     params.sampling.prompt_logprobs = Some(1);
     let mut run = |start| {
         params.sampling.prompt_logprobs_start = start;
-        engine.add_choices(1, prompt.clone(), params.clone(), Submission { num_choices: 2, priority: 0 }).unwrap();
+        engine
+            .add_choices(1, prompt.clone(), params.clone(), Submission { num_choices: 2, ..Submission::default() })
+            .unwrap();
         let plan = engine.schedule().unwrap().unwrap().clone();
         let outputs = engine.update(&mut run_model(&mut model, &plan), (plan.logits_indices.len(), COLUMNS)).unwrap();
         assert!(!engine.has_unfinished());

@@ -5,6 +5,7 @@ import graphlib
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +26,7 @@ FLOORS = [
     {"data", "inference"},
     {"training", "evaluation", "serving"},
     {"api", "benchmark", "info", "export", "quantizing", "simulation"},
-    {"demo"},
+    {"demo", "merging"},
     {"cli"},
     {"__main__"},
 ]
@@ -235,3 +236,26 @@ def test_lengths_of_rust_functions_are_counted(tmp_path: Path) -> None:
 def test_every_decision_is_in_the_indexes(index: str) -> None:
     decisions = sorted(file.name for file in (ROOT / "docs" / "adr").glob("*.md"))
     assert re.findall(r"adr/(\d{4}-[\w-]+\.md)", (ROOT / index).read_text().split("## Decisions")[-1]) == decisions
+
+
+def foreign_modules() -> set[str]:
+    """First name of everything that the package imports from outside itself and Python."""
+    nodes = [node for file in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"llm"}
+
+
+def test_types_are_checked_without_the_packages_of_extras() -> None:
+    """Linters run before an extra is installed, so each import of one is named in mypy's settings."""
+    settings = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    required = {re.split(r"[\[<>=~ ]", need)[0].replace("-", "_") for need in settings["project"]["dependencies"]}
+    overrides = settings["tool"]["mypy"]["overrides"]
+    absent = {
+        name.removesuffix(".*")
+        for entry in overrides
+        if entry.get("ignore_missing_imports")
+        for name in entry["module"]
+    }
+    # The file that imports Triton says itself what mypy is to skip.
+    assert foreign_modules() - required - absent == {"triton"}

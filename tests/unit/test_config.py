@@ -37,6 +37,20 @@ def test_values_are_read_as_toml_or_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("LLM_X__Y", "unknown setting `x`; Valid: "),
+        ("LLM_TRAINING__EPOCH", "unknown setting `training.epoch`; did you mean `epochs`?"),
+        ("LLM_TRAINING__LR", "unknown setting `training.lr`; did you mean `optimizer.learning_rate`?"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_named(name: str, way_out: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(environ={name: "1"})
+    assert str(caught.value).startswith(f"the variable `{name}` names no setting: {way_out}")
+
+
+@pytest.mark.parametrize(
     ("override", "parts"),
     [
         (

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from llm.inference import Collector, Delta, Prompt
+from llm.serving.answer_metrics import ServedModel
 from llm.serving.metrics import Meter, ServerMetrics
 from llm.settings.sampling import SamplingParams
 
@@ -32,7 +33,8 @@ VLLM_DASHBOARD = """
 
 
 def exposition() -> str:
-    metrics = ServerMetrics(lambda: dict.fromkeys(STATS.split(), 1), "tiny")
+    served = ServedModel(name="tiny", block_tokens=32, adapters=lambda: ["poems", "tables"])
+    metrics = ServerMetrics(lambda: dict.fromkeys(STATS.split(), 1), served)
     metrics.observe("/v1/chat/completions", 200, 0.1)
     answer = Collector([Prompt(token_ids=(1, 2), params=SamplingParams(n=2))])
     deltas = [(0, Delta("a", (1, 2, 3), "stop", scheduled_at=2.5)), (1, Delta("b", (4,)))]
@@ -55,9 +57,27 @@ def test_dashboard_asks_only_for_metrics_that_the_server_exposes():
     assert asked - exposed_names() == set()
 
 
+def test_page_on_monitoring_names_only_metrics_that_the_server_exposes():
+    page = (DOCKER.parent / "docs/monitoring.md").read_text()
+    asked = set(re.findall(r"\bllm_\w+", page))
+    assert len(asked) > 8
+    assert asked - exposed_names() == {"llm_time_to_first_token_seconds", "llm_inter_token_seconds"}  # have suffixes
+
+
 def test_vllms_dashboards_find_their_metrics_under_its_labels():
     found = set(re.findall(r'^vllm:(\w+)\{engine="0",.*?model_name="tiny"', exposition(), re.MULTILINE))
     assert set(VLLM_DASHBOARD.split()) - found == set()
+
+
+def test_gateways_find_the_size_of_blocks_and_the_adapters():
+    page = exposition()
+    cache = re.search(r"^vllm:cache_config_info\{(.*)\} 1.0$", page, re.MULTILINE)[1]
+    assert 'block_size="32"' in cache
+    assert 'num_gpu_blocks="1"' in cache
+    adapters = re.search(r"^vllm:lora_requests_info\{(.*)\} [\d.e+]+$", page, re.MULTILINE)[1]
+    assert 'max_lora="2"' in adapters
+    assert 'running_lora_adapters="poems,tables"' in adapters
+    assert 'waiting_lora_adapters=""' in adapters
 
 
 def test_tokens_count_with_the_mean_time_between_them():

@@ -8,8 +8,8 @@ import pytest
 
 import llm
 
-# The harness is a module for an environment with the extra `lm-eval`.
-SKIPPED = ("__main__", "._rust", ".evaluation.harness")
+# Modules for environments with the extras `lm-eval` and `ray`.
+SKIPPED = ("__main__", "._rust", ".evaluation.harness", ".serving.ray")
 MODULES = [info.name for info in pkgutil.walk_packages(llm.__path__, "llm.") if not info.name.endswith(SKIPPED)]
 
 

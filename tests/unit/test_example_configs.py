@@ -16,7 +16,13 @@ from llm.training.optim import build_optimizer
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "examples" / "configs").glob("*.toml"))
-PARAMETERS = {"shakespeare_char": 0.8e6, "tinystories_15m": 15e6, "gpt2_124m": 124e6, "llama_135m": 135e6}
+PARAMETERS = {
+    "shakespeare_char": 0.8e6,
+    "shakespeare_char_llama": 0.79e6,
+    "tinystories_15m": 15e6,
+    "gpt2_124m": 124e6,
+    "llama_135m": 135e6,
+}
 
 # Each key of nanoGPT's train.py and model.py, and the settings that say the same of its values there.
 NANOGPT = {

@@ -71,6 +71,21 @@ def test_a_block_computes_what_its_layers_compute(shape: str, lengths: tuple[int
         assert (found - (expected if is_exact else true)).norm() <= allowed
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_in_fp32_have_gradients_in_bf16(shape: str) -> None:
+    model, lengths = model_of(max_position_embeddings=512, **SHAPES[shape]), (70, 12)
+    ids, labels = torch.randint(0, 50, (2, sum(lengths)), generator=torch.Generator().manual_seed(1))
+    targets = Targets(labels, gradient_dtype=torch.bfloat16)
+    logprobs = model(ids, positions_of(lengths), ForwardContext.for_sequences(lengths, targets=targets))
+    gradients = torch.autograd.grad(logprobs.sum(), list(model.parameters()))
+    wanted, exact = trained(model, lengths, torch.float32)
+    _, rounded = trained(model, lengths, torch.bfloat16)
+    torch.testing.assert_close(logprobs.detach(), wanted, atol=1e-5, rtol=0)
+    for found, other, true in zip(gradients, rounded, exact, strict=True):
+        assert found.dtype == torch.float32
+        assert 0 < (found - true).norm() <= 1.3 * (other - true).norm() + 0.005 * true.norm()
+
+
 def names_of(model: DecoderModel, lengths: tuple[int, ...]) -> set[str]:
     """Returns the names of the operations in the graph of a pass."""
     context = ForwardContext.for_sequences(lengths)
@@ -95,9 +110,23 @@ def test_blocks_run_as_two_operations_only_where_nobody_can_tell() -> None:
     assert not halves & names_of(model_of(sliding_window=4), (6, 6))
     with FlopCounterMode(display=False):
         assert not halves & names_of(model, (6, 6))
-    for block in model.layers:
+
+
+def test_frozen_matrices_have_no_gradient_and_change_no_other() -> None:
+    frozen, lengths = model_of(), (12, 12)
+    for block in frozen.layers:
         block.get_parameter("mlp.down_proj.weight").requires_grad_(False)
-    assert not halves & names_of(model, (6, 6))
+        block.get_parameter("attention.qkv_proj.weight").requires_grad_(False)
+    assert {"AttentionHalfBackward", "FeedForwardHalfBackward"} <= names_of(frozen, lengths)
+    wholly = model_of()
+    for model in (frozen, wholly):
+        context = ForwardContext.for_sequences(lengths)
+        model(torch.arange(24), positions_of(lengths), context).square().sum().backward()
+    for (name, one), other in zip(frozen.named_parameters(), wholly.parameters(), strict=True):
+        if one.requires_grad:
+            torch.testing.assert_close(one.grad, other.grad, msg=name)
+        else:
+            assert one.grad is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library is glibc on Linux only")

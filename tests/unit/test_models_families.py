@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -12,10 +13,14 @@ from safetensors.torch import load_file
 from llm.checkpoint import atomic_directory, load_model, write_model
 from llm.errors import CheckpointError
 from llm.inference.kv_cache import KVCache
+from llm.inference.runners.base import Step
+from llm.inference.runners.cpu import KernelModelRunner
+from llm.inference.runners.cpu_weights import obstacle
 from llm.models import DecoderModel, ForwardContext, PagedCache, positions_of
 from llm.models.families import FAMILIES, family_of
 
 VOCABULARY = 101
+CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
@@ -225,6 +230,28 @@ def test_token_by_token_equals_transformers(theirs: tuple[Any, Path]) -> None:
         paged = PagedCache(cache.keys, cache.values, slots, blocks)
         rows.append(ours(token_ids[positions], positions, ForwardContext((stop - start,), (stop,), cache=paged)))
     assert (torch.cat(rows) - wanted).abs().max() <= 1e-4
+
+
+@torch.no_grad()
+def test_kernels_equal_transformers(theirs: tuple[Any, Path]) -> None:
+    """A prompt in one step, then token by token, beside another request with a prompt of its own."""
+    model, directory = theirs
+    ours = our_decoder(directory)
+    reason = obstacle(ours.config, torch.float32, CPU)
+    if reason is not None:
+        assert (ours.config.attention, reason) == ("mla", "attention 'mla'")
+        return
+    token_ids = torch.randint(0, VOCABULARY, (2, 24))
+    wanted = their_logits(model, token_ids)
+    runner = KernelModelRunner(ours, KVCache.allocate(ours.config, 12, 4, torch.float32, CPU), num_threads=2)
+    tables = np.array([[5, 1, 4, 0, 3, 6], [2, 11, 7, 10, 8, 9]], dtype=np.int32)
+    rows: list[list[torch.Tensor]] = [[], []]
+    for start, stop in [(0, 11), *((place, place + 1) for place in range(11, 24))]:
+        step = Step.of([(start, stop)] * 2, tables, np.ascontiguousarray(token_ids[:, start:stop]).ravel(), 4)
+        step.logits_indices = np.arange(2 * (stop - start))
+        for row, logits in zip(rows, runner.run(step).clone().chunk(2), strict=True):
+            row.append(logits)
+    assert (torch.stack([torch.cat(row) for row in rows]) - wanted).abs().max() <= 1e-4
 
 
 @torch.no_grad()

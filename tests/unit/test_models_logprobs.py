@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm.models import IGNORED_LABEL, Targets, logprobs, token_logprobs
+from llm.models import IGNORED_LABEL, Targets, logprobs, token_logprobs, top_logprobs
 from tests.reference.logprobs import logprobs_by_row
 
 CASES = st.fixed_dictionaries(
@@ -147,3 +147,52 @@ def test_the_loss_at_a_large_vocabulary_needs_an_eighth_of_the_plain_memory() ->
     assert peaks["plain"] > 3 * 2048 * 49_152 * 4 / 1024
     assert peaks["summed"] <= peaks["plain"] / 8
     assert peaks["general"] <= peaks["plain"] / 8
+
+
+@settings(max_examples=30)
+@given(CASES, st.integers(1, 4))
+def test_several_tokens_a_position_are_those_of_one_at_a_time(case: dict, count: int) -> None:
+    torch.manual_seed(case["seed"])
+    hidden, weight = leaves(case["rows"], case["vocab"])
+    labels = torch.randint(0, case["vocab"], (case["rows"], count))
+    labels[torch.rand(case["rows"]) < case["masked"]] = IGNORED_LABEL
+    upstream = torch.randn(case["rows"], count, dtype=torch.float64)
+    options = (case["temperature"], case["is_summed"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logprobs, "CHUNK_LOGITS", case["chunk"])
+        found = token_logprobs(hidden, weight, Targets(labels, *options), case["softcap"])
+        gradients = torch.autograd.grad(found, (hidden, weight), upstream)
+    each = [
+        logprobs_by_row(hidden, weight, column, case["temperature"], case["softcap"]) for column in labels.unbind(1)
+    ]
+    expected = torch.stack(each, dim=1)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (hidden, weight), upstream))
+
+
+def test_further_targets_come_as_further_columns() -> None:
+    torch.manual_seed(0)
+    hidden, weight = leaves(5, 11)
+    labels, others = torch.randint(0, 11, (5,)), torch.randint(0, 11, (5, 2))
+    found = token_logprobs(hidden, weight, Targets(labels, others=Targets(others, 2.0)))
+    assert found.shape == (5, 3)
+    torch.testing.assert_close(found[:, 0], token_logprobs(hidden, weight, Targets(labels)))
+    torch.testing.assert_close(found[:, 1:], token_logprobs(hidden, weight, Targets(others, 2.0)))
+
+
+@settings(max_examples=30)
+@given(CASES)
+def test_the_most_probable_tokens_are_those_of_the_softmax(case: dict) -> None:
+    torch.manual_seed(case["seed"])
+    hidden, weight = (one.detach() for one in leaves(case["rows"], case["vocab"]))
+    count = min(3, case["vocab"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logprobs, "CHUNK_LOGITS", case["chunk"])
+        options = {"temperature": case["temperature"], "softcap": case["softcap"]}
+        ids, found = top_logprobs(hidden, weight, count, **options)
+    logits = hidden @ weight.T
+    if case["softcap"] is not None:
+        logits = case["softcap"] * torch.tanh(logits / case["softcap"])
+    values, wanted = torch.log_softmax(logits / case["temperature"], -1).topk(count)
+    torch.testing.assert_close(found, values)
+    assert torch.equal(ids, wanted)

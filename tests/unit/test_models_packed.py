@@ -1,34 +1,44 @@
 """Packed weights: every value as the package `gguf` reads it, and layers that compute with them."""
 
+import mmap
+import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
+import typer
 from gguf.quants import dequantize
+from typer.testing import CliRunner
 
 from llm import LLM, BPETokenizer, DecoderModel, SamplingParams
 from llm._rust import PACKED_SCHEMES, pack_rows, packed_bytes, unpack_rows
 from llm.checkpoint import Checkpoint, atomic_directory, write_model
 from llm.checkpoint.weights import build_model
-from llm.errors import CheckpointError, InvalidArgumentError
+from llm.cli.options import with_options
+from llm.errors import CheckpointError, ConfigError, InvalidArgumentError, LLMWarning
 from llm.export import export
 from llm.info import describe
 from llm.models.context import ForwardContext, positions_of
 from llm.models.families import family_named
 from llm.models.gguf.names import Layout
-from llm.models.gguf.reader import LazyTensor
+from llm.models.gguf.reader import LazyTensor, read_tensors
 from llm.models.hf import empty_model
 from llm.models.layers.packed import PackedEmbedding, PackedLinear, PackedMatrix, PackedPart, packed_matrices
 from llm.models.tensor_files import OnDisk
-from llm.settings.engine import EngineConfig
+from llm.settings.engine import EngineConfig, NgramSpeculation
+from llm.settings.merge import validated
 from llm.settings.model import ModelConfig
 from llm.tokenization.readers.gguf_file import TensorEntry
 from tests.quantised_checkpoints import logits_of_kernels
+from tests.rounding import deviations
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 PACKED = EngineConfig(packed_weights=True)
+EXPANDED = EngineConfig(packed_weights=False)
 # Bytes of half-precision numbers in a block; 0 and 1 in all other schemes.
 HALVES = dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), slice(0, 4)) | {"Q6_K": slice(208, 210)}
 
@@ -38,6 +48,9 @@ def blocks_of(scheme: str, rows: int, blocks_per_row: int, seed: int) -> np.ndar
     kind = gguf.GGMLQuantizationType[scheme]
     random = np.random.default_rng(seed)
     blocks = random.integers(0, 256, (rows * blocks_per_row, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
+    if scheme == "MXFP4":  # an exponent whose power of two half precision has
+        blocks[:, 0] = 104 + blocks[:, 0] % 40
+        return blocks.reshape(rows, -1)
     place = HALVES.get(scheme, slice(0, 2))
     scales = np.ascontiguousarray(blocks[:, place]).view(np.uint16)
     scales[scales & 0x7C00 == 0x7C00] &= 0x83FF
@@ -137,6 +150,24 @@ def test_a_packed_model_computes_what_the_unpacked_one_does(quantised: dict[str,
     assert (packed.dtype, packed.device) == (plain.dtype, plain.device)
 
 
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_logits_move_as_far_as_rounded_activations_explain(quantised: dict[str, Path], kind: str) -> None:
+    checkpoint = Checkpoint(quantised[kind])
+    packed, plain = checkpoint.model(keep_packed=True), checkpoint.model()
+    assert isinstance(packed, DecoderModel)
+    assert isinstance(plain, DecoderModel)
+    ids = [token * 7 % 384 for token in range(40)]
+    with torch.no_grad():
+        wanted = plain(torch.tensor(ids), positions_of((40,)), ForwardContext.for_sequences((40,)))
+    moved = logits_of_kernels(packed, torch.tensor(ids)) - wanted
+    pairs = [(position, token, (token + 131) % 384) for position in range(0, 40, 2) for token in (3, 200)]
+    found = torch.tensor([float(moved[place, a] - moved[place, b]) for place, a, b in pairs])
+    ratios = found / torch.tensor(deviations(plain, ids, pairs))
+    assert ratios.abs().max() < 4
+    # Below 1, since some inputs are whole codes: the largest of each group, and embeddings of Q8_0 in the first layer.
+    assert 0.5 < ratios.square().mean().sqrt() < 1.2
+
+
 def test_a_tied_matrix_is_in_memory_once(tmp_path: Path, tiny_tokenizer: BPETokenizer) -> None:
     model = DecoderModel(ModelConfig(vocab_size=384, hidden_size=64, intermediate_size=96, num_hidden_layers=1))
     with atomic_directory(tmp_path / "a") as directory:
@@ -151,17 +182,60 @@ def test_a_tied_matrix_is_in_memory_once(tmp_path: Path, tiny_tokenizer: BPEToke
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
-def test_llm_keeps_weights_packed_if_told_to(quantised: dict[str, Path], kind: str) -> None:
+def test_llm_keeps_weights_packed_unless_told_otherwise(quantised: dict[str, Path], kind: str) -> None:
     prompts = ["To be, or not", "My lord,", "O"]
-    packed = LLM(quantised[kind], config=PACKED)
+    packed = LLM(quantised[kind])
     assert packed_matrices(packed.engine.runner.model)
     together = [output.token_ids for output in packed.generate(prompts, GREEDY)]
     assert together == [packed.generate(prompt, GREEDY).token_ids for prompt in prompts]
-    for config in (EngineConfig(), EngineConfig(packed_weights=True, backend="torch")):
+    for config in (EXPANDED, EngineConfig(backend="torch")):
         assert not packed_matrices(LLM(quantised[kind], config=config).engine.runner.model)
-    plain = LLM(quantised[kind])
+    plain = LLM(quantised[kind], config=EXPANDED)
     difference = np.abs(packed.embed(prompts) - plain.embed(prompts)).max()
     assert difference <= 1e-6
+
+
+def test_weights_that_must_stay_packed_but_cannot_are_refused(quantised: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`packed_weights` must be auto or false .*, got true: .* `backend` torch"):
+        LLM(quantised["q8_0"], config=EngineConfig(packed_weights=True, backend="torch"))
+    with pytest.raises(ConfigError, match="don't take weights of float16"):
+        LLM(quantised["q8_0"], "float16", config=PACKED)
+    with pytest.warns(
+        LLMWarning, match="quantised weights are expanded, since the kernels don't take weights of float16"
+    ):
+        assert not packed_matrices(LLM(quantised["q8_0"], "float16").engine.runner.model)
+
+
+def test_the_option_takes_three_words() -> None:
+    given: list[Any] = []
+
+    @with_options(EngineConfig, skip={"speculative"})
+    def command(**values: Any) -> None:
+        given.append(validated(EngineConfig(**values)).packed_weights)
+
+    app = typer.Typer()
+    app.command()(command)
+    for word in ("true", "false", "auto"):
+        assert CliRunner().invoke(app, ["--packed-weights", word]).exit_code == 0
+    assert given == [True, False, "auto"]
+    assert isinstance(CliRunner().invoke(app, ["--packed-weights", "maybe"]).exception, ConfigError)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_batch_tokens": 8, "max_prefill_chunk": 8},
+        {"enable_prefix_caching": False, "block_size": 8},
+        {"max_running_requests": 1},
+        {"speculative": NgramSpeculation(num_draft_tokens=3, min_ngram=1)},
+    ],
+)
+def test_packed_answers_do_not_depend_on_the_schedule(quantised: dict[str, Path], settings: dict[str, Any]) -> None:
+    prompts = ["To be, or not to be, or not to", "To be, or not to be, my lord", "O"]
+    wanted = [output.token_ids for output in LLM(quantised["q4_0"], config=PACKED).generate(prompts, GREEDY)]
+    model = LLM(quantised["q4_0"], config=EngineConfig(packed_weights=True, **settings))
+    for _ in range(2):
+        assert [output.token_ids for output in model.generate(prompts, GREEDY)] == wanted
 
 
 def test_bfloat16_chooses_activations_and_cache(quantised: dict[str, Path]) -> None:
@@ -181,13 +255,30 @@ def test_a_scale_that_is_no_number_is_refused(quantised: dict[str, Path], tmp_pa
         LLM(tmp_path / "a.gguf", config=PACKED)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_released_tensor_leaves_memory_and_can_be_read_again(quantised: dict[str, Path]) -> None:
+    tensor = read_tensors(quantised["q8_0"])["model.embed_tokens.weight"]
+    before = tensor.blocks().copy()
+    held = resident_bytes(quantised["q8_0"])
+    tensor.release()
+    assert resident_bytes(quantised["q8_0"]) <= held - before.nbytes + 2 * mmap.PAGESIZE
+    assert np.array_equal(tensor.blocks(), before)
+
+
+def resident_bytes(file: Path) -> int:
+    """Bytes of a mapped file that are in memory."""
+    maps = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(encoding="utf-8"))
+    own = [text for text in maps if text.partition("\n")[0].endswith(f" {file}")]
+    return sum(int(found) * 1024 for text in own for found in re.findall(r"(?m)^Rss: +(\d+) kB", text))
+
+
 def test_info_tells_schemes_and_bits_a_weight(quantised: dict[str, Path]) -> None:
     facts = describe(quantised["q4_0"])
     assert facts["stored"] == "Q4_0 85.6 %, Q8_0 14.3 %, F32 0.186 %: 5.12 bits a weight, 0.2 MiB"
     # 384 * 128 values of the head in Q8_0, 2 layers of 122,880 in Q4_0.
     expanded, packed = (49_152 + 245_760) * 4 + 640 * 4, 49_152 / 32 * 34 + 245_760 / 32 * 18 + 640 * 4
     assert facts["weights a step"] == (
-        f"{expanded / 2**20:.1f} MiB, {packed / 2**20:.1f} MiB with `packed_weights`: Q8_0 and Q4_0 packed"
+        f"{packed / 2**20:.1f} MiB: Q8_0 and Q4_0 packed; {expanded / 2**20:.1f} MiB with `packed_weights` false"
     )
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llm import LLM, DecoderModel
-from llm.checkpoint import Checkpoint
+from llm.checkpoint import Checkpoint, write_model
 from llm.errors import CheckpointError, LLMError
 from llm.info import describe
 from llm.models.context import ForwardContext, positions_of
@@ -21,6 +21,8 @@ from llm.models.layers.packed import PackedLinear, packed_matrices
 from llm.models.quantised import joined, scheme_of
 from llm.models.quantised.scheme import Scheme
 from llm.models.tensor_files import TensorFiles
+from llm.settings.engine import EngineConfig
+from llm.settings.model import ExpertsConfig, ModelConfig
 from llm.settings.sampling import SamplingParams
 from llm.tokenization import BPETokenizer
 from tests.quantised_checkpoints import FORMATS, change_config, compressed, gptq, logits_of_kernels, write_pair
@@ -31,9 +33,11 @@ Q_PROJ = "model.layers.0.self_attn.q_proj"
 PACKED: dict[str, str | None] = {
     "gptq": "Z4",
     "gptq sym": "Q4_0",
-    "gptq act-order": None,
+    "gptq act-order": "Z4",
     "gptq channel": "Z4",
     "gptq 8 bits": "Z8",
+    "gptq 8 bits act-order": "Z8",
+    "w4a16 act-order": "Q4_0",
     "awq 128": "Z4",
     "w4a16": "Q4_0",
     "w4a16 channel": "Z4",
@@ -85,8 +89,9 @@ def test_values_are_those_of_the_definition(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["gptq act-order", "awq", "w8a8"])
 def test_answers_are_those_of_the_unpacked_model(tmp_path: Path, tiny_tokenizer: BPETokenizer, name: str) -> None:
     write_pair(tmp_path, FORMATS[name], tiny_tokenizer, tie_word_embeddings=name == "awq")
+    params, config = SamplingParams(max_tokens=12, temperature=0), EngineConfig(packed_weights=False)
     texts = [
-        LLM(tmp_path / which, dtype="float32").generate("To be", SamplingParams(max_tokens=12, temperature=0)).text
+        LLM(tmp_path / which, dtype="float32", config=config).generate("To be", params).text
         for which in ("plain", "quantised")
     ]
     assert texts[0] == texts[1]
@@ -126,9 +131,9 @@ def test_info_names_scheme_and_bits_and_what_stays_packed(tmp_path: Path) -> Non
     coded, plain = 294_912, 96 * 128 + 5 * 128
     bits = 8 * (coded * (0.5 + 2.5 / 32) + 4 * plain) / (coded + plain)
     assert facts["stored"] == f"AWQ-4 95.8 %, F32 4.2 %: {bits:.3g} bits a weight, 0.2 MiB"
-    assert facts["weights a step"].endswith("MiB with `packed_weights`: AWQ-4 packed")
+    assert facts["weights a step"].startswith("0.2 MiB: AWQ-4 packed; 1.2 MiB with")
     write_pair(tmp_path / "ordered", FORMATS["gptq act-order"])
-    assert describe(tmp_path / "ordered" / "quantised")["weights a step"].endswith("GPTQ-4 always expanded")
+    assert describe(tmp_path / "ordered" / "quantised")["weights a step"].startswith("0.2 MiB: GPTQ-4 packed")
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -189,6 +194,63 @@ def test_packed_mxfp4_is_that_of_the_specification(tmp_path: Path) -> None:
         code = int(blocks[row, col // 2]) >> 4 * (col % 2) & 15
         wanted = math.ldexp(magnitudes[code & 7], int(scales[row, col // 32]) - 127)
         assert float(values[row, col]) == (-wanted if code & 8 else wanted)
+
+
+def test_mxfp4_experts_stay_packed(tmp_path: Path, tiny_tokenizer: BPETokenizer) -> None:
+    directory, config = tmp_path / "quantised", gpt_oss()
+    write_mxfp4(directory, config, tiny_tokenizer)
+    packed, plain = (Checkpoint(directory).model("float32", keep_packed=keep) for keep in (True, False))
+    assert isinstance(packed, DecoderModel)
+    assert isinstance(plain, DecoderModel)
+    assert [matrix.schemes for matrix in packed_matrices(packed)] == [("MXFP4",)] * 8
+    for layer, other in zip(packed.layers, plain.layers, strict=True):
+        for stack in ("gate_up_proj", "down_proj"):
+            values = torch.stack([matrix.values(torch.float32) for matrix in layer.mlp.experts.stacks[stack]])
+            assert torch.equal(values, other.get_parameter(f"mlp.experts.{stack}"))
+    ids = torch.arange(40) * 7
+    with torch.no_grad():
+        context = ForwardContext.for_sequences((40,))
+        wanted = plain(ids, positions_of((40,)), context)
+        assert torch.equal(packed(ids, positions_of((40,)), context), wanted)
+    assert float((logits_of_kernels(packed, ids) - wanted).abs().max() / wanted.abs().max()) <= 0.03
+    assert "MXFP4 packed" in describe(directory)["weights a step"]
+    one = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    assert len(LLM(directory, config=EngineConfig(packed_weights=True)).generate("a cat", one).token_ids) == 6
+
+
+def test_mxfp4_scales_that_half_precision_cannot_hold_are_expanded(
+    tmp_path: Path, tiny_tokenizer: BPETokenizer
+) -> None:
+    write_mxfp4(tmp_path, gpt_oss(), tiny_tokenizer, exponents=(90, 150))
+    assert not packed_matrices(Checkpoint(tmp_path).model("float32", keep_packed=True))
+
+
+def gpt_oss() -> ModelConfig:
+    experts = ExpertsConfig(
+        num_experts=2, num_experts_per_tok=1, moe_intermediate_size=64, swiglu_limit=7.0, bias=True, softmax_first=False
+    )
+    sizes = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1}
+    shape = {"attention_sinks": True, "attention_bias": True, "attention_output_bias": True, "mlp": "moe"}
+    layers = {"sliding_window": 4, "layer_types": ("sliding_attention", "full_attention"), "hidden_act": "silu"}
+    return ModelConfig(vocab_size=384, intermediate_size=64, experts=experts, **sizes, **shape, **layers)
+
+
+def write_mxfp4(
+    directory: Path, config: ModelConfig, tokenizer: BPETokenizer, exponents: tuple[int, int] = (118, 123)
+) -> None:
+    """Writes a model whose experts are random blocks of MXFP4, as gpt-oss stores them."""
+    torch.manual_seed(0)
+    directory.mkdir(exist_ok=True)
+    write_model(directory, DecoderModel(config), tokenizer)
+    change_config(directory, quantization_config={"quant_method": "mxfp4"})
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        num_experts, inputs, outputs = tensors.pop(name).shape
+        shape = (num_experts, outputs, inputs // 32)
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(*exponents, shape, dtype=torch.uint8)
+    save_file(tensors, file)
 
 
 def test_eight_bit_floats_are_scaled(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,16 @@ from llm.checkpoint import atomic_directory, resolve, write_model
 from llm.cli.main import app
 from llm.errors import CheckpointError, ConfigError, DataError, InvalidArgumentError, LLMWarning
 from llm.models import DecoderModel
+from llm.models.context import ForwardContext, positions_of
 from llm.models.gguf import GGUFModel
 from llm.models.gguf.k_quants import encode_q4_k, encode_q6_k
 from llm.models.hf import weights_to_hf
+from llm.quantizing.awq import clipped, scale_block
 from llm.quantizing.gptq import gptq
-from llm.quantizing.grid import Grid, nearest
+from llm.quantizing.grid import Grid, Grouped, nearest
+from llm.quantizing.inputs import Inputs, collecting, matrices
 from llm.quantizing.outputs import packed
+from llm.settings.engine import EngineConfig
 from llm.settings.model import ExpertsConfig, ModelConfig
 from llm.tokenization import BPETokenizer
 
@@ -82,6 +87,59 @@ def test_gptq_refuses_inputs_that_are_not_finite() -> None:
         gptq(torch.randn(8, 64), torch.full((64, 64), torch.inf), GRID)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"mlp": "gelu", "norm": "layer_norm", "num_key_value_heads": 4, "attention_bias": True},
+        {"norm": "offset_rms_norm", "norm_placement": "both"},
+        {"parallel_block": True, "norm": "layer_norm_no_bias", "mlp_bias": True},
+    ],
+)
+def test_awq_moves_sizes_without_changing_a_block_and_rounds_better(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = DecoderModel(ModelConfig(vocab_size=64, initializer_range=0.2, **{**sizes, **settings})).eval()
+    block, context = model.layers[0], ForwardContext.for_sequences((64,))
+    hidden = torch.randn(64, 64) * torch.linspace(-3, 3, 64).exp()
+    rotation = model.rotations(positions_of((64,)))[0]
+    with torch.no_grad():
+        # Norms and biases of a trained model are not all alike.
+        for parameter in block.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.rand_like(parameter))
+        with collecting(block) as collected:
+            wanted = block(hidden, rotation, context)
+        before = {name: weight.clone() for name, weight in matrices(block).items()}
+        plain = sum(lost(before[name], nearest(before[name], GRID), collected.by_name[name][0].gram) for name in before)
+        scale_block(block, collected.by_name, lambda _: GRID, torch.bfloat16)
+        assert torch.allclose(block(hidden, rotation, context), wanted, rtol=1e-4, atol=1e-3)
+        assert any(not torch.equal(weight, before[name]) for name, weight in matrices(block).items())
+        scaled = 0.0
+        for name, weight in matrices(block).items():
+            gram = collected.by_name[name][0].gram
+            scaled += lost(weight, clipped(weight, gram, GRID), gram)
+        assert scaled <= plain
+        norm = block.norm1.weight
+        assert torch.equal(norm, norm.bfloat16().float())
+
+
+def lost(matrix: torch.Tensor, rounded: Grouped, gram: torch.Tensor) -> float:
+    """Squared error of the products with the inputs of a gram, relative to the products."""
+    errors = rounded.values() - matrix
+    return float(((errors @ gram) * errors).sum() / ((matrix @ gram) * matrix).sum())
+
+
+def test_awq_refuses_inputs_that_are_not_finite() -> None:
+    block = DecoderModel(ModelConfig(vocab_size=64, hidden_size=64, num_hidden_layers=1)).layers[0]
+    collected = {
+        name: [Inputs(torch.full((weight.shape[1],) * 2, torch.inf), torch.ones(weight.shape[1]), 1)]
+        for name, weight in matrices(block).items()
+    }
+    with pytest.raises(CheckpointError, match="must be finite"), torch.no_grad():
+        scale_block(block, collected, lambda _: GRID, torch.float32)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_words_hold_the_first_code_lowest(bits: int) -> None:
     codes = torch.randint(-(1 << bits - 1), 1 << bits - 1, (3, 64), dtype=torch.int8)
@@ -96,7 +154,15 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus
     """The tiny model by every method and format."""
     folder = tmp_path_factory.mktemp("quantised")
     cases = [("int4", "rtn"), ("int4", "gptq"), ("int8", "rtn"), ("w8a8", "gptq")]
-    cases += [("q4_0", "gptq"), ("q8_0", "rtn"), ("q8_0", "gptq"), ("q4_k", "rtn")]
+    cases += [
+        ("int4", "awq"),
+        ("q4_0", "awq"),
+        ("w8a8", "awq"),
+        ("q4_0", "gptq"),
+        ("q8_0", "rtn"),
+        ("q8_0", "gptq"),
+        ("q4_k", "rtn"),
+    ]
     reports = {}
     for scheme, method in cases:
         out = folder / f"{scheme}-{method}{'.gguf' if scheme.startswith('q') else ''}"
@@ -112,12 +178,11 @@ def test_every_result_is_opened_here_with_the_compared_weights(made: dict, tiny_
     for name, report in made.items():
         error = (logits(report.path, ids) - original).norm() / original.norm()
         assert 0 < error < (0.5 if "4" in name else 0.08), name
-        assert len(LLM(report.path).generate("ROMEO:", GREEDY).token_ids) == 12
+        model = LLM(report.path, config=EngineConfig(packed_weights=True))
+        assert len(model.generate("ROMEO:", GREEDY).token_ids) == 12
 
 
 def logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
-    from llm.models.context import ForwardContext
-
     model = resolve(path).model("float32")
     context = ForwardContext.for_sequences((len(ids),))
     with torch.no_grad():
@@ -219,6 +284,7 @@ def test_nothing_stays_when_the_model_is_broken(tmp_path: Path, tiny_checkpoint:
         ({"schema": "int4"}, "unknown setting `schema`; did you mean `scheme`"),
         ({"group_size": 48}, "`group_size` must be one of 32, 64, 128, got 48"),
         ({"scheme": "q4_k", "method": "gptq"}, "`method` must be rtn for q4_k"),
+        ({"scheme": "q6_k", "method": "awq"}, "`method` must be rtn for q6_k, got 'awq'"),
         ({"scheme": "q4_0", "format": "compressed-tensors"}, "must be int4, int8 or w8a8 for compressed-tensors"),
         ({"scheme": "w8a8", "format": "gguf"}, "must be int8 or int4 for GGUF"),
     ],

@@ -54,7 +54,7 @@ def test_scores_are_the_logprobs_of_a_forward_pass(tiny_checkpoint: Path, monkey
 def test_batches_change_nothing(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = LLM(tiny_checkpoint)
     together = model.embed(TEXTS * 3)
-    monkeypatch.setattr("llm.api.SCORED_TOKENS", 5)
+    monkeypatch.setattr("llm.api.model.SCORED_TOKENS", 5)
     np.testing.assert_allclose(model.embed(TEXTS * 3), together, atol=1e-6)
     assert model.embed([]).shape == (0, together.shape[1])
 

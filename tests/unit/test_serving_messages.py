@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from llm.inference import AsyncEngine, Session, Usage, load_engine
 from llm.inference.parts import Part
 from llm.serving import ServerConfig, create_app
+from llm.serving.answer_metrics import ServedModel
 from llm.serving.answers.blocks import Ending
 from llm.serving.answers.messages import MessageAnswer
 from llm.serving.endpoints.conversations import Conversation, answer_events, framed
@@ -67,7 +68,7 @@ def test_silence_opens_a_stream_and_is_filled_with_pings(tiny_checkpoint, monkey
     )
 
     async def scenario():
-        arrivals = answer_events(conversation, engine, ServerMetrics(engine.stats, "m"))
+        arrivals = answer_events(conversation, engine, ServerMetrics(engine.stats, ServedModel(name="m")))
         silent = [await anext(arrivals) for _ in range(4)]
         gate.set()
         rest = [event async for events in arrivals for event in events]

@@ -25,9 +25,17 @@ RUST = sorted((ROOT / "rust" / "src").rglob("*.rs"))
 NO_DECLARATION = {
     "block_size": {
         "kernels/cache.rs",
+        "serving/answer_metrics.py",
         "settings/names.py",
-    },  # the layout of a cache, and a synonym of the context length
-    "logprobs": {"inference/outputs.py", "engine/outputs.rs", "python/engine.rs", "sampling/sample.rs"},
+    },  # the layout of a cache, a label of vLLM's metrics, and a synonym of the context length
+    "top_k": {"settings/distillation.py", "settings/grpo.py"},  # of a divergence, and refused
+    "logprobs": {
+        "training/rollouts.py",
+        "inference/outputs.py",
+        "engine/outputs.rs",
+        "python/engine.rs",
+        "sampling/sample.rs",
+    },
     "max_tokens": {"_rust.pyi", "python/simulation.rs", "scheduler/load.rs", "scheduler/request.rs"}
     | {
         "serving/errors.py",
@@ -48,7 +56,9 @@ NO_DECLARATION = {
     # The finish reason, and a key of tokenizer files.
     "stop": {"_rust.pyi", "inference/outputs.py", "engine/outputs.rs", "tokenization/chat.py"}
     | {"tokenization/readers/gguf.py", "tokenizer/formats/read.rs"},
-    "temperature": {"benchmark/load.py", "models/logprobs.py"},  # a request to any server, and a divisor of logits
+    # A request to any server, a divisor of logits, and that of a divergence.
+    "top_p": {"settings/grpo.py"},
+    "temperature": {"benchmark/load.py", "models/logprobs.py", "settings/distillation.py"},
 }
 
 
@@ -170,9 +180,17 @@ def test_server_is_configured_by_a_file_then_the_environment_then_keywords(tmp_p
 @pytest.mark.parametrize(
     ("text", "environ", "message"),
     [
-        ("prot = 1", {}, "unknown setting `prot`; did you mean `port`"),
+        (
+            "prot = 1",
+            {},
+            "unknown setting `prot`; did you mean `port`",
+        ),
         ("[engine]\nblock_sice = 1", {}, "unknown setting `engine.block_sice`; did you mean `block_size`"),
-        ("", {"LLM_SERVER__PROT": "1"}, "unknown setting `prot`; did you mean `port`"),
+        (
+            "",
+            {"LLM_SERVER__PROT": "1"},
+            "the variable `LLM_SERVER__PROT` names no setting: unknown setting `prot`; did you mean `port`",
+        ),
         ("port = 70000", {}, "`port` must be `int` <= 65535, got 70000"),
         ("port = ", {}, "is not valid TOML"),
         ('tls_key = "key.pem"', {}, "`tls_key` needs `tls_certificate`, got none"),

@@ -87,7 +87,7 @@ def test_nproc_trains_in_as_many_processes(tmp_path: Path) -> None:
 def test_nproc_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(ConfigError, match="leave it out under torchrun"):
-        start_processes(2, ["train", "--nproc", "2"])
+        start_processes("train", 2, ["train", "--nproc", "2"])
 
 
 def test_experts_are_balanced_over_all_processes(tmp_path: Path) -> None:

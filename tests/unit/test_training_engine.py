@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,42 @@ class Masked(LanguageModelingTask):
         return 0
 
 
+class Counted(LanguageModelingTask):
+    """A task with a metric of its own, and something to know of a batch before its passes."""
+
+    metric_names = ("first_label", "never")
+    prepared: float = 0.0
+
+    def prepare(self, model: torch.nn.Module, parts: Iterable[TokenBatch]) -> None:
+        del model
+        self.prepared = float(sum(int(part.labels.sum()) for part in parts))
+
+    def metric_sums(self, batch: TokenBatch) -> list[float]:
+        return [float(batch.labels[0]), 0.0, 1.0, 0.0]
+
+    def step_facts(self, model: torch.nn.Module) -> dict[str, Any]:
+        del model
+        return {"label_sum": self.prepared}
+
+
 def engine_for(task: LanguageModelingTask, run: Run, settings: RunConfig, **more: Any) -> TrainingEngine:
     run.create(settings, {})
     data = SyntheticDataModule(64, vocab_size=32, context_length=16)
     return TrainingEngine(settings, task, data, run, **more)
+
+
+def test_metrics_of_a_task_are_means_over_all_passes_and_a_batch_is_known_before_its_first(tmp_path: Path) -> None:
+    logs = []
+    for passes in (1, 4):
+        settings, run = config(gradient_accumulation_steps=passes, max_steps=2), Run(tmp_path / str(passes))
+        engine = engine_for(Counted(MODEL), run, settings, callbacks=[JsonlLogger(run)])
+        engine.fit()
+        logs.append([line for line in run.read_log() if "loss" in line])
+    assert [line["label_sum"] for line in logs[0]] == [line["label_sum"] for line in logs[1]]
+    assert all("never" not in line for line in logs[1])
+    labels = [float(engine.loader.part(0, idx).labels[0]) for idx in range(4)]
+    assert logs[1][0]["first_label"] == sum(labels) / 4
+    assert {line["validation_first_label"] for line in engine.run.read_log() if "validation_loss" in line}
 
 
 def test_a_nan_loss_stops_the_run_with_step_rank_and_batch(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class FailingTask(LanguageModelingTask):
 
 
 def fail(path: Path) -> None:
-    importlib.import_module("llm.training.launch").LanguageModelingTask = FailingTask  # in a process of its own
+    importlib.import_module("llm.training.assembly").LanguageModelingTask = FailingTask  # in a process of its own
     launch(config(max_steps=5000, checkpoint_every=5000, validate_every=5000), path, callbacks=[])
 
 

@@ -1,5 +1,6 @@
 """Text that the model writes while it learns."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from llm import LLM, SamplingParams
 from llm.checkpoint import Run
 from llm.training import JsonlLogger, standard_callbacks
 from llm.training.launch import launch, resume
-from tests.unit.processes import in_processes
+from tests.unit.processes import ends_of, in_processes
 from tests.unit.training_samples import config, on_text, tensors_of, weights_of
 
 
@@ -53,6 +54,20 @@ def test_processes_that_share_a_model_write_at_validations_together(tmp_path: Pa
     assert run.samples.read()[-1]["text"] == text_of_the_newest(run)
     weights = tensors_of(silent.newest())  # type: ignore[arg-type]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in tensors_of(run.newest()).items())  # type: ignore[arg-type]
+
+
+@pytest.mark.long
+def test_all_processes_end_at_once_where_the_main_one_cannot_write_a_sample(tmp_path: Path, corpus_file: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.samples.file.mkdir(parents=True)
+    settings = on_text(corpus_file, max_steps=8, sample_tokens=4, sharding="fsdp", process_timeout_s=200)
+    began = time.monotonic()
+    exit_codes, messages = ends_of(2, launch, settings, run.path)
+    assert time.monotonic() - began < 150
+    assert exit_codes == [1, 1]
+    assert "samples.jsonl" in next(message for message in messages if message.startswith("rank 0"))
+    other = next(message for message in messages if message.startswith("rank 1"))
+    assert "the main process (rank 0) failed to write a sample" in other
 
 
 def test_samples_leave_training_as_it_is(runs: tuple[Run, Run]) -> None:

@@ -7,14 +7,8 @@ checkpoint also takes a run and uses its newest complete checkpoint.
 
 from llm.checkpoint.atomic import COMPLETE, atomic_directory, sync, unfinished, write_atomically
 from llm.checkpoint.checkpoint import Checkpoint
-from llm.checkpoint.model_files import (
-    WeightFile,
-    plan_files,
-    saved_state,
-    write_description,
-    write_model,
-    write_weights,
-)
+from llm.checkpoint.layouts import AdapterLayout, ModelLayout
+from llm.checkpoint.model_files import WeightFile, plan_files, saved_state, write_description, write_model
 from llm.checkpoint.resolve import load_model, read_checkpoint, resolve
 from llm.checkpoint.run import Run, step_of
 from llm.checkpoint.weights import DTYPES, load_tensors, read_json, save_tensors, sharded_as
@@ -22,7 +16,9 @@ from llm.checkpoint.weights import DTYPES, load_tensors, read_json, save_tensors
 __all__ = [
     "COMPLETE",
     "DTYPES",
+    "AdapterLayout",
     "Checkpoint",
+    "ModelLayout",
     "Run",
     "WeightFile",
     "atomic_directory",
@@ -41,5 +37,4 @@ __all__ = [
     "write_atomically",
     "write_description",
     "write_model",
-    "write_weights",
 ]

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from llm.checkpoint.adapters import base_path, check_base, fill_adapters, is_adapter, read_adapter
 from llm.checkpoint.atomic import COMPLETE, damage_in
 from llm.checkpoint.weights import CUSTOM, build_model, dtype_of, fill_decoder, fill_plain_module, read_json
 from llm.errors import CheckpointError
 from llm.models import DecoderModel, RegressionModel
+from llm.models.adapters import is_adapted, merge_into
 from llm.models.families import family_named
 from llm.models.gguf import GGUFModel, read_config
 from llm.models.quantised import open_weights, scheme_of
+from llm.models.reward import first_architecture, is_classifier
 from llm.models.tensor_files import OnDisk, open_tensors
 from llm.settings.model import ModelConfig
 from llm.settings.sampling import GREEDY, SamplingParams
@@ -50,13 +53,38 @@ class Checkpoint(os.PathLike[str]):
         return self.path.suffix == ".gguf" and self.path.is_file()
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether the directory holds an adapter, to be merged into the weights of its `base`."""
+        return is_adapter(self.path)
+
+    @property
+    def base(self) -> "Checkpoint":
+        """The checkpoint that an adapter belongs to; a checkpoint of whole weights is its own.
+
+        Raises:
+            CheckpointError: The adapter names no base, or there is no checkpoint at that place.
+        """
+        if not self.is_adapter:
+            return self
+        named = base_path(self.path)
+        found = Checkpoint(Path(named))
+        if not named or not (found.is_gguf or (found.path / "config.json").is_file() or found.is_adapter):
+            raise CheckpointError(
+                f"the adapter {self} belongs to the model {named!r}, and there is no checkpoint at that path\n"
+                "hint: `llm merge ADAPTER --base PATH --out DIR` names another place"
+            )
+        return found
+
+    @property
     def is_quantised(self) -> bool:
         """Whether the weights can be quantised: a GGUF file, or a directory whose config names a scheme.
+
+        An adapter's are not, because its base is unpacked to take it in.
 
         Raises:
             CheckpointError: The config is missing, or names a scheme that is not supported.
         """
-        return self.is_gguf or scheme_of(self.values) is not None
+        return self.is_gguf or (not self.is_adapter and scheme_of(self.values) is not None)
 
     @property
     def is_complete(self) -> bool:
@@ -75,22 +103,29 @@ class Checkpoint(os.PathLike[str]):
 
     @cached_property
     def values(self) -> Mapping[str, Any]:
-        """The values of `config.json`, or the same values as a GGUF file names them.
+        """The values of `config.json`, of an adapter's base, or the same values as a GGUF file names them.
 
         Raises:
             CheckpointError: The file is missing, not a JSON object, or not a model's.
         """
+        if self.is_adapter:
+            return self.base.values
         return read_config(self.path) if self.is_gguf else read_json(self.path / "config.json")
 
     @property
     def architecture(self) -> str | None:
         """The class that `config.json` names, such as `LlamaForCausalLM`."""
-        return next(iter(self.values.get("architectures") or ()), None)
+        return first_architecture(self.values)
 
     @property
     def is_decoder(self) -> bool:
         """Whether the model is a decoder, which generates text if a tokenizer is there."""
         return self.values.get("model_type") != CUSTOM and self.architecture != "RegressionModel"
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether the model gives each sequence one number, and generates no text."""
+        return is_classifier(self.architecture)
 
     @property
     def config(self) -> ModelConfig:
@@ -104,7 +139,8 @@ class Checkpoint(os.PathLike[str]):
     @property
     def has_tokenizer(self) -> bool:
         """Whether a tokenizer lies beside the weights."""
-        return self.is_gguf or (self.path / "tokenizer.json").is_file()
+        is_here = self.is_gguf or (self.path / "tokenizer.json").is_file()
+        return is_here or (self.is_adapter and self.base.has_tokenizer)
 
     @property
     def training_state(self) -> Path:
@@ -117,7 +153,8 @@ class Checkpoint(os.PathLike[str]):
         Raises:
             TokenizerError: The files are missing or broken.
         """
-        return load_tokenizer(self.path)
+        is_of_base = self.is_adapter and not (self.path / "tokenizer.json").is_file()
+        return self.base.tokenizer() if is_of_base else load_tokenizer(self.path)
 
     def generation_defaults(self) -> dict[str, float]:
         """Returns the sampling values of the checkpoint for requests that name none.
@@ -126,6 +163,8 @@ class Checkpoint(os.PathLike[str]):
         without `do_sample` counts as asking.
         """
         file = self.path / "generation_config.json"
+        if self.is_adapter and not file.is_file():
+            return self.base.generation_defaults()
         values = read_json(file) if file.is_file() else {}
         asks = values.get("do_sample")
         if file.is_file() and (asks is False or (asks is None and all(values.get(name) is None for name in GREEDY))):
@@ -133,44 +172,88 @@ class Checkpoint(os.PathLike[str]):
         return {key: values[key] for key in SamplingParams.__struct_fields__ if values.get(key) is not None}
 
     def model(
-        self, dtype: str = "auto", device: str | torch.device = "cpu", *, keep_packed: bool = False
+        self,
+        dtype: str = "auto",
+        device: str | torch.device = "cpu",
+        *,
+        keep_packed: bool = False,
+        settings: ModelConfig | None = None,
     ) -> DecoderModel | RegressionModel:
-        """Builds the model, in eval mode.
+        """Builds the model, in eval mode; an adapter is merged into its base.
 
         Args:
             dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
             device: Where the weights go.
-            keep_packed: Whether quantised matrices of a file stay packed, for inference on the CPU kernels.
+            keep_packed: Whether quantised matrices of a file stay packed, which PyTorch and the kernels take on a CPU.
+            settings: The same model's config with other settings that weights don't depend on; None takes its own.
 
         Raises:
             CheckpointError: Missing, torn or contradictory files, an unknown architecture or dtype.
         """
+        if self.is_adapter:
+            return self.merged_into(self.base, dtype, device)
         values, tensors = self.opened()
         kind = dtype_of(values, tensors, dtype)
-        return build_model(values, tensors, kind, torch.device(device), keep_packed=keep_packed)
+        return build_model(values, tensors, kind, torch.device(device), keep_packed=keep_packed, settings=settings)
+
+    def merged_into(self, base: "Checkpoint", dtype: str = "auto", device: str | torch.device = "cpu") -> DecoderModel:
+        """Builds an adapter's model from `base`, in eval mode; see `model`.
+
+        Raises:
+            CheckpointError: The adapter was trained on other weights, or files are missing or damaged.
+        """
+        adapter = read_adapter(self.path)
+        model = base.model(dtype, device)
+        if not isinstance(model, DecoderModel):
+            raise CheckpointError(f"the base of the adapter {self} must be a decoder, got a {type(model).__name__}")
+        if not base.is_adapter:
+            check_base(adapter, *base.opened(), str(base))
+        merge_into(model, adapter.factors)
+        return model
+
+    def check_adapter(self) -> None:
+        """Checks that an adapter's base has the weights that it was trained on; whole weights always pass.
+
+        Raises:
+            CheckpointError: They are others, or files are missing or damaged.
+        """
+        if self.is_adapter and not self.base.is_adapter:
+            check_base(read_adapter(self.path), *self.base.opened(), str(self.base))
 
     def load_weights(self, model: nn.Module) -> None:
         """Copies the weights into a model that exists already, in the dtype and on the device of its parameters.
 
-        A model that is sharded over processes gets its shards.
+        A model that is sharded over processes gets its shards. A model with adapters gets an adapter's values; any
+        other gets the weights of the adapter's base with the adapter in them.
 
         Raises:
             CheckpointError: Missing or torn files, or weights of another model.
         """
-        if isinstance(model, DecoderModel):
+        if self.is_adapter and isinstance(model, DecoderModel):
+            self._load_adapter(model)
+        elif isinstance(model, DecoderModel):
             fill_decoder(model, *self.opened())
         else:
             fill_plain_module(model, open_tensors(self.path))
+
+    def _load_adapter(self, model: DecoderModel) -> None:
+        self.check_adapter()
+        adapter, base = read_adapter(self.path), self.base
+        if is_adapted(model):
+            fill_adapters(model, adapter)
+        else:
+            base.load_weights(model)
+            merge_into(model, adapter.factors)
 
     def opened(self) -> tuple[Mapping[str, Any], Mapping[str, OnDisk]]:
         """Returns config and weights under Hugging Face's names; no weight has been read yet.
 
         Raises:
-            CheckpointError: Missing, torn or contradictory files.
+            CheckpointError: Missing, torn or contradictory files, or the weights of an adapter.
         """
         if self.is_gguf:
             opened = GGUFModel(self.path)
             return opened.config, opened.tensors
-        if not (self.path / "config.json").is_file():
+        if not self.is_adapter and not (self.path / "config.json").is_file():
             raise CheckpointError(f"no config.json in {self.path}\nhint: pass a checkpoint directory or a .gguf file")
         return self.values, open_weights(self.path, self.values)

@@ -14,6 +14,7 @@ from llm.checkpoint.weights import CUSTOM, save_tensors
 from llm.models import DecoderModel, RegressionModel
 from llm.models.families import Piece, family_of
 from llm.models.hf import TIED
+from llm.models.reward import RewardModel, classifier_of
 from llm.models.tensor_files import INDEX, SINGLE
 from llm.settings.run import GenerationConfig
 from llm.tokenization import BaseTokenizer
@@ -37,7 +38,7 @@ def saved_state(model: nn.Module) -> dict[str, Tensor]:
     """Returns the model's state without a tied output projection, which files omit."""
     state: dict[str, Tensor] = model.state_dict()
     if isinstance(model, DecoderModel) and model.config.tie_word_embeddings:
-        del state[TIED]
+        state.pop(TIED, None)
     return state
 
 
@@ -97,13 +98,20 @@ def write_description(
     values = _config_values(model)
     values["dtype"] = str(_first_parameter(model, files).dtype).removeprefix("torch.")
     if tokenizer is not None:
-        ids = _special_ids(tokenizer)
-        values |= ids
-        _write_json(directory / "generation_config.json", ids | _generation_values(generation))
-        tokenizer.save(directory)
+        values |= write_tokenizer(directory, tokenizer, generation)
     if len(files) > 1:
         _write_json(directory / INDEX, _index(model, files))
     _write_json(directory / "config.json", values)
+
+
+def write_tokenizer(
+    directory: Path, tokenizer: BaseTokenizer, generation: GenerationConfig | None = None
+) -> dict[str, Any]:
+    """Writes the tokenizer and the sampling values, and returns the ids of special tokens by their names."""
+    ids = _special_ids(tokenizer)
+    _write_json(directory / "generation_config.json", ids | _generation_values(generation))
+    tokenizer.save(directory)
+    return ids
 
 
 def write_model(
@@ -138,11 +146,23 @@ def _pieces(model: nn.Module, name: str, tensor: Tensor) -> list[Piece]:
 
 def _config_values(model: nn.Module) -> dict[str, Any]:
     if isinstance(model, DecoderModel):
-        return family_of(model.config).config_to(model.config)
+        named = family_of(model.config).config_to(model.config)
+        return named | _classifier_values(named) if isinstance(model, RewardModel) else named
     values: dict[str, Any] = {"model_type": CUSTOM}
     if isinstance(model, RegressionModel):
         values = {"model_type": "llm_oxide", **msgspec.to_builtins(model.config)}
     return values | {"architectures": [_class_name(model)]}
+
+
+def _classifier_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what transformers needs to open a model with a head of one number."""
+    [architecture] = values["architectures"]
+    return {
+        "architectures": [classifier_of(architecture)],
+        "num_labels": 1,
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+    }
 
 
 def _class_name(model: nn.Module) -> str:

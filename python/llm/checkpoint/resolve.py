@@ -35,7 +35,7 @@ def resolve(path: str | os.PathLike[str], *, read: bool = True) -> Checkpoint:
     given = path if isinstance(path, Checkpoint) else Checkpoint(Path(path))
     if given.path.name in _POINTERS and given.path.is_file():
         given = Checkpoint(given.path.parent / given.path.read_text(encoding="utf-8").strip())
-    if (given.path / "config.json").is_file() or given.is_gguf:
+    if (given.path / "config.json").is_file() or given.is_gguf or given.is_adapter:
         return given
     if not given.path.is_dir():
         raise CheckpointError(

@@ -16,6 +16,7 @@ from llm.models import DecoderModel, RegressionModel
 from llm.models.families import family_named
 from llm.models.hf import agreed, check_shapes, empty_model, fill_model, own_dtype, read_parameters
 from llm.models.packing import pack_matrices
+from llm.models.reward import RewardModel, first_architecture, is_classifier
 from llm.models.tensor_files import OnDisk
 from llm.settings.merge import from_builtins
 from llm.settings.model import ModelConfig
@@ -32,10 +33,12 @@ def build_model(
     device: torch.device,
     *,
     keep_packed: bool = False,
+    settings: ModelConfig | None = None,
 ) -> DecoderModel | RegressionModel:
     """Builds the model that the `values` of a `config.json` describe from `tensors` on disk, in eval mode.
 
-    With `keep_packed`, quantised matrices stay packed where `pack_matrices` can keep them so.
+    With `keep_packed`, quantised matrices stay packed where `pack_matrices` can keep them so. With `settings`, those of
+    a decoder that its weights don't depend on, such as dropout, are these.
 
     Raises:
         CheckpointError: Contradictory values or tensors, or an unknown architecture.
@@ -53,12 +56,17 @@ def build_model(
         return regressor.to(device=device, dtype=dtype).eval()
     family = family_named(values)
     config, named = agreed(family.config_from(values), tensors, family)
-    model = empty_model(config)
+    model = empty_model(settings or config, kind_of_model(values))
     check_shapes(named, model.state_dict(), config, family)
     if keep_packed:
         pack_matrices(model, family, named, dtype)
     fill_model(model, family, named, dtype=dtype, device=device)
     return model.eval()
+
+
+def kind_of_model(values: Mapping[str, Any]) -> type[DecoderModel]:
+    """Returns `RewardModel` if a `config.json` names a class with one number as its output, else `DecoderModel`."""
+    return RewardModel if is_classifier(first_architecture(values)) else DecoderModel
 
 
 def fill_decoder(model: DecoderModel, values: Mapping[str, Any], tensors: Mapping[str, OnDisk]) -> None:

@@ -148,7 +148,9 @@ def _types() -> dict[str, Any]:
 
 
 def with_settings(options: Mapping[str, Sequence[str]]) -> Callable[[Command], Command]:
-    """Adds an option for each setting of a run in `options` to a command, which receives the given ones as `**values`.
+    """Adds an option for each setting of a run in `options` to a command.
+
+    The command receives the given ones as `**values`, by their dotted names.
 
     Args:
         options: Settings by their dotted names, and further names of the options.
@@ -157,8 +159,9 @@ def with_settings(options: Mapping[str, Sequence[str]]) -> Callable[[Command], C
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            absent = [dotted.partition(".")[2] for dotted in options]
-            command(**{name: value for name, value in values.items() if value is not None or name not in absent})
+            dotted = {one.partition(".")[2]: one for one in options}
+            given = {name: value for name, value in values.items() if value is not None or name not in dotted}
+            command(**{dotted.get(name, name): value for name, value in given.items()})
 
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
         added = [_setting_option(dotted, further) for dotted, further in options.items()]
@@ -173,10 +176,10 @@ def with_settings(options: Mapping[str, Sequence[str]]) -> Callable[[Command], C
 def _setting_option(dotted: str, further: Sequence[str]) -> inspect.Parameter:
     name = dotted.partition(".")[2]
     kind, meta = declared(_types()[dotted])
-    if get_origin(kind) is Literal:
-        kind = str
+    choices = "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else None
+    kind = kind if choices is None else str
     about = (meta.description or "").replace("null: ", "default: ")
-    option = typer.Option(f"--{name.replace('_', '-')}", *further, min=meta.ge, help=about)
+    option = typer.Option(f"--{name.replace('_', '-')}", *further, min=meta.ge, help=about, metavar=choices)
     annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 

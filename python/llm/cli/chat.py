@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from llm.cli.form import FORM_FLAGS, FormOptions, form_of
-from llm.cli.options import Dtype, Path, with_options
+from llm.cli.options import Dtype, Path, engine_of, with_engine_options, with_options
 from llm.settings.sampling import UNPRINTED, SamplingParams, with_form
 
 EXAMPLE = 'Example:  llm chat runs/demo --message "What news from Verona?" --seed 1'
@@ -25,6 +25,7 @@ EXAMPLE = 'Example:  llm chat runs/demo --message "What news from Verona?" --see
     fallback=True,
 )
 @with_options(FormOptions, flags=FORM_FLAGS)
+@with_engine_options
 def chat(
     path: Path,
     message: Annotated[str | None, typer.Option(help="Send one message, print the answer and exit.")] = None,
@@ -37,7 +38,7 @@ def chat(
     from llm.errors import ContextLengthError
 
     form = form_of(sampling)
-    model = LLM(path, dtype)
+    model = LLM(path, dtype, config=engine_of(sampling))
     params = with_form(model.sampling_params(**sampling), form)
     messages = [{"role": "system", "content": system}] if system else []
     if message is None and sys.stdin.isatty():

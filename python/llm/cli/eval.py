@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llm.cli.options import Dtype, Path, with_options
+from llm.cli.options import Dtype, Path, engine_of, with_engine_options, with_options
 from llm.settings.evaluation import EvaluationConfig
 
 NAME = "eval"
@@ -12,6 +12,7 @@ EXAMPLE = "Example:  llm eval runs/demo corpus.txt questions.jsonl --shots 3 --o
 
 
 @with_options(EvaluationConfig)
+@with_engine_options
 def evaluate(
     path: Path,
     data: Annotated[list[str], typer.Argument(metavar="FILE...", help="Texts, or JSONL files of samples.")],
@@ -25,7 +26,8 @@ def evaluate(
     from llm.api import evaluate as evaluate_path
     from llm.evaluation import report_table
 
-    report = evaluate_path(path, data, out=out, dtype=dtype, **settings)
+    engine = engine_of(settings)
+    report = evaluate_path(path, data, out=out, dtype=dtype, engine=engine, **settings)
     Console().print(report_table(report))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from llm.cli.form import FORM_FLAGS, FormOptions, form_of
-from llm.cli.options import Dtype, Path, with_options
+from llm.cli.options import Dtype, Path, engine_of, with_engine_options, with_options
 from llm.errors import InvalidArgumentError
 from llm.settings.sampling import UNPRINTED, SamplingParams, with_form
 
@@ -20,6 +20,7 @@ EXAMPLE = 'Example:  llm generate runs/demo "ROMEO:" --max-tokens 80 --seed 1'
     fallback=True,
 )
 @with_options(FormOptions, flags=FORM_FLAGS)
+@with_engine_options
 def generate(
     path: Path,
     prompt: Annotated[
@@ -33,7 +34,7 @@ def generate(
 
     form = form_of(sampling)
     prompt = _piped() if prompt is None or prompt == "-" else prompt
-    model = LLM(path, dtype)
+    model = LLM(path, dtype, config=engine_of(sampling))
     for delta in model.stream(prompt, with_form(model.sampling_params(**sampling), form)):
         print(delta.text, end="", flush=True)
     print()

@@ -9,7 +9,26 @@ import typer
 from typer.core import TyperCommand
 
 import llm
-from llm.cli import bench, chat, data, demo, eval, export, generate, info, quantize, runs, serve, tokenizer, train
+from llm.cli import (
+    bench,
+    chat,
+    data,
+    demo,
+    dpo,
+    eval,
+    export,
+    generate,
+    grpo,
+    info,
+    merge,
+    quantize,
+    reward,
+    runs,
+    serve,
+    sft,
+    tokenizer,
+    train,
+)
 from llm.cli.options import NamingOptions
 from llm.errors import LLMError, LLMWarning
 
@@ -37,10 +56,10 @@ def root(
         raise typer.Exit
 
 
-for verb in (train, generate, chat, serve, eval, quantize, export, info, demo):
+for verb in (train, sft, dpo, grpo, reward, generate, chat, serve, eval, quantize, merge, export, info, demo):
     context = getattr(verb, "CONTEXT", None)
-    # Messages of `train` name settings, most of which have no option.
-    kind = TyperCommand if verb is train else NamingOptions
+    # Messages of commands that train name settings, most of which have no option.
+    kind = TyperCommand if verb in (train, sft, dpo, grpo, reward) else NamingOptions
     app.command(getattr(verb, "NAME", verb.command.__name__), cls=kind, epilog=verb.EXAMPLE, context_settings=context)(
         verb.command
     )

@@ -4,18 +4,23 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 import typer
 import typer.core
 
 from llm.errors import ConfigError, LLMError
-from llm.settings.engine import DraftSpeculation, NgramSpeculation, Speculation
+from llm.settings.engine import DraftSpeculation, EngineConfig, NgramSpeculation, Speculation
 from llm.settings.fields import declared, default_of
+from llm.settings.merge import validated
 
 Path = Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint, run or .gguf file.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+
+# Settings of the engine that are options of every command that runs a model.
+ENGINE_OPTIONS = ("kv_cache_dtype", "packed_weights")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -87,6 +92,21 @@ def with_options(
     return decorate
 
 
+def with_engine_options(command: Command) -> Command:
+    """Adds `ENGINE_OPTIONS` to a command, which takes them with `engine_of`."""
+    return with_options(EngineConfig, skip=set(EngineConfig.__struct_fields__) - set(ENGINE_OPTIONS))(command)
+
+
+def engine_of(values: dict[str, Any]) -> EngineConfig:
+    """Takes `ENGINE_OPTIONS` out of `values` and returns the limits that they set.
+
+    Raises:
+        ConfigError: A value that isn't allowed.
+    """
+    given = {name: values.pop(name) for name in ENGINE_OPTIONS if name in values}
+    return validated(msgspec.structs.replace(EngineConfig(), **given))
+
+
 def size_in_bytes(text: str | int) -> int:
     """`2GiB`, `500 MB` or plain bytes as a number of bytes."""
     found = _SIZE.fullmatch(str(text).strip())
@@ -122,9 +142,17 @@ def _flag(field: msgspec.structs.FieldInfo) -> str:
 def _converted(field: msgspec.structs.FieldInfo, value: Any) -> Any:
     if isinstance(value, bool):
         return not field.default
+    if _is_switch_with_words(declared(field.type)[0]):
+        return _BOOLS.get(value, value)
     return tuple(value) if isinstance(value, list) else value
 
 
+def _is_switch_with_words(kind: Any) -> bool:
+    """Whether a field is true, false, or one of some words."""
+    return get_origin(kind) in (Union, UnionType) and bool in get_args(kind)
+
+
+_BOOLS = {"true": True, "false": False}
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 _WIDEST = 2**16  # a wider range only says that the number fits a machine word
 
@@ -140,6 +168,9 @@ def _parameter(field: msgspec.structs.FieldInfo, flag: str, envvar: str | None, 
         item = declared(get_args(kind)[0])[0]
         about |= {"help": f"{about['help']} May be repeated.", "metavar": _METAVARS[item]}
         return _option(field.name, list[item] | None, None, flag, about)  # type: ignore[valid-type]
+    if _is_switch_with_words(kind):
+        words = next(part for part in get_args(kind) if get_origin(part) is Literal)
+        kind = Literal[(*get_args(words), *_BOOLS)]
     if get_origin(kind) is Literal:
         kind, about["help"] = str, f"{(meta.description or '').removesuffix('.')}: {', '.join(get_args(kind))}."
     if field.name.endswith("_bytes"):

@@ -13,7 +13,11 @@ EXAMPLE = "Example:  llm serve runs/demo --port 8000 --api-key secret"
 
 @with_options(EngineConfig, skip={"speculative"}, flags={"kv_cache_memory_bytes": "--kv-cache-memory"}, fallback=True)
 @with_options(
-    ServerConfig, skip={"engine"}, flags={"api_keys": "--api-key"}, envvars={"api_keys": "LLM_API_KEY"}, fallback=True
+    ServerConfig,
+    skip={"engine"},
+    flags={"api_keys": "--api-key", "adapters": "--adapter"},
+    envvars={"api_keys": "LLM_API_KEY"},
+    fallback=True,
 )
 def serve(
     path: Path,

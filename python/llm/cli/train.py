@@ -1,18 +1,27 @@
 """`llm train`."""
 
-import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from llm.cli.arguments import Arguments, check_texts, settings_table, sorted_arguments, with_settings
-from llm.cli.processes import start_processes
-from llm.errors import ConfigError, FileError, TrainingError
-from llm.settings.merge import Override
-from llm.settings.names import full_name_or_error
+from llm.cli.processes import use_processes
+from llm.cli.training import (
+    Config,
+    DryRun,
+    FromStep,
+    ListSettings,
+    MaxRestarts,
+    NumProcesses,
+    Out,
+    Overwrite,
+    Resume,
+    forecast,
+    overrides_of,
+    run_training,
+)
+from llm.errors import ConfigError
 
 # Options that aren't declared reach `train`, which takes them for the settings whose names they are.
 CONTEXT = {"ignore_unknown_options": True}
@@ -21,6 +30,7 @@ OPTIONS = {
     "training.size": (),
     "training.init_from": (),
     "training.task": (),
+    "distillation.teacher": (),
     "training.epochs": (),
     "training.max_steps": (),
     "training.batch_size": (),
@@ -30,19 +40,12 @@ OPTIONS = {
     "training.device": (),
 }
 EXAMPLE = "Example:  llm train --data corpus.txt --out runs/base --max-steps 500 model.hidden_size=256"
-FromStep = Annotated[int | None, typer.Option(min=0, help="Resume from this checkpoint; newer ones are removed.")]
 DecayFrom = Annotated[
     int | None, typer.Option(min=1, help="With --resume RUN --out NEW: let the rate decay from this checkpoint.")
 ]
 Replay = Annotated[
     str | None,
     typer.Option(metavar="DUMP", help="Run a step again whose loss was not finite, and find the first bad value."),
-]
-NumProcesses = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Train in N processes of this machine, started by torchrun.")
-]
-MaxRestarts = Annotated[
-    int, typer.Option(min=0, metavar="N", help="With --nproc: resume up to N times after a process failed.")
 ]
 
 
@@ -55,33 +58,23 @@ def train(
             help="A settings file, texts and single settings. A setting is an option too: `--dropout 0.1`.",
         ),
     ] = None,
-    config: Annotated[str | None, typer.Option(help="The settings file.", metavar="CONFIG.toml")] = None,
+    config: Config = None,
     data: Annotated[list[str] | None, typer.Option(help="Text: a file, directory or glob; may be repeated.")] = None,
-    out: Annotated[str | None, typer.Option("--out", "--output", help="The run's directory.")] = None,
+    out: Out = None,
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer's directory; default: train one.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", metavar="", help="Resume the run in --out.")] = False,
+    resume: Resume = False,
     from_step: FromStep = None,
     decay_from: DecayFrom = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", metavar="", help="Replace a run in --out: what it wrote, nothing else.")
-    ] = False,
+    overwrite: Overwrite = False,
     replay: Replay = None,
     nproc: NumProcesses = None,
     max_restarts: MaxRestarts = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", metavar="", help="Print memory, steps, disk and time; write nothing.")
-    ] = False,
-    settings: Annotated[
-        bool,
-        typer.Option("--settings", "--list-settings", metavar="", help="List all settings, or those about a word."),
-    ] = False,
+    dry_run: DryRun = False,
+    settings: ListSettings = False,
     **options: Any,
 ) -> None:
     """Train a model from text, or resume a run; `torchrun … -m llm train …` uses several machines."""
-    if nproc is not None:
-        start_processes(nproc, sys.argv[1:], max_restarts)
-    if max_restarts:
-        raise ConfigError("`--max-restarts` needs `--nproc`\nhint: under torchrun, give `--max-restarts` to torchrun")
+    use_processes("train", nproc, max_restarts)
     if settings:
         print("\n".join(settings_table(arguments or [])))
         return
@@ -99,7 +92,8 @@ def train(
     texts = [*(data or []), *given.paths]
     check_texts(given.paths)
     if dry_run:
-        _forecast(given, options, {"data.paths": texts, "tokenizer.path": tokenizer})
+        named = [(name, value) for name, value in (("data.paths", texts), ("tokenizer.path", tokenizer)) if value]
+        forecast(given, [*overrides_of(given, options), *named])
         return
     if out is None:
         raise ConfigError(f"`--out` is missing\nhint: name the run's directory, such as `--out {_example_run(texts)}`")
@@ -115,18 +109,10 @@ def _replay(directory: str) -> None:
         print(line)
 
 
-def _forecast(given: Arguments, options: dict[str, Any], more: dict[str, Any]) -> None:
-    from llm.training.dry_run import dry_run
-
-    overrides = _overrides(given, options) + [(name, value) for name, value in more.items() if value]
-    found = dry_run(given.file, overrides=overrides)
-    print("\n".join([*found.lines(), "nothing is written; leave out `--dry-run` to train"]))
-
-
 def _train(given: Arguments, options: dict[str, Any], out: str, more: dict[str, Any]) -> None:
     from llm.api import train as train_run
 
-    _run(out, lambda: train_run(given.file, overrides=_overrides(given, options), **more))
+    run_training("train", out, lambda: train_run(given.file, overrides=overrides_of(given, options), **more))
 
 
 def _branch(given: Arguments, options: dict[str, Any], step: int, out: str | None, beside: dict[str, Any]) -> None:
@@ -145,74 +131,8 @@ def _branch(given: Arguments, options: dict[str, Any], step: int, out: str | Non
         )
     from llm.training.launch import branch
 
-    overrides = _overrides(given, options)
-    _run(out, lambda: branch(given.paths[0], out, step, file=given.file, overrides=overrides))
-
-
-def _overrides(given: Arguments, options: dict[str, Any]) -> list[Override]:
-    return [*given.overrides, *((full_name_or_error(name), value) for name, value in options.items())]
-
-
-def _run(directory: str, work: Callable[[], Any]) -> None:
-    """Trains, then says what there is now; or what an end before the last step left, and how to go on."""
-    from llm.training.distributed import Distributed
-
-    try:
-        checkpoint = work()
-    except KeyboardInterrupt as stop:
-        if Distributed.is_main_process():
-            print(_stopped_words(directory), file=sys.stderr)
-        if getattr(stop, "number", signal.SIGINT) == signal.SIGTERM:
-            raise typer.Exit(0) from None
-        raise
-    except (FileError, TrainingError) as error:
-        if not _has_started(directory):
-            raise
-        if Distributed.is_main_process():
-            print(f"error: {error}\n{_stopped_words(directory)}", file=sys.stderr)
-        elif isinstance(error, FileError):  # of this process alone, unlike a loss that is not finite
-            print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    if Distributed.is_main_process():  # under torchrun each process comes here
-        print("\n".join([str(checkpoint), *_result_words(directory), _next_words(checkpoint, directory)]))
-
-
-def _has_started(directory: str) -> bool:
-    from llm.checkpoint.run import Run
-
-    return Run(directory).exists
-
-
-def _stopped_words(out: str) -> str:
-    """Says what is saved, and the command that goes on from there."""
-    from llm.checkpoint.run import Run, step_of
-
-    run = Run(out)
-    if not run.exists:
-        return "stopped before the first step; nothing is saved: give the same command to start again"
-    newest = run.newest()
-    if newest is None:
-        return f"stopped before the first checkpoint; start over with:  llm train --resume {out}"
-    return f"stopped, saved at step {step_of(newest)}; resume with:  llm train --resume {out}"
-
-
-def _result_words(out: str) -> list[str]:
-    """Shows what the trained model writes, and where the run's page is."""
-    from llm.checkpoint import Run
-
-    run = Run(out)
-    samples = run.samples.read()
-    words = [f"report:  {run.report_file}"] if run.report_file.is_file() else []
-    if samples:
-        text = f"{samples[-1]['prompt']}{samples[-1]['text']}"
-        words += ["", *(f"    {line}" for line in text.strip().splitlines()), ""]
-    return words
-
-
-def _next_words(checkpoint: Any, out: str) -> str:
-    if not checkpoint.is_decoder or not checkpoint.has_tokenizer:
-        return f"next:  llm info {out}"
-    return f"next:  llm generate {out} 'Once upon'   ·   llm serve {out}"
+    overrides = overrides_of(given, options)
+    run_training("train", out, lambda: branch(given.paths[0], out, step, file=given.file, overrides=overrides))
 
 
 def _example_run(texts: list[str]) -> str:

@@ -1,8 +1,11 @@
 """Sources of training samples."""
 
 from llm.data.base import BaseDataModule, Dataset
-from llm.data.batch import IGNORED_LABEL, Batch, RegressionBatch, TokenBatch
+from llm.data.batch import IGNORED_LABEL, Batch, PromptBatch, RegressionBatch, RolloutBatch, TokenBatch
+from llm.data.chat import ChatDataModule
 from llm.data.loader import BatchLoader, in_order
+from llm.data.preferences import PreferenceDataModule
+from llm.data.prompts import PromptDataModule
 from llm.data.synthetic import SyntheticDataModule
 from llm.data.text import TextDataModule
 
@@ -11,8 +14,13 @@ __all__ = [
     "BaseDataModule",
     "Batch",
     "BatchLoader",
+    "ChatDataModule",
     "Dataset",
+    "PreferenceDataModule",
+    "PromptBatch",
+    "PromptDataModule",
     "RegressionBatch",
+    "RolloutBatch",
     "SyntheticDataModule",
     "TextDataModule",
     "TokenBatch",

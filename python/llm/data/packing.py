@@ -1,7 +1,7 @@
 """Packing: whole documents side by side in one sample, none of which sees another."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,38 @@ class PackingFacts(NamedTuple):
     filled: float
 
 
-class PackedDocuments(TokenSamples):
+class PackedPieces(TokenSamples):
+    """Samples that each consist of pieces of documents, as an index lists them.
+
+    Args:
+        token_ids: All documents, one after another.
+        index: The file that `write_index` wrote.
+    """
+
+    def __init__(self, token_ids: TokenStream, index: Path) -> None:
+        self.token_ids = token_ids
+        self._pieces = np.load(index, mmap_mode="r")  # (P, 2): start, number of tokens
+        self._first = np.load(_first_of(index), mmap_mode="r")  # (S + 1,): where each sample begins
+
+    def __len__(self) -> int:
+        return len(self._first) - 1
+
+    @property
+    def num_predicted(self) -> int:
+        """Tokens that are predicted in all samples together."""
+        return int((self._pieces[:, 1] - 1).sum())
+
+    def sequences(self, idx: int) -> list[TokenArray]:
+        """Returns the pieces of documents in a sample."""
+        return [self.token_ids[start:stop] for start, stop in self.places(idx)]
+
+    def places(self, idx: int) -> list[tuple[int, int]]:
+        """Returns where each piece of a sample starts and stops in all tokens."""
+        pieces = self._pieces[self._first[idx] : self._first[idx + 1]].tolist()
+        return [(start, start + length) for start, length in pieces]
+
+
+class PackedDocuments(PackedPieces):
     """Documents packed into samples of at most `context_length` places.
 
     A document that is longer than a sample is cut into windows. Each document is a sequence of its own: positions begin
@@ -48,22 +79,11 @@ class PackedDocuments(TokenSamples):
     def __init__(
         self, token_ids: TokenStream, ends: Sequence[NDArray[np.int64]], context_length: int, index: Path
     ) -> None:
-        self.token_ids = token_ids
         if not index.is_file():
-            _write_index(index, ends, context_length)
-        self._pieces = np.load(index, mmap_mode="r")  # (P, 2): start, number of tokens
-        self._first = np.load(_first_of(index), mmap_mode="r")  # (S + 1,): where each sample begins
-        lengths = self._pieces[:, 1]
+            write_index(index, _pieces(ends, context_length), context_length)
+        super().__init__(token_ids, index)
         places = max(1, len(self) * context_length)
-        self.facts = PackingFacts(len(self), *_counted(ends, context_length), float((lengths - 1).sum()) / places)
-
-    def __len__(self) -> int:
-        return len(self._first) - 1
-
-    def sequences(self, idx: int) -> list[TokenArray]:
-        """Returns the pieces of documents in a sample."""
-        pieces = self._pieces[self._first[idx] : self._first[idx + 1]]
-        return [self.token_ids[int(start) : int(start + length)] for start, length in pieces]
+        self.facts = PackingFacts(len(self), *_counted(ends, context_length), self.num_predicted / places)
 
 
 def pack(lengths: NDArray[np.int64], capacity: int) -> list[list[int]]:
@@ -96,18 +116,27 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> list[list[int]]:
     return bins
 
 
-def _write_index(index: Path, ends: Sequence[NDArray[np.int64]], context_length: int) -> None:
-    """Packs the documents chunk by chunk; the file appears under its name once it is complete."""
+def write_index(
+    index: Path, pieces: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]], capacity: int, packs: bool = True
+) -> None:
+    """Distributes pieces over samples; the file appears under its name once it is complete.
+
+    Args:
+        index: The file to write, and one beside it.
+        pieces: Starts and numbers of tokens, chunk by chunk; a sample holds pieces of one chunk.
+        capacity: Places of a sample; a piece takes one less than it has tokens.
+        packs: Whether samples hold several pieces.
+    """
     raw = index.with_name(f".tmp-{os.getpid()}-{index.name}.raw")
     sizes: list[NDArray[np.int64]] = [np.zeros(1, np.int64)]
     with raw.open("wb") as out:
-        for starts, lengths in _pieces(ends, context_length):
-            bins = pack(lengths - 1, context_length)
+        for starts, lengths in pieces:
+            bins = pack(lengths - 1, capacity) if packs else [[piece] for piece in range(len(starts))]
             order = np.fromiter((piece for content in bins for piece in content), np.int64)
             out.write(np.stack([starts[order], lengths[order]], axis=1).tobytes())
             sizes.append(np.fromiter(map(len, bins), np.int64, len(bins)))
-    pieces = np.memmap(raw, np.int64, "r").reshape(-1, 2) if raw.stat().st_size else np.empty((0, 2), np.int64)
-    for file, values in ((_first_of(index), np.cumsum(np.concatenate(sizes))), (index, pieces)):
+    found = np.memmap(raw, np.int64, "r").reshape(-1, 2) if raw.stat().st_size else np.empty((0, 2), np.int64)
+    for file, values in ((_first_of(index), np.cumsum(np.concatenate(sizes))), (index, found)):
         temporary = file.with_name(f".tmp-{os.getpid()}-{file.name}")
         np.save(temporary, values)
         temporary.replace(file)

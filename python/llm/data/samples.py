@@ -1,14 +1,14 @@
 """Samples of tokens: windows of a stream, packed documents, mixtures of sources, selections."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from llm.data.base import Dataset
-from llm.data.batch import TokenBatch
+from llm.data.batch import IGNORED_LABEL, TokenBatch
 from llm.data.shards import TokenStream
 from llm.tokenization import TokenArray
 
@@ -20,6 +20,14 @@ class TokenSamples(Dataset):
     def sequences(self, idx: int) -> list[TokenArray]:
         """Returns the sequences of a sample; of each, all tokens but the last are read, all but the first predicted."""
 
+    def masks(self, idx: int) -> list[NDArray[np.bool_]]:  # noqa: ARG002
+        """Returns which tokens of each sequence are learnt, bool `[T]`; empty if all are."""
+        return []
+
+    def columns(self, idx: int) -> Mapping[str, Sequence[float]]:  # noqa: ARG002
+        """Returns further numbers of a sample by name, one for each sequence; all samples have the same names."""
+        return {}
+
     def source(self, idx: int) -> int:  # noqa: ARG002
         """Returns the index of a sample's source."""
         return 0
@@ -28,12 +36,17 @@ class TokenSamples(Dataset):
         """Returns the samples at `indices`."""
         samples = [self.sequences(int(idx)) for idx in indices]
         sequences = [sequence.astype(np.int64) for sample in samples for sequence in sample]
+        labels = np.concatenate([sequence[1:] for sequence in sequences])
+        if masks := [mask for idx in indices for mask in self.masks(int(idx))]:
+            labels = np.where(np.concatenate([mask[1:] for mask in masks]), labels, IGNORED_LABEL)
         sources = [self.source(int(idx)) for idx in indices] if self.source_names else []
+        columns = [self.columns(int(idx)) for idx in indices]
         return TokenBatch(
             token_ids=torch.from_numpy(np.concatenate([sequence[:-1] for sequence in sequences])),
-            labels=torch.from_numpy(np.concatenate([sequence[1:] for sequence in sequences])),
+            labels=torch.from_numpy(labels),
             lengths=tuple(len(sequence) - 1 for sequence in sequences),
             sources=tuple(source for source, sample in zip(sources, samples, strict=False) for _ in sample),
+            columns={name: torch.tensor([value for one in columns for value in one[name]]) for name in columns[0]},
         )
 
 
@@ -120,6 +133,16 @@ class Mixture(TokenSamples):
         source = self.source(idx)
         return self.parts[source].sequences(idx - int(self._starts[source]))
 
+    def masks(self, idx: int) -> list[NDArray[np.bool_]]:
+        """Returns which tokens of a sample are learnt."""
+        source = self.source(idx)
+        return self.parts[source].masks(idx - int(self._starts[source]))
+
+    def columns(self, idx: int) -> Mapping[str, Sequence[float]]:
+        """Returns further numbers of a sample."""
+        source = self.source(idx)
+        return self.parts[source].columns(idx - int(self._starts[source]))
+
 
 class Selected(TokenSamples):
     """A number of samples of another dataset: the first ones, or some that are spread evenly over all."""
@@ -140,6 +163,14 @@ class Selected(TokenSamples):
     def sequences(self, idx: int) -> list[TokenArray]:
         """Returns the sequences of a sample."""
         return self.samples.sequences(self._number(idx))
+
+    def masks(self, idx: int) -> list[NDArray[np.bool_]]:
+        """Returns which tokens of a sample are learnt."""
+        return self.samples.masks(self._number(idx))
+
+    def columns(self, idx: int) -> Mapping[str, Sequence[float]]:
+        """Returns further numbers of a sample."""
+        return self.samples.columns(self._number(idx))
 
     def _number(self, idx: int) -> int:
         return idx * len(self.samples) // self.num_samples if self.spread else idx

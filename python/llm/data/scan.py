@@ -15,6 +15,7 @@ from llm.data.readers import (
     Piece,
     ReadNotes,
     ReadOptions,
+    content_digest,
     corpus_files,
     kind_of,
     num_bytes,
@@ -190,7 +191,7 @@ def _scan_file(file: Path, options: ReadOptions, counts: "_Counts", advance: Cal
     with ThreadPoolExecutor(1, "scan") as counter:
         # Nothing is remembered yet, so there is no point in waiting for the name under which it would be.
         counted = counter.submit(_count, file, options) if counts.are_none else None
-        how = [_VERSION, _content_of(file), kind_of(file), file.suffix, options.field, options.separator]
+        how = [_VERSION, content_digest(file), kind_of(file), file.suffix, options.field, options.separator]
         digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()
         found = counts.remembered(digest)
         if found is None:
@@ -198,14 +199,6 @@ def _scan_file(file: Path, options: ReadOptions, counts: "_Counts", advance: Cal
             counts.remember(digest, found)
     advance(file.stat().st_size)
     return ScannedFile(file, digest, **found)
-
-
-def _content_of(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{file}: can't be read: {error.strerror}") from error
 
 
 class _Counts:

@@ -1,5 +1,6 @@
 """Token ids on disk, memory-mapped: a `.bin` of ids, an `.ends` of documents' ends, and a `.json` written last."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -20,40 +21,68 @@ _PIECE_BYTES = 1 << 22
 
 
 def write_shard(file: Path, texts: Iterable[BlockIds], vocab_size: int, num_bytes: int = 0) -> None:
-    """Writes token ids to `file`, in constant memory.
+    """Writes token ids to `file`, in constant memory; see `ShardWriter`."""
+    with ShardWriter(file, vocab_size, num_bytes) as shard:
+        for text in texts:
+            shard.write(text)
+
+
+class ShardWriter:
+    """Writes a shard part by part, in constant memory.
 
     All files have their names only once they are complete. The `.json` comes last and makes the shard exist.
+
+    Args:
+        file: The shard's `.bin`.
+        vocab_size: Number of different ids, which decides how wide an id is.
+        num_bytes: Bytes of the text that the ids stand for.
 
     Raises:
         FileError: The disk is full, or the directory can't be written.
     """
-    dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".json").unlink(missing_ok=True)
-    names = [file, file.with_suffix(".ends")]
-    temporary = [name.with_name(f".tmp-{os.getpid()}-{name.name}") for name in names]
-    try:
-        with explains_failed_writes(file), temporary[0].open("wb") as out, temporary[1].open("wb") as out_ends:
-            tokens, ends = _Summed(out), _Summed(out_ends)
-            for text in texts:
-                ends.write(text.ends + tokens.num_bytes // dtype.itemsize)
-                tokens.write(text.ids.astype(dtype, copy=False))
-        with explains_failed_writes(file):
-            for source, name in zip(temporary, names, strict=True):
-                sync(source)
-                source.replace(name)
-    finally:
-        for name in temporary:
-            name.unlink(missing_ok=True)
-    facts = {
-        "dtype": dtype.name,
-        "num_tokens": tokens.num_bytes // dtype.itemsize,
-        "num_documents": ends.num_bytes // 8,
-        "num_bytes": num_bytes,
-        "vocab_size": vocab_size,
-        "checksums": [tokens.checksum, ends.checksum],
-    }
-    write_atomically(file.with_suffix(".json"), json.dumps(facts) + "\n")
+
+    def __init__(self, file: Path, vocab_size: int, num_bytes: int = 0) -> None:
+        self.file = file
+        self._facts: dict[str, Any] = {"num_bytes": num_bytes, "vocab_size": vocab_size}
+        self._dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+        self._names = [file, file.with_suffix(".ends")]
+        self._temporary = [name.with_name(f".tmp-{os.getpid()}-{name.name}") for name in self._names]
+        self._opened = contextlib.ExitStack()
+
+    def __enter__(self) -> "ShardWriter":
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.with_suffix(".json").unlink(missing_ok=True)
+        with explains_failed_writes(self.file):
+            self._tokens, self._ends = (_Summed(self._opened.enter_context(one.open("wb"))) for one in self._temporary)
+        return self
+
+    def write(self, part: BlockIds) -> None:
+        """Appends documents, or parts of one."""
+        with explains_failed_writes(self.file):
+            self._ends.write(part.ends + self._tokens.num_bytes // self._dtype.itemsize)
+            self._tokens.write(part.ids.astype(self._dtype, copy=False))
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        try:
+            with explains_failed_writes(self.file):
+                self._opened.close()
+                if kind is None:
+                    self._publish()
+        finally:
+            for name in self._temporary:
+                name.unlink(missing_ok=True)
+
+    def _publish(self) -> None:
+        for source, name in zip(self._temporary, self._names, strict=True):
+            sync(source)
+            source.replace(name)
+        facts = self._facts | {
+            "dtype": self._dtype.name,
+            "num_tokens": self._tokens.num_bytes // self._dtype.itemsize,
+            "num_documents": self._ends.num_bytes // 8,
+            "checksums": [self._tokens.checksum, self._ends.checksum],
+        }
+        write_atomically(self.file.with_suffix(".json"), json.dumps(facts) + "\n")
 
 
 def read_facts(file: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Conversations as token ids, with tools and calls in the form that the model's template expects."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llm.errors import ChatTemplateError, InvalidArgumentError
@@ -27,20 +27,34 @@ def chat_ids(
         ChatTemplateError: The tokenizer has no chat template, or the template rejects the conversation.
         InvalidArgumentError: The model can't be told about tools.
     """
+    error: ChatTemplateError | None = None
+    for expected, inputs in template_forms(messages, options, form):
+        try:
+            return encode_chat(tokenizer, expected, **inputs)
+        except ChatTemplateError as failed:
+            error = error or failed
+    assert error is not None  # noqa: S101 (there is at least one form)
+    raise error
+
+
+def template_forms(
+    messages: Sequence[Message], options: ChatOptions, form: AnswerFormat
+) -> Iterator[tuple[Sequence[Message], ChatOptions]]:
+    """Yields the forms of a conversation that a template may accept, with its further inputs, best first.
+
+    Training encodes conversations in the same forms, so that it sees the ids that serving sees.
+
+    Raises:
+        InvalidArgumentError: The model can't be told about tools.
+    """
     tools = options.get("tools")
     if not form.renders_tools and (tools or any(_has_tools(message) for message in messages)):
         messages = _in_plain_roles(messages, tools, form)
         options = {**options, "tools": None}
-    try:
-        return encode_chat(tokenizer, messages, **options)
-    except ChatTemplateError as error:
-        with_texts = [_with_text_arguments(message) for message in messages]
-        if with_texts == list(messages):
-            raise
-        try:
-            return encode_chat(tokenizer, with_texts, **options)
-        except ChatTemplateError:
-            raise error from None
+    yield messages, options
+    with_texts = [_with_text_arguments(message) for message in messages]
+    if with_texts != list(messages):
+        yield with_texts, options
 
 
 def answer_setup(

@@ -11,6 +11,7 @@ from torch import Tensor
 from llm.errors import ContextLengthError, InvalidArgumentError
 from llm.inference.kv_cache import KVCache
 from llm.models import DecoderModel, ForwardContext, PagedCache, positions_of
+from llm.models.reward import RewardModel
 
 Pooling = Literal["mean", "last"]
 Vectors = NDArray[np.float32]
@@ -51,6 +52,38 @@ def embedding_passes(
             vectors.append(_unit((yield from _pooled_in_parts(model, batch[0], pooling, max_pass_tokens))))
         yield
     return np.concatenate(vectors)
+
+
+def reward_passes(
+    model: DecoderModel, sequences: Sequence[Sequence[int]], max_pass_tokens: int
+) -> Generator[None, None, Vectors]:
+    """Computes the reward of each sequence; yields after each pass, as `embedding_passes` does.
+
+    Args:
+        model: A `RewardModel` in eval mode.
+        sequences: Token ids of each sequence, at least one.
+        max_pass_tokens: Largest number of tokens in one pass.
+
+    Returns:
+        fp32 `[N]`.
+
+    Raises:
+        InvalidArgumentError: The model gives no rewards, or a sequence is empty or holds an unknown id.
+        ContextLengthError: A sequence is longer than the model's context.
+    """
+    if not isinstance(model, RewardModel):
+        raise InvalidArgumentError("the model gives no rewards\nhint: `llm reward` trains one that does")
+    check_sequences(sequences, model.config.max_position_embeddings, model.config.vocab_size)
+    found = [np.zeros(0, dtype=np.float32)]
+    for batch in batches(sequences, max_pass_tokens):
+        if len(batch[0]) <= max_pass_tokens:
+            states = _pooled(model, batch, "last")
+        else:
+            states = yield from _pooled_in_parts(model, batch[0], "last", max_pass_tokens)
+        with torch.inference_mode():
+            found.append(model.rewards(states).cpu().numpy())
+        yield
+    return np.concatenate(found)
 
 
 def check_sequences(sequences: Sequence[Sequence[int]], longest: int, vocab_size: int) -> None:

@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 
 from llm._rust import FINISH_REASONS, EngineCore, Grammar, RequestParams, StepOutputs
 from llm.errors import EngineError, GrammarError, InvalidArgumentError, LLMError
+from llm.inference.adapters import ServedAdapters
 from llm.inference.first_steps import FirstSteps
+from llm.inference.kv_cache import cache_dtype, dtype_name
 from llm.inference.outputs import Delta, TokenLogprob
 from llm.inference.runners.base import ModelRunner
 from llm.inference.speculation.draft import DraftModel
+from llm.models.costs import kv_bytes_per_token
+from llm.models.reward import RewardModel
 from llm.settings.engine import EngineConfig
 from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer
@@ -64,6 +68,7 @@ class Engine:
         self.limits = limits or EngineConfig()
         self.draft = draft
         self.generation_defaults: dict[str, float] = {}  # the checkpoint's sampling values, as defaults
+        self.adapters = ServedAdapters(runner)
         self._next_id = 0
         self._first_steps = FirstSteps()
 
@@ -98,6 +103,7 @@ class Engine:
         priority: int = 0,
         kept_special_ids: Sequence[int] = (),
         grammar: Grammar | None = None,
+        adapter: str | None = None,
     ) -> range:
         """Queues a request for `params.n` answers to one prompt and returns their ids; the prompt is computed once.
 
@@ -107,6 +113,7 @@ class Engine:
             priority: Lower values run first; equal values run in order of arrival.
             kept_special_ids: Special tokens whose text is kept even with `skip_special_tokens`.
             grammar: The grammar of `params.structured_outputs`, which `compile_grammar` made on any thread.
+            adapter: Name of one of `adapters`; None for the model itself.
 
         Returns:
             One id per choice. Each choice gets deltas, ends and can be aborted like a separate request, and its tokens
@@ -118,14 +125,26 @@ class Engine:
         if grammar is None and params.structured_outputs is not None:
             hint = "pass `grammar=engine.compile_grammar(params)`"
             raise InvalidArgumentError(f"`structured_outputs` needs its compiled grammar here\nhint: {hint}")
-        return self._add(prompt_ids, params, priority, kept_special_ids=kept_special_ids, grammar=grammar)
+        number = self.adapters.number_of(adapter)
+        options = {"kept_special_ids": kept_special_ids, "grammar": grammar}
+        ids = self._add(prompt_ids, params, priority, adapter=number, **options)
+        self.adapters.hold(ids, number)
+        return ids
 
-    def _add(self, prompt_ids: Sequence[int], params: SamplingParams, priority: int, **options: Any) -> range:
+    def _add(
+        self, prompt_ids: Sequence[int], params: SamplingParams, priority: int, *, adapter: int = 0, **options: Any
+    ) -> range:
+        if isinstance(self.runner.model, RewardModel):
+            raise InvalidArgumentError(
+                "the model is a reward model: it scores answers and generates no text\n"
+                "hint: `LLM.rewards`, or `POST /v1/score`"
+            )
         if params.seed is None:
             params = msgspec.structs.replace(params, seed=secrets.randbits(63))
         ids = range(self._next_id, self._next_id + params.n)
         core_params = RequestParams(params, **options)
-        self.core.add_choices(ids.start, _as_ids(prompt_ids), core_params, priority=priority, num_choices=params.n)
+        token_ids, count = _as_ids(prompt_ids), params.n
+        self.core.add_choices(ids.start, token_ids, core_params, priority=priority, num_choices=count, adapter=adapter)
         self._next_id = ids.stop
         self._first_steps.add(ids.start)
         return ids
@@ -145,6 +164,7 @@ class Engine:
     def abort(self, request_id: int) -> bool:
         """Drops a request in any state and frees its blocks; returns False if the id is unknown or has ended."""
         self._first_steps.drop(request_id)
+        self.adapters.release(request_id)
         return self.core.abort(request_id)
 
     def has_unfinished(self) -> bool:
@@ -169,16 +189,27 @@ class Engine:
         outputs = self.core.update(logits)
         if self.draft is not None:
             self._guess(self.draft, outputs)
-        return self._first_steps.stamped(_deltas(outputs))
+        events = self._first_steps.stamped(_deltas(outputs))
+        for request_id, event in events:
+            if isinstance(event, LLMError) or event.finish_reason is not None:
+                self.adapters.release(request_id)
+        return events
 
     @property
     def max_pass_tokens(self) -> int:
         """Largest number of tokens in a step."""
         return self.limits.max_batch_tokens or _MAX_PASS_TOKENS
 
+    @property
+    def cache_format(self) -> tuple[str, int]:
+        """The type of cached keys and values, and the bytes of one token's over all layers."""
+        model = self.runner.model
+        dtype = cache_dtype(self.limits.kv_cache_dtype, model.dtype)
+        return dtype_name(dtype), kv_bytes_per_token(model.config, dtype)
+
     def stats(self) -> dict[str, int]:
-        """Returns the engine's statistics: counts of requests, blocks and tokens."""
-        return self.core.stats()
+        """Returns the engine's statistics: counts of requests, blocks, tokens and adapters."""
+        return self.core.stats() | {"num_adapters": len(self.adapters)}
 
     def _guess(self, draft: DraftModel, outputs: StepOutputs) -> None:
         """Drafts tokens for requests that got a token in this step; a failure turns drafting off from then on."""
@@ -193,6 +224,8 @@ class Engine:
         message = f"the model failed in this request's step: {error}"
         failed = self.core.fail_step()
         self._first_steps.forget(failed)
+        for request_id in failed:
+            self.adapters.release(request_id)
         return [(request_id, EngineError(message)) for request_id in failed]
 
 

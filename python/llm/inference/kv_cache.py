@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llm.errors import CapacityError
+from llm.errors import CapacityError, ConfigError
 from llm.models import cache_widths
+from llm.models.layers.cached import FP8, INT8, kept_width
+from llm.settings.engine import CacheDtype
 from llm.settings.model import ModelConfig
 
 _SHARE_OF_FREE_MEMORY = 0.4
@@ -21,7 +23,7 @@ class KVCache:
     """Keys and values of all layers, stored in blocks.
 
     Attributes:
-        keys: One tensor per layer, `[blocks, block_size, kv_heads, head_dim]`.
+        keys: One tensor per layer, `[blocks, block_size, kv_heads, head_dim]`, or as `cached.keep` encodes them.
         values: Like `keys`; the last dimension is 0 if a layer's values are part of its keys.
     """
 
@@ -49,7 +51,8 @@ class KVCache:
         heads, *widths = cache_widths(config)
         keys, values = (
             tuple(
-                _zeros((num_blocks, block_size, heads, width), dtype, device) for _ in range(config.num_hidden_layers)
+                _zeros((num_blocks, block_size, heads, kept_width(width, dtype)), dtype, device)
+                for _ in range(config.num_hidden_layers)
             )
             for width in widths
         )
@@ -60,6 +63,37 @@ class KVCache:
         sources, targets = (torch.as_tensor(ids, device=self.keys[0].device) for ids in copies.T.copy())
         for blocks in (*self.keys, *self.values):
             blocks[targets] = blocks[sources]
+
+
+def cache_dtype(name: CacheDtype, dtype: torch.dtype) -> torch.dtype:
+    """Returns the type of the cache's tensors for `EngineConfig.kv_cache_dtype` and a model of type `dtype`."""
+    return {"auto": dtype, "int8": INT8, "fp8": FP8}[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns the name of a cache's type."""
+    return "fp8" if dtype == FP8 else str(dtype).removeprefix("torch.")
+
+
+def check_cache_dtype(name: CacheDtype, config: ModelConfig, device: torch.device) -> None:
+    """Checks that a model's keys and values can be cached so.
+
+    Raises:
+        ConfigError: There are no keys and values per head, or the device has no such numbers.
+    """
+    if name == "auto":
+        return
+    _, _, value_width = cache_widths(config)
+    if value_width == 0:
+        raise ConfigError(
+            f"`kv_cache_dtype` must be 'auto' for attention {config.attention!r}, whose cache holds one compressed "
+            f"vector per token instead of keys and values, got {name!r}\nhint: leave it out"
+        )
+    if name == "fp8" and device.type != "cuda":
+        raise ConfigError(
+            f"`kv_cache_dtype` 'fp8' needs a CUDA device, got {device.type}; here it must be 'auto' or 'int8'\n"
+            "hint: `int8` takes as much memory"
+        )
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,6 +1,9 @@
 """Loads checkpoints into engines."""
 
 import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import torch
@@ -8,9 +11,10 @@ import torch
 from llm._rust import EngineCore
 from llm.checkpoint import Checkpoint, read_checkpoint
 from llm.checkpoint.weights import dtype_of
-from llm.errors import CheckpointError, ConfigError
+from llm.errors import CheckpointError, ConfigError, LLMWarning
+from llm.inference.adapters import ServedAdapters
 from llm.inference.engine import Engine
-from llm.inference.kv_cache import KVCache, blocks_within
+from llm.inference.kv_cache import KVCache, blocks_within, cache_dtype, check_cache_dtype
 from llm.inference.runners.base import ModelRunner
 from llm.inference.runners.cpu import KernelModelRunner
 from llm.inference.runners.cpu_weights import obstacle
@@ -20,9 +24,12 @@ from llm.inference.session import Session
 from llm.inference.speculation.draft import DraftModel
 from llm.inference.thread import AsyncEngine
 from llm.models import DecoderModel
+from llm.models.adapters import is_adapted
 from llm.models.costs import kv_bytes_per_token
 from llm.models.device import resolve_device
 from llm.models.layers.fused import has_triton
+from llm.models.packing import expanded_tensors
+from llm.models.reward import RewardModel
 from llm.settings.engine import DraftSpeculation, EngineConfig
 from llm.settings.merge import validated
 from llm.settings.model import ModelConfig
@@ -33,7 +40,12 @@ _BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
 
 
 def load_engine(
-    path: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto", config: EngineConfig | None = None
+    path: str | os.PathLike[str],
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    config: EngineConfig | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> Engine:
     """Returns an engine that runs a checkpoint or the newest checkpoint of a run.
 
@@ -42,6 +54,7 @@ def load_engine(
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu` or `cuda[:N]`.
         config: Engine limits.
+        adapters: Directories of adapters that requests may name, by their names.
 
     Raises:
         CheckpointError: Files are missing, damaged or contradictory, or the model generates no text.
@@ -50,9 +63,14 @@ def load_engine(
     """
     config = validated(config or EngineConfig())
     place = resolve_device(device)
-    model, tokenizer, defaults = read_checkpoint(path, lambda checkpoint: _read(checkpoint, dtype, place, config))
+    base, (model, tokenizer, defaults) = read_checkpoint(
+        path, lambda found: (found, _read(found, dtype, place, config))
+    )
     engine = build_engine(model, tokenizer, config)
     engine.generation_defaults = defaults
+    engine.adapters = ServedAdapters(engine.runner, base)
+    for name, directory in (adapters or {}).items():
+        engine.adapters.add(name, engine.adapters.prepared(directory))
     return engine
 
 
@@ -78,6 +96,8 @@ def _read(
     checkpoint: Checkpoint, dtype: str, device: torch.device, config: EngineConfig
 ) -> tuple[DecoderModel, BaseTokenizer, dict[str, float]]:
     """Returns the model, the tokenizer and the sampling defaults of a checkpoint."""
+    if checkpoint.is_decoder:
+        check_cache_dtype(config.kv_cache_dtype, checkpoint.config, device)
     model = checkpoint.model(dtype, device, keep_packed=_keeps_packed(checkpoint, dtype, device, config))
     if not isinstance(model, DecoderModel):
         raise CheckpointError(f"{checkpoint} contains a regression model, which generates no text")
@@ -91,10 +111,39 @@ def _read(
 
 
 def _keeps_packed(checkpoint: Checkpoint, dtype: str, device: torch.device, config: EngineConfig) -> bool:
-    """Whether quantised matrices stay packed: if asked for, and where the CPU kernels run the model."""
-    if not checkpoint.is_quantised or config.backend == "torch" or not config.packed_weights:
+    """Whether quantised matrices stay packed, as far as they can; says so where some can't.
+
+    Raises:
+        ConfigError: `packed_weights` is true, but a quantised matrix can't stay packed.
+    """
+    wanted = config.packed_weights
+    if not checkpoint.is_quantised or not wanted or (wanted == "auto" and _is_elsewhere(config, device)):
         return False
-    return obstacle(checkpoint.config, dtype_of(checkpoint.values, {}, dtype), device) is None
+    dtype_found = dtype_of(checkpoint.values, {}, dtype)
+    reason = "`backend` torch" if config.backend == "torch" else obstacle(checkpoint.config, dtype_found, device)
+    expanded = {} if reason else expanded_tensors(*checkpoint.opened())
+    if not reason and not expanded:
+        return True
+    problem = f"the kernels don't take {reason}" if reason else _told(expanded)
+    if wanted != "auto":
+        raise ConfigError(
+            f"`packed_weights` must be auto or false for {checkpoint}, got true: {problem}\n"
+            "hint: `packed_weights` auto expands what can't stay packed"
+        )
+    warnings.warn(f"{checkpoint}: quantised weights are expanded, since {problem}", LLMWarning, stacklevel=2)
+    return not reason
+
+
+def _told(expanded: Mapping[str, str]) -> str:
+    """Says which tensors can't stay packed, given their types by name."""
+    name, type_name = next(iter(expanded.items()))
+    more = f" and {len(expanded) - 1} more tensors" if len(expanded) > 1 else ""
+    return f"the kernels don't multiply {name} in {type_name}{more} packed"
+
+
+def _is_elsewhere(config: EngineConfig, device: torch.device) -> bool:
+    """Whether the settings themselves leave the kernels aside."""
+    return config.backend == "torch" or device.type != "cpu"
 
 
 def build_engine(
@@ -103,6 +152,7 @@ def build_engine(
     config: EngineConfig | None = None,
     *,
     runner: ModelRunner | None = None,
+    cache: KVCache | None = None,
 ) -> Engine:
     """Returns an engine that runs a model already in memory.
 
@@ -111,6 +161,7 @@ def build_engine(
         tokenizer: The tokenizer, with at most as many entries as the model's vocabulary.
         config: Engine limits.
         runner: What runs the model; None selects what suits the device.
+        cache: Memory for keys and values, such as that of an earlier engine; None allocates it.
 
     Raises:
         CapacityError: Not enough memory for one request of the longest context.
@@ -118,7 +169,7 @@ def build_engine(
     """
     config = validated(config or EngineConfig())
     max_model_len = _max_model_len(config, model.config)
-    cache = _cache(model, config, config.kv_cache_memory_bytes, max_model_len)
+    cache = cache or _cache(model, config, config.kv_cache_memory_bytes, max_model_len)
     max_batch_tokens = config.max_batch_tokens or _BATCH_TOKENS[model.device.type]
     limits = msgspec.structs.replace(config, max_model_len=max_model_len, max_batch_tokens=max_batch_tokens)
     core = EngineCore(
@@ -144,9 +195,13 @@ def model_runner(model: DecoderModel, cache: KVCache, config: EngineConfig, max_
         ConfigError: The configuration requires the kernels, but they can't run the model.
     """
     reason = obstacle(model.config, model.dtype, model.device)
+    if is_adapted(model):
+        reason = "adapters that are not merged"
+    if isinstance(model, RewardModel):
+        reason = "it is a reward model, which has no output layer"
     if reason is not None and config.backend == "kernels":
         raise ConfigError(f"`backend` 'kernels' can't run this model: {reason}\nhint: `backend` 'auto' or 'torch'")
-    on_gpu = model.device.type == "cuda" and has_triton()
+    on_gpu = model.device.type == "cuda" and has_triton() and not isinstance(model, RewardModel)
     if on_gpu and config.enable_cuda_graphs and graph_obstacle(model.config) is None:
         return GraphModelRunner(model, cache, max_requests=config.max_running_requests, max_model_len=max_model_len)
     if reason is not None or config.backend == "torch":
@@ -154,11 +209,9 @@ def model_runner(model: DecoderModel, cache: KVCache, config: EngineConfig, max_
     return KernelModelRunner(model, cache, config.num_threads or torch.get_num_threads())
 
 
-def load_async_engine(
-    path: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto", config: EngineConfig | None = None
-) -> AsyncEngine:
-    """Returns an engine for asyncio, loaded as by `load_engine`; call its `start` before use."""
-    return AsyncEngine(Session(load_engine(path, dtype=dtype, device=device, config=config)))
+def load_async_engine(path: str | os.PathLike[str], **options: Any) -> AsyncEngine:
+    """Returns an engine for asyncio, loaded as by `load_engine` with the same options; call its `start` before use."""
+    return AsyncEngine(Session(load_engine(path, **options)))
 
 
 def _draft_model(
@@ -189,14 +242,16 @@ def _draft_model(
 
 
 def _cache(model: DecoderModel, config: EngineConfig, memory_bytes: int | None, max_model_len: int) -> KVCache:
+    check_cache_dtype(config.kv_cache_dtype, model.config, model.device)
+    dtype = cache_dtype(config.kv_cache_dtype, model.dtype)
     num_blocks = blocks_within(
         memory_bytes,
-        kv_bytes_per_token(model.config, model.dtype) * config.block_size,
+        kv_bytes_per_token(model.config, dtype) * config.block_size,
         -(-max_model_len // config.block_size),
         config.max_running_requests,
         model.device,
     )
-    return KVCache.allocate(model.config, num_blocks, config.block_size, model.dtype, model.device)
+    return KVCache.allocate(model.config, num_blocks, config.block_size, dtype, model.device)
 
 
 def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:

@@ -17,6 +17,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
         answer: How to split the answers into parts; None leaves them whole.
         kept_special_ids: Special tokens whose text is kept even with `skip_special_tokens`.
         grammar: The compiled grammar of `params.structured_outputs`; see `Engine.compile_grammar`.
+        adapter: Name of the adapter that computes the answers; None for the model itself.
     """
 
     token_ids: list[int]
@@ -25,3 +26,4 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     answer: AnswerSetup | None = None
     kept_special_ids: tuple[int, ...] = ()
     grammar: Grammar | None = None
+    adapter: str | None = None

@@ -1,12 +1,20 @@
 """Embeddings and log-probabilities of given texts, computed in batches without a cache or sampling."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import msgspec
 import torch
 
 from llm.errors import InvalidArgumentError
-from llm.inference.embedding import Pooling, Vectors, batches, check_sequences, embedding_passes, hidden_states_of
+from llm.inference.embedding import (
+    Pooling,
+    Vectors,
+    batches,
+    check_sequences,
+    embedding_passes,
+    hidden_states_of,
+    reward_passes,
+)
 from llm.models import DecoderModel, Targets
 
 
@@ -34,7 +42,20 @@ def embed(model: DecoderModel, sequences: Sequence[Sequence[int]], pooling: Pool
         InvalidArgumentError: A sequence is empty, or the pooling is unknown.
         ContextLengthError: A sequence is longer than the model's context.
     """
-    passes = embedding_passes(model, sequences, pooling, max_batch_tokens)
+    return _finished(embedding_passes(model, sequences, pooling, max_batch_tokens))
+
+
+def rewards(model: DecoderModel, sequences: Sequence[Sequence[int]], max_batch_tokens: int) -> Vectors:
+    """Returns the reward of each sequence, fp32 `[N]`; see `reward_passes`.
+
+    Raises:
+        InvalidArgumentError: The model gives no rewards, or a sequence is empty.
+        ContextLengthError: A sequence is longer than the model's context.
+    """
+    return _finished(reward_passes(model, sequences, max_batch_tokens))
+
+
+def _finished(passes: Generator[None, None, Vectors]) -> Vectors:
     while True:
         try:
             next(passes)

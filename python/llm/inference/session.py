@@ -14,7 +14,7 @@ from llm.inference.outputs import ChoiceDelta, Delta
 from llm.inference.prompt import Prompt
 from llm.inference.splitting import DeltaSplitter
 from llm.settings.sampling import SamplingParams
-from llm.tokenization import BaseTokenizer, BPETokenizer, ChatOptions
+from llm.tokenization import BaseTokenizer, ChatOptions, frame_of
 from llm.tokenization.settings import TokenizerSettings
 
 
@@ -165,12 +165,22 @@ class Session:
             kept_special_ids=kept_special_ids(answer, form),
         )
 
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Returns the ids of a whole conversation, as training sees it: the assistant's next turn is not opened.
+
+        Raises:
+            ChatTemplateError: The checkpoint has no chat template, or the template rejects the messages.
+        """
+        return chat_ids(self.tokenizer, messages, {"add_generation_prompt": False}, self.answer_format)
+
+    def adapted(self, prompts: Sequence[Prompt], model: str) -> list[Prompt]:
+        """Returns prompts that the adapter named `model` answers, if there is one, otherwise the model itself."""
+        name = model if model in self.engine.adapters else None
+        return [msgspec.structs.replace(prompt, adapter=name) for prompt in prompts]
+
     def _framed(self, token_ids: list[int]) -> list[int]:
         """Returns the ids with the special tokens that the tokenizer adds, without duplicating present ones."""
-        tokenizer = self.tokenizer
-        before, after = (tokenizer.template if isinstance(tokenizer, BPETokenizer) else None) or ([], [])
-        if not before and tokenizer.settings.add_bos_token and tokenizer.bos_id is not None:
-            before = [tokenizer.bos_id]
+        before, after = frame_of(self.tokenizer)
         before = [] if token_ids[: len(before)] == before else before
         after = [] if token_ids[len(token_ids) - len(after) :] == after else after
         return [*before, *token_ids, *after]
@@ -194,6 +204,7 @@ class Session:
                     priority=prompt.priority,
                     kept_special_ids=prompt.kept_special_ids,
                     grammar=prompt.grammar,
+                    adapter=prompt.adapter,
                 )
                 self._routes.update(
                     (request_id, (stream, len(stream.request_ids) + at)) for at, request_id in enumerate(ids)

@@ -1,6 +1,7 @@
 """The thread that owns a session, with an asyncio interface."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import math
 import queue
@@ -8,12 +9,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from typing import TypeVar
 
 from llm.errors import EngineError, LLMError, QueueFullError
-from llm.inference.embedding import Pooling, Vectors, check_sequences, embedding_passes
+from llm.inference.adapters import ServedAdapter
+from llm.inference.embedding import Pooling, Vectors, check_sequences, embedding_passes, reward_passes
 from llm.inference.outputs import ChoiceDelta
 from llm.inference.prompt import Prompt
 from llm.inference.session import Session, Stream
+
+AnswerT = TypeVar("AnswerT")
 
 _MAX_JOBS = 256
 _HUNG_AFTER_S = 180.0  # one step; the longest prefill of a small model on one core takes seconds
@@ -184,13 +189,62 @@ class AsyncEngine:
             QueueFullError: Too many calls wait.
             EngineError: The model failed or the engine was shut down.
         """
+        engine = self._engine
+        passes = embedding_passes(engine.runner.model, sequences, pooling, engine.max_pass_tokens)
+        return await self._finished(passes, sequences)
+
+    async def rewards(self, sequences: Sequence[Sequence[int]]) -> Vectors:
+        """Returns the reward of each sequence, fp32 `[N]`; see `reward_passes`, and `embed` for when it is computed.
+
+        Raises:
+            LLMError: The same errors as in `embed`, or the model gives no rewards.
+        """
+        engine = self._engine
+        passes = reward_passes(engine.runner.model, sequences, engine.max_pass_tokens)
+        return await self._finished(passes, sequences)
+
+    async def _finished(self, passes: Generator[None, None, Vectors], sequences: Sequence[Sequence[int]]) -> Vectors:
         if len(self._jobs) >= _MAX_JOBS:
             raise QueueFullError(f"the queue is full: {_MAX_JOBS} embedding requests wait\nhint: try again later")
         engine = self._engine
         check_sequences(sequences, engine.max_model_len, engine.runner.model.config.vocab_size)
-        job = _Job(embedding_passes(engine.runner.model, sequences, pooling, engine.max_pass_tokens))
+        job = _Job(passes)
         self._submit(lambda: self._jobs.append(job))
         return await job.future
+
+    async def load_adapter(self, name: str, path: str) -> ServedAdapter:
+        """Reads an adapter on another thread and serves it from the next step on; see `ServedAdapters`.
+
+        Raises:
+            CheckpointError: There is no adapter, it is damaged or another base's, or of a kind that can't be served.
+            InvalidArgumentError: The name is taken.
+            EngineError: The engine was shut down.
+        """
+        adapters = self._engine.adapters
+        prepared = await asyncio.to_thread(adapters.prepared, path)
+        return await self._asked(lambda: adapters.add(name, prepared))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Ends the service of an adapter; requests that already run with it go on.
+
+        Raises:
+            InvalidArgumentError: No adapter has this name.
+            EngineError: The engine was shut down.
+        """
+        await self._asked(lambda: self._engine.adapters.remove(name))
+
+    async def _asked(self, work: Callable[[], AnswerT]) -> AnswerT:
+        """Runs work on the engine's thread and returns what it returns or raises."""
+        answer: concurrent.futures.Future[AnswerT] = concurrent.futures.Future()
+
+        def command() -> None:
+            try:
+                answer.set_result(work())
+            except LLMError as error:
+                answer.set_exception(error)
+
+        self._submit(command)
+        return await asyncio.wrap_future(answer)
 
     def _submit(self, command: Callable[[], None]) -> None:
         """Queues a command for the thread; raises EngineError if the thread no longer runs commands."""

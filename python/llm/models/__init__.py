@@ -3,7 +3,7 @@
 from llm.models.context import ForwardContext, PagedCache, positions_of
 from llm.models.decoder import DecoderModel, TransformerBlock, cache_widths
 from llm.models.layers.paged import Pages
-from llm.models.logprobs import IGNORED_LABEL, Targets, token_logprobs
+from llm.models.logprobs import IGNORED_LABEL, Targets, token_logprobs, top_logprobs
 from llm.models.regressor import RegressionModel
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "cache_widths",
     "positions_of",
     "token_logprobs",
+    "top_logprobs",
 ]

@@ -18,7 +18,7 @@ class PagedCache:
     """Keys and values of all requests in fixed-size blocks, and the places that this step reads and writes.
 
     Attributes:
-        keys: One tensor per layer, `[blocks, block_size, kv_heads, head_dim]`.
+        keys: One tensor per layer, `[blocks, block_size, kv_heads, head_dim]`, or as `layers.cached` encodes them.
         values: Like `keys`, with width 0 if a layer's values are part of its keys.
         slot_mapping: int64 `[T]`: slot of each token's key and value, `block * block_size + offset`.
         block_tables: int32 `[R, max_blocks]`: each request's blocks in order, padded with 0.

@@ -7,6 +7,7 @@ import torch
 
 from llm.models.decoder import cache_widths
 from llm.models.hf import empty_model
+from llm.models.layers.cached import kept_width
 from llm.models.logprobs import CHUNK_LOGITS
 from llm.settings.model import ModelConfig
 
@@ -88,9 +89,9 @@ def _mean_seen(length: int, window: int | None) -> float:
 
 
 def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Returns the bytes of one token's keys and values over all layers."""
-    heads, key_width, value_width = cache_widths(config)
-    return config.num_hidden_layers * heads * (key_width + value_width) * dtype.itemsize
+    """Returns the bytes of one token's keys and values over all layers, in a cache of type `dtype`."""
+    heads, *widths = cache_widths(config)
+    return config.num_hidden_layers * heads * sum(kept_width(width, dtype) for width in widths) * dtype.itemsize
 
 
 def estimate_memory(

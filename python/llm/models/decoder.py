@@ -15,7 +15,7 @@ from llm.models.layers.cpu_block import train_block
 from llm.models.layers.moe import MoE
 from llm.models.layers.norm import add_norm
 from llm.models.layers.rotary import PositionEncoding, Rotation, query_scale
-from llm.models.logprobs import Targets, token_logprobs
+from llm.models.logprobs import Targets, token_logprobs, top_logprobs
 from llm.registry import registry
 from llm.settings.model import ModelConfig
 
@@ -125,7 +125,7 @@ class DecoderModel(nn.Module):
 
         Returns:
             `[S, V]` for the rows in `context.logits_indices`, otherwise `[T, V]`; with `context.targets`, the labels'
-            log-probabilities, fp32 `[T]`.
+            log-probabilities, fp32 of their shape.
         """
         hidden_states = self.hidden_states(token_ids, positions, context)
         if context.targets is not None:
@@ -141,12 +141,23 @@ class DecoderModel(nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def logprobs(self, hidden_states: Tensor, targets: Targets) -> Tensor:
-        """Returns the labels' log-probabilities, fp32 `[T]`, for rows `[T, C]` of the residual stream.
+        """Returns the labels' log-probabilities, fp32 of their shape, for rows `[T, C]` of the residual stream.
 
         Needs far less memory than `logits`; see `token_logprobs`.
         """
         normed = self._last_norm(hidden_states)
         return token_logprobs(normed, self.lm_head.weight, targets, self.config.final_logit_softcapping)
+
+    def top_logprobs(
+        self, hidden_states: Tensor, count: int, *, temperature: float = 1.0, vocab_size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the most probable of the first `vocab_size` tokens after rows `[T, C]` of the residual stream.
+
+        See `llm.models.top_logprobs`.
+        """
+        normed, weight = self._last_norm(hidden_states), self.lm_head.weight[:vocab_size]
+        softcap = self.config.final_logit_softcapping
+        return top_logprobs(normed, weight, count, temperature=temperature, softcap=softcap)
 
     def _last_norm(self, hidden_states: Tensor) -> Tensor:
         normed: Tensor = self.norm(hidden_states)

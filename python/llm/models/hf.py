@@ -154,11 +154,11 @@ def _pieces(tensors: Mapping[str, Any], family: Family, name: str, ours: Tensor,
     return pieces
 
 
-def empty_model(config: ModelConfig) -> DecoderModel:
+def empty_model(config: ModelConfig, kind: type[DecoderModel] = DecoderModel) -> DecoderModel:
     """Builds the model without memory for its parameters."""
     try:
         with torch.device("meta"):
-            return DecoderModel(config)
+            return kind(config)
     except RuntimeError as error:
         raise CheckpointError(f"config.json asks for a model that is too large: {error}") from None
 
@@ -185,7 +185,8 @@ def fill_model(
     """
     for name, tensor in read_parameters(model, family, tensors, dtype=dtype, device=device):
         _replace(model, name, torch.nn.Parameter(tensor))
-    if model.config.tie_word_embeddings and isinstance(model.embed_tokens, torch.nn.Embedding):
+    is_tied = model.config.tie_word_embeddings and hasattr(model, "lm_head")
+    if is_tied and isinstance(model.embed_tokens, torch.nn.Embedding):
         model.lm_head.weight = model.embed_tokens.weight
 
 

@@ -1,5 +1,6 @@
 """Log-probabilities of given tokens, computed without a tensor of the size tokens times vocabulary."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,14 +22,22 @@ class Targets:
 
     Attributes:
         labels: int64 `[T]`, the next token at each position, or `IGNORED_LABEL`; ignored positions cost nothing.
+            Several tokens a position are `[T, K]`, and the first of them says whether the position is ignored.
         temperature: Divisor of the logits, above 0.
         is_summed: Whether the loss probably weighs all tokens alike, as a sum or a mean does. The pass then also
             computes the gradient, which saves one of four matrix products. Any other loss is correct as well.
+        others: Further targets of the same positions, such as at another temperature; their columns come after.
+        impossible: Ids that have no probability, int64 `[N]`; None: all ids are possible.
+        gradient_dtype: Number type of the products that gradients need, where a pass on a CPU computes them by itself;
+            None: that of the values.
     """
 
     labels: Tensor
     temperature: float = 1.0
     is_summed: bool = False
+    others: "Targets | None" = None
+    impossible: Tensor | None = None
+    gradient_dtype: torch.dtype | None = None
 
 
 def token_logprobs(hidden_states: Tensor, weight: Tensor, targets: Targets, softcap: float | None = None) -> Tensor:
@@ -43,16 +52,45 @@ def token_logprobs(hidden_states: Tensor, weight: Tensor, targets: Targets, soft
         softcap: Bound `c` in `c · tanh(logit / c)`; None means no bound.
 
     Returns:
-        fp32 `[T]` (fp64 for fp64 hidden states); 0 at ignored positions.
+        fp32 (fp64 for fp64 hidden states) of the labels' shape, `[T, K]` with `others`; 0 at ignored positions.
     """
+    if targets.others is not None:
+        each = (replace(targets, others=None), targets.others)
+        parts = [token_logprobs(hidden_states, weight, one, softcap) for one in each]
+        return torch.cat([_columns(part) for part in parts], dim=1)
     device = hidden_states.device.type
     if torch.is_autocast_enabled(device) and hidden_states.dtype != torch.float64:
         hidden_states = hidden_states.to(torch.get_autocast_dtype(device))
-    kept = (targets.labels != IGNORED_LABEL).nonzero().squeeze(1)
+    firsts = targets.labels if targets.labels.dim() == 1 else targets.labels[:, 0]
+    kept = (firsts != IGNORED_LABEL).nonzero().squeeze(1)
     if len(kept) == len(targets.labels):
         return _logprobs(hidden_states, weight, targets, softcap)
     found = _logprobs(hidden_states[kept], weight, replace(targets, labels=targets.labels[kept]), softcap)
-    return found.new_zeros(len(targets.labels)).index_copy(0, kept, found)
+    return found.new_zeros(targets.labels.shape).index_copy(0, kept, found)
+
+
+@torch.no_grad()
+def top_logprobs(
+    hidden_states: Tensor, weight: Tensor, count: int, *, temperature: float = 1.0, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns the most probable tokens at each position and the natural logarithms of their probabilities.
+
+    Args:
+        hidden_states: `[T, C]`, after the last norm.
+        weight: Output matrix `[V, C]`.
+        count: Number of tokens, at most `V`.
+        temperature: Divisor of the logits, above 0.
+        softcap: As for `token_logprobs`.
+
+    Returns:
+        Ids, int64 `[T, count]`, the most probable first, and their log-probabilities, fp32 `[T, count]`.
+    """
+    labels = torch.zeros(len(hidden_states), dtype=torch.int64, device=hidden_states.device)
+    device = hidden_states.device.type
+    if torch.is_autocast_enabled(device) and hidden_states.dtype != torch.float64:
+        hidden_states = hidden_states.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        return _Logits(hidden_states, weight, Targets(labels, temperature), softcap).top(count)
 
 
 def _logprobs(hidden_states: Tensor, weight: Tensor, targets: Targets, softcap: float | None) -> Tensor:
@@ -82,17 +120,23 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         sums, ctx.sums = ctx.sums, None
         if sums is not None and _is_uniform(gradient):
-            return *sums.scaled(gradient[:1]), None, None
+            return *sums.scaled(gradient.flatten()[:1]), None, None
         hidden_states, weight = ctx.saved_tensors
+        hidden_states = hidden_states.to(ctx.targets.gradient_dtype or hidden_states.dtype)
         sums = _Gradients(hidden_states, weight, ctx.needs_input_grad)
         with torch.autocast(hidden_states.device.type, enabled=False):
             _Logits(hidden_states, weight, ctx.targets, ctx.softcap).logprobs(sums, gradient)
         return *sums.scaled(None), None, None
 
 
+def _columns(values: Tensor) -> Tensor:
+    """Returns `[T]` as `[T, 1]`, and `[T, K]` as it is."""
+    return values if values.dim() == 2 else values[:, None]
+
+
 def _is_uniform(gradient: Tensor) -> bool:
     """Returns whether all elements are equal; the gradient of a sum is known to be, without looking at its values."""
-    return len(gradient) > 0 and (gradient.stride() == (0,) or bool((gradient == gradient[0]).all()))
+    return len(gradient) > 0 and (gradient.stride() == (0,) or bool((gradient == gradient.flatten()[0]).all()))
 
 
 class _Logits:
@@ -102,34 +146,48 @@ class _Logits:
         self.hidden_states, self.labels = hidden_states, targets.labels
         self.weight = weight.to(hidden_states.dtype)
         self.temperature, self.softcap = targets.temperature, softcap
+        self.impossible = targets.impossible
         self.dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         self._buffer: Tensor | None = None
         self._wide: Tensor | None = None
 
     def logprobs(self, sums: "_Gradients | None" = None, gradient: Tensor | None = None) -> Tensor:
-        """Returns the labels' log-probabilities `[T]`.
+        """Returns the labels' log-probabilities, of the labels' shape.
 
         Args:
             sums: Takes the gradients, if they are wanted.
-            gradient: Gradient of each log-probability `[T]`; None means 1.
+            gradient: Gradient of each log-probability; None means 1.
         """
-        found = self.hidden_states.new_empty(len(self.labels), dtype=self.dtype)
+        found = self.hidden_states.new_empty(self.labels.shape, dtype=self.dtype)
+        by_row, all_labels = _columns(found), _columns(self.labels)
+        gradient = None if gradient is None else _columns(gradient)
         for rows in self._chunks():
-            labels = self.labels[rows, None]
+            labels = all_labels[rows]
             logits = self._product(rows)
             slope = self._cap(logits, wants_slope=sums is not None)
             logits -= logits.amax(-1, keepdim=True)
             chosen = logits.gather(1, labels)
             total = logits.exp_().sum(-1, keepdim=True)
-            found[rows] = (chosen - total.log()).squeeze(1)
+            by_row[rows] = chosen - total.log()
             if sums is None:
                 continue
-            factor = torch.ones_like(total) if gradient is None else gradient[rows, None].to(self.dtype)
+            factor = torch.ones_like(chosen) if gradient is None else gradient[rows].to(self.dtype)
             factor = factor / self.temperature
-            logits *= -factor / total
+            logits *= -factor.sum(-1, keepdim=True) / total
             logits.scatter_add_(1, labels, factor)
             sums.add(rows, logits if slope is None else logits.mul_(slope), self)
         return found
+
+    def top(self, count: int) -> tuple[Tensor, Tensor]:
+        """Returns ids and log-probabilities of the most probable tokens, `[T, count]` each."""
+        ids = torch.empty(len(self.labels), count, dtype=torch.int64, device=self.labels.device)
+        found = self.hidden_states.new_empty(len(self.labels), count, dtype=self.dtype)
+        for rows in self._chunks():
+            logits = self._product(rows)
+            self._cap(logits, wants_slope=False)
+            values, ids[rows] = logits.topk(count)
+            found[rows] = values - logits.logsumexp(-1, keepdim=True)
+        return ids, found
 
     def _chunks(self) -> Iterator[slice]:
         step = max(1, CHUNK_LOGITS // max(1, len(self.weight)))
@@ -154,7 +212,7 @@ class _Logits:
         return self._buffer[: len(gradient)].copy_(gradient)
 
     def _cap(self, logits: Tensor, *, wants_slope: bool) -> Tensor | None:
-        """Caps the logits and divides them by the temperature, in place; returns the cap's derivative if wanted."""
+        """Caps, divides and masks the logits in place; returns the cap's derivative if wanted."""
         slope = None
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_()
@@ -162,6 +220,8 @@ class _Logits:
             logits *= self.softcap
         if self.temperature != 1:
             logits /= self.temperature
+        if self.impossible is not None:
+            logits.index_fill_(1, self.impossible, -math.inf)
         return slope
 
 

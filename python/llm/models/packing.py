@@ -1,8 +1,8 @@
 """Packs quantised matrices of files into a model's layers instead of unpacking them to floats."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -10,23 +10,30 @@ from torch import Tensor, nn
 from llm._rust import PACKED_SCHEMES, PACKED_STRIP_ROWS
 from llm.errors import CheckpointError, InvalidArgumentError
 from llm.models.decoder import DecoderModel
-from llm.models.families import Family, Piece
+from llm.models.families import Family, Piece, family_named
 from llm.models.gguf.reader import LazyTensor
-from llm.models.gguf.types import Bytes
+from llm.models.gguf.types import TYPES, Bytes
+from llm.models.hf import agreed, empty_model
+from llm.models.layers.moe import Experts
 from llm.models.layers.packed import (
     PackedEmbedding,
+    PackedExperts,
     PackedLinear,
     PackedMatrix,
     PackedPart,
     bytes_of,
     huge_pages,
 )
-from llm.models.quantised import CodedTensor
-from llm.models.quantised.blocks import blocks_of, scheme_to_pack
+from llm.models.quantised import CodedTensor, QuantisedTensor
+from llm.models.quantised.blocks import blocks_of, columns_by_group, scheme_to_pack
+from llm.models.quantised.mxfp4 import MxTensor, fits_half
 from llm.models.tensor_files import OnDisk
 
-# The kernels multiply mixtures as floats.
-_NEVER_PACKED = (".router.", ".shared_expert.", ".shared_expert_gate.")
+# What chooses and weighs experts is multiplied as floats.
+_NEVER_PACKED = (".router.", ".shared_expert_gate.")
+
+
+Packable: TypeAlias = LazyTensor | CodedTensor | MxTensor
 
 
 class PackedPiece(NamedTuple):
@@ -36,19 +43,36 @@ class PackedPiece(NamedTuple):
         tensor: The tensor.
         scheme: The scheme that it is packed in.
         first: The matrix's row where the tensor begins.
+        order: The tensor's row for each row of the matrix; None: the same order.
+        expert: Whose matrix of a tensor that stacks those of all experts; None: the tensor is a matrix.
+        columns: The tensor's column for each column of the matrix; None: the same order.
     """
 
-    tensor: LazyTensor | CodedTensor
+    tensor: Packable
     scheme: str
     first: int
+    order: Tensor | None = None
+    expert: int | None = None
+    columns: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of rows and columns."""
+        if isinstance(self.tensor, MxTensor):
+            return self.tensor.matrix_shape
+        return self.tensor.shape[0], self.tensor.shape[1]
 
     def blocks(self) -> Iterator[tuple[int, Bytes]]:
         """Yields the matrix's row where some blocks begin, and the blocks."""
-        if isinstance(self.tensor, LazyTensor):
-            yield self.first, self.tensor.blocks()
+        if isinstance(self.tensor, CodedTensor):
+            for start, codes in self.tensor.chunks():
+                codes = codes if self.columns is None else codes.taken(self.columns)  # noqa: PLW2901 - the same rows
+                yield self.first + start, blocks_of(codes, self.scheme)
             return
-        for start, codes in self.tensor.chunks():
-            yield self.first + start, blocks_of(codes, self.scheme)
+        blocks = self.tensor.blocks() if isinstance(self.tensor, LazyTensor) else self.tensor.blocks(self.expert or 0)
+        if self.order is not None:
+            blocks = blocks.reshape(len(self.order), -1)[self.order.numpy()].reshape(-1)
+        yield self.first, blocks
 
 
 def pack_matrices(model: DecoderModel, family: Family, tensors: Mapping[str, OnDisk], dtype: torch.dtype) -> None:
@@ -68,30 +92,91 @@ def pack_matrices(model: DecoderModel, family: Family, tensors: Mapping[str, OnD
     """
     is_tied = model.config.tie_word_embeddings
     matrices = packable(model, family, tensors)
-    memory = huge_pages(sum(bytes_of(parts_of(pieces), _num_cols(pieces)) for pieces in matrices.values()))
+    memory = huge_pages(sum(bytes_of(parts_of(pieces), pieces[0].shape[1]) for pieces in matrices.values()))
+    stacks: dict[str, dict[str, list[PackedMatrix]]] = {}
     for name, pieces in matrices.items():
-        path = name.removesuffix(".weight")
-        layer = model.get_submodule(path)
         matrix = _packed(name, pieces, memory)
         memory = memory[matrix.data.nbytes :]
+        path, _, leaf = name.rpartition(".")
+        if leaf != "weight":  # an expert's number
+            path, _, stack = path.rpartition(".")
+            stacks.setdefault(path, {}).setdefault(stack, []).append(matrix)
+            continue
+        layer = model.get_submodule(path)
         packed = (
             PackedLinear(matrix, layer.bias, dtype) if isinstance(layer, nn.Linear) else PackedEmbedding(matrix, dtype)
         )
         model.set_submodule(path, packed)
+    for path, found in stacks.items():
+        plain = model.get_submodule(path)
+        assert isinstance(plain, Experts)  # noqa: S101 - `packable` has looked
+        model.set_submodule(path, PackedExperts(plain, found))
     if is_tied and isinstance(model.embed_tokens, PackedEmbedding):
         model.set_submodule("lm_head", PackedLinear(model.embed_tokens.matrix, None, dtype))
 
 
 def packable(model: DecoderModel, family: Family, tensors: Mapping[str, OnDisk]) -> dict[str, list[PackedPiece]]:
-    """Returns the tensors, in the order of rows, of each matrix that can stay packed, by the matrix's name."""
+    """Returns the tensors, in the order of rows, of each matrix that can stay packed, by the matrix's name.
+
+    The matrices of experts have a number after the stack's name. All of a layer can stay packed, or none.
+    """
     found: dict[str, list[PackedPiece]] = {}
     for name, empty in model.named_parameters():
         path, _, leaf = name.rpartition(".")
         is_matrix = leaf == "weight" and isinstance(model.get_submodule(path), nn.Linear | nn.Embedding)
         pieces = _pieces(family.pieces(name, empty, model.config), tensors) if is_matrix and _is_taken(name) else []
-        if pieces:
+        # Rows of embeddings are read in their own order.
+        if pieces and (pieces[0].columns is None or isinstance(model.get_submodule(path), nn.Linear)):
             found[name] = pieces
+    for path, module in model.named_modules():
+        if isinstance(module, Experts):
+            found |= _stacks(
+                path, module, lambda name, empty: _pieces(family.pieces(name, empty, model.config), tensors)
+            )
     return found
+
+
+def _stacks(
+    path: str, experts: Experts, pieces_of: Callable[[str, Tensor], list[PackedPiece]]
+) -> dict[str, list[PackedPiece]]:
+    """Returns the tensors of each expert's matrices, or nothing if one of them can't stay packed."""
+    found: dict[str, list[PackedPiece]] = {}
+    for stack in ("gate_up_proj", "down_proj"):
+        empty = experts.get_parameter(stack)
+        num_experts, num_rows, _ = empty.shape
+        pieces = pieces_of(f"{path}.{stack}", empty)
+        if not pieces or num_rows % PACKED_STRIP_ROWS or pieces[0].columns is not None:
+            return {}
+        for expert in range(num_experts):
+            start = expert * num_rows
+            own = [piece for piece in pieces if start <= piece.first < start + num_rows]
+            found[f"{path}.{stack}.{expert}"] = [piece._replace(first=piece.first - start) for piece in own]
+    return found
+
+
+def is_quantised(tensor: OnDisk) -> bool:
+    """Whether a tensor on disk holds whole numbers or blocks with scales."""
+    if isinstance(tensor, LazyTensor):
+        return TYPES[tensor.type_name].block_values > 1
+    return isinstance(tensor, QuantisedTensor)
+
+
+def expanded_tensors(values: Mapping[str, Any], tensors: Mapping[str, OnDisk]) -> dict[str, str]:
+    """Returns the types of the quantised tensors that `pack_matrices` leaves to be expanded, by name.
+
+    Args:
+        values: Of the model's `config.json`.
+        tensors: Tensors on disk. Scales and zero points may be read.
+
+    Raises:
+        CheckpointError: Contradictory values or tensors.
+    """
+    family = family_named(values)
+    config, named = agreed(family.config_from(values), tensors, family)
+    found = packable(empty_model(config), family, named)
+    kept = {id(piece.tensor) for pieces in found.values() for piece in pieces}
+    quantised = {name: tensor for name, tensor in named.items() if is_quantised(tensor)}
+    return {name: tensor.type_name for name, tensor in quantised.items() if id(tensor) not in kept}
 
 
 def _is_taken(name: str) -> bool:
@@ -103,41 +188,77 @@ def _pieces(pieces: Sequence[Piece], tensors: Mapping[str, OnDisk]) -> list[Pack
     found: list[PackedPiece] = []
     for piece in pieces:
         tensor, view = tensors[piece.name], piece.view
-        is_whole_rows = view.dim() == 2 and view.is_contiguous() and piece.rows is None
-        if not is_whole_rows or not isinstance(tensor, LazyTensor | CodedTensor):
+        if isinstance(tensor, MxTensor) and tensor.is_turned:
+            stack = _stacked_pieces(tensor, view) if tensor.fits_half else []
+            if not stack:
+                return []
+            found += stack
+            continue
+        is_ordered = piece.rows is None or isinstance(tensor, LazyTensor)
+        is_whole_rows = view.dim() == 2 and view.is_contiguous() and is_ordered
+        if not is_whole_rows or not isinstance(tensor, Packable):
             return []
         first = view.storage_offset() // view.shape[1]
         scheme = _scheme(tensor)
         if scheme is None or first % PACKED_STRIP_ROWS:
             return []
-        found.append(PackedPiece(tensor, scheme, first))
+        columns = columns_by_group(tensor) if isinstance(tensor, CodedTensor) else None
+        found.append(PackedPiece(tensor, scheme, first, piece.rows, columns=columns))
+    if any(not _are_alike(found[0].columns, piece.columns) for piece in found[1:]):
+        return []
     return sorted(found, key=lambda piece: piece.first)
 
 
-def _scheme(tensor: LazyTensor | CodedTensor) -> str | None:
+def _are_alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
+def _stacked_pieces(tensor: MxTensor, view: Tensor) -> list[PackedPiece]:
+    """Returns each expert's matrix of a tensor `[E, I, O]`, whose outputs may take turns, as gate and up do in pairs.
+
+    `view` is the place of the tensor in our parameter `[E, O, I]`, the outputs as one or two dimensions.
+    """
+    num_rows, num_cols = tensor.matrix_shape
+    if view.stride(1) != 1 or view.shape[1] != num_cols:
+        return []
+    places = torch.tensor(view.storage_offset())
+    for dim in (0, *range(2, view.dim())):
+        places = places.unsqueeze(-1) + torch.arange(view.shape[dim]) * view.stride(dim)
+    rows = torch.div(places.flatten(1), num_cols, rounding_mode="floor")  # (E, O): our row of each output
+    return [
+        PackedPiece(tensor, "MXFP4", int(own.min()), own.argsort(), expert)
+        for expert, own in enumerate(rows)
+        if len(own) == num_rows
+    ]
+
+
+def _scheme(tensor: Packable) -> str | None:
     """Returns the scheme that a tensor can be packed in, or None."""
     if isinstance(tensor, CodedTensor):
         return scheme_to_pack(tensor)
-    return tensor.type_name if tensor.is_packable and tensor.type_name in PACKED_SCHEMES else None
+    if isinstance(tensor, MxTensor):
+        return "MXFP4" if tensor.fits_half else None
+    is_packable = tensor.is_packable and tensor.type_name in PACKED_SCHEMES
+    if is_packable and tensor.type_name == "MXFP4" and not fits_half(tensor.blocks()):
+        return None
+    return tensor.type_name if is_packable else None
 
 
 def parts_of(pieces: Sequence[PackedPiece]) -> list[PackedPart]:
     """Returns the parts of a matrix: neighbours of one scheme are joined."""
     groups = groupby(pieces, key=lambda piece: piece.scheme)
-    return [PackedPart(scheme, sum(piece.tensor.shape[0] for piece in group)) for scheme, group in groups]
-
-
-def _num_cols(pieces: Sequence[PackedPiece]) -> int:
-    return pieces[0].tensor.shape[1]
+    return [PackedPart(scheme, sum(piece.shape[0] for piece in group)) for scheme, group in groups]
 
 
 def _packed(name: str, pieces: Sequence[PackedPiece], memory: Tensor) -> PackedMatrix:
     """Returns a matrix packed into the first bytes of `memory`."""
-    matrix = PackedMatrix.empty(parts_of(pieces), _num_cols(pieces), memory)
+    matrix = PackedMatrix.empty(parts_of(pieces), pieces[0].shape[1], memory, pieces[0].columns)
     for piece in pieces:
         try:
             for first, blocks in piece.blocks():
                 matrix.pack(blocks, first)
         except InvalidArgumentError as error:
             raise CheckpointError(f"weights must be finite, got NaN or infinity in {name}: {error}") from None
+        if isinstance(piece.tensor, LazyTensor):
+            piece.tensor.release()
     return matrix

@@ -142,7 +142,7 @@ def _refuse_adapter(directory: Path) -> None:
             base = None
         raise CheckpointError(
             f"{directory} holds an adapter of {base or 'another model'}, not a whole model\n"
-            "hint: merge the two with `merge_and_unload()` of peft, save that and pass its directory"
+            "hint: `llm merge ADAPTER --out DIR` writes a whole model"
         )
 
 

@@ -14,6 +14,8 @@ _SHARES = {
     8: (1.0, 0.99, -128 / 127),
 }
 _REFINEMENTS = 2
+# Most that rounding to half precision moves a number, relative to it.
+_HALF_STEP = 2**-11
 # Values at a time, so that they stay in the cache.
 _CHUNK_VALUES = 1 << 16
 
@@ -42,8 +44,14 @@ class Grid(NamedTuple):
         return (1 << (self.bits - 1)) - 1
 
     def stored(self, scales: Tensor) -> Tensor:
-        """Returns scales as they are stored, in fp32; a scale of zero becomes one, so that values can be divided."""
+        """Returns scales as they are stored, in fp32; a scale of zero becomes one, so that values can be divided.
+
+        Of fp32, those of half precision are taken where it loses no bits to a small exponent: packed weights hold them.
+        """
         rounded = scales.to(self.scale_dtype).float()
+        if self.scale_dtype == torch.float32:
+            halves = scales.to(torch.float16).float()
+            rounded = torch.where((halves - scales).abs() <= scales.abs() * _HALF_STEP, halves, rounded)
         return torch.where(rounded == 0, torch.ones_like(rounded), rounded)
 
     def codes(self, values: Tensor, scales: Tensor) -> Tensor:
@@ -92,6 +100,18 @@ def nearest(matrix: Tensor, grid: Grid, importance: Tensor | None = None) -> Gro
     return Grouped(codes.view(matrix.shape), scales.view(len(matrix), -1))
 
 
+def rough(matrix: Tensor, grid: Grid) -> Tensor:
+    """Returns the values of a matrix after rounding with scales of the largest values, fp32 `[O, I]`."""
+    groups = matrix.reshape(-1, grid.group_size or matrix.shape[1])
+    scales = grid.stored(_widest(groups, grid))
+    return grid.codes(groups, scales).mul_(scales).view(matrix.shape)
+
+
+def _widest(groups: Tensor, grid: Grid) -> Tensor:
+    """Returns the scale of each group with which its largest value is the lowest integer."""
+    return groups.gather(1, groups.abs().argmax(1, keepdim=True)) / grid.low
+
+
 def _chunks(num_groups: int, size: int) -> Iterator[slice]:
     step = max(_CHUNK_VALUES // size, 1)
     for start in range(0, num_groups, step):
@@ -107,20 +127,22 @@ def best_scales(groups: Tensor, grid: Grid, weights: Tensor | None = None) -> Te
     Args:
         groups: fp32 `[N, g]`.
         grid: The integers.
-        weights: Weight of each squared error, `[N, g]` or `[1, g]`; None: all alike.
+        weights: Weight of each squared error, `[N, g]` or `[1, g]`, or `[1, g, g]` of the products of all pairs of
+            errors; None: all alike.
 
     Returns:
         fp32 `[N, 1]`, rounded as they are stored.
     """
-    largest = groups.gather(1, groups.abs().argmax(1, keepdim=True))
-    base = largest / grid.low
+    base = _widest(groups, grid)
     best = grid.stored(base)
     lost = _loss(groups, grid, best, weights)
-    for share in _SHARES[grid.bits][1:]:
+    # With the products of all pairs a loss costs most; fitting afterwards makes up for the shares that are left out.
+    is_costly = weights is not None and weights.dim() == 3
+    for share in _SHARES[grid.bits][2::2] if is_costly else _SHARES[grid.bits][1:]:
         best, lost = _better(groups, grid, weights, (base * share, best, lost))
     for _ in range(_REFINEMENTS):
         codes = grid.codes(groups, best)
-        weighted = codes if weights is None else codes * weights
+        weighted = _weighted(codes, weights)
         fitted = (weighted * groups).sum(1, keepdim=True) / (weighted * codes).sum(1, keepdim=True).clamp_min(1e-30)
         best, lost = _better(groups, grid, weights, (fitted, best, lost))
     return best
@@ -138,5 +160,11 @@ def _better(
 
 
 def _loss(groups: Tensor, grid: Grid, scales: Tensor, weights: Tensor | None) -> Tensor:
-    errors = grid.codes(groups, scales).mul_(scales).sub_(groups).square_()
-    return (errors if weights is None else errors * weights).sum(1, keepdim=True)
+    errors = grid.codes(groups, scales).mul_(scales).sub_(groups)
+    return (_weighted(errors, weights) * errors).sum(1, keepdim=True)
+
+
+def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return values
+    return values @ weights[0] if weights.dim() == 3 else values * weights

@@ -35,9 +35,15 @@ _DESCRIBED = ("dtype", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class Output(Protocol):
-    """Takes tensors as they are made."""
+    """Takes tensors as they are made.
+
+    Attributes:
+        source: The model.
+        dtype: Type of what is not quantised.
+    """
 
     source: Source
+    dtype: torch.dtype
 
     def grid(self, num_columns: int) -> Grid | None:
         """Returns the integers of a matrix; None if its type is no grid."""
@@ -195,6 +201,8 @@ class Facts(msgspec.Struct, frozen=True):
 
 class File:
     """A GGUF file that llama.cpp and this package open."""
+
+    dtype = torch.float32
 
     def __init__(self, spool: Spool, config: QuantizationConfig, source: Source) -> None:
         self.spool, self.quantization, self.source = spool, config.stored, source

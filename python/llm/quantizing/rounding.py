@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm.models.gguf import EncodedRows
+from llm.quantizing.awq import clipped, scale_block
 from llm.quantizing.gptq import gptq
 from llm.quantizing.grid import Grouped, nearest
-from llm.quantizing.inputs import Inputs
+from llm.quantizing.inputs import Collected, Inputs
 from llm.quantizing.outputs import Output, Quantized
 from llm.settings.quantization import QuantizationConfig
 
@@ -33,6 +34,16 @@ class Rounding:
         """Whether the method looks at inputs."""
         return self.config.chosen_method != "rtn"
 
+    @property
+    def compensates(self) -> bool:
+        """Whether the method makes up for errors of earlier layers, and so learns from what quantised ones pass on."""
+        return self.config.chosen_method == "gptq"
+
+    def prepare(self, block: nn.Module, collected: Collected) -> None:
+        """Changes the weights of a block, not what it computes, so that rounding costs less."""
+        if self.config.chosen_method == "awq":
+            scale_block(block, collected.by_name, self.output.grid, self.output.dtype)
+
     def all(self, values: Tensor, inputs: Sequence[Inputs] | None) -> Quantized:
         """Rounds a matrix `[O, I]` or stacked matrices `[E, O, I]`; the result has the rows of all."""
         stack = values.detach().reshape(-1, *values.shape[-2:])
@@ -51,6 +62,8 @@ class Rounding:
         if inputs is None:
             return nearest(matrix, grid)
         settings = self.config
+        if method == "awq":
+            return clipped(matrix, inputs.gram, grid)
         return gptq(matrix, inputs.gram, grid, damping=settings.damping, act_order=settings.act_order)
 
 

@@ -91,11 +91,16 @@ def quantize(
         given["calibration"] = tuple(os.fspath(each) for each in given["calibration"])
     config = quantization_config(**given)
     target = Path(out)
-    _check_target(target, Path(path), config, overwrite=overwrite)
+    check_target(target, Path(path), config, overwrite=overwrite)
     return read_checkpoint(path, lambda found: _quantized(found, target, config, progress))
 
 
-def _check_target(target: Path, source: Path, config: QuantizationConfig, *, overwrite: bool) -> None:
+def check_target(target: Path, source: Path, config: QuantizationConfig, *, overwrite: bool) -> None:
+    """Checks that the result may be written to `target`.
+
+    Raises:
+        InvalidArgumentError: It exists, is the source, or has the ending of another format.
+    """
     if config.is_gguf and target.suffix != ".gguf":
         raise InvalidArgumentError(f"`out` must end in .gguf for {config.stored}, got {str(target)!r}")
     if not config.is_gguf and target.suffix == ".gguf":

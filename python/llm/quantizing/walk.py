@@ -79,7 +79,8 @@ class Walk:
         self._pass(idx, "original")
         with collecting(block) if self.rounding.learns else nullcontext(Collected()) as collected:
             if self.rounding.learns:
-                self._pass(idx, "calibration", keep=False)
+                self._pass(idx, "calibration", keep=not self.rounding.compensates)
+        self.rounding.prepare(block, collected)
         found = matrices(block)
         for name, parameter in block.named_parameters():
             if name in found:
@@ -92,7 +93,7 @@ class Walk:
                 for piece in self.source.pieces(prefix + name, parameter):
                     piece.fill(self.output.add(piece.name, piece.extract()))
         self._pass(idx, "quantised")
-        if self.rounding.learns:
+        if self.rounding.compensates:
             self._pass(idx, "calibration")
 
     def _pass(self, idx: int, stream: str, *, keep: bool = True) -> None:

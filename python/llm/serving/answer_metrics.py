@@ -1,9 +1,11 @@
 """Metrics of generated answers, and the same under vLLM's names, which existing dashboards ask for."""
 
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector as MetricCollector
@@ -25,6 +27,20 @@ _VLLM_COUNTERS = {
     "spec_decode_num_draft_tokens": ("drafts_computed", "Draft tokens verified by the model."),
     "spec_decode_num_accepted_tokens": ("drafts_accepted", "Draft tokens accepted."),
 }
+
+
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """What routers ask of the model of a server.
+
+    Attributes:
+        name: The model's name.
+        block_tokens: Tokens of a block of the KV cache.
+        adapters: Returns the names of the adapters that requests may name.
+    """
+
+    name: str
+    block_tokens: int = 16
+    adapters: Callable[[], Sequence[str]] = tuple
 
 
 class WeightedHistogram(MetricCollector):
@@ -121,18 +137,19 @@ class VLLMCollector(MetricCollector):
     Args:
         engine_stats: Returns the engine's statistics, empty while no engine is loaded.
         renamed: Metrics with vLLM's names for them.
-        model_name: The value of the label `model_name`.
+        served: The model's name, which is the value of the label `model_name`, and what routers ask of a server.
     """
 
     def __init__(
         self,
         engine_stats: Callable[[], Mapping[str, int]],
         renamed: Iterable[tuple[MetricCollector, str]],
-        model_name: str,
+        served: ServedModel,
     ) -> None:
         self._stats = engine_stats
         self._renamed = tuple(renamed)
-        self._labels = {"model_name": model_name, "engine": "0"}
+        self._served = served
+        self._labels = {"model_name": served.name, "engine": "0"}
 
     def collect(self) -> Iterable[Metric]:
         """Yields all metrics that vLLM has too."""
@@ -151,6 +168,24 @@ class VLLMCollector(MetricCollector):
             description = "Share of the KV cache in use; 1 is full."
             for name in ("kv_cache_usage_perc", "gpu_cache_usage_perc"):  # the name of now, and that of old dashboards
                 yield self._with_name(GaugeMetricFamily(name, description, value=used), name)
+            yield from self._facts(stats["blocks_total"])
+
+    def _facts(self, num_blocks: int) -> Iterable[Metric]:
+        """Yields what inference gateways read to match prefixes, and to find the servers that have an adapter."""
+        cache = {"block_size": str(self._served.block_tokens), "num_gpu_blocks": str(num_blocks)}
+        family = GaugeMetricFamily(
+            "cache_config_info", "Blocks of the KV cache, and tokens of a block.", labels=[*cache]
+        )
+        family.add_metric([*cache.values()], 1)
+        yield self._with_name(family, "cache_config_info")
+        if not (adapters := self._served.adapters()):
+            return
+        # Gateways take a server with fewer than `max_lora` for one that loads any adapter it is asked for.
+        loaded = {"max_lora": str(len(adapters)), "running_lora_adapters": ",".join(adapters)}
+        names = [*loaded, "waiting_lora_adapters"]
+        family = GaugeMetricFamily("lora_requests_info", "Adapters that requests may name, at this time.", labels=names)
+        family.add_metric([*loaded.values(), ""], time.time())
+        yield self._with_name(family, "lora_requests_info")
 
     def _with_name(self, family: Metric, name: str) -> Metric:
         renamed = Metric(f"vllm:{name}", family.documentation, family.type)

@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector as MetricCollector
 
 from llm.inference import Collector, Usage
 from llm.inference.outputs import ChoiceDelta
-from llm.serving.answer_metrics import SECONDS, AnswerMetrics, VLLMCollector
+from llm.serving.answer_metrics import SECONDS, AnswerMetrics, ServedModel, VLLMCollector
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -22,6 +22,7 @@ _ENGINE_GAUGES = {
     "llm_blocks_total": ("blocks_total", "KV cache blocks."),
     "llm_blocks_free": ("blocks_free", "KV cache blocks that no request holds."),
     "llm_blocks_cached": ("blocks_cached", "KV cache blocks that a prompt with the same prefix can reuse."),
+    "llm_adapters": ("num_adapters", "Adapters that requests may name."),
 }
 _ENGINE_COUNTERS = {
     "llm_preemptions": ("num_preemptions", "Requests preempted: returned to the queue because blocks ran out."),
@@ -58,10 +59,10 @@ class ServerMetrics:
 
     Args:
         engine_stats: Returns the engine's statistics, empty while no engine is loaded.
-        model_name: The model's name in the metrics that are named as in vLLM.
+        served: The model of the metrics that are named as in vLLM.
     """
 
-    def __init__(self, engine_stats: Callable[[], Mapping[str, int]], model_name: str) -> None:
+    def __init__(self, engine_stats: Callable[[], Mapping[str, int]], served: ServedModel) -> None:
         registry = CollectorRegistry()
         self.requests = Counter("llm_requests", "Requests answered.", ["route", "status"], registry=registry)
         self.in_flight = Gauge("llm_requests_in_flight", "Generation requests in progress.", registry=registry)
@@ -74,10 +75,16 @@ class ServerMetrics:
         )
         self.prompt_tokens = Counter("llm_prompt_tokens", "Prompt tokens of answered requests.", registry=registry)
         self.generation_tokens = Counter("llm_generation_tokens", "Tokens generated for requests.", registry=registry)
+        self._token_bytes = Gauge(
+            "llm_kv_cache_bytes_per_token",
+            "Bytes of one token's keys and values in the cache, by their type.",
+            ["dtype"],
+            registry=registry,
+        )
         self.answers = AnswerMetrics(registry)
         registry.register(_EngineCollector(engine_stats))
         counters = [(self.prompt_tokens, "prompt_tokens"), (self.generation_tokens, "generation_tokens")]
-        registry.register(VLLMCollector(engine_stats, [*self.answers.vllm_names, *counters], model_name))
+        registry.register(VLLMCollector(engine_stats, [*self.answers.vllm_names, *counters], served))
         self._registry = registry
 
     def observe(self, route: str, status: int, elapsed_s: float) -> None:
@@ -89,6 +96,10 @@ class ServerMetrics:
         """Adds the tokens of one request."""
         self.prompt_tokens.inc(usage.prompt_tokens)
         self.generation_tokens.inc(usage.completion_tokens)
+
+    def describe_cache(self, dtype: str, token_bytes: int) -> None:
+        """Notes the type of the engine's cached keys and values, and the bytes of one token's."""
+        self._token_bytes.labels(dtype).set(token_bytes)
 
     def exposition(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""

@@ -136,11 +136,11 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """
     try:
         raw = msgspec.json.decode(body)
-    except UnicodeDecodeError as error:
-        raise bad_request(f"The request body is not UTF-8: byte {_first_invalid(body)} can't be decoded") from error
     except RecursionError as error:
         raise bad_request("The request body is nested too deeply") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if (place := _first_invalid(body)) is not None:
+            raise bad_request(f"The request body is not UTF-8: byte {place} can't be decoded") from error
         if (place := _lone_surrogate(body)) is not None:
             message = f"The request body contains invalid Unicode: a lone surrogate at byte {place}"
             raise bad_request(message) from error
@@ -150,13 +150,13 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return raw
 
 
-def _first_invalid(body: bytes) -> int:
-    """Returns the offset of the first invalid byte in the body; msgspec's offset counts from the start of a string."""
+def _first_invalid(body: bytes) -> int | None:
+    """Returns the offset of the first byte that isn't UTF-8; msgspec names none, or counts from a string's start."""
     try:
         body.decode()
     except UnicodeDecodeError as error:
         return error.start
-    return len(body)
+    return None
 
 
 def _lone_surrogate(body: bytes) -> int | None:

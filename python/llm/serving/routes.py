@@ -4,7 +4,17 @@ import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from llm.serving.endpoints import documentation, embeddings, messages, operations, page, responses, tokenize
+from llm.serving.endpoints import (
+    adapters,
+    documentation,
+    embeddings,
+    messages,
+    operations,
+    page,
+    responses,
+    scores,
+    tokenize,
+)
 from llm.serving.endpoints.generate import CHAT, COMPLETIONS, handle
 from llm.serving.http import OPENAI_ERRORS, ErrorFormat, Exchange
 from llm.serving.services import Services
@@ -27,6 +37,8 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/metrics": {"GET": operations.metrics},
     "/v1/models": {"GET": operations.models},
     "/v1/models/{id:path}": {"GET": operations.model},
+    "/v1/load_lora_adapter": {"POST": adapters.load},
+    "/v1/unload_lora_adapter": {"POST": adapters.unload},
     "/v1/chat/completions": {"POST": partial(handle, CHAT)},
     "/v1/completions": {"POST": partial(handle, COMPLETIONS)},
     "/v1/responses": {"POST": responses.create},
@@ -36,7 +48,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/messages": {"POST": messages.create},
     "/v1/messages/count_tokens": {"POST": messages.count_tokens},
     "/v1/embeddings": {"POST": embeddings.embeddings},
-    "/v1/score": {"POST": embeddings.score},
+    "/v1/score": {"POST": scores.score},
     "/v1/rerank": {"POST": embeddings.rerank},
     "/tokenize": {"POST": tokenize.tokenize},
     "/detokenize": {"POST": tokenize.detokenize},

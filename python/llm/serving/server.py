@@ -114,7 +114,7 @@ def serve(
     _allow_open_files()
     check_loadable(path, dtype=config.dtype, config=config.engine)
     configure_logging(config.log_level, config.log_format)
-    app = create_app(lambda: _load(path, config), model_name=Path(path).resolve().name, config=config)
+    app = create_app(lambda: load_engine(path, config), model_name=Path(path).resolve().name, config=config)
     listener = listener or bind(config.host, config.port)
     if app.authenticator.is_open and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         logger.warning("no API key is set: everyone who reaches %s may use the model; hint: --api-key", config.host)
@@ -172,8 +172,13 @@ def _let_native_threads_end() -> None:
     time.sleep(_NATIVE_THREADS_END_S)
 
 
-def _load(path: str | os.PathLike[str], config: ServerConfig) -> AsyncEngine:
-    engine = load_async_engine(path, dtype=config.dtype, config=config.engine)
+def load_engine(path: str | os.PathLike[str], config: ServerConfig) -> AsyncEngine:
+    """Loads the engine that serves a checkpoint, which stays as long as the process.
+
+    Raises:
+        LLMError: The checkpoint or an adapter can't be loaded, or the cache doesn't fit into memory.
+    """
+    engine = load_async_engine(path, dtype=config.dtype, config=config.engine, adapters=config.adapter_paths)
     session = engine.session
     session.default_max_tokens = config.default_max_tokens
     session.tool_parser, session.reasoning_parser = config.tool_parser, config.reasoning_parser

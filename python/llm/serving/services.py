@@ -10,16 +10,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from llm.errors import LLMError
+from llm.errors import ConfigError, LLMError
 from llm.inference import AsyncEngine
 from llm.serving import metrics as prometheus
+from llm.serving.answer_metrics import ServedModel
 from llm.serving.background import BackgroundRun, fail_interrupted, stopped_error
-from llm.serving.errors import APIError, from_llm_error, renamed, unavailable, unknown_model
+from llm.serving.errors import APIError, bad_request, from_llm_error, renamed, unavailable, unknown_model
 from llm.serving.forms import RequestForm, parse_form
 from llm.serving.http import Exchange
 from llm.serving.parsing import UnknownKeys, parse_request, typed_request
 from llm.serving.protocol.chat import ChatCompletionRequest
-from llm.serving.protocol.models import Health, Model
+from llm.serving.protocol.models import AdapterModel, Health, Model
 from llm.serving.store import Bounds, open_store
 from llm.settings.server import ServerConfig
 
@@ -98,10 +99,21 @@ class Services:
 
     def __init__(self, load_engine: Callable[[], AsyncEngine], model_name: str, config: ServerConfig) -> None:
         names = dict.fromkeys(config.served_model_name or (model_name,))
-        self.models = {name: Model(id=name, created=int(time.time())) for name in names}
+        self.models: dict[str, Model] = {name: Model(id=name, created=int(time.time())) for name in names}
         self.model = next(iter(self.models.values()))  # the one to show
-        self.engine = EngineHolder(load_engine)
-        self.metrics = prometheus.ServerMetrics(self.engine.stats, self.model.id)
+        for name, path in config.adapter_paths.items():
+            if name in self.models:
+                raise ConfigError(f"an adapter must have a name of its own, got {name!r}, which is the model's")
+            self.add_adapter(name, path)
+
+        def load() -> AsyncEngine:
+            engine = load_engine()
+            self.metrics.describe_cache(*engine.session.engine.cache_format)
+            return engine
+
+        self.engine = EngineHolder(load)
+        served = ServedModel(name=self.model.id, block_tokens=config.engine.block_size, adapters=self._adapter_names)
+        self.metrics = prometheus.ServerMetrics(self.engine.stats, served)
         self.stopping = asyncio.Event()  # once set, running requests are ended
         self.config = config
         self.store = open_store(
@@ -166,6 +178,25 @@ class Services:
             APIError: The body is too large, incomplete, late or in an unknown encoding.
         """
         return await exchange.body(self.config.max_body_bytes, self.config.body_timeout_s)
+
+    def add_adapter(self, name: str, path: str) -> AdapterModel:
+        """Lists an adapter that the engine serves, or will once it is loaded, among the models."""
+        model = AdapterModel(id=name, created=int(time.time()), root=path, parent=self.model.id)
+        self.models[name] = model
+        return model
+
+    def _adapter_names(self) -> list[str]:
+        return [name for name, model in tuple(self.models.items()) if isinstance(model, AdapterModel)]
+
+    def refuse_adapter(self, name: str | None) -> None:
+        """Refuses an adapter where only the model itself computes.
+
+        Raises:
+            APIError: 400 if an adapter has this name.
+        """
+        if name and isinstance(self.models.get(name), AdapterModel):
+            message = f"Embeddings are computed without adapters\nhint: set `model` to {self.model.id!r}"
+            raise bad_request(message, param="model")
 
     def check_model(self, name: str) -> Model:
         """Returns the model of a name.

@@ -5,7 +5,7 @@ import shlex
 from typing import Any
 
 from llm.inference import Engine
-from llm.models.costs import kv_bytes_per_token, num_parameters
+from llm.models.costs import num_parameters
 from llm.models.layers.packed import packed_matrices
 from llm.settings.server import ServerConfig
 
@@ -31,12 +31,13 @@ def _memory(engine: Engine, config: ServerConfig) -> dict[str, str]:
     types = dict.fromkeys([*sorted({scheme for matrix in packed for scheme in matrix.schemes}), _plain(dtype)])
     num_blocks, block_size = engine.stats()["blocks_total"], config.engine.block_size
     num_tokens = num_blocks * block_size
-    cache_bytes = num_tokens * kv_bytes_per_token(model.config, dtype)
+    cache_type, token_bytes = engine.cache_format
     return {
         "model": f"{num_parameters(model.config):,} parameters, {_size(weights_bytes)} as {', '.join(types)}",
         "backend": engine.runner.backend,
         "context": f"{engine.max_model_len:,} tokens",
-        "cache": f"{_size(cache_bytes)} for {num_tokens:,} tokens, {num_blocks:,} blocks of {block_size}",
+        "cache": f"{_size(num_tokens * token_bytes)} for {num_tokens:,} tokens, {num_blocks:,} blocks of {block_size}, "
+        f"{token_bytes:,} bytes a token as {cache_type}",
     }
 
 

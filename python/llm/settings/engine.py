@@ -8,6 +8,7 @@ from msgspec import Meta
 from llm.errors import ConfigError
 
 Backend: TypeAlias = Literal["auto", "kernels", "torch"]
+CacheDtype: TypeAlias = Literal["auto", "int8", "fp8"]
 
 
 class NgramSpeculation(
@@ -67,6 +68,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_cache_memory_bytes: (
         Annotated[int, Meta(ge=1, description="Size of the key-value cache; null: a share of free memory.")] | None
     ) = None
+    kv_cache_dtype: Annotated[CacheDtype, Meta(description="Format of cached keys and values; fp8: on CUDA.")] = "auto"
     backend: Annotated[
         Backend, Meta(description="Implementation that runs the model; auto: CPU kernels where they support it.")
     ] = "auto"
@@ -74,7 +76,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Annotated[int, Meta(ge=1, le=1024, description="Number of threads of the CPU kernels; null: one per core.")]
         | None
     ) = None
-    packed_weights: Annotated[bool, Meta(description="Keep quantised weights packed in memory, on a CPU.")] = False
+    packed_weights: Annotated[
+        Literal["auto"] | bool,
+        Meta(description="Keep quantised weights packed on a CPU; auto: where kernels can multiply."),
+    ] = "auto"
     enable_prefix_caching: Annotated[
         bool, Meta(description="Reuse computed cache blocks for prompts with the same beginning.")
     ] = True

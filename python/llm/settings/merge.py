@@ -122,6 +122,7 @@ def _merged(
     for dotted, value in from_environment(ENV_PREFIX, environ):
         # Variables without a section, and those of a server, aren't settings of a run.
         if "." in dotted and not dotted.startswith("server."):
+            check_variable(ENV_PREFIX, dotted, value, RunConfig)
             assign(values, dotted, value)
     for override in overrides:
         assign(values, *(_parsed(override) if isinstance(override, str) else override))
@@ -165,6 +166,21 @@ def from_environment(prefix: str, environ: Mapping[str, str]) -> list[tuple[str,
         for name, text in sorted(environ.items())
         if name.startswith(prefix)
     ]
+
+
+def check_variable(prefix: str, dotted: str, value: Any, kind: type[msgspec.Struct]) -> None:
+    """Checks that a variable, found by `from_environment`, names a setting of `kind`.
+
+    Raises:
+        ConfigError: It doesn't; the message names the variable and the nearest setting.
+    """
+    values: dict[str, Any] = {}
+    assign(values, dotted, value)
+    try:
+        _refuse_unknown_keys(values, kind, "")
+    except ConfigError as error:
+        name = prefix + dotted.replace(".", "__").upper()
+        raise ConfigError(f"the variable `{name}` names no setting: {error}") from None
 
 
 def _parsed(override: str) -> tuple[str, Any]:

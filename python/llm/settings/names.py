@@ -40,6 +40,12 @@ _SYNONYMS = {
     "hidden_dim": "model.hidden_size",
     "log_interval": "training.log_every",
     "logging_steps": "training.log_every",
+    "learn": "data.loss_on",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.input_dropout",
+    "lora_r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "lora_target_modules": "lora.target_modules",
     "lr": "optimizer.learning_rate",
     "lr_scheduler": "optimizer.schedule",
     "lr_scheduler_type": "optimizer.schedule",
@@ -106,6 +112,10 @@ _RELATED = {
 # Switches of other programs for what is a value here.
 _VALUES = {
     "adamw": "optimizer.name=adamw",
+    "assistant_only_loss": "data.loss_on=assistant",
+    "completion_only_loss": "data.loss_on=assistant",
+    "train_on_inputs": "data.loss_on=all",
+    "train_on_responses_only": "data.loss_on=assistant",
     "adamw8bit": "optimizer.name=adamw8bit",
     "adamw_8bit": "optimizer.name=adamw8bit",
     "amp": "training.precision=auto",
@@ -135,13 +145,24 @@ _VALUES = {
 LIST_HINT = "\nhint: `llm train --settings` lists every setting"
 
 
-def full_name(name: str) -> str | None:
-    """The setting that `name` stands for without doubt, as `section.field`; None if there is none or several."""
+def full_name(name: str, section: str | None = None) -> str | None:
+    """The setting that `name` stands for without doubt, as `section.field`; None if there is none or several.
+
+    Args:
+        name: The last part of a setting's name, or a synonym.
+        section: The section whose settings are meant where others have the name as well.
+    """
     word = _word(name)
-    own = [dotted for dotted in _all_names() if dotted.partition(".")[2] == word]
+    own = _with_last_part(word)
+    if f"{section}.{word}" in own:
+        return f"{section}.{word}"
     if word in _RELATED or len(own) > 1:
         return None
     return own[0] if own else _existing(_SYNONYMS).get(word)
+
+
+def _with_last_part(word: str) -> list[str]:
+    return [dotted for dotted in _all_names() if dotted.partition(".")[2] == word]
 
 
 def full_name_or_error(name: str) -> str:
@@ -161,6 +182,8 @@ def hint_for(name: str) -> str:
     word, names = _word(name), _by_last_part()
     if word in _VALUES:
         return f"\nhint: did you mean `{_VALUES[word]}`?"
+    if len(own := _with_last_part(word)) > 1 and word not in _RELATED:
+        return f"\nhint: did you mean {' or '.join(f'`{dotted}=…`' for dotted in own)}?"
     nearest = [word] if word in names else difflib.get_close_matches(word, names, n=1, cutoff=0.7)
     return f"\nhint: did you mean `{names[nearest[0]]}=…`?" if nearest else ""
 

@@ -10,7 +10,7 @@ from llm.settings.merge import validated
 from llm.settings.names import suggest
 
 Scheme: TypeAlias = Literal["int4", "int8", "w8a8", "q8_0", "q4_0", "q4_k", "q6_k"]
-Method: TypeAlias = Literal["auto", "rtn", "gptq"]
+Method: TypeAlias = Literal["auto", "rtn", "gptq", "awq"]
 QuantizedFormat: TypeAlias = Literal["auto", "compressed-tensors", "gguf"]
 GROUP_SIZES = (32, 64, 128)
 # llama.cpp's types of the same bits, whose blocks hold a scale and integers of a row like a group does.
@@ -36,7 +36,9 @@ class QuantizationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     calibration: Annotated[
         tuple[str, ...], Meta(description="Files, directories or patterns of text; default: Shakespeare's plays.")
     ] = ()
-    calibration_tokens: Annotated[int, Meta(ge=64, description="Number of tokens that gptq learns from.")] = 16384
+    calibration_tokens: Annotated[int, Meta(ge=64, description="Number of tokens that gptq and awq learn from.")] = (
+        16384
+    )
     heldout_tokens: Annotated[
         int, Meta(ge=64, description="Number of further tokens on which the result is compared with the original.")
     ] = 4096
@@ -65,10 +67,10 @@ class QuantizationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
                 f"`scheme` must be int4, int8 or w8a8 for compressed-tensors, got {self.scheme!r}\n"
                 "hint: q8_0, q4_0, q4_k and q6_k are types of GGUF files"
             )
-        if self.method == "gptq" and self.stored in ("q4_k", "q6_k"):
+        if self.method in ("gptq", "awq") and self.stored in ("q4_k", "q6_k"):
             raise ConfigError(
-                f"`method` must be rtn for {self.stored}, got 'gptq'\nhint: gptq rounds for int4, int8, w8a8, "
-                "q4_0 and q8_0"
+                f"`method` must be rtn for {self.stored}, got {self.method!r}\n"
+                f"hint: {self.method} rounds for int4, int8, w8a8, q4_0 and q8_0"
             )
 
     @property
@@ -82,7 +84,7 @@ class QuantizationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         return self.stored.startswith("q")
 
     @property
-    def chosen_method(self) -> Literal["rtn", "gptq"]:
+    def chosen_method(self) -> Literal["rtn", "gptq", "awq"]:
         """The method, where `auto` is resolved."""
         if self.method != "auto":
             return self.method

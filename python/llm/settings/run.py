@@ -1,19 +1,26 @@
 """Every setting of a training run: its type, range and meaning."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
 from llm.errors import ConfigError
+from llm.settings.distillation import DistillationConfig
+from llm.settings.grpo import GrpoConfig
 from llm.settings.model import ModelConfig
+from llm.settings.preference import PreferenceConfig
 from llm.settings.sampling import Temperature, TopK, TopP
 
 # How text is cut into pieces that merges stay within; `llama3` and `gpt4` are the same.
 PatternName: TypeAlias = Literal["gpt2", "gpt4", "cl100k", "o200k", "llama3", "qwen2", "whitespace"]
 
 ProfiledStep: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+RowFormat: TypeAlias = Literal["auto", "messages", "conversations", "prompt", "instruction", "pairs", "labels"]
 LogTarget: TypeAlias = Literal["csv", "tensorboard", "wandb"]
+# What the only source of a kind is called.
+_SOURCE_NAMES = {"chat": "chats", "preference": "preferences", "prompt": "prompts"}
 
 
 class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,7 +30,10 @@ class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     kind: Annotated[Literal["bpe", "character"], msgspec.Meta(description="Kind of tokenizer to train.")] = "bpe"
     vocab_size: Annotated[int, msgspec.Meta(ge=1, description="Number of entries of a newly trained tokenizer.")] = 4096
     pattern: Annotated[PatternName, msgspec.Meta(description="Pattern that splits text before merging.")] = "gpt4"
-    chat_template: Annotated[str, msgspec.Meta(description="Built-in chat template: `chatml` or `play`.")] | None = None
+    chat_template: (
+        Annotated[str, msgspec.Meta(description="Chat template: `chatml`, `play` or a Jinja file; null: its own.")]
+        | None
+    ) = None
     sample_bytes: Annotated[
         int, msgspec.Meta(ge=1, description="Text to train a tokenizer on at most, taken evenly from all of it.")
     ] = 2**28
@@ -41,7 +51,12 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a run learns from."""
 
-    kind: Annotated[Literal["text", "synthetic"], msgspec.Meta(description="Text files or synthetic samples.")] = "text"
+    kind: Annotated[
+        Literal["text", "chat", "preference", "prompt", "synthetic"],
+        msgspec.Meta(
+            description="Text, rows of chats (`llm sft`), preferences (`llm dpo`), prompts (`llm grpo`), or synthetic."
+        ),
+    ] = "text"
     paths: Annotated[tuple[str, ...], msgspec.Meta(description="Files, directories or globs.")] = ()
     field: Annotated[str, msgspec.Meta(description="Field or column with the text, of .jsonl and .parquet.")] = "text"
     separator: (
@@ -72,6 +87,20 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     num_samples: (
         Annotated[int, msgspec.Meta(ge=1, description="Number of samples to use or generate; null: all.")] | None
     ) = None
+    row_format: Annotated[
+        RowFormat,
+        msgspec.Meta(description="Fields of a row of kind `chat` or `preference`; auto: by what the row has."),
+    ] = "auto"
+    loss_on: Annotated[
+        Literal["assistant", "last", "all"],
+        msgspec.Meta(
+            description="What is learnt of a row: all turns of the assistant, the last one, or all of its text."
+        ),
+    ] = "assistant"
+    too_long: Annotated[
+        Literal["error", "drop", "cut"],
+        msgspec.Meta(description="What happens to a row that is longer than a sample; cut: its end is left out."),
+    ] = "error"
     log_samples: Annotated[
         bool, msgspec.Meta(description="Log the numbers of each batch's samples to `data/samples.rank<N>.jsonl`.")
     ] = False
@@ -80,7 +109,7 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def all_sources(self) -> tuple[SourceConfig, ...]:
         """Every source with a name; `paths` are one."""
         if not self.sources:
-            return (SourceConfig(name="text", paths=self.paths),)
+            return (SourceConfig(name=_SOURCE_NAMES.get(self.kind, self.kind), paths=self.paths),)
         return tuple(
             msgspec.structs.replace(source, name=source.name or Path(source.paths[0]).name.partition(".")[0])
             for source in self.sources
@@ -97,6 +126,13 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError(
                 f"text comes from `data.paths` or `data.sources`, got both: {', '.join(self.paths)} and "
                 f"{len(self.sources)} sources\nhint: name each text once"
+            )
+        if self.kind == "preference" and (self.packing or self.loss_on != "assistant"):
+            wrong = "data.packing=true" if self.packing else f"data.loss_on={self.loss_on}"
+            raise ConfigError(
+                f"`{wrong}` can't be combined with `data.kind=preference`\n"
+                "hint: leave it out: a sample is the answers of one row, what is learnt are the answers, and a pass "
+                "computes its answers side by side without padding anyway"
             )
         if self.packing and self.sampling == "crops":
             raise ConfigError("`data.sampling` must be windows with `data.packing`, got crops")
@@ -263,6 +299,44 @@ class GenerationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     top_p: TopP | None = None
 
 
+class LoraConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Low-rank adapters that a run trains in place of the weights it starts from."""
+
+    rank: (
+        Annotated[int, msgspec.Meta(ge=1, description="Rank of each adapter; null: all weights are trained.")] | None
+    ) = None
+    alpha: (
+        Annotated[float, msgspec.Meta(gt=0, description="Factor on an update, over its rank; null: twice the rank.")]
+        | None
+    ) = None
+    input_dropout: Annotated[
+        float, msgspec.Meta(ge=0, lt=1, description="Share of an adapter's inputs that are dropped.")
+    ] = 0.0
+    target_modules: Annotated[
+        tuple[str, ...],
+        msgspec.Meta(min_length=1, description="Projections by Hugging Face's names, or `all-linear`."),
+    ] = ("all-linear",)
+    use_rslora: Annotated[
+        bool, msgspec.Meta(description="Divide `alpha` by the root of the rank, which suits high ranks.")
+    ] = False
+    use_dora: Annotated[bool, msgspec.Meta(description="Train the length of each row beside its direction.")] = False
+
+    @property
+    def scale(self) -> float:
+        """Factor on the product of an adapter's two matrices.
+
+        Source: Hu et al. 2021, "LoRA", section 4.1; Kalajdzievski 2023, "A Rank Stabilization Scaling Factor for
+        Fine-Tuning with LoRA", theorem 3.2.
+        """
+        return scale_of(self.rank or 1, self.alpha, use_rslora=self.use_rslora)
+
+
+def scale_of(rank: int, alpha: float | None, *, use_rslora: bool) -> float:
+    """Returns `alpha` over the rank, or over its root; without `alpha`, that of twice the rank."""
+    wide = 2.0 * rank if alpha is None else alpha
+    return wide / (math.sqrt(rank) if use_rslora else rank)
+
+
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that decides a training run; saved in its `run.json`."""
 
@@ -272,6 +346,10 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     generation: GenerationConfig = GenerationConfig()
+    lora: LoraConfig = LoraConfig()
+    preference: PreferenceConfig = PreferenceConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    distillation: DistillationConfig = DistillationConfig()
 
     @property
     def context_length(self) -> int:
@@ -290,4 +368,28 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ConfigError(
                 f"`training.batch_size` must be a multiple of `training.gradient_accumulation_steps` "
                 f"({self.training.gradient_accumulation_steps}), got {self.training.batch_size}"
+            )
+        self._check_lora()
+        self.distillation.check_fits(self.data.kind, self.training.task)
+        self.preference.check_fits(self.data.kind, sharding=self.training.sharding, rank=self.lora.rank)
+        self.grpo.check_fits(self)
+
+    def _check_lora(self) -> None:
+        training = self.training
+        if self.lora.rank is None:
+            if self.lora != LoraConfig():
+                raise ConfigError(
+                    "`lora.rank` must be given with other settings of `lora`, got null\nhint: lora.rank=16"
+                )
+            return
+        if training.task != "lm" or training.init_from is None:
+            raise ConfigError(
+                f"`lora.rank` needs trained weights to start from, got `training.task={training.task}` and "
+                f"`training.init_from={training.init_from}`\nhint: `--init-from` names a checkpoint"
+            )
+        if training.precision == "float8" or training.sharding == "fsdp":
+            wrong = "precision=float8" if training.precision == "float8" else "sharding=fsdp"
+            raise ConfigError(
+                f"`lora.rank` can't be combined with `training.{wrong}`\n"
+                "hint: training.precision=bfloat16 and training.sharding=ddp train adapters"
             )

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from llm.errors import ConfigError
 from llm.settings.engine import EngineConfig
-from llm.settings.merge import assign, from_builtins, from_environment, read_toml, validated
+from llm.settings.merge import assign, check_variable, from_builtins, from_environment, read_toml, validated
 from llm.settings.names import suggest
 
 _ENV_PREFIX = "LLM_SERVER__"
@@ -40,11 +40,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Annotated[str, Meta(min_length=1, description="PEM file of the certificate and its chain; null: plain HTTP.")]
         | None
     ) = None
-    tls_key: Annotated[str, Meta(min_length=1, description="PEM file of the certificate's private key.")] | None = None
+    tls_key: Annotated[str, Meta(min_length=1, description="PEM file of the private key.")] | None = None
     served_model_name: Annotated[
         tuple[Annotated[str, Meta(min_length=1)], ...],
         Meta(description="Names of the model for clients; none: the directory's name."),
     ] = ()
+    adapters: Annotated[
+        tuple[Annotated[str, Meta(pattern="^[^=]+=.+$")], ...],
+        Meta(description="NAME=DIR; a request's `model` is NAME."),
+    ] = ()
+    adapter_loading: Annotated[bool, Meta(description="Let clients load and unload adapters.")] = False
     dtype: Annotated[str, Meta(description="Number type of the weights: auto, float32, bfloat16 or float16.")] = "auto"
     engine: Annotated[EngineConfig, Meta(description="Limits of the engine.")] = EngineConfig()
     max_body_bytes: Annotated[int, Meta(ge=1, description="Largest accepted request body.")] = 10 * 2**20
@@ -78,13 +83,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     grace_s: Annotated[float, Meta(ge=0.0, description="Seconds given to running requests when the server stops.")] = (
         10.0
     )
-    response_store: (
-        Annotated[str, Meta(min_length=1, description="File to store responses in; null: memory.")] | None
-    ) = None
+    response_store: Annotated[str, Meta(min_length=1, description="File for responses; null: memory.")] | None = None
     response_store_max_count: Annotated[int, Meta(ge=0, description="Largest number of stored responses.")] = 10_000
-    response_store_max_bytes: Annotated[int, Meta(ge=0, description="Largest total size of stored responses.")] = (
-        256 * 2**20
-    )
+    response_store_max_bytes: Annotated[int, Meta(ge=0, description="Total size of stored responses.")] = 256 * 2**20
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"], Meta(description="Least severe messages to log.")
     ] = "info"
@@ -98,11 +99,19 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Checks the rule across fields.
 
         Raises:
-            ConfigError: Only one of `tls_certificate` and `tls_key` is given.
+            ConfigError: Only one of `tls_certificate` and `tls_key` is given, or two adapters have one name.
         """
+        if len(self.adapter_paths) < len(self.adapters):
+            raise ConfigError(f"`adapters` must have names of their own, got {', '.join(self.adapters)}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             given, missing = ("tls_certificate", "tls_key") if self.tls_key is None else ("tls_key", "tls_certificate")
             raise ConfigError(f"`{given}` needs `{missing}`, got none")
+
+    @property
+    def adapter_paths(self) -> dict[str, str]:
+        """The directories of `adapters` by their names."""
+        pairs = (adapter.partition("=") for adapter in self.adapters)
+        return {name: path for name, _, path in pairs}
 
     def __repr__(self) -> str:
         """Leaves the keys out: a config ends up in tracebacks and logs."""
@@ -141,6 +150,8 @@ def load_server_config(
     """
     values = read_toml(Path(file)) if file else {}
     for dotted, value in from_environment(_ENV_PREFIX, os.environ if environ is None else environ):
+        own = f"engine.{dotted}" if dotted in EngineConfig.__struct_fields__ else dotted
+        check_variable(_ENV_PREFIX, own, value, ServerConfig)
         assign(values, dotted, value)
     values |= msgspec.to_builtins(settings)
     for name in EngineConfig.__struct_fields__:

@@ -14,8 +14,10 @@ from llm.tokenization.chat import (
     render_chat,
     use_chat_template,
 )
+from llm.tokenization.chat_files import choose_chat_template
 from llm.tokenization.chat_mask import ChatEncoding, encode_chat_with_mask
 from llm.tokenization.formats import load_tokenizer, write_tokenizer
+from llm.tokenization.framing import frame_of
 from llm.tokenization.options import EncodeOptions, Encoding, FlatIds, PaddedEncodeOptions, PadOptions
 from llm.tokenization.padding import PaddedBatch
 from llm.tokenization.settings import TokenizerSettings
@@ -39,8 +41,10 @@ __all__ = [
     "TokenArray",
     "TokenStream",
     "TokenizerSettings",
+    "choose_chat_template",
     "encode_chat",
     "encode_chat_with_mask",
+    "frame_of",
     "load_tokenizer",
     "render_chat",
     "use_chat_template",

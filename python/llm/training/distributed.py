@@ -150,6 +150,15 @@ def over_processes(values: Tensor) -> Tensor:
     return summed
 
 
+def largest_over_processes(value: float, device: torch.device) -> float:
+    """Returns the largest value of all processes."""
+    if not dist.is_initialized():
+        return value
+    found = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return float(found)
+
+
 @contextlib.contextmanager
 def explains_lost_processes() -> Iterator[None]:
     """Names another process as the cause where communication with it breaks off.

@@ -21,8 +21,6 @@ from llm.training.launch import Settings, trial
 from llm.training.metrics import FitStart, StepMetrics
 
 _PROBED_STEPS = 3
-# A step is a forward pass and a backward pass of twice the work.
-_VALIDATION_SHARE = 1 / 3
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -106,6 +104,7 @@ class _Probe(Callback):
     """Times the steps after the first, which also pays for what is done once."""
 
     def __init__(self) -> None:
+        self.steps_per_batch = 1
         self.times: list[float] = []
         self.last: StepMetrics | None = None
 
@@ -115,7 +114,8 @@ class _Probe(Callback):
     def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:  # noqa: ARG002
         self.times.append(time.perf_counter())
         self.last = metrics
-        if metrics.step > _PROBED_STEPS:
+        # Whole batches, where several steps share one that takes time to make.
+        if metrics.step > _PROBED_STEPS and metrics.step % self.steps_per_batch == 1 % self.steps_per_batch:
             raise _Enough
 
     @property
@@ -127,7 +127,7 @@ class _Probe(Callback):
 def dry_run(
     config: Settings = None, *, overrides: Iterable[Override] = (), tokenizer: BaseTokenizer | None = None
 ) -> Forecast:
-    """Prepares a run in a temporary directory, trains four steps of it, and returns what the whole of it would take.
+    """Prepares a run in a temporary directory, trains its first steps, and returns what the whole of it would take.
 
     Args:
         config: As in `launch`.
@@ -139,6 +139,7 @@ def dry_run(
     """
     probe = _Probe()
     with trial(config, overrides=overrides, tokenizer=tokenizer, callbacks=[probe]) as engine:
+        probe.steps_per_batch = engine.task.steps_per_batch
         with contextlib.suppress(_Enough):
             engine.fit()
         return _forecast(engine, probe)
@@ -148,19 +149,20 @@ def _forecast(engine: TrainingEngine, probe: _Probe) -> Forecast:
     assert probe.last is not None  # noqa: S101 (a run has at least one step)
     config, settings = engine.config, engine.config.training
     targets = probe.last.targets // probe.last.step
+    task = engine.task
     held_out = 0 if engine.validation is None else len(engine.validation)
     return Forecast(
         config=config,
         num_parameters=sum(parameter.numel() for parameter in engine.model.parameters()),
         total_steps=engine.total_steps,
         targets=engine.total_steps * targets,
-        unit=engine.task.unit,
-        passes=engine.total_steps * settings.batch_size / len(engine.loader.dataset),
+        unit=task.unit,
+        passes=engine.total_steps / task.steps_per_batch * settings.batch_size / len(engine.loader.dataset),
         memory=_memory(engine),
         probed_memory_bytes=probe.last.memory_bytes,
         checkpoint_bytes=_checkpoint_bytes(engine),
         step_s=probe.step_s,
-        validation_s=held_out / settings.batch_size * probe.step_s * _VALIDATION_SHARE,
+        validation_s=held_out / settings.batch_size * probe.step_s * task.validation_share,
         mfu=probe.last.mfu,
         device=f"{engine.distributed.device}, {str(engine.dtype).removeprefix('torch.')}",
     )
@@ -173,7 +175,7 @@ def _memory(engine: TrainingEngine) -> MemoryEstimate | None:
     passes = settings.gradient_accumulation_steps * engine.distributed.world_size
     estimate = estimate_memory(
         engine.model.config,
-        -(-settings.batch_size // passes),
+        -(-settings.batch_size * engine.task.sequences_per_sample // passes),
         engine.config.context_length,
         engine.dtype,
         gradient_checkpointing=settings.gradient_checkpointing,

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm.checkpoint import load_tensors, read_json, save_tensors
+from llm.checkpoint import Run, load_tensors, read_json, save_tensors
 from llm.checkpoint.space import explains_failed_writes
-from llm.data import RegressionBatch, TokenBatch
+from llm.data import RegressionBatch, RolloutBatch, TokenBatch
 from llm.errors import DataError, FileError, TrainingError
+from llm.training.distributed import Distributed, whole
 
-_KINDS = {kind.__name__: kind for kind in (TokenBatch, RegressionBatch)}
+_KINDS = {kind.__name__: kind for kind in (TokenBatch, RegressionBatch, RolloutBatch)}
 _WEIGHTS = "weights.safetensors"
 _FACTS = "dump.json"
 _SHOWN = 16  # samples in a message
@@ -66,6 +67,19 @@ def not_finite(bad: BadStep, steps_per_epoch: int, dump: Path | FileError, dtype
         f"{bad.loss} and the gradient norm {bad.grad_norm}; both must be finite\n"
         f"hint: {where or f'no dump: {dump}'}; {', '.join(ways[:-1])} or {ways[-1]}, then start again or resume"
     )
+
+
+def dump(run: Run, bad: BadStep, model: nn.Module, distributed: Distributed) -> Path | FileError:
+    """Writes what `replay` needs, in all processes at once, and returns the directory, or why there is none."""
+    directory = run.path / "dumps" / f"step_{bad.step + 1:08d}"
+    state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+    try:
+        write_dump(directory, bad, state if distributed.is_main else None)
+    except FileError as error:
+        return error
+    finally:
+        distributed.sum(1.0)  # no process may end before all have written
+    return directory
 
 
 def write_dump(directory: Path, bad: BadStep, state: dict[str, Tensor] | None) -> None:
@@ -127,6 +141,8 @@ def _taken_apart(parts: Sequence[Any]) -> tuple[dict[str, Tensor], list[dict[str
             value = getattr(part, field.name)
             if isinstance(value, Tensor):
                 tensors[f"{number}.{field.name}"] = value
+            elif isinstance(value, Mapping) and all(isinstance(one, Tensor) for one in value.values()):
+                tensors |= {f"{number}.{field.name}.{name}": tensor for name, tensor in value.items()}
             else:
                 about[field.name] = value
         described.append(about)
@@ -138,9 +154,11 @@ def _put_together(number: int, about: dict[str, Any], tensors: dict[str, Tensor]
     if kind is None:
         raise DataError("the dump's batch is of a class of your own: take its `sample_ids` from your data")
     start = f"{number}."
-    values: dict[str, Any] = {
-        name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)
-    }
+    values: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(start):
+            field, _, inner = name.removeprefix(start).partition(".")
+            values |= {field: values.get(field, {}) | {inner: tensor}} if inner else {field: tensor}
     values |= {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
     return kind(**values)
 

@@ -1,9 +1,8 @@
 """The training loop."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,17 @@ from torch import nn
 from torch.profiler import record_function
 
 from llm.checkpoint import Checkpoint, Run, step_of
-from llm.data import BaseDataModule, BatchLoader, in_order
-from llm.errors import FileError, TrainingError
+from llm.data import BaseDataModule, Batch, BatchLoader, in_order
+from llm.errors import TrainingError
 from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer
 from llm.training.allocator import kept_memory
 from llm.training.best import BestLoss
 from llm.training.callbacks import Callback
-from llm.training.distributed import Distributed, whole
-from llm.training.dumps import BadStep, not_finite, write_dump
+from llm.training.distributed import Distributed
+from llm.training.dumps import BadStep, dump, not_finite
 from llm.training.meter import Meter, elapsed_at
-from llm.training.metrics import FitStart, StepMetrics
+from llm.training.metrics import FitStart, StepMetrics, means_of
 from llm.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from llm.training.parallel import ParallelModel
 from llm.training.precision import autocast, autocast_dtype
@@ -42,6 +41,7 @@ class _BatchSums:
 
     loss: float
     num_targets: float
+    num_positions: float
     num_bytes: float
     auxiliary: dict[str, float]
 
@@ -90,10 +90,14 @@ class TrainingEngine:
             run.data.mkdir(parents=True, exist_ok=True)
             self.loader.log_file = run.data / f"samples.rank{self.distributed.rank}.jsonl"
         self.validation = data.validation_dataset()
-        self.total_steps = settings.max_steps or settings.epochs * self.loader.steps_per_epoch
+        self.total_steps = settings.max_steps or settings.epochs * self.loader.steps_per_epoch * task.steps_per_batch
         self._seed(-1)
         self.dtype = autocast_dtype(settings.precision, device)
-        self.parallel = ParallelModel(task.build_model(), self.distributed, settings.sharding, self.dtype)
+        # Frozen weights have neither gradients nor moments, which are what sharding divides. Preferences take as many
+        # passes as a process has batches, and a sharded model needs as many in each.
+        is_whole = config.lora.rank is not None or config.data.kind == "preference"
+        sharding = "ddp" if is_whole else settings.sharding
+        self.parallel = ParallelModel(task.build_model(), self.distributed, sharding, self.dtype)
         self.model = self.parallel.model
         self._parameters = tuple(self.model.parameters())
         self.optimizer = build_optimizer(self.model, config.optimizer, self.dtype)
@@ -105,6 +109,7 @@ class TrainingEngine:
         self.step = 0
         self.skipped_steps = 0
         self._skips_in_a_row = 0
+        self._parts: list[Batch] = []
         self._last_validated = -1
         self._validation_due = False
         self.best = BestLoss()
@@ -162,9 +167,10 @@ class TrainingEngine:
             return {}
         self.model.eval()
         names = self.validation.source_names
-        sums = np.zeros(3 + 2 * len(names))
+        sums = np.zeros(3 + 2 * len(names) + 2 * len(self.task.metric_names))
         per_pass = self.config.training.batch_size // self.loader.parts
         rank, world_size = self.distributed.rank, self.distributed.world_size
+        self._prepare_task(in_order(self.validation, per_pass, rank, world_size))
         with torch.no_grad():
             batches = in_order(self.validation, per_pass, rank, world_size)
             for batch, counts in self.parallel.in_step(
@@ -176,13 +182,26 @@ class TrainingEngine:
                 if not counts:
                     continue
                 by_source = self.task.sums_by_source(batch, len(names)) if names else ()
-                sums += [loss_sum, self.task.count_targets(batch), self.task.count_bytes(batch), *by_source]
+                counted = (self.task.count_targets(batch), self.task.count_bytes(batch))
+                sums += [loss_sum, *counted, *by_source, *self.task.metric_sums(batch)]
         self.model.train()
         *totals, self._stop_votes = self.distributed.sum(*sums, self._stop.vote)
         self._validation_due = self._stop_votes > 0
         if self._validation_due:
             return {}
-        return self.task.validation_metrics(*totals[:3]) | _by_source("validation_loss", names, totals[3:])
+        keys = [f"validation_loss/{name}" for name in names]
+        further = [f"validation_{name}" for name in self.task.metric_names]
+        end = 3 + 2 * len(names)
+        found = self.task.validation_metrics(*totals[:3])
+        return found | means_of(keys, totals[3:end]) | means_of(further, totals[end:])
+
+    def _prepare_task(self, parts: Iterable[Batch]) -> None:
+        """Lets the task compute what the losses of all batches of this process need, before the first pass."""
+        if type(self.task).prepare is Task.prepare:
+            return
+        device = self.distributed.device
+        with torch.no_grad(), autocast(device, self.dtype):
+            self.task.prepare(self.model, (part.to(device) for part in parts))
 
     def _advance(self) -> None:
         """Runs one optimizer step, then any validation, checkpoint and logging that is due."""
@@ -201,7 +220,7 @@ class TrainingEngine:
         batch = self._accumulate_gradients()
         with record_function("optimizer"):
             self.scaler.unscale_(self.optimizer)
-            grad_norm = clip_gradients(self._parameters, self.config.optimizer.max_grad_norm)
+            grad_norm = clip_gradients(self.optimizer, self._parameters, self.config.optimizer.max_grad_norm)
             self._check_finite(batch, grad_norm)
             self.saver.wait_for_copy()
             self.scaler.step(self.optimizer)
@@ -212,27 +231,27 @@ class TrainingEngine:
         metrics = StepMetrics(
             self.step, batch.loss, learning_rate, grad_norm, skipped_steps=self.skipped_steps, facts=facts
         )
-        return self.meter.measured(metrics, batch.num_targets, batch.num_bytes)
+        num_bytes = batch.num_bytes if self.task.loss_is_entropy else 0
+        return self.meter.measured(metrics, batch.num_targets, num_bytes, batch.num_positions)
 
     def _accumulate_gradients(self) -> _BatchSums:
         """Runs forward and backward passes over this process's parts of the batch."""
-        first = self.distributed.rank * self.accumulation
-        parts = [self.loader.part(self.step, first + idx) for idx in range(self.accumulation)]
-        num_targets, num_bytes = self.distributed.sum(
-            sum(map(self.task.count_targets, parts)), sum(map(self.task.count_bytes, parts))
-        )
-        if num_targets == 0:
+        parts = self._batches()
+        counts = (self.task.count_targets, self.task.count_positions, self.task.count_bytes)
+        num_targets, num_positions, num_bytes = self.distributed.sum(*(sum(map(count, parts)) for count in counts))
+        if num_targets == 0 and not self.task.may_lack_targets:
             raise TrainingError(f"step {self.step + 1}: every label of the batch is masked, so there is no target")
-        total = 0.0
+        self._prepare_task(parts)
+        divisor, total = max(1, num_targets), 0.0
         further: dict[str, float] = {}
         names = self.loader.dataset.source_names
-        by_source = np.zeros(2 * len(names))
+        by_source, metrics = np.zeros(2 * len(names)), np.zeros(2 * len(self.task.metric_names))
         for idx, part in enumerate(parts):
             with self.parallel.gradient_sync(last=idx == len(parts) - 1):
-                with autocast(self.distributed.device, self.dtype), record_function("forward"):
-                    loss = self.task.loss_sum(self.parallel.module, part.to(self.distributed.device)) / num_targets
+                with record_function("forward"), autocast(self.distributed.device, self.dtype):
+                    loss = self.task.loss_sum(self.parallel.module, part.to(self.distributed.device)) / divisor
                 objective, additions = loss, self.task.auxiliary_losses(self.model)
-                share = self.task.count_targets(part) / num_targets if additions else 0.0
+                share = self.task.count_targets(part) / divisor if additions else 0.0
                 for name, (weight, value) in additions.items():
                     objective = objective + share * weight * value
                     further[name] = further.get(name, 0.0) + share * float(value.detach())
@@ -243,15 +262,34 @@ class TrainingEngine:
             total += float(loss.detach())
             if names:
                 by_source += self.task.sums_by_source(part, len(names))
+            if self.task.metric_names:
+                metrics += self.task.metric_sums(part)
         # A signal to one process must stop all processes at the same step.
         loss_sum, self._stop_votes, *values = self.distributed.sum(
-            total, self._stop.vote, *further.values(), *by_source
+            total, self._stop.vote, *further.values(), *by_source, *metrics
         )
-        auxiliary = dict(zip(further, values, strict=False)) | _by_source("loss", names, values[len(further) :])
-        return _BatchSums(loss_sum, num_targets, num_bytes, auxiliary)
+        auxiliary = dict(zip(further, values, strict=False))
+        start, end = len(further), len(further) + len(by_source)
+        auxiliary |= means_of([f"loss/{name}" for name in names], values[start:end])
+        auxiliary |= means_of(self.task.metric_names, values[end:])
+        return _BatchSums(loss_sum, num_targets, num_positions, num_bytes, auxiliary)
+
+    def _batches(self) -> list[Batch]:
+        """Returns this process's batches of the step."""
+        first, number = self.distributed.rank * self.accumulation, self._batch_number()
+        loaded = [self.loader.part(number, first + idx) for idx in range(self.accumulation)]
+        with autocast(self.distributed.device, self.dtype):
+            self._parts = self.task.batches(self.model, loaded, self.step)
+        return self._parts
+
+    def _batch_number(self) -> int:
+        """Returns the number of the part of the data that the next step is taken on."""
+        return self.step // self.task.steps_per_batch
 
     def _must_stop(self) -> bool:
         """Returns whether any process received a signal; the result is the same in every process."""
+        if self.step % self.task.steps_per_batch:
+            return False
         return self._stop.received if self.distributed.world_size == 1 else self._stop_votes > 0
 
     def _check_finite(self, batch: _BatchSums, grad_norm: float) -> None:
@@ -269,22 +307,12 @@ class TrainingEngine:
             grad_norm=grad_norm,
             num_targets=batch.num_targets,
             loss_scale=float(self.scaler.get_scale()),
-            sample_ids=tuple(int(one) for idx in passes for one in self.loader.sample_ids(self.step, idx)),
-            parts=tuple(self.loader.part(self.step, idx) for idx in passes),
+            sample_ids=tuple(int(one) for idx in passes for one in self.loader.sample_ids(self._batch_number(), idx)),
+            parts=tuple(self._parts),
         )
-        raise not_finite(bad, self.loader.steps_per_epoch, self._dump(bad), self.dtype)
-
-    def _dump(self, bad: BadStep) -> Path | FileError:
-        """Writes what `replay` needs and returns the directory, or why there is none."""
-        directory = self.run.path / "dumps" / f"step_{bad.step + 1:08d}"
-        state = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
-        try:
-            write_dump(directory, bad, state if self.distributed.is_main else None)
-        except FileError as error:
-            return error
-        finally:
-            self.distributed.sum(1.0)  # no process may end before all have written
-        return directory
+        raise not_finite(
+            bad, self.loader.steps_per_epoch, dump(self.run, bad, self.model, self.distributed), self.dtype
+        )
 
     def _validate_and_checkpoint(self, force: bool) -> bool:
         """Validates and saves a checkpoint if due or if `force` is set; returns whether it did either."""
@@ -314,7 +342,7 @@ class TrainingEngine:
     def _checkpoint(self, again: bool = False) -> None:
         """Saves a checkpoint, unless this step's is saved already and `again` is not set."""
         counters: dict[str, Any] = {"skipped_steps": self.skipped_steps, "validation_due": self._validation_due}
-        counters |= self.best.state() | {"data": self.loader.state(self.step)}
+        counters |= self.best.state() | {"data": self.loader.state(self._batch_number())}
         self._announce_checkpoints(wait=True)  # the best checkpoint needs its name before a later save removes others
         self.saver.save(self.step, counters | self.meter.state(), again=again)
         self._announce_checkpoints()
@@ -340,7 +368,7 @@ class TrainingEngine:
         self.step = counters["step"]
         self.skipped_steps = counters["skipped_steps"]
         self._validation_due = counters.get("validation_due", False)
-        self.loader.restore(counters.get("data"), self.step)
+        self.loader.restore(counters.get("data"), self._batch_number())
         self.meter.restore(counters, elapsed_at(self.run, self.step))
         self.best.restore(counters)
         self._publish_best(checkpoint)  # a crash may have come between the checkpoint and its name
@@ -370,10 +398,3 @@ class TrainingEngine:
 
 def _count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _by_source(key: str, names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
-    """Returns the mean of each source that has targets, from all sources' sums and then their numbers of targets."""
-    losses, counts = np.array(sums).reshape(2, -1)
-    found = zip(names, losses, counts, strict=True)
-    return {f"{key}/{name}": float(loss / count) for name, loss, count in found if count}

@@ -11,7 +11,7 @@ from llm.errors import ConfigError
 from llm.settings.merge import Override, load_run_config, raw_setting
 from llm.settings.model import ExpertsConfig, ModelConfig
 from llm.settings.run import RunConfig, TokenizerConfig
-from llm.tokenization import BaseTokenizer, load_tokenizer, use_chat_template
+from llm.tokenization import BaseTokenizer, choose_chat_template, load_tokenizer
 
 # Settings of a model that its weights don't depend on.
 _FREE = {"dropout", "attention_dropout", "initializer_range", "family"}
@@ -33,6 +33,11 @@ def load_start_config(
     checkpoint = resolve(path)
     if not checkpoint.is_decoder:
         raise ConfigError(f"`training.init_from` must name a decoder's checkpoint, got a {checkpoint.architecture}")
+    if checkpoint.is_reward_model and raw_setting("preference.loss", file, overrides, base=base) != "reward":
+        raise ConfigError(
+            f"`training.init_from` must name a model that writes text, got a {checkpoint.architecture}\n"
+            "hint: `llm reward` goes on with a reward model"
+        )
     own = checkpoint.config
     base = base or RunConfig()
     _check_same(_given(base.model), own, path)
@@ -73,7 +78,7 @@ def initial_tokenizer(
                 f"hint: leave out `tokenizer.{name}` or `training.init_from`"
             )
     if config.chat_template is not None:
-        use_chat_template(tokenizer, config.chat_template)
+        choose_chat_template(tokenizer, config.chat_template)
     return tokenizer
 
 

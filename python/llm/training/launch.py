@@ -5,35 +5,42 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 import torch
 
 from llm.checkpoint import Checkpoint, Run, resolve, step_of
-from llm.data import BaseDataModule, BatchLoader, SyntheticDataModule, TextDataModule
+from llm.data import BatchLoader, PreferenceDataModule, TextDataModule
 from llm.data.tokenize import mend_corpus
 from llm.errors import ConfigError
 from llm.models.device import resolve_device
 from llm.settings.merge import Override, given_settings, load_run_config
 from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer, load_tokenizer
+from llm.training.assembly import build_data, build_rows, build_task
 from llm.training.branching import branch_for_decay
-from llm.training.callbacks import Callback, check_log_targets, standard_callbacks
+from llm.training.callbacks import AnswerWriter, Callback, check_log_targets, standard_callbacks
 from llm.training.compilation import check_compiler, choose_compilation
 from llm.training.distributed import Distributed, explains_lost_processes
 from llm.training.engine import TrainingEngine
+from llm.training.fine_tuning import after_encoding, before_encoding
 from llm.training.float8 import describe_float8
+from llm.training.grpo import GrpoTask
 from llm.training.initial import initial_tokenizer, load_start_config
 from llm.training.memory import explains_out_of_memory
 from llm.training.plan import Plan, describe, expected_flops
 from llm.training.precision import autocast_dtype
 from llm.training.preparation import RunText
+from llm.training.prompts import prepare_prompts
+from llm.training.reference import attach_blank, attach_reference
 from llm.training.restarts import launcher_facts, was_begun_before
 from llm.training.resumption import as_begun, changed_facts, check_resumable, checkpoint_to_resume
+from llm.training.rows import mend, no_model, prepare_rows
 from llm.training.signals import interrupts_at_once
-from llm.training.space import space_notices
-from llm.training.tasks import LanguageModelingTask, RegressionTask, Task
+from llm.training.space import adapter_notices, space_notices
+from llm.training.teacher import check_teacher
 
 Settings: TypeAlias = RunConfig | str | os.PathLike[str] | None
 
@@ -94,7 +101,7 @@ def trial(
         raise ConfigError(f"a dry run uses one process, got {world_size}\nhint: leave out `torchrun` or `--nproc`")
     with tempfile.TemporaryDirectory(prefix="llm-trial-") as folder:
         start = _Start(Run(folder), _join(settings), initial)
-        start.given = given_settings(config, overrides)
+        start.given, start.is_trial = given_settings(config, overrides), True
         with start.held:
             with interrupts_at_once():
                 start.distributed.main_first(lambda: _prepare(settings, start, tokenizer, False))
@@ -174,7 +181,8 @@ def _go_on(
     with interrupts_at_once():
         start.distributed.main_first(lambda: _reopen(config, start, from_step))
     step = start.agreed_step()
-    if step is None and config.training.init_from is not None:
+    # The weights that adapters belong to are in no checkpoint of the run.
+    if (step is None or config.lora.rank is not None) and config.training.init_from is not None:
         start.initial = resolve(config.training.init_from)
     with start.explains_out_of_memory(config):
         return _engine(config, start, callbacks).fit(resume=True, from_step=step)
@@ -197,6 +205,7 @@ class _Start:
         self.notices: list[str] = []
         self.given: frozenset[str] = frozenset()
         self.step: int | None = None
+        self.is_trial = False
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -236,9 +245,14 @@ def _reopen(config: RunConfig, start: _Start, from_step: int | None) -> None:
     if start.notices:
         start.notices.append(f"resuming from {checkpoint}")
     start.notices += changed_facts(run.last_facts(), start.facts)
-    if config.data.kind == "text":
-        start.notices += mend_corpus(config.data, load_tokenizer(run.tokenizer), run.data)
+    if config.data.kind not in ("synthetic", "prompt"):
+        mend_data = _mend_text if config.data.kind == "text" else mend
+        start.notices += mend_data(config, load_tokenizer(run.tokenizer), run.data)
     run.write_resumed(config, start.facts, start.step or 0)
+
+
+def _mend_text(config: RunConfig, tokenizer: BaseTokenizer, directory: Path) -> list[str]:
+    return mend_corpus(config.data, tokenizer, directory)
 
 
 def _prepare(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None, overwrite: bool) -> None:
@@ -249,6 +263,8 @@ def _prepare(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None, 
     run = start.run
     start.held.enter_context(run.locked())
     run.check_free(overwrite)
+    if start.initial is not None:
+        start.initial.check_adapter()
     with run.starting() as prepared:
         config = _write_parts(config, start, tokenizer, prepared)
         notice = run.take_over(prepared, overwrite)
@@ -258,26 +274,53 @@ def _prepare(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None, 
 
 def _write_parts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None, run: Run) -> RunConfig:
     """Writes data and tokenizer into the folder of `run`, and returns the config with all that was chosen."""
-    if config.data.kind == "text":
+    if config.data.kind != "synthetic":
         if config.training.task != "lm":
-            raise ConfigError(f"`training.task={config.training.task}` needs `data.kind=synthetic`, got `text`")
-        text = RunText(config.data, run)
+            kind = config.data.kind
+            raise ConfigError(f"`training.task={config.training.task}` needs `data.kind=synthetic`, got `{kind}`")
         if start.initial is not None:
             tokenizer = initial_tokenizer(start.initial, config.tokenizer, tokenizer)
-        plan, asked = Plan.of(config, start.given, text.num_bytes, start.distributed.device), config
-        config = plan.before_tokenizing(config)
-        tokenizer = tokenizer or text.tokenizer(config.tokenizer)
-        config = _with_vocabulary(config, tokenizer.vocab_size)
-        text.tokenize(tokenizer)
-        tokenizer.save(run.tokenizer)
-        start.notices += [*text.notices, *TextDataModule(run.data, config.context_length, config.data).notices()]
-        num_tokens = _data(config, run).train_dataset().epoch_samples * config.context_length
-        config = plan.after_tokenizing(config, num_tokens)
+        write = {"text": _write_text, "prompt": _write_prompts}.get(config.data.kind, _write_rows)
+        asked, config = config, write(config, start, tokenizer, run)
         start.notices += describe(asked, config)
     elif config.training.task == "lm":
         config = _with_vocabulary(config, config.model.vocab_size or 256)
     _try_out(config, run, start.distributed.world_size)
     return _with_compilation(config, run, start)
+
+
+def _write_text(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None, run: Run) -> RunConfig:
+    text = RunText(config.data, run)
+    plan = Plan.of(config, start.given, text.num_bytes, start.distributed.device)
+    config = plan.before_tokenizing(config)
+    tokenizer = tokenizer or text.tokenizer(config.tokenizer)
+    config = _with_vocabulary(config, tokenizer.vocab_size)
+    text.tokenize(tokenizer)
+    tokenizer.save(run.tokenizer)
+    start.notices += [*text.notices, *TextDataModule(run.data, config.context_length, config.data).notices()]
+    num_tokens = build_data(config, run).train_dataset().epoch_samples * config.context_length
+    return plan.after_tokenizing(config, num_tokens)
+
+
+def _write_rows(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None, run: Run) -> RunConfig:
+    if start.initial is None or tokenizer is None:
+        raise no_model()
+    config = _with_vocabulary(before_encoding(config, start.given), tokenizer.vocab_size)
+    start.notices += prepare_rows(config, run, tokenizer)
+    tokenizer.save(run.tokenizer)
+    config = after_encoding(config, start.given, build_rows(config, run.data))
+    data = build_rows(config, run.data)
+    data.validation_dataset()  # a held-out row that is too long must be found before the run exists
+    start.notices += data.notices()
+    return config
+
+
+def _write_prompts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None, run: Run) -> RunConfig:
+    if start.initial is None or tokenizer is None:
+        raise no_model()
+    config = _with_vocabulary(config, tokenizer.vocab_size)
+    tokenizer.save(run.tokenizer)
+    return prepare_prompts(config, start.given, run, tokenizer)
 
 
 def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
@@ -287,7 +330,9 @@ def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
     autocast_dtype(config.training.precision, device)
     if config.training.compile == "on":
         check_compiler(device)
-    BatchLoader.for_training(_data(config, run).train_dataset(), config.training, world_size)
+    BatchLoader.for_training(build_data(config, run).train_dataset(), config.training, world_size)
+    if config.distillation.teacher is not None:
+        check_teacher(resolve(config.distillation.teacher), load_tokenizer(run.tokenizer))
     with torch.device("meta"):
         build_task(config).build_model()
 
@@ -298,8 +343,8 @@ def _with_compilation(config: RunConfig, run: Run, start: _Start) -> RunConfig:
     if training.compile != "auto":
         return config
     is_on = False
-    if training.task == "lm":
-        loader = BatchLoader.for_training(_data(config, run).train_dataset(), training, distributed.world_size)
+    if training.task == "lm" and config.data.kind != "prompt":  # answers have other lengths in each step
+        loader = BatchLoader.for_training(build_data(config, run).train_dataset(), training, distributed.world_size)
         flops = expected_flops(distributed.device, autocast_dtype(training.precision, distributed.device))
         total_steps = training.max_steps or training.epochs * loader.steps_per_epoch
         is_on, reason = choose_compilation(config, total_steps, distributed.device, flops * distributed.world_size)
@@ -320,50 +365,28 @@ def _with_vocabulary(config: RunConfig, vocab_size: int) -> RunConfig:
 
 def _engine(config: RunConfig, start: _Start, callbacks: Sequence[Callback] | None) -> TrainingEngine:
     run = start.run
-    tokenizer = load_tokenizer(run.tokenizer) if config.data.kind == "text" else None
-    data = _data(config, run)
+    tokenizer = None if config.data.kind == "synthetic" else load_tokenizer(run.tokenizer)
+    data = build_data(config, run)
+    if isinstance(data, PreferenceDataModule) and start.is_trial:
+        attach_blank(config, data)
+    elif isinstance(data, PreferenceDataModule):
+        attach_reference(config, run, data, start.distributed, start.initial)
+    task = build_task(config, tokenizer, start.initial, run.data)
+    if callbacks is None:
+        callbacks = standard_callbacks(config, run, data, tokenizer)
+        callbacks = [AnswerWriter(run, task), *callbacks] if isinstance(task, GrpoTask) else callbacks
     engine = TrainingEngine(
         config,
-        build_task(config, tokenizer, start.initial),
+        task,
         data,
         run,
         distributed=start.distributed,
         tokenizer=tokenizer,
         notices=start.notices,
-        callbacks=standard_callbacks(config, run, data, tokenizer) if callbacks is None else callbacks,
+        callbacks=callbacks,
     )
+    engine.notices += adapter_notices(engine.model)
     engine.notices += space_notices(run, engine.model, config.training.keep_checkpoints)
     if config.training.precision == "float8":
         engine.notices += (describe_float8(engine.model),)
     return engine
-
-
-def build_task(config: RunConfig, tokenizer: BaseTokenizer | None = None, initial: Checkpoint | None = None) -> Task:
-    """Returns the task that `training.task` names; see `LanguageModelingTask` for the arguments."""
-    in_float8 = config.training.precision == "float8"
-    if config.training.task == "regression":
-        if in_float8:
-            raise ConfigError("`training.precision=float8` needs `training.task=lm`, got `regression`")
-        return RegressionTask(config.model)
-    return LanguageModelingTask(
-        config.model,
-        tokenizer,
-        attention_backend=config.training.attention_backend,
-        gradient_checkpointing=config.training.gradient_checkpointing,
-        initial=initial,
-        compiled=config.training.compile == "on",
-        float8=in_float8,
-    )
-
-
-def _data(config: RunConfig, run: Run) -> BaseDataModule:
-    if config.data.kind == "text":
-        return TextDataModule(run.data, config.context_length, config.data)
-    return SyntheticDataModule(
-        config.data.num_samples or 1024,
-        config.training.task,
-        vocab_size=config.model.vocab_size or 256,
-        context_length=config.context_length,
-        num_features=config.model.hidden_size,
-        seed=config.training.seed,
-    )

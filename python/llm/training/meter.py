@@ -87,19 +87,23 @@ class Meter:
         """Starts the speed's window anew, so that the speed excludes what was done meanwhile."""
         self._window = (time.perf_counter(), 0.0)
 
-    def measured(self, metrics: StepMetrics, num_targets: float, num_bytes: float) -> StepMetrics:
+    def measured(
+        self, metrics: StepMetrics, num_targets: float, num_bytes: float, num_positions: float | None = None
+    ) -> StepMetrics:
         """Returns `metrics` with the fields that this class measures.
 
         Args:
             metrics: The step's loss, rates and counters.
             num_targets: Number of the step's targets over all devices.
             num_bytes: Bytes of text that they represent; 0 if the data is not text.
+            num_positions: Number of positions computed, which are counted and timed; None for as many as targets.
         """
         now = time.perf_counter()
-        self.targets += int(num_targets)
+        num_positions = num_targets if num_positions is None else num_positions
+        self.targets += int(num_positions)
         smoothed_loss = self._smoothed(metrics)
         started, before = self._window
-        self._window = (started, before + num_targets)
+        self._window = (started, before + num_positions)
         speed = self._window[1] / (now - started)
         bits = smoothed_loss * num_targets / math.log(2) / num_bytes if num_bytes else None
         return dataclasses.replace(

@@ -1,13 +1,15 @@
 """Metrics of a run in progress."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 # Keys of the log that depend on the machine and its load; all others are equal in a resumed and a straight run.
-MACHINE_KEYS = frozenset({"elapsed_s", "tokens_per_s", "samples_per_s", "mfu", "memory_bytes"})
+MACHINE_KEYS = frozenset(
+    {"elapsed_s", "tokens_per_s", "samples_per_s", "mfu", "memory_bytes", "rollout_s", "training_s"}
+)
 
 
 @dataclass(frozen=True)
@@ -98,3 +100,14 @@ class StepMetrics:
 def without_machine(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a line of the log without the values that depend on the machine, to compare two runs."""
     return {key: value for key, value in record.items() if key not in MACHINE_KEYS}
+
+
+def means_of(names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
+    """Returns each name's mean, from all names' sums and then all their counts; names that count nothing are left out.
+
+    Args:
+        names: Keys of the result.
+        sums: As many sums as names, then as many counts.
+    """
+    found = zip(names, sums[: len(names)], sums[len(names) :], strict=True)
+    return {name: float(total / count) for name, total, count in found if count}

@@ -10,8 +10,8 @@ from llm.tokenization import (
     BaseTokenizer,
     BPETokenizer,
     SimpleCharacterTokenizer,
+    choose_chat_template,
     load_tokenizer,
-    use_chat_template,
 )
 
 
@@ -53,7 +53,7 @@ class RunText:
                     "taken evenly from all of the text (`tokenizer.sample_bytes`)"
                 )
         if config.chat_template is not None:
-            use_chat_template(tokenizer, config.chat_template)
+            choose_chat_template(tokenizer, config.chat_template)
         return tokenizer
 
     def tokenize(self, tokenizer: BaseTokenizer) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from llm.checkpoint import Run
+from llm.training.assembly import build_task
 from llm.training.distributed import Distributed
 from llm.training.dumps import load_dumped_weights, read_dump
-from llm.training.launch import build_task
 from llm.training.precision import autocast, autocast_dtype
 from llm.training.seeds import seed_step
 from llm.training.tasks import Task

@@ -13,17 +13,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from llm.checkpoint import (
+    AdapterLayout,
     Checkpoint,
+    ModelLayout,
     Run,
     WeightFile,
     atomic_directory,
-    plan_files,
-    saved_state,
+    resolve,
     sync,
     unfinished,
-    write_description,
-    write_weights,
 )
+from llm.models import DecoderModel
 from llm.settings.run import RunConfig
 from llm.tokenization import BaseTokenizer
 from llm.training.background import PendingSave, Snapshot, SnapshotCopy
@@ -67,7 +67,7 @@ class CheckpointSaver:
         self.run = run
         self.distributed = distributed
         self.parts = parts
-        self._files = plan_files(parts.model, num_writers=distributed.world_size)
+        self._layout = _layout(config, parts.model, distributed.world_size)
         self._last_saved = -1
         self._copy: SnapshotCopy | None = None
         if config.training.async_save:
@@ -160,7 +160,7 @@ class CheckpointSaver:
         parts, own = self.parts, {name for file in self._own_files() for name in file.entries}
         buffers = {name for name, _ in parts.model.named_buffers()}  # change in the forward pass, unlike parameters
         weights = {}
-        for name, tensor in saved_state(parts.model).items():
+        for name, tensor in self._layout.state().items():
             gathered = whole(tensor.detach())  # in every process, though only one keeps it
             if name in own:
                 weights[name] = gathered.clone() if name in buffers else gathered
@@ -168,7 +168,7 @@ class CheckpointSaver:
         return Snapshot(weights, optimizer_tensors(parts.model, parts.optimizer), state)
 
     def _own_files(self) -> list[WeightFile]:
-        return self._files[self.distributed.rank :: self.distributed.world_size]
+        return self._layout.files[self.distributed.rank :: self.distributed.world_size]
 
     def _write(self, checkpoint: Checkpoint, snapshot: Snapshot) -> None:
         """Writes a checkpoint in a temporary directory that the main process makes, completes and renames."""
@@ -185,14 +185,21 @@ class CheckpointSaver:
 
     def _write_weights(self, directory: Path, snapshot: Snapshot) -> None:
         for file in self._own_files():
-            write_weights(directory, self.parts.model, file, snapshot.weights)
+            self._layout.write_weights(directory, file, snapshot.weights)
             sync(directory / file.name)
 
     def _complete(self, directory: Path, snapshot: Snapshot, unfinished_directory: contextlib.ExitStack) -> None:
-        write_description(directory, self.parts.model, self._files, self.parts.tokenizer, self.config.generation)
+        self._layout.write_description(directory, self.parts.tokenizer, self.config.generation)
         write_counters(Checkpoint(directory).training_state, snapshot.counters)
         unfinished_directory.close()
 
     def _publish(self, checkpoint: Checkpoint) -> None:
         self.run.publish(checkpoint)
         self.run.prune(self.config.training.keep_checkpoints)
+
+
+def _layout(config: RunConfig, model: nn.Module, num_writers: int) -> ModelLayout | AdapterLayout:
+    base = config.training.init_from
+    if config.lora.rank is None or base is None or not isinstance(model, DecoderModel):
+        return ModelLayout(model, num_writers)
+    return AdapterLayout(model, config.lora, resolve(base))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llm._rust import StepPlan
+from llm.errors import TrainingError
 from llm.inference.runners.base import Step
 from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.training.distributed import over_processes
@@ -28,6 +29,7 @@ class ShardedRunner:
         self.model = model
         self._dtype = dtype
         self._token_ids: list[int] = []
+        self._is_in_pass = False
 
     @property
     def backend(self) -> str:
@@ -37,19 +39,34 @@ class ShardedRunner:
     def run(self, plan: StepPlan | Step) -> Tensor:
         """Returns the logits after the last token, fp32 `[1, V]` on the CPU; there is one request."""
         self._token_ids += plan.token_ids.tolist()
-        return _pass(self.model, _agreed(self._token_ids, self.model.device), self._dtype)
+        self._is_in_pass = True
+        logits = _pass(self.model, _agreed(self._token_ids, self.model.device), self._dtype)
+        self._is_in_pass = False
+        return logits
 
-    def end(self) -> None:
-        """Lets the other processes go on."""
+    def end(self, failed: bool = False) -> None:
+        """Lets the other processes go on, or stops them where the main process failed between two passes.
+
+        Where it failed within a pass, the others wait for its part of the pass, and learn of the end of its process.
+        """
+        if self._is_in_pass:
+            return
         _agreed([], self.model.device)
         _reshard(self.model)
+        over_processes(torch.tensor(int(failed), device=self.model.device))
 
 
 def follow(model: DecoderModel, dtype: torch.dtype) -> None:
-    """Takes part in the passes of the main process until it ends them."""
+    """Takes part in the passes of the main process until it ends them.
+
+    Raises:
+        TrainingError: The main process failed to write the sample.
+    """
     while token_ids := _agreed([], model.device):
         _pass(model, token_ids, dtype)
     _reshard(model)
+    if over_processes(torch.tensor(0, device=model.device)):
+        raise TrainingError("the main process (rank 0) failed to write a sample; see its error message")
 
 
 def _agreed(token_ids: Sequence[int], device: torch.device) -> list[int]:

@@ -2,8 +2,10 @@
 
 import abc
 import math
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 from llm.checkpoint import Checkpoint
 from llm.data import IGNORED_LABEL, RegressionBatch, TokenBatch
 from llm.models import DecoderModel, RegressionModel
+from llm.models.adapters import adapt
 from llm.settings.model import ModelConfig
+from llm.settings.run import LoraConfig
 from llm.tokenization import BaseTokenizer
 from llm.training.compilation import compile_blocks
 from llm.training.distributed import over_processes
@@ -24,9 +28,25 @@ class Task(abc.ABC):
 
     The loss is a *sum*. The loop divides it by the number of targets in the whole batch, counted before the forward
     pass over all devices and accumulation passes, so neither number affects the loss.
+
+    Attributes:
+        unit: What positions are, such as tokens.
+        metric_names: Keys of further metrics in the log, such as `rewards/chosen`.
+        loss_is_entropy: Whether the loss in training is a cross-entropy, which bits per byte are computed from.
+        steps_per_batch: Number of steps that are taken on the same part of the data. A run stops and saves only
+            between them.
+        may_lack_targets: Whether a step on a batch without any target is taken, with a loss of 0, rather than an error.
+        sequences_per_sample: Number of sequences that training reads for a sample of the data.
+        validation_share: About how long a validation takes for a batch, as a share of a step.
     """
 
     unit: str
+    metric_names: tuple[str, ...] = ()
+    loss_is_entropy: bool = True
+    steps_per_batch: int = 1
+    may_lack_targets: bool = False
+    sequences_per_sample: int = 1
+    validation_share: float = 1 / 3  # a step is a forward pass and a backward pass of twice the work
 
     @abc.abstractmethod
     def build_model(self) -> nn.Module:
@@ -40,6 +60,10 @@ class Task(abc.ABC):
     def loss_sum(self, model: nn.Module, batch: Any) -> Tensor:
         """Returns the sum of the losses of all targets in `batch`, an fp32 scalar."""
 
+    def count_positions(self, batch: Any) -> int:
+        """Returns the number of positions that the model computes, by which its speed is measured."""
+        return self.count_targets(batch)
+
     def count_bytes(self, batch: Any) -> int:  # noqa: ARG002
         """Returns the number of bytes of text that the targets represent; 0 if the data is not text."""
         return 0
@@ -51,6 +75,32 @@ class Task(abc.ABC):
     def sums_by_source(self, batch: Any, num_sources: int) -> list[float]:  # noqa: ARG002
         """Returns the loss of the last pass summed for each source, then the number of each source's targets."""
         return [0.0] * (2 * num_sources)
+
+    def batches(self, model: nn.Module, parts: list[Any], step: int) -> list[Any]:  # noqa: ARG002
+        """Returns the batches of a step, as many as `parts`; by default those parts of the data themselves.
+
+        All processes call it at the same time.
+
+        Args:
+            model: The model, not its wrapper for several processes.
+            parts: This process's parts of the data for this step.
+            step: Number of optimizer steps so far.
+        """
+        return parts
+
+    def prepare(self, model: nn.Module, parts: Iterable[Any]) -> None:  # noqa: B027 (optional)
+        """Computes what the losses of a whole batch need, without gradient, before its first pass.
+
+        All processes call it at the same time, for each step and each validation.
+
+        Args:
+            model: The model, not its wrapper for several processes.
+            parts: This process's parts of the batch, on its device.
+        """
+
+    def metric_sums(self, batch: Any) -> list[float]:  # noqa: ARG002
+        """Returns the sum of each of `metric_names` over the last pass, then the number that each sum is over."""
+        return [0.0] * (2 * len(self.metric_names))
 
     def step_facts(self, model: nn.Module) -> dict[str, Any]:  # noqa: ARG002
         """Returns further values to log about the model's last pass."""
@@ -75,6 +125,8 @@ class LanguageModelingTask(Task):
         initial: A checkpoint of the same model to start from; None starts from random weights.
         compiled: Whether PyTorch compiles the model's blocks.
         float8: Whether linear layers multiply in float8; see `use_float8`.
+        lora: Settings of adapters to train in place of all weights; None trains all weights.
+        keep_packed: Whether the frozen weights of a quantised `initial` stay packed (QLoRA), which needs a CPU.
 
     Attributes:
         token_losses: Each token's loss in the last pass, fp32 `[T]`; 0 for ignored labels, None before the first pass.
@@ -96,10 +148,14 @@ class LanguageModelingTask(Task):
         initial: Checkpoint | None = None,
         compiled: bool = False,
         float8: bool = False,
+        lora: LoraConfig | None = None,
+        keep_packed: bool = False,
     ) -> None:
         self.config = config
         self.compiled = compiled
         self.float8 = float8
+        self.lora = lora
+        self.keep_packed = keep_packed
         self.attention_backend = attention_backend
         self.gradient_checkpointing = gradient_checkpointing
         self.initial = initial
@@ -110,19 +166,44 @@ class LanguageModelingTask(Task):
 
     def build_model(self) -> nn.Module:
         """Returns a `DecoderModel`."""
-        model = DecoderModel(self.config)
+        model = self.new_model()
         model.gradient_checkpointing = self.gradient_checkpointing
-        if self.initial is not None and not next(model.parameters()).is_meta:
-            self.initial.load_weights(model)
+        if self.lora is not None:
+            adapt(model, self.lora)
         if self.float8:
             use_float8(model)
         if self.compiled:
             compile_blocks(model)
         return model
 
+    def new_model(self) -> DecoderModel:
+        """Returns the model with its first weights: random ones, or those that the run starts from."""
+        packed = self._packed()
+        if packed is not None:
+            return packed
+        model = DecoderModel(self.config)
+        if self.initial is not None and not next(model.parameters()).is_meta:
+            self.initial.load_weights(model)
+        return model
+
+    def _packed(self) -> DecoderModel | None:
+        """Returns the model with packed weights of a quantised checkpoint; None if it must be unpacked."""
+        settings, initial = self.lora, self.initial
+        if settings is None or initial is None or not self.keep_packed or not initial.is_quantised:
+            return None
+        # The lengths of rows, which DoRA trains, are those of unpacked weights; a trial has no weights at all.
+        if settings.use_dora or torch.empty(0).is_meta:
+            return None
+        model = initial.model("float32", keep_packed=True, settings=self.config)
+        return model if isinstance(model, DecoderModel) else None
+
     def count_targets(self, batch: TokenBatch) -> int:
         """Returns the number of labels that are not ignored."""
-        return int((batch.labels != IGNORED_LABEL).sum())
+        return int(np.count_nonzero(batch.labels.cpu().numpy() != IGNORED_LABEL))  # half of PyTorch's time
+
+    def count_positions(self, batch: TokenBatch) -> int:
+        """Returns the number of tokens read, learnt or not."""
+        return len(batch.token_ids)
 
     def count_bytes(self, batch: TokenBatch) -> int:
         """Returns the number of bytes of labels that are not ignored; special tokens count as 0 bytes."""

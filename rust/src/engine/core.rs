@@ -41,11 +41,13 @@ pub struct Submission {
     pub priority: i32,
     /// Number of answers to the prompt, at least 1.
     pub num_choices: u32,
+    /// The adapter that computes the request; 0 for none.
+    pub adapter: u16,
 }
 
 impl Default for Submission {
     fn default() -> Self {
-        Self { priority: 0, num_choices: 1 }
+        Self { priority: 0, num_choices: 1, adapter: 0 }
     }
 }
 
@@ -151,7 +153,7 @@ impl EngineCore {
         mut params: RequestParams,
         submission: Submission,
     ) -> Result<()> {
-        let Submission { priority, num_choices } = submission;
+        let Submission { priority, num_choices, adapter } = submission;
         params.validate()?;
         check_ids("prompt ids", &prompt_ids, self.table.len())?;
         params.validate_ids(self.table.len())?;
@@ -177,7 +179,8 @@ impl EngineCore {
             Sequence::new(&prompt_ids, params, &self.eos_ids)
         });
         let sequences = choices.collect::<Result<Vec<_>>>()?;
-        let options = RequestOptions { max_tokens, priority, num_choices: num_choices as usize, first_prompt_row };
+        let num_choices = num_choices as usize;
+        let options = RequestOptions { max_tokens, priority, num_choices, first_prompt_row, adapter };
         self.scheduler.add(id, prompt_ids, options)?;
         self.sequences.extend((id..).zip(sequences));
         Ok(())

@@ -6,7 +6,7 @@ use super::product::packed::scheme::GROUP;
 use super::product::prepared::ALIGN;
 use super::product::strip::STRIP;
 use super::spec::ModelSpec;
-use super::step::MAX_ROWS;
+use super::step::{FEW_ROWS, MAX_ROWS};
 
 /// Where the row scratch begins in a thread's scratch: after two strips.
 pub(crate) const ROW_SCRATCH: usize = 2 * MAX_ROWS * STRIP;
@@ -18,6 +18,8 @@ pub(crate) struct Sizes {
     pub input: usize,
     pub inner: usize,
     pub wide: usize,
+    /// A head's width for each rotary position encoding.
+    pub angles: usize,
     /// Experts chosen for a row, and their weights.
     pub routes: usize,
     /// Inner width of an expert.
@@ -31,9 +33,14 @@ impl Sizes {
         let hidden = spec.embedding.cols;
         let heads = spec.num_heads * shape.head_dim;
         let qkv = heads + 2 * shape.num_kv_heads * shape.head_dim;
-        let mut sizes = Self { hidden, input: hidden.max(heads), wide: qkv, ..Self::default() };
+        let angles = spec.ropes.len() * shape.head_dim;
+        let mut sizes = Self { hidden, input: hidden.max(heads), wide: qkv, angles, ..Self::default() };
         for layer in &spec.layers {
             sizes.inner = sizes.inner.max(layer.feed_forward.inner_width());
+            if layer.feed_forward.is_down_ordered() {
+                // The row scratch holds a row of the inner buffer.
+                sizes.input = sizes.input.max(sizes.inner);
+            }
             if let Some(experts) = layer.feed_forward.experts() {
                 sizes.num_chosen = sizes.num_chosen.max(experts.num_chosen);
                 sizes.wide = sizes.wide.max(experts.gate_up.len());
@@ -55,6 +62,8 @@ pub(crate) struct BufferSet<T> {
     pub hidden: T,
     /// Inputs of the next product.
     pub input: T,
+    /// The same for each thread, where every thread prepares them itself.
+    pub own_inputs: Vec<T>,
     /// Inputs of a feed-forward's down projection.
     pub inner: T,
     /// Queries, keys and values; scores of experts.
@@ -82,8 +91,9 @@ pub(crate) type SharedBuffers = BufferSet<SharedBuffer>;
 impl Buffers {
     pub fn new(sizes: Sizes, shape: &CacheShape, num_threads: usize) -> Self {
         let choices = MAX_ROWS * sizes.num_chosen;
-        // Row scratch holds one row, a group of columns of all rows, or the rows gathered for an expert.
-        let row_scratch = if choices > 0 { MAX_ROWS * sizes.input } else { sizes.input.max(MAX_ROWS * GROUP) };
+        // Row scratch holds one row, a group of columns of all rows, or the rows gathered for an expert, then such a group.
+        let group = MAX_ROWS * GROUP;
+        let row_scratch = if choices > 0 { MAX_ROWS * sizes.input + group } else { sizes.input.max(group) };
         // Attention scores of all heads that share a key head.
         let scores = sizes.wide / shape.head_dim.max(1) * SPLIT_TOKENS;
         let thread_scratch = (ROW_SCRATCH + row_scratch).max(scores);
@@ -91,10 +101,11 @@ impl Buffers {
         Self {
             hidden: rows_of(sizes.hidden),
             input: rows_of(sizes.input),
+            own_inputs: (0..num_threads).map(|_| AlignedBuffer::new(FEW_ROWS * sizes.input)).collect(),
             inner: rows_of(sizes.inner),
             wide: rows_of(sizes.wide),
             mixed: rows_of(sizes.hidden),
-            rope_table: rows_of(shape.head_dim),
+            rope_table: rows_of(sizes.angles),
             partials: AlignedBuffer::new(0),
             routes: rows_of(sizes.routes),
             expert_inner: rows_of(sizes.num_chosen * sizes.expert_inner),
@@ -108,6 +119,7 @@ impl Buffers {
         BufferSet {
             hidden: self.hidden.shared(),
             input: self.input.shared(),
+            own_inputs: self.own_inputs.iter_mut().map(AlignedBuffer::shared).collect(),
             inner: self.inner.shared(),
             wide: self.wide.shared(),
             mixed: self.mixed.shared(),

@@ -1,12 +1,15 @@
 //! A decoder-only transformer on the CPU: token ids and a paged cache in, logits out, in one call per step.
 
+use std::collections::BTreeMap;
+
 use super::buffers::{Buffers, Sizes};
 use super::cache::{CacheLayer, CacheShape};
-use super::memory::SharedBuffer;
+use super::memory::{AlignedBuffer, SharedBuffer};
 use super::phases::{LogitsRows, Pass, StepContext};
+use super::product::low_rank::LowRank;
 use super::simd::Isa;
 use super::spec::ModelSpec;
-use super::step::{StepInput, TokenRow, group_size};
+use super::step::{MAX_ROWS, StepInput, TokenRow, group_size};
 use super::threads::ThreadTeam;
 use crate::{Error, Result};
 
@@ -19,6 +22,10 @@ pub struct CpuModel {
     shape: CacheShape,
     caches: Vec<CacheLayer>,
     buffers: Buffers,
+    /// Channels of the rows' adapters.
+    low: AlignedBuffer,
+    /// Distance between rows of `low`.
+    low_stride: usize,
 }
 
 impl CpuModel {
@@ -40,12 +47,59 @@ impl CpuModel {
             return Err(Error::InvalidArgument(format!("this machine has no {}", isa.name())));
         }
         let buffers = Buffers::new(Sizes::of(&spec, &shape), &shape, num_threads);
-        Ok(Self { spec, isa, team: ThreadTeam::new(num_threads)?, shape, caches, buffers })
+        Ok(Self {
+            spec,
+            isa,
+            team: ThreadTeam::new(num_threads)?,
+            shape,
+            caches,
+            buffers,
+            low: AlignedBuffer::new(0),
+            low_stride: 0,
+        })
     }
 
     /// Returns the number of token ids that a row of logits covers.
     pub fn vocab_size(&self) -> usize {
         self.spec.head.weight.rows
+    }
+
+    /// Sets the adapter of a number from 1 on: for each layer, what it adds to `qkv`, `out`, `up` and `down`. `None` removes
+    /// it; a number without an adapter computes what 0 does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] if the adapter is another model's; nothing is changed then.
+    pub fn set_adapter(&mut self, number: u16, layers: Option<Vec<BTreeMap<String, Option<LowRank>>>>) -> Result<()> {
+        let mut layers = layers.map_or_else(
+            || Ok(vec![BTreeMap::new(); self.spec.layers.len()]),
+            |layers| {
+                let num_layers = self.spec.layers.len();
+                let message =
+                    || format!("an adapter must have {num_layers} layers from number 1 on, got {}", layers.len());
+                if layers.len() == num_layers && number > 0 {
+                    Ok(layers)
+                } else {
+                    Err(Error::InvalidArgument(message()))
+                }
+            },
+        )?;
+        for (layer, own) in self.spec.layers.iter().zip(&mut layers) {
+            for (name, adapter) in own.iter_mut() {
+                let unknown = || Error::InvalidArgument(format!("the kernels can't adapt `{name}` of this model"));
+                let (linear, second_half) = layer.linear(name).ok_or_else(unknown)?;
+                adapter.as_mut().map_or(Ok(()), |adapter| adapter.fit(&linear.weight, second_half))?;
+            }
+        }
+        let widths = layers.iter().flat_map(|own| own.values().flatten().map(LowRank::channels));
+        self.low_stride = self.low_stride.max(widths.max().unwrap_or(0));
+        self.low.grow(MAX_ROWS * self.low_stride);
+        for (layer, mut own) in self.spec.layers.iter_mut().zip(layers) {
+            for (name, linear) in layer.linears_mut() {
+                linear.set_adapter(number, own.remove(name).flatten());
+            }
+        }
+        Ok(())
     }
 
     /// Runs a step: writes keys and values into the cache, and the requested logits (S, V) into `logits`.
@@ -72,9 +126,10 @@ impl CpuModel {
             num_splits += row.num_splits();
         }
         self.buffers.partials.grow(num_splits * self.spec.num_heads * (self.shape.head_dim + 2));
-        let Self { spec, isa, team, shape, caches, buffers } = self;
+        let Self { spec, isa, team, shape, caches, buffers, low, low_stride } = self;
+        let low = (low.shared(), *low_stride);
         let buffers = &buffers.shared();
-        let context = StepContext { spec, isa: *isa, shape, caches, step, buffers, logits };
+        let context = StepContext { spec, isa: *isa, shape, caches, step, buffers, logits, low };
         let (places, with_logits): (Vec<usize>, Vec<TokenRow>) =
             rows.iter().enumerate().filter(|(_, row)| row.has_logits()).map(|(idx, row)| (idx, *row)).unzip();
         let whole = Pass::new(&context, rows);
@@ -88,6 +143,7 @@ impl CpuModel {
         let lengths_agree = step.positions.len() == num_tokens
             && step.slot_mapping.len() == num_tokens
             && step.block_tables.len() == num_requests * step.max_blocks
+            && step.adapters.len() == num_requests
             && num_logits == step.logits_indices.len() * self.vocab_size();
         let starts = step.query_start;
         let starts_agree = starts.first() == Some(&0)

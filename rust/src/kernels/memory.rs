@@ -104,6 +104,14 @@ impl Matrix {
         unsafe { self.data.add(row * self.cols * dtype.size()) }
     }
 
+    /// Returns the address of a row, or of the packed strip that begins with the row.
+    pub(crate) fn address(&self, row: usize) -> *const u8 {
+        match self.format {
+            Format::Plain(dtype) => self.row(row, dtype),
+            Format::Packed => self.strip(row).1,
+        }
+    }
+
     /// Returns scheme and address of the packed strip that begins with row `first`.
     pub(crate) fn strip(&self, first: usize) -> (Scheme, *const u8) {
         assert!(first < self.rows && self.is_packed(), "a matrix of {} rows has no strip at {first}", self.rows);

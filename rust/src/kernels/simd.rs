@@ -75,8 +75,11 @@ pub(crate) trait Simd: Copy {
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// Returns `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    unsafe fn sqrt(value: Self::V) -> Self::V;
     /// Loads `LANES` bf16 in order.
     unsafe fn load_bf16(from: *const u16) -> Self::V;
+    /// Loads `LANES` whole numbers of 8 bits.
+    unsafe fn load_i8(from: *const i8) -> Self::V;
     /// Loads the numbers with an even index of `2 * LANES` bf16.
     unsafe fn even_bf16(from: *const u16) -> Self::V;
     /// Loads the numbers with an odd index of `2 * LANES` bf16.
@@ -195,8 +198,16 @@ impl Simd for Portable {
         })
     }
     #[inline(always)]
+    unsafe fn sqrt(value: Self::V) -> Self::V {
+        value.map(f32::sqrt)
+    }
+    #[inline(always)]
     unsafe fn load_bf16(from: *const u16) -> Self::V {
         from.cast::<[u16; 8]>().read_unaligned().map(widen)
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::V {
+        from.cast::<[i8; 8]>().read_unaligned().map(f32::from)
     }
     #[inline(always)]
     unsafe fn even_bf16(from: *const u16) -> Self::V {
@@ -274,9 +285,17 @@ impl Simd for Avx2 {
         _mm256_fmadd_ps(a, b, c)
     }
     #[inline(always)]
+    unsafe fn sqrt(value: Self::V) -> Self::V {
+        _mm256_sqrt_ps(value)
+    }
+    #[inline(always)]
     unsafe fn load_bf16(from: *const u16) -> Self::V {
         let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::V {
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())))
     }
     #[inline(always)]
     unsafe fn even_bf16(from: *const u16) -> Self::V {
@@ -375,9 +394,17 @@ impl Simd for Avx512 {
         _mm512_fmadd_ps(a, b, c)
     }
     #[inline(always)]
+    unsafe fn sqrt(value: Self::V) -> Self::V {
+        _mm512_sqrt_ps(value)
+    }
+    #[inline(always)]
     unsafe fn load_bf16(from: *const u16) -> Self::V {
         let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::V {
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))
     }
     #[inline(always)]
     unsafe fn even_bf16(from: *const u16) -> Self::V {
@@ -430,9 +457,9 @@ macro_rules! dispatch {
                 }
                 match isa {
                     // SAFETY: callers refuse sets that the machine lacks; the caller answers for the arguments.
-                    Isa::Avx512 | Isa::Avx512Bf16 => return unsafe { avx512($($arg),*) },
+                    Isa::Avx512 | Isa::Avx512Bf16 => return unsafe { avx512 $(::<$number>)? ($($arg),*) },
                     // SAFETY: callers refuse sets that the machine lacks; the caller answers for the arguments.
-                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    Isa::Avx2 => return unsafe { avx2 $(::<$number>)? ($($arg),*) },
                     Isa::Portable => {}
                 }
             }

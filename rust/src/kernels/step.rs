@@ -5,6 +5,9 @@ use super::cache::SPLIT_TOKENS;
 /// Rows that run through all layers together. More are split into groups, so that a group's buffers stay in the
 /// second-level cache. A multiple of every set's tile.
 pub(crate) const MAX_ROWS: usize = 66;
+/// Rows for which every thread prepares the inputs of a product itself: that is faster than to split them and to wait for
+/// each other.
+pub(crate) const FEW_ROWS: usize = 2;
 /// Rows of the largest tile.
 const TILE_ROWS: usize = 6;
 
@@ -25,6 +28,8 @@ pub struct StepInput<'a> {
     pub max_blocks: usize,
     /// Tokens to return logits for, in ascending order (S).
     pub logits_indices: &'a [i64],
+    /// The adapter of each request, 0 for none (R).
+    pub adapters: &'a [u16],
 }
 
 impl StepInput<'_> {
@@ -37,6 +42,7 @@ impl StepInput<'_> {
                 position: self.positions[row] as usize,
                 slot: self.slot_mapping[row] as usize,
                 request,
+                adapter: self.adapters[request],
                 first_split: 0,
                 first_output: 0,
                 end_output: 0,
@@ -58,6 +64,8 @@ pub(crate) struct TokenRow {
     pub position: usize,
     pub slot: usize,
     pub request: usize,
+    /// The adapter that computes the row; 0 for none.
+    pub adapter: u16,
     /// Index of the token's first KV split among all splits of the group.
     pub first_split: usize,
     /// First row of logits; a token has several rows if several choices of a prompt begin there.
@@ -115,6 +123,7 @@ mod tests {
             block_tables: &[],
             max_blocks: 0,
             logits_indices: &[1, 1, 2],
+            adapters: &[0, 0],
         };
         let rows = step.rows();
         let outputs: Vec<_> = rows.iter().map(|row| (row.first_output, row.end_output)).collect();

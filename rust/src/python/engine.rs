@@ -64,7 +64,8 @@ impl PyEngineCore {
         })
     }
 
-    #[pyo3(signature = (request_id, prompt_ids, params, *, priority=0, num_choices=1))]
+    #[pyo3(signature = (request_id, prompt_ids, params, *, priority=0, num_choices=1, adapter=0))]
+    #[expect(clippy::too_many_arguments, reason = "options by name")]
     fn add_choices(
         &self,
         py: Python<'_>,
@@ -73,10 +74,11 @@ impl PyEngineCore {
         params: &Bound<'_, PyRequestParams>,
         priority: i32,
         num_choices: u32,
+        adapter: u16,
     ) -> Result<()> {
         let prompt_ids = prompt_ids.as_array().to_vec();
         let params = params.get().0.clone();
-        let submission = Submission { priority, num_choices };
+        let submission = Submission { priority, num_choices, adapter };
         self.locked(py, |core| core.add_choices(request_id, prompt_ids, params, submission))
     }
 
@@ -153,6 +155,7 @@ struct PyStepPlan {
     block_tables: Py<PyArray2<i32>>,
     logits_indices: Py<PyArray1<i64>>,
     request_ids: Py<PyArray1<u64>>,
+    adapters: Py<PyArray1<u16>>,
     block_copies: Py<PyArray2<i64>>,
 }
 
@@ -170,6 +173,7 @@ impl PyStepPlan {
             block_tables: PyArray1::from_slice(py, &plan.block_tables).reshape(table_shape)?.unbind(),
             logits_indices: PyArray1::from_slice(py, &plan.logits_indices).unbind(),
             request_ids: PyArray1::from_slice(py, &plan.request_ids).unbind(),
+            adapters: PyArray1::from_slice(py, &plan.adapters).unbind(),
             block_copies: PyArray1::from_slice(py, copies).reshape([plan.block_copies.len(), 2])?.unbind(),
         })
     }

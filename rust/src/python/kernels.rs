@@ -1,17 +1,19 @@
 //! Binding of the `kernels` module: takes the addresses of PyTorch's tensors, checks the tensors and keeps them alive.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1, PyReadwriteArray2, PyUntypedArrayMethods};
 use pyo3::conversion::FromPyObjectOwned;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyList};
 
 use super::sampling::writable_logits;
 use crate::kernels::{
-    Activation, CacheLayer, CachePart, CacheShape, CpuModel, Dtype, Experts, FeedForward, Isa, Layer, Linear, Matrix,
-    ModelSpec, Norm, Part, Rope, Scheme, SharedExpert, StepInput,
+    Activation, CacheFormat, CacheLayer, CachePart, CacheShape, CpuModel, Dtype, Experts, FeedForward, Isa, Layer,
+    Linear, LowRank, LowRankPart, Matrix, ModelSpec, Norm, Part, QueryGrowth, Rope, SCALE_BYTES, Scheme, Scoring,
+    SharedExpert, StepInput,
 };
 use crate::{Error, Result};
 
@@ -71,15 +73,15 @@ impl Tensor {
         self.part(0, rows, cols)
     }
 
-    /// Returns the linear layers stacked along the first of three dimensions.
-    fn stacked(&self) -> Result<Vec<Linear>> {
+    /// Returns the matrices stacked along the first of three dimensions.
+    fn stacked(&self) -> Result<Vec<Matrix>> {
         let [num, rows, cols] = self.shape[..] else {
             return Err(Error::InvalidArgument(format!(
                 "stacked weights must have 3 dimensions, got {:?}",
                 self.shape
             )));
         };
-        (0..num).map(|idx| Ok(Linear { weight: self.part(idx * rows * cols, rows, cols)?, bias: None })).collect()
+        (0..num).map(|idx| self.part(idx * rows * cols, rows, cols)).collect()
     }
 
     /// Returns the `rows × cols` matrix that begins at element `start`.
@@ -138,6 +140,31 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Matrix {
     }
 }
 
+/// A matrix for each expert: a tensor of three dimensions, or packed matrices.
+struct Stack(Vec<Matrix>);
+
+impl Stack {
+    /// Returns linear layers with one row of biases each.
+    fn linears(self, biases: Option<Vec<Floats>>) -> Result<Vec<Linear>> {
+        if biases.as_ref().is_some_and(|biases| biases.len() != self.0.len()) {
+            return Err(Error::InvalidArgument(format!("{} experts must have as many rows of biases", self.0.len())));
+        }
+        let bias_of = |idx: usize| biases.as_ref().map(|biases| biases[idx].0.clone());
+        Ok(self.0.into_iter().enumerate().map(|(idx, weight)| Linear::new(weight, bias_of(idx))).collect())
+    }
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Stack {
+    type Error = PyErr;
+
+    fn extract(stack: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        match stack.cast::<PyList>() {
+            Ok(matrices) => Ok(Self(matrices.extract()?)),
+            Err(_) => Ok(Self(stack.extract::<Tensor>()?.stacked()?)),
+        }
+    }
+}
+
 /// Reads a matrix of strips that `pack_rows` filled.
 fn packed_matrix(packed: &Bound<'_, PyDict>) -> PyResult<Matrix> {
     let parts = entry::<Vec<(String, usize)>>(packed, "parts")?;
@@ -164,6 +191,9 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Activation {
     type Error = PyErr;
 
     fn extract(name: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(limit) = name.extract::<f32>() {
+            return Ok(Self::ClampedSwiglu { limit });
+        }
         Ok(match name.extract::<&str>()? {
             "silu" => Self::Silu,
             "gelu" => Self::Gelu,
@@ -173,15 +203,44 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Activation {
     }
 }
 
+impl<'a, 'py> FromPyObject<'a, 'py> for Scoring {
+    type Error = PyErr;
+
+    fn extract(name: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        Ok(match name.extract::<&str>()? {
+            "softmax_of_all" => Self::SoftmaxOfAll,
+            "softmax_of_chosen" => Self::SoftmaxOfChosen,
+            "sigmoid" => Self::Sigmoid,
+            other => return Err(Error::InvalidArgument(format!("the kernels have no scoring {other:?}")).into()),
+        })
+    }
+}
+
+from_dict!(QueryGrowth, |growth| Self { rate: entry(growth, "rate")?, context: entry(growth, "context")? });
+
 from_dict!(Norm, |norm| Self {
     weight: entry::<Floats>(norm, "weight")?.0,
     bias: entry::<Option<Floats>>(norm, "bias")?.map(|bias| bias.0),
     eps: entry(norm, "eps")?,
 });
 
-from_dict!(Linear, |linear| Self {
-    weight: entry(linear, "weight")?,
-    bias: entry::<Option<Floats>>(linear, "bias")?.map(|bias| bias.0),
+from_dict!(Linear, |linear| {
+    let found = Self::new(entry(linear, "weight")?, entry::<Option<Floats>>(linear, "bias")?.map(|bias| bias.0));
+    let weight = entry::<Bound<'_, PyAny>>(linear, "weight")?;
+    let order = match weight.cast::<PyDict>() {
+        Ok(packed) => entry::<Option<PyReadonlyArray1<'_, u32>>>(packed, "order")?,
+        Err(_) => None,
+    };
+    match order {
+        Some(order) => found.with_order(order.as_array().to_vec())?,
+        None => found,
+    }
+});
+
+from_dict!(LowRank, |adapter| {
+    let parts = entry::<Vec<(usize, usize, Floats)>>(adapter, "parts")?;
+    let parts = parts.into_iter().map(|(first, rank, second)| LowRankPart { first, rank, second: second.0 });
+    Self::new(entry(adapter, "first")?, parts.collect())?
 });
 
 from_dict!(Rope, |rope| Self { frequencies: entry(rope, "frequencies")?, factor: entry(rope, "factor")? });
@@ -194,10 +253,14 @@ from_dict!(SharedExpert, |shared| Self {
 
 from_dict!(Experts, |experts| Self {
     router: entry(experts, "router")?,
-    gate_up: entry::<Tensor>(experts, "gate_up")?.stacked()?,
-    down: entry::<Tensor>(experts, "down")?.stacked()?,
+    gate_up: entry::<Stack>(experts, "gate_up")?.linears(entry(experts, "gate_up_biases")?)?,
+    down: entry::<Stack>(experts, "down")?.linears(entry(experts, "down_biases")?)?,
+    activation: entry(experts, "activation")?,
     num_chosen: entry(experts, "num_chosen")?,
-    softmax_first: entry(experts, "softmax_first")?,
+    scoring: entry(experts, "scoring")?,
+    correction: entry::<Option<Floats>>(experts, "correction")?.map(|correction| correction.0),
+    num_groups: entry(experts, "num_groups")?,
+    num_chosen_groups: entry(experts, "num_chosen_groups")?,
     normalized: entry(experts, "normalized")?,
     scale: entry(experts, "scale")?,
     shared: entry(experts, "shared")?,
@@ -214,9 +277,12 @@ from_dict!(Layer, |layer| Self {
     qkv: entry(layer, "qkv")?,
     query_norm: entry(layer, "query_norm")?,
     key_norm: entry(layer, "key_norm")?,
+    rope: entry(layer, "rope")?,
+    sinks: entry::<Option<Floats>>(layer, "sinks")?.map(|sinks| sinks.0),
     out: entry(layer, "out")?,
     post_norm1: entry(layer, "post_norm1")?,
     norm2: entry(layer, "norm2")?,
+    is_parallel: entry(layer, "is_parallel")?,
     feed_forward: entry(layer, "feed_forward")?,
     post_norm2: entry(layer, "post_norm2")?,
     window: entry(layer, "window")?,
@@ -226,12 +292,14 @@ from_dict!(ModelSpec, |model| Self {
     embedding: entry(model, "embedding")?,
     embedding_scale: entry(model, "embedding_scale")?,
     positions: entry(model, "positions")?,
-    rope: entry(model, "rope")?,
+    ropes: entry(model, "ropes")?,
     layers: entry(model, "layers")?,
     norm: entry(model, "norm")?,
     head: entry(model, "head")?,
     num_heads: entry(model, "num_heads")?,
     attention_scale: entry(model, "attention_scale")?,
+    query_growth: entry(model, "query_growth")?,
+    residual_scale: entry(model, "residual_scale")?,
     attention_softcap: entry(model, "attention_softcap")?,
     logit_softcap: entry(model, "logit_softcap")?,
     activation: entry(model, "activation")?,
@@ -245,6 +313,8 @@ struct PyCpuModel {
     num_threads: usize,
     /// Owners of the memory that the kernels read and write.
     _owners: [Py<PyAny>; 3],
+    /// Owners of the adapters' memory, by their numbers.
+    adapters: Mutex<BTreeMap<u16, Py<PyAny>>>,
 }
 
 #[pymethods]
@@ -263,9 +333,10 @@ impl PyCpuModel {
         let (shape, caches) = caches_of(&keys.extract::<Vec<Tensor>>()?, &values.extract::<Vec<Tensor>>()?)?;
         let model = CpuModel::new(spec, shape, caches, num_threads, isa)?;
         let owners = [weights, keys, values].map(|owner| owner.clone().unbind());
-        Ok(Self { model: Mutex::new(model), isa, num_threads, _owners: owners })
+        Ok(Self { model: Mutex::new(model), isa, num_threads, _owners: owners, adapters: Mutex::default() })
     }
 
+    #[pyo3(signature = (token_ids, positions, slot_mapping, query_start, block_tables, logits_indices, logits, adapters=None))]
     #[expect(clippy::too_many_arguments, reason = "the arrays of a step")]
     fn run(
         &self,
@@ -277,9 +348,11 @@ impl PyCpuModel {
         block_tables: PyReadonlyArray2<'_, i32>,
         logits_indices: PyReadonlyArray1<'_, i64>,
         logits: &Bound<'_, PyAny>,
+        adapters: Option<PyReadonlyArray1<'_, u16>>,
     ) -> PyResult<()> {
         let mut logits = writable_logits(logits)?;
         let shape = (logits.shape()[0], logits.shape()[1]);
+        let none = vec![0; query_start.len().saturating_sub(1)];
         let step = StepInput {
             token_ids: token_ids.as_slice()?,
             positions: positions.as_slice()?,
@@ -288,6 +361,7 @@ impl PyCpuModel {
             block_tables: block_tables.as_slice()?,
             max_blocks: block_tables.shape()[1],
             logits_indices: logits_indices.as_slice()?,
+            adapters: adapters.as_ref().map_or(Ok(&none[..]), PyReadonlyArray1::as_slice)?,
         };
         let logits = logits.as_slice_mut()?;
         py.detach(|| {
@@ -301,6 +375,19 @@ impl PyCpuModel {
             }
             model.run(&step, logits)
         })?;
+        Ok(())
+    }
+
+    #[pyo3(signature = (number, layers))]
+    fn set_adapter(&self, number: u16, layers: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let read = layers.map(|layers| layers.extract::<Vec<BTreeMap<String, Option<LowRank>>>>()).transpose()?;
+        let poisoned = || Error::Internal("an earlier step panicked".to_owned());
+        let mut owners = self.adapters.lock().map_err(|_| poisoned())?;
+        self.model.lock().map_err(|_| poisoned())?.set_adapter(number, read)?;
+        match layers {
+            Some(layers) => owners.insert(number, layers.clone().unbind()),
+            None => owners.remove(&number),
+        };
         Ok(())
     }
 
@@ -397,13 +484,26 @@ fn unpack_rows(
     Ok(())
 }
 
+/// Returns the format of a cache's tensors and the width of a head whose tensor is `width` wide.
+fn cache_format(tensor: &Tensor, width: usize) -> Result<(CacheFormat, usize)> {
+    let is_int8 = tensor.dtype == "torch.int8" && tensor.device == "cpu" && tensor.is_contiguous;
+    if !is_int8 {
+        return Ok((CacheFormat::Plain(tensor.dtype()?), width));
+    }
+    let head_dim = width.checked_sub(SCALE_BYTES).filter(|width| *width > 0).ok_or_else(|| {
+        Error::InvalidArgument(format!("heads in int8 must be wider than their scale of {SCALE_BYTES}, got {width}"))
+    })?;
+    Ok((CacheFormat::Int8, head_dim))
+}
+
 fn caches_of(keys: &[Tensor], values: &[Tensor]) -> Result<(CacheShape, Vec<CacheLayer>)> {
     let first = keys.first().ok_or_else(|| Error::InvalidArgument("a cache must have a layer, got none".to_owned()))?;
-    let [num_blocks, block_size, num_kv_heads, head_dim] = first.shape[..] else {
+    let [num_blocks, block_size, num_kv_heads, width] = first.shape[..] else {
         return Err(Error::InvalidArgument(format!("a cache must have 4 dimensions, got {:?}", first.shape)));
     };
+    let found = cache_format(first, width)?;
     let is_same =
-        |tensor: &Tensor| tensor.dtype().is_ok() && tensor.shape == first.shape && tensor.dtype == first.dtype;
+        |tensor: &Tensor| tensor.shape == first.shape && cache_format(tensor, width).is_ok_and(|other| other == found);
     if keys.len() != values.len() || !keys.iter().chain(values).all(is_same) {
         return Err(Error::InvalidArgument("keys and values of all layers must be of one shape and dtype".to_owned()));
     }
@@ -413,7 +513,8 @@ fn caches_of(keys: &[Tensor], values: &[Tensor]) -> Result<(CacheShape, Vec<Cach
     let part = |tensor: &Tensor| unsafe { CachePart::from_raw(tensor.address as *mut u8) };
     let caches =
         keys.iter().zip(values).map(|(keys, values)| CacheLayer { keys: part(keys), values: part(values) }).collect();
-    Ok((CacheShape { num_blocks, block_size, num_kv_heads, head_dim, dtype: first.dtype()? }, caches))
+    let (format, head_dim) = found;
+    Ok((CacheShape { num_blocks, block_size, num_kv_heads, head_dim, format }, caches))
 }
 
 /// Adds this module's classes and functions to `llm._rust`.

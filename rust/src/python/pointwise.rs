@@ -4,8 +4,8 @@ use pyo3::prelude::*;
 
 use super::attention::{common, expect_floats, numbers, written};
 use super::kernels::Tensor;
-use crate::Result;
-use crate::kernels::{Bf16, Dtype, Gelu, Isa, Normed, Number, RowNorm, Team};
+use crate::kernels::{AdamW, Bf16, Dtype, Gelu, Isa, Normed, Number, RowNorm, Team, Trained, adamw, gradient_norm};
+use crate::{Error, Result};
 
 fn team(threads: usize) -> Team {
     Team { isa: Isa::detect(), threads }
@@ -106,8 +106,75 @@ impl PyRowNorm {
     }
 }
 
+/// AdamW of parameters; gradients are given with each call.
+#[pyclass(frozen, name = "AdamW", module = "llm._rust")]
+struct PyAdamW {
+    /// Parameter, mean of gradients, mean of squares and count of steps.
+    trained: Vec<[Tensor; 4]>,
+    team: Team,
+    /// Owners of all memory.
+    _owners: Vec<Owners>,
+}
+
+/// The tensors of a parameter.
+type Owners = [Py<PyAny>; 4];
+/// Learning rate, weight decay, both decay rates, and what is added to the root.
+type Rule = (f64, f64, f64, f64, f64);
+
+#[pymethods]
+impl PyAdamW {
+    #[new]
+    fn new(py: Python<'_>, owners: Vec<Owners>, threads: usize) -> PyResult<Self> {
+        let mut trained = Vec::with_capacity(owners.len());
+        for [a, b, c, d] in &owners {
+            let tensors: [Tensor; 4] = [a.extract(py)?, b.extract(py)?, c.extract(py)?, d.extract(py)?];
+            tensors.iter().try_for_each(expect_floats)?;
+            expect_count("step", tensors[3].len(), 1)?;
+            trained.push(tensors);
+        }
+        Ok(Self { trained, team: team(threads), _owners: owners })
+    }
+
+    fn norm(&self, py: Python<'_>, gradients: Vec<Tensor>) -> PyResult<f64> {
+        gradients.iter().try_for_each(expect_floats)?;
+        let gradients: Vec<&[f32]> = gradients.iter().map(numbers).collect();
+        Ok(py.detach(|| gradient_norm(&gradients, self.team))?)
+    }
+
+    fn step(&self, py: Python<'_>, gradients: Vec<Tensor>, rules: Vec<Rule>, scale: f32) -> PyResult<()> {
+        gradients.iter().try_for_each(expect_floats)?;
+        for (name, len) in [("gradients", gradients.len()), ("rules", rules.len())] {
+            expect_count(name, len, self.trained.len())?;
+        }
+        let with_gradients = self.trained.iter().zip(&gradients).zip(rules);
+        let mut trained: Vec<Trained<'_>> = with_gradients
+            .map(|(([parameter, first, second, step], gradient), (rate, decay, beta1, beta2, eps))| Trained {
+                parameter: written(parameter),
+                first: written(first),
+                second: written(second),
+                gradient: numbers(gradient),
+                step: f64::from(numbers::<f32>(step)[0]) + 1.0,
+                rule: AdamW { rate, decay, beta1, beta2, eps },
+            })
+            .collect();
+        py.detach(|| adamw(&mut trained, scale, self.team))?;
+        for [.., step] in &self.trained {
+            written::<f32>(step)[0] += 1.0;
+        }
+        Ok(())
+    }
+}
+
+fn expect_count(name: &str, got: usize, wanted: usize) -> Result<()> {
+    if got == wanted {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument(format!("`{name}` must hold {wanted}, got {got}")))
+}
+
 /// Adds this module's functions and class to `llm._rust`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(py_gelu, module)?)?;
+    module.add_class::<PyAdamW>()?;
     module.add_class::<PyRowNorm>()
 }

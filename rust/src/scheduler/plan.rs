@@ -31,6 +31,8 @@ pub struct StepPlan {
     pub logits_indices: Vec<i64>,
     /// Ids of the requests (R).
     pub request_ids: Vec<u64>,
+    /// The adapter of each request, 0 for none (R).
+    pub adapters: Vec<u16>,
     /// Blocks to copy before the pass, as (source, target) (C × 2).
     pub block_copies: Vec<[i64; 2]>,
 }
@@ -157,6 +159,7 @@ impl PlanBuffers {
             plan.slot_mapping[row] = (request.last_block() as usize * block_size + offset) as i64;
             plan.seq_lens[row] = position as i32 + 1;
             plan.request_ids[row] = request.id;
+            plan.adapters[row] = request.adapter;
             request.table_row = row as u32;
             self.write_row(row, request, entry.num_blocks);
         }
@@ -230,6 +233,7 @@ impl StepPlan {
         self.seq_lens.clear();
         self.logits_indices.clear();
         self.request_ids.clear();
+        self.adapters.clear();
         self.block_copies.clear();
     }
 
@@ -240,6 +244,7 @@ impl StepPlan {
         self.slot_mapping.resize(num_rows, 0);
         self.seq_lens.resize(num_rows, 0);
         self.request_ids.resize(num_rows, 0);
+        self.adapters.resize(num_rows, 0);
         self.query_start.extend(1..=num_rows as i32);
         self.logits_indices.extend(0..num_rows as i64);
     }
@@ -251,6 +256,7 @@ impl StepPlan {
         self.query_start.push(self.token_ids.len() as i32);
         self.seq_lens.push(end as i32);
         self.request_ids.push(request.id);
+        self.adapters.push(request.adapter);
         if let Some(copy) = request.copy() {
             self.block_copies.push([i64::from(copy.source), i64::from(copy.target)]);
         }

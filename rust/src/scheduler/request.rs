@@ -14,11 +14,13 @@ pub struct RequestOptions {
     /// First of the prompt's own positions at which the caller wants logits; `None`: at none of them. The prefix cache
     /// is used for earlier positions only.
     pub first_prompt_row: Option<usize>,
+    /// The adapter that computes the request, 0 for none; the prefix cache keeps adapters apart.
+    pub adapter: u16,
 }
 
 impl Default for RequestOptions {
     fn default() -> Self {
-        Self { max_tokens: 1, priority: 0, num_choices: 1, first_prompt_row: None }
+        Self { max_tokens: 1, priority: 0, num_choices: 1, first_prompt_row: None, adapter: 0 }
     }
 }
 
@@ -93,6 +95,7 @@ pub struct Request {
     pub(super) table_version: u32,
     pub(super) is_running: bool,
     traits: Traits,
+    pub(super) adapter: u16,
     // The second cache line begins here.
     /// Prompt tokens, then output tokens.
     tokens: Vec<u32>,
@@ -140,6 +143,7 @@ impl Request {
             table_version: 0,
             is_running: false,
             traits: Traits::default(),
+            adapter: 0,
             blocks: Vec::new(),
             hashes: Vec::new(),
             drafts: Vec::new(),
@@ -471,11 +475,13 @@ impl Request {
         if num_seen + block_size > num_blocks * block_size { num_blocks } else { num_seen.div_ceil(block_size) }
     }
 
-    /// Hash of the full block `index`, which covers all blocks before it.
+    /// Hash of the full block `index`, which covers all blocks before it and the adapter.
     pub(super) fn block_hash(&mut self, index: usize, hasher: &BlockHasher, block_size: usize) -> BlockHash {
         while self.hashes.len() <= index {
             let start = self.hashes.len() * block_size;
-            let hash = hasher.hash(self.hashes.last().copied(), &self.tokens[start..start + block_size]);
+            // Before the first block stands the adapter's number, which is no hash but by a chance of 2⁻¹¹².
+            let parent = self.hashes.last().copied().or(BlockHash::new(u128::from(self.adapter)));
+            let hash = hasher.hash(parent, &self.tokens[start..start + block_size]);
             self.hashes.push(hash);
         }
         self.hashes[index]

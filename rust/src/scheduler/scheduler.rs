@@ -93,6 +93,7 @@ impl Scheduler {
         self.slot_of.extend(choices.clone().map(|choice| (choice, slot)));
         request.set_choices(choices.collect());
         request.set_prompt_rows(options.first_prompt_row);
+        request.adapter = options.adapter;
         self.enqueue(request);
         Ok(())
     }

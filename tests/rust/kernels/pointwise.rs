@@ -1,6 +1,6 @@
 //! Training's operations between products, for every instruction set.
 
-use llm_core::kernels::{Gelu, Isa, Normed, RowNorm, Team, gelu};
+use llm_core::kernels::{AdamW, Gelu, Isa, Normed, RowNorm, Team, Trained, adamw, gelu, gradient_norm};
 
 const WIDTH: usize = 48;
 
@@ -106,4 +106,72 @@ fn wrong_sizes_are_refused_by_name() {
     let norm = RowNorm { weight: &[1.0; 32], ..norm };
     let found = norm.forward(&[0.0; 64], &mut [0.0_f32; 64], &mut [0.0; 3]).unwrap_err().to_string();
     assert_eq!(found, "`kept` must hold 4 numbers, got 3");
+}
+
+const RULE: AdamW = AdamW { rate: 0.01, decay: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8 };
+
+/// Numbers between -2 and 2 in parts whose lengths fill vectors and chunks, and leave rests of both.
+fn parts(seed: usize) -> Vec<Vec<f32>> {
+    let number = |at: usize| ((at * 37 + seed * 11) % 101) as f32 / 25.0 - 2.0;
+    [1, 15, 16, 8192, 20_001].iter().map(|&length| (0..length).map(number).collect()).collect()
+}
+
+#[test]
+fn adamw_follows_its_algorithm_with_the_same_bits_for_every_number_of_threads() {
+    for isa in Isa::supported() {
+        let results = [1, 3].map(|threads| {
+            let (mut parameters, gradients) = (parts(1), parts(2));
+            let zeros: Vec<Vec<f32>> = parameters.iter().map(|part| vec![0.0; part.len()]).collect();
+            let (mut first, mut second) = (zeros.clone(), zeros);
+            for step in 1..=3 {
+                let mut trained: Vec<Trained<'_>> = parameters
+                    .iter_mut()
+                    .zip(&mut first)
+                    .zip(&mut second)
+                    .zip(&gradients)
+                    .map(|(((parameter, first), second), gradient)| Trained {
+                        parameter,
+                        first,
+                        second,
+                        gradient,
+                        step: f64::from(step),
+                        rule: RULE,
+                    })
+                    .collect();
+                adamw(&mut trained, 0.5, Team { isa, threads }).unwrap();
+            }
+            (parameters, first, second)
+        });
+        assert!(results[0] == results[1], "{isa:?}");
+        let numbers = parts(1).concat().into_iter().zip(parts(2).concat()).zip(results[0].0.concat());
+        for ((parameter, gradient), found) in numbers {
+            let (mut wanted, gradient) = (f64::from(parameter), 0.5 * f64::from(gradient));
+            let (mut first, mut second) = (0.0, 0.0);
+            for step in 1..=3 {
+                wanted *= 1.0 - RULE.rate * RULE.decay;
+                first = RULE.beta1 * first + (1.0 - RULE.beta1) * gradient;
+                second = RULE.beta2 * second + (1.0 - RULE.beta2) * gradient * gradient;
+                let (mean, square) = (first / (1.0 - RULE.beta1.powi(step)), second / (1.0 - RULE.beta2.powi(step)));
+                wanted -= RULE.rate * mean / (square.sqrt() + RULE.eps);
+            }
+            assert!((f64::from(found) - wanted).abs() < 1e-6, "{isa:?}: {found} {wanted}");
+        }
+    }
+}
+
+#[test]
+fn the_norm_of_gradients_is_that_of_all_their_numbers() {
+    let gradients = parts(3);
+    let slices: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
+    let wanted = gradients.concat().iter().map(|&number| f64::from(number).powi(2)).sum::<f64>().sqrt();
+    for isa in Isa::supported() {
+        let [alone, shared] = [1, 3].map(|threads| gradient_norm(&slices, Team { isa, threads }).unwrap());
+        assert!(
+            alone.to_bits() == shared.to_bits() && (alone / wanted - 1.0).abs() < 1e-6,
+            "{isa:?}: {alone} {wanted}"
+        );
+    }
+    let bad = gradient_norm(&[&[1.0, f32::NAN]], Team { isa: Isa::Portable, threads: 1 }).unwrap();
+    assert!(bad.is_nan());
+    assert_eq!(gradient_norm(&[], Team { isa: Isa::Portable, threads: 2 }).unwrap(), 0.0);
 }

@@ -1,8 +1,8 @@
 //! A naive decoder: plain loops over f32, one token at a time, without vectors, threads or blocks. Slow and obvious.
 
 use llm_core::kernels::{
-    Activation, CacheShape, Dtype, Experts, FeedForward, Format, GROUP, Isa, Layer, Linear, ModelSpec, Norm,
-    SharedExpert,
+    Activation, CacheFormat, CacheShape, Dtype, Experts, FeedForward, Format, GROUP, Isa, Layer, Linear, ModelSpec,
+    Norm, Scoring, SharedExpert,
 };
 
 /// Keys and values of one request and layer, `[tokens][kv_heads * head_dim]`.
@@ -40,14 +40,21 @@ impl<'a> Reference<'a> {
             add(&mut hidden, &vector);
         }
         for (idx, layer) in spec.layers.iter().enumerate() {
-            let heads = self.attention(request, idx, layer, &normalized(&layer.norm1, &hidden));
+            let before = hidden.clone();
+            let heads = self.attention(request, idx, layer, &maybe_normalized(layer.norm1.as_ref(), before.clone()));
             let mixed = self.product(&layer.out, &heads);
-            add(&mut hidden, &maybe_normalized(layer.post_norm1.as_ref(), mixed));
-            let mixed = self.feed_forward(&layer.feed_forward, &normalized(&layer.norm2, &hidden));
-            add(&mut hidden, &maybe_normalized(layer.post_norm2.as_ref(), mixed));
+            add(&mut hidden, &self.part(layer.post_norm1.as_ref(), mixed));
+            let read = if layer.is_parallel { before } else { hidden.clone() };
+            let mixed = self.feed_forward(&layer.feed_forward, &maybe_normalized(layer.norm2.as_ref(), read));
+            add(&mut hidden, &self.part(layer.post_norm2.as_ref(), mixed));
         }
         let logits = self.product(&spec.head, &normalized(&spec.norm, &hidden));
         logits.into_iter().map(|logit| capped(logit, spec.logit_softcap)).collect()
+    }
+
+    /// What a part of a block adds to the residual stream.
+    fn part(&self, norm: Option<&Norm>, mixed: Vec<f32>) -> Vec<f32> {
+        maybe_normalized(norm, mixed).into_iter().map(|value| self.spec.residual_scale * value).collect()
     }
 
     fn attention(&mut self, request: usize, idx: usize, layer: &Layer, x: &[f32]) -> Vec<f32> {
@@ -57,14 +64,20 @@ impl<'a> Reference<'a> {
         let (queries, rest) = qkv.split_at(num_heads * width);
         let (keys, values) = rest.split_at(num_kv * width);
         let prepare = |heads: &[f32], norm: Option<&Norm>| -> Vec<f32> {
-            let heads = heads.chunks(width).map(|head| maybe_normalized(norm, head.to_vec()));
-            heads.flat_map(|head| self.rotated(&head, position)).collect()
+            let normed = norm.map_or(heads.len(), |norm| norm.weight.len());
+            let heads: Vec<f32> = heads.chunks(normed).flat_map(|part| maybe_normalized(norm, part.to_vec())).collect();
+            heads.chunks(width).flat_map(|head| self.rotated(layer, head, position)).collect()
         };
-        let queries = prepare(queries, layer.query_norm.as_ref());
+        let growth = self.spec.query_growth.map_or(1.0, |growth| {
+            let steps = (position as f64 / growth.context as f64).floor();
+            1.0 + growth.rate * (1.0 + steps).ln()
+        });
+        let queries: Vec<f32> =
+            prepare(queries, layer.query_norm.as_ref()).iter().map(|value| value * growth as f32).collect();
         let keys = prepare(keys, layer.key_norm.as_ref());
         let history = &mut self.histories[request][idx];
-        history.keys.push(stored(self.shape.dtype, &keys));
-        history.values.push(stored(self.shape.dtype, values));
+        history.keys.push(cached_keys(self.shape, &keys));
+        history.values.push(cached(self.shape, values));
         let first = layer.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let mut out = Vec::new();
         for (head, query) in queries.chunks(width).enumerate() {
@@ -78,6 +91,7 @@ impl<'a> Reference<'a> {
                     )
                 })
                 .collect();
+            weights.extend(layer.sinks.as_ref().map(|sinks| sinks[head]));
             softmax(&mut weights);
             for channel in start..start + width {
                 out.push(
@@ -88,9 +102,9 @@ impl<'a> Reference<'a> {
         out
     }
 
-    fn rotated(&self, head: &[f32], position: usize) -> Vec<f32> {
-        let Some(rope) = &self.spec.rope else { return head.to_vec() };
-        let half = head.len() / 2;
+    fn rotated(&self, layer: &Layer, head: &[f32], position: usize) -> Vec<f32> {
+        let Some(rope) = layer.rope.map(|rope| &self.spec.ropes[rope]) else { return head.to_vec() };
+        let half = rope.frequencies.len();
         let mut out = head.to_vec();
         for (pair, frequency) in rope.frequencies.iter().enumerate() {
             let (sine, cosine) = (position as f64 * frequency).sin_cos();
@@ -103,32 +117,38 @@ impl<'a> Reference<'a> {
 
     fn feed_forward(&self, feed_forward: &FeedForward, x: &[f32]) -> Vec<f32> {
         match feed_forward {
-            FeedForward::Gated { gate_up, down } => self.gated(gate_up, down, x),
+            FeedForward::Gated { gate_up, down } => self.gated(gate_up, down, self.spec.activation, x),
             FeedForward::Plain { up, down } => {
-                let inner: Vec<f32> = self.product(up, x).into_iter().map(|value| self.activated(value)).collect();
+                let inner = self.product(up, x).into_iter().map(|value| activated(self.spec.activation, value));
+                let inner: Vec<f32> = inner.collect();
                 self.product(down, &inner)
             }
             FeedForward::Experts(experts) => self.experts(experts, x),
         }
     }
 
-    fn gated(&self, gate_up: &Linear, down: &Linear, x: &[f32]) -> Vec<f32> {
+    fn gated(&self, gate_up: &Linear, down: &Linear, activation: Activation, x: &[f32]) -> Vec<f32> {
         let both = self.product(gate_up, x);
         let (gate, up) = both.split_at(both.len() / 2);
-        let inner: Vec<f32> = gate.iter().zip(up).map(|(gate, up)| self.activated(*gate) * up).collect();
+        let factor = |up: f32| match activation {
+            Activation::ClampedSwiglu { limit } => up.clamp(-limit, limit) + 1.0,
+            _ => up,
+        };
+        let inner: Vec<f32> =
+            gate.iter().zip(up).map(|(gate, up)| activated(activation, *gate) * factor(*up)).collect();
         self.product(down, &inner)
     }
 
     fn experts(&self, experts: &Experts, x: &[f32]) -> Vec<f32> {
         let mut scores = self.product(&experts.router, x);
-        if experts.softmax_first {
-            softmax(&mut scores);
+        match experts.scoring {
+            Scoring::SoftmaxOfAll => softmax(&mut scores),
+            Scoring::Sigmoid => scores = scores.iter().map(|score| 1.0 / (1.0 + (-score).exp())).collect(),
+            Scoring::SoftmaxOfChosen => {}
         }
-        let mut order: Vec<usize> = (0..scores.len()).collect();
-        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
-        order.truncate(experts.num_chosen);
+        let order = chosen(experts, &scores);
         let mut weights: Vec<f32> = order.iter().map(|expert| scores[*expert]).collect();
-        if !experts.softmax_first {
+        if experts.scoring == Scoring::SoftmaxOfChosen {
             softmax(&mut weights);
         } else if experts.normalized {
             let total: f32 = weights.iter().sum();
@@ -136,12 +156,12 @@ impl<'a> Reference<'a> {
         }
         let mut out = vec![0.0; x.len()];
         for (expert, weight) in order.into_iter().zip(weights) {
-            let mixed = self.gated(&experts.gate_up[expert], &experts.down[expert], x);
+            let mixed = self.gated(&experts.gate_up[expert], &experts.down[expert], experts.activation, x);
             add(&mut out, &mixed.iter().map(|value| experts.scale * weight * value).collect::<Vec<_>>());
         }
         if let Some(SharedExpert { gate_up, down, gate }) = &experts.shared {
             let weight = gate.as_ref().map_or(1.0, |gate| 1.0 / (1.0 + (-self.product(gate, x)[0]).exp()));
-            let mixed = self.gated(gate_up, down, x);
+            let mixed = self.gated(gate_up, down, self.spec.activation, x);
             add(&mut out, &mixed.iter().map(|value| weight * value).collect::<Vec<_>>());
         }
         out
@@ -160,14 +180,76 @@ impl<'a> Reference<'a> {
         });
         outputs.collect()
     }
+}
 
-    fn activated(&self, x: f32) -> f32 {
-        match self.spec.activation {
-            Activation::Silu => x / (1.0 + (-x).exp()),
-            Activation::Gelu => 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
-            Activation::GeluTanh => 0.5 * x * (1.0 + (0.797_884_6 * (x + 0.044_715 * x * x * x)).tanh()),
-        }
+fn activated(activation: Activation, x: f32) -> f32 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Gelu => 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
+        Activation::GeluTanh => 0.5 * x * (1.0 + (0.797_884_6 * (x + 0.044_715 * x * x * x)).tanh()),
+        Activation::ClampedSwiglu { limit } => x.min(limit) / (1.0 + (-1.702 * x.min(limit)).exp()),
     }
+}
+
+/// The experts with the highest corrected scores, among the best groups.
+fn chosen(experts: &Experts, scores: &[f32]) -> Vec<usize> {
+    let compared: Vec<f32> = scores
+        .iter()
+        .enumerate()
+        .map(|(expert, score)| score + experts.correction.as_ref().map_or(0.0, |correction| correction[expert]))
+        .collect();
+    let size = scores.len() / experts.num_groups;
+    let group_score = |group: usize| -> f32 {
+        let members = best(&compared[group * size..][..size]);
+        let num_counted = if experts.scoring == Scoring::Sigmoid { 2 } else { 1 };
+        members.iter().take(num_counted).map(|member| compared[group * size + member]).sum()
+    };
+    let of_groups: Vec<f32> = (0..experts.num_groups).map(group_score).collect();
+    let groups = &best(&of_groups)[..experts.num_chosen_groups];
+    best(&compared).into_iter().filter(|expert| groups.contains(&(expert / size))).take(experts.num_chosen).collect()
+}
+
+/// Indices by falling score.
+fn best(scores: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+    order
+}
+
+/// Heads as a cache keeps them.
+fn cached(shape: CacheShape, heads: &[f32]) -> Vec<f32> {
+    match shape.format {
+        CacheFormat::Plain(dtype) => stored(dtype, heads),
+        CacheFormat::Int8 => heads.chunks(shape.head_dim).flat_map(in_steps).collect(),
+    }
+}
+
+/// What the cache keeps of a position's keys: in int8, each head is rounded in the basis of the Walsh-Hadamard matrix.
+fn cached_keys(shape: CacheShape, heads: &[f32]) -> Vec<f32> {
+    if shape.format != CacheFormat::Int8 {
+        return cached(shape, heads);
+    }
+    let mixed: Vec<f32> = heads.chunks(shape.head_dim).flat_map(in_mixed_channels).collect();
+    let size = (1 << shape.head_dim.trailing_zeros()) as f32;
+    cached(shape, &mixed).chunks(shape.head_dim).flat_map(in_mixed_channels).map(|value| value / size).collect()
+}
+
+/// Products of the blocks of a head, as wide as the largest power of two that divides it, with the Walsh-Hadamard matrix.
+fn in_mixed_channels(head: &[f32]) -> Vec<f32> {
+    let size = 1 << head.len().trailing_zeros();
+    let sign = |row: usize, col: usize| if (row & col).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+    let product = |block: &[f32], row| {
+        block.iter().enumerate().map(|(col, value)| sign(row, col) * f64::from(*value)).sum::<f64>()
+    };
+    head.chunks(size).flat_map(|block| (0..size).map(move |row| product(block, row) as f32)).collect()
+}
+
+/// The nearest multiples of the largest magnitude over 127, which is rounded up to bf16.
+fn in_steps(head: &[f32]) -> Vec<f32> {
+    let exact = head.iter().fold(0.0_f32, |largest, value| largest.max(value.abs())) / 127.0;
+    let lower = f32::from_bits(exact.to_bits() & 0xFFFF_0000);
+    let step = if lower < exact { f32::from_bits(lower.to_bits() + 0x1_0000) } else { lower };
+    head.iter().map(|value| (value / step).round_ties_even() * step).collect()
 }
 
 /// The numbers as a format stores them.

@@ -4,8 +4,8 @@
 
 use super::reference::{Reference, bf16};
 use llm_core::kernels::{
-    Activation, CacheLayer, CachePart, CacheShape, CpuModel, Dtype, Experts, FeedForward, GROUP, Isa, Layer, Linear,
-    Matrix, ModelSpec, Norm, Part, Rope, Scheme, SharedExpert, StepInput,
+    Activation, CacheFormat, CacheLayer, CachePart, CacheShape, CpuModel, Dtype, Experts, FeedForward, GROUP, Isa,
+    Layer, Linear, Matrix, ModelSpec, Norm, Part, QueryGrowth, Rope, Scheme, Scoring, SharedExpert, StepInput,
 };
 
 const ISAS: [Isa; 4] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
@@ -16,7 +16,7 @@ const VOCAB: usize = 21;
 enum Mlp {
     Gated,
     Plain,
-    Experts { softmax_first: bool, normalized: bool, is_shared: bool, is_gated: bool },
+    Experts { scoring: Scoring, normalized: bool, is_shared: bool, is_gated: bool, has_limits: bool },
 }
 
 /// What a family of models can differ in.
@@ -35,7 +35,15 @@ struct Family {
     has_positions: bool,
     has_biases: bool,
     has_head_norms: bool,
+    /// Norms of queries and keys over all heads, and of each part's output in place of its input.
+    has_inner_norms: bool,
     has_post_norms: bool,
+    is_parallel: bool,
+    has_sinks: bool,
+    /// Two rotary encodings, the second for a part of each head; the last layer has none.
+    has_two_ropes: bool,
+    growth: Option<QueryGrowth>,
+    residual_scale: f32,
     is_layer_norm: bool,
     is_tied: bool,
     caps: Option<(f32, f32)>,
@@ -59,7 +67,13 @@ const LLAMA: Family = Family {
     has_positions: false,
     has_biases: false,
     has_head_norms: false,
+    has_inner_norms: false,
     has_post_norms: false,
+    is_parallel: false,
+    has_sinks: false,
+    has_two_ropes: false,
+    growth: None,
+    residual_scale: 1.0,
     is_layer_norm: false,
     is_tied: false,
     caps: None,
@@ -69,11 +83,38 @@ const LLAMA: Family = Family {
     context: 0,
 };
 
-const MIXTRAL: Mlp = Mlp::Experts { softmax_first: false, normalized: false, is_shared: false, is_gated: false };
-const QWEN_MOE: Mlp = Mlp::Experts { softmax_first: true, normalized: true, is_shared: true, is_gated: true };
-const DEEPSEEK: Mlp = Mlp::Experts { softmax_first: true, normalized: false, is_shared: true, is_gated: false };
+const MIXTRAL: Mlp = Mlp::Experts {
+    scoring: Scoring::SoftmaxOfChosen,
+    normalized: false,
+    is_shared: false,
+    is_gated: false,
+    has_limits: false,
+};
+const QWEN_MOE: Mlp = Mlp::Experts {
+    scoring: Scoring::SoftmaxOfAll,
+    normalized: true,
+    is_shared: true,
+    is_gated: true,
+    has_limits: false,
+};
+const DEEPSEEK: Mlp = Mlp::Experts {
+    scoring: Scoring::SoftmaxOfAll,
+    normalized: false,
+    is_shared: true,
+    is_gated: false,
+    has_limits: false,
+};
+const SIGMOIDS: Mlp =
+    Mlp::Experts { scoring: Scoring::Sigmoid, normalized: true, is_shared: true, is_gated: false, has_limits: false };
+const LIMITS: Mlp = Mlp::Experts {
+    scoring: Scoring::SoftmaxOfChosen,
+    normalized: false,
+    is_shared: false,
+    is_gated: false,
+    has_limits: true,
+};
 
-const FAMILIES: [Family; 12] = [
+const FAMILIES: [Family; 17] = [
     LLAMA,
     Family { name: "one key head, tied", num_heads: 5, num_kv_heads: 1, is_tied: true, ..LLAMA },
     Family { name: "every head its keys, wide heads", num_heads: 3, num_kv_heads: 3, head_dim: 70, ..LLAMA },
@@ -101,17 +142,39 @@ const FAMILIES: [Family; 12] = [
     Family { name: "mixtral", mlp: MIXTRAL, ..LLAMA },
     Family { name: "qwen moe", mlp: QWEN_MOE, has_post_norms: true, ..LLAMA },
     Family { name: "deepseek moe", mlp: DEEPSEEK, ..LLAMA },
+    Family { name: "sigmoids in groups", mlp: SIGMOIDS, ..LLAMA },
+    Family { name: "bounded experts, sinks", mlp: LIMITS, has_sinks: true, window: Some(3), ..LLAMA },
+    Family { name: "side by side", is_parallel: true, is_layer_norm: true, residual_scale: 0.4, ..LLAMA },
+    Family { name: "norms inside the sum", has_inner_norms: true, residual_scale: 0.7, ..LLAMA },
+    Family {
+        name: "two rotary encodings, growing queries",
+        has_two_ropes: true,
+        growth: Some(QueryGrowth { rate: 0.3, context: 2 }),
+        num_layers: 3,
+        ..LLAMA
+    },
     Family { name: "several chunks of columns", hidden: 651, inner: 1290, num_layers: 1, ..LLAMA },
-    Family { name: "several splits of a long context", context: 530, num_layers: 1, window: Some(270), ..LLAMA },
+    Family {
+        name: "several splits of a long context, sinks",
+        context: 530,
+        num_layers: 1,
+        window: Some(270),
+        has_sinks: true,
+        ..LLAMA
+    },
 ];
 
 /// Families whose matrices consist of whole groups, in fewer and more strips than threads.
-const PACKED_FAMILIES: [Family; 5] = [
+const PACKED_FAMILIES: [Family; 9] = [
     Family { name: "packed llama", hidden: 64, inner: 96, head_dim: 16, ..LLAMA },
     Family { name: "packed and tied", hidden: 64, inner: 160, head_dim: 16, is_tied: true, ..LLAMA },
     Family { name: "packed, biases", hidden: 32, inner: 32, head_dim: 8, has_biases: true, ..LLAMA },
     Family { name: "packed, no gate", hidden: 64, inner: 96, head_dim: 16, mlp: Mlp::Plain, ..LLAMA },
     Family { name: "packed, post norms", hidden: 96, inner: 64, head_dim: 32, has_post_norms: true, ..LLAMA },
+    Family { name: "packed mixtral", hidden: 32, inner: 96, head_dim: 16, mlp: MIXTRAL, ..LLAMA },
+    Family { name: "packed qwen moe", hidden: 64, inner: 64, head_dim: 16, mlp: QWEN_MOE, ..LLAMA },
+    Family { name: "packed sigmoids in groups", hidden: 64, inner: 32, head_dim: 16, mlp: SIGMOIDS, ..LLAMA },
+    Family { name: "packed, bounded experts", hidden: 64, inner: 96, head_dim: 16, mlp: LIMITS, ..LLAMA },
 ];
 
 /// Families whose matrices consist of whole blocks of 256 columns.
@@ -196,6 +259,7 @@ impl Weights {
             Scheme::Q5_K => (0, 2, Some(6)),
             // Multiples of up to 128.
             Scheme::Q6_K => (208, 1, None),
+            Scheme::MXFP4 => (0, 0, None),
             // Zero points from 8 to 16.
             Scheme::Z4 => (0, 8, Some(18)),
             Scheme::Z8 => (0, 4, Some(18)),
@@ -204,7 +268,11 @@ impl Weights {
         for _ in 0..num {
             let fraction = (self.number().abs() * 1023.0) as u16;
             let mut block: Vec<u8> = (0..scheme.block_bytes()).map(|_| (self.number() * 127.0) as i8 as u8).collect();
-            block[scale_at..scale_at + 2].copy_from_slice(&(scale << 10 | fraction).to_le_bytes());
+            if scheme == Scheme::MXFP4 {
+                block[0] = 123 + (fraction % 3) as u8;
+            } else {
+                block[scale_at..scale_at + 2].copy_from_slice(&(scale << 10 | fraction).to_le_bytes());
+            }
             if let Some(min) = min {
                 block[2..4].copy_from_slice(&(min << 10 | fraction).to_le_bytes());
             }
@@ -220,12 +288,23 @@ impl Weights {
         }
         let parts: Vec<Part> = rows.iter().zip(MIXED).map(|(rows, scheme)| Part { scheme, rows: *rows }).collect();
         let weight = self.packed_matrix(&parts, cols);
-        Linear { weight, bias: has_bias.then(|| self.vector(rows.iter().sum(), 0.0, 0.3)) }
+        Linear::new(weight, has_bias.then(|| self.vector(rows.iter().sum(), 0.0, 0.3)))
     }
 
     fn linear(&mut self, rows: usize, cols: usize, has_bias: bool) -> Linear {
         let weight = self.matrix(rows, cols);
-        Linear { weight, bias: has_bias.then(|| self.vector(rows, 0.0, 0.3)) }
+        Linear::new(weight, has_bias.then(|| self.vector(rows, 0.0, 0.3)))
+    }
+
+    /// A linear layer that chooses or weighs experts, which no file quantises.
+    fn plain_linear(&mut self, rows: usize, cols: usize, has_bias: bool) -> Linear {
+        let stored = self.stored;
+        if !matches!(stored, Stored::Plain(_)) {
+            self.stored = Stored::Plain(Dtype::F32);
+        }
+        let linear = self.linear(rows, cols, has_bias);
+        self.stored = stored;
+        linear
     }
 
     fn norm(&mut self, width: usize, has_bias: bool) -> Norm {
@@ -234,20 +313,27 @@ impl Weights {
     }
 
     fn experts(&mut self, family: &Family, mlp: Mlp) -> Experts {
-        let Mlp::Experts { softmax_first, normalized, is_shared, is_gated } = mlp else { unreachable!() };
+        let Mlp::Experts { scoring, normalized, is_shared, is_gated, has_limits } = mlp else { unreachable!() };
         let (hidden, inner) = (family.hidden, family.inner);
+        let has_groups = scoring == Scoring::Sigmoid;
+        let num = if has_groups { 6 } else { 5 };
+        let shared = if matches!(self.stored, Stored::Plain(_)) { 28 } else { 32 };
         Experts {
-            router: self.linear(5, hidden, false),
-            gate_up: (0..5).map(|_| self.linear(2 * inner, hidden, false)).collect(),
-            down: (0..5).map(|_| self.linear(hidden, inner, false)).collect(),
+            router: self.plain_linear(num, hidden, has_limits),
+            gate_up: (0..num).map(|_| self.linear(2 * inner, hidden, has_limits)).collect(),
+            down: (0..num).map(|_| self.linear(hidden, inner, has_limits)).collect(),
+            activation: if has_limits { Activation::ClampedSwiglu { limit: 0.6 } } else { family.activation },
             num_chosen: 2,
-            softmax_first,
+            scoring,
+            correction: has_groups.then(|| self.vector(num, 0.0, 0.5)),
+            num_groups: if has_groups { 3 } else { 1 },
+            num_chosen_groups: if has_groups { 2 } else { 1 },
             normalized,
             scale: 1.5,
             shared: is_shared.then(|| SharedExpert {
-                gate_up: self.linear(2 * 28, hidden, false),
-                down: self.linear(hidden, 28, false),
-                gate: is_gated.then(|| self.linear(1, hidden, false)),
+                gate_up: self.linear(2 * shared, hidden, false),
+                down: self.linear(hidden, shared, false),
+                gate: is_gated.then(|| self.plain_linear(1, hidden, false)),
             }),
         }
     }
@@ -255,14 +341,21 @@ impl Weights {
     fn layer(&mut self, family: &Family, idx: usize) -> Layer {
         let Family { hidden, inner, head_dim, has_biases: bias, is_layer_norm: shift, .. } = *family;
         let (heads, keys) = (family.num_heads * head_dim, family.num_kv_heads * head_dim);
+        let (is_inner, has_head_norms) = (family.has_inner_norms, family.has_head_norms);
+        let norm1 = (!is_inner).then(|| self.norm(hidden, shift));
+        let (of_queries, of_keys) = if is_inner { (heads, keys) } else { (head_dim, head_dim) };
+        let num_ropes = if family.has_two_ropes { 2 } else { usize::from(family.has_rope) };
         Layer {
-            norm1: self.norm(hidden, shift),
+            norm2: if family.is_parallel { norm1.clone() } else { (!is_inner).then(|| self.norm(hidden, shift)) },
+            norm1,
             qkv: self.fused(&[heads, keys, keys], hidden, bias),
-            query_norm: family.has_head_norms.then(|| self.norm(head_dim, false)),
-            key_norm: family.has_head_norms.then(|| self.norm(head_dim, false)),
+            query_norm: (is_inner || has_head_norms).then(|| self.norm(of_queries, false)),
+            key_norm: (is_inner || has_head_norms).then(|| self.norm(of_keys, false)),
+            rope: (idx < num_ropes || !family.has_two_ropes && family.has_rope).then(|| idx.min(num_ropes - 1)),
+            sinks: family.has_sinks.then(|| self.vector(family.num_heads, 0.5, 1.0)),
             out: self.linear(hidden, heads, bias),
-            post_norm1: family.has_post_norms.then(|| self.norm(hidden, shift)),
-            norm2: self.norm(hidden, shift),
+            post_norm1: (is_inner || family.has_post_norms).then(|| self.norm(hidden, shift)),
+            is_parallel: family.is_parallel,
             feed_forward: match family.mlp {
                 Mlp::Gated => FeedForward::Gated {
                     gate_up: self.fused(&[inner, inner], hidden, bias),
@@ -273,28 +366,34 @@ impl Weights {
                 }
                 experts => FeedForward::Experts(Box::new(self.experts(family, experts))),
             },
-            post_norm2: family.has_post_norms.then(|| self.norm(hidden, shift)),
+            post_norm2: (is_inner || family.has_post_norms).then(|| self.norm(hidden, shift)),
             window: family.window.filter(|_| idx == 0),
         }
     }
 
     fn model(&mut self, family: &Family) -> ModelSpec {
         let embedding = self.matrix(VOCAB, family.hidden);
-        let half = family.head_dim / 2;
-        let frequencies = (0..half).map(|pair| 100f64.powf(-(pair as f64) / half as f64)).collect();
+        let rope = |half: usize, base: f64| {
+            let frequencies = (0..half).map(|pair| base.powf(-(pair as f64) / half as f64)).collect();
+            Rope { frequencies, factor: 1.1 }
+        };
+        let whole = rope(family.head_dim / 2, 100.0);
+        let ropes = if family.has_two_ropes { vec![whole, rope(family.head_dim / 4, 20.0)] } else { vec![whole] };
         ModelSpec {
             embedding,
             embedding_scale: family.embedding_scale,
             positions: family.has_positions.then(|| self.matrix(64, family.hidden)),
-            rope: family.has_rope.then_some(Rope { frequencies, factor: 1.1 }),
+            ropes: if family.has_rope { ropes } else { Vec::new() },
             layers: (0..family.num_layers).map(|idx| self.layer(family, idx)).collect(),
             norm: self.norm(family.hidden, family.is_layer_norm),
             head: match family.is_tied {
-                true => Linear { weight: embedding, bias: None },
+                true => Linear::new(embedding, None),
                 false => self.linear(VOCAB, family.hidden, false),
             },
             num_heads: family.num_heads,
             attention_scale: (family.head_dim as f32).powf(-0.5),
+            query_growth: family.growth,
+            residual_scale: family.residual_scale,
             attention_softcap: family.caps.map(|caps| caps.0),
             logit_softcap: family.caps.map(|caps| caps.1),
             activation: family.activation,
@@ -311,11 +410,12 @@ struct Cache {
 }
 
 impl Cache {
-    fn new(family: &Family, dtype: Dtype, num_requests: usize, max_tokens: usize) -> Self {
+    fn new(family: &Family, format: CacheFormat, num_requests: usize, max_tokens: usize) -> Self {
         let max_blocks = max_tokens.div_ceil(BLOCK_SIZE);
         let (num_kv_heads, head_dim) = (family.num_kv_heads, family.head_dim);
         let num_blocks = max_blocks * num_requests;
-        let shape = CacheShape { num_blocks, block_size: BLOCK_SIZE, num_kv_heads, head_dim, dtype };
+        let shape = CacheShape { num_blocks, block_size: BLOCK_SIZE, num_kv_heads, head_dim, format };
+        // Enough for every format, a head in int8 with its scale included.
         let len = num_blocks * BLOCK_SIZE * num_kv_heads * head_dim;
         let mut memory = vec![vec![f32::NAN; len]; 2 * family.num_layers];
         // SAFETY: the vectors hold a cache of this shape even in f32, stay in place, and serve one model.
@@ -352,6 +452,7 @@ fn run(model: &mut CpuModel, cache: &Cache, spans: &[(usize, usize)]) -> Vec<Vec
     let tables = (0..spans.len()).flat_map(|request| (0..cache.max_blocks).map(move |idx| (request, idx)));
     let tables: Vec<i32> = tables.map(|(request, idx)| cache.block(request, idx) as i32).collect();
     let last: Vec<i64> = starts[1..].iter().map(|end| i64::from(*end) - 1).collect();
+    let adapters = vec![0; spans.len()];
     let step = StepInput {
         token_ids: &token_ids,
         positions: &positions,
@@ -360,6 +461,7 @@ fn run(model: &mut CpuModel, cache: &Cache, spans: &[(usize, usize)]) -> Vec<Vec
         block_tables: &tables,
         max_blocks: cache.max_blocks,
         logits_indices: &last,
+        adapters: &adapters,
     };
     let mut logits = vec![f32::NAN; last.len() * VOCAB];
     model.run(&step, &mut logits).expect("sizes that agree");
@@ -377,12 +479,11 @@ fn error(found: &[Vec<f32>], wanted: &[Vec<f32>]) -> f32 {
 }
 
 /// Prefills and decodes `num_rows` requests; returns the largest error of both steps.
-fn compare(family: &Family, stored: Stored, isa: Isa, num_rows: usize) -> f32 {
+fn compare(family: &Family, stored: Stored, format: CacheFormat, isa: Isa, num_rows: usize) -> f32 {
     let mut weights = Weights { stored, state: 17, full: vec![], half: vec![], packed: vec![] };
-    let dtype = if let Stored::Plain(dtype) = stored { dtype } else { Dtype::F32 };
     let spec = weights.model(family);
     let prompt_len = |request: usize| if family.context > 0 { family.context } else { 1 + request % 7 };
-    let cache = Cache::new(family, dtype, num_rows, family.context.max(7) + 1);
+    let cache = Cache::new(family, format, num_rows, family.context.max(7) + 1);
     let num_threads = 1 + num_rows % 3;
     let mut reference = Reference::new(&spec, cache.shape, isa, num_rows);
     let prompts: Vec<_> = (0..num_rows).map(|request| (0, prompt_len(request))).collect();
@@ -423,7 +524,7 @@ fn every_instruction_set_equals_the_naive_decoder() {
                     _ => &[1, 3, 8, 33],
                 };
                 for &num_rows in batches {
-                    let error = compare(family, Stored::Plain(dtype), isa, num_rows);
+                    let error = compare(family, Stored::Plain(dtype), CacheFormat::Plain(dtype), isa, num_rows);
                     worst = worst.max(error);
                     // In bf16, a number of the cache or of an input that lies between two bf16 may round either way.
                     let limit = if dtype == Dtype::F32 { 2e-5 } else { 8e-3 };
@@ -459,7 +560,7 @@ fn every_instruction_set_equals_the_naive_decoder_with_packed_weights() {
             };
             for family in families {
                 for &num_rows in batches {
-                    let error = compare(family, stored, isa, num_rows);
+                    let error = compare(family, stored, CacheFormat::Plain(Dtype::F32), isa, num_rows);
                     worst = worst.max(error);
                     // An activation that lies between two steps may be rounded either way.
                     if error > 2e-2 || error.is_nan() {
@@ -468,6 +569,24 @@ fn every_instruction_set_equals_the_naive_decoder_with_packed_weights() {
                 }
             }
             eprintln!("{} {name}: largest error {worst:e}", isa.name());
+        }
+    }
+    assert!(failures.is_empty(), "{} differences:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn every_instruction_set_equals_the_naive_decoder_with_a_cache_in_int8() {
+    let mut failures = Vec::new();
+    for isa in Isa::supported() {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            for family in &FAMILIES {
+                let num_rows = if family.context > 0 { 1 } else { 3 };
+                let error = compare(family, Stored::Plain(dtype), CacheFormat::Int8, isa, num_rows);
+                // A number that lies between two steps may be rounded either way.
+                if error > 2e-2 || error.is_nan() {
+                    failures.push(format!("{}, {dtype:?}, {}: {error:e}", isa.name(), family.name));
+                }
+            }
         }
     }
     assert!(failures.is_empty(), "{} differences:\n{}", failures.len(), failures.join("\n"));

@@ -35,7 +35,7 @@ fn any_add() -> impl Strategy<Value = Action> {
         |(family, prompt_len, max_tokens, priority, num_choices, first_prompt_row)| Action::Add {
             family,
             prompt_len,
-            options: RequestOptions { max_tokens, priority, num_choices, first_prompt_row },
+            options: RequestOptions { max_tokens, priority, num_choices, first_prompt_row, adapter: 0 },
         },
     )
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from llm.errors import ConfigError
@@ -12,6 +13,8 @@ from llm.settings.merge import Override, load_run_config
 from llm.settings.run import DataConfig
 
 CONTEXT_LENGTH = 256
+# Kinds of data that come in rows.
+ROW_KINDS = ("chat", "preference")
 Texts = Annotated[
     list[str] | None,
     typer.Argument(
@@ -22,6 +25,9 @@ Texts = Annotated[
 More = Annotated[list[str] | None, typer.Option("--data", hidden=True)]  # what `llm train` calls a text
 TokenizerPath = Annotated[str | None, typer.Option("--tokenizer", help="A tokenizer's directory, run or checkpoint.")]
 ContextLength = Annotated[int | None, typer.Option(min=1, help="Tokens a sample.", show_default=str(CONTEXT_LENGTH))]
+ChatTemplate = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE", help="For conversations: chatml, play or a Jinja file.")
+]
 Field = Annotated[str | None, typer.Option(help="Field or column with the text.")]
 
 
@@ -43,6 +49,52 @@ def data_config(texts: list[str] | None, more: list[str] | None, **values: Any) 
     ]
     overrides += [("data.paths", paths)] if paths else []
     return load_run_config(files[0] if files else None, overrides).data
+
+
+def with_kind(config: DataConfig) -> DataConfig:
+    """The settings with the kind `chat` or `preference` if the first row of the first file is one.
+
+    Rows with the field that holds the text are text.
+    """
+    from llm.data.readers import corpus_files, kind_of, read_rows
+    from llm.data.rows import format_of, preference_format
+
+    paths = [path for source in config.all_sources for path in source.paths]
+    if config.kind in ROW_KINDS or not paths or kind_of(file := corpus_files(paths)[0]) == "text":
+        return config
+    row = next(read_rows(file), None)
+    if row is None or config.field in row.values:
+        return config
+    found = preference_format(row.values)
+    # Many rows of prompts and completions have a `label` of another meaning.
+    if found == "pairs" or (found == "labels" and isinstance(row.values["label"], bool)):
+        return msgspec.structs.replace(config, kind="preference")
+    return msgspec.structs.replace(config, kind="chat") if format_of(row.values) is not None else config
+
+
+def prepared_rows(config: DataConfig, path: str, chat_template: str | None, cache: Path) -> Any:
+    """Encodes rows into `cache`, and returns their data module and the tokenizer, which has the template asked for."""
+    from llm.data import ChatDataModule
+    from llm.data.readers import corpus_files, read_rows
+    from llm.data.rows import preference_format
+    from llm.settings.preference import PreferenceConfig
+    from llm.settings.run import RunConfig
+    from llm.tokenization import choose_chat_template, load_tokenizer
+    from llm.training.assembly import build_rows
+    from llm.training.rows import encoder_of
+
+    tokenizer = load_tokenizer(path)
+    if chat_template is not None:
+        choose_chat_template(tokenizer, chat_template)
+    run = RunConfig(data=config)
+    if config.kind == "preference":
+        first = next(read_rows(corpus_files(config.all_sources[0].paths)[0]))
+        if preference_format(first.values) == "labels":
+            run = msgspec.structs.replace(run, preference=PreferenceConfig(loss="kto"))
+    ChatDataModule.prepare(cache, config, encoder_of(run, tokenizer))
+    context_length = config.context_length or ChatDataModule(cache, 1, config).longest_row
+    run = msgspec.structs.replace(run, data=msgspec.structs.replace(config, context_length=context_length))
+    return build_rows(run, cache), tokenizer
 
 
 def needed_tokenizer(path: str | None) -> str:

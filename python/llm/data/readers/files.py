@@ -1,6 +1,7 @@
 """The files of a corpus, found by paths, directories and patterns, and what each of them holds."""
 
 import glob
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,3 +79,16 @@ def _expand(path: Path) -> list[Path]:
     if not found:
         raise DataError(f"{path}: {what}\nhint: a corpus is files, directories or patterns of {_READABLE}")
     return found
+
+
+def content_digest(file: Path) -> str:
+    """Returns the SHA-256 of a file's bytes.
+
+    Raises:
+        DataError: The file can't be read.
+    """
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{file}: can't be read: {error.strerror}") from error

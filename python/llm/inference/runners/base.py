@@ -1,8 +1,8 @@
 """The interface of model runners, which compute the logits of a step's plan."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,11 @@ from torch import Tensor
 
 from llm._rust import StepPlan
 from llm.models import DecoderModel
+from llm.models.adapters import Projection
+from llm.models.layers.lora import Factors
+
+# The projections that an adapter changes and its values, with rows in our order, by the path of their layer.
+AdapterLayers = Mapping[str, Sequence[tuple[Projection, Factors]]]
 
 
 @dataclass
@@ -24,6 +29,11 @@ class Step:
     block_tables: NDArray[np.int32]
     logits_indices: NDArray[np.int64]
     block_copies: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
+
+    @property
+    def adapters(self) -> NDArray[np.uint16]:
+        """The adapter of each request: none."""
+        return np.zeros(len(self.seq_lens), dtype=np.uint16)
 
     @classmethod
     def of(
@@ -67,3 +77,18 @@ class ModelRunner(Protocol):
 
         The caller may modify the logits; the next `run` may reuse their memory.
         """
+
+
+@runtime_checkable
+class AdapterRunner(ModelRunner, Protocol):
+    """A model runner that computes requests with adapters."""
+
+    def check_adapter(self, layers: AdapterLayers) -> None:
+        """Checks that the runner can run an adapter of these layers beside the model.
+
+        Raises:
+            CheckpointError: It can't; the error names the projection.
+        """
+
+    def set_adapter(self, number: int, layers: AdapterLayers | None) -> None:
+        """Sets the adapter that requests with this number in `StepPlan.adapters` are computed with; None removes it."""

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from llm._rust import CpuModel, StepPlan, instruction_sets
 from llm.inference.kv_cache import KVCache
-from llm.inference.runners.base import Step
+from llm.inference.runners.base import AdapterLayers, Step
+from llm.inference.runners.cpu_adapters import check_kernel_adapter, kernel_adapter
 from llm.inference.runners.cpu_weights import kernel_weights
 from llm.models import DecoderModel
 
@@ -33,6 +34,14 @@ class KernelModelRunner:
         """Returns what runs the model; see `ModelRunner.backend`."""
         return f"CPU kernels ({instruction_sets()[-1]}), threads: {self._num_threads}"
 
+    def check_adapter(self, layers: AdapterLayers) -> None:
+        """Checks that the kernels can run an adapter; see `AdapterRunner.check_adapter`."""
+        check_kernel_adapter(layers)
+
+    def set_adapter(self, number: int, layers: AdapterLayers | None) -> None:
+        """Sets or removes an adapter; see `AdapterRunner.set_adapter`."""
+        self.cpu_model.set_adapter(number, None if layers is None else kernel_adapter(self.model, layers))
+
     def run(self, plan: StepPlan | Step) -> Tensor:
         """Runs the plan's tokens; see `ModelRunner.run`. The next call overwrites the logits."""
         if len(plan.block_copies):
@@ -49,5 +58,6 @@ class KernelModelRunner:
             plan.block_tables,
             plan.logits_indices,
             logits,
+            plan.adapters,
         )
         return torch.from_numpy(logits)

@@ -8,18 +8,17 @@ from torch import Tensor, nn
 from llm.models import DecoderModel, TransformerBlock
 from llm.models.layers.attention import Attention
 from llm.models.layers.mlp import MLP, SwiGLU
-from llm.models.layers.moe import MoE
-from llm.models.layers.norm import LayerNorm, OffsetRMSNorm, RMSNorm
-from llm.models.layers.packed import PackedEmbedding, PackedLinear
+from llm.models.layers.moe import Experts, MoE
+from llm.models.layers.norm import LayerNorm, LayerNormNoBias, OffsetRMSNorm, RMSNorm
+from llm.models.layers.packed import PackedEmbedding, PackedExperts, PackedLinear
 from llm.models.layers.rotary import (
     LearnedPositions,
     PositionEncoding,
     RotaryEmbedding,
     SinusoidalPositions,
-    scaled_frequencies,
 )
 from llm.registry import registry
-from llm.settings.model import ModelConfig
+from llm.settings.model import ExpertsConfig, ModelConfig
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -28,6 +27,7 @@ _COVERED: tuple[type[nn.Module], ...] = (
     RMSNorm,
     OffsetRMSNorm,
     LayerNorm,
+    LayerNormNoBias,
     SwiGLU,
     MLP,
     MoE,
@@ -65,25 +65,8 @@ def obstacle(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> s
 def _unbuilt(config: ModelConfig) -> str | None:
     found = {
         "norms after the residual sum": config.norm_placement == "post",
-        "norms inside the residual sum": config.norm_placement == "inside",
-        "attention beside the feed-forward": config.parallel_block,
-        "a factor on residual sums": config.residual_multiplier != 1,
-        "a factor on logits": config.logit_scale != 1,
-        "layers without positions": bool(config.unrotated_layers),
-        "rotary positions on a part of each head": config.rotary_width != config.head_width,
-        "two rotary bases": config.rope_local_base_freq is not None,
-        "queries that grow with the position": bool(
-            config.rope_scaling and config.rope_scaling.llama_4_scaling_beta is not None
-        ),
-        "norms of all heads at once": config.qk_norm and config.qk_norm_type == "whole",
-        "attention sinks": config.attention_sinks,
+        "experts beside attention": config.parallel_block and config.mlp == "moe",
     }
-    if config.experts is not None:
-        found["experts in groups"] = config.experts.n_group > 1
-        found["experts scored by sigmoids"] = config.experts.sigmoid_scores
-        found["a correction of the experts' scores"] = config.experts.score_correction
-        found["experts with biases"] = config.experts.bias
-        found["bounded SwiGLU"] = config.experts.swiglu_limit is not None
     return next((reason for reason, applies in found.items() if applies), None)
 
 
@@ -100,15 +83,17 @@ def kernel_weights(model: DecoderModel) -> Weights:
         "embedding": _matrix(model.embed_tokens),
         "embedding_scale": scale,
         "positions": _positions(model, dtype),
-        "rope": _rope(config) if isinstance(model.positions, RotaryEmbedding) else None,
-        "layers": [_layer(layer) for layer in model.layers if isinstance(layer, TransformerBlock)],
-        "norm": _norm(model.norm),
+        "ropes": _ropes(model),
+        "layers": [_layer(layer, model) for layer in model.layers if isinstance(layer, TransformerBlock)],
+        "norm": _norm(model.norm, config.logit_scale),
         "head": _linear(model.lm_head),
         "num_heads": config.num_attention_heads,
         "attention_scale": _attention(model.layers[0]).rule.scale,
+        "query_growth": _query_growth(config),
+        "residual_scale": config.residual_multiplier,
         "attention_softcap": config.attn_logit_softcapping,
         "logit_softcap": config.final_logit_softcapping,
-        "activation": config.hidden_act or ("gelu" if registry.get("mlp", config.mlp) is MLP else "silu"),
+        "activation": _activation(config),
     }
 
 
@@ -123,26 +108,63 @@ def _positions(model: DecoderModel, dtype: torch.dtype) -> Tensor | None:
     return None
 
 
-def _rope(config: ModelConfig) -> Weights:
-    frequencies, factor = scaled_frequencies(config)
-    return {"frequencies": frequencies.tolist(), "factor": factor}
+def _activation(config: ModelConfig) -> str:
+    return config.hidden_act or ("gelu" if registry.get("mlp", config.mlp) is MLP else "silu")
 
 
-def _layer(block: TransformerBlock) -> Weights:
+def _ropes(model: DecoderModel) -> list[Weights]:
+    """Returns the rotary encoding of most layers, then that of layers with a window if it is another."""
+    found = [positions for positions in (model.positions, model.local_positions) if positions is not None]
+    return [
+        {"frequencies": rope.frequencies.tolist(), "factor": rope.factor}
+        for rope in found
+        if isinstance(rope, RotaryEmbedding)
+    ]
+
+
+def _rope_of(layer: int, model: DecoderModel) -> int | None:
+    """Returns the place in `_ropes` of a layer's rotary encoding."""
+    config = model.config
+    if not isinstance(model.positions, RotaryEmbedding) or layer in config.unrotated_layers:
+        return None
+    return int(model.local_positions is not None and config.window_of(layer) is not None)
+
+
+def _query_growth(config: ModelConfig) -> Weights | None:
+    scaling = config.rope_scaling
+    if scaling is None or scaling.llama_4_scaling_beta is None:
+        return None
+    return {"rate": scaling.llama_4_scaling_beta, "context": scaling.original_max_position_embeddings or 1}
+
+
+def _layer(block: TransformerBlock, model: DecoderModel) -> Weights:
     attention = _attention(block)
-    has_post_norms = block.placement == "both"
+    before, after = _norms_of(block)
     return {
-        "norm1": _norm(block.norm1),
+        "norm1": before[0],
         "qkv": _linear(attention.qkv_proj),
         "query_norm": _norm(attention.q_norm) if attention.has_norms else None,
         "key_norm": _norm(attention.k_norm) if attention.has_norms else None,
+        "rope": _rope_of(attention.layer_idx, model),
+        "sinks": attention.sinks.detach().float().numpy() if attention.has_sinks else None,
         "out": _linear(attention.o_proj),
-        "post_norm1": _norm(block.post_norm1) if has_post_norms else None,
-        "norm2": _norm(block.norm2),
-        "feed_forward": _feed_forward(block.mlp),
-        "post_norm2": _norm(block.post_norm2) if has_post_norms else None,
+        "post_norm1": after[0],
+        "norm2": before[1],
+        "is_parallel": block.is_parallel,
+        "feed_forward": _feed_forward(block.mlp, model.config),
+        "post_norm2": after[1],
         "window": attention.rule.window,
     }
+
+
+def _norms_of(block: TransformerBlock) -> tuple[list[Weights | None], list[Weights | None]]:
+    """Returns the norms before attention and feed-forward, then those of their outputs."""
+    if block.is_parallel:  # both read the same norm
+        return [_norm(block.norm1), _norm(block.norm1)], [None, None]
+    first: list[Weights | None] = [_norm(block.norm1), _norm(block.norm2)]
+    if block.placement == "inside":
+        return [None, None], first
+    return first, [_norm(block.post_norm1), _norm(block.post_norm2)] if block.placement == "both" else [None, None]
 
 
 def _attention(block: nn.Module) -> Attention:
@@ -151,34 +173,67 @@ def _attention(block: nn.Module) -> Attention:
     return attention
 
 
-def _feed_forward(mlp: Any) -> Weights:
+def _feed_forward(mlp: Any, config: ModelConfig) -> Weights:
     if isinstance(mlp, MoE):
-        return _experts(mlp)
+        return _experts(mlp, config)
     if isinstance(mlp, SwiGLU):
         return {"gate_up": _linear(mlp.gate_up_proj), "down": _linear(mlp.down_proj)}
     return {"up": _linear(mlp.up_proj), "down": _linear(mlp.down_proj)}
 
 
-def _experts(moe: MoE) -> Weights:
-    settings, shared, gate = moe.settings, moe.shared_expert, moe.shared_expert_gate
+def _experts(moe: MoE, config: ModelConfig) -> Weights:
+    settings, experts = moe.settings, moe.experts
+    has_biases, is_corrected = experts.has_biases, settings.score_correction
     return {
         "router": _linear(moe.router),
-        "gate_up": moe.experts.gate_up_proj.detach(),
-        "down": moe.experts.down_proj.detach(),
+        "gate_up": _stack(experts, "gate_up_proj"),
+        "down": _stack(experts, "down_proj"),
+        "gate_up_biases": list(experts.gate_up_bias.detach().float().numpy()) if has_biases else None,
+        "down_biases": list(experts.down_bias.detach().float().numpy()) if has_biases else None,
+        "activation": _activation(config) if experts.limit is None else experts.limit,
         "num_chosen": settings.num_experts_per_tok,
-        "softmax_first": settings.softmax_first,
+        "scoring": _scoring(settings),
+        "correction": moe.score_correction.detach().float().numpy() if is_corrected else None,
+        "num_groups": settings.n_group,
+        "num_chosen_groups": settings.topk_group,
         "normalized": settings.norm_topk_prob,
         "scale": settings.routed_scaling_factor,
-        "shared": None if shared is None else _feed_forward(shared) | {"gate": None if gate is None else _linear(gate)},
+        "shared": _shared_expert(moe, config),
     }
 
 
-def _norm(norm: Any) -> Weights:
+def _stack(experts: Experts, name: str) -> Tensor | list[Weights]:
+    """Returns the stacked matrices of experts, or each expert's packed matrix."""
+    if isinstance(experts, PackedExperts):
+        return [matrix.for_kernels() for matrix in experts.stacks[name]]
+    stacked: Tensor = getattr(experts, name)
+    return stacked.detach()
+
+
+def _scoring(settings: ExpertsConfig) -> str:
+    if settings.sigmoid_scores:
+        return "sigmoid"
+    return "softmax_of_all" if settings.softmax_first else "softmax_of_chosen"
+
+
+def _shared_expert(moe: MoE, config: ModelConfig) -> Weights | None:
+    if moe.shared_expert is None:
+        return None
+    gate = None if moe.shared_expert_gate is None else _linear(moe.shared_expert_gate)
+    return _feed_forward(moe.shared_expert, config) | {"gate": gate}
+
+
+def _norm(norm: Any, scale: float = 1.0) -> Weights:
+    """Describes a norm whose output is multiplied by `scale`; a layer norm without bias gets one of zeros."""
     weight: Tensor = norm.weight.detach().float()
     if isinstance(norm, OffsetRMSNorm):
         weight = 1.0 + weight
-    bias = norm.bias.detach().float().numpy() if isinstance(norm, LayerNorm) else None
-    return {"weight": weight.numpy(), "bias": bias, "eps": norm.eps}
+    bias = None
+    if isinstance(norm, LayerNormNoBias):
+        bias = torch.zeros_like(weight)
+    elif isinstance(norm, LayerNorm):
+        bias = norm.bias.detach().float() * scale
+    return {"weight": (weight * scale).numpy(), "bias": None if bias is None else bias.numpy(), "eps": norm.eps}
 
 
 def _linear(linear: Any) -> Weights:

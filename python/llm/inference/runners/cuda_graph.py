@@ -77,7 +77,8 @@ class GraphModelRunner(TorchModelRunner):
         """Runs the plan's tokens; see `ModelRunner.run`."""
         num_requests = len(plan.query_start) - 1
         is_decode = len(plan.token_ids) == num_requests <= self.sizes[-1]
-        if not is_decode or not np.array_equal(plan.logits_indices, np.arange(num_requests)):
+        is_plain = is_decode and np.array_equal(plan.logits_indices, np.arange(num_requests))
+        if not is_plain or plan.adapters.any():
             return super().run(plan)
         if len(plan.block_copies):
             self.cache.copy_blocks(plan.block_copies)

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from llm._rust import StepPlan
 from llm.inference.kv_cache import KVCache
-from llm.inference.runners.base import Step
+from llm.inference.runners.base import AdapterLayers, Step
+from llm.inference.runners.torch_adapters import RowAdapters
 from llm.models import DecoderModel, ForwardContext, PagedCache
 
 
@@ -21,12 +22,21 @@ class TorchModelRunner:
         self.model = model
         self.cache = cache
         self.device = cache.keys[0].device
+        self._adapters = RowAdapters(model)
 
     @property
     def backend(self) -> str:
         """Returns what runs the model; see `ModelRunner.backend`."""
         threads = f", threads: {torch.get_num_threads()}" if self.device.type == "cpu" else ""
         return f"PyTorch on {self.device}{threads}"
+
+    def check_adapter(self, layers: AdapterLayers) -> None:
+        """Checks that the layers can have an adapter; see `AdapterRunner.check_adapter`."""
+        self._adapters.check(layers)
+
+    def set_adapter(self, number: int, layers: AdapterLayers | None) -> None:
+        """Sets or removes an adapter; see `AdapterRunner.set_adapter`."""
+        self._adapters.set(number, layers)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan | Step) -> Tensor:
@@ -45,7 +55,13 @@ class TorchModelRunner:
                 block_tables=self._tensor(plan.block_tables),
             ),
         )
-        logits: Tensor = self.model(self._tensor(plan.token_ids), self._tensor(plan.positions), context)
+        if plan.adapters.any():
+            lengths = torch.tensor(context.query_lens, device=self.device)
+            self._adapters.choose(self._tensor(plan.adapters.astype("int64")), lengths)
+        try:
+            logits: Tensor = self.model(self._tensor(plan.token_ids), self._tensor(plan.positions), context)
+        finally:
+            self._adapters.clear()
         return logits.float().cpu().contiguous()
 
     def _tensor(self, array: object) -> Tensor:

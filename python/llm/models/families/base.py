@@ -62,6 +62,8 @@ class Piece:
 Cut: TypeAlias = Callable[[Tensor, ModelConfig], list[Piece]]
 
 
+# The head of one number, which all families call the same.
+HEAD = "score"
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -135,6 +137,8 @@ class Family:
         match = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
         if match is None:
             module, _, leaf = name.rpartition(".")
+            if module == HEAD:
+                return [Piece(name, ours)]
             known = module in self.top or not self.takes_any
             return [Piece(f"{self.top[module]}.{leaf}" if known else f"model.{name}", ours)]
         layer, inner = match.groups()

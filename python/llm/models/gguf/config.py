@@ -1,138 +1,26 @@
 """Converts hyper-parameters of GGUF files to values of Hugging Face's `config.json` and back.
 
-Source: ggml-org/llama.cpp `gguf-py/gguf/constants.py` for keys, `src/llama-model.cpp` and `src/models/` for
-llama.cpp's defaults and for behaviour that no key changes.
+Source: ggml-org/llama.cpp, as for `keys`.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from llm.models.gguf.keys import (
+    CLASSES,
+    EXAONE4_LAYERS_WITH_WINDOW,
+    FIXED,
+    KEYS,
+    PARTLY_ROTATED,
+    PATTERNS,
+    REQUIRED,
+    SMOLLM3_PATTERN,
+)
 from llm.models.gguf.names import ARCHITECTURES
 
-_REQUIRED = object()
-
-
-class Key(NamedTuple):
-    """Describes a hyper-parameter under both names.
-
-    Attributes:
-        hugging_face: Key in `config.json`.
-        gguf: Key in the file, after the architecture and a dot.
-        kind: Type of the value: int, at least 1, or float, above 0.
-        default: Value that llama.cpp uses if the file has none; None omits the key from `config.json`.
-    """
-
-    hugging_face: str
-    gguf: str
-    kind: type
-    default: Any = _REQUIRED
-
-    @property
-    def is_required(self) -> bool:
-        """Whether llama.cpp has no default for the key."""
-        return self.default is _REQUIRED
-
-    @property
-    def is_optional(self) -> bool:
-        """Whether both the file and `config.json` may lack the key."""
-        return self.default is None
-
-
-_SIZES = (
-    Key("hidden_size", "embedding_length", int),
-    Key("num_hidden_layers", "block_count", int),
-    Key("num_attention_heads", "attention.head_count", int),
-    Key("max_position_embeddings", "context_length", int),
-    Key("intermediate_size", "feed_forward_length", int),
-)
-_ROTARY = (
-    *_SIZES,
-    Key("num_key_value_heads", "attention.head_count_kv", int, None),
-    Key("head_dim", "attention.key_length", int, None),
-    Key("rms_norm_eps", "attention.layer_norm_rms_epsilon", float),
-    Key("rope_theta", "rope.freq_base", float, 10_000.0),
-)
-_QWEN_EXPERTS = (
-    Key("num_experts", "expert_count", int),
-    Key("num_experts_per_tok", "expert_used_count", int),
-    Key("moe_intermediate_size", "expert_feed_forward_length", int, None),
-)
-_GPT2_NAMES = {
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "n_positions",
-    "intermediate_size": "n_inner",
-}
-KEYS: Mapping[str, tuple[Key, ...]] = {
-    "llama": _ROTARY,
-    "mistral": (*_ROTARY, Key("sliding_window", "attention.sliding_window", int, None)),
-    "mixtral": (
-        *_ROTARY,
-        Key("num_local_experts", "expert_count", int),
-        Key("num_experts_per_tok", "expert_used_count", int),
-    ),
-    "qwen2": _ROTARY,
-    "qwen2_moe": (
-        *_ROTARY,
-        *_QWEN_EXPERTS,
-        Key("shared_expert_intermediate_size", "expert_shared_feed_forward_length", int, None),
-    ),
-    "qwen3": _ROTARY,
-    "qwen3_moe": (*_ROTARY, *_QWEN_EXPERTS),
-    "gemma2": (
-        *_ROTARY,
-        Key("attn_logit_softcapping", "attn_logit_softcapping", float, 50.0),
-        Key("final_logit_softcapping", "final_logit_softcapping", float, 30.0),
-        Key("sliding_window", "attention.sliding_window", int, 4096),
-    ),
-    "gpt2": (
-        *(key._replace(hugging_face=_GPT2_NAMES[key.hugging_face]) for key in _SIZES),
-        Key("layer_norm_epsilon", "attention.layer_norm_epsilon", float),
-    ),
-}
-# Values that llama.cpp assumes for a family and no key changes. The first one is the default of `config.json`.
-FIXED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    "llama": {"hidden_act": ("silu",)},
-    "mistral": {"hidden_act": ("silu",)},
-    "mixtral": {"hidden_act": ("silu",), "sliding_window": (None,)},
-    "qwen2": {"hidden_act": ("silu",), "use_sliding_window": (False,)},
-    "qwen2_moe": {
-        "hidden_act": ("silu",),
-        "use_sliding_window": (False,),
-        "norm_topk_prob": (False,),
-        "decoder_sparse_step": (1,),
-        "mlp_only_layers": ([],),
-    },
-    "qwen3": {"hidden_act": ("silu",), "use_sliding_window": (False,)},
-    "qwen3_moe": {
-        "hidden_act": ("silu",),
-        "use_sliding_window": (False,),
-        "norm_topk_prob": (True,),
-        "decoder_sparse_step": (1,),
-        "mlp_only_layers": ([],),
-    },
-    "gemma2": {"hidden_activation": ("gelu_pytorch_tanh",)},
-    "gpt2": {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-    },
-}
-CLASSES: Mapping[str, str] = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "mixtral": "MixtralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen2_moe": "Qwen2MoeForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-}
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 YARN_KEYS = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 # Values with which llama.cpp ignores these keys.
@@ -149,8 +37,19 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "logit_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
 }
-# llama.cpp recognises the largest Gemma 2, which scales queries differently, by its number of layers.
-_GEMMA2_LARGEST_LAYERS = 46
+# Keys of the list above that some families use.
+_ALSO_USED: Mapping[str, set[str]] = {
+    "phi3": {"rope.scaling.attn_factor"},
+    "ministral3": {"rope.scaling.yarn_log_multiplier"},
+}
+# llama.cpp recognises the largest Gemma 2 and 3, which scale queries differently, by their number of layers.
+_LARGEST_LAYERS = {"gemma2": 46, "gemma3_text": 62}
+_HUGGING_FACE = {
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+    "gemma3": "gemma3_text",
+    "mistral3": "ministral3",
+}
 
 
 class HyperParameters:
@@ -170,13 +69,13 @@ class HyperParameters:
                 f"it is one of {parts} parts\nhint: join them with `llama-gguf-split --merge FIRST_PART OUT`"
             )
 
-    def number(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
+    def number(self, key: str, kind: type, default: Any = REQUIRED) -> Any:
         """Returns the value of `key`, which must be the same for all layers and above 0; `default` if it is missing."""
         name = f"{self.architecture}.{key}"
         value = self.metadata.get(name)
         if isinstance(value, list) and value and value == value[:1] * len(value):
             value = value[0]
-        if value is None and default is not _REQUIRED:
+        if value is None and default is not REQUIRED:
             return default
         if value is None:
             self.problems.append(f"`{name}` is missing")
@@ -198,11 +97,16 @@ class HyperParameters:
             return "mixtral"
         if self.architecture == "llama" and self.is_present("attention.sliding_window"):
             return "mistral"
-        return {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}.get(str(self.architecture), str(self.architecture))
+        if self.architecture == "olmo2" and self.is_present("attention.sliding_window"):
+            return "olmo3"
+        return _HUGGING_FACE.get(str(self.architecture), str(self.architecture))
 
     def check_neutral(self) -> None:
         """Adds keys to `problems` that change the computation in a way that no family supports."""
+        used = {key.gguf for key in KEYS[self.model_type()]} | _ALSO_USED.get(self.model_type(), set())
         for key, neutral in _NEUTRAL.items():
+            if key in used:
+                continue
             value = self.metadata.get(f"{self.architecture}.{key}", neutral[0])
             if value not in neutral:
                 self.problems.append(f"`{self.architecture}.{key}` must be {neutral[0]}, got {str(value)[:60]}")
@@ -234,7 +138,28 @@ class HyperParameters:
         original = self.number(f"{prefix}original_context_length", int, None)
         betas = {name: self.number(f"{prefix}{key}", float, None) for name, key in YARN_KEYS.items()}
         scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **betas}
+        if self.architecture == "mistral3":
+            scaling |= self._ministral3(prefix)
         return {key: value for key, value in scaling.items() if value is not None}
+
+    def _ministral3(self, prefix: str) -> dict[str, Any]:
+        """Returns the growth of queries and the factors of a scaling, of which llama.cpp takes the first for 1."""
+        of_all = self.metadata.get(f"{self.architecture}.{prefix}yarn_log_multiplier")
+        scales = {"mscale": 1.0, "mscale_all_dim": float(of_all)} if isinstance(of_all, float) and of_all else {}
+        growth = self.metadata.get(f"{self.architecture}.attention.temperature_scale")
+        has_growth = isinstance(growth, float) and growth > 0
+        return scales | ({"llama_4_scaling_beta": _shortest(growth)} if has_growth and growth is not None else {})
+
+    def sliding_layers(self, num_layers: int, every: int) -> list[bool]:
+        """Returns which layers have a window: by a list, by one layer in so many that has none, or by `every`."""
+        key = f"{self.architecture}.attention.sliding_window_pattern"
+        pattern = self.metadata.get(key, every)
+        if isinstance(pattern, list) and len(pattern) >= num_layers:
+            return [bool(sliding) for sliding in pattern[:num_layers]]
+        if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern >= 0:
+            return [not pattern or (layer + 1) % pattern != 0 for layer in range(num_layers)]
+        self.problems.append(f"`{key}` must be a number or a list of {num_layers} layers, got {str(pattern)[:60]}")
+        return [False] * num_layers
 
 
 def values_of(hyper: HyperParameters) -> dict[str, Any]:
@@ -254,17 +179,63 @@ def _rotary_values(hyper: HyperParameters, values: Mapping[str, Any]) -> dict[st
     """Returns values that depend on other values: key-value heads, their width, scaling."""
     heads, hidden_size = values["num_attention_heads"], values["hidden_size"]
     head_dim = values.get("head_dim", hidden_size // heads)
+    model_type, found = values["model_type"], {"head_dim": head_dim}
     for key in ("attention.value_length", "rope.dimension_count"):
-        width = hyper.number(key, int, head_dim)
-        if width != head_dim:
+        width = hyper.number(key, int, head_dim) or head_dim
+        if model_type in PARTLY_ROTATED and key == "rope.dimension_count" and width <= head_dim:
+            # The next number where the product with the width would otherwise end below a whole number.
+            share = width / head_dim
+            exact = int(head_dim * share) == width
+            found["partial_rotary_factor"] = share if exact else math.nextafter(share, 1.0)
+        elif width != head_dim:
             hyper.problems.append(f"`{hyper.architecture}.{key}` must be the width of a head, {head_dim}, got {width}")
-    found = {"num_key_value_heads": values.get("num_key_value_heads", heads), "head_dim": head_dim}
+    found["num_key_value_heads"] = values.get("num_key_value_heads", heads)
     scaling = hyper.rope_scaling()
     if scaling is not None:
         found["rope_scaling"] = scaling
-    if values["model_type"] == "gemma2":
+    if model_type in _LARGEST_LAYERS:
         found["query_pre_attn_scalar"] = query_scalar({**values, "head_dim": head_dim})
-    return found
+    return found | _family_values(hyper, {**values, **found})
+
+
+def _family_values(hyper: HyperParameters, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a family's config has beside the usual values: windows, layers without positions, factors."""
+    model_type, layers = values["model_type"], values["num_hidden_layers"]
+    if model_type == "smollm3":
+        return {"no_rope_layers": [int((layer + 1) % SMOLLM3_PATTERN != 0) for layer in range(layers)]}
+    if model_type == "granite":
+        usual = {"attention_multiplier": values["head_dim"] ** -0.5}
+        return usual | {key: values[key] for key in ("attention_multiplier",) if key in values}
+    if model_type == "ministral3" and "rope_scaling" not in values:
+        # Without these values transformers takes those of the published models.
+        growth = {"llama_4_scaling_beta": 0.0, "original_max_position_embeddings": values["max_position_embeddings"]}
+        return {"rope_parameters": {"rope_type": "default", "rope_theta": values["rope_theta"], **growth}}
+    if model_type == "phi3":
+        return {"sliding_window": hyper.metadata.get("phi3.attention.sliding_window") or None}
+    if model_type not in PATTERNS:
+        return {}
+    found = _windows(hyper, values)
+    return found | (_two_ropes(values, hyper) if model_type in ("gemma3_text", "olmo3") else {})
+
+
+def _windows(hyper: HyperParameters, values: Mapping[str, Any]) -> dict[str, Any]:
+    model_type, layers = values["model_type"], values["num_hidden_layers"]
+    is_ignored = model_type == "exaone4" and layers != EXAONE4_LAYERS_WITH_WINDOW
+    if is_ignored or "sliding_window" not in values:
+        return {"sliding_window": None, "layer_types": ["full_attention"] * layers}
+    sliding = hyper.sliding_layers(layers, PATTERNS[model_type])
+    return {"layer_types": ["sliding_attention" if each else "full_attention" for each in sliding]}
+
+
+def _two_ropes(values: Mapping[str, Any], hyper: HyperParameters) -> dict[str, Any]:
+    """Returns the rotary settings of layers without a window, which alone are scaled, and with one."""
+    scaling = values.get("rope_scaling", {"rope_type": "default"})
+    if values["model_type"] == "gemma3_text" and scaling["rope_type"] not in ("default", "linear"):
+        hyper.problems.append(f"`{hyper.architecture}.rope.scaling.type` must be linear, got {scaling['rope_type']}")
+    local = values.get("rope_local_base_freq", values["rope_theta"])
+    full = {"rope_theta": values["rope_theta"], **scaling}
+    sliding = {"rope_type": "default", "rope_theta": local}
+    return {"rope_scaling": None, "rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
 
 
 def num_experts(config: Mapping[str, Any]) -> int:
@@ -273,8 +244,8 @@ def num_experts(config: Mapping[str, Any]) -> int:
 
 
 def query_scalar(values: Mapping[str, Any]) -> int:
-    """Returns the number by whose square root llama.cpp divides Gemma 2's queries."""
-    if values["num_hidden_layers"] == _GEMMA2_LARGEST_LAYERS:
+    """Returns the number by whose square root llama.cpp divides the queries of Gemma 2 and 3."""
+    if values["num_hidden_layers"] == _LARGEST_LAYERS[values["model_type"]]:
         return int(values["hidden_size"] // values["num_attention_heads"])
     return int(values["head_dim"])
 

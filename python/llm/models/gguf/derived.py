@@ -60,10 +60,13 @@ def _dtype(tensors: Sequence[TensorEntry]) -> str:
 
 def _biases(model_type: str, shapes: _Shapes) -> dict[str, bool]:
     found = {}
-    if model_type in ("llama", "qwen3", "qwen3_moe"):
+    if model_type in ("llama", "qwen3", "qwen3_moe", "granite", "seed_oss", "glm4"):
         found["attention_bias"] = "blk.0.attn_q.bias" in shapes
-    if model_type == "llama":
+    if model_type in ("llama", "granite"):
         found["mlp_bias"] = "blk.0.ffn_up.bias" in shapes
+    if model_type == "stablelm":
+        found["use_qkv_bias"] = "blk.0.attn_q.bias" in shapes
+        found["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in shapes
     return found
 
 

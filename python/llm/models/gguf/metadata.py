@@ -8,9 +8,19 @@ import torch
 from torch import Tensor
 
 from llm.errors import CheckpointError
-from llm.models.gguf.config import FIXED, KEYS, YARN_KEYS, Key, query_scalar
-from llm.models.gguf.names import family_of
-from llm.models.gguf.rope import llama3_factors
+from llm.models.families import FAMILIES
+from llm.models.gguf.config import YARN_KEYS, query_scalar
+from llm.models.gguf.keys import (
+    EXAONE4_LAYERS_WITH_WINDOW,
+    FIXED,
+    KEYS,
+    PARTLY_ROTATED,
+    PATTERNS,
+    SMOLLM3_PATTERN,
+    Key,
+)
+from llm.models.gguf.names import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, family_of
+from llm.models.gguf.rope import llama3_factors, longrope_factor
 
 # Defaults of Hugging Face's classes that differ from llama.cpp's.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -21,6 +31,14 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "qwen3_moe": {"norm_topk_prob": False},
 }
 _SCALINGS = ("default", "linear", "llama3", "yarn")
+# Families whose own reader completes the config.
+_COMPLETED = (
+    *PATTERNS,
+    *PARTLY_ROTATED,
+    *("gemma", "smollm3", "granite", "olmo2", "seed_oss", "ernie4_5", "ministral3"),
+)
+# Factors of a scaling that only Ministral 3 has in a GGUF file.
+_MINISTRAL3_KEYS = ("mscale", "mscale_all_dim", "llama_4_scaling_beta", "original_max_position_embeddings")
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _MAX_UINT32 = 2**32 - 1
 
@@ -37,6 +55,9 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     model_type = config["model_type"]
     values = {**_DEFAULTS.get(model_type, {}), **config}
+    if model_type in _COMPLETED:
+        family = FAMILIES[model_type]
+        values |= family.config_to(family.config_from(config))
     if model_type == "gpt2":
         if values.get("n_inner") is None and isinstance(values.get("n_embd"), int):
             values["n_inner"] = 4 * values["n_embd"]
@@ -47,7 +68,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise CheckpointError(f"`rope_parameters` must be an object in config.json, got {rope!r}")
-    rope = dict(rope)
+    rope = dict(rope.get("full_attention", rope))
     rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type") or "default"
     values["rope_theta"] = rope.pop("rope_theta", None) or values.get("rope_theta") or 10_000.0
     values["rope_parameters"] = rope
@@ -92,37 +113,78 @@ def _value(key: Key, config: Mapping[str, Any], problems: list[str]) -> Any:
 def _rotary(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     head_dim = config["head_dim"]
     partial = config["rope_parameters"].get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1
-    if partial != 1:
+    if partial != 1 and config["model_type"] not in PARTLY_ROTATED:
         problems.append(f"`partial_rotary_factor` must be 1 in a GGUF file, got {partial!r}")
     _check_windows(config, problems)
+    _check_positions(config, problems)
     return {
         "attention.value_length": head_dim,
-        "rope.dimension_count": head_dim,
-        **_scaling(config["rope_parameters"], problems),
+        "rope.dimension_count": int(head_dim * partial),
+        **_pattern(config, problems),
+        **_scaling(config, problems),
     }
+
+
+def _pattern(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Returns which layers have a window, as a list of 1 and 0."""
+    if config["model_type"] not in PATTERNS or config.get("sliding_window") is None:
+        return {}
+    if config["model_type"] == "exaone4" and config["num_hidden_layers"] != EXAONE4_LAYERS_WITH_WINDOW:
+        problems.append(
+            f"`sliding_window` must be null in a GGUF file of {config['num_hidden_layers']} layers, "
+            f"got {config['sliding_window']}: llama.cpp attends to all tokens"
+        )
+    return {"attention.sliding_window_pattern": [int(kind == "sliding_attention") for kind in config["layer_types"]]}
+
+
+def _check_positions(config: Mapping[str, Any], problems: list[str]) -> None:
+    """Checks which layers have positions, and the base of those with a window."""
+    model_type = config["model_type"]
+    if model_type == "smollm3":
+        wanted = [int((layer + 1) % SMOLLM3_PATTERN != 0) for layer in range(config["num_hidden_layers"])]
+        if config["no_rope_layers"] != wanted:
+            problems.append(f"`no_rope_layers` must be {wanted} in a GGUF file, got {config['no_rope_layers']}")
+    if model_type == "olmo3" and config["rope_local_base_freq"] != config["rope_theta"]:
+        problems.append(
+            f"the rotary base of layers with a window must be that of the others, {config['rope_theta']}, in a GGUF "
+            f"file, got {config['rope_local_base_freq']}"
+        )
+    if model_type == "gemma3_text" and config["rope_parameters"]["rope_type"] not in ("default", "linear"):
+        problems.append(f"`rope_type` must be linear in a GGUF file, got {config['rope_parameters']['rope_type']!r}")
 
 
 def _check_windows(config: Mapping[str, Any], problems: list[str]) -> None:
     """Checks windows: llama.cpp attends to all tokens, except in Gemma 2, which has fixed rules."""
     window = config.get("sliding_window")
-    if config["model_type"] == "mistral" and window is not None and window < config["max_position_embeddings"]:
+    if (
+        config["model_type"] in ("mistral", "phi3", "ministral3")
+        and window is not None
+        and window < config["max_position_embeddings"]
+    ):
         problems.append(
             f"`sliding_window` must be null or at least `max_position_embeddings`, got {window}: llama.cpp attends to "
             f"all tokens\nhint: set `max_position_embeddings` to {window}"
         )
-    if config["model_type"] != "gemma2":
+    if config["model_type"] not in ("gemma2", "gemma3_text"):
         return
     scalar = config.get("query_pre_attn_scalar", 256)
     if scalar != query_scalar(config):
         problems.append(f"`query_pre_attn_scalar` must be {query_scalar(config)} in a GGUF file, got {scalar}")
+    if config["model_type"] != "gemma2":
+        return
     wanted = [("full_attention" if layer % 2 else "sliding_attention") for layer in range(config["num_hidden_layers"])]
     if config.get("layer_types") not in (None, wanted):
         problems.append(f"`layer_types` must be sliding and full in turn in a GGUF file, got {config['layer_types']}")
 
 
-def _scaling(rope: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+def _scaling(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """Returns the metadata of a scaling; Llama 3's is a tensor, see `rope_factors`."""
-    kind = rope["rope_type"]
+    rope = config["rope_parameters"]
+    if rope["rope_type"] == "longrope" and config["model_type"] == "phi3":
+        original = rope["original_max_position_embeddings"]
+        factor = longrope_factor(rope, config["max_position_embeddings"])
+        return {"rope.scaling.original_context_length": original, "rope.scaling.attn_factor": factor}
+    kind, own = rope["rope_type"], _MINISTRAL3_KEYS if config["model_type"] == "ministral3" else ()
     names = {
         "linear": ("factor",),
         "yarn": ("factor", "original_max_position_embeddings", *YARN_KEYS),
@@ -131,7 +193,12 @@ def _scaling(rope: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     if kind not in _SCALINGS:
         problems.append(f"`rope_type` must be one of {', '.join(_SCALINGS)} in a GGUF file, got {kind!r}")
         return {}
-    other = {key for key, value in rope.items() if value is not None} - {*names, "rope_type", "partial_rotary_factor"}
+    other = {key for key, value in rope.items() if value is not None} - {
+        *names,
+        *own,
+        "rope_type",
+        "partial_rotary_factor",
+    }
     if other:
         problems.append(f"values of a {kind} scaling must be among {', '.join(names)}, got {', '.join(sorted(other))}")
     needed = names if kind == "llama3" else names[:1]
@@ -147,12 +214,28 @@ def _scaling(rope: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         "rope.scaling.factor": values["factor"],
         "rope.scaling.original_context_length": None if original is None else int(original),
         **{f"rope.scaling.{key}": values.get(name) for name, key in YARN_KEYS.items()},
+        **(_ministral3(rope, problems) if own else {}),
     }
 
 
-def rope_factors(config: Mapping[str, Any]) -> Tensor | None:
-    """Returns the frequency divisors of Llama 3's scaling, shape (D / 2,), float32; None for other scalings."""
+def _ministral3(rope: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Returns the growth of queries and the factor of the whole head; llama.cpp takes the other factor for 1."""
+    of_all = rope.get("mscale_all_dim")
+    if of_all and rope.get("mscale") != 1:
+        problems.append(f"`mscale` must be 1 in a GGUF file, got {rope.get('mscale')!r}")
+    growth = {
+        "attention.temperature_scale": rope.get("llama_4_scaling_beta"),
+        "rope.scaling.yarn_log_multiplier": of_all,
+    }
+    return {key: float(value) for key, value in growth.items() if value}
+
+
+def rope_tensors(config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns the frequency divisors of a scaling by their names in the file, shape (D / 2,) each, float32."""
     rope = config.get("rope_parameters", {})
-    if rope.get("rope_type") != "llama3":
-        return None
-    return llama3_factors(rope, config["rope_theta"], config["head_dim"]).to(torch.float32)
+    if rope.get("rope_type") == "llama3":
+        factors = llama3_factors(rope, config["rope_theta"], config["head_dim"])
+        return {ROPE_FREQS: factors.to(torch.float32)}
+    if rope.get("rope_type") == "longrope":
+        return {ROPE_LONG: torch.tensor(rope["long_factor"]), ROPE_SHORT: torch.tensor(rope["short_factor"])}
+    return {}

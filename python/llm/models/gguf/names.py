@@ -1,7 +1,7 @@
 """Maps tensor names and layouts of GGUF files to Hugging Face's.
 
 Source: ggml-org/llama.cpp `gguf-py/gguf/tensor_mapping.py` for names; `conversion/` there (`convert_hf_to_gguf.py`),
-classes LlamaModel, GPT2Model, Gemma2Model, Qwen2Model, Qwen2MoeModel, for layouts.
+classes LlamaModel, GPT2Model, Gemma2Model, Qwen2Model, Qwen2MoeModel and those of the other families, for layouts.
 """
 
 import re
@@ -14,6 +14,7 @@ from torch import Tensor
 from llm.errors import CheckpointError
 
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 class Layout(Enum):
@@ -91,6 +92,10 @@ _GEMMA2_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+# Norms of each part's output instead of its input.
+_INNER_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+_PROJECTIONS = {name: theirs for name, theirs in _ATTENTION.items() if not name.endswith("_norm")}
+_FUSED_MLP = {"ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"}
 _GPT2_TOP = {
     "token_embd": "transformer.wte",
     "position_embd": "transformer.wpe",
@@ -109,6 +114,7 @@ _PAIRED = {"attn_q": Layout.PAIRED_ROWS, "attn_k": Layout.PAIRED_ROWS}
 _QKV = frozenset({"attn_q", "attn_k", "attn_v"})
 _PREFIX = "model.layers"
 _LLAMA = Family("llama", _PREFIX, _TOP, _ATTENTION | _MLP, {}, _PAIRED)
+_OLMO2 = Family("olmo2", _PREFIX, _TOP, _PROJECTIONS | _HEAD_NORMS | _INNER_NORMS | _MLP, {}, {})
 
 FAMILIES: Mapping[str, Family] = {
     "llama": _LLAMA,
@@ -136,6 +142,65 @@ FAMILIES: Mapping[str, Family] = {
         {},
         dict.fromkeys(("output_norm", *_GEMMA2_NORMS), Layout.PLUS_ONE),
     ),
+    "gemma": Family(
+        "gemma",
+        _PREFIX,
+        _TOP,
+        _ATTENTION | _MLP,
+        {},
+        dict.fromkeys(("output_norm", "attn_norm", "ffn_norm"), Layout.PLUS_ONE),
+    ),
+    "gemma3_text": Family(
+        "gemma3",
+        _PREFIX,
+        _TOP,
+        _ATTENTION | _HEAD_NORMS | _MLP | _GEMMA2_NORMS,
+        {},
+        dict.fromkeys(("output_norm", *_HEAD_NORMS, *_GEMMA2_NORMS), Layout.PLUS_ONE),
+    ),
+    "phi3": Family(
+        "phi3",
+        _PREFIX,
+        _TOP,
+        {
+            "attn_norm": "input_layernorm",
+            "attn_qkv": "self_attn.qkv_proj",
+            "attn_output": "self_attn.o_proj",
+            "ffn_norm": "post_attention_layernorm",
+            **_FUSED_MLP,
+        },
+        {},
+        {},
+    ),
+    "smollm3": _LLAMA._replace(architecture="smollm3"),
+    "granite": _LLAMA._replace(architecture="granite"),
+    "ministral3": _LLAMA._replace(architecture="mistral3"),
+    "olmo2": _OLMO2,
+    "olmo3": _OLMO2,
+    "exaone4": _OLMO2._replace(architecture="exaone4"),
+    "seed_oss": Family(
+        "seed_oss",
+        _PREFIX,
+        _TOP,
+        {("post_attention_norm" if name == "ffn_norm" else name): theirs for name, theirs in _ATTENTION.items()} | _MLP,
+        {},
+        {},
+    ),
+    "ernie4_5": _LLAMA._replace(architecture="ernie4_5", layouts={}),
+    "glm4": Family(
+        "glm4",
+        _PREFIX,
+        _TOP,
+        _ATTENTION
+        | _FUSED_MLP
+        | {"post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"},
+        {},
+        {},
+    ),
+    "stablelm": Family(
+        "stablelm", _PREFIX, _TOP, _ATTENTION | _MLP, {}, {}, frozenset({"output_norm", "attn_norm", "ffn_norm"})
+    ),
+    "cohere2": Family("cohere2", _PREFIX, _TOP, {"attn_norm": "input_layernorm"} | _PROJECTIONS | _MLP, {}, {}),
     "gpt2": Family(
         "gpt2",
         "transformer.h",
@@ -158,7 +223,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(f"`model_type` must be one of {', '.join(FAMILIES)} in a GGUF file, got {model_type!r}")
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    if model_type == "stablelm" and config.get("use_parallel_residual"):  # both parts read the same norm
+        layers = {name: theirs for name, theirs in family.layers.items() if name != "ffn_norm"}
+        return family._replace(layers=layers, biased=family.biased - {"ffn_norm"})
+    return family
 
 
 def to_hugging_face(name: str, family: Family, num_experts: int) -> list[str] | None:

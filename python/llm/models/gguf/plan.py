@@ -37,7 +37,7 @@ _ALWAYS_F32 = ("ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd")
 # Buffers of old checkpoints that current classes no longer have.
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 # Families that tie the embeddings unless `config.json` says otherwise.
-_TIED = ("gpt2", "gemma2")
+_TIED = ("gpt2", "gemma2", "gemma", "gemma3_text", "cohere2", "ernie4_5", "smollm3")
 
 
 class Planned(NamedTuple):

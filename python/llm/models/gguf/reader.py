@@ -12,8 +12,8 @@ from torch import Tensor
 from llm.errors import CheckpointError
 from llm.models.gguf.config import HyperParameters, num_experts, values_of
 from llm.models.gguf.derived import values_from_tensors
-from llm.models.gguf.names import ROPE_FREQS, Layout, family_of, is_stacked, to_hugging_face
-from llm.models.gguf.rope import llama3_scaling
+from llm.models.gguf.names import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, Layout, family_of, is_stacked, to_hugging_face
+from llm.models.gguf.rope import llama3_scaling, longrope_scaling
 from llm.models.gguf.types import TYPES, TYPES_BY_ID, Bytes, name_of_type, read_values
 from llm.tokenization.files import StrPath
 from llm.tokenization.readers.gguf_file import Head, TensorEntry, read_head
@@ -52,6 +52,20 @@ class LazyTensor:
         if self._layout is Layout.PAIRED_ROWS:
             return _halve_rows(self._content, self._num_heads, self._stored_shape[0])
         return self._content
+
+    def release(self) -> None:
+        """Lets the system drop the tensor's bytes from memory; whoever reads them again reads the file."""
+        owner: Any = self._content
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        owner = owner.obj if isinstance(owner, memoryview) else owner
+        if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        start = self._content.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = start + self._content.nbytes - first
+        if length > 0:
+            owner.madvise(mmap.MADV_DONTNEED, first, length)
 
     def load(self, dtype: torch.dtype | None = None) -> Tensor:
         """Reads the values. Cost: memory for the result; only this tensor's bytes of the file are read.
@@ -103,6 +117,10 @@ class GGUFModel:
         factors = contents.pop(ROPE_FREQS, None)
         if factors is not None:
             _add_factors(self.config, factors, hyper.problems)
+        long, short = contents.pop(ROPE_LONG, None), contents.pop(ROPE_SHORT, None)
+        if long is not None and short is not None:
+            _add_longrope(self.config, long, short, hyper)
+            _raise(path, hyper.problems)
         self.tensors = _named(contents, self.config, hyper.problems)
         _raise(path, hyper.problems)
 
@@ -205,6 +223,23 @@ def _add_factors(config: dict[str, Any], stored: _Stored, problems: list[str]) -
         )
     else:
         config["rope_scaling"] = scaling
+
+
+def _add_longrope(config: dict[str, Any], long: _Stored, short: _Stored, hyper: HyperParameters) -> None:
+    """Adds a scaling with one divisor of each frequency, for short and for long contexts, to `config`."""
+    if config["model_type"] != "phi3":
+        hyper.problems.append(f"tensors {ROPE_LONG} and {ROPE_SHORT} are supported for phi3 only")
+        return
+    context = config["max_position_embeddings"]
+    original = hyper.number("rope.scaling.original_context_length", int, context)
+    factor = hyper.number("rope.scaling.attn_factor", float, 1.0)
+    if hyper.problems:
+        return
+    on_short, on_long = (
+        read_values(content, TYPES_BY_ID[entry.type_id], torch.float32) for entry, content in (short, long)
+    )
+    config["rope_scaling"] = longrope_scaling(on_short, on_long, original, context, factor)
+    config["original_max_position_embeddings"] = original
 
 
 def _named(contents: Mapping[str, _Stored], config: Mapping[str, Any], problems: list[str]) -> dict[str, LazyTensor]:

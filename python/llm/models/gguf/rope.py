@@ -1,4 +1,4 @@
-"""Converts Llama 3's rotary scaling to the tensor of frequency factors in GGUF files and back.
+"""Converts the rotary scalings of Llama 3 and Phi-3 to the tensors of frequency factors in GGUF files and back.
 
 Source: ggml-org/llama.cpp `conversion/llama.py`, `generate_extra_tensors`; huggingface/transformers
 `modeling_rope_utils.py`, `_compute_llama3_parameters`.
@@ -53,6 +53,39 @@ def llama3_scaling(factors: Tensor, rope_theta: float, head_dim: int) -> dict[st
         if torch.allclose(llama3_factors(scaling, rope_theta, head_dim), factors, rtol=1e-5, atol=0.0):
             return scaling
     return None
+
+
+def longrope_factor(scaling: Mapping[str, Any], context: int) -> float:
+    """Returns the factor on cosines and sines of a model whose longest context is `context`.
+
+    Source: Ding et al. 2024, "LongRoPE", section 3.2, and Phi-3's published code.
+    """
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    original = scaling["original_max_position_embeddings"]
+    factor = scaling.get("factor") or context / original
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+
+
+def longrope_scaling(short: Tensor, long: Tensor, original: int, context: int, factor: float) -> dict[str, Any]:
+    """Returns the parameters of a longrope scaling.
+
+    Args:
+        short: Divisors of the frequencies up to the context of the first training, shape (D / 2,), float32.
+        long: Divisors beyond it, shape (D / 2,), float32.
+        original: Context of the first training in tokens.
+        context: Longest context in tokens.
+        factor: Factor on cosines and sines.
+    """
+    both = {"short_factor": _decimals(short), "long_factor": _decimals(long)}
+    found = {"rope_type": "longrope", "original_max_position_embeddings": original, **both}
+    is_usual = math.isclose(longrope_factor(found, context), factor, rel_tol=1e-6)
+    return found if is_usual else found | {"attention_factor": factor}
+
+
+def _decimals(values: Tensor) -> list[float]:
+    """Returns the shortest decimals that give the same float32."""
+    return [float(str(value)) for value in values.numpy()]
 
 
 def _frequencies(rope_theta: float, head_dim: int) -> Tensor:

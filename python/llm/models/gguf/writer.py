@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from llm.errors import CheckpointError, InvalidArgumentError, TokenizerError
-from llm.models.gguf.metadata import complete, hyper_parameters, rope_factors
-from llm.models.gguf.names import ROPE_FREQS, Layout, family_of, pair_rows
+from llm.models.gguf.metadata import complete, hyper_parameters, rope_tensors
+from llm.models.gguf.names import Layout, family_of, pair_rows
 from llm.models.gguf.plan import QUANTIZATIONS, Plan, Planned, Tensors
 from llm.models.gguf.types import TYPES, EncodedRows, write_values
 from llm.tokenization import BaseTokenizer, BPETokenizer
@@ -55,8 +55,7 @@ def write_gguf_model(
     _raise(path, plan.problems)
     planned = plan.planned
     metadata |= _tokenizer_metadata(path, tokenizer, values["vocab_size"])
-    factors = rope_factors(values)
-    own = {} if factors is None else {ROPE_FREQS: factors}
+    own = rope_tensors(values)
     planned += [Planned(name, (name,), tuple(tensor.shape), TYPES["F32"]) for name, tensor in own.items()]
     with replaced_file(path) as file:
         _write_head(file, metadata, planned)

@@ -1,7 +1,7 @@
 """Grouped-query and multi-head latent attention over flattened tokens, with or without a paged cache."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,9 @@ from llm.errors import ConfigError
 from llm.models.context import ForwardContext, PagedCache
 from llm.models.layers import fused
 from llm.models.layers.attend import AttentionRule, attend, attend_causal, attend_masked
+from llm.models.layers.cached import head_width, is_packed, keep, keep_keys, restore, restore_keys
 from llm.models.layers.cpu_training import Linear, Rotate, is_training_on_cpu
+from llm.models.layers.lora import whole_weight
 from llm.models.layers.norm import OffsetRMSNorm, RMSNorm
 from llm.models.layers.paged import attend_pages
 from llm.models.layers.rotary import Rotation, rotate, yarn_scale
@@ -111,7 +113,8 @@ class Attention(nn.Module):
 
     def _store(self, turned: Tensor, value: Tensor, rotation: Rotation | None, cache: PagedCache) -> Tensor:
         """Writes rotated keys and values into the cache and returns the rotated queries."""
-        if cache.pages is not None and rotation is not None and self.rotates_whole and fused.is_fused(turned):
+        is_fused = self.rotates_whole and fused.is_fused(turned) and not is_packed(cache.keys[self.layer_idx].dtype)
+        if cache.pages is not None and rotation is not None and is_fused:
             rotated: Tensor = fused.kernels().rotate_into_cache(
                 *self._split(turned),
                 value,
@@ -214,7 +217,7 @@ class LatentAttention(nn.Module):
     def _attend_cached(
         self, plain: Tensor, rotated: Tensor, context: ForwardContext, cache: PagedCache, rule: AttentionRule
     ) -> Tensor:
-        expansion = self.kv_b_proj.weight.view(self.num_heads, -1, self.widths.kv_lora_rank)  # (H, N + V, R)
+        expansion = whole_weight(self.kv_b_proj).view(self.num_heads, -1, self.widths.kv_lora_rank)  # (H, N + V, R)
         to_key, to_value = torch.split(expansion, [self.widths.qk_nope_head_dim, self.widths.v_head_dim], dim=1)
         narrow = torch.einsum("thn,hnr->thr", plain, to_key)
         query = torch.cat((narrow, rotated), dim=-1)
@@ -247,8 +250,8 @@ def without_dropout(rule: AttentionRule) -> AttentionRule:
 
 def store(key: Tensor, value: Tensor, cache: PagedCache, layer_idx: int) -> None:
     """Writes each token's key and value `[T, K, D]` into its slot of the layer's blocks."""
-    cache.keys[layer_idx].flatten(0, 1).index_copy_(0, cache.slot_mapping, key)
-    cache.values[layer_idx].flatten(0, 1).index_copy_(0, cache.slot_mapping, value)
+    for blocks, heads, encode in ((cache.keys[layer_idx], key, keep_keys), (cache.values[layer_idx], value, keep)):
+        blocks.flatten(0, 1).index_copy_(0, cache.slot_mapping, encode(heads, blocks.dtype))
 
 
 def store_latent(key: Tensor, cache: PagedCache, layer_idx: int) -> None:
@@ -266,11 +269,12 @@ def attend_paged(
     """
     if cache.pages is not None:
         return attend_pages(query, cache.keys[layer_idx], cache.values[layer_idx], cache.pages, rule)
-    layer = _Layer(cache, layer_idx)
+    layer = _Layer(cache, layer_idx, query.dtype)
     decoding = [idx for idx, length in enumerate(context.query_lens) if length == 1]
     if len(decoding) == len(context.query_lens):
         return _decode(query, context.seq_lens, None, layer, rule)
-    output = query.new_empty(*query.shape[:2], cache.values[layer_idx].shape[-1] or query.shape[-1])
+    values = cache.values[layer_idx]
+    output = query.new_empty(*query.shape[:2], head_width(values.shape[-1], values.dtype) or query.shape[-1])
     starts = list(itertools.accumulate(context.query_lens, initial=0))
     if decoding:
         rows = torch.tensor([starts[idx] for idx in decoding], device=query.device)
@@ -311,11 +315,12 @@ def _decode(
 
 
 class _Layer:
-    """One layer's share of the cache."""
+    """One layer's share of the cache, for queries of type `dtype`."""
 
-    def __init__(self, cache: PagedCache, layer_idx: int) -> None:
+    def __init__(self, cache: PagedCache, layer_idx: int, dtype: torch.dtype) -> None:
         self.keys, self.values = cache.keys[layer_idx], cache.values[layer_idx]
         self.tables = cache.block_tables
+        self.dtype = dtype
 
     def gather(self, requests: list[int] | None, first: int, stop: int) -> tuple[Tensor, Tensor]:
         """Returns keys and values `[R, K, S, D]` from the block of token `first` to `stop`."""
@@ -326,9 +331,9 @@ class _Layer:
             blocks = blocks[requests]
         num_tokens, places = stop - begin * block_size, blocks.flatten()
 
-        def gathered(cached: Tensor) -> Tensor:
+        def gathered(cached: Tensor, decode: Callable[[Tensor, torch.dtype], Tensor]) -> Tensor:
             chosen = cached.index_select(0, places).view(len(blocks), -1, *cached.shape[2:])  # (R, S, K, D)
-            return chosen[:, :num_tokens].transpose(1, 2)
+            return decode(chosen[:, :num_tokens], self.dtype).transpose(1, 2)
 
-        key = gathered(self.keys)
-        return (key, gathered(self.values)) if self.values.shape[-1] else (key, key)
+        key = gathered(self.keys, restore_keys)
+        return (key, gathered(self.values, restore)) if self.values.shape[-1] else (key, key)

@@ -11,9 +11,12 @@ from llm.models.layers import cpu_training
 from llm.models.layers.attention import Attention
 from llm.models.layers.cpu_attention import AttentionShape, KernelAttention, TorchAttention, kernel_suits
 from llm.models.layers.cpu_halves import AttentionHalf, AttentionRules, FeedForwardHalf, FeedForwardRules, NormRule
+from llm.models.layers.cpu_low_rank import LowRankPart
 from llm.models.layers.cpu_training import Linear
+from llm.models.layers.lora import AdaptedLinear
 from llm.models.layers.mlp import ACTIVATIONS, MLP, SwiGLU
 from llm.models.layers.norm import LayerNorm, LayerNormNoBias, RMSNorm
+from llm.models.layers.packed import PackedLinear, PackedMatrix
 from llm.models.layers.rotary import Rotation
 
 _NORMS = (RMSNorm, LayerNorm, LayerNormNoBias)
@@ -76,9 +79,33 @@ def _projections(mlp: Any) -> tuple[Any, Any]:
 
 
 def _is_bare(layer: Any) -> bool:
-    """Returns whether a layer is a product with a trained fp32 matrix."""
-    is_linear = type(layer) is Linear and layer.bias is None
-    return is_linear and layer.weight.dtype == torch.float32 and bool(layer.weight.requires_grad)
+    """Returns whether a layer is a product with a matrix, fp32 or packed, and at most a sum with adapters."""
+    if isinstance(layer, AdaptedLinear):
+        is_linear = layer.norms is None and not layer.dropout.p and not layer.has_bias
+    else:
+        is_linear = type(layer) in (Linear, PackedLinear) and layer.bias is None
+    packed = _packed(layer)
+    # The kernels of training read weights in the order of inputs.
+    suits = layer.weight.dtype == torch.float32 if packed is None else packed.order is None
+    return bool(is_linear and suits)
+
+
+def _packed(layer: Any) -> PackedMatrix | None:
+    """Returns a layer's packed matrix, if it is packed."""
+    return layer.matrix if isinstance(layer, AdaptedLinear | PackedLinear) else None
+
+
+def _weight(layer: Any) -> Tensor | None:
+    """Returns a layer's weights unless they are packed."""
+    return None if _packed(layer) is not None else layer.weight
+
+
+def _adapters(layer: Any) -> tuple[tuple[LowRankPart, ...], list[Tensor]]:
+    """Returns a layer's adapters and their factors."""
+    is_on = isinstance(layer, AdaptedLinear) and not layer.is_off
+    parts = [part for _, part in layer.parts()] if is_on else []
+    factors: list[Tensor] = [factor for part in parts for factor in (part.lora_a, part.lora_b)]
+    return tuple(LowRankPart(part.rows, part.scale) for part in parts), factors
 
 
 def _is_watched(layer: nn.Module) -> bool:
@@ -89,16 +116,23 @@ def _is_watched(layer: nn.Module) -> bool:
 def _run(block: Any, states: Tensor, rotation: Rotation | None, context: ForwardContext) -> Tensor:
     attention, mlp = block.attention, block.mlp
     dtype = _dtype()
+    narrow = (context.targets and context.targets.gradient_dtype) or dtype
     norm1, norm2 = (NormRule(norm.eps, type(norm) is RMSNorm) for norm in (block.norm1, block.norm2))
     counts = (attention.num_heads, attention.num_kv_heads)
     shape = AttentionShape(context.query_lens, counts, attention.rule.scale, rotation)
     suits = kernel_suits(attention.head_dim, dtype)
-    rules = AttentionRules(norm1, dtype, KernelAttention(shape, attention.head_dim) if suits else TorchAttention(shape))
-    weights = (attention.qkv_proj.weight, attention.o_proj.weight)
+    kind = KernelAttention(shape, attention.head_dim) if suits else TorchAttention(shape)
+    (first, own), (last, others) = _adapters(attention.qkv_proj), _adapters(attention.o_proj)
+    packed = (_packed(attention.qkv_proj), _packed(attention.o_proj))
+    rules = AttentionRules(norm1, dtype, narrow, kind, (first, last), packed)
+    weights = (_weight(attention.qkv_proj), _weight(attention.o_proj), *own, *others)
     bias = getattr(block.norm1, "bias", None)
     states = AttentionHalf.apply(rules, states, block.norm1.weight, bias, *weights)  # type: ignore[no-untyped-call]
-    own = FeedForwardRules(norm2, dtype, _ACTIVATIONS[type(mlp), mlp.activation])
+    (first, own), (last, others) = map(_adapters, _projections(mlp))
+    inputs, outputs = _projections(mlp)
+    packed = (_packed(inputs), _packed(outputs))
+    feed = FeedForwardRules(norm2, dtype, narrow, _ACTIVATIONS[type(mlp), mlp.activation], (first, last), packed)
     bias = getattr(block.norm2, "bias", None)
-    inputs = (layer.weight for layer in _projections(mlp))
-    found: Tensor = FeedForwardHalf.apply(own, states, block.norm2.weight, bias, *inputs)  # type: ignore[no-untyped-call]
+    weights = (_weight(inputs), _weight(outputs), *own, *others)
+    found: Tensor = FeedForwardHalf.apply(feed, states, block.norm2.weight, bias, *weights)  # type: ignore[no-untyped-call]
     return found

@@ -5,6 +5,8 @@ records one node of PyTorch's graph instead of a dozen, and chooses each product
 layers, to rounding.
 """
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from llm._rust import RowNorm, gelu
 from llm.models.layers.cpu_attention import KernelAttention, TorchAttention, kernel_suits
+from llm.models.layers.cpu_low_rank import LowRankPart, add_low_rank, low_rank, low_rank_gradients
 from llm.models.layers.cpu_training import HAS_ONEDNN, rms_norm, rms_norm_gradients
+from llm.models.layers.packed import PackedMatrix
 
 NormParameters = tuple[Tensor, Tensor | None]
 
@@ -88,6 +92,28 @@ class NormRule:
         return RowNorm(*parameters, self.eps, not self.is_rms, torch.get_num_threads())
 
 
+PackedPair = tuple[PackedMatrix | None, PackedMatrix | None]
+
+
+def _unpacked(
+    rules: "AttentionRules | FeedForwardRules", weights: Sequence[Tensor | None], dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """Yields a half's two matrices in the type of products."""
+    for packed, weight in zip(rules.packed, weights, strict=True):
+        yield packed.values(dtype) if packed is not None else cast(Tensor, weight).to(dtype)
+
+
+def _kept(rules: "AttentionRules | FeedForwardRules", weights: Sequence[Tensor]) -> list[Tensor | None]:
+    """Returns the matrices that the backward pass can't unpack anew."""
+    kept = zip(rules.packed, _narrowed(rules, weights), strict=True)
+    return [weight if packed is None else None for packed, weight in kept]
+
+
+def _narrowed(rules: "AttentionRules | FeedForwardRules", values: Sequence[Tensor]) -> list[Tensor]:
+    """Returns values of the forward pass in the type of the gradients' products."""
+    return [each.to(rules.gradient_dtype) for each in values]
+
+
 @dataclass(frozen=True)
 class AttentionRules:
     """What an attention half does beside products.
@@ -95,12 +121,18 @@ class AttentionRules:
     Attributes:
         norm: Normalization of its rows.
         dtype: Number type of products.
+        gradient_dtype: Number type of the gradients' products.
         attention: Attention over the products.
+        adapters: Adapters of `qkv_proj` and of `o_proj`.
+        packed: The packed weights of both, which are unpacked for each pass; None for a weight that is an argument.
     """
 
     norm: NormRule
     dtype: torch.dtype
+    gradient_dtype: torch.dtype
     attention: KernelAttention | TorchAttention
+    adapters: tuple[tuple[LowRankPart, ...], tuple[LowRankPart, ...]] = ((), ())
+    packed: PackedPair = (None, None)
 
 
 @dataclass(frozen=True)
@@ -110,24 +142,36 @@ class FeedForwardRules:
     Attributes:
         norm: Normalization of its rows.
         dtype: Number type of products.
+        gradient_dtype: Number type of the gradients' products.
         activation: `silu` with a gate, `gelu` or `gelu_tanh` without.
+        adapters: Adapters of the products that the activation takes, and of `down_proj`.
+        packed: The packed weights of both, which are unpacked for each pass; None for a weight that is an argument.
     """
 
     norm: NormRule
     dtype: torch.dtype
+    gradient_dtype: torch.dtype
     activation: str
+    adapters: tuple[tuple[LowRankPart, ...], tuple[LowRankPart, ...]] = ((), ())
+    packed: PackedPair = (None, None)
 
-    def apply(self, normed: Tensor, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Returns the activation of `normed @ weight.T`, and what its gradient needs beside."""
+    def halves(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Returns the matrices of the products that the activation takes.
+
+        Two products take as long as one, and activations of contiguous rows take 30 % less time.
+        """
+        return weight.chunk(2) if self.activation == "silu" else (weight,)
+
+    def apply(self, products: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Returns the activation of products with `halves`, and what its gradient needs beside."""
         if self.activation != "silu":
-            given = product(normed, weight)
-            if _kernel_activates(given):
+            [given] = products
+            if _kernel_activates(given) and self.gradient_dtype == given.dtype:
                 active, slope = torch.empty_like(given), torch.empty_like(given)
                 gelu(given, active, slope, self.activation == "gelu_tanh", torch.get_num_threads())
                 return active, [slope]
             return F.gelu(given, approximate=self._approximation), [given]
-        # Two products take as long as one, and activations of contiguous rows take 30 % less time.
-        gate, up = (product(normed, half) for half in weight.chunk(2))
+        gate, up = products
         return F.silu(gate).mul_(up), [gate, up]
 
     def gradients(self, gradient: Tensor, kept: list[Tensor]) -> list[Tensor]:
@@ -175,29 +219,47 @@ class AttentionHalf(Function):
             ctx: PyTorch's context.
             rules: The rules.
             states: Residual stream.
-            weights: The norm's weight and bias (or None), then those of `qkv_proj` and `o_proj`.
+            weights: The norm's weight and bias (or None), those of `qkv_proj` and `o_proj`, then two of each adapter.
         """
-        norm, bias, qkv, out = weights
-        ctx.rules, (qkv, out) = rules, (weight.to(rules.dtype) for weight in (qkv, out))
+        norm, bias, *matrices = weights
+        qkv, out = _unpacked(rules, matrices[:2], rules.dtype)
+        factors = [factor.to(rules.dtype) for factor in matrices[2:]]
+        own, last = _divided(factors, rules.adapters)
         normed, kept = rules.norm.apply(states, (norm, bias), rules.dtype)
-        mixed = rules.attention.apply(product(normed, qkv))
-        ctx.num_mixed = len(mixed)
-        ctx.save_for_backward(states, norm, bias, qkv, out, normed, *mixed, *kept)
-        return product_and_sum(rules.attention.output(mixed), out, states)
+        heads = product(normed, qkv)
+        lows = low_rank(normed, own)
+        add_low_rank(heads, lows, rules.adapters[0], own)
+        mixed = rules.attention.apply(heads)
+        output = rules.attention.output(mixed)
+        total = product_and_sum(output, out, states)
+        last_lows = low_rank(output, last)
+        add_low_rank(total, last_lows, rules.adapters[1], last)
+        ctx.rules, ctx.counts = rules, tuple(map(len, (own, last, lows, last_lows, mixed, kept)))
+        *narrow, logsumexp = mixed
+        narrow = _narrowed(rules, (normed, *own, *last, *lows, *last_lows, *narrow))
+        ctx.save_for_backward(states, norm, bias, *_kept(rules, (qkv, out)), *narrow, logsumexp, *kept)
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradients of states and weights."""
         rules = ctx.rules
-        states, norm, bias, qkv, out, normed, *kept = ctx.saved_tensors
-        mixed, kept = kept[: ctx.num_mixed], kept[ctx.num_mixed :]
-        narrow = gradient.to(rules.dtype)
-        to_out = _weight_gradient(narrow, rules.attention.output(mixed))
-        to_heads = rules.attention.gradients(product(narrow, out.t()), mixed)
+        saved = ctx.saved_tensors  # once: recomputed blocks may be read a single time
+        states, norm, bias, *matrices, normed = saved[:6]
+        kept = saved[6:]
+        qkv, out = _unpacked(rules, matrices, rules.gradient_dtype)
+        first, last, first_lows, last_lows, mixed, kept = _parted(kept, ctx.counts)
+        narrow, output = gradient.to(rules.gradient_dtype), rules.attention.output(mixed)
+        to_out = _weight_gradient(narrow, output) if ctx.needs_input_grad[_OUT] else None
+        to_output = product(narrow, out.t())
+        to_last = low_rank_gradients([narrow], to_output, output, rules.adapters[1], (last, last_lows))
+        to_heads = rules.attention.gradients(to_output, mixed)
+        to_qkv = _weight_gradient(to_heads, normed) if ctx.needs_input_grad[_IN] else None
         to_normed = product(to_heads, qkv.t())
+        to_first = low_rank_gradients([to_heads], to_normed, normed, rules.adapters[0], (first, first_lows))
         to_states, *to_norm = rules.norm.gradients((to_normed, gradient), states, (norm, bias), kept)
-        return None, to_states, *to_norm, _weight_gradient(to_heads, normed), to_out
+        return None, to_states, *to_norm, to_qkv, to_out, *to_first, *to_last
 
 
 class FeedForwardHalf(Function):
@@ -211,35 +273,74 @@ class FeedForwardHalf(Function):
             ctx: PyTorch's context.
             rules: The rules.
             states: Residual stream.
-            weights: The norm's weight and bias (or None), then those of `up_proj` (or `gate_up_proj`) and `down_proj`.
+            weights: The norm's weight and bias (or None), those of `up_proj` (or `gate_up_proj`) and `down_proj`, then
+                two of each adapter.
         """
-        norm, bias, up, down = weights
-        ctx.rules, (up, down) = rules, (weight.to(rules.dtype) for weight in (up, down))
-        normed, ctx_kept = rules.norm.apply(states, (norm, bias), rules.dtype)
-        active, given = rules.apply(normed, up)
-        ctx.num_given = len(given)
-        ctx.save_for_backward(states, norm, bias, up, down, normed, active, *given, *ctx_kept)
-        return product_and_sum(active, down, states)
+        norm, bias, *matrices = weights
+        up, down = _unpacked(rules, matrices[:2], rules.dtype)
+        factors = [factor.to(rules.dtype) for factor in matrices[2:]]
+        own, last = _divided(factors, rules.adapters)
+        normed, kept = rules.norm.apply(states, (norm, bias), rules.dtype)
+        products, lows, start = [], low_rank(normed, own), 0
+        for half in rules.halves(up):
+            products.append(product(normed, half))
+            add_low_rank(products[-1], lows, rules.adapters[0], own, first=start)
+            start += len(half)
+        active, given = rules.apply(products)
+        total = product_and_sum(active, down, states)
+        last_lows = low_rank(active, last)
+        add_low_rank(total, last_lows, rules.adapters[1], last)
+        ctx.rules, ctx.counts = rules, tuple(map(len, (own, last, lows, last_lows, given, kept)))
+        narrow = _narrowed(rules, (normed, active, *own, *last, *lows, *last_lows, *given))
+        ctx.save_for_backward(states, norm, bias, *_kept(rules, (up, down)), *narrow, *kept)
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradients of states and weights."""
         rules = ctx.rules
-        states, norm, bias, up, down, normed, active, *kept = ctx.saved_tensors
-        narrow = gradient.to(rules.dtype)
-        to_down = _weight_gradient(narrow, active)
-        slopes = rules.gradients(product(narrow, down.t()), kept[: ctx.num_given])
-        to_up, to_normed = _gradients_of_halves(slopes, up, normed)
-        to_states, *to_norm = rules.norm.gradients((to_normed, gradient), states, (norm, bias), kept[ctx.num_given :])
-        return None, to_states, *to_norm, to_up, to_down
+        saved = ctx.saved_tensors
+        states, norm, bias, *matrices, normed, active = saved[:7]
+        kept = saved[7:]
+        up, down = _unpacked(rules, matrices, rules.gradient_dtype)
+        first, last, first_lows, last_lows, given, kept = _parted(kept, ctx.counts)
+        narrow = gradient.to(rules.gradient_dtype)
+        to_down = _weight_gradient(narrow, active) if ctx.needs_input_grad[_OUT] else None
+        to_active = product(narrow, down.t())
+        to_last = low_rank_gradients([narrow], to_active, active, rules.adapters[1], (last, last_lows))
+        slopes = rules.gradients(to_active, given)
+        to_up, to_normed = _gradients_of_halves(slopes, up, normed, ctx.needs_input_grad[_IN])
+        to_first = low_rank_gradients(slopes, to_normed, normed, rules.adapters[0], (first, first_lows))
+        to_states, *to_norm = rules.norm.gradients((to_normed, gradient), states, (norm, bias), kept)
+        return None, to_states, *to_norm, to_up, to_down, *to_first, *to_last
 
 
-def _gradients_of_halves(slopes: list[Tensor], weight: Tensor, normed: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients_of_halves(
+    slopes: list[Tensor], weight: Tensor, normed: Tensor, is_trained: bool
+) -> tuple[Tensor | None, Tensor]:
     """Returns the gradients of `weight` and `normed` for those of `normed @ part.T` for each part of the weight."""
-    to_weight = torch.empty(weight.shape, dtype=normed.dtype)
+    to_weight = torch.empty(weight.shape, dtype=normed.dtype) if is_trained else None
     to_normed: Tensor | None = None
-    for slope, part, to_part in zip(slopes, weight.chunk(len(slopes)), to_weight.chunk(len(slopes)), strict=True):
-        torch.mm(slope.t(), normed, out=to_part)
+    for idx, (slope, part) in enumerate(zip(slopes, weight.chunk(len(slopes)), strict=True)):
+        if to_weight is not None:
+            torch.mm(slope.t(), normed, out=to_weight.chunk(len(slopes))[idx])
         to_normed = product(slope, part.t()) if to_normed is None else product_and_sum(slope, part.t(), to_normed)
-    return to_weight.to(torch.float32), cast(Tensor, to_normed)
+    return None if to_weight is None else to_weight.to(torch.float32), cast(Tensor, to_normed)
+
+
+# Places of a half's two matrices among its arguments.
+_IN, _OUT = 4, 5
+_Adapters = tuple[tuple[LowRankPart, ...], tuple[LowRankPart, ...]]
+
+
+def _divided(factors: list[Tensor], adapters: _Adapters) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the factors of the adapters of a half's first matrix, and of its second."""
+    border = 2 * len(adapters[0])
+    return factors[:border], factors[border:]
+
+
+def _parted(tensors: list[Tensor], counts: tuple[int, ...]) -> Iterator[list[Tensor]]:
+    """Yields consecutive groups of tensors."""
+    rest = iter(tensors)
+    return (list(itertools.islice(rest, count)) for count in counts)

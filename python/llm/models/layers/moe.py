@@ -89,15 +89,20 @@ class Experts(nn.Module):
         Returns:
             `[N, C]`.
         """
-        output = grouped_linear(self.inner(rows, counts), self.down_proj, counts)
+        output = self.product("down_proj", self.inner(rows, counts), counts)
         return output + _of_groups(self.down_bias, counts, len(rows)) if self.has_biases else output
 
     def inner(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Returns the inputs of the down projection, `[N, I]`, for the arguments of `forward`."""
-        gate_up = grouped_linear(rows, self.gate_up_proj, counts)
+        gate_up = self.product("gate_up_proj", rows, counts)
         if self.has_biases:
             gate_up = gate_up + _of_groups(self.gate_up_bias, counts, len(rows))
         return self._activate(*gate_up.chunk(2, dim=-1))
+
+    def product(self, name: str, rows: Tensor, counts: Tensor) -> Tensor:
+        """Multiplies each expert's rows with its matrix of the stack `name`, without biases."""
+        weights: Tensor = getattr(self, name)
+        return grouped_linear(rows, weights, counts)
 
     def _activate(self, gate: Tensor, up: Tensor) -> Tensor:
         """Returns the inputs of the down projection.

@@ -6,18 +6,24 @@ time.
 
 import contextlib
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from llm._rust import pack_rows, packed_bytes, unpack_rows
+from llm.models.layers.moe import Experts
 
 _HUGE_PAGE = 2 << 20
+# Rows that are computed in fp32 at a time, where the result is narrower.
+_CHUNK_ROWS = 4096
 
 
 def huge_pages(num_bytes: int) -> Tensor:
@@ -26,7 +32,9 @@ def huge_pages(num_bytes: int) -> Tensor:
     A decode step reads all weights once. With pages of 4 KB, the look-up of addresses takes a quarter of that time. All
     matrices of a model share one call, since many are smaller than a huge page.
     """
-    memory = mmap.mmap(-1, num_bytes + _HUGE_PAGE)
+    # Systems give huge pages to private memory alone, and Python maps shared memory by default.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, num_bytes + _HUGE_PAGE, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # Advice alone: a system without huge pages refuses it, and the memory serves as well.
         with contextlib.suppress(OSError):
@@ -61,24 +69,29 @@ class PackedMatrix:
         parts: Schemes and their rows, in the order of rows; all but the last have whole strips of `PACKED_STRIP_ROWS`.
         num_cols: Number of columns, whole blocks of each scheme: a linear layer's inputs.
         data: The packed bytes, uint8 on the CPU. Nothing may change them while kernels use them.
+        order: The column of values that each packed column holds, int64 `[columns]`; None: they are in order.
     """
 
     parts: tuple[PackedPart, ...]
     num_cols: int
     data: Tensor
+    order: Tensor | None = None
 
     @classmethod
-    def empty(cls, parts: Sequence[PackedPart], num_cols: int, memory: Tensor | None = None) -> "PackedMatrix":
+    def empty(
+        cls, parts: Sequence[PackedPart], num_cols: int, memory: Tensor | None = None, order: Tensor | None = None
+    ) -> "PackedMatrix":
         """Returns a matrix that `pack` has yet to fill.
 
         Args:
             parts: Schemes and their rows.
             num_cols: Number of columns.
             memory: Zeroed bytes, uint8, of which the matrix takes the first; None allocates them.
+            order: The column of values that each packed column holds; None: they are in order.
         """
         num_bytes = bytes_of(parts, num_cols)
         memory = torch.zeros(num_bytes, dtype=torch.uint8) if memory is None else memory[:num_bytes]
-        return cls(tuple(parts), num_cols, memory)
+        return cls(tuple(parts), num_cols, memory, order)
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -109,17 +122,29 @@ class PackedMatrix:
             found = np.empty((len(places), self.num_cols), dtype=np.float32)
             unpack_rows(part.scheme, content.numpy(), wanted[places] - start, found)
             if len(self.parts) == 1:
-                return torch.from_numpy(found).to(dtype)
+                return self._ordered(torch.from_numpy(found)).to(dtype)
             values[places] = found
-        return torch.from_numpy(values).to(dtype)
+        return self._ordered(torch.from_numpy(values)).to(dtype)
+
+    def _ordered(self, found: Tensor) -> Tensor:
+        return found if self.order is None else torch.empty_like(found).index_copy_(1, self.order, found)
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """Returns all values, computed in fp32 and rounded, `[rows, columns]`. Cost: memory for the result."""
-        return self.rows(torch.arange(self.num_rows), dtype)
+        ids = torch.arange(self.num_rows)
+        if dtype == torch.float32 or self.num_rows <= _CHUNK_ROWS:
+            return self.rows(ids, dtype)
+        values = torch.empty(self.num_rows, self.num_cols, dtype=dtype)
+        for start in range(0, self.num_rows, _CHUNK_ROWS):
+            rows = slice(start, start + _CHUNK_ROWS)
+            values[rows] = self.rows(ids[rows], dtype)
+        return values
 
     def for_kernels(self) -> dict[str, Any]:
         """Returns the matrix as `llm._rust.CpuModel` takes it."""
-        return {"packed": self.data, "parts": [tuple(part) for part in self.parts], "cols": self.num_cols}
+        order = None if self.order is None else self.order.numpy().astype(np.uint32)
+        parts = [tuple(part) for part in self.parts]
+        return {"packed": self.data, "parts": parts, "cols": self.num_cols, "order": order}
 
     def _places(self) -> Iterator[tuple[PackedPart, int, Tensor]]:
         """Yields each part, its first row and its bytes."""
@@ -130,8 +155,35 @@ class PackedMatrix:
             row, start = row + part.num_rows, start + num_bytes
 
 
+class _PackedProduct(Function):
+    """`values @ weight.T` for packed weights, which the backward pass unpacks anew instead of keeping them."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, matrix: PackedMatrix) -> Tensor:
+        ctx.matrix = matrix
+        return F.linear(values, matrix.values(values.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.matrix.values(gradient.dtype), None
+
+
+def packed_product(values: Tensor, matrix: PackedMatrix, bias: Tensor | None) -> Tensor:
+    """Returns `values @ matrix.T + bias`, under autocast in its type; with gradient of `values` alone.
+
+    Source: Dettmers et al. 2023, "QLoRA", equation 5.
+    """
+    if not values.requires_grad:
+        return F.linear(values, matrix.values(values.dtype), bias)
+    if torch.is_autocast_enabled("cpu"):
+        values = values.to(torch.get_autocast_dtype("cpu"))
+    product: Tensor = _PackedProduct.apply(values, matrix)  # type: ignore[no-untyped-call]
+    return product if bias is None else product + bias.to(product.dtype)
+
+
 class PackedLinear(nn.Module):
-    """A linear layer with packed weights; for inference only.
+    """A linear layer with packed weights, which training leaves as they are.
 
     Attributes:
         matrix: The weights, `[outputs, inputs]`.
@@ -146,17 +198,28 @@ class PackedLinear(nn.Module):
         self.dtype = dtype
 
     @property
+    def in_features(self) -> int:
+        """Number of inputs."""
+        return self.matrix.num_cols
+
+    @property
+    def out_features(self) -> int:
+        """Number of outputs."""
+        return self.matrix.num_rows
+
+    @property
     def weight(self) -> Tensor:
-        """The unpacked weights, `[outputs, inputs]`. Cost: computes all values and memory for the result."""
-        return self.matrix.values(self.dtype)
+        """The unpacked weights `[outputs, inputs]`, under autocast in its type. Cost: all values, and their memory."""
+        is_cast = torch.is_autocast_enabled("cpu")
+        return self.matrix.values(torch.get_autocast_dtype("cpu") if is_cast else self.dtype)
 
     def forward(self, values: Tensor) -> Tensor:
         """Maps `[..., C]` to `[..., O]`."""
-        return F.linear(values, self.matrix.values(values.dtype), self.bias)
+        return packed_product(values, self.matrix, self.bias)
 
 
 class PackedEmbedding(nn.Module):
-    """Embeddings of tokens from packed weights; for inference only.
+    """Embeddings of tokens from packed weights, which training leaves as they are.
 
     Attributes:
         matrix: The weights, `[vocabulary, C]`.
@@ -173,7 +236,35 @@ class PackedEmbedding(nn.Module):
         return self.matrix.rows(token_ids, self.dtype)
 
 
+class PackedExperts(Experts):
+    """Experts with packed weights; for inference only.
+
+    Attributes:
+        stacks: Matrices of all experts, `[2I, C]` each for "gate_up_proj" and `[C, I]` for "down_proj".
+    """
+
+    def __init__(self, plain: Experts, stacks: Mapping[str, Sequence[PackedMatrix]]) -> None:
+        nn.Module.__init__(self)
+        self.limit, self.activation, self.has_biases = plain.limit, plain.activation, plain.has_biases
+        self.joined_rows = plain.joined_rows
+        self.stacks = {name: list(matrices) for name, matrices in stacks.items()}
+        if plain.has_biases:
+            self.gate_up_bias, self.down_bias = plain.gate_up_bias, plain.down_bias
+
+    def product(self, name: str, rows: Tensor, counts: Tensor) -> Tensor:
+        """Multiplies each expert's rows with its unpacked matrix, one expert after the other."""
+        matrices = self.stacks[name]
+        groups = zip(torch.split(rows, counts.tolist()), matrices, strict=True)
+        products = [F.linear(group, matrix.values(group.dtype)) for group, matrix in groups if len(group)]
+        return torch.cat(products) if products else rows.new_zeros(0, matrices[0].num_rows)
+
+
 def packed_matrices(model: nn.Module) -> list[PackedMatrix]:
     """Returns the packed matrices of a model; one that several layers share is there once."""
-    layers = (module for module in model.modules() if isinstance(module, PackedLinear | PackedEmbedding))
-    return list(dict.fromkeys(layer.matrix for layer in layers))
+    found: list[PackedMatrix] = []
+    for module in model.modules():
+        if isinstance(module, PackedLinear | PackedEmbedding):
+            found.append(module.matrix)
+        elif isinstance(module, PackedExperts):
+            found += chain.from_iterable(module.stacks.values())
+    return list(dict.fromkeys(found))

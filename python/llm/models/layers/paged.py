@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llm.models.layers import fused
 from llm.models.layers.attend import AttentionRule, attend_masked, flash_module
+from llm.models.layers.cached import is_packed, restore, restore_keys
 
 # FlashAttention 2 needs blocks of a multiple of this many tokens; FlashAttention 3 accepts any size.
 _FLASH_2_BLOCK = 256
@@ -31,8 +32,8 @@ def attend_pages(query: Tensor, keys: Tensor, values: Tensor, pages: Pages, rule
 
     Args:
         query: `[R, H, D]`.
-        keys: `[blocks, block_size, K, D]`.
-        values: `[blocks, block_size, K, D]`.
+        keys: `[blocks, block_size, K, D]`, or as `cached.keep` encodes them.
+        values: Like `keys`.
         pages: Blocks and lengths of each request.
         rule: Scale, window, cap.
 
@@ -41,7 +42,7 @@ def attend_pages(query: Tensor, keys: Tensor, values: Tensor, pages: Pages, rule
 
     Source: Kwon et al. 2023, "PagedAttention", section 4.1.
     """
-    if not fused.is_fused(query) or rule.sinks is not None:
+    if not fused.is_fused(query) or rule.sinks is not None or is_packed(keys.dtype):
         return _gathered(query, keys, values, pages, rule)
     if _flash_takes(query, keys.shape[1]):
         return _flash(query, keys, values, pages, rule)
@@ -54,7 +55,11 @@ def attend_pages(query: Tensor, keys: Tensor, values: Tensor, pages: Pages, rule
 
 def _gathered(query: Tensor, keys: Tensor, values: Tensor, pages: Pages, rule: AttentionRule) -> Tensor:
     """Computes the same in PyTorch, over the full capacity of the block tables."""
-    key, value = (part[pages.block_tables].flatten(1, 2).transpose(1, 2) for part in (keys, values))  # (R, K, S, D)
+    chosen = (part[pages.block_tables].flatten(1, 2) for part in (keys, values))  # (R, S, K, D)
+    key, value = (
+        decode(part, query.dtype).transpose(1, 2)  # (R, K, S, D)
+        for decode, part in zip((restore_keys, restore), chosen, strict=True)
+    )
     places, lengths = torch.arange(key.shape[2], device=query.device), pages.lengths[:, None]
     mask = places < lengths  # (R, S)
     if rule.window is not None:

@@ -40,8 +40,8 @@ class RotaryEmbedding(PositionEncoding):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        frequencies, self.factor = scaled_frequencies(config)
-        self._frequencies = {torch.device("cpu"): frequencies}
+        self.frequencies, self.factor = scaled_frequencies(config)
+        self._frequencies = {torch.device("cpu"): self.frequencies}
 
     def rotation(self, positions: Tensor) -> Rotation:
         """Returns cosines and sines of `positions` (int64 `[T]`), each fp32 `[T, 1, D/2]`."""

@@ -18,13 +18,24 @@ def scheme_to_pack(tensor: CodedTensor) -> str | None:
     Packed scales are in half precision; those of other types fit if they are neither tiny nor finer.
     """
     num_cols = tensor.shape[1]
-    parameters = tensor.parameters()
-    if parameters is None or num_cols % _BLOCK:
+    reader = tensor.read()
+    scales, zeros = reader.parameters()
+    num_groups = scales.shape[1]
+    if num_cols % _BLOCK or not _are_equally_large(reader.groups, num_groups, num_cols // num_groups):
         return None
-    scales, zeros = parameters
     if (num_cols // scales.shape[1]) % _BLOCK or not _fits(scales):
         return None
     return _SCHEMES[tensor.bits, bool((zeros == 1 << (tensor.bits - 1)).all())]
+
+
+def _are_equally_large(groups: Tensor | None, num_groups: int, size: int) -> bool:
+    return groups is None or bool((groups.bincount(minlength=num_groups) == size).all())
+
+
+def columns_by_group(tensor: CodedTensor) -> Tensor | None:
+    """Returns the columns, one group after the other, int64 `[columns]`; None if groups are neighbouring columns."""
+    groups = tensor.read().groups
+    return None if groups is None else groups.argsort(stable=True)
 
 
 def _fits(scales: Tensor) -> bool:

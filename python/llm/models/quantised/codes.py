@@ -33,6 +33,10 @@ class Codes(NamedTuple):
     zeros: Tensor
     groups: Tensor | None
 
+    def taken(self, columns: Tensor) -> "Codes":
+        """Returns the codes of columns that are sorted by group, int64 `[columns]`."""
+        return Codes(self.values[:, columns], self.scales, self.zeros, None)
+
     def dequantised(self) -> Tensor:
         """Returns the values, `[rows, columns]`, in the type of the scales.
 
@@ -105,10 +109,6 @@ class CodedTensor(QuantisedTensor):
         for start in range(0, num_rows, step):
             yield start, reader.rows(slice(start, min(start + step, num_rows)))
 
-    def parameters(self) -> tuple[Tensor, Tensor] | None:
-        """Returns the scales and zero points of all rows, as in `Codes`; None if groups aren't neighbouring columns."""
-        return self.read().parameters()
-
     def load(self, dtype: torch.dtype | None = None) -> Tensor:
         """Reads the values; see `QuantisedTensor.load`."""
         dtype = dtype or FLOATS[self.members[self.scale_member].type_name]
@@ -139,15 +139,21 @@ class CodedTensor(QuantisedTensor):
 
 
 class RowReader(ABC):
-    """Members of one matrix, mapped, from which rows of codes are read."""
+    """Members of one matrix, mapped, from which rows of codes are read.
+
+    Attributes:
+        groups: Group of each column, as in `Codes`.
+    """
+
+    groups: Tensor | None = None
 
     @abstractmethod
     def rows(self, span: slice) -> Codes:
         """Returns the codes of rows; a span begins at a multiple of 32 and ends there or with the matrix."""
 
     @abstractmethod
-    def parameters(self) -> tuple[Tensor, Tensor] | None:
-        """Returns the scales and zero points of all rows, as in `Codes`; None if groups aren't neighbouring columns."""
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """Returns the scales and zero points of all rows, as in `Codes`."""
 
 
 def neighbours(num_cols: int, size: int) -> Tensor:

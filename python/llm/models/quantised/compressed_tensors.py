@@ -63,7 +63,7 @@ class _Rows(RowReader):
         self._zeros = self._read_zeros(members)
         size = min(tensor.grouping.group_size or num_cols, num_cols)
         order = _order(members)
-        self._groups = None if order is None else tensor.groups(order, self._scales.shape[1], size)
+        self.groups = None if order is None else tensor.groups(order, self._scales.shape[1], size)
 
     def _read_zeros(self, members: Members) -> Tensor:
         middle = 1 << (self._bits - 1)
@@ -74,8 +74,8 @@ class _Rows(RowReader):
             return unpacked(stored.t(), self._bits).t()[: len(self._scales)]
         return (stored.reshape(-1, self._scales.shape[1]).view(torch.uint8) ^ _HIGH_BIT).expand(self._scales.shape)
 
-    def parameters(self) -> tuple[Tensor, Tensor] | None:
-        return None if self._groups is not None else (self._scales, self._zeros)
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        return self._scales, self._zeros
 
     def rows(self, span: slice) -> Codes:
         stored = self._codes[span]
@@ -83,7 +83,7 @@ class _Rows(RowReader):
             codes = unpacked(stored, self._bits)[:, : self._num_cols].contiguous()
         else:
             codes = stored.view(torch.uint8) ^ _HIGH_BIT
-        return Codes(codes, self._scales[span], self._zeros[span], self._groups)
+        return Codes(codes, self._scales[span], self._zeros[span], self.groups)
 
 
 def _order(members: Members) -> Tensor | None:

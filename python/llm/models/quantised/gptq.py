@@ -50,16 +50,16 @@ class _Rows(RowReader):
         self._words = words
         self._zeros = unpacked(zeros, bits)
         self._scales = scales
-        self._groups = groups
+        self.groups = groups
         self._bits = bits
 
-    def parameters(self) -> tuple[Tensor, Tensor] | None:
-        return None if self._groups is not None else (self._scales.t(), self._zeros[:, : self._scales.shape[1]].t())
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        return self._scales.t(), self._zeros[:, : self._scales.shape[1]].t()
 
     def rows(self, span: slice) -> Codes:
         codes = unpacked(self._words[:, span].t(), self._bits)
         scales, zeros = self._scales[:, span].t(), self._zeros[:, span].t()
-        return Codes(codes, scales, zeros, self._groups)
+        return Codes(codes, scales, zeros, self.groups)
 
 
 def open_gptq(scheme: Scheme, module: str, members: Members) -> GptqTensor:

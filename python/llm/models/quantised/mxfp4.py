@@ -4,8 +4,11 @@ Source: OCP Microscaling Formats (MX) Specification, version 1.0; gpt-oss stores
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llm.models.quantised.codes import QuantisedTensor, nibbles
@@ -16,6 +19,10 @@ _BLOCK = 32
 _BIAS = 127
 _VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _CHUNK_BLOCKS = 1 << 15
+# Exponents of scales that are powers of two in half precision, for floats that are counted in halves.
+_HALF_EXPONENTS = range(104, 144)
+# The lower three bits of two codes, which are 0 for zeros of either sign.
+_MAGNITUDES = 0x77
 
 
 class MxTensor(QuantisedTensor):
@@ -33,6 +40,28 @@ class MxTensor(QuantisedTensor):
         self.parts = parts
         self.is_turned = is_turned
 
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Numbers of outputs and inputs of a matrix."""
+        rows, cols = self.shape[-2:]
+        return (cols, rows) if self.is_turned else (rows, cols)
+
+    @cached_property
+    def fits_half(self) -> bool:
+        """Whether packed weights can hold the scales. Cost: reads all scales, once."""
+        blocks, scales = (self.members[part].load() for part in self.parts)
+        return _fit_half(scales.reshape(-1), blocks.reshape(-1, _BLOCK // 2))
+
+    def blocks(self, idx: int) -> NDArray[np.uint8]:
+        """Returns matrix `idx` as GGUF files have it: blocks of an exponent, then codes 16 columns apart."""
+        num_rows, num_cols = self.matrix_shape
+        num_blocks = num_rows * num_cols // _BLOCK
+        span = slice(idx * num_blocks, (idx + 1) * num_blocks)
+        codes, scales = (self.members[part].load() for part in self.parts)
+        each = nibbles(codes.reshape(-1, _BLOCK // 2)[span])
+        low, high = each[:, : _BLOCK // 2], each[:, _BLOCK // 2 :]
+        return torch.cat((scales.reshape(-1, 1)[span], low | high << 4), dim=1).view(-1).numpy()
+
     def load(self, dtype: torch.dtype | None = None) -> Tensor:
         """Reads the values; see `QuantisedTensor.load`."""
         blocks, scales = (self.members[part].load() for part in self.parts)
@@ -46,6 +75,18 @@ class MxTensor(QuantisedTensor):
         if not self.is_turned:
             return out.view(self.shape)
         return out.view(*self.shape[:-2], self.shape[-1], self.shape[-2]).transpose(-1, -2).contiguous()
+
+
+def fits_half(blocks: NDArray[np.uint8]) -> bool:
+    """Whether the scales of blocks of 17 bytes, as GGUF files have them, fit half precision, those of zeros aside."""
+    rows = blocks.reshape(-1, 1 + _BLOCK // 2)
+    return _fit_half(torch.from_numpy(rows[:, 0]), torch.from_numpy(rows[:, 1:]))
+
+
+def _fit_half(exponents: Tensor, codes: Tensor) -> bool:
+    """Whether scales fit half precision; exponents `[N]`, codes `[N, 16]`, both uint8."""
+    is_outside = (exponents < _HALF_EXPONENTS.start) | (exponents >= _HALF_EXPONENTS.stop)
+    return not bool((codes[is_outside] & _MAGNITUDES).any())
 
 
 def open_experts(name: str, members: Members) -> MxTensor:

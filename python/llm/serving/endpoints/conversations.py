@@ -125,6 +125,7 @@ def framed(events: Iterable[msgspec.Struct]) -> bytes:
 
 def _prompt(conversation: Conversation, session: Session) -> Prompt:
     prompt = (truncated_prompt if conversation.drops_oldest else whole_prompt)(conversation.chat, session)
+    [prompt] = session.adapted([prompt], conversation.chat.model)
     return fitted(prompt, session) if conversation.fits_context else prompt
 
 

@@ -1,11 +1,7 @@
-"""Endpoints that compare texts by the model's last hidden states: embeddings, scores of pairs, ranked documents.
-
-A decoder has no reward head, so scores are cosines of embeddings.
-"""
+"""Endpoints that compare texts by the model's last hidden states: embeddings and ranked documents."""
 
 import asyncio
 import base64
-import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -24,12 +20,9 @@ from llm.serving.protocol.embeddings import (
     EmbeddingList,
     EmbeddingRequest,
     EmbeddingUsage,
-    PairScore,
     RankedDocument,
     Ranking,
     RerankRequest,
-    ScoreList,
-    ScoreRequest,
 )
 from llm.serving.services import Services
 
@@ -39,7 +32,8 @@ Vectors = NDArray[np.float32]
 async def embeddings(services: Services, exchange: Exchange) -> None:
     """Handles `POST /v1/embeddings`."""
     request = await services.read(exchange, EmbeddingRequest)
-    inputs = _inputs(request.input)
+    services.refuse_adapter(request.model)
+    inputs = inputs_of(request.input)
     hidden_size = services.engine.ready().session.engine.runner.model.config.hidden_size
     if request.dimensions is not None and request.dimensions > hidden_size:
         message = f"`dimensions` must be at most the model's {hidden_size}, got {request.dimensions}"
@@ -47,38 +41,20 @@ async def embeddings(services: Services, exchange: Exchange) -> None:
 
     async def work() -> None:
         add = request.add_special_tokens is not False
-        vectors, usage = await _embed(services, exchange, inputs, add_special_tokens=add)
+        vectors, usage = await embed(services, exchange, inputs, add_special_tokens=add)
         await exchange.send_json(await asyncio.to_thread(_embedding_list, request, vectors, usage))
 
     await services.run(exchange, work(), prompt_param="input")
 
 
-async def score(services: Services, exchange: Exchange) -> None:
-    """Handles `POST /v1/score`: the cosine of each pair of texts."""
-    request = await services.read(exchange, ScoreRequest)
-    left = [request.text_1] if isinstance(request.text_1, str) else request.text_1
-    right = [request.text_2] if isinstance(request.text_2, str) else request.text_2
-    if len(left) not in (1, len(right)):
-        message = f"`text_1` must hold one text or as many as `text_2` ({len(right)}), got {len(left)}"
-        raise bad_request(message, param="text_1")
-
-    async def work() -> None:
-        vectors, usage = await _embed(services, exchange, [*left, *right])
-        scores = (vectors[: len(left)] * vectors[len(left) :]).sum(-1).tolist()
-        data = [PairScore(index=index, score=value) for index, value in enumerate(scores)]
-        answer = ScoreList(id=_new_id("score"), created=int(time.time()), model=request.model, data=data, usage=usage)
-        await exchange.send_json(answer)
-
-    await services.run(exchange, work(), prompt_param="text_1")
-
-
 async def rerank(services: Services, exchange: Exchange) -> None:
     """Handles `POST /v1/rerank`: documents by their cosine to a query."""
     request = await services.read(exchange, RerankRequest)
+    services.refuse_adapter(request.model)
     texts = request.texts
 
     async def work() -> None:
-        vectors, usage = await _embed(services, exchange, [request.query, *texts])
+        vectors, usage = await embed(services, exchange, [request.query, *texts])
         scores = (vectors[1:] @ vectors[0]).tolist()
         order = sorted(range(len(texts)), key=lambda index: -scores[index])[: request.top_n or None]
         with_text = request.return_documents is not False
@@ -90,12 +66,12 @@ async def rerank(services: Services, exchange: Exchange) -> None:
             )
             for index in order
         ]
-        await exchange.send_json(Ranking(id=_new_id("rerank"), model=request.model, results=results, usage=usage))
+        await exchange.send_json(Ranking(id=new_id("rerank"), model=request.model, results=results, usage=usage))
 
     await services.run(exchange, work(), prompt_param="documents")
 
 
-def _inputs(given: str | list[Any]) -> list[str | list[int]]:
+def inputs_of(given: str | list[Any]) -> list[str | list[int]]:
     """Returns the inputs as a list.
 
     Raises:
@@ -113,20 +89,26 @@ def _inputs(given: str | list[Any]) -> list[str | list[int]]:
     return given
 
 
-async def _embed(
+async def embed(
     services: Services, exchange: Exchange, inputs: Sequence[str | list[int]], *, add_special_tokens: bool = True
 ) -> tuple[Vectors, EmbeddingUsage]:
     """Returns a vector of unit length per input and the number of tokens; counts them for the key and the metrics."""
     engine = services.engine.ready()
-    sequences = await asyncio.to_thread(_encode, engine.session, inputs, add_special_tokens=add_special_tokens)
+    sequences = await asyncio.to_thread(encode, engine.session, inputs, add_special_tokens=add_special_tokens)
     vectors = await engine.embed(sequences, services.config.pooling)
     number = sum(map(len, sequences))
+    return vectors, counted(services, exchange, number)
+
+
+def counted(services: Services, exchange: Exchange, number: int) -> EmbeddingUsage:
+    """Returns the usage of a request of so many tokens, and counts them for the key and the metrics."""
     exchange.usage = Usage.of(number, 0)
     services.metrics.count_tokens(exchange.usage)
-    return vectors, EmbeddingUsage(prompt_tokens=number, total_tokens=number)
+    return EmbeddingUsage(prompt_tokens=number, total_tokens=number)
 
 
-def _encode(session: Session, inputs: Sequence[str | list[int]], *, add_special_tokens: bool) -> list[list[int]]:
+def encode(session: Session, inputs: Sequence[str | list[int]], *, add_special_tokens: bool) -> list[list[int]]:
+    """Returns the token ids of inputs; those that are token ids already stay as they are."""
     return [
         session.encode(one, add_special_tokens=add_special_tokens) if isinstance(one, str) else one for one in inputs
     ]
@@ -149,5 +131,6 @@ def _base64(vector: Vectors) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
-def _new_id(prefix: str) -> str:
+def new_id(prefix: str) -> str:
+    """Returns an id for a response."""
     return f"{prefix}-{uuid.uuid4().hex}"

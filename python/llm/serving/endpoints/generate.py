@@ -55,6 +55,7 @@ async def generate(
     """
     # Runs in a separate thread, because encoding a long prompt must not delay other requests.
     prompts = await asyncio.to_thread(endpoint.prompts, request, engine.session)
+    prompts = engine.session.adapted(prompts, request.model)
     answer = endpoint.answer(request, engine.session.tokenizer, prompts)
     collector = Collector(prompts)
     meter = Meter(metrics, exchange.started_at)

@@ -33,7 +33,15 @@ from llm.serving.protocol.messages import (
     Ping,
     TokensCount,
 )
-from llm.serving.protocol.models import Health, Model, ModelList, Version
+from llm.serving.protocol.models import (
+    AdapterModel,
+    Health,
+    LoadAdapterRequest,
+    Model,
+    ModelList,
+    UnloadAdapterRequest,
+    Version,
+)
 from llm.serving.protocol.responses import (
     DeletedResponse,
     InputItemList,
@@ -97,6 +105,8 @@ OPERATIONS = {
     "GET /metrics": Operation("Metrics in Prometheus' format", None, TEXT, is_open=True),
     "GET /v1/models": Operation("List the models", None, ModelList),
     "GET /v1/models/{id:path}": Operation("Describe a model", None, Model),
+    "POST /v1/load_lora_adapter": Operation("Load an adapter", LoadAdapterRequest, AdapterModel),
+    "POST /v1/unload_lora_adapter": Operation("Unload an adapter", UnloadAdapterRequest, AdapterModel),
     "POST /v1/chat/completions": Operation(
         "Answer a conversation", ChatCompletionRequest, ChatCompletion, ChatCompletionChunk
     ),
@@ -120,7 +130,7 @@ OPERATIONS = {
         "Count the tokens of a conversation", CountTokensRequest, TokensCount, None, MessagesErrorResponse
     ),
     "POST /v1/embeddings": Operation("Turn texts into vectors", EmbeddingRequest, EmbeddingList),
-    "POST /v1/score": Operation("Score the similarity of texts", ScoreRequest, ScoreList),
+    "POST /v1/score": Operation("Score answers by a reward model, or the similarity of texts", ScoreRequest, ScoreList),
     "POST /v1/rerank": Operation("Order documents by their similarity to a query", RerankRequest, Ranking),
     "POST /tokenize": Operation("Turn a text or conversation into tokens", TokenizeRequest, Tokens),
     "POST /detokenize": Operation("Turn tokens into text", DetokenizeRequest, DetokenizedText),

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from llm.serving.protocol.chat import ChatMessage
 from llm.serving.protocol.described import MODEL, SPECIAL_TOKENS, TEXTS_OR_IDS
 from llm.settings.sampling import TokenId
 
@@ -52,16 +53,32 @@ class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
 
 
+# A conversation, or a list of conversations.
+_Conversations = Annotated[list[ChatMessage | list[ChatMessage]], Meta(min_length=1, max_length=MAX_INPUTS)]
+
+
 class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The request body of `POST /v1/score`: one text with each of several, or as many pairs as there are texts."""
+    """The request body of `POST /v1/score`: pairs of texts, or what a reward model judges.
+
+    One text goes with each of several, or there are as many pairs as texts. A reward model takes `text_1` for what the
+    user says and `text_2` for the answer.
+    """
 
     model: Annotated[str, MODEL]
-    text_1: Annotated[_Texts, Meta(description="A text to compare with each of `text_2`, or as many texts.")]
-    text_2: Annotated[_Texts, Meta(description="The other text of each pair.")]
+    text_1: Annotated[_Texts | None, Meta(description="A text for each of `text_2`, or as many texts.")] = None
+    text_2: Annotated[_Texts | None, Meta(description="The other text of each pair.")] = None
+    messages: Annotated[
+        _Conversations | None,
+        Meta(description="A conversation up to and with the answer, or a list of them, for a reward model."),
+    ] = None
+    input: Annotated[
+        str | _Inputs | None,
+        Meta(description="A text as the model reads it, or token ids, or a list, for a reward model."),
+    ] = None
 
 
 class PairScore(msgspec.Struct, frozen=True, kw_only=True):
-    """The similarity of one pair of texts."""
+    """The similarity of one pair of texts, or the reward of one answer."""
 
     index: int
     score: float

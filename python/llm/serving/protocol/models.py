@@ -1,8 +1,9 @@
 """Types of `/v1/models`, `/health` and `/version`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -12,6 +13,35 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     object: Literal["model"] = "model"
     owned_by: str = "llm-oxide"
+
+
+class AdapterModel(Model, frozen=True, kw_only=True):
+    """An adapter that the server serves as a model.
+
+    Attributes:
+        root: Its directory.
+        parent: The model that it changes.
+    """
+
+    root: str
+    parent: str
+
+
+class LoadAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `/v1/load_lora_adapter`."""
+
+    lora_name: Annotated[
+        str, Meta(min_length=1, max_length=256, description="The adapter's name, which requests give as `model`.")
+    ]
+    lora_path: Annotated[
+        str, Meta(min_length=1, description="Directory of the adapter, or of a run, on the server's machine.")
+    ]
+
+
+class UnloadAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `/v1/unload_lora_adapter`."""
+
+    lora_name: Annotated[str, Meta(min_length=1, description="The adapter's name.")]
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

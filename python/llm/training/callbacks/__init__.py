@@ -1,5 +1,6 @@
 """Callbacks of the training loop: progress, logs and curves. Subclass `Callback` to write your own."""
 
+from llm.training.callbacks.answers import AnswerWriter
 from llm.training.callbacks.base import Callback
 from llm.training.callbacks.csv_log import CsvLogger
 from llm.training.callbacks.log import JsonlLogger
@@ -12,6 +13,7 @@ from llm.training.callbacks.standard import check_log_targets, standard_callback
 from llm.training.callbacks.trackers import TensorBoardLogger, WandbLogger
 
 __all__ = [
+    "AnswerWriter",
     "Callback",
     "CsvLogger",
     "JsonlLogger",

@@ -80,8 +80,13 @@ class ProgressBar(Callback):
 def figures(metrics: StepMetrics, unit: str) -> str:
     """Returns a step's figures in one line, the most wanted first."""
     parts = [f"loss {metrics.smoothed_loss:.4f}"]
+    if "reward" in metrics.facts:
+        parts.insert(0, f"reward {metrics.facts['reward']:.3f}")
     if metrics.bits_per_byte is not None:
         parts.append(f"{metrics.bits_per_byte:.3f} bits/byte")
+    for name in ("accuracy", "rewards/margin"):
+        if name in metrics.facts:
+            parts.append(f"{name.rpartition('/')[2]} {metrics.facts[name]:.3g}")
     parts.append(f"{metrics.targets_per_s:,.0f} {unit}/s")
     if metrics.mfu is not None:
         parts.append(f"MFU {metrics.mfu:.1%}")

@@ -1,8 +1,9 @@
 """Text that the model writes while it learns."""
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import msgspec
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from torch import nn
 
 from llm.checkpoint import Checkpoint, Run
-from llm.data import BaseDataModule, TokenBatch
+from llm.data import BaseDataModule, ChatDataModule, TokenBatch
 from llm.inference import Engine, EngineConfig, build_engine
+from llm.inference.answer_format import answer_format
+from llm.inference.chat_prompt import chat_ids
 from llm.inference.runners.base import ModelRunner
 from llm.models import DecoderModel
 from llm.models.costs import kv_bytes_per_token
@@ -70,8 +73,10 @@ class SampleWriter(Callback):
     ) -> "SampleWriter | None":
         """Returns the writer that a run's settings ask for; None if they turn samples off."""
         settings, values = config.training, config.generation
-        prompt = settings.sample_prompt
-        prompt_ids = tokenizer.encode(prompt) if prompt else _first_ids(data)
+        if config.preference.loss == "reward":
+            return None
+        is_chat = isinstance(data, ChatDataModule)
+        prompt_ids = _asked_ids(settings.sample_prompt, tokenizer, is_chat) or _first_ids(data)
         # A prompt and its continuation share the context.
         prompt_ids = prompt_ids[-max(1, config.model.max_position_embeddings // 2) :]
         max_tokens = min(settings.sample_tokens, config.model.max_position_embeddings - len(prompt_ids))
@@ -82,6 +87,7 @@ class SampleWriter(Callback):
             top_k=_TOP_K if values.top_k is None else values.top_k,
             top_p=1.0 if values.top_p is None else values.top_p,
             seed=0,
+            stop=tokenizer.chat_stop if is_chat else (),
         )
         return cls(run, tokenizer, prompt_ids, max_tokens, params)
 
@@ -117,7 +123,12 @@ class SampleWriter(Callback):
         if not over_processes(is_wanted):
             return
         if is_main:
-            self._write(model, step, runner := ShardedRunner(model, self._dtype))
+            runner = ShardedRunner(model, self._dtype)
+            try:
+                self._write(model, step, runner)
+            except BaseException:
+                runner.end(failed=True)
+                raise
             runner.end()
         else:
             with _at_rest(model):
@@ -167,7 +178,7 @@ def _texts(engine: Engine) -> Iterator[str]:
 def _engine(model: DecoderModel, tokenizer: BaseTokenizer, max_model_len: int, runner: ModelRunner | None) -> Engine:
     """Returns an engine for one request, with a cache of its size."""
     config = EngineConfig(max_model_len=max_model_len, max_running_requests=1, enable_cuda_graphs=False)
-    block_bytes = config.block_size * kv_bytes_per_token(model.config, model.embed_tokens.weight.dtype)
+    block_bytes = config.block_size * kv_bytes_per_token(model.config, model.dtype)
     num_blocks = math.ceil(max_model_len / config.block_size) + 1
     limits = msgspec.structs.replace(config, kv_cache_memory_bytes=num_blocks * block_bytes)
     return build_engine(model, tokenizer, limits, runner=runner)
@@ -179,14 +190,30 @@ def _at_rest(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        # Nothing is compiled before PyTorch's compiler is loaded, which takes 157 MiB and seconds.
+        is_loaded = "torch._dynamo" in sys.modules
+        with torch.no_grad(), torch.compiler.set_stance("force_eager") if is_loaded else nullcontext():
             yield
     finally:
         model.train(was_training)
 
 
+def _asked_ids(prompt: str | None, tokenizer: BaseTokenizer, is_chat: bool) -> list[int]:
+    """Returns the ids of a prompt that the settings give, in a conversation as what the user says."""
+    if not prompt:
+        return []
+    if not is_chat or tokenizer.chat_template is None:
+        return tokenizer.encode(prompt)
+    return chat_ids(tokenizer, [{"role": "user", "content": prompt}], {}, answer_format(tokenizer))
+
+
 def _first_ids(data: BaseDataModule) -> list[int]:
-    """Returns the first tokens of the held-out text, or of the training text if nothing is held out."""
+    """Returns the first tokens of the held-out text, or of the training text if nothing is held out.
+
+    Of conversations, they are what the first one asks.
+    """
+    if isinstance(data, ChatDataModule):
+        return data.prompt_ids()
     dataset = data.validation_dataset() or data.train_dataset()
     batch = dataset.batch(np.zeros(1, dtype=np.int64))
     return batch.token_ids[:_PROMPT_TOKENS].tolist() if isinstance(batch, TokenBatch) else []

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from llm.checkpoint import Run
-from llm.data import BaseDataModule
+from llm.data import BaseDataModule, PromptDataModule
 from llm.settings.run import LogTarget, RunConfig
 from llm.tokenization import BaseTokenizer
 from llm.training.callbacks.base import Callback
@@ -43,7 +43,8 @@ def standard_callbacks(
         MissingExtraError: A log of `training.log_to` needs a package that is not installed.
     """
     found: list[Callback] = [JsonlLogger(run)]
-    if tokenizer is not None and (writer := SampleWriter.from_config(config, run, tokenizer, data)):
+    is_drawn = isinstance(data, PromptDataModule)  # by the task itself, and written by `AnswerWriter`
+    if tokenizer is not None and not is_drawn and (writer := SampleWriter.from_config(config, run, tokenizer, data)):
         found.append(writer)
     found += [_LOGGERS[target](run) for target in dict.fromkeys(config.training.log_to)]
     if config.training.profile_steps is not None:

@@ -12,6 +12,7 @@ from torch.optim import AdamW, Optimizer
 from llm.errors import ConfigError
 from llm.settings.run import OptimizerConfig
 from llm.training.distributed import is_sharded
+from llm.training.optim.cpu_adamw import CpuAdamW
 from llm.training.optim.muon import Muon
 from llm.training.optim.parameters import TrainedParameter, trained_parameters
 
@@ -34,7 +35,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, dtype: torch.dtyp
         return _adamw_8bit(model, parameters, config)
     matrices = [each for each in parameters if each.is_hidden_matrix] if config.name == "muon" else []
     others = [each for each in parameters if each not in matrices]
-    adamw = _adamw(others, config) if others else None
+    adamw = _adamw(others, config, is_scaled=dtype == torch.float16) if others else None
     if matrices:
         products = torch.bfloat16 if dtype == torch.float16 else dtype
         return Muon(_groups(matrices), adamw, config.learning_rate, config.momentum, products)
@@ -53,9 +54,11 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
             group["lr"] = rate
 
 
-def _adamw(parameters: Sequence[TrainedParameter], config: OptimizerConfig) -> AdamW:
+def _adamw(parameters: Sequence[TrainedParameter], config: OptimizerConfig, is_scaled: bool) -> AdamW:
+    """Returns AdamW; `is_scaled` says that the loss is scaled, and gradients with it."""
     betas = (config.beta1, config.beta2)
-    return AdamW(_groups(parameters), config.learning_rate, betas, config.eps, fused=True)
+    is_ours = not is_scaled and all(CpuAdamW.takes(each.parameter) for each in parameters)
+    return (CpuAdamW if is_ours else AdamW)(_groups(parameters), config.learning_rate, betas, config.eps, fused=True)
 
 
 def _adamw_8bit(model: nn.Module, parameters: Sequence[TrainedParameter], config: OptimizerConfig) -> Optimizer:

@@ -19,6 +19,8 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
     """Returns moments and step counts by name `parameter/field`."""
     found: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         for field, value in optimizer.state[parameter].items():
             found |= {f"{name}/{field}{inner}": part for inner, part in _parts(value).items()}
     return found
@@ -31,6 +33,8 @@ def load_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: dict
         CheckpointError: A parameter has no saved state, or a state of another shape.
     """
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if hasattr(optimizer, "_new_buffer"):
             optimizer.state[parameter] = _quantized_state(optimizer, parameter, name, tensors)
             continue

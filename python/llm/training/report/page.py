@@ -13,6 +13,14 @@ from llm.training.report.settings import flat_settings
 from llm.training.report.svg import NARROW, STYLE, WIDE, chart, legend, short
 
 _CHARTS = (
+    ("Reward", "reward", "faint"),
+    ("Reward of likeliest answers, validation", "validation_reward", "dots"),
+    ("Answer length, tokens", "answer_tokens", "line"),
+    ("Share of truncated answers", "truncated_share", "line"),
+    ("Share of groups without spread", "zero_spread_share", "line"),
+    ("Divergence from the start", "kl", "line"),
+    ("Difference of engine and training, mean log-probability", "logprob_difference", "line"),
+    ("Seconds of drawing", "rollout_s", "line"),
     ("Bits per byte, validation", "bits_per_byte", "dots"),
     ("Learning rate", "learning_rate", "line"),
     ("Gradient norm", "grad_norm", "faint"),
@@ -115,6 +123,7 @@ def run_figures(record: RunRecord) -> dict[str, str]:
     seen, speed, elapsed, mfu = (record.last(key) for key in (unit, f"{unit}_per_s", "elapsed_s", "mfu"))
     found: dict[str, str | None] = {
         "validation loss": _fixed(record.last("validation_loss")),
+        "reward": _fixed(record.last("reward")),
         "bits per byte": _fixed(record.last("bits_per_byte")),
         "training loss": _fixed(_last_smoothed(record.log)),
         "steps": f"{record.step:,}{total}",
@@ -155,6 +164,16 @@ def _charts(log: Sequence[Mapping[str, Any]]) -> list[str]:
             Curve(name, smoothed(points_of(log, f"{outer}/{name}")), "line", idx) for idx, name in enumerate(names)
         ]
         found.append(figure(title, curves))
+    rewards = [
+        Curve(name, smoothed(points_of(log, f"rewards/{name}")), "line", idx)
+        for idx, name in enumerate(keys_below(log, "rewards"))
+    ]
+    found.append(figure("Rewards", rewards))
+    accuracy = [
+        Curve("training, smoothed", smoothed(points_of(log, "accuracy"))),
+        Curve("validation", points_of(log, "validation_accuracy"), "dots", 1),
+    ]
+    found.append(figure("Pairs in the right order", accuracy))
     for title, key, style in _CHARTS:
         points = points_of(log, key)
         if style == "faint":
@@ -170,11 +189,16 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
     places = sorted({round(idx * (count - 1) / max(1, _MAX_SAMPLES - 1)) for idx in range(min(count, _MAX_SAMPLES))})
     chosen = samples if count <= _MAX_SAMPLES else [samples[place] for place in places]
     cards = [
-        f'<div class="sample"><span class="step">step {sample["step"]:,}</span><pre><span class="prompt">'
+        f'<div class="sample"><span class="step">step {sample["step"]:,}{_reward(sample)}</span>'
+        '<pre><span class="prompt">'
         f"{escape(str(sample.get('prompt', '')))}</span>{escape(str(sample.get('text', '')))}</pre></div>"
         for sample in chosen
     ]
     return f'<div class="samples">{"".join(cards)}</div>' if cards else ""
+
+
+def _reward(sample: Mapping[str, Any]) -> str:
+    return f" · reward {sample['reward']:.3g}" if "reward" in sample else ""
 
 
 def _expert_loads(loads: Any) -> str:

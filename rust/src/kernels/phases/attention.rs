@@ -2,50 +2,65 @@
 
 use super::kv_split::{KvPrefetch, KvSplit, empty_partial, merge_partials};
 use super::pass::{AttentionTask, Pass};
-use crate::kernels::cache::{CacheLayer, SPLIT_TOKENS};
-use crate::kernels::row_ops::rotate;
+use crate::kernels::cache::{CacheFormat, CacheLayer, SPLIT_TOKENS};
+use crate::kernels::product::prepared::Prepared;
+use crate::kernels::row_ops::{Norm, mix_channels, mixed_channels, rotate};
 use crate::kernels::spec::Layer;
 use crate::kernels::threads::Worker;
 
 impl Pass<'_> {
     /// Computes the queries of all rows and writes their keys and values into the cache. Ends at a barrier.
     pub fn project(&self, worker: &Worker<'_>, layer: &Layer, cache: CacheLayer) {
-        let format = layer.qkv.weight.format;
-        self.normalize_rows(worker, &layer.norm1, format);
+        let inputs = self.normalize_rows(worker, layer.norm1.as_ref(), &layer.qkv);
         let width = layer.qkv.weight.rows;
-        self.multiply(worker, &layer.qkv, &self.hidden_inputs(format), |row, first, values| {
+        self.lower(worker, &layer.qkv, &inputs);
+        self.fetch_ahead(worker, &layer.out);
+        self.multiply(worker, &layer.qkv, &inputs, |row, first, values| {
             // SAFETY: one worker owns each strip of columns until the barrier.
             unsafe { self.buffers.wide.write(row * width + first, values.len()) }.copy_from_slice(values);
         });
         self.each_row(worker, |row| self.rotate_and_store(row, layer, cache));
     }
 
-    /// Normalizes and rotates a row's heads, scales its queries, and stores its keys and values.
+    /// Normalizes and rotates a row's heads, scales its queries, and stores its keys and values. Channels of keys in 8 bits are
+    /// mixed, and the queries' with them, which leaves their products as they were.
     fn rotate_and_store(&self, row: usize, layer: &Layer, cache: CacheLayer) {
         let (width, num_kv, num_heads) = (self.shape.head_dim, self.shape.num_kv_heads, self.spec.num_heads);
         let length = layer.qkv.weight.rows;
-        // SAFETY: one worker owns each row of queries, keys and values; nobody writes to the rotary table any more.
-        let (heads, angles) = unsafe {
-            (self.buffers.wide.write(row * length, length), self.buffers.rope_table.read(row * width, width))
-        };
+        // SAFETY: one worker owns each row of queries, keys and values.
+        let heads = unsafe { self.buffers.wide.write(row * length, length) };
+        let (queries, rest) = heads.split_at_mut(num_heads * width);
+        self.normalize_heads(layer.query_norm.as_ref(), queries);
+        self.normalize_heads(layer.key_norm.as_ref(), &mut rest[..num_kv * width]);
+        let growth = self.spec.query_growth.map_or(1.0, |growth| growth.at(self.rows[row].position));
+        let is_mixed = self.shape.format == CacheFormat::Int8;
+        let share = if is_mixed { 1.0 / mixed_channels(width) as f32 } else { 1.0 };
+        let scale = self.spec.attention_scale * growth * share;
         for (idx, head) in heads.chunks_exact_mut(width).enumerate() {
-            let is_query = idx < num_heads;
-            if idx < num_heads + num_kv {
-                if let Some(norm) = if is_query { &layer.query_norm } else { &layer.key_norm } {
-                    norm.apply(self.isa, head);
-                }
-                if self.spec.rope.is_some() {
-                    rotate(self.isa, head, angles);
-                }
+            if let Some(rope) = layer.rope.filter(|_| idx < num_heads + num_kv) {
+                let rotated = self.spec.ropes[rope].width();
+                // SAFETY: nobody writes to the rotary table any more.
+                let angles = unsafe { self.buffers.rope_table.read(row * self.sizes().angles + rope * width, rotated) };
+                rotate(self.isa, &mut head[..rotated], angles);
             }
-            if is_query {
-                head.iter_mut().for_each(|value| *value *= self.spec.attention_scale);
+            if is_mixed && idx < num_heads + num_kv {
+                mix_channels(self.isa, head);
+            }
+            if idx < num_heads {
+                head.iter_mut().for_each(|value| *value *= scale);
                 continue;
             }
             let kv_head = idx - num_heads;
             let part = if kv_head < num_kv { cache.keys } else { cache.values };
             // SAFETY: the step's slots are checked and different for each row, and one worker owns each row.
             unsafe { self.shape.store(self.isa, part, self.rows[row].slot, kv_head % num_kv, head) };
+        }
+    }
+
+    /// Normalizes each head, or all of them at once if the norm is as wide.
+    fn normalize_heads(&self, norm: Option<&Norm>, heads: &mut [f32]) {
+        if let Some(norm) = norm {
+            heads.chunks_exact_mut(norm.weight.len()).for_each(|part| norm.apply(self.isa, part));
         }
     }
 
@@ -103,20 +118,21 @@ impl Pass<'_> {
         Some(KvSplit { shape: self.shape, cache, head: task.head, blocks, start, end, queries, softcap })
     }
 
-    /// Merges the partial results of each row's heads into the inputs of the output projection. Ends at a barrier.
-    pub fn merge_heads(&self, worker: &Worker<'_>, layer: &Layer) {
-        let inputs = self.inputs(layer.out.weight.cols, layer.out.weight.format);
-        self.each_row(worker, |row| {
+    /// Merges the partial results of each row's heads into the inputs of the output projection, and returns these.
+    pub fn merge_heads<'a>(&'a self, worker: &Worker<'_>, layer: &'a Layer) -> Prepared<'a> {
+        let inputs = self.inputs(worker, self.rows.len(), &layer.out);
+        self.prepare_rows(worker, inputs.num_rows, |row| {
             let scratch = self.row_scratch(worker);
             // SAFETY: only this worker uses its scratch.
             let heads = unsafe { scratch.write(0, inputs.cols) };
-            self.merge_row(row, heads);
+            self.merge_row(row, layer, heads);
             // SAFETY: one worker owns each row of the inputs until the barrier.
             unsafe { inputs.write(row, heads) };
         });
+        inputs
     }
 
-    fn merge_row(&self, row: usize, heads: &mut [f32]) {
+    fn merge_row(&self, row: usize, layer: &Layer, heads: &mut [f32]) {
         let (width, num_kv) = (self.shape.head_dim, self.shape.num_kv_heads);
         let groups = self.spec.num_heads / num_kv;
         let row = &self.rows[row];
@@ -127,7 +143,7 @@ impl Pass<'_> {
                 // SAFETY: the partial results were written before the last barrier, and all workers only read them now.
                 unsafe { self.buffers.partials.read(place, width + 2) }
             });
-            merge_partials(partials, out);
+            merge_partials(partials, layer.sinks.as_ref().map(|sinks| sinks[head]), out);
         }
     }
 }

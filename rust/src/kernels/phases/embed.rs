@@ -11,10 +11,13 @@ impl Pass<'_> {
 
     fn embed_row(&self, row: usize) {
         let task = &self.rows[row];
-        let (width, head_dim) = (self.sizes().hidden, self.shape.head_dim);
+        let (width, angles_width) = (self.sizes().hidden, self.sizes().angles);
         // SAFETY: one worker owns each row of both buffers until the barrier.
         let (hidden, angles) = unsafe {
-            (self.buffers.hidden.write(row * width, width), self.buffers.rope_table.write(row * head_dim, head_dim))
+            (
+                self.buffers.hidden.write(row * width, width),
+                self.buffers.rope_table.write(row * angles_width, angles_width),
+            )
         };
         self.spec.embedding.read_row(task.token, hidden);
         hidden.iter_mut().for_each(|value| *value *= self.spec.embedding_scale);
@@ -23,7 +26,7 @@ impl Pass<'_> {
             positions.read_row(task.position, &mut vector);
             hidden.iter_mut().zip(vector).for_each(|(value, place)| *value += place);
         }
-        if let Some(rope) = &self.spec.rope {
+        for (rope, angles) in self.spec.ropes.iter().zip(angles.chunks_exact_mut(self.shape.head_dim)) {
             rope.fill(task.position as i64, angles);
         }
     }

@@ -6,9 +6,9 @@
 //! Source: Milakov and Gimelshein 2018, «Online normalizer calculation for softmax»; Dao et al. 2023,
 //! «Flash-Decoding for long-context inference».
 
-use crate::kernels::cache::{CacheLayer, CacheShape, SPLIT_TOKENS};
+use crate::kernels::cache::{CacheFormat, CacheLayer, CacheShape, Cached, InBf16, InF32, InInt8, SPLIT_TOKENS};
 use crate::kernels::memory::Dtype;
-use crate::kernels::simd::{Isa, Simd, dispatch, exp, widen};
+use crate::kernels::simd::{Isa, Simd, dispatch, exp};
 use crate::prefetch::{far, near};
 
 /// Prefetch distance of keys and values, in tokens.
@@ -42,9 +42,10 @@ impl<'a> KvSplit<'a> {
         assert!(self.end - self.start <= SPLIT_TOKENS && self.end <= self.blocks.len() * self.shape.block_size);
         // SAFETY: sizes are checked above, blocks by the step; the model runs with a set of this machine.
         unsafe {
-            match self.shape.dtype {
-                Dtype::F32 => attend_f32(isa, self, out, scratch, prefetch),
-                Dtype::Bf16 => attend_bf16(isa, self, out, scratch, prefetch),
+            match self.shape.format {
+                CacheFormat::Plain(Dtype::F32) => attend_in::<InF32>(isa, self, out, scratch, prefetch),
+                CacheFormat::Plain(Dtype::Bf16) => attend_in::<InBf16>(isa, self, out, scratch, prefetch),
+                CacheFormat::Int8 => attend_in::<InInt8>(isa, self, out, scratch, prefetch),
             }
         }
     }
@@ -120,7 +121,7 @@ impl<'a> KvPrefetch<'a> {
     /// Prefetches the keys and values of `split`.
     pub(super) fn of(split: &KvSplit<'a>) -> Self {
         let shape = split.shape;
-        let head_bytes = shape.head_dim * shape.dtype.size();
+        let head_bytes = shape.format.head_bytes(shape.head_dim);
         // Each token of a head is visited once for the scores of every three queries, and once for their values.
         let num_visits = 2 * (split.queries.len() / shape.head_dim).div_ceil(3);
         Self {
@@ -156,38 +157,11 @@ impl<'a> KvPrefetch<'a> {
     }
 }
 
-dispatch! { unsafe fn attend_f32 = run_f32(split: &KvSplit<'_>, out: &mut [f32], scratch: &mut [f32], prefetch: &mut KvPrefetch<'_>) }
-dispatch! { unsafe fn attend_bf16 = run_bf16(split: &KvSplit<'_>, out: &mut [f32], scratch: &mut [f32], prefetch: &mut KvPrefetch<'_>) }
-
-#[inline(always)]
-unsafe fn run_f32<S: Simd>(split: &KvSplit<'_>, out: &mut [f32], scratch: &mut [f32], prefetch: &mut KvPrefetch<'_>) {
-    // SAFETY: the caller promises an f32 cache, buffers of the right sizes, and the instruction set.
-    unsafe { run::<S, false>(split, out, scratch, prefetch) }
-}
-
-#[inline(always)]
-unsafe fn run_bf16<S: Simd>(split: &KvSplit<'_>, out: &mut [f32], scratch: &mut [f32], prefetch: &mut KvPrefetch<'_>) {
-    // SAFETY: the caller promises a bf16 cache, buffers of the right sizes, and the instruction set.
-    unsafe { run::<S, true>(split, out, scratch, prefetch) }
-}
-
-/// Loads a vector of cached numbers as f32.
-#[inline(always)]
-unsafe fn load<S: Simd, const BF16: bool>(base: *const u8, place: usize) -> S::V {
-    // SAFETY: the caller promises a vector of numbers at `place`.
-    unsafe { if BF16 { S::load_bf16(base.cast::<u16>().add(place)) } else { S::load(base.cast::<f32>().add(place)) } }
-}
-
-/// Loads one cached number as f32.
-#[inline(always)]
-unsafe fn one<const BF16: bool>(base: *const u8, place: usize) -> f32 {
-    // SAFETY: the caller promises a number at `place`.
-    unsafe { if BF16 { widen(*base.cast::<u16>().add(place)) } else { *base.cast::<f32>().add(place) } }
-}
+dispatch! { unsafe fn attend_in<C: Cached> = run(split: &KvSplit<'_>, out: &mut [f32], scratch: &mut [f32], prefetch: &mut KvPrefetch<'_>) }
 
 /// Computes the partial results of all query heads: scores, weights, weighted values.
 #[inline(always)]
-unsafe fn run<S: Simd, const BF16: bool>(
+unsafe fn run<S: Simd, C: Cached>(
     split: &KvSplit<'_>,
     out: &mut [f32],
     scratch: &mut [f32],
@@ -200,9 +174,9 @@ unsafe fn run<S: Simd, const BF16: bool>(
     unsafe {
         for first in (0..groups).step_by(3) {
             match groups - first {
-                1 => score::<S, BF16, 1>(split, first, scratch, prefetch),
-                2 => score::<S, BF16, 2>(split, first, scratch, prefetch),
-                _ => score::<S, BF16, 3>(split, first, scratch, prefetch),
+                1 => score::<S, C, 1>(split, first, scratch, prefetch),
+                2 => score::<S, C, 2>(split, first, scratch, prefetch),
+                _ => score::<S, C, 3>(split, first, scratch, prefetch),
             }
         }
         for group in 0..groups {
@@ -216,9 +190,9 @@ unsafe fn run<S: Simd, const BF16: bool>(
         }
         for first in (0..groups).step_by(3) {
             match groups - first {
-                1 => mix_values::<S, BF16, 1>(split, first, scratch, out, prefetch),
-                2 => mix_values::<S, BF16, 2>(split, first, scratch, out, prefetch),
-                _ => mix_values::<S, BF16, 3>(split, first, scratch, out, prefetch),
+                1 => mix_values::<S, C, 1>(split, first, scratch, out, prefetch),
+                2 => mix_values::<S, C, 2>(split, first, scratch, out, prefetch),
+                _ => mix_values::<S, C, 3>(split, first, scratch, out, prefetch),
             }
         }
     }
@@ -234,7 +208,7 @@ fn prefetch_ahead(token: *const u8, pitch: usize, num_bytes: usize) {
 
 /// Computes the scores of `G` query heads for every key, four keys at a time, so that four sums share the final additions.
 #[inline(always)]
-unsafe fn score<S: Simd, const BF16: bool, const G: usize>(
+unsafe fn score<S: Simd, C: Cached, const G: usize>(
     split: &KvSplit<'_>,
     first: usize,
     scratch: &mut [f32],
@@ -249,7 +223,7 @@ unsafe fn score<S: Simd, const BF16: bool, const G: usize>(
             let (mut token, end) = (place, place + count);
             while token + 4 <= end {
                 prefetch.proceed(4);
-                let scores = products::<S, BF16, G, 4>(split, first, key, pitch);
+                let scores = products::<S, C, G, 4>(split, first, key, pitch);
                 for g in 0..G {
                     let to = scratch.as_mut_ptr().add((first + g) * SPLIT_TOKENS + token);
                     to.cast::<[f32; 4]>().write_unaligned(scores[g]);
@@ -258,7 +232,7 @@ unsafe fn score<S: Simd, const BF16: bool, const G: usize>(
             }
             while token < end {
                 prefetch.proceed(1);
-                let scores = products::<S, BF16, G, 1>(split, first, key, pitch);
+                let scores = products::<S, C, G, 1>(split, first, key, pitch);
                 for g in 0..G {
                     *scratch.get_unchecked_mut((first + g) * SPLIT_TOKENS + token) = scores[g][0];
                 }
@@ -270,7 +244,7 @@ unsafe fn score<S: Simd, const BF16: bool, const G: usize>(
 
 /// Returns the products of `G` query heads from `first` on with `T` keys, at most four, that lie `pitch` bytes apart.
 #[inline(always)]
-unsafe fn products<S: Simd, const BF16: bool, const G: usize, const T: usize>(
+unsafe fn products<S: Simd, C: Cached, const G: usize, const T: usize>(
     split: &KvSplit<'_>,
     first: usize,
     keys: *const u8,
@@ -283,7 +257,7 @@ unsafe fn products<S: Simd, const BF16: bool, const G: usize, const T: usize>(
     unsafe {
         let mut sums = [[S::splat(0.0); 4]; G];
         for t in 0..T {
-            prefetch_ahead(keys.add(t * pitch), pitch, width * split.shape.dtype.size());
+            prefetch_ahead(keys.add(t * pitch), pitch, split.shape.format.head_bytes(width));
         }
         for start in (0..tail).step_by(S::LANES) {
             let mut parts = [S::splat(0.0); G];
@@ -291,7 +265,7 @@ unsafe fn products<S: Simd, const BF16: bool, const G: usize, const T: usize>(
                 parts[g] = S::load(queries.add(g * width + start));
             }
             for t in 0..T {
-                let channels = load::<S, BF16>(keys.add(t * pitch), start);
+                let channels = C::load::<S>(keys.add(t * pitch), start);
                 for g in 0..G {
                     sums[g][t] = S::fma(channels, parts[g], sums[g][t]);
                 }
@@ -304,8 +278,14 @@ unsafe fn products<S: Simd, const BF16: bool, const G: usize, const T: usize>(
         for channel in tail..width {
             for g in 0..G {
                 for t in 0..T {
-                    products[g][t] += one::<BF16>(keys.add(t * pitch), channel) * *queries.add(g * width + channel);
+                    products[g][t] += C::one(keys.add(t * pitch), channel) * *queries.add(g * width + channel);
                 }
+            }
+        }
+        for t in 0..T {
+            let scale = C::scale(keys.add(t * pitch), width);
+            for g in 0..G {
+                products[g][t] *= scale;
             }
         }
         products
@@ -346,7 +326,7 @@ unsafe fn softmax_weights<S: Simd>(scores: &mut [f32]) -> (f32, f32) {
 
 /// Computes the weighted sums of values for `G` query heads from `first` on.
 #[inline(always)]
-unsafe fn mix_values<S: Simd, const BF16: bool, const G: usize>(
+unsafe fn mix_values<S: Simd, C: Cached, const G: usize>(
     split: &KvSplit<'_>,
     first: usize,
     weights: &[f32],
@@ -358,15 +338,15 @@ unsafe fn mix_values<S: Simd, const BF16: bool, const G: usize>(
     // SAFETY: all channels lie within a head; `run` has filled the weights.
     unsafe {
         while channel + 4 * S::LANES <= width {
-            mix_channels::<S, BF16, G, 4>(split, first, channel, weights, out, prefetch);
+            mix_channels::<S, C, G, 4>(split, first, channel, weights, out, prefetch);
             channel += 4 * S::LANES;
         }
         while channel + S::LANES <= width {
-            mix_channels::<S, BF16, G, 1>(split, first, channel, weights, out, prefetch);
+            mix_channels::<S, C, G, 1>(split, first, channel, weights, out, prefetch);
             channel += S::LANES;
         }
     }
-    let pitch = split.shape.num_kv_heads * width;
+    let pitch = split.shape.token_bytes();
     for channel in channel..width {
         let mut sums = [0.0_f32; G];
         for Run { place, count, slot } in split.runs() {
@@ -374,7 +354,8 @@ unsafe fn mix_values<S: Simd, const BF16: bool, const G: usize>(
                 // SAFETY: the token lies within the run, and the channel within its head.
                 unsafe {
                     let base = split.cache.values.data.add(split.shape.offset(slot, split.head));
-                    let value = one::<BF16>(base, token * pitch + channel);
+                    let head = base.add(token * pitch);
+                    let value = C::one(head, channel) * C::scale(head, width);
                     for g in 0..G {
                         sums[g] += weights[(first + g) * SPLIT_TOKENS + place + token] * value;
                     }
@@ -387,9 +368,9 @@ unsafe fn mix_values<S: Simd, const BF16: bool, const G: usize>(
     }
 }
 
-/// Computes `C` vectors of channels from `channel` on for `G` query heads, with all sums in registers.
+/// Computes `N` vectors of channels from `channel` on for `G` query heads, with all sums in registers.
 #[inline(always)]
-unsafe fn mix_channels<S: Simd, const BF16: bool, const G: usize, const C: usize>(
+unsafe fn mix_channels<S: Simd, C: Cached, const G: usize, const N: usize>(
     split: &KvSplit<'_>,
     first: usize,
     channel: usize,
@@ -402,21 +383,22 @@ unsafe fn mix_channels<S: Simd, const BF16: bool, const G: usize, const C: usize
     // SAFETY: `count` tokens from `slot` on lie side by side in a block that exists; `weights` and `out` hold `G` heads from
     // `first` on.
     unsafe {
-        let mut sums = [[S::splat(0.0); C]; G];
+        let mut sums = [[S::splat(0.0); N]; G];
         for Run { place, count, slot } in split.runs() {
             let mut value = split.cache.values.data.add(shape.offset(slot, split.head)).cast_const();
             for token in place..place + count {
                 if channel == 0 {
-                    prefetch_ahead(value, pitch, shape.head_dim * shape.dtype.size());
+                    prefetch_ahead(value, pitch, shape.format.head_bytes(shape.head_dim));
                     prefetch.proceed(1);
                 }
-                let mut channels = [S::splat(0.0); C];
-                for c in 0..C {
-                    channels[c] = load::<S, BF16>(value, channel + c * S::LANES);
+                let mut channels = [S::splat(0.0); N];
+                for c in 0..N {
+                    channels[c] = C::load::<S>(value, channel + c * S::LANES);
                 }
+                let scale = C::scale(value, shape.head_dim);
                 for g in 0..G {
-                    let weight = S::splat(*weights.get_unchecked((first + g) * SPLIT_TOKENS + token));
-                    for c in 0..C {
+                    let weight = S::splat(*weights.get_unchecked((first + g) * SPLIT_TOKENS + token) * scale);
+                    for c in 0..N {
                         sums[g][c] = S::fma(weight, channels[c], sums[g][c]);
                     }
                 }
@@ -424,7 +406,7 @@ unsafe fn mix_channels<S: Simd, const BF16: bool, const G: usize, const C: usize
             }
         }
         for g in 0..G {
-            for c in 0..C {
+            for c in 0..N {
                 let place = (first + g) * (shape.head_dim + 2) + channel + c * S::LANES;
                 S::store(out[place..place + S::LANES].as_mut_ptr(), sums[g][c]);
             }
@@ -432,12 +414,18 @@ unsafe fn mix_channels<S: Simd, const BF16: bool, const G: usize, const C: usize
     }
 }
 
-/// Merges the partial results of a head's splits in order, each `head_dim + 2` numbers, into the head's output.
-pub(super) fn merge_partials<'a>(partials: impl Iterator<Item = &'a [f32]> + Clone, out: &mut [f32]) {
+/// Merges the partial results of a head's splits in order, each `head_dim + 2` numbers, into the head's output. The score
+/// `sink` takes weight away from all tokens.
+pub(super) fn merge_partials<'a>(
+    partials: impl Iterator<Item = &'a [f32]> + Clone,
+    sink: Option<f32>,
+    out: &mut [f32],
+) {
     let width = out.len();
-    let max = partials.clone().map(|part| part[width + 1]).fold(f32::NEG_INFINITY, f32::max);
+    let least = sink.unwrap_or(f32::NEG_INFINITY);
+    let max = partials.clone().map(|part| part[width + 1]).fold(least, f32::max);
     out.fill(0.0);
-    let mut total = 0.0;
+    let mut total = sink.map_or(0.0, |sink| (sink - max).exp());
     for part in partials {
         let weight = (part[width + 1] - max).exp();
         total += weight * part[width];

@@ -1,7 +1,6 @@
 //! The last norm and the projection to logits.
 
 use super::pass::Pass;
-use crate::kernels::product::prepared::Prepared;
 use crate::kernels::threads::Worker;
 
 impl Pass<'_> {
@@ -12,11 +11,10 @@ impl Pass<'_> {
         if rows.is_empty() {
             return;
         }
-        let inputs = Prepared { num_rows: rows.len(), ..self.hidden_inputs(head.weight.format) };
-        for place in (worker.index..rows.len()).step_by(worker.num_threads()) {
-            self.normalize(worker, rows[place], &self.spec.norm, &inputs, place);
-        }
-        worker.barrier();
+        let inputs = self.inputs(worker, rows.len(), head);
+        self.prepare_rows(worker, rows.len(), |place| {
+            self.normalize(worker, rows[place], Some(&self.spec.norm), &inputs, place);
+        });
         let vocab_size = head.weight.rows;
         self.multiply(worker, head, &inputs, |place, first, values| {
             let row = &self.rows[rows[place]];

@@ -5,10 +5,14 @@ mod embed;
 mod experts;
 mod feed_forward;
 mod kv_split;
+#[cfg(test)]
+mod kv_split_tests;
 mod logits;
+mod low_rank;
 mod pass;
 
 use super::cache::CacheLayer;
+use super::product::linear::Linear;
 use super::spec::Layer;
 use super::threads::Worker;
 pub(crate) use pass::{Pass, StepContext};
@@ -24,30 +28,41 @@ impl Pass<'_> {
     /// Runs one worker's part of the whole step. If only some rows need logits, the last layer writes keys and values of
     /// all rows, and `rest` then continues without the others.
     pub fn run(&self, worker: &Worker<'_>, rest: Option<&LogitsRows<'_>>) {
+        self.fetch_ahead(worker, self.layer_input(0));
         self.embed(worker);
         let num_layers = self.spec.layers.len();
         for (idx, (layer, cache)) in self.spec.layers.iter().zip(self.caches).enumerate() {
             self.project(worker, layer, *cache);
             if let Some(rest) = rest.filter(|_| idx + 1 == num_layers) {
                 self.gather(worker, &rest.places, layer.qkv.weight.rows);
-                rest.pass.finish_layer(worker, layer, *cache);
+                rest.pass.finish_layer(worker, layer, *cache, &self.spec.head);
                 return rest.pass.logits(worker);
             }
-            self.finish_layer(worker, layer, *cache);
+            self.finish_layer(worker, layer, *cache, self.layer_input(idx + 1));
         }
         self.logits(worker);
     }
 
-    /// Runs a layer from the point where all keys and values are in the cache.
-    fn finish_layer(&self, worker: &Worker<'_>, layer: &Layer, cache: CacheLayer) {
+    /// Returns what a layer multiplies with first; after the last layer, the head.
+    fn layer_input(&self, layer: usize) -> &Linear {
+        self.spec.layers.get(layer).map_or(&self.spec.head, |layer| &layer.qkv)
+    }
+
+    /// Runs a layer from the point where all keys and values are in the cache, up to the product with `next`.
+    fn finish_layer(&self, worker: &Worker<'_>, layer: &Layer, cache: CacheLayer, next: &Linear) {
         if self.rows.is_empty() {
             return;
         }
         self.attend(worker, layer, cache);
-        self.merge_heads(worker, layer);
-        let heads = self.inputs(layer.out.weight.cols, layer.out.weight.format);
-        self.add_product(worker, &layer.out, &heads, layer.post_norm1.as_ref());
-        self.feed_forward(worker, layer);
+        let heads = self.merge_heads(worker, layer);
+        self.lower(worker, &layer.out, &heads);
+        self.fetch_up_ahead(worker, layer);
+        if layer.is_parallel {
+            self.mix_product(worker, &layer.out, &heads);
+        } else {
+            self.add_product(worker, &layer.out, &heads, layer.post_norm1.as_ref());
+        }
+        self.feed_forward(worker, layer, next);
     }
 
     /// Moves the residual stream and queries of some rows, in ascending order, to the first places.

@@ -1,7 +1,8 @@
-//! Training's operations between products: each reads its rows once and writes all that its gradient needs.
+//! Training's operations between products, and its optimizer: each reads its rows once and writes all that its gradient needs.
 //!
 //! Rows are shared among the threads of `openmp` in chunks of a fixed size, so bits don't depend on the number of threads.
 
+pub(crate) mod adamw;
 pub(crate) mod gelu;
 pub(crate) mod norm;
 

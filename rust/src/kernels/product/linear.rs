@@ -1,13 +1,17 @@
 //! A linear layer, multiplied one strip of outputs at a time.
 
+use std::sync::Arc;
+
 #[cfg(target_arch = "x86_64")]
 use super::bf16_pairs;
+use super::low_rank::LowRank;
 use super::packed::multiply::{PackedTask, multiply_strip};
 use super::prepared::{Layout, Prepared};
 use super::strip::{STRIP, Strip, StripTask, strip_bf16, strip_f32};
 use crate::kernels::memory::{Dtype, Format, Matrix};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::simd::Isa;
+use crate::{Error, Result};
 
 /// A linear layer.
 #[derive(Debug, Clone)]
@@ -16,9 +20,53 @@ pub struct Linear {
     pub weight: Matrix,
     /// One number per output.
     pub bias: Option<Vec<f32>>,
+    /// The input that each column of packed weights belongs to, if they are in another order.
+    order: Option<Arc<[u32]>>,
+    /// Adapters by their numbers, ascending.
+    pub(in crate::kernels) adapters: Vec<(u16, LowRank)>,
 }
 
 impl Linear {
+    /// Creates a layer without adapters.
+    pub fn new(weight: Matrix, bias: Option<Vec<f32>>) -> Self {
+        Self { weight, bias, order: None, adapters: Vec::new() }
+    }
+
+    /// Returns the layer with weights whose columns lie in another order: column `idx` belongs to input `order[idx]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] if the weights aren't packed, or not every input has one column.
+    pub fn with_order(self, order: Vec<u32>) -> Result<Self> {
+        let mut is_seen = vec![false; self.weight.cols];
+        let is_new = |input: &u32| is_seen.get_mut(*input as usize).is_some_and(|seen| !std::mem::replace(seen, true));
+        if !self.weight.is_packed() || order.len() != self.weight.cols || !order.iter().all(is_new) {
+            let message = format!("an order of columns must name each input of {} once", self.weight.cols);
+            return Err(Error::InvalidArgument(message));
+        }
+        Ok(Self { order: Some(order.into()), ..self })
+    }
+
+    /// Returns the input that each column of the weights belongs to, if they are in another order.
+    pub(in crate::kernels) fn order(&self) -> Option<&[u32]> {
+        self.order.as_deref()
+    }
+
+    /// Returns the adapter of this number, if it changes the layer.
+    pub(in crate::kernels) fn adapter(&self, number: u16) -> Option<&LowRank> {
+        let place = self.adapters.binary_search_by_key(&number, |(own, _)| *own).ok()?;
+        Some(&self.adapters[place].1)
+    }
+
+    /// Sets or removes the adapter of this number.
+    pub(in crate::kernels) fn set_adapter(&mut self, number: u16, adapter: Option<LowRank>) {
+        self.adapters.retain(|(own, _)| *own != number);
+        if let Some(adapter) = adapter {
+            let place = self.adapters.partition_point(|(own, _)| *own < number);
+            self.adapters.insert(place, (number, adapter));
+        }
+    }
+
     /// Returns whether the layer has this many outputs and inputs.
     pub(crate) fn has_shape(&self, outputs: usize, inputs: usize) -> bool {
         self.weight.rows == outputs

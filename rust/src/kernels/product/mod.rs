@@ -6,6 +6,7 @@
 #[cfg(target_arch = "x86_64")]
 mod bf16_pairs;
 pub(crate) mod linear;
+pub(crate) mod low_rank;
 pub(crate) mod packed;
 pub(crate) mod prepared;
 pub(crate) mod strip;

@@ -35,7 +35,7 @@ impl Layout {
 /// lowest cost. If the machine multiplies bf16 itself, rows are rounded to bf16 and the rows of a tile interleaved.
 /// For packed weights, rows are quantised and follow each other without gaps.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Prepared {
+pub(crate) struct Prepared<'a> {
     /// Instruction set of the product.
     pub isa: Isa,
     /// Layout for the product's weights.
@@ -46,9 +46,11 @@ pub(crate) struct Prepared {
     pub num_rows: usize,
     /// Numbers per row.
     pub cols: usize,
+    /// The number that comes first, second …, for packed weights whose columns lie in another order.
+    pub order: Option<&'a [u32]>,
 }
 
-impl Prepared {
+impl Prepared<'_> {
     /// Lays out a row.
     ///
     /// # Safety
@@ -64,7 +66,12 @@ impl Prepared {
                 return bf16_pairs::round(from, quads.first, quads.step);
             }
             if self.layout == Layout::Groups {
-                return quantise(self.isa, from, self.groups().add(row * (self.cols / GROUP)));
+                let groups = self.groups().add(row * (self.cols / GROUP));
+                let Some(order) = self.order else { return quantise(self.isa, from, groups) };
+                for (idx, places) in order.as_chunks::<GROUP>().0.iter().enumerate() {
+                    quantise(self.isa, &places.map(|place| from[place as usize]), groups.add(idx));
+                }
+                return;
             }
             self.write_from(row, 0, from);
         }
@@ -76,6 +83,7 @@ impl Prepared {
     ///
     /// Until the next barrier nobody else uses these columns.
     pub unsafe fn write_group(&self, first: usize, from: &[f32]) {
+        assert!(self.order.is_none(), "a group of columns in another order");
         assert!(self.layout == Layout::Groups && first.is_multiple_of(GROUP) && first + GROUP <= self.cols);
         for (row, from) in from.as_chunks::<GROUP>().0[..self.num_rows].iter().enumerate() {
             // SAFETY: the group lies within the row, and the caller promises that nobody else uses these columns.
@@ -140,7 +148,15 @@ impl Prepared {
     pub unsafe fn copy(&self, row: usize, other: &Self, other_row: usize) {
         assert!(row < self.num_rows && other_row < other.num_rows && self.cols == other.cols);
         assert_eq!((self.isa, self.layout), (other.isa, other.layout), "rows laid out differently");
-        assert_ne!(self.layout, Layout::Groups, "mixtures are not packed");
+        if self.layout == Layout::Groups {
+            let num_groups = self.cols / GROUP;
+            // SAFETY: both rows exist and have as many groups; the caller promises that nobody else uses the one or writes
+            // the other.
+            return unsafe {
+                let from = other.groups().add(other_row * num_groups).cast_const();
+                self.groups().add(row * num_groups).copy_from_nonoverlapping(from, num_groups);
+            };
+        }
         let (to, from) =
             (self.data.address(self.num_rows * self.stride), other.data.address(other.num_rows * other.stride));
         // SAFETY: both rows exist and are `cols` wide; the caller promises that nobody else uses the one or writes the other.

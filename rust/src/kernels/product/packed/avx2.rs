@@ -1,7 +1,7 @@
 //! The product by AVX2: eight lanes, two for each of four outputs.
 //!
 //! `vpmaddubsw` adds two products of an unsigned and a signed byte in 16 bits and saturates there, which with weights of
-//! eight bits (2 · 255 · 127 = 64,770) would change results. Here nothing saturates. With four and five bits, the eight
+//! eight bits (2 · 255 · 127 = 64,770) would change results. Here nothing saturates. With four and five bits and four-bit floats, the eight
 //! products that are added in 16 bits stay within 8 · 31 · 127 = 31,496. With six, four are added, within 4 · 63 · 127 =
 //! 32,004. With eight, the sign moves from the weight to the activation: magnitudes are at most 128 · 127, and two products
 //! 32,512, below 2^15.
@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 
 use super::activations::Group;
 use super::kind::{self, Kind, for_kind};
-use super::layout::{Scales, Width};
+use super::layout::{FLOATS, Scales, Width};
 use super::scheme::Scheme;
 use super::task::{PREFETCH_BYTES, PackedTask};
 use crate::kernels::product::strip::STRIP;
@@ -72,6 +72,10 @@ unsafe fn load<K: Kind>(codes: *const u8, bits: *const u8) -> [__m256i; 4] {
                 for block in 0..4 {
                     found[block] = _mm256_or_si256(found[block], _mm256_and_si256(high[block], upper));
                 }
+            }
+            Width::Float => {
+                let floats = _mm256_broadcastsi128_si256(_mm_loadu_si128(FLOATS.as_ptr().cast()));
+                found = found.map(|places| _mm256_shuffle_epi8(floats, places));
             }
             Width::Four | Width::Eight => {}
         }

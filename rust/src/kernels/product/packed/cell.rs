@@ -1,11 +1,24 @@
 //! A group of one output, between a file's block and its places in a strip.
 
 use super::activations::Group;
-use super::layout::{GROUP, Layout, Scales, Width};
+use super::layout::{FLOATS, GROUP, Layout, Scales, Width};
 use crate::kernels::product::strip::STRIP;
 
 /// Bytes between two blocks of eight columns of a strip's codes.
 const BLOCK: usize = 8 * STRIP;
+
+/// One in each byte.
+pub(super) const IN_EACH: u64 = u64::from_le_bytes([1; 8]);
+/// The two lower bits of each byte.
+pub(super) const TWO_IN_EACH: u64 = u64::from_le_bytes([3; 8]);
+/// The four lower bits of each byte.
+pub(super) const FOUR_IN_EACH: u64 = u64::from_le_bytes([15; 8]);
+
+/// Returns bytes `8 * idx` to `8 * idx + 7`, the first as the lowest.
+#[inline(always)]
+pub(super) fn eight(bytes: &[u8], idx: usize) -> u64 {
+    u64::from_le_bytes(std::array::from_fn(|byte| bytes[8 * idx..][..8][byte]))
+}
 
 /// A group of one output.
 #[derive(Debug, Clone, Copy, Default)]
@@ -31,6 +44,7 @@ pub(super) struct Places {
 }
 
 impl Places {
+    #[inline(always)]
     pub fn of(layout: Layout, group: usize, output: usize) -> Self {
         let halves = group / layout.groups() * STRIP * layout.block_head();
         let before = 2 * layout.num_halves() + group % layout.groups() * layout.group_head();
@@ -38,27 +52,32 @@ impl Places {
         Self { layout, output, halves, multiples, codes }
     }
 
-    fn half(&self, kind: usize) -> usize {
+    #[inline(always)]
+    pub fn half(&self, kind: usize) -> usize {
         self.halves + 2 * (kind * STRIP + self.output)
     }
 
+    #[inline(always)]
     fn multiple(&self, kind: usize) -> usize {
         self.multiples + kind * STRIP + self.output
     }
 
     /// Fifth bits of eight columns.
-    fn bits(&self, block: usize) -> usize {
+    #[inline(always)]
+    pub fn bits(&self, block: usize) -> usize {
         self.multiple(self.layout.num_multiples() + block)
     }
 
     /// Codes of eight columns; after those of 32 columns in four bits, higher bits of all.
-    fn codes(&self, block: usize) -> usize {
+    #[inline(always)]
+    pub fn codes(&self, block: usize) -> usize {
         self.codes + block * BLOCK + 8 * self.output
     }
 }
 
 impl Cell {
     /// Writes the group to its places in a strip's head and codes.
+    #[inline(always)]
     pub fn write(&self, to: Places, head: &mut [u8], codes: &mut [u8]) {
         for kind in 0..to.layout.num_halves() {
             head[to.half(kind)..][..2].copy_from_slice(&self.halves[kind].to_le_bytes());
@@ -66,30 +85,43 @@ impl Cell {
         for kind in 0..to.layout.num_multiples() {
             head[to.multiple(kind)] = self.multiples[kind];
         }
-        let blocks = self.codes.as_chunks::<8>().0;
+        let blocks = self.eights();
         if to.layout.width == Width::Eight {
             for (block, eight) in blocks.iter().enumerate() {
-                codes[to.codes(block)..][..8].copy_from_slice(eight);
+                codes[to.codes(block)..][..8].copy_from_slice(&eight.to_le_bytes());
             }
             return;
         }
         for block in 0..2 {
-            let both: [u8; 8] = std::array::from_fn(|col| blocks[block][col] & 15 | blocks[block + 2][col] << 4);
-            codes[to.codes(block)..][..8].copy_from_slice(&both);
+            let both = (blocks[block] & FOUR_IN_EACH) | (blocks[block + 2] & FOUR_IN_EACH) << 4;
+            codes[to.codes(block)..][..8].copy_from_slice(&both.to_le_bytes());
         }
         match to.layout.width {
             Width::Five => {
                 for (block, eight) in blocks.iter().enumerate() {
-                    head[to.bits(block)] = eight.iter().rev().fold(0, |bits, code| bits << 1 | code >> 4);
+                    // The product brings the bit of byte n to bit 56 + n.
+                    head[to.bits(block)] = (((eight >> 4) & IN_EACH).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
                 }
             }
             Width::Six => {
-                let high: [u8; 8] = std::array::from_fn(|col| {
-                    (0..4).fold(0, |bits, block| bits | (blocks[block][col] >> 4) << (2 * block))
-                });
-                codes[to.codes(2)..][..8].copy_from_slice(&high);
+                let high = (0..4).fold(0, |bits, block| bits | ((blocks[block] >> 4) & TWO_IN_EACH) << (2 * block));
+                codes[to.codes(2)..][..8].copy_from_slice(&high.to_le_bytes());
             }
-            Width::Four | Width::Eight => {}
+            Width::Four | Width::Eight | Width::Float => {}
+        }
+    }
+
+    /// Returns the codes of eight columns each, the first in the lowest byte.
+    #[inline(always)]
+    fn eights(&self) -> [u64; GROUP / 8] {
+        std::array::from_fn(|block| eight(&self.codes, block))
+    }
+
+    /// Replaces all codes, eight columns at a time.
+    #[inline(always)]
+    pub fn set_eights(&mut self, of: impl Fn(usize) -> u64) {
+        for (block, to) in self.codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            *to = of(block).to_le_bytes();
         }
     }
 
@@ -108,6 +140,7 @@ impl Cell {
                 let four = || codes[from.codes(block % 2) + col] >> (block / 2 * 4) & 15;
                 *code = match from.layout.width {
                     Width::Four => four(),
+                    Width::Float => FLOATS[usize::from(four())],
                     Width::Five => four() | (head[from.bits(block)] >> col & 1) << 4,
                     Width::Six => four() | (codes[from.codes(2) + col] >> (2 * block) & 3) << 4,
                     Width::Eight => codes[from.codes(block) + col],

@@ -30,7 +30,7 @@ macro_rules! kinds {
     };
 }
 
-kinds! { Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K Z4 Z8 }
+kinds! { Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K MXFP4 Z4 Z8 }
 
 /// Calls a function with the type of a scheme.
 macro_rules! for_kind {
@@ -44,6 +44,7 @@ macro_rules! for_kind {
             Scheme::Q4_K => $function::<kind::Q4_K>($argument),
             Scheme::Q5_K => $function::<kind::Q5_K>($argument),
             Scheme::Q6_K => $function::<kind::Q6_K>($argument),
+            Scheme::MXFP4 => $function::<kind::MXFP4>($argument),
             Scheme::Z4 => $function::<kind::Z4>($argument),
             Scheme::Z8 => $function::<kind::Z8>($argument),
         }

@@ -12,8 +12,16 @@ pub(super) enum Width {
     Five,
     /// As four, and four codes share a byte of higher bits.
     Six,
+    /// As four, and each is the place of a code in [`FLOATS`].
+    Float,
     Eight,
 }
+
+/// Twice the four-bit floats, which are whole numbers, 16 too high: magnitudes of two bits of exponent and one of fraction,
+/// then the same negative.
+///
+/// Source: OCP Microscaling Formats (MX) Specification, version 1.0, section 5.3.3 (FP4, E2M1).
+pub(super) const FLOATS: [u8; 16] = [16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4];
 
 /// What scales the codes of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,39 +50,46 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    #[inline(always)]
     pub const fn of(width: Width, scales: Scales, middle: u8, block_bytes: usize) -> Self {
         Self { width, scales, middle, block_bytes }
     }
 
     /// Returns the groups of a block in a file.
+    #[inline(always)]
     pub const fn groups(self) -> usize {
         if matches!(self.scales, Scales::Multiples | Scales::PerHalf) { 8 } else { 1 }
     }
 
     /// Returns how many half-precision numbers a block has.
+    #[inline(always)]
     pub const fn num_halves(self) -> usize {
         if matches!(self.scales, Scales::WithMin | Scales::WithZero | Scales::Multiples) { 2 } else { 1 }
     }
 
     /// Returns how many multiples a group has, a byte each.
+    #[inline(always)]
     pub const fn num_multiples(self) -> usize {
         if self.groups() > 1 { 2 } else { 0 }
     }
 
     /// Returns the bytes of a group of one output in a strip's head: multiples, then fifth bits.
+    #[inline(always)]
     pub const fn group_head(self) -> usize {
         self.num_multiples() + if matches!(self.width, Width::Five) { GROUP / 8 } else { 0 }
     }
 
     /// Returns the bytes of a block of one output in a strip's head: half-precision numbers, then its groups.
+    #[inline(always)]
     pub const fn block_head(self) -> usize {
         2 * self.num_halves() + self.groups() * self.group_head()
     }
 
     /// Returns the bytes of a group's codes, without fifth bits.
+    #[inline(always)]
     pub const fn code_bytes(self) -> usize {
         match self.width {
-            Width::Four | Width::Five => GROUP / 2,
+            Width::Four | Width::Five | Width::Float => GROUP / 2,
             Width::Six => GROUP / 4 * 3,
             Width::Eight => GROUP,
         }

@@ -10,6 +10,9 @@ use crate::{Error, Result};
 /// Size that strips and their heads are filled up to.
 const LINE: usize = 64;
 
+/// Bytes of a file that are worth a thread.
+const THREAD_BYTES: usize = 1 << 18;
+
 /// A scheme of quantised weights, by its name in GGUF files; `Z4` and `Z8` hold what GPTQ, AWQ and compressed-tensors write.
 ///
 /// Source: ggml-org/ggml `src/ggml-common.h`, the block of each name.
@@ -32,6 +35,8 @@ pub enum Scheme {
     Q5_K,
     /// `d * s * (q - 32)` for q in [0, 63], with s in [-128, 127] for 16 columns, d for 256.
     Q6_K,
+    /// `d * q` for q twice a float of four bits; d is a power of two, in half precision when packed: 2^-24 to 2^15.
+    MXFP4,
     /// `d * (q - z)` for q in [0, 15]. A block is d, z, both in half precision, and codes as Q4_1's; z is a whole number.
     Z4,
     /// `d * (q - z)` for q in [-128, 127]. A block is d, z, both in half precision, and codes as Q8_0's; z is a whole number.
@@ -40,12 +45,12 @@ pub enum Scheme {
 
 impl Scheme {
     /// Schemes of GGUF files.
-    pub const OF_GGUF: [Self; 8] =
-        [Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1, Self::Q4_K, Self::Q5_K, Self::Q6_K];
+    pub const OF_GGUF: [Self; 9] =
+        [Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1, Self::Q4_K, Self::Q5_K, Self::Q6_K, Self::MXFP4];
     /// All schemes.
-    pub const ALL: [Self; 10] = {
-        let [a, b, c, d, e, f, g, h] = Self::OF_GGUF;
-        [a, b, c, d, e, f, g, h, Self::Z4, Self::Z8]
+    pub const ALL: [Self; 11] = {
+        let [a, b, c, d, e, f, g, h, i] = Self::OF_GGUF;
+        [a, b, c, d, e, f, g, h, i, Self::Z4, Self::Z8]
     };
 
     /// Returns the scheme's name.
@@ -59,11 +64,13 @@ impl Scheme {
             Self::Q4_K => "Q4_K",
             Self::Q5_K => "Q5_K",
             Self::Q6_K => "Q6_K",
+            Self::MXFP4 => "MXFP4",
             Self::Z4 => "Z4",
             Self::Z8 => "Z8",
         }
     }
 
+    #[inline(always)]
     pub(super) const fn layout(self) -> Layout {
         match self {
             Self::Q8_0 => Layout::of(Width::Eight, Scales::One, 128, 34),
@@ -74,20 +81,26 @@ impl Scheme {
             Self::Q4_K => Layout::of(Width::Four, Scales::Multiples, 0, 144),
             Self::Q5_K => Layout::of(Width::Five, Scales::Multiples, 0, 176),
             Self::Q6_K => Layout::of(Width::Six, Scales::PerHalf, 32, 210),
+            Self::MXFP4 => Layout::of(Width::Float, Scales::One, 16, 17),
             Self::Z4 => Layout::of(Width::Four, Scales::WithZero, 0, 20),
             Self::Z8 => Layout::of(Width::Eight, Scales::WithZero, 128, 36),
         }
     }
 
-    /// Returns group `idx` of a block in a file.
-    fn cell(self, block: &[u8], idx: usize) -> Cell {
-        match self {
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Z4 | Self::Z8 => {
-                blocks_of_32::cell(self.layout(), block)
+    /// Packs group `idx` of a block in a file; returns whether its scales are finite.
+    #[inline(always)]
+    fn pack_group(self, block: &[u8], idx: usize, to: Places, (head, codes): (&mut [u8], &mut [u8])) -> bool {
+        let layout = self.layout();
+        let cell = match self {
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::MXFP4 | Self::Z4 => {
+                return blocks_of_32::move_codes(layout, block, to, head, codes);
             }
-            Self::Q4_K | Self::Q5_K => blocks_of_256::cell_with_min(self.layout(), block, idx),
+            Self::Q8_0 | Self::Z8 => blocks_of_32::cell_of_eight_bits(layout, block),
+            Self::Q4_K | Self::Q5_K => blocks_of_256::cell_with_min(layout, block, idx),
             Self::Q6_K => blocks_of_256::cell_of_six_bits(block, idx),
-        }
+        };
+        cell.write(to, head, codes);
+        cell.halves.iter().all(|half| half & 0x7C00 != 0x7C00)
     }
 
     /// Returns the columns of a block in a file; rows are whole blocks.
@@ -136,25 +149,74 @@ impl Scheme {
                 packed.len()
             )));
         }
-        for (idx, row) in blocks.chunks_exact(row_bytes).enumerate() {
-            let (strip, output) = ((first + idx) / STRIP, (first + idx) % STRIP);
-            let strip = &mut packed[strip * self.strip_bytes(cols)..][..self.strip_bytes(cols)];
-            if !self.pack_row(row, output, strip.split_at_mut(self.head_len(cols))) {
-                return Err(Error::InvalidArgument(format!("a scale of row {idx} is not a finite number")));
-            }
+        let start = first / STRIP * self.strip_bytes(cols);
+        match self.pack_strips(blocks, cols, &mut packed[start..], first % STRIP) {
+            Some(row) => Err(Error::InvalidArgument(format!("a scale of row {row} is not a finite number"))),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// Packs a row as one output of a strip; returns whether all scales are finite.
-    fn pack_row(self, row: &[u8], output: usize, (head, codes): (&mut [u8], &mut [u8])) -> bool {
+    /// Packs rows from output `first` of the first strip on, many of them in several threads; returns the first row whose
+    /// scales are not all finite.
+    fn pack_strips(self, blocks: &[u8], cols: usize, strips: &mut [u8], first: usize) -> Option<usize> {
+        let row_bytes = cols / self.block_cols() * self.block_bytes();
+        let num_strips = (first + blocks.len() / row_bytes).div_ceil(STRIP);
+        let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let size = num_strips.div_ceil(num_threads).max(THREAD_BYTES.div_ceil(STRIP * row_bytes));
+        // The first piece has fewer rows if it begins within a strip.
+        let cut = (size * STRIP - first) * row_bytes;
+        if blocks.len() <= cut {
+            return self.pack_piece(blocks, cols, strips, first);
+        }
+        let (own, rest) = blocks.split_at(cut);
+        let (own_strips, rest_strips) = strips.split_at_mut(size * self.strip_bytes(cols));
+        let pieces = rest.chunks(size * STRIP * row_bytes).zip(rest_strips.chunks_mut(size * self.strip_bytes(cols)));
+        let start = size * STRIP - first;
+        std::thread::scope(|scope| {
+            let others: Vec<_> =
+                pieces.map(|(blocks, strips)| scope.spawn(move || self.pack_piece(blocks, cols, strips, 0))).collect();
+            let found = self.pack_piece(own, cols, own_strips, first);
+            let of_others = others.into_iter().enumerate().filter_map(|(idx, thread)| {
+                thread.join().expect("packing doesn't panic").map(|row| start + idx * size * STRIP + row)
+            });
+            found.into_iter().chain(of_others).min()
+        })
+    }
+
+    /// Packs rows in this thread; see [`Self::pack_strips`].
+    fn pack_piece(self, blocks: &[u8], cols: usize, strips: &mut [u8], first: usize) -> Option<usize> {
+        let row_bytes = cols / self.block_cols() * self.block_bytes();
+        for (idx, row) in blocks.chunks_exact(row_bytes).enumerate() {
+            let (strip, output) = ((first + idx) / STRIP, (first + idx) % STRIP);
+            let strip = &mut strips[strip * self.strip_bytes(cols)..][..self.strip_bytes(cols)];
+            if !self.pack_row(row, output, strip.split_at_mut(self.head_len(cols))) {
+                return Some(idx);
+            }
+        }
+        None
+    }
+
+    /// Packs a row as one output of a strip; returns whether all scales are finite. Compiled for each scheme.
+    fn pack_row(self, row: &[u8], output: usize, strip: (&mut [u8], &mut [u8])) -> bool {
+        macro_rules! with {
+            ($($name:ident)*) => {
+                match self {
+                    $(Self::$name => Self::$name.pack_row_as(row, output, strip),)*
+                }
+            };
+        }
+        with! { Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K MXFP4 Z4 Z8 }
+    }
+
+    /// Packs a row; see [`Self::pack_row`].
+    #[inline(always)]
+    fn pack_row_as(self, row: &[u8], output: usize, (head, codes): (&mut [u8], &mut [u8])) -> bool {
         let layout = self.layout();
         let mut is_finite = true;
         for (block_idx, block) in row.chunks_exact(layout.block_bytes).enumerate() {
             for idx in 0..layout.groups() {
-                let cell = self.cell(block, idx);
-                is_finite &= cell.halves.iter().all(|half| half & 0x7C00 != 0x7C00);
-                cell.write(Places::of(layout, block_idx * layout.groups() + idx, output), head, codes);
+                let to = Places::of(layout, block_idx * layout.groups() + idx, output);
+                is_finite &= self.pack_group(block, idx, to, (&mut *head, &mut *codes));
             }
         }
         is_finite

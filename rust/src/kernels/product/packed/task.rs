@@ -6,6 +6,9 @@ use super::scheme::Scheme;
 
 /// Prefetch distance of codes, in bytes.
 pub(super) const PREFETCH_BYTES: usize = 4096;
+/// The same for a single row of activations.
+#[cfg(target_arch = "x86_64")]
+pub(super) const SINGLE_ROW_PREFETCH_BYTES: usize = 8192;
 
 /// Pointers and sizes of one strip's product.
 #[derive(Clone, Copy)]

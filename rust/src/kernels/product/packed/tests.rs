@@ -15,6 +15,7 @@ fn places_of_halves(scheme: Scheme) -> &'static [usize] {
         Scheme::Q8_0 | Scheme::Q4_0 | Scheme::Q5_0 => &[0],
         Scheme::Q4_1 | Scheme::Q5_1 | Scheme::Q4_K | Scheme::Q5_K | Scheme::Z4 | Scheme::Z8 => &[0, 2],
         Scheme::Q6_K => &[208],
+        Scheme::MXFP4 => &[],
     }
 }
 
@@ -31,6 +32,10 @@ fn blocks(scheme: Scheme, num: usize, state: &mut u64) -> Vec<u8> {
             // Between 2^-9 and 2^-5, of either sign.
             let half = (next() & 0x83FF) | ((6 + next() % 4) << 10);
             block[*place..*place + 2].copy_from_slice(&half.to_le_bytes());
+        }
+        if scheme == Scheme::MXFP4 {
+            // From the smallest power of two that half precision has on.
+            block[0] = 104 + (next() % 40) as u8;
         }
         found.extend(block);
     }
@@ -64,6 +69,13 @@ fn values(scheme: Scheme, blocks: &[u8]) -> Vec<f32> {
             Scheme::Q5_1 => half(0) * f32::from(of_32(8, col) | fifth(4, col)) + half(2),
             Scheme::Q4_K => with_min(col, of_256(16, col)),
             Scheme::Q5_K => with_min(col, of_256(48, col) | (block[16 + col % 32] >> (col / 32) & 1) << 4),
+            Scheme::MXFP4 => {
+                let code = of_32(1, col);
+                let (exponent, fraction) = (i32::from(code >> 1 & 3), f32::from(code & 1));
+                let size =
+                    if exponent == 0 { fraction / 2.0 } else { (1.0 + fraction / 2.0) * 2.0_f32.powi(exponent - 1) };
+                (if code & 8 == 0 { size } else { -size }) * 2.0_f32.powi(i32::from(block[0]) - 127)
+            }
             Scheme::Z4 => half(0) * f32::from(of_32(4, col)) - half(0) * half(2),
             Scheme::Z8 => half(0) * f32::from(block[4 + col] as i8) - half(0) * half(2),
             Scheme::Q6_K => {
@@ -181,6 +193,42 @@ fn wrong_sizes_and_infinite_scales_are_refused() {
 }
 
 #[test]
+fn many_rows_are_packed_in_threads_as_in_one() {
+    let scheme = Scheme::Q4_1;
+    let (rows, cols) = (1_500, 2_048);
+    let blocks = blocks(scheme, rows * cols / GROUP, &mut 7);
+    let row_bytes = cols / GROUP * scheme.block_bytes();
+    for first in [0, 3] {
+        let mut whole = vec![0; scheme.packed_bytes(first + rows, cols)];
+        let mut by_rows = whole.clone();
+        scheme.pack(&blocks, cols, &mut whole, first).unwrap();
+        for (idx, row) in blocks.chunks(row_bytes).enumerate() {
+            scheme.pack(row, cols, &mut by_rows, first + idx).unwrap();
+        }
+        assert!(whole == by_rows, "from row {first}");
+        let mut wrong = blocks.clone();
+        for row in [1_499, 1_201] {
+            wrong[row * row_bytes + 1] = 0x7C;
+            let error = scheme.pack(&wrong, cols, &mut whole, first).unwrap_err().to_string();
+            assert_eq!(error, format!("a scale of row {row} is not a finite number"));
+        }
+    }
+}
+
+#[test]
+fn powers_of_two_that_half_precision_lacks_are_refused_unless_all_floats_are_zero() {
+    let mut packed = vec![0; Scheme::MXFP4.packed_bytes(1, GROUP)];
+    for exponent in [0, 103, 144, 255] {
+        let mut block = vec![0; Scheme::MXFP4.block_bytes()];
+        block[0] = exponent;
+        block[9] = 0x08;
+        assert!(Scheme::MXFP4.pack(&block, GROUP, &mut packed, 0).is_ok(), "{exponent}");
+        block[16] = 0x10;
+        assert!(Scheme::MXFP4.pack(&block, GROUP, &mut packed, 0).is_err(), "{exponent}");
+    }
+}
+
+#[test]
 fn activations_are_rounded_to_the_nearest_of_255_steps() {
     for isa in Isa::supported() {
         let row = activations(20 * GROUP, &mut 3);
@@ -213,6 +261,9 @@ fn extreme_codes_are_multiplied_without_saturation() {
             for byte in [0x00, 0x7F, 0x80, 0x81, 0xFF_u8] {
                 for code in [127_i8, -127] {
                     let mut block = vec![byte; scheme.block_bytes()];
+                    if scheme == Scheme::MXFP4 {
+                        block[0] = 128;
+                    }
                     for place in places_of_halves(scheme) {
                         block[*place..*place + 2].copy_from_slice(&one);
                     }
@@ -279,6 +330,7 @@ proptest! {
                 match scheme {
                     Scheme::Q4_K | Scheme::Q5_K => block[4..16].iter_mut().for_each(|byte| *byte &= 3),
                     Scheme::Q6_K => block[192..208].iter_mut().for_each(|byte| *byte %= 7),
+                    Scheme::MXFP4 => block[0] = 128,
                     _ => {}
                 }
             }

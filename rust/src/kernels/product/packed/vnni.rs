@@ -9,11 +9,11 @@ use std::arch::x86_64::*;
 
 use super::activations::Group;
 use super::kind::{self, Kind, for_kind};
-use super::layout::{Scales, Width};
+use super::layout::{FLOATS, Scales, Width};
 use super::scheme::Scheme;
-use super::task::{PREFETCH_BYTES, PackedTask};
+use super::task::{PREFETCH_BYTES, PackedTask, SINGLE_ROW_PREFETCH_BYTES};
 use crate::kernels::product::strip::STRIP;
-use crate::prefetch::near;
+use crate::prefetch::{far, near};
 
 /// Rows of activations in the largest tile.
 const MAX_TILE_ROWS: usize = 12;
@@ -53,6 +53,10 @@ unsafe fn load<K: Kind>(codes: *const u8, bits: *const u8) -> [__m512i; 4] {
                 for block in 0..4 {
                     found[block] = _mm512_or_si512(found[block], _mm512_and_si512(high[block], upper));
                 }
+            }
+            Width::Float => {
+                let floats = _mm512_broadcast_i32x4(_mm_loadu_si128(FLOATS.as_ptr().cast()));
+                found = found.map(|places| _mm512_shuffle_epi8(floats, places));
             }
             Width::Four | Width::Eight => {}
         }
@@ -167,6 +171,18 @@ unsafe fn all_rows<K: Kind>(task: &PackedTask) {
     }
 }
 
+/// Prefetches what follows these bytes of a strip. One row waits for memory: its lines come from farther away, into the
+/// second-level cache, which has more of them on their way than the first.
+#[inline(always)]
+fn prefetch<const M: usize>(from: *const u8, num_bytes: usize) {
+    for line in (0..num_bytes).step_by(64) {
+        match M {
+            1 => far(from.wrapping_add(SINGLE_ROW_PREFETCH_BYTES + line)),
+            _ => near(from.wrapping_add(PREFETCH_BYTES + line)),
+        }
+    }
+}
+
 /// Multiplies `M` rows of activations with the strip, with all sums in registers.
 #[inline(always)]
 unsafe fn tile<K: Kind, const M: usize>(task: &PackedTask, row: usize) {
@@ -177,12 +193,11 @@ unsafe fn tile<K: Kind, const M: usize>(task: &PackedTask, row: usize) {
         let x = task.x.add(row * num_groups);
         let mut sums = [_mm512_setzero_ps(); M];
         for first in (0..num_groups).step_by(K::GROUPS) {
+            prefetch::<M>(head, STRIP * K::LAYOUT.block_head());
             let block = block_scaling::<K>(head);
             head = head.add(2 * STRIP * K::NUM_HALVES);
             for group in first..first + K::GROUPS {
-                for line in (0..STRIP * K::CODE_BYTES).step_by(64) {
-                    near(codes.wrapping_add(PREFETCH_BYTES + line));
-                }
+                prefetch::<M>(codes, STRIP * K::CODE_BYTES);
                 let weights = load::<K>(codes, head.add(STRIP * K::NUM_MULTIPLES));
                 let scaling = group_scaling::<K>(block, head);
                 for m in 0..M {

@@ -1,18 +1,16 @@
-"""The public verbs: train a model, run it, evaluate it, serve it."""
+"""A checkpoint that generates text."""
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
-from llm.checkpoint import Checkpoint
-from llm.errors import ConfigError, InvalidArgumentError
-from llm.evaluation import Report, evaluate_files
+from llm.errors import InvalidArgumentError
 from llm.inference import (
     Collector,
     Delta,
@@ -26,19 +24,13 @@ from llm.inference import (
     load_engine,
 )
 from llm.inference.progress import generation_progress
-from llm.inference.scoring import embed, score
-from llm.settings.evaluation import evaluation_config
-from llm.settings.merge import Override, validated
-from llm.settings.names import full_name_or_error
-from llm.settings.run import RunConfig
+from llm.inference.scoring import embed, rewards, score
+from llm.settings.merge import validated
 from llm.settings.sampling import SamplingParams
-from llm.settings.server import server_config
 from llm.tokenization import BaseTokenizer
-from llm.tokenization.files import write_bytes
-from llm.training import Callback, launch
-from llm.training import resume as resume_run
 
 Message = dict[str, Any]
+Adapters = str | Sequence[str | None] | None
 # Tokens per pass of `embed` and `score`: enough to keep the processor busy, few enough to fit in any memory.
 SCORED_TOKENS = 4096
 
@@ -51,10 +43,13 @@ class LLM:
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu` or `cuda[:N]`.
         config: Engine limits.
+        kv_cache_dtype: `EngineConfig.kv_cache_dtype`: `auto`, `int8` or `fp8`; None leaves it to `config`.
+        adapters: Directories of adapters by names, one of which each answer may be computed with.
 
     Raises:
         CheckpointError: Files are missing, damaged or contradictory.
         CapacityError: Not enough memory for one request of the longest context.
+        ConfigError: A limit is out of range, or the cache can't have this type.
 
     Example:
         >>> from llm import LLM, SamplingParams
@@ -69,8 +64,12 @@ class LLM:
         *,
         device: str = "auto",
         config: EngineConfig | None = None,
+        kv_cache_dtype: str | None = None,
+        adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> None:
-        self.session = Session(load_engine(path, dtype=dtype, device=device, config=config))
+        if kv_cache_dtype is not None:
+            config = structs.replace(config or EngineConfig(), kv_cache_dtype=kv_cache_dtype)
+        self.session = Session(load_engine(path, dtype=dtype, device=device, config=config, adapters=adapters))
 
     @property
     def engine(self) -> Engine:
@@ -99,6 +98,7 @@ class LLM:
         *,
         progress: bool | None = None,
         add_special_tokens: bool = True,
+        adapter: Adapters = None,
     ) -> GenerationOutput: ...
     @overload
     def generate(
@@ -108,6 +108,7 @@ class LLM:
         *,
         progress: bool | None = None,
         add_special_tokens: bool = True,
+        adapter: Adapters = None,
     ) -> list[GenerationOutput]: ...
     def generate(
         self,
@@ -116,6 +117,7 @@ class LLM:
         *,
         progress: bool | None = None,
         add_special_tokens: bool = True,
+        adapter: Adapters = None,
     ) -> GenerationOutput | list[GenerationOutput]:
         """Returns continuations of one prompt or of several prompts run together.
 
@@ -125,17 +127,20 @@ class LLM:
                 1, the `choices` of an output hold all answers to its prompt.
             progress: Whether to show a progress bar; by default for more than 16 answers on a terminal.
             add_special_tokens: Whether to add the tokenizer's special tokens, such as BOS, to texts.
+            adapter: Name of the adapter that answers, for all prompts or one per prompt; None is the model itself.
 
         Raises:
             ContextLengthError: A prompt and its new tokens exceed the context.
-            InvalidArgumentError: A prompt is empty, a value is out of range, or there isn't one `params` per prompt.
+            InvalidArgumentError: A prompt is empty, a value is out of range, an adapter is unknown, or there isn't one
+                value of `params` or `adapter` per prompt.
             EngineError: The model failed.
         """
         texts = [prompts] if isinstance(prompts, str) else prompts
         encode = partial(self.session.encode, add_special_tokens=add_special_tokens)
         ids = [encode(text) if isinstance(text, str) else list(text) for text in texts]
-        pairs = zip(ids, self._each_params(params, len(ids)), strict=True)
-        outputs = self._run([Prompt(token_ids=token_ids, params=one) for token_ids, one in pairs], progress)
+        columns = zip(ids, self._each_params(params, len(ids)), _each_adapter(adapter, len(ids)), strict=True)
+        made = [Prompt(token_ids=token_ids, params=one, adapter=name) for token_ids, one, name in columns]
+        outputs = self._run(made, progress)
         return outputs[0] if isinstance(prompts, str) else outputs
 
     def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> NDArray[np.float32]:
@@ -154,6 +159,21 @@ class LLM:
         """
         ids = [self.session.encode(text) for text in texts]
         return embed(self.engine.runner.model, ids, pooling, SCORED_TOKENS)
+
+    def rewards(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
+        """Returns the reward of each conversation's last answer by a reward model, which `llm reward` trains.
+
+        Args:
+            conversations: Messages `{"role": …, "content": …}` in order, up to and with the answer.
+
+        Raises:
+            InvalidArgumentError: The model gives no rewards.
+            ChatTemplateError: The checkpoint has no chat template, or the template rejects the messages.
+            ContextLengthError: A conversation is longer than the context.
+        """
+        ids = [self.session.conversation(messages) for messages in conversations]
+        found: list[float] = rewards(self.engine.runner.model, ids, SCORED_TOKENS).tolist()
+        return found
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
         """Returns the log-probability of each continuation after its prompt, token by token.
@@ -177,9 +197,12 @@ class LLM:
         ]
         return score(self.engine.runner.model, pairs, SCORED_TOKENS)
 
-    def stream(self, prompt: str, params: SamplingParams | None = None) -> Iterator[Delta]:
+    def stream(
+        self, prompt: str, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Iterator[Delta]:
         """Continues a prompt and yields deltas as they arrive; closing the iterator frees the request's blocks."""
-        return self._stream(Prompt(token_ids=self.session.encode(prompt), params=self._checked(params)))
+        ids = self.session.encode(prompt)
+        return self._stream(Prompt(token_ids=ids, params=self._checked(params), adapter=adapter))
 
     def chat(
         self,
@@ -187,6 +210,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Message] | None = None,
+        adapter: str | None = None,
     ) -> GenerationOutput:
         """Returns the next message of a conversation, with its `reasoning` and `tool_calls` apart from its `text`.
 
@@ -194,12 +218,13 @@ class LLM:
             messages: Messages `{"role": …, "content": …}` in order, as in OpenAI's API.
             params: Sampling parameters; by default the checkpoint's.
             tools: Tools that the model may call, as in OpenAI's API: `{"type": "function", "function": {…}}`.
+            adapter: Name of the adapter that answers; None is the model itself.
 
         Raises:
             ChatTemplateError: The checkpoint has no chat template, or the template rejects the messages.
             InvalidArgumentError: The chat template renders no tools.
         """
-        return self._run([self._chat_prompt(messages, params, tools)], progress=False)[0]
+        return self._run([self._chat_prompt(messages, params, tools, adapter)], progress=False)[0]
 
     def stream_chat(
         self,
@@ -207,14 +232,20 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Message] | None = None,
+        adapter: str | None = None,
     ) -> Iterator[Delta]:
         """Answers a conversation like `chat` and yields deltas as they arrive, with `parts` if there may be any."""
-        return self._stream(self._chat_prompt(messages, params, tools))
+        return self._stream(self._chat_prompt(messages, params, tools, adapter))
 
     def _chat_prompt(
-        self, messages: Sequence[Message], params: SamplingParams | None, tools: Sequence[Message] | None
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None,
+        tools: Sequence[Message] | None,
+        adapter: str | None,
     ) -> Prompt:
-        return self.session.chat(messages, self._checked(params), options={"tools": tools})
+        prompt = self.session.chat(messages, self._checked(params), options={"tools": tools})
+        return structs.replace(prompt, adapter=adapter)
 
     def _checked(self, params: SamplingParams | None) -> SamplingParams:
         """Returns the given parameters, validated, or the checkpoint's defaults."""
@@ -250,132 +281,9 @@ class LLM:
                 yield delta
 
 
-def train(
-    config: str | os.PathLike[str] | RunConfig | None = None,
-    *,
-    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
-    tokenizer: BaseTokenizer | str | os.PathLike[str] | None = None,
-    out: str | os.PathLike[str] | None = None,
-    resume: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    from_step: int | None = None,
-    overrides: Sequence[Override] = (),
-    callbacks: Sequence[Callback] | None = None,
-    **settings: Any,
-) -> Checkpoint:
-    """Trains a model or resumes a run, and returns the last checkpoint.
-
-    Args:
-        config: A TOML file or settings; by default the default settings. `LLM_SECTION__FIELD` variables and the other
-            arguments override it.
-        data: Files, directories or globs of UTF-8 text.
-        tokenizer: A tokenizer, or a tokenizer's directory; by default, one is trained on the training text.
-        out: The new directory of the run.
-        resume: A run to resume with its own settings. A larger `max_steps` also stretches the learning rate schedule,
-            so the result differs from a run planned with that length from the start.
-        overwrite: Whether to replace a run in `out`; only what that run wrote is removed.
-        from_step: With `resume`, the step of an older checkpoint to go on from; newer ones are removed.
-        overrides: Settings as `section.field=value`, as on the command line, or as pairs of name and value.
-        callbacks: Callbacks that replace the progress bar, the log and the loss curve.
-        **settings: Settings by the last part of their name, such as `max_steps=1000` or `learning_rate=3e-4`.
-
-    Returns:
-        The last checkpoint; `str` and `os.fspath` give its directory.
-
-    Raises:
-        ConfigError: Settings are unknown or contradictory.
-        DataError: The text is missing or too short.
-        TrainingError: A loss or gradient is not finite.
-
-    Example:
-        >>> from llm import train
-        >>> base = train("tiny.toml", data="corpus/*.txt", out="runs/base")  # doctest: +SKIP
-        >>> base = train(resume="runs/base", max_steps=20_000)  # doctest: +SKIP
-    """
-    changes: list[Override] = [*overrides, *_named(settings)]
-    if data is not None:
-        changes.append(("data.paths", _paths(data)))
-    if isinstance(tokenizer, str | os.PathLike):
-        changes.append(("tokenizer.path", os.fspath(tokenizer)))
-        tokenizer = None
-    if resume is not None:
-        if out is not None or tokenizer is not None or overwrite or isinstance(config, RunConfig):
-            raise ConfigError(
-                "`resume` uses the settings of the run: `out`, `overwrite`, `tokenizer` and a `RunConfig` can't be "
-                "combined with it"
-            )
-        return resume_run(resume, file=config, overrides=changes, callbacks=callbacks, from_step=from_step)
-    if out is None:
-        raise ConfigError("`out` is missing\nhint: pass a new directory for the run, or `resume`")
-    if from_step is not None:
-        raise ConfigError("`from_step` goes on from a checkpoint of a run\nhint: add `resume`")
-    return launch(config, out, overrides=changes, tokenizer=tokenizer, callbacks=callbacks, overwrite=overwrite)
-
-
-def _named(settings: dict[str, Any]) -> list[Override]:
-    return [(full_name_or_error(name), value) for name, value in settings.items() if value is not None]
-
-
-def _paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
-    return [os.fspath(path) for path in ([given] if isinstance(given, str | os.PathLike) else given)]
-
-
-def evaluate(
-    path: str | os.PathLike[str],
-    data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
-    *,
-    out: str | os.PathLike[str] | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    engine: EngineConfig | None = None,
-    progress: bool | None = None,
-    **settings: Any,
-) -> Report:
-    """Evaluates a checkpoint on files: perplexity of texts, accuracy on JSONL files of samples.
-
-    Args:
-        path: A `Checkpoint`, or the directory of a checkpoint or run.
-        data: Files; names that end in `.jsonl` hold samples, all others are texts in UTF-8.
-        out: File for the report as JSON, every sample included.
-        dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
-        device: `auto`, `cpu` or `cuda[:N]`.
-        engine: Engine limits.
-        progress: Whether to show a progress bar; None shows one on a terminal.
-        **settings: Fields of `EvaluationConfig`, such as `shots=3`.
-
-    Raises:
-        ConfigError: A setting is unknown or out of range.
-        CheckpointError: Files of the checkpoint are missing, damaged or contradictory.
-        DataError: A file of data can't be read, or a line is no sample.
-
-    Example:
-        >>> from llm import evaluate
-        >>> report = evaluate("runs/demo", "questions.jsonl", shots=3)  # doctest: +SKIP
-        >>> report.results[0].metrics["accuracy"].value  # doctest: +SKIP
-    """
-    files = [data] if isinstance(data, str | os.PathLike) else list(data)
-    config = evaluation_config(**settings)
-    session = Session(load_engine(path, dtype=dtype, device=device, config=engine))
-    results = evaluate_files(session, files, config, progress=progress)
-    report = Report(model=os.fspath(path), settings=config, results=results)
-    if out is not None:
-        write_bytes(Path(out), report.to_json())
-    return report
-
-
-def serve(path: str | os.PathLike[str], **settings: Any) -> None:
-    """Serves a checkpoint or run over OpenAI-compatible endpoints until SIGINT or SIGTERM.
-
-    Args:
-        path: A `Checkpoint`, or the directory of a checkpoint or run.
-        **settings: Fields of `llm.serving.ServerConfig` and of its `engine`, such as `port=8000` and
-            `max_model_len=512`.
-
-    Raises:
-        ConfigError: A setting is unknown or out of range.
-        ServerError: The port is in use, or the address can't be bound.
-        CheckpointError: Files are missing, damaged or contradictory.
-    """
-    from llm.serving import serve as serve_path
-
-    serve_path(path, server_config(**settings))
+def _each_adapter(adapter: Adapters, num_prompts: int) -> Sequence[str | None]:
+    if adapter is None or isinstance(adapter, str):
+        return [adapter] * num_prompts
+    if len(adapter) != num_prompts:
+        raise InvalidArgumentError(f"`adapter` must be one for each of {num_prompts} prompts, got {len(adapter)}")
+    return adapter
