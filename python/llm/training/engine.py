@@ -277,9 +277,10 @@ class TrainingEngine:
     def _batches(self) -> list[Batch]:
         """Returns this process's batches of the step."""
         first, number = self.distributed.rank * self.accumulation, self._batch_number()
-        loaded = [self.loader.part(number, first + idx) for idx in range(self.accumulation)]
-        with autocast(self.distributed.device, self.dtype):
-            self._parts = self.task.batches(self.model, loaded, self.step)
+        self._parts = [self.loader.part(number, first + idx) for idx in range(self.accumulation)]
+        if type(self.task).batches is not Task.batches:
+            with autocast(self.distributed.device, self.dtype):
+                self._parts = self.task.batches(self.model, self._parts, self.step)
         return self._parts
 
     def _batch_number(self) -> int:
