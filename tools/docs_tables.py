@@ -16,6 +16,7 @@ from llm.settings.evaluation import EvaluationConfig
 from llm.settings.fields import declared, default_of
 from llm.settings.grpo import GrpoConfig
 from llm.settings.keys import ApiKey
+from llm.settings.kv_events import KVEventsConfig
 from llm.settings.model import ExpertsConfig, LatentConfig, ModelConfig, RopeScaling
 from llm.settings.preference import PreferenceConfig
 from llm.settings.quantization import QuantizationConfig
@@ -42,6 +43,7 @@ TABLES: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "SamplingParams": ("", SamplingParams),
     "EngineConfig": ("EngineConfig.", EngineConfig),
     "ServerConfig": ("", ServerConfig),
+    "KVEventsConfig": ("", KVEventsConfig),
     "ReplicaConfig": ("", ReplicaConfig),
     "ServingBenchmark": ("", ServingBenchmark),
     "ApiKey": ("", ApiKey),

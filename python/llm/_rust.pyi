@@ -307,9 +307,13 @@ class EngineCore:
             InvalidArgumentError: An id is outside the vocabulary.
         """
 
-    def has_unfinished(self) -> bool:
-        """Whether any request is unfinished."""
+    def take_block_events(self) -> list[tuple[list[int], int | None, list[int], int] | list[int]]:
+        """What changed in the prefix cache since the last call, in order; the first call starts the record.
 
+        Stored blocks: their hashes, their predecessor's, their tokens, their adapter. Removed blocks: their hashes.
+        """
+
+    def has_unfinished(self) -> bool: ...
     def stats(self) -> dict[str, int]:
         """Counts: num_running, num_waiting, waiting_tokens, blocks_total, blocks_free, blocks_cached; and totals.
 
@@ -595,11 +599,7 @@ class EncodePlan:
 
 @final
 class TokenTable:
-    """The bytes of each id, of any tokenizer. Immutable and safe to share between threads.
-
-    Raises:
-        InvalidArgumentError: A special id is outside the table.
-    """
+    """The bytes of each id, immutable and safe to share; raises InvalidArgumentError for a special id outside it."""
 
     def __new__(cls, token_bytes: Sequence[bytes | None], special_ids: Sequence[int]) -> TokenTable: ...
     def __len__(self) -> int: ...

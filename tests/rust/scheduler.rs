@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod events;
 pub mod fake_model;
 mod prefix_cache;
 mod random;

@@ -130,6 +130,28 @@ def test_the_gateway_s_pool_selects_the_chart_s_pods() -> None:
     assert (backend["kind"], backend["name"]) == (pool["kind"], pool["metadata"]["name"])
 
 
+def test_the_patch_for_cache_events_fits_the_chart_s_deployment_and_the_server() -> None:
+    [patch] = documents(ROOT / "deploy/gateway/kv-events.yaml")
+    deployment = by_kind(ROOT / "deploy/kubernetes/basic.yaml")["Deployment"]
+    [container], [own] = pod_of(deployment)["containers"], patch["spec"]["template"]["spec"]["containers"]
+    assert own["name"] == container["name"]
+    # What a strategic merge does with lists that have other keys than the patch.
+    for key, name in (("env", "name"), ("ports", "containerPort")):
+        assert not {item[name] for item in container[key]} & {item[name] for item in own[key]}
+        container[key] += own[key]
+    kubernetes_validate.validate(deployment, KUBERNETES[-1], strict=True)
+    config = load_server_config(None, {}, {item["name"]: item["value"] for item in container["env"] if "value" in item})
+    events = config.kv_events_config
+    assert events.is_on
+    assert (events.endpoint, events.replay_endpoint) == tuple(
+        f"tcp://*:{port['containerPort']}" for port in own["ports"]
+    )
+    defined = [item["name"] for item in own["env"]]
+    assert defined.index("POD_IP") < defined.index("LLM_SERVER__KV_EVENTS_CONFIG__TOPIC")
+    port = container["args"][container["args"].index("--port") + 1]
+    assert events.topic == f"kv@$(POD_IP):{port}@{config.served_model_name[0]}"
+
+
 @pytest.mark.parametrize("pod", SERVERS)
 def test_a_server_accepts_its_settings_and_drains_within_its_pod_s_time(pod: dict[str, Any]) -> None:
     container = pod["containers"][0]

@@ -6,6 +6,7 @@ import typer
 
 from llm.cli.options import Path, speculation, with_options
 from llm.settings.engine import EngineConfig
+from llm.settings.kv_events import parsed_kv_events
 from llm.settings.server import ServerConfig, load_server_config
 
 EXAMPLE = "Example:  llm serve runs/demo --port 8000 --api-key secret"
@@ -14,7 +15,7 @@ EXAMPLE = "Example:  llm serve runs/demo --port 8000 --api-key secret"
 @with_options(EngineConfig, skip={"speculative"}, flags={"kv_cache_memory_bytes": "--kv-cache-memory"}, fallback=True)
 @with_options(
     ServerConfig,
-    skip={"engine"},
+    skip={"engine", "kv_events_config"},
     flags={"api_keys": "--api-key", "adapters": "--adapter"},
     envvars={"api_keys": "LLM_API_KEY"},
     fallback=True,
@@ -31,6 +32,7 @@ def serve(
         bool, typer.Option("--ngram-drafts", metavar="", help="Draft tokens from earlier text of the same request.")
     ] = False,
     num_draft_tokens: Annotated[int | None, typer.Option(min=1, max=64, help="Largest number of draft tokens.")] = None,
+    kv_events_config: Annotated[str | None, typer.Option(metavar="JSON", help="vLLM's JSON for cache events.")] = None,
     **settings: Any,
 ) -> None:
     """Serve a model behind OpenAI-compatible endpoints until Ctrl-C."""
@@ -41,6 +43,8 @@ def serve(
     drafts = speculation(draft_model, ngram_drafts=ngram_drafts, **count)
     if drafts is not None:
         settings["speculative"] = drafts
+    if kv_events_config is not None:
+        settings["kv_events_config"] = parsed_kv_events(kv_events_config)
     serve_path(path, load_server_config(config, settings))
     end_process(0)
 

@@ -48,6 +48,7 @@ class ServedAdapters(Mapping[str, ServedAdapter]):
         self._runner, self._base = runner, base
         self._served: dict[str, ServedAdapter] = {}
         self._requests: dict[int, int] = {}  # number of the adapter of each request that has one
+        self._names: dict[int, str] = {}
         self._last_number = 0
 
     def __getitem__(self, name: str) -> ServedAdapter:
@@ -113,6 +114,7 @@ class ServedAdapters(Mapping[str, ServedAdapter]):
         self._adapting.set_adapter(number, layers)
         self._last_number = number
         rank = max(len(own.lora_a) for own in factors.values())
+        self._names[number] = name
         self._served[name] = ServedAdapter(name=name, path=path, number=number, rank=rank)
         return self._served[name]
 
@@ -138,6 +140,10 @@ class ServedAdapters(Mapping[str, ServedAdapter]):
             known = ", ".join(self._served) or "none"
             raise InvalidArgumentError(f"`adapter` must be one of the loaded ones ({known}), got {name!r}")
         return self._served[name].number
+
+    def name_of(self, number: int) -> str:
+        """Returns the name of an adapter by its number, of one that is no longer served too."""
+        return self._names[number]
 
     def hold(self, request_ids: Sequence[int], number: int) -> None:
         """Records that requests run with an adapter, until `release`."""

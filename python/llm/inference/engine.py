@@ -3,8 +3,8 @@
 import logging
 import math
 import secrets
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -25,6 +25,9 @@ from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer
 
 logger = logging.getLogger(__name__)
+
+# Takes what `EngineCore.take_block_events` returns, on the engine's thread after each step in which the cache changed.
+BlockListener: TypeAlias = Callable[[list[tuple[list[int], int | None, list[int], int] | list[int]]], None]
 
 _MAX_PASS_TOKENS = 256
 _REASONS = FINISH_REASONS[:3]
@@ -69,6 +72,7 @@ class Engine:
         self.draft = draft
         self.generation_defaults: dict[str, float] = {}  # the checkpoint's sampling values, as defaults
         self.adapters = ServedAdapters(runner)
+        self.block_listener: BlockListener | None = None
         self._next_id = 0
         self._first_steps = FirstSteps()
 
@@ -187,6 +191,7 @@ class Engine:
         except RuntimeError as error:
             return self._fail(error)
         outputs = self.core.update(logits)
+        self._tell_blocks()
         if self.draft is not None:
             self._guess(self.draft, outputs)
         events = self._first_steps.stamped(_deltas(outputs))
@@ -220,9 +225,14 @@ class Engine:
             logger.exception("the draft model failed; answers continue without draft tokens")
             self.draft = None
 
+    def _tell_blocks(self) -> None:
+        if self.block_listener is not None and (events := self.core.take_block_events()):
+            self.block_listener(events)
+
     def _fail(self, error: RuntimeError) -> list[tuple[int, Delta | LLMError]]:
         message = f"the model failed in this request's step: {error}"
         failed = self.core.fail_step()
+        self._tell_blocks()
         self._first_steps.forget(failed)
         for request_id in failed:
             self.adapters.release(request_id)

@@ -119,6 +119,7 @@ class AsyncEngine:
         self._closed = False
         self._step_began: float | None = None
         self._lock = threading.Lock()
+        self.on_shutdown: Callable[[], None] | None = None
 
     def start(self) -> None:
         """Starts the thread."""
@@ -126,11 +127,13 @@ class AsyncEngine:
         self._thread.start()
 
     def shutdown(self) -> None:
-        """Ends running requests with an error, then stops the thread and waits for it."""
+        """Ends running requests with an error, stops the thread, waits for it, then calls `on_shutdown`."""
         self._stopping = True
         self._commands.put(None)  # wakes the thread
         if self._thread is not None:
             self._thread.join()
+        if self.on_shutdown is not None:
+            self.on_shutdown()
 
     @property
     def is_healthy(self) -> bool:

@@ -41,6 +41,7 @@ from granian.server.embed import Server as EmbeddedServer
 from llm.errors import ConfigError, ServerError
 from llm.inference import AsyncEngine, check_loadable, load_async_engine
 from llm.serving.app import App, create_app
+from llm.serving.kv_events import KVEventPublisher, check_kv_events, publish_kv_events
 from llm.serving.logging import configure_logging, granian_logging
 from llm.serving.startup import summary
 from llm.settings.merge import validated
@@ -112,6 +113,7 @@ def serve(
     config = validated(config or ServerConfig())
     _check_tls(config)
     _allow_open_files()
+    check_kv_events(config.kv_events_config)
     check_loadable(path, dtype=config.dtype, config=config.engine)
     configure_logging(config.log_level, config.log_format)
     app = create_app(lambda: load_engine(path, config), model_name=Path(path).resolve().name, config=config)
@@ -176,9 +178,13 @@ def load_engine(path: str | os.PathLike[str], config: ServerConfig) -> AsyncEngi
     """Loads the engine that serves a checkpoint, which stays as long as the process.
 
     Raises:
-        LLMError: The checkpoint or an adapter can't be loaded, or the cache doesn't fit into memory.
+        LLMError: The checkpoint or an adapter can't be loaded, the cache doesn't fit into memory, or the address of
+            events can't be used.
     """
+    publisher = KVEventPublisher(config.kv_events_config) if config.kv_events_config.is_on else None
     engine = load_async_engine(path, dtype=config.dtype, config=config.engine, adapters=config.adapter_paths)
+    if publisher is not None:
+        publish_kv_events(engine, publisher)
     session = engine.session
     session.default_max_tokens = config.default_max_tokens
     session.tool_parser, session.reasoning_parser = config.tool_parser, config.reasoning_parser

@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from llm.errors import ConfigError
 from llm.settings.engine import EngineConfig
+from llm.settings.kv_events import KVEventsConfig
 from llm.settings.merge import assign, check_variable, from_builtins, from_environment, read_toml, validated
 from llm.settings.names import suggest
 
@@ -94,6 +95,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Annotated[str, Meta(pattern="^https?://", description="URL of an OpenTelemetry collector; null: no spans.")]
         | None
     ) = None
+    kv_events_config: Annotated[KVEventsConfig, Meta(description="Events of the cache's blocks.")] = KVEventsConfig()
 
     def __post_init__(self) -> None:
         """Checks the rule across fields.

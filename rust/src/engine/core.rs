@@ -10,7 +10,7 @@ use super::{FinishReason, RequestParams, StepOutputs};
 use crate::grammar::GrammarCompiler;
 use crate::sampling::{Sampled, VocabMask, sample_rows, token_logprobs};
 use crate::scheduler::{
-    LogitsRow, Request, RequestOptions, RowKind, Scheduler, SchedulerConfig, SchedulerStats, StepPlan,
+    BlockEvent, LogitsRow, Request, RequestOptions, RowKind, Scheduler, SchedulerConfig, SchedulerStats, StepPlan,
 };
 use crate::speculation::NgramConfig;
 use crate::tokenizer::Tokenizer;
@@ -433,6 +433,11 @@ impl EngineCore {
         outputs.push_without_token(id, reason);
         outputs.errors.push((id, message));
         self.abort(id).map(drop)
+    }
+
+    /// Takes what changed in the prefix cache since the last call; see [`Scheduler::take_block_events`].
+    pub fn take_block_events(&mut self) -> Vec<BlockEvent> {
+        self.scheduler.take_block_events()
     }
 
     /// Whether any request is unfinished.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
+use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::MutexExt;
@@ -17,7 +18,7 @@ use crate::engine::{EngineConfig, EngineCore, FinishReason, StepOutputs, Submiss
 use crate::fields::Fields;
 use crate::grammar::GrammarCompiler;
 use crate::sampling::TokenLogprob;
-use crate::scheduler::{SchedulerConfig, StepPlan};
+use crate::scheduler::{BlockEvent, BlockHash, SchedulerConfig, StepPlan};
 use crate::tokenizer::tokens::TokenTable;
 use crate::{Error, Result};
 
@@ -129,6 +130,11 @@ impl PyEngineCore {
         self.locked(py, |core| core.set_drafts(request_id, &drafts))
     }
 
+    fn take_block_events<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let events = self.locked(py, |core| Ok(core.take_block_events()))?;
+        events.into_iter().map(|event| block_event(py, event)).collect()
+    }
+
     fn has_unfinished(&self, py: Python<'_>) -> Result<bool> {
         self.locked(py, |core| Ok(core.has_unfinished()))
     }
@@ -215,6 +221,21 @@ impl PyStepOutputs {
             cached_tokens: PyList::new(py, outputs.cached_tokens)?.unbind(),
             errors: PyList::new(py, outputs.errors)?.unbind(),
         })
+    }
+}
+
+/// A tuple of hashes, parent's hash, tokens and adapter for stored blocks, a list of hashes for removed ones.
+///
+/// Outside, the lower half of a hash stands for it, as in vLLM: a billion blocks share one with a probability of 3 %.
+fn block_event(py: Python<'_>, event: BlockEvent) -> PyResult<Bound<'_, PyAny>> {
+    let outside = |hash: BlockHash| hash.get() as u64;
+    let all_outside = |hashes: Vec<BlockHash>| hashes.into_iter().map(outside).collect::<Vec<_>>();
+    match event {
+        BlockEvent::Removed(hashes) => all_outside(hashes).into_bound_py_any(py),
+        BlockEvent::Stored(blocks) => {
+            let parent = blocks.parent.map(outside);
+            (all_outside(blocks.hashes), parent, blocks.token_ids, blocks.adapter).into_bound_py_any(py)
+        }
     }
 }
 

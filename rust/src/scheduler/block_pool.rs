@@ -1,5 +1,6 @@
 //! The pool of cache blocks: reference counts, the free list, and lookup by content.
 
+use super::block_events::BlockLog;
 use super::block_index::BlockIndex;
 use super::hash::{BlockHash, BlockId};
 use crate::{Error, Result};
@@ -28,6 +29,7 @@ pub struct BlockPool {
     back: BlockId,
     num_free: usize,
     index: BlockIndex,
+    pub(super) log: BlockLog,
 }
 
 impl BlockPool {
@@ -46,6 +48,7 @@ impl BlockPool {
             back: NONE,
             num_free: 0,
             index: BlockIndex::new(num_blocks),
+            log: BlockLog::default(),
         };
         (0..num_blocks as BlockId).for_each(|block| pool.push_back(block));
         Ok(pool)
@@ -85,6 +88,7 @@ impl BlockPool {
         block.ref_count = 1;
         if let Some(hash) = block.hash.take() {
             self.index.remove(hash, id);
+            self.log.removed(hash);
         }
         Some(id)
     }

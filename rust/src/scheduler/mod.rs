@@ -3,6 +3,7 @@
 //! One rule covers every case: each step has a token budget, and each request advances its number of computed tokens.
 //! Chunked prefill, prefix-cache hits, decoding and resuming after preemption all follow from it.
 
+mod block_events;
 mod block_index;
 mod block_pool;
 mod config;
@@ -17,6 +18,7 @@ mod scheduler;
 mod simulate;
 mod slots;
 
+pub use block_events::{BlockEvent, StoredBlocks};
 pub use block_pool::BlockPool;
 pub use config::{SchedulerConfig, SchedulerStats};
 pub use hash::{BlockHash, BlockHasher, BlockId};

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use super::plan::{LogitsRow, PlanBuffers, Scheduled};
 use super::request::{BlockCopy, Rank, Traits};
 use super::slots::Slots;
-use super::{BlockHasher, BlockPool, Request, RequestOptions, SchedulerConfig, SchedulerStats, StepPlan};
+use super::{BlockEvent, BlockHasher, BlockPool, Request, RequestOptions, SchedulerConfig, SchedulerStats, StepPlan};
 use crate::{Error, Result};
 
 /// Plans steps for all requests, ordered by priority, then by arrival.
@@ -261,7 +261,11 @@ impl Scheduler {
             && let Some(index) = request.next_findable_block(block_size)
         {
             let hash = request.block_hash(index, &self.hasher, block_size);
-            self.pool.register(request.blocks()[index], hash)?;
+            if self.pool.register(request.blocks()[index], hash)? {
+                let parent = index.checked_sub(1).map(|before| request.block_hash(before, &self.hasher, block_size));
+                let token_ids = &request.tokens()[index * block_size..][..block_size];
+                self.pool.log.stored(hash, parent, token_ids, request.adapter);
+            }
             request.count_findable_block();
         }
         if request.has(Traits::HAS_CHOICES) && request.num_pending_tokens() == 0 {
@@ -350,6 +354,12 @@ impl Scheduler {
     /// The request with this id; for a choice that has not started, the request that computes its prompt.
     pub fn request(&self, id: u64) -> Option<&Request> {
         self.slots.get(*self.slot_of.get(&id)?)
+    }
+
+    /// Takes what changed in the prefix cache since the last call, in order. The first call starts the record and returns
+    /// nothing; before it, changes cost nothing, and from then on somebody must take them.
+    pub fn take_block_events(&mut self) -> Vec<BlockEvent> {
+        self.pool.log.take()
     }
 
     /// Whether any request is unfinished.
