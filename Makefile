@@ -60,7 +60,7 @@ define venv_by_uv
 endef
 
 .PHONY: help install docs-tables bench-report chart demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-trl test-ray test-agents test-eval test-page test-openapi test-schemas test-loggers test-quantised test-adapters test-wheel test-slow test-training-slow \
-	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock bench bench-tokenizer bench-serving bench-frontend bench-structured bench-gpu clean
+	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock coverage bench bench-check bench-tokenizer bench-serving bench-frontend bench-structured bench-gpu clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -165,6 +165,13 @@ TEST_PROCESSES ?= 2
 test-python: test-data ## Tests of the package, in TEST_PROCESSES=2 processes
 	echo "» tests of the package"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --durations=10
+
+coverage: test-data $(STAMPS)/lint ## Lines of the package that its tests run, at least 90 % (ARGS="tests/unit/test_config.py": by some tests)
+	mkdir -p .cache/coverage
+	$(BIN)/python -m coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 test-clients: $(STAMPS)/test ## OpenAI's Python client 1.x, 2.x and 3.x and Anthropic's against one server
 	$(BIN)/python -m tests.compat.run
@@ -284,6 +291,9 @@ lock: $(STAMPS)/lint ## Write the exact versions of the development environment 
 
 bench: $(STAMPS)/test ## Store criterion and pytest-benchmark results under benches/results/
 	bash benches/run.sh "$(BIN)/python"
+
+bench-check: ## Count instructions of the core's workloads beside the stored baseline (needs valgrind; ARGS=--update stores)
+	$(or $(PYTHON),python3) -m tools.bench_check $(ARGS)
 
 bench-tokenizer: $(STAMPS)/test ## The tokenizer beside its peers, each in an environment of its own (ARGS="--quick ...")
 	$(BIN)/python benches/peers/run.py $(ARGS)
