@@ -26,8 +26,9 @@ NO_DECLARATION = {
     "block_size": {
         "kernels/cache.rs",
         "serving/answer_metrics.py",
+        "serving/kv_events.py",
         "settings/names.py",
-    },  # the layout of a cache, a label of vLLM's metrics, and a synonym of the context length
+    },  # the layout of a cache, a label of vLLM's metrics, a key of its events, and a synonym of the context length
     "top_k": {"settings/distillation.py", "settings/grpo.py"},  # of a divergence, and refused
     "logprobs": {
         "training/rollouts.py",
