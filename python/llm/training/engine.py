@@ -265,9 +265,8 @@ class TrainingEngine:
             if self.task.metric_names:
                 metrics += self.task.metric_sums(part)
         # A signal to one process must stop all processes at the same step.
-        loss_sum, self._stop_votes, *values = self.distributed.sum(
-            total, self._stop.vote, *further.values(), *by_source, *metrics
-        )
+        summands = (total, self._stop.vote, *further.values(), *by_source, *metrics)
+        loss_sum, self._stop_votes, *values = self.distributed.sum(*summands)
         auxiliary = dict(zip(further, values, strict=False))
         start, end = len(further), len(further) + len(by_source)
         auxiliary |= means_of([f"loss/{name}" for name in names], values[start:end])
