@@ -259,7 +259,9 @@ class TrainingEngine:
                 with record_function("backward"):
                     scaled = self.scaler.scale(objective * self.distributed.world_size)
                     scaled.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+                    loss = loss.detach()
+                    del scaled, objective, additions  # the last of the graph, whose release is part of the pass
+            total += float(loss)
             if names:
                 by_source += self.task.sums_by_source(part, len(names))
             if self.task.metric_names:

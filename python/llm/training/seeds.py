@@ -23,7 +23,15 @@ def _keys(seed: int, window: int, rank: int) -> list[int]:
 def _seed(value: int) -> None:
     """Does what `torch.manual_seed` does, without its millisecond for notes on devices that this machine lacks."""
     torch.default_generator.manual_seed(value)
-    if torch.cuda.is_available():
+    kind = _accelerator()
+    if kind == "cuda":
         torch.cuda.manual_seed_all(value)
-    elif torch.backends.mps.is_available():
+    elif kind == "mps":
         torch.mps.manual_seed(value)
+
+
+@functools.cache
+def _accelerator() -> str | None:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else None
