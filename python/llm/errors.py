@@ -73,6 +73,10 @@ class EngineError(LLMError, RuntimeError):
     """The engine failed or was shut down while a request was running."""
 
 
+class ProcessLostError(LLMError, ConnectionError):
+    """A process that holds a part of the model ended, so that no step can be computed any more."""
+
+
 class ServerError(LLMError, RuntimeError):
     """The server cannot start, for example because the port is in use."""
 

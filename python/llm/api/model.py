@@ -44,12 +44,15 @@ class LLM:
         device: `auto`, `cpu` or `cuda[:N]`.
         config: Engine limits.
         kv_cache_dtype: `EngineConfig.kv_cache_dtype`: `auto`, `int8` or `fp8`; None leaves it to `config`.
+        tensor_parallel_size: `EngineConfig.tensor_parallel_size`: processes, or GPUs, that split the weights; None
+            leaves it to `config`. They end with this object, or with `engine.close()`.
         adapters: Directories of adapters by names, one of which each answer may be computed with.
 
     Raises:
         CheckpointError: Files are missing, damaged or contradictory.
         CapacityError: Not enough memory for one request of the longest context.
-        ConfigError: A limit is out of range, or the cache can't have this type.
+        ConfigError: A limit is out of range, the cache can't have this type, or the model can't be split so.
+        ProcessLostError: A process that was to hold a part of the model ended.
 
     Example:
         >>> from llm import LLM, SamplingParams
@@ -65,10 +68,12 @@ class LLM:
         device: str = "auto",
         config: EngineConfig | None = None,
         kv_cache_dtype: str | None = None,
+        tensor_parallel_size: int | None = None,
         adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> None:
-        if kv_cache_dtype is not None:
-            config = structs.replace(config or EngineConfig(), kv_cache_dtype=kv_cache_dtype)
+        given = {"kv_cache_dtype": kv_cache_dtype, "tensor_parallel_size": tensor_parallel_size}
+        changes = {name: value for name, value in given.items() if value is not None}
+        config = structs.replace(config or EngineConfig(), **changes)
         self.session = Session(load_engine(path, dtype=dtype, device=device, config=config, adapters=adapters))
 
     @property
@@ -158,7 +163,7 @@ class LLM:
             ContextLengthError: A text is longer than the context.
         """
         ids = [self.session.encode(text) for text in texts]
-        return embed(self.engine.runner.model, ids, pooling, SCORED_TOKENS)
+        return embed(self.engine.whole_model, ids, pooling, SCORED_TOKENS)
 
     def rewards(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
         """Returns the reward of each conversation's last answer by a reward model, which `llm reward` trains.
@@ -172,7 +177,7 @@ class LLM:
             ContextLengthError: A conversation is longer than the context.
         """
         ids = [self.session.conversation(messages) for messages in conversations]
-        found: list[float] = rewards(self.engine.runner.model, ids, SCORED_TOKENS).tolist()
+        found: list[float] = rewards(self.engine.whole_model, ids, SCORED_TOKENS).tolist()
         return found
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
@@ -195,7 +200,7 @@ class LLM:
         pairs = [
             (encode(prompt), self.tokenizer.encode(text)) for prompt, text in zip(prompts, continuations, strict=True)
         ]
-        return score(self.engine.runner.model, pairs, SCORED_TOKENS)
+        return score(self.engine.whole_model, pairs, SCORED_TOKENS)
 
     def stream(
         self, prompt: str, params: SamplingParams | None = None, *, adapter: str | None = None

@@ -12,7 +12,15 @@ from torch import nn
 
 from llm.checkpoint.adapters import base_path, check_base, fill_adapters, is_adapter, read_adapter
 from llm.checkpoint.atomic import COMPLETE, damage_in
-from llm.checkpoint.weights import CUSTOM, build_model, dtype_of, fill_decoder, fill_plain_module, read_json
+from llm.checkpoint.weights import (
+    CUSTOM,
+    build_model,
+    build_shard,
+    dtype_of,
+    fill_decoder,
+    fill_plain_module,
+    read_json,
+)
 from llm.errors import CheckpointError
 from llm.models import DecoderModel, RegressionModel
 from llm.models.adapters import is_adapted, merge_into
@@ -21,6 +29,7 @@ from llm.models.gguf import GGUFModel, read_config
 from llm.models.quantised import open_weights, scheme_of
 from llm.models.reward import first_architecture, is_classifier
 from llm.models.tensor_files import OnDisk, open_tensors
+from llm.models.tensor_parallel import Shard
 from llm.settings.model import ModelConfig
 from llm.settings.sampling import GREEDY, SamplingParams
 from llm.tokenization import BaseTokenizer, load_tokenizer
@@ -195,6 +204,20 @@ class Checkpoint(os.PathLike[str]):
         values, tensors = self.opened()
         kind = dtype_of(values, tensors, dtype)
         return build_model(values, tensors, kind, torch.device(device), keep_packed=keep_packed, settings=settings)
+
+    def shard(self, shard: Shard, dtype: str = "auto", device: str | torch.device = "cpu") -> DecoderModel:
+        """Builds a rank's part of the model, in eval mode; no more than that part is read.
+
+        Args:
+            shard: The part; `llm.models.tensor_parallel.obstacle` must have returned None.
+            dtype: As in `model`.
+            device: Where the weights go.
+
+        Raises:
+            CheckpointError: Missing, torn or contradictory files, or an unknown dtype.
+        """
+        values, tensors = self.opened()
+        return build_shard(values, tensors, dtype_of(values, tensors, dtype), torch.device(device), shard)
 
     def merged_into(self, base: "Checkpoint", dtype: str = "auto", device: str | torch.device = "cpu") -> DecoderModel:
         """Builds an adapter's model from `base`, in eval mode; see `model`.

@@ -18,6 +18,7 @@ from llm.models.hf import agreed, check_shapes, empty_model, fill_model, own_dty
 from llm.models.packing import pack_matrices
 from llm.models.reward import RewardModel, first_architecture, is_classifier
 from llm.models.tensor_files import OnDisk
+from llm.models.tensor_parallel import Shard, Source, empty_shard, fill_shard
 from llm.settings.merge import from_builtins
 from llm.settings.model import ModelConfig
 from llm.tokenization.files import raise_if_stand_in
@@ -62,6 +63,23 @@ def build_model(
         pack_matrices(model, family, named, dtype)
     fill_model(model, family, named, dtype=dtype, device=device)
     return model.eval()
+
+
+def build_shard(
+    values: Mapping[str, Any], tensors: Mapping[str, OnDisk], dtype: torch.dtype, device: torch.device, shard: Shard
+) -> DecoderModel:
+    """Builds a rank's part of the model that the `values` of a `config.json` describe, in eval mode.
+
+    Raises:
+        CheckpointError: Contradictory values or tensors, or an unknown architecture.
+    """
+    family = family_named(values)
+    config, named = agreed(family.config_from(values), tensors, family)
+    whole = empty_model(config)
+    check_shapes(named, whole.state_dict(), config, family)
+    model = empty_shard(config, shard)
+    fill_shard(model, Source(whole, family, named), shard, dtype=dtype, device=device)
+    return model
 
 
 def kind_of_model(values: Mapping[str, Any]) -> type[DecoderModel]:

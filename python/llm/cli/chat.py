@@ -28,7 +28,7 @@ EXAMPLE = 'Example:  llm chat runs/demo --message "What news from Verona?" --see
 @with_engine_options
 def chat(
     path: Path,
-    message: Annotated[str | None, typer.Option(help="Send one message, print the answer and exit.")] = None,
+    message: Annotated[str | None, typer.Option(help="Send this, print the answer and exit.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     dtype: Dtype = "auto",
     **sampling: Any,

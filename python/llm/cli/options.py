@@ -20,7 +20,7 @@ Path = Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint, run or 
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 
 # Settings of the engine that are options of every command that runs a model.
-ENGINE_OPTIONS = ("kv_cache_dtype", "packed_weights")
+ENGINE_OPTIONS = ("kv_cache_dtype", "packed_weights", "tensor_parallel_size")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 

@@ -16,11 +16,13 @@ from llm.inference.adapters import ServedAdapters
 from llm.inference.first_steps import FirstSteps
 from llm.inference.kv_cache import cache_dtype, dtype_name
 from llm.inference.outputs import Delta, TokenLogprob
-from llm.inference.runners.base import ModelRunner
+from llm.inference.runners.base import ModelRunner, SharedRunner
 from llm.inference.speculation.draft import DraftModel
+from llm.models import DecoderModel
 from llm.models.costs import kv_bytes_per_token
 from llm.models.reward import RewardModel
 from llm.settings.engine import EngineConfig
+from llm.settings.model import ModelConfig
 from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer
 
@@ -181,6 +183,9 @@ class Engine:
         Returns:
             The id of each request that got a token or failed in this step, with its delta or error. If the model's pass
             fails, all requests of the step fail with an `EngineError` and the engine stays usable.
+
+        Raises:
+            ProcessLostError: A process that holds a part of the model has ended; the engine can't be used any more.
         """
         plan = self.core.schedule()
         if plan is None:
@@ -201,13 +206,37 @@ class Engine:
         return events
 
     @property
+    def whole_model(self) -> DecoderModel:
+        """The model, for passes of the caller's own.
+
+        Raises:
+            InvalidArgumentError: This process has only a part of it.
+        """
+        if isinstance(self.runner, SharedRunner):
+            raise InvalidArgumentError(
+                f"embeddings and scores need the whole model in one process, got 1/{self.limits.tensor_parallel_size} "
+                "of it\nhint: leave `tensor_parallel_size` out, or ask for `prompt_logprobs`"
+            )
+        return self.runner.model
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The config of the whole model."""
+        return self.runner.config if isinstance(self.runner, SharedRunner) else self.runner.model.config
+
+    def close(self) -> None:
+        """Ends the other processes of a model that is split over several; the engine can't be used any more."""
+        if isinstance(self.runner, SharedRunner):
+            self.runner.close()
+
+    @property
     def max_pass_tokens(self) -> int:
         """Largest number of tokens in a step."""
         return self.limits.max_batch_tokens or _MAX_PASS_TOKENS
 
     @property
     def cache_format(self) -> tuple[str, int]:
-        """The type of cached keys and values, and the bytes of one token's over all layers."""
+        """The type of cached keys and values, and the bytes of one token's over all layers, in this process."""
         model = self.runner.model
         dtype = cache_dtype(self.limits.kv_cache_dtype, model.dtype)
         return dtype_name(dtype), kv_bytes_per_token(model.config, dtype)

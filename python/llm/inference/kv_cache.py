@@ -118,7 +118,7 @@ def blocks_within(
     Raises:
         CapacityError: Not even one request of the longest context fits.
     """
-    limit = int(free_memory(device) * _SHARE_OF_FREE_MEMORY) if memory_bytes is None else memory_bytes
+    limit = share_of(free_memory(device)) if memory_bytes is None else memory_bytes
     num_blocks = min(limit // block_bytes, blocks_per_request * max_requests)
     if num_blocks < blocks_per_request:
         raise CapacityError(
@@ -126,6 +126,11 @@ def blocks_within(
             f"context, got {limit:,}\nhint: raise the cache's memory or lower the longest context (`max_model_len`)"
         )
     return num_blocks
+
+
+def share_of(free_bytes: int) -> int:
+    """Returns how many of the bytes that are free a cache takes without a limit."""
+    return int(free_bytes * _SHARE_OF_FREE_MEMORY)
 
 
 def free_memory(device: torch.device) -> int:

@@ -14,7 +14,9 @@ from llm.checkpoint.weights import dtype_of
 from llm.errors import CheckpointError, ConfigError, LLMWarning
 from llm.inference.adapters import ServedAdapters
 from llm.inference.engine import Engine
-from llm.inference.kv_cache import KVCache, blocks_within, cache_dtype, check_cache_dtype
+from llm.inference.kv_cache import KVCache, blocks_within, cache_dtype, check_cache_dtype, share_of
+from llm.inference.parallel.runner import ParallelModelRunner
+from llm.inference.parallel.start import check_split, start_ranks
 from llm.inference.runners.base import ModelRunner
 from llm.inference.runners.cpu import KernelModelRunner
 from llm.inference.runners.cpu_weights import obstacle
@@ -59,10 +61,14 @@ def load_engine(
     Raises:
         CheckpointError: Files are missing, damaged or contradictory, or the model generates no text.
         CapacityError: Not enough memory for one request of the longest context.
-        ConfigError: A limit is out of range, or the draft model has a different vocabulary.
+        ConfigError: A limit is out of range, the draft model has a different vocabulary, or the model can't be split.
+        ProcessLostError: A process that was to hold a part of the model ended.
     """
     config = validated(config or EngineConfig())
     place = resolve_device(device)
+    if config.tensor_parallel_size > 1:
+        _refuse(adapters)
+        return read_checkpoint(path, lambda found: _split_engine(found, dtype, place, config))
     base, (model, tokenizer, defaults) = read_checkpoint(
         path, lambda found: (found, _read(found, dtype, place, config))
     )
@@ -88,6 +94,8 @@ def check_loadable(path: str | os.PathLike[str], *, dtype: str = "auto", config:
             dtype_of({}, {}, dtype)
         if checkpoint.is_decoder:
             _max_model_len(limits, checkpoint.config)
+        if limits.tensor_parallel_size > 1:
+            check_split(checkpoint, limits)
 
     read_checkpoint(path, check, needs_weights=False)
 
@@ -101,13 +109,41 @@ def _read(
     model = checkpoint.model(dtype, device, keep_packed=_keeps_packed(checkpoint, dtype, device, config))
     if not isinstance(model, DecoderModel):
         raise CheckpointError(f"{checkpoint} contains a regression model, which generates no text")
+    return model, _tokenizer(checkpoint, model.config.vocab_size), checkpoint.generation_defaults()
+
+
+def _tokenizer(checkpoint: Checkpoint, vocab_size: int) -> BaseTokenizer:
     tokenizer = checkpoint.tokenizer()
-    if tokenizer.vocab_size > model.config.vocab_size:
+    if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
-            f"the tokenizer of {checkpoint} must have at most the model's {model.config.vocab_size} entries, "
+            f"the tokenizer of {checkpoint} must have at most the model's {vocab_size} entries, "
             f"got {tokenizer.vocab_size}\nhint: copy the tokenizer that belongs to these weights"
         )
-    return model, tokenizer, checkpoint.generation_defaults()
+    return tokenizer
+
+
+def _split_engine(checkpoint: Checkpoint, dtype: str, device: torch.device, config: EngineConfig) -> Engine:
+    """Returns an engine whose model is split over processes; see `llm.inference.parallel`."""
+    started = start_ranks(checkpoint, dtype, device, config)
+    try:
+        tokenizer = _tokenizer(checkpoint, started.config.vocab_size)
+        memory = config.kv_cache_memory_bytes or share_of(started.free_bytes)
+        cache = _cache(started.model, config, memory, _max_model_len(config, started.config))
+        runner = ParallelModelRunner(started, cache)
+        engine = build_engine(started.model, tokenizer, config, runner=runner, cache=cache)
+    except BaseException:
+        started.workers.close()
+        raise
+    engine.generation_defaults = checkpoint.generation_defaults()
+    return engine
+
+
+def _refuse(adapters: Mapping[str, str | os.PathLike[str]] | None) -> None:
+    if adapters:
+        raise ConfigError(
+            f"adapters can't be served with `tensor_parallel_size`, got {', '.join(adapters)}\n"
+            "hint: `llm merge` writes a checkpoint with the adapter in its weights"
+        )
 
 
 def _keeps_packed(checkpoint: Checkpoint, dtype: str, device: torch.device, config: EngineConfig) -> bool:
@@ -168,6 +204,11 @@ def build_engine(
         ConfigError: A limit is out of range, or the draft model has a different vocabulary.
     """
     config = validated(config or EngineConfig())
+    if config.tensor_parallel_size > 1 and runner is None:
+        raise ConfigError(
+            f"`tensor_parallel_size` must be 1 for a model in memory, got {config.tensor_parallel_size}\n"
+            "hint: `load_engine` splits a checkpoint"
+        )
     max_model_len = _max_model_len(config, model.config)
     cache = cache or _cache(model, config, config.kv_cache_memory_bytes, max_model_len)
     max_batch_tokens = config.max_batch_tokens or _BATCH_TOKENS[model.device.type]

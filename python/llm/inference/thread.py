@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from typing import TypeVar
 
-from llm.errors import EngineError, LLMError, QueueFullError
+from llm.errors import EngineError, LLMError, ProcessLostError, QueueFullError
 from llm.inference.adapters import ServedAdapter
 from llm.inference.embedding import Pooling, Vectors, check_sequences, embedding_passes, reward_passes
 from llm.inference.outputs import ChoiceDelta
 from llm.inference.prompt import Prompt
+from llm.inference.runners.base import SharedRunner
 from llm.inference.session import Session, Stream
 
 AnswerT = TypeVar("AnswerT")
@@ -106,6 +107,9 @@ class AsyncEngine:
 
     Args:
         session: The session, from now on reserved for this object except for creating prompts.
+
+    Attributes:
+        lost: Done once the engine has failed for good because a process of its model ended, with that error.
     """
 
     def __init__(self, session: Session) -> None:
@@ -113,6 +117,7 @@ class AsyncEngine:
         self._engine = session.engine
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._jobs: deque[_Job] = deque()
+        self.lost: concurrent.futures.Future[LLMError] = concurrent.futures.Future()
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -123,17 +128,29 @@ class AsyncEngine:
 
     def start(self) -> None:
         """Starts the thread."""
+        if isinstance(self._engine.runner, SharedRunner):
+            self._engine.runner.watch(self._lose)
         self._thread = threading.Thread(target=self._work, name="llm-engine", daemon=True)
         self._thread.start()
 
     def shutdown(self) -> None:
-        """Ends running requests with an error, stops the thread, waits for it, then calls `on_shutdown`."""
+        """Ends running requests with an error, stops the thread and the model's processes, then calls `on_shutdown`."""
         self._stopping = True
         self._commands.put(None)  # wakes the thread
         if self._thread is not None:
             self._thread.join()
+        self._engine.close()
         if self.on_shutdown is not None:
             self.on_shutdown()
+
+    def _lose(self, error: LLMError) -> None:
+        """Fails the engine because a process of its model ended, also while no request runs; from any thread."""
+
+        def fail() -> None:
+            if self._failure is None:
+                raise error
+
+        self._commands.put(fail)
 
     @property
     def is_healthy(self) -> bool:
@@ -193,7 +210,7 @@ class AsyncEngine:
             EngineError: The model failed or the engine was shut down.
         """
         engine = self._engine
-        passes = embedding_passes(engine.runner.model, sequences, pooling, engine.max_pass_tokens)
+        passes = embedding_passes(engine.whole_model, sequences, pooling, engine.max_pass_tokens)
         return await self._finished(passes, sequences)
 
     async def rewards(self, sequences: Sequence[Sequence[int]]) -> Vectors:
@@ -203,7 +220,7 @@ class AsyncEngine:
             LLMError: The same errors as in `embed`, or the model gives no rewards.
         """
         engine = self._engine
-        passes = reward_passes(engine.runner.model, sequences, engine.max_pass_tokens)
+        passes = reward_passes(engine.whole_model, sequences, engine.max_pass_tokens)
         return await self._finished(passes, sequences)
 
     async def _finished(self, passes: Generator[None, None, Vectors], sequences: Sequence[Sequence[int]]) -> Vectors:
@@ -307,6 +324,8 @@ class AsyncEngine:
         while self._jobs:
             self._jobs.popleft().fail(EngineError(reason))
         _wake(self.session.fail(EngineError(reason)))
+        if isinstance(self._failure, ProcessLostError):
+            self.lost.set_result(self._failure)
 
     def _obey_rest(self) -> None:
         while not self._commands.empty():

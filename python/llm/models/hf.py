@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -184,7 +184,7 @@ def fill_model(
         CheckpointError: A weight is not a number.
     """
     for name, tensor in read_parameters(model, family, tensors, dtype=dtype, device=device):
-        _replace(model, name, torch.nn.Parameter(tensor))
+        place(model, name, torch.nn.Parameter(tensor))
     is_tied = model.config.tie_word_embeddings and hasattr(model, "lm_head")
     if is_tied and isinstance(model.embed_tokens, torch.nn.Embedding):
         model.lm_head.weight = model.embed_tokens.weight
@@ -215,19 +215,34 @@ def read_parameters(
         tensor = torch.empty(empty.shape, dtype=kept, device=device)
         for piece in _pieces(tensors, family, name, tensor, model.config):
             piece.fill(tensors[piece.name].load(kept))
-            # One pass finds minimum and maximum; both are NaN if any value is.
-            if not all(math.isfinite(value) for value in piece.view.aminmax()):
+            if not is_finite(piece):
                 broken.append(piece.name)
         yield name, tensor
-    if broken:
+    raise_if_broken(broken, dtype)
+
+
+def is_finite(piece: Piece) -> bool:
+    """Whether every number of a filled piece is finite."""
+    # One pass finds minimum and maximum; both are NaN if any value is.
+    return all(math.isfinite(value) for value in piece.view.aminmax())
+
+
+def raise_if_broken(names: Sequence[str], dtype: torch.dtype) -> None:
+    """Raises an error that names the weights that are not finite, if there are any.
+
+    Raises:
+        CheckpointError: There are.
+    """
+    if names:
         raise CheckpointError(
             f"weights must be finite in {dtype}, got NaN or infinity in:\n  "
-            + "\n  ".join(broken)
+            + "\n  ".join(names)
             + "\nhint: a wider `dtype` helps where numbers are too large for this one"
         )
 
 
-def _replace(model: DecoderModel, name: str, parameter: torch.nn.Parameter) -> None:
+def place(model: DecoderModel, name: str, parameter: torch.nn.Parameter) -> None:
+    """Puts a parameter in the place of the one that has this name."""
     module, _, leaf = name.rpartition(".")
     parameter.requires_grad_(model.get_parameter(name).requires_grad)
     setattr(model.get_submodule(module), leaf, parameter)

@@ -259,6 +259,7 @@ async def run(app: App, listener: socket.socket, *, stop: asyncio.Event, grace_s
 
     Raises:
         LLMError: The engine can't be loaded.
+        ProcessLostError: A process that holds a part of the model ended.
         ServerError: The HTTP server stopped unexpectedly.
     """
     url = url_of(listener, app.services.config)
@@ -269,10 +270,14 @@ async def run(app: App, listener: socket.socket, *, stop: asyncio.Event, grace_s
     loaded = asyncio.create_task(app.services.engine.settled.wait())
     await asyncio.wait({serving, stopped, loaded}, return_when=asyncio.FIRST_COMPLETED)
     if loaded.done() and app.services.engine.error is None:
-        engine = app.services.engine.ready().session.engine
-        sys.stdout.write(summary(engine, app.services.config, name=app.services.model.id, url=url))
+        engine = app.services.engine.ready()
+        sys.stdout.write(summary(engine.session.engine, app.services.config, name=app.services.model.id, url=url))
         sys.stdout.flush()
-        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        lost = asyncio.wrap_future(engine.lost)
+        await asyncio.wait({serving, stopped, lost}, return_when=asyncio.FIRST_COMPLETED)
+        if lost.done():
+            await _drain(server, serving, app, _LAST_WORDS_S)
+            raise lost.result()
     await _drain(server, serving, app, grace_s)
     if app.services.engine.error is not None:
         raise app.services.engine.error

@@ -32,12 +32,14 @@ def _memory(engine: Engine, config: ServerConfig) -> dict[str, str]:
     num_blocks, block_size = engine.stats()["blocks_total"], config.engine.block_size
     num_tokens = num_blocks * block_size
     cache_type, token_bytes = engine.cache_format
+    each = f" in each of {size} processes" if (size := engine.limits.tensor_parallel_size) > 1 else ""
     return {
-        "model": f"{num_parameters(model.config):,} parameters, {_size(weights_bytes)} as {', '.join(types)}",
+        "model": f"{num_parameters(engine.model_config):,} parameters, "
+        f"{_size(weights_bytes)} as {', '.join(types)}{each}",
         "backend": engine.runner.backend,
         "context": f"{engine.max_model_len:,} tokens",
         "cache": f"{_size(num_tokens * token_bytes)} for {num_tokens:,} tokens, {num_blocks:,} blocks of {block_size}, "
-        f"{token_bytes:,} bytes a token as {cache_type}",
+        f"{token_bytes:,} bytes a token as {cache_type}{each}",
     }
 
 

@@ -72,6 +72,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     backend: Annotated[
         Backend, Meta(description="Implementation that runs the model; auto: CPU kernels where they support it.")
     ] = "auto"
+    tensor_parallel_size: Annotated[int, Meta(ge=1, description="Processes per model.")] = 1
     num_threads: (
         Annotated[int, Meta(ge=1, le=1024, description="Number of threads of the CPU kernels; null: one per core.")]
         | None

@@ -1,6 +1,6 @@
 """The interface of model runners, which compute the logits of a step's plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llm._rust import StepPlan
+from llm.errors import LLMError
 from llm.models import DecoderModel
 from llm.models.adapters import Projection
 from llm.models.layers.lora import Factors
+from llm.settings.model import ModelConfig
 
 # The projections that an adapter changes and its values, with rows in our order, by the path of their layer.
 AdapterLayers = Mapping[str, Sequence[tuple[Projection, Factors]]]
@@ -92,3 +94,20 @@ class AdapterRunner(ModelRunner, Protocol):
 
     def set_adapter(self, number: int, layers: AdapterLayers | None) -> None:
         """Sets the adapter that requests with this number in `StepPlan.adapters` are computed with; None removes it."""
+
+
+@runtime_checkable
+class SharedRunner(ModelRunner, Protocol):
+    """A model runner whose `model` is this process's part of one that several processes hold.
+
+    Attributes:
+        config: The whole model's config.
+    """
+
+    config: ModelConfig
+
+    def watch(self, listener: Callable[[LLMError], None]) -> None:
+        """Calls `listener`, from another thread, with the error of the first process that ends."""
+
+    def close(self) -> None:
+        """Ends the other processes; the runner can't be used any more."""
