@@ -14,7 +14,6 @@ from llm import LLM
 from llm.checkpoint import Checkpoint
 from llm.errors import ConfigError, ProcessLostError
 from llm.inference import DraftSpeculation, EngineConfig, NgramSpeculation, build_engine
-from llm.inference.engine import Engine
 from llm.models import DecoderModel
 from llm.tokenization import BPETokenizer
 from tests.small_families import small
@@ -34,11 +33,11 @@ def generate_again(model: LLM) -> None:
         model.generate("To be", GREEDY)
 
 
-def ranks_of(engine: Engine) -> list[int]:
-    """Ids of the processes of the other ranks."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0") for child in children}
-    return [child for child, words in commands.items() if b"llm.inference.parallel" in words]
+def ranks_of(process_id: int | None = None) -> list[int]:
+    """Ids of the processes of the other ranks that a process has started, by default this one."""
+    tasks = Path(f"/proc/{process_id or os.getpid()}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return [child for child in children if b"llm.inference.parallel" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of child processes")
@@ -46,15 +45,15 @@ def test_a_killed_process_ends_the_engine_with_its_name(checkpoint: Path) -> Non
     model = LLM(checkpoint, tensor_parallel_size=2)
     assert len(model.generate("To be", GREEDY).token_ids) == 20
     threads = torch.get_num_threads()
-    [rank] = ranks_of(model.engine)
+    [rank] = ranks_of()
     os.kill(rank, signal.SIGKILL)
     with pytest.raises(ProcessLostError, match=rf"rank 1 of 2, process {rank}, .* was killed by SIGKILL"):
         generate_again(model)
     with pytest.raises(ProcessLostError, match="SIGKILL"):
         model.generate("To be", GREEDY)
-    assert ranks_of(model.engine) == []
+    assert ranks_of() == []
     # The next model has processes of its own, and the threads that PyTorch had.
-    another = LLM(checkpoint, tensor_parallel_size=2)
+    another = LLM(checkpoint, "bfloat16", tensor_parallel_size=2, kv_cache_dtype="int8")
     with contextlib.closing(another.engine):
         assert torch.get_num_threads() == threads
         with pytest.raises(ConfigError, match="in a process group already"):
@@ -67,9 +66,30 @@ def test_a_dropped_model_ends_its_processes(checkpoint: Path) -> None:
     model = LLM(checkpoint, tensor_parallel_size=2, config=EngineConfig(speculative=NgramSpeculation()))
     expected = LLM(checkpoint, config=EngineConfig(backend="torch")).generate("To be", GREEDY).token_ids
     assert model.generate("To be", GREEDY).token_ids == expected
-    [rank] = ranks_of(model.engine)
+    [rank] = ranks_of()
     del model
     assert not Path(f"/proc/{rank}").exists()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's sizes of processes")
+def test_a_process_never_has_more_than_its_part_of_the_weights(
+    tmp_path: Path, checkpoint: Path, tiny_tokenizer: BPETokenizer
+) -> None:
+    changes = {"vocab_size": 2**15, "hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 12}
+    config = msgspec.structs.replace(small("llama"), **changes, max_position_embeddings=CONTEXT)
+    large = write_checkpoint(tmp_path / "large", config, tiny_tokenizer)
+    weights_bytes = (large / "model.safetensors").stat().st_size
+    sizes = []
+    for path in (checkpoint, large):
+        model = LLM(path, tensor_parallel_size=2)
+        [rank] = ranks_of()
+        status = Path(f"/proc/{rank}/status").read_text().splitlines()
+        sizes.append({line.split(":")[0]: int(line.split()[1]) * 1024 for line in status if line.endswith(" kB")})
+        model.engine.close()
+    own, peak = (sizes[1][name] - sizes[0][name] for name in ("RssAnon", "VmHWM"))
+    assert 0.45 * weights_bytes < own < 0.55 * weights_bytes
+    assert peak < 0.85 * weights_bytes  # with pages of the file, which the system may drop at any time
 
 
 @pytest.mark.parametrize(
