@@ -69,8 +69,8 @@ def _work(messages: "queue.SimpleQueue[Message | None]", reports: BinaryIO) -> N
     if not isinstance(order, Join):
         return
     runner = TorchModelRunner(model, _cache(model, order.num_blocks, job.limits))
-    group.join(job.store, job.rank, job.size, device)
     write(reports, Joined())
+    group.join(job.store, job.rank, job.size, device)
     while isinstance(message := messages.get(), Pass):
         runner.run(message.step())
     group.leave()

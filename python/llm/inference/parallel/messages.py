@@ -92,7 +92,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Joined(msgspec.Struct, frozen=True, tag=True):
-    """A rank waits for passes."""
+    """A rank has its cache, and joins."""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -33,9 +33,9 @@ class ParallelModelRunner:
         self._local = TorchModelRunner(started.model, cache)
         device, size = started.model.device, started.workers.size
         started.workers.send(Join(num_blocks=cache.num_blocks))
-        group.join(started.workers.store, 0, size, device)
         started.workers.reports(Joined)
         started.workers.watch()
+        group.join(started.workers.store, 0, size, device)
 
     @property
     def backend(self) -> str:
@@ -50,11 +50,14 @@ class ParallelModelRunner:
         Raises:
             ProcessLostError: A rank has ended or failed; the runner can't be used any more.
         """
-        self._workers.send(Pass.of(plan))
         try:
+            self._workers.send(Pass.of(plan))
             return self._local.run(plan)
         except RuntimeError as error:
             raise self._workers.lost(error) from error
+        except BaseException:  # after Ctrl-C, the other ranks are in a pass that this one has left
+            self._workers.abandon("the pass was interrupted")
+            raise
 
     def watch(self, listener: Callable[[LLMError], None]) -> None:
         """Calls `listener` once a rank is lost; see `SharedRunner.watch`."""

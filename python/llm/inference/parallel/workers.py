@@ -132,9 +132,13 @@ class Workers:
     def lost(self, error: Exception) -> LLMError:
         """Returns the error for a pass or a message that failed with `error`, and ends the ranks."""
         self._loss.happened.wait(_REPORTS_WITHIN_S)  # a rank that has ended has the better message
-        self._loss.tell(ProcessLostError(f"the ranks of the model are out of step: {error}\nhint: start again"))
-        self.close()
+        self.abandon(str(error))
         return cast(LLMError, self._loss.error)
+
+    def abandon(self, reason: str) -> None:
+        """Ends the ranks because they are out of step, unless one is lost already."""
+        self._loss.tell(ProcessLostError(f"the ranks of the model are out of step: {reason}\nhint: start again"))
+        self.close()
 
     def close(self) -> None:
         """Ends the ranks; the second call does nothing."""
