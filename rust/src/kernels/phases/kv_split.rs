@@ -6,8 +6,7 @@
 //! Source: Milakov and Gimelshein 2018, «Online normalizer calculation for softmax»; Dao et al. 2023,
 //! «Flash-Decoding for long-context inference».
 
-use crate::kernels::cache::{CacheFormat, CacheLayer, CacheShape, Cached, InBf16, InF32, InInt8, SPLIT_TOKENS};
-use crate::kernels::memory::Dtype;
+use crate::kernels::cache::{CacheLayer, CacheShape, Cached, SPLIT_TOKENS};
 use crate::kernels::simd::{Isa, Simd, dispatch, exp};
 use crate::prefetch::{far, near};
 
@@ -33,33 +32,16 @@ pub(super) struct KvSplit<'a> {
 }
 
 impl<'a> KvSplit<'a> {
-    /// Computes the partial result `[groups, head_dim + 2]`: weighted values, then sum and maximum of the weights.
-    ///
-    /// `scratch` has room for `groups * SPLIT_TOKENS` scores; `prefetch` proceeds meanwhile.
-    pub(super) fn attend(&self, isa: Isa, out: &mut [f32], scratch: &mut [f32], prefetch: &mut KvPrefetch<'_>) {
-        let groups = self.queries.len() / self.shape.head_dim;
-        assert!(out.len() == groups * (self.shape.head_dim + 2) && scratch.len() >= groups * SPLIT_TOKENS);
-        assert!(self.end - self.start <= SPLIT_TOKENS && self.end <= self.blocks.len() * self.shape.block_size);
-        // SAFETY: sizes are checked above, blocks by the step; the model runs with a set of this machine.
-        unsafe {
-            match self.shape.format {
-                CacheFormat::Plain(Dtype::F32) => attend_in::<InF32>(isa, self, out, scratch, prefetch),
-                CacheFormat::Plain(Dtype::Bf16) => attend_in::<InBf16>(isa, self, out, scratch, prefetch),
-                CacheFormat::Int8 => attend_in::<InInt8>(isa, self, out, scratch, prefetch),
-            }
-        }
-    }
-
     /// Returns the runs of tokens that lie side by side in the cache.
     #[inline(always)]
-    fn runs(&self) -> Runs<'a> {
+    pub(super) fn runs(&self) -> Runs<'a> {
         let Self { blocks, start, end, .. } = *self;
         Runs { blocks, block_size: self.shape.block_size, next: start, start, end }
     }
 }
 
 /// Walks the tokens of a split block by block.
-struct Runs<'a> {
+pub(super) struct Runs<'a> {
     blocks: &'a [i32],
     block_size: usize,
     next: usize,
@@ -68,13 +50,13 @@ struct Runs<'a> {
 }
 
 /// Tokens that lie side by side in the cache.
-struct Run {
+pub(super) struct Run {
     /// The first token, counted from the split's first.
-    place: usize,
+    pub place: usize,
     /// Number of tokens.
-    count: usize,
+    pub count: usize,
     /// Slot of the first token.
-    slot: usize,
+    pub slot: usize,
 }
 
 impl Iterator for Runs<'_> {
@@ -137,7 +119,7 @@ impl<'a> KvPrefetch<'a> {
 
     /// Prefetches the share of `num_tokens` tokens.
     #[inline(always)]
-    fn proceed(&mut self, num_tokens: usize) {
+    pub(super) fn proceed(&mut self, num_tokens: usize) {
         for _ in 0..num_tokens * self.lines_per_token {
             if self.next >= self.end {
                 let Some(run) = self.runs.next() else { return self.lines_per_token = 0 };
@@ -157,7 +139,7 @@ impl<'a> KvPrefetch<'a> {
     }
 }
 
-dispatch! { unsafe fn attend_in<C: Cached> = run(split: &KvSplit<'_>, out: &mut [f32], scratch: &mut [f32], prefetch: &mut KvPrefetch<'_>) }
+dispatch! { pub(super) unsafe fn attend_in<C: Cached> = run(split: &KvSplit<'_>, out: &mut [f32], scratch: &mut [f32], prefetch: &mut KvPrefetch<'_>) }
 
 /// Computes the partial results of all query heads: scores, weights, weighted values.
 #[inline(always)]
@@ -167,9 +149,7 @@ unsafe fn run<S: Simd, C: Cached>(
     scratch: &mut [f32],
     prefetch: &mut KvPrefetch<'_>,
 ) {
-    let width = split.shape.head_dim;
-    let groups = split.queries.len() / width;
-    let num_tokens = split.end - split.start;
+    let groups = split.queries.len() / split.shape.head_dim;
     // SAFETY: query heads are taken up to three at a time, all within the split; `attend` has checked the buffers.
     unsafe {
         for first in (0..groups).step_by(3) {
@@ -179,15 +159,7 @@ unsafe fn run<S: Simd, C: Cached>(
                 _ => score::<S, C, 3>(split, first, scratch, prefetch),
             }
         }
-        for group in 0..groups {
-            let scores = &mut scratch[group * SPLIT_TOKENS..group * SPLIT_TOKENS + num_tokens];
-            if let Some(cap) = split.softcap {
-                scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
-            }
-            let (sum, max) = softmax_weights::<S>(scores);
-            let place = group * (width + 2) + width;
-            (out[place], out[place + 1]) = (sum, max);
-        }
+        weigh::<S>(split, out, scratch);
         for first in (0..groups).step_by(3) {
             match groups - first {
                 1 => mix_values::<S, C, 1>(split, first, scratch, out, prefetch),
@@ -195,6 +167,22 @@ unsafe fn run<S: Simd, C: Cached>(
                 _ => mix_values::<S, C, 3>(split, first, scratch, out, prefetch),
             }
         }
+    }
+}
+
+/// Replaces all scores by weights relative to the highest of their query head; their sum and the highest score go to `out`.
+#[inline(always)]
+pub(super) unsafe fn weigh<S: Simd>(split: &KvSplit<'_>, out: &mut [f32], scratch: &mut [f32]) {
+    let (width, num_tokens) = (split.shape.head_dim, split.end - split.start);
+    for (group, scores) in scratch.chunks_mut(SPLIT_TOKENS).take(split.queries.len() / width).enumerate() {
+        let scores = &mut scores[..num_tokens];
+        if let Some(cap) = split.softcap {
+            scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
+        }
+        // SAFETY: the caller's machine has this instruction set.
+        let (sum, max) = unsafe { softmax_weights::<S>(scores) };
+        let place = group * (width + 2) + width;
+        (out[place], out[place + 1]) = (sum, max);
     }
 }
 

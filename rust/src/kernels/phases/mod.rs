@@ -4,9 +4,12 @@ mod attention;
 mod embed;
 mod experts;
 mod feed_forward;
+mod kv_arithmetic;
 mod kv_split;
 #[cfg(test)]
 mod kv_split_tests;
+#[cfg(target_arch = "x86_64")]
+mod kv_vnni;
 mod logits;
 mod low_rank;
 mod pass;
