@@ -61,6 +61,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, str]:
         | _shape(config)
         | _memory(config)
         | _step(checkpoint, config, DTYPES[own])
+        | _on_cuda(checkpoint, config)
         | _words(checkpoint)
     )
 
@@ -146,6 +147,21 @@ def _step(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> di
         return {"CPU decoding": path, "weights a step": step}
     path = f"kernels of llm-oxide ({instruction_sets()[-1]})"
     return {"CPU decoding": path, "weights a step": _if_packed(checkpoint, config, dtype, step)}
+
+
+def _on_cuda(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, str]:
+    """Returns what multiplies quantised weights on CUDA."""
+    if not checkpoint.is_quantised:
+        return {}
+    config, named = agreed(config, _tensors(checkpoint), family_named(checkpoint.values))
+    matrices = packable(empty_model(config), family_named(checkpoint.values), named, torch.device("cuda"))
+    packed = {id(piece.tensor): piece.tensor for pieces in matrices.values() for piece in pieces}
+    rest = [tensor for tensor in named.values() if is_quantised(tensor) and id(tensor) not in packed]
+    if not packed or rest:
+        some = f": {_listed({tensor.type_name for tensor in rest})} can't stay packed" if rest else ""
+        return {"CUDA decoding": f"PyTorch, weights expanded{some}"}
+    types = _listed({tensor.type_name for tensor in packed.values()})
+    return {"CUDA decoding": f"PyTorch, weights expanded; Triton kernels on {types} with `packed_weights` true"}
 
 
 def _if_packed(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, expanded: str) -> str:

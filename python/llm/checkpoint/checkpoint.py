@@ -193,7 +193,7 @@ class Checkpoint(os.PathLike[str]):
         Args:
             dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
             device: Where the weights go.
-            keep_packed: Whether quantised matrices of a file stay packed, which PyTorch and the kernels take on a CPU.
+            keep_packed: Whether quantised matrices of a file stay packed, as far as kernels of the device read them.
             settings: The same model's config with other settings that weights don't depend on; None takes its own.
 
         Raises:

@@ -60,7 +60,7 @@ def build_model(
     model = empty_model(settings or config, kind_of_model(values))
     check_shapes(named, model.state_dict(), config, family)
     if keep_packed:
-        pack_matrices(model, family, named, dtype)
+        pack_matrices(model, family, named, dtype, device)
     fill_model(model, family, named, dtype=dtype, device=device)
     return model.eval()
 

@@ -156,8 +156,8 @@ def _keeps_packed(checkpoint: Checkpoint, dtype: str, device: torch.device, conf
     if not checkpoint.is_quantised or not wanted or (wanted == "auto" and _is_elsewhere(config, device)):
         return False
     dtype_found = dtype_of(checkpoint.values, {}, dtype)
-    reason = "`backend` torch" if config.backend == "torch" else obstacle(checkpoint.config, dtype_found, device)
-    expanded = {} if reason else expanded_tensors(*checkpoint.opened())
+    reason = _packing_obstacle(checkpoint.config, dtype_found, device, config)
+    expanded = {} if reason else expanded_tensors(*checkpoint.opened(), device)
     if not reason and not expanded:
         return True
     problem = f"the kernels don't take {reason}" if reason else _told(expanded)
@@ -168,6 +168,13 @@ def _keeps_packed(checkpoint: Checkpoint, dtype: str, device: torch.device, conf
         )
     warnings.warn(f"{checkpoint}: quantised weights are expanded, since {problem}", LLMWarning, stacklevel=2)
     return not reason
+
+
+def _packing_obstacle(model: ModelConfig, dtype: torch.dtype, device: torch.device, config: EngineConfig) -> str | None:
+    """Returns a short reason why packed weights can't be multiplied, or None if they can."""
+    if device.type == "cuda":
+        return None if has_triton() else f"weights on {device.type} without Triton"
+    return "`backend` torch" if config.backend == "torch" else obstacle(model, dtype, device)
 
 
 def _told(expanded: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ from llm.models.gguf.types import TYPES, Bytes
 from llm.models.hf import agreed, empty_model
 from llm.models.layers.moe import Experts
 from llm.models.layers.packed import (
+    SCHEMES_ON_CUDA,
     PackedEmbedding,
     PackedExperts,
     PackedLinear,
@@ -23,6 +24,7 @@ from llm.models.layers.packed import (
     PackedPart,
     bytes_of,
     huge_pages,
+    move_packed,
 )
 from llm.models.quantised import CodedTensor, QuantisedTensor
 from llm.models.quantised.blocks import blocks_of, columns_by_group, scheme_to_pack
@@ -31,6 +33,7 @@ from llm.models.tensor_files import OnDisk
 
 # What chooses and weighs experts is multiplied as floats.
 _NEVER_PACKED = (".router.", ".shared_expert_gate.")
+_CPU = torch.device("cpu")
 
 
 Packable: TypeAlias = LazyTensor | CodedTensor | MxTensor
@@ -75,7 +78,13 @@ class PackedPiece(NamedTuple):
         yield self.first, blocks
 
 
-def pack_matrices(model: DecoderModel, family: Family, tensors: Mapping[str, OnDisk], dtype: torch.dtype) -> None:
+def pack_matrices(
+    model: DecoderModel,
+    family: Family,
+    tensors: Mapping[str, OnDisk],
+    dtype: torch.dtype,
+    device: torch.device = _CPU,
+) -> None:
     """Replaces layers of an empty model by packed ones, where all of a matrix has schemes that can be packed.
 
     Biases, norms and all other weights remain empty parameters. Packed bytes are as many as the file's, and the file's
@@ -86,12 +95,13 @@ def pack_matrices(model: DecoderModel, family: Family, tensors: Mapping[str, OnD
         family: Family that names the tensors.
         tensors: Tensors on disk; each packed one is read once.
         dtype: Type of the activations.
+        device: Where the packed matrices go.
 
     Raises:
         CheckpointError: A scale is not a number.
     """
     is_tied = model.config.tie_word_embeddings
-    matrices = packable(model, family, tensors)
+    matrices = packable(model, family, tensors, device)
     memory = huge_pages(sum(bytes_of(parts_of(pieces), pieces[0].shape[1]) for pieces in matrices.values()))
     stacks: dict[str, dict[str, list[PackedMatrix]]] = {}
     for name, pieces in matrices.items():
@@ -113,12 +123,16 @@ def pack_matrices(model: DecoderModel, family: Family, tensors: Mapping[str, OnD
         model.set_submodule(path, PackedExperts(plain, found))
     if is_tied and isinstance(model.embed_tokens, PackedEmbedding):
         model.set_submodule("lm_head", PackedLinear(model.embed_tokens.matrix, None, dtype))
+    move_packed(model, device)
 
 
-def packable(model: DecoderModel, family: Family, tensors: Mapping[str, OnDisk]) -> dict[str, list[PackedPiece]]:
+def packable(
+    model: DecoderModel, family: Family, tensors: Mapping[str, OnDisk], device: torch.device = _CPU
+) -> dict[str, list[PackedPiece]]:
     """Returns the tensors, in the order of rows, of each matrix that can stay packed, by the matrix's name.
 
-    The matrices of experts have a number after the stack's name. All of a layer can stay packed, or none.
+    The matrices of experts have a number after the stack's name. All of a layer can stay packed, or none. On CUDA,
+    these are linear layers and embeddings in `SCHEMES_ON_CUDA`.
     """
     found: dict[str, list[PackedPiece]] = {}
     for name, empty in model.named_parameters():
@@ -126,8 +140,11 @@ def packable(model: DecoderModel, family: Family, tensors: Mapping[str, OnDisk])
         is_matrix = leaf == "weight" and isinstance(model.get_submodule(path), nn.Linear | nn.Embedding)
         pieces = _pieces(family.pieces(name, empty, model.config), tensors) if is_matrix and _is_taken(name) else []
         # Rows of embeddings are read in their own order.
-        if pieces and (pieces[0].columns is None or isinstance(model.get_submodule(path), nn.Linear)):
+        is_read = device.type == "cpu" or all(piece.scheme in SCHEMES_ON_CUDA for piece in pieces)
+        if pieces and is_read and (pieces[0].columns is None or isinstance(model.get_submodule(path), nn.Linear)):
             found[name] = pieces
+    if device.type != "cpu":
+        return found
     for path, module in model.named_modules():
         if isinstance(module, Experts):
             found |= _stacks(
@@ -161,19 +178,22 @@ def is_quantised(tensor: OnDisk) -> bool:
     return isinstance(tensor, QuantisedTensor)
 
 
-def expanded_tensors(values: Mapping[str, Any], tensors: Mapping[str, OnDisk]) -> dict[str, str]:
+def expanded_tensors(
+    values: Mapping[str, Any], tensors: Mapping[str, OnDisk], device: torch.device = _CPU
+) -> dict[str, str]:
     """Returns the types of the quantised tensors that `pack_matrices` leaves to be expanded, by name.
 
     Args:
         values: Of the model's `config.json`.
         tensors: Tensors on disk. Scales and zero points may be read.
+        device: Where the packed matrices go.
 
     Raises:
         CheckpointError: Contradictory values or tensors.
     """
     family = family_named(values)
     config, named = agreed(family.config_from(values), tensors, family)
-    found = packable(empty_model(config), family, named)
+    found = packable(empty_model(config), family, named, device)
     kept = {id(piece.tensor) for pieces in found.values() for piece in pieces}
     quantised = {name: tensor for name, tensor in named.items() if is_quantised(tensor)}
     return {name: tensor.type_name for name, tensor in quantised.items() if id(tensor) not in kept}

@@ -79,7 +79,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ) = None
     packed_weights: Annotated[
         Literal["auto"] | bool,
-        Meta(description="Keep quantised weights packed on a CPU; auto: where kernels can multiply."),
+        Meta(description="Keep quantised weights packed; auto: where CPU kernels can multiply."),
     ] = "auto"
     enable_prefix_caching: Annotated[
         bool, Meta(description="Reuse computed cache blocks for prompts with the same beginning.")

@@ -28,3 +28,13 @@ def is_fused(values: Tensor) -> bool:
 def kernels() -> Any:
     """Imports `layers.triton_kernels`, which needs Triton."""
     return importlib.import_module("llm.models.layers.triton_kernels")
+
+
+def reads_packed(packed: Tensor) -> bool:
+    """Returns whether `layers.triton_packed` reads packed weights: those on CUDA."""
+    return packed.device.type == "cuda"
+
+
+def packed_kernels() -> Any:
+    """Imports `layers.triton_packed`, which needs Triton."""
+    return importlib.import_module("llm.models.layers.triton_packed")

@@ -1,15 +1,15 @@
 """Layers whose quantised weights stay packed in memory, in the order in which the CPU kernels read them.
 
-The kernels multiply packed weights as they are. Passes of PyTorch, such as those of embeddings, unpack a layer at a
-time.
+The kernels multiply packed weights as they are; on CUDA, Triton's do so for a few rows of activations. Other passes of
+PyTorch, such as those of embeddings, unpack a layer at a time.
 """
 
 import contextlib
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,11 +19,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from llm._rust import pack_rows, packed_bytes, unpack_rows
+from llm.models.layers import fused
 from llm.models.layers.moe import Experts
 
 _HUGE_PAGE = 2 << 20
 # Rows that are computed in fp32 at a time, where the result is narrower.
 _CHUNK_ROWS = 4096
+# Schemes of 4 and 8 bits that `layers.triton_packed` reads.
+SCHEMES_ON_CUDA = ("Q4_0", "Q4_1", "Z4", "Q8_0", "Z8")
 
 
 def huge_pages(num_bytes: int) -> Tensor:
@@ -68,7 +71,7 @@ class PackedMatrix:
     Attributes:
         parts: Schemes and their rows, in the order of rows; all but the last have whole strips of `PACKED_STRIP_ROWS`.
         num_cols: Number of columns, whole blocks of each scheme: a linear layer's inputs.
-        data: The packed bytes, uint8 on the CPU. Nothing may change them while kernels use them.
+        data: The packed bytes, uint8. Nothing may change them while kernels use them.
         order: The column of values that each packed column holds, int64 `[columns]`; None: they are in order.
     """
 
@@ -113,8 +116,35 @@ class PackedMatrix:
             if start <= first < start + part.num_rows:
                 pack_rows(part.scheme, blocks, self.num_cols, content.numpy(), first - start)
 
+    def on(self, device: torch.device) -> "PackedMatrix":
+        """Returns the matrix on a device, this one if it is there."""
+        order = None if self.order is None else self.order.to(device)
+        return self if self.data.device == device else replace(self, data=self.data.to(device), order=order)
+
+    def product(self, values: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Returns `values @ matrix.T + bias`, `[..., O]` for `[..., C]`.
+
+        Kernels that read packed weights multiply few rows; many are multiplied with unpacked values.
+        """
+        num_rows = values.numel() // self.num_cols
+        if not fused.reads_packed(self.data) or not 0 < num_rows <= fused.packed_kernels().MAX_ROWS:
+            return F.linear(values, self.values(values.dtype), bias)
+        flat = values.reshape(num_rows, self.num_cols)
+        flat = flat.contiguous() if self.order is None else flat[:, self.order]
+        out = flat.new_empty(num_rows, self.num_rows)
+        for part, start, content in self._places():
+            columns = out[:, start : start + part.num_rows]
+            fused.packed_kernels().multiply(flat, part.scheme, content, part.num_rows, columns)
+        out = out if bias is None else out + bias
+        return out.view(*values.shape[:-1], self.num_rows)
+
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns the values of rows, computed in fp32 and rounded; ids `[N]`, result `[N, columns]`."""
+        if fused.reads_packed(self.data):
+            unpacked = torch.empty(len(ids), self.num_cols, dtype=dtype, device=self.data.device)
+            for part, start, content in self._places():
+                fused.packed_kernels().unpack(ids - start, part.scheme, content, part.num_rows, unpacked)
+            return self._ordered(unpacked)
         values = np.empty((len(ids), self.num_cols), dtype=np.float32)
         wanted = ids.numpy()
         for part, start, content in self._places():
@@ -131,8 +161,8 @@ class PackedMatrix:
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """Returns all values, computed in fp32 and rounded, `[rows, columns]`. Cost: memory for the result."""
-        ids = torch.arange(self.num_rows)
-        if dtype == torch.float32 or self.num_rows <= _CHUNK_ROWS:
+        ids = torch.arange(self.num_rows, device=self.data.device)
+        if dtype == torch.float32 or self.num_rows <= _CHUNK_ROWS or fused.reads_packed(self.data):
             return self.rows(ids, dtype)
         values = torch.empty(self.num_rows, self.num_cols, dtype=dtype)
         for start in range(0, self.num_rows, _CHUNK_ROWS):
@@ -175,10 +205,10 @@ def packed_product(values: Tensor, matrix: PackedMatrix, bias: Tensor | None) ->
     Source: Dettmers et al. 2023, "QLoRA", equation 5.
     """
     if not values.requires_grad:
-        return F.linear(values, matrix.values(values.dtype), bias)
+        return matrix.product(values, bias)
     if torch.is_autocast_enabled("cpu"):
         values = values.to(torch.get_autocast_dtype("cpu"))
-    product: Tensor = _PackedProduct.apply(values, matrix)  # type: ignore[no-untyped-call]
+    product = cast(Tensor, _PackedProduct.apply(values, matrix))  # type: ignore[no-untyped-call]
     return product if bias is None else product + bias.to(product.dtype)
 
 
@@ -268,3 +298,11 @@ def packed_matrices(model: nn.Module) -> list[PackedMatrix]:
         elif isinstance(module, PackedExperts):
             found += chain.from_iterable(module.stacks.values())
     return list(dict.fromkeys(found))
+
+
+def move_packed(model: nn.Module, device: torch.device) -> None:
+    """Moves the packed matrices of linear layers and embeddings to a device; one that layers share stays shared."""
+    moved = {matrix: matrix.on(device) for matrix in packed_matrices(model)}
+    for module in model.modules():
+        if isinstance(module, PackedLinear | PackedEmbedding):
+            module.matrix = moved[module.matrix]
