@@ -708,7 +708,7 @@ class RowNorm:
 
 @final
 class AdamW:
-    """AdamW of fp32 tensors: parameter, both means, step count. A rule: rate, decay, betas, eps. O(N), without GIL."""
+    """AdamW of fp32 tensors: parameter, means, step count. Gradients may be bf16. Rules: rate, decay, betas, eps."""
 
     def __new__(cls, owners: Sequence[tuple[object, object, object, object]], threads: int) -> AdamW: ...
     def norm(self, gradients: Sequence[object]) -> float: ...

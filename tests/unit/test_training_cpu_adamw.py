@@ -13,8 +13,10 @@ from torch import nn
 
 from llm._rust import AdamW as Kernel
 from llm.errors import InvalidArgumentError
+from llm.models import ForwardContext, Targets, positions_of
 from llm.settings.run import OptimizerConfig
 from llm.training import LanguageModelingTask
+from llm.training.allocator import lasting_zeros
 from llm.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from llm.training.optim.cpu_adamw import CpuAdamW
 from tests.unit.training_samples import MODEL
@@ -106,6 +108,37 @@ def test_parameters_without_gradients_and_with_new_memory_are_heeded() -> None:
     optimizer.step()
     assert not torch.equal(first, before)
     assert (int(optimizer.state[first]["step"]), int(optimizer.state[others[0]]["step"])) == (1, 2)
+
+
+def test_gradients_kept_in_bf16_are_those_of_fp32() -> None:
+    """Each is the result of one product in bf16, so nothing is lost: losses, weights and moments are the same bits."""
+    found = []
+    for is_one_pass in (False, True):
+        model = a_model().train()
+        optimizer = build_optimizer(model, OptimizerConfig(), torch.bfloat16, is_one_pass=is_one_pass)
+        for step in range(2):
+            ids = (torch.arange(24) + step) % MODEL.vocab_size
+            context = ForwardContext.for_sequences((14, 10), targets=Targets(ids.roll(-1), is_summed=True))
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = -model(ids, positions_of((14, 10)), context).sum()
+            loss.backward()
+            kinds = {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None}
+            assert kinds == ({torch.float32, torch.bfloat16} if is_one_pass else {torch.float32})
+            norm = clip_gradients(optimizer, tuple(model.parameters()), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+        moments = [value for state in optimizer.state.values() for value in state.values()]
+        found.append([torch.tensor([norm, loss.item()]), *model.state_dict().values(), *moments])
+    assert all(map(torch.equal, *found))
+
+
+def test_moments_have_memory_of_their_own() -> None:
+    small, large = lasting_zeros(torch.ones(3, 5)), lasting_zeros(torch.ones(1024, 257))
+    for zeros in (small, large):
+        assert not zeros.any()
+        assert zeros.untyped_storage().nbytes() == zeros.nbytes  # saving copies what shares memory
+    large[-1] = 1
+    assert float(large.sum()) == 257
 
 
 def test_it_applies_where_it_is_exact() -> None:

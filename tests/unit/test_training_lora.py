@@ -14,8 +14,8 @@ import llm
 from llm.checkpoint import Checkpoint, Run, load_model, resolve
 from llm.errors import CheckpointError, ConfigError
 from llm.export import export
-from llm.models import DecoderModel, ForwardContext, positions_of
-from llm.models.adapters import adapt, adapters_of
+from llm.models import DecoderModel, ForwardContext, Targets, positions_of
+from llm.models.adapters import adapt, adapters_of, round_frozen
 from llm.models.layers.lora import AdaptedLinear
 from llm.settings.run import LoraConfig
 from llm.training.launch import resume
@@ -226,3 +226,49 @@ def test_adapters_of_a_packed_base_get_the_gradients_of_the_unpacked_one(
     assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():
         assert float((gradients[name] - gradient).norm() / gradient.norm()) <= 1e-4, name
+
+
+def bits_of_a_pass(model: DecoderModel) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Returns log-probabilities and gradients of the adapters of a pass with products in bf16."""
+    ids = torch.arange(24) % model.config.vocab_size
+    context = ForwardContext.for_sequences((14, 10), targets=Targets(ids.roll(-1), is_summed=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        logprobs = model(ids, positions_of((14, 10)), context)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return logprobs.detach(), list(torch.autograd.grad(logprobs.sum(), trained))
+
+
+@pytest.mark.parametrize("by_layers", [False, True])
+def test_frozen_matrices_in_the_type_of_products_change_no_bit(tiny_checkpoint: Path, by_layers: bool) -> None:
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load_model(tiny_checkpoint, "float32")
+        assert isinstance(model, DecoderModel)
+        torch.manual_seed(5)
+        adapt(model, LoraConfig(rank=3))
+        for _, _, adapter in adapters_of(model):
+            torch.nn.init.normal_(adapter.lora_b, 0, 0.1)
+        round_frozen(model, dtype)
+        layers = [layer for layer in model.modules() if isinstance(layer, AdaptedLinear)]
+        assert {layer.weight.dtype for layer in layers} == {dtype}
+        if by_layers:
+            layers[0].register_forward_hook(lambda *_: None)
+        found.append(bits_of_a_pass(model.train()))
+        assert model.eval()(torch.arange(4), positions_of((4,)), ForwardContext.for_sequences((4,))).isfinite().all()
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(map(torch.equal, found[0][1], found[1][1]))
+
+
+def test_a_run_in_bf16_keeps_its_frozen_matrices_in_bf16(text: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    kinds: dict[str, set[torch.dtype]] = {}
+
+    class Keeper(llm.training.Callback):
+        def on_fit_start(self, start: Any) -> None:
+            layers = (layer for layer in start.model.modules() if isinstance(layer, AdaptedLinear))
+            kinds[start.precision] = {layer.weight.dtype for layer in layers}
+
+    for precision, dora in (("bfloat16", "false"), ("float32", "false"), ("bfloat16", "true")):
+        more = [f"precision={precision}", f"lora.use_dora={dora}", "max_steps=1"]
+        tune(text, tmp_path / f"{precision}-{dora}", tiny_checkpoint, *more, callbacks=[Keeper()])
+        exact = precision == "float32" or dora == "true"
+        assert kinds[precision] == {torch.float32 if exact else torch.bfloat16}

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llm.checkpoint import Checkpoint, Run, resolve
 from llm.data import (
     BaseDataModule,
@@ -45,6 +47,9 @@ def build_task(
         "lora": None if config.lora.rank is None else config.lora,
         "keep_packed": resolve_device(config.training.device).type == "cpu",
     }
+    if config.data.kind != "prompt" and resolve_device(config.training.device).type == "cpu":
+        # GRPO computes values in fp32 on a CPU.
+        options["frozen_dtype"] = autocast_dtype(config.training.precision, torch.device("cpu"))
     if config.data.kind == "preference":
         kind = RewardTask if config.preference.loss == "reward" else PreferenceTask
         return kind(config.model, config.preference, tokenizer, **options)

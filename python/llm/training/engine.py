@@ -100,15 +100,15 @@ class TrainingEngine:
         self.parallel = ParallelModel(task.build_model(), self.distributed, sharding, self.dtype)
         self.model = self.parallel.model
         self._parameters = tuple(self.model.parameters())
-        self.optimizer = build_optimizer(self.model, config.optimizer, self.dtype)
+        is_one_pass = self.accumulation * self.distributed.world_size == 1 and type(task).batches is Task.batches
+        self.optimizer = build_optimizer(self.model, config.optimizer, self.dtype, is_one_pass=is_one_pass)
         self.schedule = Schedule.of(config.optimizer, self.total_steps, settings.batch_size * config.context_length)
         self.notices = (*notices, *self.schedule.notices())
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         parts = TrainedParts(self.model, self.optimizer, self.scaler, tokenizer)
         self.saver = CheckpointSaver(config, run, self.distributed, parts)
         self.step = 0
-        self.skipped_steps = 0
-        self._skips_in_a_row = 0
+        self.skipped_steps = self._skips_in_a_row = 0
         self._parts: list[Batch] = []
         self._last_validated = -1
         self._validation_due = False

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llm.checkpoint import Checkpoint
 from llm.data import IGNORED_LABEL, RegressionBatch, TokenBatch
 from llm.models import DecoderModel, RegressionModel
-from llm.models.adapters import adapt
+from llm.models.adapters import adapt, round_frozen
 from llm.settings.model import ModelConfig
 from llm.settings.run import LoraConfig
 from llm.tokenization import BaseTokenizer
@@ -127,6 +127,7 @@ class LanguageModelingTask(Task):
         float8: Whether linear layers multiply in float8; see `use_float8`.
         lora: Settings of adapters to train in place of all weights; None trains all weights.
         keep_packed: Whether the frozen weights of a quantised `initial` stay packed (QLoRA), which needs a CPU.
+        frozen_dtype: Type that matrices with adapters are kept in, which must be that of their products.
 
     Attributes:
         token_losses: Each token's loss in the last pass, fp32 `[T]`; 0 for ignored labels, None before the first pass.
@@ -150,12 +151,14 @@ class LanguageModelingTask(Task):
         float8: bool = False,
         lora: LoraConfig | None = None,
         keep_packed: bool = False,
+        frozen_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config = config
         self.compiled = compiled
         self.float8 = float8
         self.lora = lora
         self.keep_packed = keep_packed
+        self.frozen_dtype = frozen_dtype
         self.attention_backend = attention_backend
         self.gradient_checkpointing = gradient_checkpointing
         self.initial = initial
@@ -170,6 +173,7 @@ class LanguageModelingTask(Task):
         model.gradient_checkpointing = self.gradient_checkpointing
         if self.lora is not None:
             adapt(model, self.lora)
+            round_frozen(model, self.frozen_dtype)
         if self.float8:
             use_float8(model)
         if self.compiled:

@@ -31,7 +31,7 @@ pub use cache::{CacheFormat, CacheLayer, CachePart, CacheShape, SCALE_BYTES};
 pub use cpu_model::CpuModel;
 pub use memory::{Dtype, Format, Matrix};
 pub use pointwise::Team;
-pub use pointwise::adamw::{AdamW, Trained, adamw, gradient_norm};
+pub use pointwise::adamw::{AdamW, Gradient, Trained, adamw, gradient_norm};
 pub use pointwise::gelu::{Gelu, gelu};
 pub use pointwise::norm::{Normed, RowNorm};
 pub use product::linear::Linear;

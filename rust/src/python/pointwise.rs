@@ -4,7 +4,9 @@ use pyo3::prelude::*;
 
 use super::attention::{common, expect_floats, numbers, written};
 use super::kernels::Tensor;
-use crate::kernels::{AdamW, Bf16, Dtype, Gelu, Isa, Normed, Number, RowNorm, Team, Trained, adamw, gradient_norm};
+use crate::kernels::{
+    AdamW, Bf16, Dtype, Gelu, Gradient, Isa, Normed, Number, RowNorm, Team, Trained, adamw, gradient_norm,
+};
 use crate::{Error, Result};
 
 fn team(threads: usize) -> Team {
@@ -136,23 +138,22 @@ impl PyAdamW {
     }
 
     fn norm(&self, py: Python<'_>, gradients: Vec<Tensor>) -> PyResult<f64> {
-        gradients.iter().try_for_each(expect_floats)?;
-        let gradients: Vec<&[f32]> = gradients.iter().map(numbers).collect();
+        let gradients: Vec<Gradient<'_>> = gradients.iter().map(gradient_of).collect::<Result<_>>()?;
         Ok(py.detach(|| gradient_norm(&gradients, self.team))?)
     }
 
     fn step(&self, py: Python<'_>, gradients: Vec<Tensor>, rules: Vec<Rule>, scale: f32) -> PyResult<()> {
-        gradients.iter().try_for_each(expect_floats)?;
+        let gradients: Vec<Gradient<'_>> = gradients.iter().map(gradient_of).collect::<Result<_>>()?;
         for (name, len) in [("gradients", gradients.len()), ("rules", rules.len())] {
             expect_count(name, len, self.trained.len())?;
         }
-        let with_gradients = self.trained.iter().zip(&gradients).zip(rules);
+        let with_gradients = self.trained.iter().zip(gradients).zip(rules);
         let mut trained: Vec<Trained<'_>> = with_gradients
             .map(|(([parameter, first, second, step], gradient), (rate, decay, beta1, beta2, eps))| Trained {
                 parameter: written(parameter),
                 first: written(first),
                 second: written(second),
-                gradient: numbers(gradient),
+                gradient,
                 step: f64::from(numbers::<f32>(step)[0]) + 1.0,
                 rule: AdamW { rate, decay, beta1, beta2, eps },
             })
@@ -163,6 +164,14 @@ impl PyAdamW {
         }
         Ok(())
     }
+}
+
+/// Returns the numbers of a gradient, in either type.
+fn gradient_of<'a>(tensor: &Tensor) -> Result<Gradient<'a>> {
+    Ok(match tensor.dtype()? {
+        Dtype::F32 => Gradient::Wide(numbers(tensor)),
+        Dtype::Bf16 => Gradient::Narrow(numbers(tensor)),
+    })
 }
 
 fn expect_count(name: &str, got: usize, wanted: usize) -> Result<()> {

@@ -1,6 +1,8 @@
 //! Training's operations between products, for every instruction set.
 
-use llm_core::kernels::{AdamW, Gelu, Isa, Normed, RowNorm, Team, Trained, adamw, gelu, gradient_norm};
+use llm_core::kernels::{
+    AdamW, Bf16, Gelu, Gradient, Isa, Normed, Number, RowNorm, Team, Trained, adamw, gelu, gradient_norm,
+};
 
 const WIDTH: usize = 48;
 
@@ -133,7 +135,7 @@ fn adamw_follows_its_algorithm_with_the_same_bits_for_every_number_of_threads() 
                         parameter,
                         first,
                         second,
-                        gradient,
+                        gradient: gradient.as_slice().into(),
                         step: f64::from(step),
                         rule: RULE,
                     })
@@ -162,7 +164,7 @@ fn adamw_follows_its_algorithm_with_the_same_bits_for_every_number_of_threads() 
 #[test]
 fn the_norm_of_gradients_is_that_of_all_their_numbers() {
     let gradients = parts(3);
-    let slices: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
+    let slices: Vec<Gradient<'_>> = gradients.iter().map(|part| part.as_slice().into()).collect();
     let wanted = gradients.concat().iter().map(|&number| f64::from(number).powi(2)).sum::<f64>().sqrt();
     for isa in Isa::supported() {
         let [alone, shared] = [1, 3].map(|threads| gradient_norm(&slices, Team { isa, threads }).unwrap());
@@ -171,7 +173,40 @@ fn the_norm_of_gradients_is_that_of_all_their_numbers() {
             "{isa:?}: {alone} {wanted}"
         );
     }
-    let bad = gradient_norm(&[&[1.0, f32::NAN]], Team { isa: Isa::Portable, threads: 1 }).unwrap();
+    let bad = gradient_norm(&[Gradient::Wide(&[1.0, f32::NAN])], Team { isa: Isa::Portable, threads: 1 }).unwrap();
     assert!(bad.is_nan());
     assert_eq!(gradient_norm(&[], Team { isa: Isa::Portable, threads: 2 }).unwrap(), 0.0);
+}
+
+#[test]
+fn gradients_in_bf16_count_as_their_values() {
+    let narrow: Vec<Vec<Bf16>> =
+        parts(2).iter().map(|part| part.iter().map(|&number| Bf16::of(number)).collect()).collect();
+    let wide: Vec<Vec<f32>> = narrow.iter().map(|part| part.iter().map(|number| number.wide()).collect()).collect();
+    assert_ne!(wide, parts(2));
+    let kinds: [Vec<Gradient<'_>>; 2] = [
+        narrow.iter().map(|part| Gradient::Narrow(part)).collect(),
+        wide.iter().map(|part| Gradient::Wide(part)).collect(),
+    ];
+    for isa in Isa::supported() {
+        let team = Team { isa, threads: 2 };
+        let results = kinds.each_ref().map(|gradients| {
+            let (mut parameters, mut first, mut second) = (parts(1), parts(3), parts(4));
+            second.iter_mut().flatten().for_each(|number| *number = number.abs());
+            let state = parameters.iter_mut().zip(&mut first).zip(&mut second).zip(gradients);
+            let mut trained: Vec<Trained<'_>> = state
+                .map(|(((parameter, first), second), &gradient)| Trained {
+                    parameter,
+                    first,
+                    second,
+                    gradient,
+                    step: 2.0,
+                    rule: RULE,
+                })
+                .collect();
+            adamw(&mut trained, 0.5, team).unwrap();
+            (gradient_norm(gradients, team).unwrap(), parameters, first, second)
+        });
+        assert!(results[0] == results[1], "{isa:?}");
+    }
 }

@@ -79,14 +79,17 @@ def _projections(mlp: Any) -> tuple[Any, Any]:
 
 
 def _is_bare(layer: Any) -> bool:
-    """Returns whether a layer is a product with a matrix, fp32 or packed, and at most a sum with adapters."""
+    """Returns whether a layer is a product with a matrix and at most a sum with adapters.
+
+    The matrix is packed, in fp32, or in the type of products.
+    """
     if isinstance(layer, AdaptedLinear):
         is_linear = layer.norms is None and not layer.dropout.p and not layer.has_bias
     else:
         is_linear = type(layer) in (Linear, PackedLinear) and layer.bias is None
     packed = _packed(layer)
     # The kernels of training read weights in the order of inputs.
-    suits = layer.weight.dtype == torch.float32 if packed is None else packed.order is None
+    suits = layer.weight.dtype in (torch.float32, _dtype()) if packed is None else packed.order is None
     return bool(is_linear and suits)
 
 

@@ -95,18 +95,27 @@ class NormRule:
 PackedPair = tuple[PackedMatrix | None, PackedMatrix | None]
 
 
+_FIRST, _SECOND = 0, 1
+
+
 def _unpacked(
-    rules: "AttentionRules | FeedForwardRules", weights: Sequence[Tensor | None], dtype: torch.dtype
-) -> Iterator[Tensor]:
-    """Yields a half's two matrices in the type of products."""
-    for packed, weight in zip(rules.packed, weights, strict=True):
-        yield packed.values(dtype) if packed is not None else cast(Tensor, weight).to(dtype)
+    rules: "AttentionRules | FeedForwardRules",
+    weights: Sequence[Tensor | None],
+    number: int,
+    *,
+    is_forward: bool = False,
+) -> Tensor:
+    """Returns a half's first or second matrix in the type of the products of a pass.
+
+    The backward pass rounds or unpacks weights again: copies that it finds kept would be half as large as the model.
+    """
+    dtype, packed = rules.dtype if is_forward else rules.gradient_dtype, rules.packed[number]
+    return packed.values(dtype) if packed is not None else cast(Tensor, weights[number]).to(dtype)
 
 
-def _kept(rules: "AttentionRules | FeedForwardRules", weights: Sequence[Tensor]) -> list[Tensor | None]:
-    """Returns the matrices that the backward pass can't unpack anew."""
-    kept = zip(rules.packed, _narrowed(rules, weights), strict=True)
-    return [weight if packed is None else None for packed, weight in kept]
+def _normed_again(rules: "AttentionRules | FeedForwardRules", states: Tensor, parameters: NormParameters) -> Tensor:
+    """Returns a half's normalized rows as the forward pass computed them."""
+    return rules.norm.apply(states, parameters, rules.dtype)[0].to(rules.gradient_dtype)
 
 
 def _narrowed(rules: "AttentionRules | FeedForwardRules", values: Sequence[Tensor]) -> list[Tensor]:
@@ -186,6 +195,14 @@ class FeedForwardRules:
         return [torch.ops.aten.silu_backward(gradient * up, gate), to_up]
 
     @property
+    def can_repeat(self) -> bool:
+        """Whether the backward pass can compute the activation again from what its gradient needs.
+
+        Its last bit would differ from values that are computed in another type.
+        """
+        return self.activation == "silu" and self.dtype == self.gradient_dtype
+
+    @property
     def _approximation(self) -> str:
         return "tanh" if self.activation == "gelu_tanh" else "none"
 
@@ -204,8 +221,16 @@ def product_and_sum(values: Tensor, weight: Tensor, states: Tensor) -> Tensor:
     return states + torch.mm(values, weight.t())
 
 
-def _weight_gradient(gradient: Tensor, values: Tensor) -> Tensor:
-    return torch.mm(gradient.t(), values).to(torch.float32)
+def _weight_gradient(gradient: Tensor, values: Tensor, dtype: torch.dtype | None) -> Tensor | None:
+    return None if dtype is None else torch.mm(gradient.t(), values).to(dtype)
+
+
+def _kept_dtype(weight: Tensor | None) -> torch.dtype | None:
+    """Returns the type that the gradient of a matrix is kept in; None if it has no gradient."""
+    if weight is None or not weight.requires_grad:
+        return None
+    dtype: torch.dtype | None = weight.grad_dtype if weight.is_leaf else None
+    return dtype or torch.float32
 
 
 class AttentionHalf(Function):
@@ -222,22 +247,21 @@ class AttentionHalf(Function):
             weights: The norm's weight and bias (or None), those of `qkv_proj` and `o_proj`, then two of each adapter.
         """
         norm, bias, *matrices = weights
-        qkv, out = _unpacked(rules, matrices[:2], rules.dtype)
         factors = [factor.to(rules.dtype) for factor in matrices[2:]]
         own, last = _divided(factors, rules.adapters)
         normed, kept = rules.norm.apply(states, (norm, bias), rules.dtype)
-        heads = product(normed, qkv)
+        heads = product(normed, _unpacked(rules, matrices, _FIRST, is_forward=True))
         lows = low_rank(normed, own)
         add_low_rank(heads, lows, rules.adapters[0], own)
         mixed = rules.attention.apply(heads)
         output = rules.attention.output(mixed)
-        total = product_and_sum(output, out, states)
+        total = product_and_sum(output, _unpacked(rules, matrices, _SECOND, is_forward=True), states)
         last_lows = low_rank(output, last)
         add_low_rank(total, last_lows, rules.adapters[1], last)
         ctx.rules, ctx.counts = rules, tuple(map(len, (own, last, lows, last_lows, mixed, kept)))
         *narrow, logsumexp = mixed
-        narrow = _narrowed(rules, (normed, *own, *last, *lows, *last_lows, *narrow))
-        ctx.save_for_backward(states, norm, bias, *_kept(rules, (qkv, out)), *narrow, logsumexp, *kept)
+        narrow = _narrowed(rules, (*own, *last, *lows, *last_lows, *narrow))
+        ctx.save_for_backward(states, norm, bias, *matrices[:2], *narrow, logsumexp, *kept)
         return total
 
     @staticmethod
@@ -246,17 +270,16 @@ class AttentionHalf(Function):
         """Returns the gradients of states and weights."""
         rules = ctx.rules
         saved = ctx.saved_tensors  # once: recomputed blocks may be read a single time
-        states, norm, bias, *matrices, normed = saved[:6]
-        kept = saved[6:]
-        qkv, out = _unpacked(rules, matrices, rules.gradient_dtype)
-        first, last, first_lows, last_lows, mixed, kept = _parted(kept, ctx.counts)
+        states, norm, bias, *matrices = saved[:5]
+        first, last, first_lows, last_lows, mixed, kept = _parted(saved[5:], ctx.counts)
         narrow, output = gradient.to(rules.gradient_dtype), rules.attention.output(mixed)
-        to_out = _weight_gradient(narrow, output) if ctx.needs_input_grad[_OUT] else None
-        to_output = product(narrow, out.t())
+        to_out = _weight_gradient(narrow, output, _kept_dtype(matrices[_SECOND]))
+        to_output = product(narrow, _unpacked(rules, matrices, _SECOND).t())
         to_last = low_rank_gradients([narrow], to_output, output, rules.adapters[1], (last, last_lows))
         to_heads = rules.attention.gradients(to_output, mixed)
-        to_qkv = _weight_gradient(to_heads, normed) if ctx.needs_input_grad[_IN] else None
-        to_normed = product(to_heads, qkv.t())
+        normed = _normed_again(rules, states, (norm, bias)) if ctx.needs_input_grad[_IN] or first else to_heads
+        to_qkv = _weight_gradient(to_heads, normed, _kept_dtype(matrices[_FIRST]))
+        to_normed = product(to_heads, _unpacked(rules, matrices, _FIRST).t())
         to_first = low_rank_gradients([to_heads], to_normed, normed, rules.adapters[0], (first, first_lows))
         to_states, *to_norm = rules.norm.gradients((to_normed, gradient), states, (norm, bias), kept)
         return None, to_states, *to_norm, to_qkv, to_out, *to_first, *to_last
@@ -277,22 +300,22 @@ class FeedForwardHalf(Function):
                 two of each adapter.
         """
         norm, bias, *matrices = weights
-        up, down = _unpacked(rules, matrices[:2], rules.dtype)
         factors = [factor.to(rules.dtype) for factor in matrices[2:]]
         own, last = _divided(factors, rules.adapters)
         normed, kept = rules.norm.apply(states, (norm, bias), rules.dtype)
         products, lows, start = [], low_rank(normed, own), 0
-        for half in rules.halves(up):
+        for half in rules.halves(_unpacked(rules, matrices, _FIRST, is_forward=True)):
             products.append(product(normed, half))
             add_low_rank(products[-1], lows, rules.adapters[0], own, first=start)
             start += len(half)
         active, given = rules.apply(products)
-        total = product_and_sum(active, down, states)
+        total = product_and_sum(active, _unpacked(rules, matrices, _SECOND, is_forward=True), states)
         last_lows = low_rank(active, last)
         add_low_rank(total, last_lows, rules.adapters[1], last)
-        ctx.rules, ctx.counts = rules, tuple(map(len, (own, last, lows, last_lows, given, kept)))
-        narrow = _narrowed(rules, (normed, active, *own, *last, *lows, *last_lows, *given))
-        ctx.save_for_backward(states, norm, bias, *_kept(rules, (up, down)), *narrow, *kept)
+        results = [] if rules.can_repeat else [active]
+        ctx.rules, ctx.counts = rules, tuple(map(len, (own, last, lows, last_lows, given, results, kept)))
+        narrow = _narrowed(rules, (*own, *last, *lows, *last_lows, *given, *results))
+        ctx.save_for_backward(states, norm, bias, *matrices[:2], *narrow, *kept)
         return total
 
     @staticmethod
@@ -301,32 +324,39 @@ class FeedForwardHalf(Function):
         """Returns the gradients of states and weights."""
         rules = ctx.rules
         saved = ctx.saved_tensors
-        states, norm, bias, *matrices, normed, active = saved[:7]
-        kept = saved[7:]
-        up, down = _unpacked(rules, matrices, rules.gradient_dtype)
-        first, last, first_lows, last_lows, given, kept = _parted(kept, ctx.counts)
+        states, norm, bias, *matrices = saved[:5]
+        first, last, first_lows, last_lows, given, results, kept = _parted(saved[5:], ctx.counts)
         narrow = gradient.to(rules.gradient_dtype)
-        to_down = _weight_gradient(narrow, active) if ctx.needs_input_grad[_OUT] else None
-        to_active = product(narrow, down.t())
-        to_last = low_rank_gradients([narrow], to_active, active, rules.adapters[1], (last, last_lows))
+        to_active = product(narrow, _unpacked(rules, matrices, _SECOND).t())
+        to_down, to_last = None, []
+        if ctx.needs_input_grad[_OUT] or last:
+            active = results[0] if results else rules.apply(given)[0]
+            to_down = _weight_gradient(narrow, active, _kept_dtype(matrices[_SECOND]))
+            to_last = low_rank_gradients([narrow], to_active, active, rules.adapters[1], (last, last_lows))
+            del active
         slopes = rules.gradients(to_active, given)
-        to_up, to_normed = _gradients_of_halves(slopes, up, normed, ctx.needs_input_grad[_IN])
+        normed = _normed_again(rules, states, (norm, bias)) if ctx.needs_input_grad[_IN] or first else states
+        up = _unpacked(rules, matrices, _FIRST)
+        to_up, to_normed = _gradients_of_halves(slopes, up, normed, _kept_dtype(matrices[_FIRST]))
         to_first = low_rank_gradients(slopes, to_normed, normed, rules.adapters[0], (first, first_lows))
         to_states, *to_norm = rules.norm.gradients((to_normed, gradient), states, (norm, bias), kept)
         return None, to_states, *to_norm, to_up, to_down, *to_first, *to_last
 
 
 def _gradients_of_halves(
-    slopes: list[Tensor], weight: Tensor, normed: Tensor, is_trained: bool
+    slopes: list[Tensor], weight: Tensor, normed: Tensor, dtype: torch.dtype | None
 ) -> tuple[Tensor | None, Tensor]:
-    """Returns the gradients of `weight` and `normed` for those of `normed @ part.T` for each part of the weight."""
-    to_weight = torch.empty(weight.shape, dtype=normed.dtype) if is_trained else None
+    """Returns the gradients of `weight` and `normed` for those of `normed @ part.T` for each part of the weight.
+
+    That of the weight is kept in `dtype`, and left out if there is none.
+    """
+    to_weight = None if dtype is None else torch.empty(weight.shape, dtype=normed.dtype)
     to_normed: Tensor | None = None
     for idx, (slope, part) in enumerate(zip(slopes, weight.chunk(len(slopes)), strict=True)):
         if to_weight is not None:
             torch.mm(slope.t(), normed, out=to_weight.chunk(len(slopes))[idx])
         to_normed = product(slope, part.t()) if to_normed is None else product_and_sum(slope, part.t(), to_normed)
-    return None if to_weight is None else to_weight.to(torch.float32), cast(Tensor, to_normed)
+    return None if to_weight is None else to_weight.to(dtype), cast(Tensor, to_normed)
 
 
 # Places of a half's two matrices among its arguments.

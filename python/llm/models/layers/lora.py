@@ -112,7 +112,7 @@ class AdaptedLinear(Linear):
     def forward(self, values: Tensor) -> Tensor:
         """Maps `[..., C]` to `[..., O]`."""
         packed = self.matrix
-        product = super().forward(values) if packed is None else packed_product(values, packed, self.bias)
+        product = self._base(values) if packed is None else packed_product(values, packed, self.bias)
         if self.is_off:
             return product
         parts = [part for _, part in self.parts()]
@@ -125,6 +125,17 @@ class AdaptedLinear(Linear):
             return (product + update) * gain
         bias = self.bias.to(product.dtype)
         return (product - bias + update) * gain + bias
+
+    def round_weight(self, dtype: torch.dtype) -> None:
+        """Keeps the frozen weights in the type of their products; lengths of rows need them as they are."""
+        if self.matrix is None and self.norms is None:
+            self.weight = nn.Parameter(self.weight.detach().to(dtype), requires_grad=False)
+
+    def _base(self, values: Tensor) -> Tensor:
+        """Returns the product without adapters."""
+        if self.weight.dtype == values.dtype or torch.is_autocast_enabled(values.device.type):
+            return super().forward(values)
+        return F.linear(values, self.weight.to(values.dtype), self.bias)
 
     def _update(self, values: Tensor, parts: list[LowRank]) -> Tensor:
         """Returns what the adapters add, `[..., O]`."""
@@ -167,9 +178,12 @@ class AdaptedLinear(Linear):
 def whole_weight(layer: nn.Module) -> Tensor:
     """Returns the weights of a linear layer `[O, C]`, with adapters in them."""
     weight = cast(Tensor, layer.weight)
-    if not isinstance(layer, AdaptedLinear) or layer.is_off:
+    if not isinstance(layer, AdaptedLinear):
         return weight
-    merged = weight.detach().clone()
-    for _, part in layer.parts():
+    parts = [part for _, part in layer.parts()]
+    if layer.is_off:
+        return weight.to(parts[0].lora_a.dtype)
+    merged = weight.detach().to(parts[0].lora_a.dtype, copy=True)
+    for part in parts:
         merged[part.rows] = part.factors().merged(merged[part.rows])
     return merged

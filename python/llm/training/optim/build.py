@@ -17,13 +17,16 @@ from llm.training.optim.muon import Muon
 from llm.training.optim.parameters import TrainedParameter, trained_parameters
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32) -> Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32, *, is_one_pass: bool = False
+) -> Optimizer:
     """Returns the optimizer `config.name` of the model's parameters, with weight decay on matrices only.
 
     Args:
         model: The model, already on its device and sharded.
         config: The settings.
         dtype: Number type of matrix products; Muon orthogonalizes in it (in bf16 instead of fp16).
+        is_one_pass: Whether the gradients of a step are those of one pass in one process.
 
     Raises:
         ConfigError: A group matches no parameter, or the optimizer needs a package that isn't installed.
@@ -41,6 +44,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, dtype: torch.dtyp
         return Muon(_groups(matrices), adamw, config.learning_rate, config.momentum, products)
     if adamw is None:
         raise ConfigError("the model must have parameters to train, got none")
+    if is_one_pass and dtype == torch.bfloat16 and isinstance(adamw, CpuAdamW):
+        adamw.keep_gradients_narrow(model)
     return adamw
 
 

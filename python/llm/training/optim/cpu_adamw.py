@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from llm._rust import AdamW as Kernel
+from llm.models.layers.cpu_training import Linear
+from llm.training.allocator import lasting_zeros
 from llm.training.distributed import is_shard
 
 
@@ -17,7 +19,7 @@ class CpuAdamW(AdamW):
 
     State, its names and the results are PyTorch's, the results to rounding; they are the same with every number of
     threads. PyTorch runs an operation per parameter, whose starts cost more than the arithmetic where parameters are
-    small, and it scales the gradients in a pass of their own.
+    small, and it scales the gradients in a pass of their own. Gradients may be bf16.
 
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
     """
@@ -45,6 +47,17 @@ class CpuAdamW(AdamW):
         """Returns whether the kernel updates such a parameter."""
         is_plain = not is_shard(parameter) and parameter.layout == torch.strided and parameter.is_contiguous()
         return is_plain and parameter.device.type == "cpu" and parameter.dtype == torch.float32
+
+    @staticmethod
+    def keep_gradients_narrow(model: nn.Module) -> None:
+        """Lets the gradients of a model's matrices be kept in bf16, the type of the products that they come from.
+
+        The kernel widens them, so results are the same bits, provided that each is the gradient of one product: a step
+        must be one pass in one process, with products in bf16.
+        """
+        for layer in model.modules():
+            if type(layer) is Linear and CpuAdamW.takes(layer.weight):
+                layer.weight.grad_dtype = torch.bfloat16
 
     @torch.no_grad()
     def clip(self, max_norm: float | None) -> float:
@@ -95,5 +108,5 @@ class CpuAdamW(AdamW):
         state: dict[str, Any] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["exp_avg"], state["exp_avg_sq"] = lasting_zeros(parameter), lasting_zeros(parameter)
         return state

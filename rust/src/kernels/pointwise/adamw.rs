@@ -2,6 +2,7 @@
 
 use super::{Parts, Team, expect};
 use crate::Result;
+use crate::kernels::attention::rows::{Bf16, Number};
 use crate::kernels::simd::{Simd, dispatch};
 
 /// Numbers of a chunk: with gradient and moments, they fit in the second-level cache.
@@ -24,6 +25,45 @@ pub struct AdamW {
     pub eps: f64,
 }
 
+/// A gradient's numbers.
+#[derive(Debug, Clone, Copy)]
+pub enum Gradient<'a> {
+    /// Of fp32.
+    Wide(&'a [f32]),
+    /// Of bf16, which products of bf16 leave.
+    Narrow(&'a [Bf16]),
+}
+
+impl<'a> From<&'a [f32]> for Gradient<'a> {
+    fn from(numbers: &'a [f32]) -> Self {
+        Self::Wide(numbers)
+    }
+}
+
+impl Gradient<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Wide(numbers) => numbers.len(),
+            Self::Narrow(numbers) => numbers.len(),
+        }
+    }
+
+    /// Returns a chunk's numbers in fp32, in `scratch` if they aren't.
+    fn wide<'b>(&'b self, chunk: &Chunk, scratch: &'b mut [f32; CHUNK]) -> &'b [f32] {
+        let range = chunk.start..chunk.start + chunk.len;
+        match self {
+            Self::Wide(numbers) => &numbers[range],
+            Self::Narrow(numbers) => {
+                let scratch = &mut scratch[..chunk.len];
+                for (to, from) in scratch.iter_mut().zip(&numbers[range]) {
+                    *to = from.wide();
+                }
+                scratch
+            }
+        }
+    }
+}
+
 /// A parameter, its state and its gradient, all of one length.
 #[derive(Debug)]
 pub struct Trained<'a> {
@@ -34,7 +74,7 @@ pub struct Trained<'a> {
     /// Mean of past squared gradients.
     pub second: &'a mut [f32],
     /// The gradient.
-    pub gradient: &'a [f32],
+    pub gradient: Gradient<'a>,
     /// Number of the step, from 1.
     pub step: f64,
     /// How the parameter is updated.
@@ -46,13 +86,13 @@ pub struct Trained<'a> {
 /// # Errors
 ///
 /// [`crate::Error::InvalidArgument`] if the machine lacks the instruction set.
-pub fn gradient_norm(gradients: &[&[f32]], team: Team) -> Result<f64> {
-    let (team, chunks) = (team.checked()?, chunks(gradients.iter().map(|gradient| gradient.len())));
+pub fn gradient_norm(gradients: &[Gradient<'_>], team: Team) -> Result<f64> {
+    let (team, chunks) = (team.checked()?, chunks(gradients.iter().map(Gradient::len)));
     let mut sums = vec![0.0_f64; chunks.len()];
     let shares = Parts(sums.as_mut_ptr());
     team.each(chunks.len(), |at| {
-        let Chunk { owner, start, len } = chunks[at];
-        let numbers = &gradients[owner][start..start + len];
+        let mut scratch = [0.0; CHUNK];
+        let numbers = gradients[chunks[at].owner].wide(&chunks[at], &mut scratch);
         // SAFETY: `checked` found the instruction set, and each chunk has a number of its own.
         unsafe { shares.part(at, 1)[0] = f64::from(squares(team.isa, numbers)) };
     });
@@ -83,12 +123,13 @@ pub fn adamw(trained: &mut [Trained<'_>], scale: f32, team: Team) -> Result<()> 
         })
         .collect();
     team.each(chunks.len(), |at| {
+        let mut scratch = [0.0; CHUNK];
         let Chunk { owner, start, len } = chunks[at];
         let ([parameter, first, second], gradient, factors) = &owners[owner];
         // SAFETY: `checked` found the instruction set, and each chunk has a part of its own.
         unsafe {
             let state = [parameter, first, second].map(|part| part.part(start, len));
-            update(team.isa, state, &gradient[start..start + len], *factors);
+            update(team.isa, state, gradient.wide(&chunks[at], &mut scratch), *factors);
         }
     });
     Ok(())
