@@ -101,6 +101,29 @@ def training(figures: Figures) -> Iterator[Row]:
             yield faster(case, ours["tokens_per_s"], other["name"], other["tokens_per_s"])
 
 
+def tuning(figures: Figures) -> Iterator[Row]:
+    """Tokens a second without padding and MiB at the peak, beside TRL and PEFT, and ours beside ours."""
+    sides = {
+        "all weights": ("ours-unpacked", "trl-unpacked", "TRL"),
+        "all weights, packed": ("ours-packed", "trl-unpacked", "TRL"),
+        "adapters": ("ours-lora", "trl-lora", "PEFT"),
+    }
+    for group in figures["groups"]:
+        loops = {loop["name"]: loop for loop in group["loops"]}
+        for case, (ours, theirs, peer) in sides.items():
+            if {ours, theirs} <= loops.keys():
+                one, other = loops[ours], loops[theirs]
+                speeds = one["useful_tokens_per_s"], other["useful_tokens_per_s"]
+                yield faster(f"{case}, tokens/s", speeds[0], peer, speeds[1])
+                yield sooner(f"{case}, peak MiB", one["peak_mib"], peer, other["peak_mib"])
+        if {"ours-lora", "ours-unpacked"} <= loops.keys():
+            steps = loops["ours-lora"]["step_s"], loops["ours-unpacked"]["step_s"]
+            yield sooner("adapters, s a step", steps[0], "all weights", steps[1])
+        if {"ours-qlora", "ours-lora"} <= loops.keys():
+            peaks = loops["ours-qlora"]["peak_mib"], loops["ours-lora"]["peak_mib"]
+            yield sooner("4-bit base, peak MiB", peaks[0], "bf16 base", peaks[1])
+
+
 def rollouts(figures: Figures) -> Iterator[Row]:
     """Tokens a second of answers to learn from."""
     speeds = figures["tokens_per_s"]
@@ -140,6 +163,8 @@ SECTIONS = (
             "SmolLM2-135M in float32: loading, a prompt, a token, a training step."),
     Section("Training", "training.json", "tokens/s", "python benches/bench_training.py", training,
             "The same model, data and optimizer in other training loops."),
+    Section("Fine-tuning", "tuning.json", "see the case", "python benches/bench_tuning.py", tuning,
+            "SmolLM2-135M in bfloat16 on 500 dialogues of 50 tokens, 8 a step."),
     Section("Answers for reinforcement", "rollouts.json", "tokens/s", "python benches/bench_rollouts.py", rollouts,
             "SmolLM2-135M draws groups of answers on the weights that are trained."),
     Section("Grammars", "grammar.json", "see the case", "python benches/bench_grammar.py", grammar,
