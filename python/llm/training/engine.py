@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.profiler import record_function
 
 from llm.checkpoint import Checkpoint, Run, step_of
@@ -381,7 +380,7 @@ class TrainingEngine:
             first_step=self.step,
             total_steps=self.total_steps,
             unit=self.task.unit,
-            num_parameters=_count_parameters(self.model),
+            num_parameters=sum(parameter.numel() for parameter in self._parameters),
             precision=str(self.dtype).removeprefix("torch."),
             device=str(self.distributed.device),
             model=self.model,
@@ -396,7 +395,3 @@ class TrainingEngine:
 
     def _seed(self, step: int) -> None:
         seed_step(self.config.training.seed, step, self.distributed.rank)
-
-
-def _count_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
