@@ -7,7 +7,7 @@
 //! «Flash-Decoding for long-context inference».
 
 use crate::kernels::cache::{CacheLayer, CacheShape, Cached, SPLIT_TOKENS};
-use crate::kernels::simd::{Isa, Simd, dispatch, exp};
+use crate::kernels::simd::{Simd, dispatch, exp};
 use crate::prefetch::{far, near};
 
 /// Prefetch distance of keys and values, in tokens.
