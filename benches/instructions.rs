@@ -18,7 +18,10 @@ const WORDS: [&str; 16] = [
     "chief", "enemy",
 ];
 
-const WORKLOADS: [(&str, fn(usize)); 5] = [
+/// A name, and what does the work a number of times.
+type Workload = (&'static str, fn(usize));
+
+const WORKLOADS: [Workload; 5] = [
     ("tokenizer encode", encode),
     ("sampler top-k top-p", sample),
     ("scheduler step", schedule),
