@@ -29,7 +29,7 @@ def serve(
         str | None, typer.Option(metavar="PATH", help="Smaller model of the same vocabulary that drafts tokens.")
     ] = None,
     ngram_drafts: Annotated[
-        bool, typer.Option("--ngram-drafts", metavar="", help="Draft tokens from earlier text of the same request.")
+        bool, typer.Option("--ngram-drafts", metavar="", help="Draft tokens from the request's text.")
     ] = False,
     num_draft_tokens: Annotated[int | None, typer.Option(min=1, max=64, help="Largest number of draft tokens.")] = None,
     kv_events_config: Annotated[str | None, typer.Option(metavar="JSON", help="vLLM's JSON for cache events.")] = None,

@@ -128,14 +128,18 @@ def estimate_memory(
     loss = rows * config.vocab_size * (4 + (dtype.itemsize if is_mixed else 0))
     loss += tokens * (stream + 2 * config.hidden_size * dtype.itemsize)
     if gradient_checkpointing:
-        # One block at a time is recomputed, when the loss has its gradient; experts' gradients are as large as a block.
-        recomputed = tokens * block * (2 if config.mlp == "moe" else 1)
+        # One block at a time is recomputed, when the loss has its gradient; experts' gradients are as large as a block,
+        # and on a CPU what a gated MLP's second product reads is computed once more, with a gradient.
+        again = 2 * config.intermediate_size * dtype.itemsize if on_cpu and config.mlp != "gelu" else 0
+        recomputed = tokens * (2 * block if config.mlp == "moe" else block + again)
         activations = tokens * stream * config.num_hidden_layers + max(recomputed, loss)
     else:
         activations = tokens * block * config.num_hidden_layers + loss
-    if is_mixed:  # products use copies of their weights
-        looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-        activations += (parameters - looked_up) * dtype.itemsize
+    if is_mixed:  # products use copies of their weights, which blocks with gradients of their own don't keep
+        vocabulary = config.vocab_size * config.hidden_size
+        looked_up = 0 if config.tie_word_embeddings else vocabulary
+        has_own = on_cpu and config.mlp != "moe" and config.latent is None
+        activations += (vocabulary if has_own else parameters - looked_up) * dtype.itemsize
     return MemoryEstimate(4 * parameters, 4 * parameters, _OPTIMIZER_BYTES[optimizer] * parameters, activations)
 
 
@@ -151,12 +155,13 @@ def _block_bytes(config: ModelConfig, dtype: torch.dtype, length: int | None) ->
     if config.experts is not None and config.mlp == "moe":
         width, passes = config.experts.moe_intermediate_size, config.experts.num_experts_per_tok
     on_cpu, is_moe = length is not None, config.mlp == "moe"
-    gated = 3 if on_cpu and not is_moe else 4
+    gated = 2 if on_cpu and not is_moe else 4
     inside = passes * (gated if config.mlp != "gelu" else 2) * width
     # Tokens are copied to the expert they go to, and what it makes of them is kept to weigh it.
     copies = 3 * passes * config.hidden_size if is_moe else 0 if on_cpu else config.hidden_size
-    # In mixed precision, norms read fp32.
-    norms = 2 * config.hidden_size * (dtype.itemsize + max(4, dtype.itemsize))
+    # In mixed precision, norms read fp32. Halves of blocks with gradients of their own compute the normed rows again.
+    num_kept = is_moe + (config.latent is not None) if on_cpu else 2
+    norms = config.hidden_size * (num_kept * dtype.itemsize + 2 * max(4, dtype.itemsize))
     return norms + _attention_bytes(config, dtype, length) + (inside + copies) * dtype.itemsize
 
 
