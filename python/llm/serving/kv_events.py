@@ -164,7 +164,7 @@ class KVEventPublisher:
                 self._pub.send_multipart((self._topic, number, payload))
                 self._buffer.append((number, payload))
                 sequence += 1
-            if self._replay in ready:
+            if self._replay is not None and self._replay in ready:
                 self._answer(self._replay)
 
     def _answer(self, replay: zmq.Socket[bytes]) -> None:
