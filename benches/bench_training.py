@@ -69,6 +69,9 @@ CASES = {
     "135m-512": (SMOLLM2, 512, 2),
 }
 WARM_UP_STEPS = 2
+# Steps of a turn of about 0.3 s. A step of 30 ms that followed another program's would find neither its weights nor
+# its code in the caches, and its threads asleep, which happens to no run.
+STEPS_PER_TURN = {"char": 10}
 
 
 class Loop:
@@ -128,23 +131,24 @@ def measure(case: str, precision: str, options: argparse.Namespace) -> dict[str,
             if python is not None:
                 loops.append(Loop(name, directory, python, directory / f"{name}.log"))
                 stack.callback(loops[-1].close)
-        take_turns(loops, options.rounds if case != "char" else options.rounds * 4, block * batch)
+        take_turns(loops, options.rounds, STEPS_PER_TURN.get(case, 1), block * batch)
         check_losses(loops, precision)
         return facts | {"parameters": DecoderModel(config).num_parameters(), "loops": [report(loop) for loop in loops]}
 
 
-def take_turns(loops: list[Loop], rounds: int, tokens: int) -> None:
-    """Lets each loop run one step after the other, in an order that turns."""
+def take_turns(loops: list[Loop], rounds: int, steps: int, tokens: int) -> None:
+    """Lets each loop run some steps after the other, in an order that turns."""
     for loop in loops:
         for _ in range(WARM_UP_STEPS):
             loop.step()
     for turn in range(rounds):
         for at in range(len(loops)):
             loop = loops[(at + turn) % len(loops)]
-            loop.tokens_per_s.append(tokens / loop.step())
-            loop.tokens_per_cpu_s.append(tokens / loop.state["cpu_seconds"])
-            if loop.state["parts_seconds"] is not None:
-                loop.overheads.append(1 - loop.state["parts_seconds"] / loop.state["seconds"])
+            for _ in range(steps):
+                loop.tokens_per_s.append(tokens / loop.step())
+                loop.tokens_per_cpu_s.append(tokens / loop.state["cpu_seconds"])
+                if loop.state["parts_seconds"] is not None:
+                    loop.overheads.append(1 - loop.state["parts_seconds"] / loop.state["seconds"])
 
 
 def check_losses(loops: list[Loop], precision: str) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "crc32",
     "gelu",
     "instruction_sets",
+    "label_logprobs",
     "pack_rows",
     "packed_bytes",
     "philox_uniform",
@@ -279,8 +280,7 @@ class EngineCore:
     def schedule(self) -> StepPlan | None:
         """Plans the next step; returns None if there is nothing to run.
 
-        Progress counts only at `update`. Planning again without one drops the last plan and plans its work anew, so a
-        failed step can be retried, or its requests aborted.
+        Progress counts only at `update`. Planning again without one plans the same work anew, after a failed step.
         """
 
     def fail_step(self) -> list[int]:
@@ -681,9 +681,6 @@ class TrainingAttention:
 
     `sizes` holds the numbers of query and key heads, and a head's width; `starts` the first token of each sequence,
     then the number of tokens; `rotation` cosines and sines in fp32, one for each pair of a token's channels, or None.
-
-    Raises:
-        InvalidArgumentError: Sizes contradict each other, or the kernel cannot read a tensor.
     """
 
     def __new__(
@@ -714,8 +711,11 @@ class AdamW:
     def norm(self, gradients: Sequence[object]) -> float: ...
     def step(self, gradients: Sequence[object], rules: Sequence[tuple[float, ...]], scale: float) -> None: ...
 
-def gelu(given: object, active: object, slope: object, is_tanh: bool, threads: int) -> None:
-    """Writes GELU of contiguous fp32 `given` on a CPU to `active` and its derivative to `slope`, of the same size."""
+def gelu(given: object, active: object, gradient: object, is_tanh: bool, threads: int) -> None:
+    """Writes GELU of contiguous fp32 `given` on a CPU to `active`, and multiplies a `gradient` by the derivative."""
+
+def label_logprobs(given: tuple[object, ...], has_gradient: bool, temperature: float, threads: int) -> None:
+    """Writes log-probabilities; given are logits, labels, results, gradient or None; may turn logits into gradients."""
 
 def instruction_sets() -> list[str]:
     """Returns the instruction sets that this machine has and the kernels are compiled for, best last."""

@@ -34,6 +34,7 @@ EXPERTS = ExpertsConfig(num_experts=6, num_experts_per_tok=2, moe_intermediate_s
 CONFIGS = {
     "plain": CONFIG,
     "gelu": msgspec.structs.replace(CONFIG, mlp="gelu"),
+    "gelu without bias": msgspec.structs.replace(CONFIG, mlp="gelu", mlp_bias=False),
     "experts": msgspec.structs.replace(CONFIG, mlp="moe", experts=EXPERTS),
     "latent": msgspec.structs.replace(CONFIG, attention="mla", latent=LatentConfig()),
 }

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llm.models import DecoderModel, ForwardContext, Targets, positions_of
 from llm.models.decoder import TransformerBlock
+from llm.models.layers import cpu_halves
 from llm.settings.model import ModelConfig
 from llm.training.allocator import kept_memory
 
@@ -58,8 +59,13 @@ def by_layers(model: DecoderModel) -> DecoderModel:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("lengths", [(12, 12), (400,), (70, 1, 12)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_block_computes_what_its_layers_compute(shape: str, lengths: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "by_onednn"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
+)
+def test_a_block_computes_what_its_layers_compute(
+    shape: str, lengths: tuple[int, ...], dtype: torch.dtype, by_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_halves, "PREFERS_ONEDNN", by_onednn)
     model = model_of(max_position_embeddings=512, **SHAPES[shape])
     logprobs, gradients = trained(model, lengths, dtype)
     wanted_logprobs, wanted = trained(by_layers(model), lengths, dtype)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from llm.models import ForwardContext, Targets, positions_of
 from llm.models.decoder import DecoderModel
+from llm.models.layers import cpu_training
 from llm.models.layers.attend import AttentionRule, attend
 from llm.models.layers.cpu_training import Linear, RmsNorm, Rotate, ShortAttention, SwiGLU
 from llm.models.layers.rotary import rotate
@@ -45,7 +46,8 @@ def test_values_are_those_of_the_compositions() -> None:
         assert torch.equal(found[:, 3:], narrow[:, 3:])
 
 
-def test_the_product_of_fp32_training_has_its_gradients() -> None:
+def test_the_product_of_fp32_training_has_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_training, "PREFERS_ONEDNN", True)
     torch.manual_seed(0)
     layer, values = Linear(512, 300, bias=False), torch.randn(12, 512, requires_grad=True)
     found = layer(values)

@@ -23,6 +23,7 @@ CASES = st.fixed_dictionaries(
         "is_summed": st.booleans(),
         "is_uniform": st.booleans(),
         "seed": st.integers(0, 2**31),
+        "dtype": st.sampled_from([torch.float64, torch.float32]),
     }
 )
 
@@ -43,20 +44,22 @@ def labels_for(rows: int, vocab: int, masked: float) -> Tensor:
 @given(CASES)
 def test_values_and_gradients_agree_with_the_definition(case: dict) -> None:
     torch.manual_seed(case["seed"])
-    hidden, weight = leaves(case["rows"], case["vocab"])
+    hidden, weight = leaves(case["rows"], case["vocab"], case["dtype"])
     labels = labels_for(case["rows"], case["vocab"], case["masked"])
     upstream = torch.full((case["rows"],), 0.7) if case["is_uniform"] else torch.randn(case["rows"])
+    upstream = upstream.to(case["dtype"])
     targets = Targets(labels, case["temperature"], case["is_summed"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logprobs, "CHUNK_LOGITS", case["chunk"])
         found = token_logprobs(hidden, weight, targets, case["softcap"])
-        gradients = torch.autograd.grad(found, (hidden, weight), upstream.double())
+        gradients = torch.autograd.grad(found, (hidden, weight), upstream)
         with torch.no_grad():
             assert torch.equal(token_logprobs(hidden, weight, targets, case["softcap"]), found)
     expected = logprobs_by_row(hidden, weight, labels, case["temperature"], case["softcap"])
-    wanted = torch.autograd.grad(expected, (hidden, weight), upstream.double())
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(gradients, wanted)
+    wanted = torch.autograd.grad(expected, (hidden, weight), upstream)
+    allowed = {} if case["dtype"] == torch.float64 else {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(found, expected, **allowed)
+    torch.testing.assert_close(gradients, wanted, **allowed)
 
 
 @pytest.mark.parametrize("is_summed", [False, True])

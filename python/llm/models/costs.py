@@ -123,14 +123,16 @@ def estimate_memory(
     on_cpu, is_mixed = device == "cpu", dtype.itemsize < 4
     block = _block_bytes(config, dtype, length if on_cpu else None)
     stream = config.hidden_size * (4 if is_mixed else dtype.itemsize)
-    # The loss holds a chunk of logits, in mixed precision twice, and the rows that they are made of, with a gradient.
+    # The loss holds a chunk of logits, on a GPU in mixed precision twice, and the rows that they are made of, with a
+    # gradient.
     rows = min(tokens, max(1, CHUNK_LOGITS // config.vocab_size))
-    loss = rows * config.vocab_size * (4 + (dtype.itemsize if is_mixed else 0))
+    is_once = not is_mixed or (on_cpu and config.final_logit_softcapping is None)
+    loss = rows * config.vocab_size * (dtype.itemsize + (0 if is_once else 4))
     loss += tokens * (stream + 2 * config.hidden_size * dtype.itemsize)
     if gradient_checkpointing:
         # One block at a time is recomputed, when the loss has its gradient; experts' gradients are as large as a block,
-        # and on a CPU what a gated MLP's second product reads is computed once more, with a gradient.
-        again = 2 * config.intermediate_size * dtype.itemsize if on_cpu and config.mlp != "gelu" else 0
+        # and on a CPU what an MLP's second product reads is computed once more, with a gradient.
+        again = 2 * config.intermediate_size * dtype.itemsize if on_cpu and _recomputes_activation(config, dtype) else 0
         recomputed = tokens * (2 * block if config.mlp == "moe" else block + again)
         activations = tokens * stream * config.num_hidden_layers + max(recomputed, loss)
     else:
@@ -141,6 +143,11 @@ def estimate_memory(
         has_own = on_cpu and config.mlp != "moe" and config.latent is None
         activations += (vocabulary if has_own else parameters - looked_up) * dtype.itemsize
     return MemoryEstimate(4 * parameters, 4 * parameters, _OPTIMIZER_BYTES[optimizer] * parameters, activations)
+
+
+def _recomputes_activation(config: ModelConfig, dtype: torch.dtype) -> bool:
+    """Returns whether the backward pass on a CPU computes the MLP's activation again."""
+    return config.mlp != "gelu" or (dtype == torch.float32 and config.mlp_bias is False)
 
 
 def _block_bytes(config: ModelConfig, dtype: torch.dtype, length: int | None) -> int:
@@ -155,8 +162,10 @@ def _block_bytes(config: ModelConfig, dtype: torch.dtype, length: int | None) ->
     if config.experts is not None and config.mlp == "moe":
         width, passes = config.experts.moe_intermediate_size, config.experts.num_experts_per_tok
     on_cpu, is_moe = length is not None, config.mlp == "moe"
-    gated = 2 if on_cpu and not is_moe else 4
-    inside = passes * (gated if config.mlp != "gelu" else 2) * width
+    num_inside = 2 if on_cpu and not is_moe else 4
+    if config.mlp == "gelu":
+        num_inside = 1 if on_cpu and _recomputes_activation(config, dtype) else 2
+    inside = passes * num_inside * width
     # Tokens are copied to the expert they go to, and what it makes of them is kept to weigh it.
     copies = 3 * passes * config.hidden_size if is_moe else 0 if on_cpu else config.hidden_size
     # In mixed precision, norms read fp32. Halves of blocks with gradients of their own compute the normed rows again.

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm._rust import label_logprobs
+
 IGNORED_LABEL = -100
 
 # Logits computed at a time: 64 MiB in fp32, which is 341 rows of a vocabulary of 49,152.
@@ -161,8 +163,17 @@ class _Logits:
         found = self.hidden_states.new_empty(self.labels.shape, dtype=self.dtype)
         by_row, all_labels = _columns(found), _columns(self.labels)
         gradient = None if gradient is None else _columns(gradient)
+        has_kernel = self._has_kernel()
         for rows in self._chunks():
             labels = all_labels[rows]
+            if has_kernel:
+                product = self._bare_product(rows)
+                factors = None if gradient is None else gradient[rows].to(self.dtype).contiguous()
+                given = (product, labels.contiguous(), by_row[rows], factors)
+                label_logprobs(given, sums is not None, self.temperature, torch.get_num_threads())
+                if sums is not None:
+                    sums.add(rows, product, self)
+                continue
             logits = self._product(rows)
             slope = self._cap(logits, wants_slope=sums is not None)
             logits -= logits.amax(-1, keepdim=True)
@@ -193,12 +204,26 @@ class _Logits:
         step = max(1, CHUNK_LOGITS // max(1, len(self.weight)))
         return (slice(start, min(start + step, len(self.labels))) for start in range(0, len(self.labels), step))
 
-    def _product(self, rows: slice) -> Tensor:
-        """Returns the logits `[R, V]` in the one buffer that all chunks share."""
+    def _has_kernel(self) -> bool:
+        """Returns whether this package's kernel computes the softmax, in two passes over a row instead of eight."""
+        is_plain = self.softcap is None and self.impossible is None and _columns(self.labels).shape[1] == 1
+        is_known = type(self.hidden_states) is Tensor and self.hidden_states.dtype in (torch.float32, torch.bfloat16)
+        if not is_plain or not is_known or self.hidden_states.device.type != "cpu":
+            return False
+        is_watched = torch._C._len_torch_dispatch_stack() > 0  # somebody counts operations, or tensors have no memory
+        return not is_watched and not torch.compiler.is_compiling()
+
+    def _bare_product(self, rows: slice) -> Tensor:
+        """Returns the logits `[R, V]` before anything else, in the one buffer that all chunks share."""
         size = (rows.stop - rows.start, len(self.weight))
         if self._buffer is None:
             self._buffer = self.hidden_states.new_empty(size)
-        product = torch.mm(self.hidden_states[rows], self.weight.T, out=self._buffer[: size[0]])
+        return torch.mm(self.hidden_states[rows], self.weight.T, out=self._buffer[: size[0]])
+
+    def _product(self, rows: slice) -> Tensor:
+        """Returns the logits `[R, V]` in at least fp32, in memory that all chunks share."""
+        product = self._bare_product(rows)
+        size = product.shape
         if product.dtype == self.dtype:
             return product
         if self._wide is None:

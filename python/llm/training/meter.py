@@ -1,11 +1,11 @@
 """Measures a run while it trains: time, speed, smoothed loss, use of the device."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -106,7 +106,7 @@ class Meter:
         self._window = (started, before + num_positions)
         speed = self._window[1] / (now - started)
         bits = smoothed_loss * num_targets / math.log(2) / num_bytes if num_bytes else None
-        return dataclasses.replace(
+        return msgspec.structs.replace(
             metrics,
             targets_per_s=speed,
             targets=self.targets,

@@ -1,9 +1,10 @@
 """Metrics of a run in progress."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from torch import nn
 
 # Keys of the log that depend on the machine and its load; all others are equal in a resumed and a straight run.
@@ -41,8 +42,7 @@ class FitStart:
     notices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class StepMetrics:
+class StepMetrics(msgspec.Struct, frozen=True):
     """Metrics of one optimizer step.
 
     Attributes:
@@ -68,7 +68,7 @@ class StepMetrics:
     grad_norm: float
     targets_per_s: float = 0.0
     skipped_steps: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = {}
     targets: int = 0
     smoothed_loss: float = float("nan")
     bits_per_byte: float | None = None
@@ -76,6 +76,10 @@ class StepMetrics:
     eta_s: float | None = None
     mfu: float | None = None
     memory_bytes: int | None = None
+
+    def clock(self, unit: str) -> dict[str, Any]:
+        """Returns the targets seen and the time taken, as lines of the log have them."""
+        return {unit: self.targets, "elapsed_s": round(self.elapsed_s, 3)}
 
     def record(self, unit: str) -> dict[str, Any]:
         """Returns the step's line of the log."""
@@ -86,9 +90,8 @@ class StepMetrics:
             "grad_norm": self.grad_norm,
             "skipped_steps": self.skipped_steps,
             **self.facts,
-            unit: self.targets,
             f"{unit}_per_s": round(self.targets_per_s, 1),
-            "elapsed_s": round(self.elapsed_s, 3),
+            **self.clock(unit),
         }
         if self.mfu is not None:
             values["mfu"] = round(self.mfu, 4)

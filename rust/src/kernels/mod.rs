@@ -33,6 +33,7 @@ pub use memory::{Dtype, Format, Matrix};
 pub use pointwise::Team;
 pub use pointwise::adamw::{AdamW, Gradient, Trained, adamw, gradient_norm};
 pub use pointwise::gelu::{Gelu, gelu};
+pub use pointwise::logprobs::{Labels, Upstream};
 pub use pointwise::norm::{Normed, RowNorm};
 pub use product::linear::Linear;
 pub use product::low_rank::{LowRank, LowRankPart};

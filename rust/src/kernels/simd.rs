@@ -96,6 +96,8 @@ pub(crate) trait Simd: Copy {
         // SAFETY: the caller's machine has this instruction set.
         values.map(|value| unsafe { Self::sum(value) })
     }
+    /// Returns the highest lane; lanes must not be NaN.
+    unsafe fn highest(value: Self::V) -> f32;
 }
 
 /// Returns `e^x` within about 2 units in the last place for x in [-87, 88]; x outside is clamped.
@@ -233,6 +235,10 @@ impl Simd for Portable {
         let [a, b, c, d, e, f, g, h] = value;
         ((a + b) + (c + d)) + ((e + f) + (g + h))
     }
+    #[inline(always)]
+    unsafe fn highest(value: Self::V) -> f32 {
+        value.into_iter().fold(f32::NEG_INFINITY, |highest, lane| if lane > highest { lane } else { highest })
+    }
 }
 
 /// Eight lanes of AVX2 and FMA.
@@ -327,6 +333,12 @@ impl Simd for Avx2 {
         let fours = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
         let whole = _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps::<1>(fours));
         std::mem::transmute::<__m128, [f32; 4]>(whole)
+    }
+    #[inline(always)]
+    unsafe fn highest(value: Self::V) -> f32 {
+        let four = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps::<1>(value));
+        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
     }
 }
 
@@ -432,6 +444,10 @@ impl Simd for Avx512 {
     unsafe fn sums(values: [Self::V; 4]) -> [f32; 4] {
         let [a, b, c, d] = values;
         Avx2::sums([Self::folded(a), Self::folded(b), Self::folded(c), Self::folded(d)])
+    }
+    #[inline(always)]
+    unsafe fn highest(value: Self::V) -> f32 {
+        Avx2::highest(_mm256_max_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps::<1>(value)))
     }
 }
 

@@ -47,6 +47,16 @@ impl Tensor {
         self.shape.iter().product()
     }
 
+    /// Returns the numbers of an int64 tensor that kernels can read in place.
+    #[expect(unsafe_code, reason = "PyTorch owns the memory")]
+    pub(super) fn ids<'a>(&self) -> Result<&'a [i64]> {
+        if self.dtype == "torch.int64" && self.device == "cpu" && self.is_contiguous {
+            // SAFETY: callers keep the tensor alive and unwritten during the call.
+            return Ok(unsafe { std::slice::from_raw_parts(self.address as *const i64, self.len()) });
+        }
+        Err(Error::InvalidArgument(format!("ids must be a contiguous int64 tensor on the CPU, got {}", self.dtype)))
+    }
+
     /// Returns the number format, provided that kernels can read the tensor in place.
     pub(super) fn dtype(&self) -> Result<Dtype> {
         let dtype = match self.dtype.as_str() {

@@ -5,7 +5,8 @@ use pyo3::prelude::*;
 use super::attention::{common, expect_floats, numbers, written};
 use super::kernels::Tensor;
 use crate::kernels::{
-    AdamW, Bf16, Dtype, Gelu, Gradient, Isa, Normed, Number, RowNorm, Team, Trained, adamw, gradient_norm,
+    AdamW, Bf16, Dtype, Gelu, Gradient, Isa, Labels, Normed, Number, RowNorm, Team, Trained, Upstream, adamw,
+    gradient_norm,
 };
 use crate::{Error, Result};
 
@@ -19,16 +20,41 @@ fn py_gelu(
     py: Python<'_>,
     given: Tensor,
     active: Tensor,
-    slope: Tensor,
+    gradient: Option<Tensor>,
     is_tanh: bool,
     threads: usize,
 ) -> PyResult<()> {
-    for tensor in [&given, &active, &slope] {
+    for tensor in [&given, &active].into_iter().chain(&gradient) {
         expect_floats(tensor)?;
     }
     let form = if is_tanh { Gelu::Tanh } else { Gelu::Exact };
-    let (active, slope) = (written(&active), written(&slope));
-    py.detach(|| crate::kernels::gelu(form, numbers(&given), active, slope, team(threads)))?;
+    let (active, gradient) = (written(&active), gradient.as_ref().map(written));
+    py.detach(|| crate::kernels::gelu(form, numbers(&given), active, gradient, team(threads)))?;
+    Ok(())
+}
+
+#[pyfunction]
+fn label_logprobs(
+    py: Python<'_>,
+    given: (Tensor, Tensor, Tensor, Option<Tensor>),
+    has_gradient: bool,
+    temperature: f32,
+    threads: usize,
+) -> PyResult<()> {
+    let (logits, labels, found, gradient) = given;
+    expect_floats(&found)?;
+    gradient.iter().try_for_each(expect_floats)?;
+    let dtype = logits.dtype()?;
+    let rule = Labels { labels: labels.ids()?, scale: 1.0 / temperature };
+    let upstream = match &gradient {
+        Some(gradient) => Upstream::Each(numbers(gradient)),
+        None if has_gradient => Upstream::Ones,
+        None => Upstream::None,
+    };
+    py.detach(|| match dtype {
+        Dtype::F32 => rule.logprobs::<f32>(written(&logits), written(&found), upstream, team(threads)),
+        Dtype::Bf16 => rule.logprobs::<Bf16>(written(&logits), written(&found), upstream, team(threads)),
+    })?;
     Ok(())
 }
 
@@ -184,6 +210,7 @@ fn expect_count(name: &str, got: usize, wanted: usize) -> Result<()> {
 /// Adds this module's functions and class to `llm._rust`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(py_gelu, module)?)?;
+    module.add_function(wrap_pyfunction!(label_logprobs, module)?)?;
     module.add_class::<PyAdamW>()?;
     module.add_class::<PyRowNorm>()
 }

@@ -1,7 +1,8 @@
 //! Training's operations between products, for every instruction set.
 
 use llm_core::kernels::{
-    AdamW, Bf16, Gelu, Gradient, Isa, Normed, Number, RowNorm, Team, Trained, adamw, gelu, gradient_norm,
+    AdamW, Bf16, Gelu, Gradient, Isa, Labels, Normed, Number, RowNorm, Team, Trained, Upstream, adamw, gelu,
+    gradient_norm,
 };
 
 const WIDTH: usize = 48;
@@ -17,8 +18,11 @@ fn gelu_is_the_share_below_a_normal_number_and_its_slope() {
     for isa in Isa::supported() {
         for length in [1, 8, 21] {
             let given: Vec<f32> = points.iter().copied().cycle().take(length).collect();
-            let (mut active, mut slope) = (vec![f32::NAN; length], vec![f32::NAN; length]);
-            gelu(Gelu::Exact, &given, &mut active, &mut slope, Team { isa, threads: 2 }).unwrap();
+            let (mut active, mut slope) = (vec![f32::NAN; length], vec![2.0; length]);
+            gelu(Gelu::Exact, &given, &mut active, None, Team { isa, threads: 1 }).unwrap();
+            let alone = active.clone();
+            gelu(Gelu::Exact, &given, &mut active, Some(&mut slope), Team { isa, threads: 2 }).unwrap();
+            assert_eq!(active, alone);
             for (at, x) in given.iter().enumerate() {
                 let (share, density) = (shares[at % 8], (-x * x / 2.0).exp() * 0.398_942_3);
                 assert!(
@@ -26,9 +30,10 @@ fn gelu_is_the_share_below_a_normal_number_and_its_slope() {
                     "{isa:?}, {x}: {}",
                     active[at]
                 );
-                assert!((slope[at] - (share + x * density)).abs() < 3e-7, "{isa:?}, {x}: {}", slope[at]);
+                assert!((slope[at] / 2.0 - (share + x * density)).abs() < 3e-7, "{isa:?}, {x}: {}", slope[at]);
             }
-            gelu(Gelu::Tanh, &given, &mut active, &mut slope, Team { isa, threads: 1 }).unwrap();
+            slope.fill(1.0);
+            gelu(Gelu::Tanh, &given, &mut active, Some(&mut slope), Team { isa, threads: 1 }).unwrap();
             for (at, x) in given.iter().map(|&x| f64::from(x)).enumerate() {
                 let formula = |x: f64| 0.5 * x * (1.0 + (0.797_884_560_8 * (x + 0.044_715 * x.powi(3))).tanh());
                 let rise = (formula(x + 1e-5) - formula(x - 1e-5)) / 2e-5;
@@ -100,7 +105,7 @@ fn gradients_of_norms_are_slopes_and_the_same_for_every_number_of_threads() {
 #[test]
 fn wrong_sizes_are_refused_by_name() {
     let team = Team { isa: Isa::Portable, threads: 1 };
-    let found = gelu(Gelu::Exact, &[0.0; 3], &mut [0.0; 3], &mut [0.0; 2], team).unwrap_err().to_string();
+    let found = gelu(Gelu::Exact, &[0.0; 3], &mut [0.0; 3], Some(&mut [0.0; 2]), team).unwrap_err().to_string();
     assert_eq!(found, "`slope` must hold 3 numbers, got 2");
     let norm = RowNorm { weight: &[1.0; 24], bias: None, eps: 0.0, is_centered: true, team };
     let found = norm.forward(&[0.0; 48], &mut [0.0_f32; 48], &mut [0.0; 4]).unwrap_err().to_string();
@@ -208,5 +213,68 @@ fn gradients_in_bf16_count_as_their_values() {
             (gradient_norm(gradients, team).unwrap(), parameters, first, second)
         });
         assert!(results[0] == results[1], "{isa:?}");
+    }
+}
+
+/// Returns the log-probability of a label and the gradient of its logits, in f64.
+fn softmax_in_f64(logits: &[f32], label: usize, temperature: f64) -> (f64, Vec<f64>) {
+    let scaled: Vec<f64> = logits.iter().map(|&logit| f64::from(logit) / temperature).collect();
+    let highest = scaled.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let total: f64 = scaled.iter().map(|logit| (logit - highest).exp()).sum();
+    let share = |column: usize| f64::from(u8::from(column == label)) - (scaled[column] - highest).exp() / total;
+    (scaled[label] - highest - total.ln(), (0..logits.len()).map(|column| share(column) / temperature).collect())
+}
+
+#[test]
+fn log_probabilities_and_their_gradients_are_those_of_softmax() {
+    for (isa, width, temperature) in Isa::supported().into_iter().flat_map(|isa| {
+        [(1, 1.0_f32), (16, 0.7), (65, 1.0), (515, 1.5), (5003, 1.0)].map(|(width, degrees)| (isa, width, degrees))
+    }) {
+        let num_rows = 7;
+        let given: Vec<f32> = (0..num_rows * width).map(|at| ((at * 7919 % 1009) as f32 - 500.0) / 40.0).collect();
+        let columns: Vec<i64> = (0..num_rows).map(|row| (row * 31 % width) as i64).collect();
+        let factors: Vec<f32> = (0..num_rows).map(|row| row as f32 - 2.5).collect();
+        let rule = Labels { labels: &columns, scale: 1.0 / temperature };
+        let (mut logits, mut found) = (given.clone(), vec![f32::NAN; num_rows]);
+        rule.logprobs(&mut logits, &mut found, Upstream::None, Team { isa, threads: 2 }).unwrap();
+        assert_eq!(logits, given);
+        let mut narrow: Vec<Bf16> = given.iter().map(|&logit| Bf16::of(logit)).collect();
+        let (rounded, mut again) = (narrow.iter().map(|logit| logit.wide()).collect::<Vec<f32>>(), found.clone());
+        rule.logprobs(&mut logits, &mut found, Upstream::Each(&factors), Team { isa, threads: 3 }).unwrap();
+        rule.logprobs(&mut narrow, &mut again, Upstream::Ones, Team { isa, threads: 1 }).unwrap();
+        for row in 0..num_rows {
+            let (range, label) = (row * width..(row + 1) * width, row * 31 % width);
+            let (wanted, slopes) = softmax_in_f64(&given[range.clone()], label, f64::from(temperature));
+            assert!((f64::from(found[row]) - wanted).abs() < 1e-5, "{isa:?}, {width}: {} for {wanted}", found[row]);
+            for (logit, slope) in logits[range.clone()].iter().zip(slopes) {
+                assert!(
+                    (f64::from(*logit) - slope * f64::from(factors[row])).abs() < 2e-6,
+                    "{isa:?}, {width}: {logit}"
+                );
+            }
+            let (wanted, slopes) = softmax_in_f64(&rounded[range.clone()], label, f64::from(temperature));
+            assert!((f64::from(again[row]) - wanted).abs() < 1e-5, "{isa:?}, {width}: {} for {wanted}", again[row]);
+            for (logit, slope) in narrow[range].iter().zip(slopes) {
+                let allowed = slope.abs() / 200.0 + 1e-6;
+                assert!((f64::from(logit.wide()) - slope).abs() < allowed, "{isa:?}, {width}: {logit:?} for {slope}");
+            }
+        }
+    }
+}
+
+#[test]
+fn log_probabilities_of_infinite_logits_are_nan_and_bad_labels_are_errors() {
+    for (isa, bad) in Isa::supported().into_iter().flat_map(|isa| [(isa, f32::NAN), (isa, f32::INFINITY)]) {
+        let (team, mut found) = (Team { isa, threads: 1 }, [0.0; 2]);
+        let mut logits: Vec<f32> = (0..42).map(|at| if at == 20 { bad } else { 1.0 }).collect();
+        let rule = Labels { labels: &[0, 20], scale: 1.0 };
+        rule.logprobs(&mut logits, &mut found, Upstream::Ones, team).unwrap();
+        assert!(found[0].is_nan() && logits[..21].iter().all(|logit| logit.is_nan()), "{isa:?}, {bad}: {found:?}");
+        assert!((found[1] + 21.0_f32.ln()).abs() < 1e-6, "{isa:?}: {found:?}");
+        for label in [-100, 21] {
+            let rule = Labels { labels: &[0, label], scale: 1.0 };
+            let error = rule.logprobs(&mut logits, &mut found, Upstream::None, team).unwrap_err().to_string();
+            assert!(error.contains(&format!("labels must be columns below 21, got {label}")), "{error}");
+        }
     }
 }

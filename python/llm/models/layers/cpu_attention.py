@@ -56,8 +56,8 @@ class KernelAttention:
 
     def apply(self, joined: Tensor) -> list[Tensor]:
         """Returns what the gradient needs."""
-        mixed = torch.empty(len(joined), self._width, dtype=joined.dtype)
-        logsumexp = torch.empty(len(joined), self._num_heads)
+        mixed = torch.empty(joined.shape[0], self._width, dtype=joined.dtype)
+        logsumexp = torch.empty(joined.shape[0], self._num_heads)
         self._kernel.forward(joined, mixed, logsumexp)
         return [joined, mixed, logsumexp]
 

@@ -26,7 +26,7 @@ def is_training_on_cpu(values: Tensor) -> bool:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that takes oneDNN's product instead of MKL's in fp32 training, which is 10 % faster on AMD."""
+    """`nn.Linear` that takes oneDNN's product instead of MKL's in fp32 training, where that takes less time."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
@@ -41,12 +41,27 @@ class Linear(nn.Linear):
 
     def _suits(self, values: Tensor) -> bool:
         is_fp32 = values.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        return is_fp32 and HAS_ONEDNN and self.weight.numel() >= _LARGE_WEIGHT and is_training_on_cpu(values)
+        return is_fp32 and PREFERS_ONEDNN and self.weight.numel() >= _LARGE_WEIGHT and is_training_on_cpu(values)
 
 
 # Smaller products gain nothing.
 _LARGE_WEIGHT = 2**17
-HAS_ONEDNN: bool = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _prefers_onednn() -> bool:
+    """Returns whether fp32 products take oneDNN instead of MKL.
+
+    oneDNN's take 3 to 10 % less time on AMD. On Intel, MKL's large products are as fast, and those of small models take
+    6 to 25 % less time, since MKL looks up no primitive in each call.
+    """
+    has_onednn = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if not has_onednn or not torch._C.has_mkl:
+        return bool(has_onednn)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "Intel" not in str(capabilities.get("cpu_name", ""))
+
+
+PREFERS_ONEDNN: bool = _prefers_onednn()
 
 
 def _onednn(values: Tensor, weight: Tensor) -> Tensor:

@@ -25,10 +25,9 @@ class JsonlLogger(Callback):
 
     def on_step_end(self, metrics: StepMetrics, should_log: bool) -> None:
         """Writes the step's line if the step is selected for logging."""
-        record = metrics.record(self.unit)
-        self._clock = {name: record[name] for name in (self.unit, "elapsed_s")}
+        self._clock = metrics.clock(self.unit)
         if should_log:
-            self.run.append_log(record)
+            self.run.append_log(metrics.record(self.unit))
 
     def on_early_stop(self, step: int, best: BestLoss) -> None:
         """Writes that the run is finished, and its best step."""

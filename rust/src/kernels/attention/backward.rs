@@ -216,32 +216,34 @@ impl Pair {
             unsafe {
                 multiply::<S>(&scores, self.num_seen(row));
                 multiply::<S>(&products, self.num_seen(row));
-                for each in row..row + ROWS {
-                    self.weigh::<S>(scratch, each);
+            }
+        }
+        // SAFETY: the caller promises the instruction set.
+        unsafe { self.weigh::<S>(scratch) }
+    }
+
+    /// Replaces scores by weights, and the gradient of the weights by that of the scores.
+    #[inline(always)]
+    unsafe fn weigh<S: Simd>(&self, scratch: &mut Scratch<'_>) {
+        let last = |row: usize| if self.is_diagonal() { row + 1 } else { BLOCK };
+        for row in 0..self.num_rows() {
+            let (at, num_seen) = (self.block * BLOCK + row, last(row));
+            let weights = scratch.weights[row * BLOCK..(row + 1) * BLOCK].as_mut_ptr();
+            let slopes = scratch.slopes[row * BLOCK..(row + 1) * BLOCK].as_mut_ptr();
+            // SAFETY: both rows hold `BLOCK` numbers, which are whole vectors.
+            unsafe {
+                let (shift, delta) = (S::splat(-scratch.logsumexp[at]), S::splat(-scratch.delta[at]));
+                for place in (0..num_seen).step_by(S::LANES) {
+                    let weight = exp::<S>(S::add(S::load(weights.add(place)), shift));
+                    S::store(weights.add(place), weight);
+                    S::store(slopes.add(place), S::mul(weight, S::add(S::load(slopes.add(place)), delta)));
                 }
             }
         }
-    }
-
-    /// Replaces scores by weights, and the gradient of the weights by that of the scores, for one query.
-    #[inline(always)]
-    unsafe fn weigh<S: Simd>(&self, scratch: &mut Scratch<'_>, row: usize) {
-        let at = self.block * BLOCK + row;
-        let num_seen = if self.is_diagonal() { row + 1 } else { BLOCK };
-        let weights = scratch.weights[row * BLOCK..(row + 1) * BLOCK].as_mut_ptr();
-        let slopes = scratch.slopes[row * BLOCK..(row + 1) * BLOCK].as_mut_ptr();
-        // SAFETY: both rows hold `BLOCK` numbers, which are whole vectors.
-        unsafe {
-            let (shift, delta) = (S::splat(-scratch.logsumexp[at]), S::splat(-scratch.delta[at]));
-            for place in (0..num_seen).step_by(S::LANES) {
-                let weight = exp::<S>(S::add(S::load(weights.add(place)), shift));
-                S::store(weights.add(place), weight);
-                S::store(slopes.add(place), S::mul(weight, S::add(S::load(slopes.add(place)), delta)));
-            }
-            for place in num_seen..num_seen.next_multiple_of(ROWS) {
-                *weights.add(place) = 0.0;
-                *slopes.add(place) = 0.0;
-            }
+        for row in 0..self.num_rows() {
+            let beyond = row * BLOCK + last(row)..row * BLOCK + last(row).next_multiple_of(ROWS);
+            scratch.weights[beyond.clone()].fill(0.0);
+            scratch.slopes[beyond].fill(0.0);
         }
     }
 

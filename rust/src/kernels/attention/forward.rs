@@ -1,6 +1,6 @@
 //! The forward pass: scores of a block of queries with all keys before, weights, weighted values.
 
-use super::problem::{AttentionRule, CausalAttention, HEAD_MULTIPLE, Shared, Unit};
+use super::problem::{AttentionRule, CausalAttention, Shared, Unit};
 use super::rows::{self, BLOCK, Number};
 use super::tile::{ROWS, Strip, multiply};
 use crate::kernels::simd::{Simd, dispatch, exp};
@@ -30,8 +30,10 @@ struct Scratch<'a> {
     mixed: &'a mut [f32],
     /// The block's scores, then weights, `[BLOCK, T]`.
     scores: &'a mut [f32],
-    /// What each row's weights are divided by, inverted.
-    factors: [f32; BLOCK],
+    /// Each row's highest score.
+    highest: [f32; BLOCK],
+    /// What each row's weights are divided by, then its inverse.
+    sums: [f32; BLOCK],
 }
 
 impl<'a> Scratch<'a> {
@@ -40,7 +42,8 @@ impl<'a> Scratch<'a> {
         let (values, memory) = memory.split_at_mut(padded * width);
         let (queries, memory) = memory.split_at_mut(BLOCK * width);
         let (mixed, memory) = memory.split_at_mut(BLOCK * width);
-        Self { keys, values, queries, mixed, scores: &mut memory[..BLOCK * padded], factors: [0.0; BLOCK] }
+        let (highest, sums) = ([0.0; BLOCK], [0.0; BLOCK]);
+        Self { keys, values, queries, mixed, scores: &mut memory[..BLOCK * padded], highest, sums }
     }
 }
 
@@ -72,17 +75,17 @@ unsafe fn run_unit<S: Simd, N: Number>(task: &Forward<'_, N>, unit: &Unit, memor
             // whole blocks.
             unsafe {
                 score::<S>(&mut scratch, block, tokens.len(), width);
+                weigh::<S>(&mut scratch, block, tokens.len());
                 for (row, token) in tokens.clone().enumerate() {
-                    let scores = &mut scratch.scores[row * unit.padded()..(row + 1) * unit.padded()];
-                    let (sum, highest) = weigh::<S>(scores, block * BLOCK + row);
-                    scratch.factors[row] = 1.0 / sum;
-                    task.sums.part(token * num_heads + head, 1)[0] = highest + sum.ln();
+                    let sum = scratch.sums[row];
+                    scratch.sums[row] = 1.0 / sum;
+                    task.sums.part(token * num_heads + head, 1)[0] = scratch.highest[row] + sum.ln();
                 }
                 mix::<S>(&mut scratch, block, tokens.len(), width);
                 for (row, token) in tokens.enumerate() {
                     let to = task.mixed.part((token * num_heads + head) * width, width);
                     let from = &scratch.mixed[row * width..(row + 1) * width];
-                    rows::store(from, None, scratch.factors[row], to);
+                    rows::store(from, None, scratch.sums[row], to);
                 }
             }
         }
@@ -112,30 +115,40 @@ unsafe fn score<S: Simd>(scratch: &mut Scratch<'_>, block: usize, num_rows: usiz
     }
 }
 
-/// Replaces the scores of the keys up to `last` by weights relative to the highest score, and those of the strip's keys
-/// beyond by zero; returns the sum of the weights and the highest score.
+/// Replaces each row's scores up to the diagonal by weights relative to its highest score, and those of the strip's keys
+/// beyond by zero.
+///
+/// Each loop's rows don't wait for each other, and a vector is read long after its last numbers were written one by one.
 #[inline(always)]
-unsafe fn weigh<S: Simd>(scores: &mut [f32], last: usize) -> (f32, f32) {
-    let end = (last + 1).next_multiple_of(S::LANES);
-    scores[last + 1..end].fill(f32::NEG_INFINITY);
-    let from = scores.as_mut_ptr();
-    let mut lanes = [f32::NEG_INFINITY; HEAD_MULTIPLE];
-    // SAFETY: a row has whole vectors up to `end`; `lanes` holds a vector of every set.
+unsafe fn weigh<S: Simd>(scratch: &mut Scratch<'_>, block: usize, num_rows: usize) {
+    let pitch = scratch.scores.len() / BLOCK;
+    let seen = |row: usize| block * BLOCK + row + 1;
+    for row in 0..num_rows {
+        scratch.scores[row * pitch..][seen(row)..seen(row).next_multiple_of(S::LANES)].fill(f32::NEG_INFINITY);
+    }
+    // SAFETY: a row has whole vectors up to the diagonal.
     unsafe {
-        let mut maxima = S::splat(f32::NEG_INFINITY);
-        for place in (0..end).step_by(S::LANES) {
-            maxima = S::max(S::load(from.add(place)), maxima);
+        for row in 0..num_rows {
+            let from = scratch.scores[row * pitch..].as_ptr();
+            let mut maxima = S::splat(f32::NEG_INFINITY);
+            for place in (0..seen(row)).step_by(S::LANES) {
+                maxima = S::max(S::load(from.add(place)), maxima);
+            }
+            scratch.highest[row] = S::highest(maxima);
         }
-        S::store(lanes.as_mut_ptr(), maxima);
-        let highest = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
-        let (mut sums, shift) = (S::splat(0.0), S::splat(-highest));
-        for place in (0..end).step_by(S::LANES) {
-            let weights = exp::<S>(S::add(S::load(from.add(place)), shift));
-            S::store(from.add(place), weights);
-            sums = S::add(sums, weights);
+        for row in 0..num_rows {
+            let scores = scratch.scores[row * pitch..].as_mut_ptr();
+            let (mut sums, shift) = (S::splat(0.0), S::splat(-scratch.highest[row]));
+            for place in (0..seen(row)).step_by(S::LANES) {
+                let weights = exp::<S>(S::add(S::load(scores.add(place)), shift));
+                S::store(scores.add(place), weights);
+                sums = S::add(sums, weights);
+            }
+            scratch.sums[row] = S::sum(sums);
         }
-        scores[last + 1..(last + 1).next_multiple_of(ROWS)].fill(0.0);
-        (S::sum(sums), highest)
+    }
+    for row in 0..num_rows {
+        scratch.scores[row * pitch..][seen(row)..seen(row).next_multiple_of(ROWS)].fill(0.0);
     }
 }
 

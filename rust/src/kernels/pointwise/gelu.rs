@@ -18,22 +18,31 @@ pub enum Gelu {
     Tanh,
 }
 
-/// Writes `gelu(x)` and its derivative for each number.
+/// Writes `gelu(x)` for each number, and multiplies `gradient`, if it is given, by the derivative.
 ///
 /// # Errors
 ///
 /// [`crate::Error::InvalidArgument`] if lengths differ or the machine lacks the instruction set.
 ///
 /// Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2.
-pub fn gelu(form: Gelu, given: &[f32], active: &mut [f32], slope: &mut [f32], team: Team) -> Result<()> {
+pub fn gelu(form: Gelu, given: &[f32], active: &mut [f32], gradient: Option<&mut [f32]>, team: Team) -> Result<()> {
     expect("active", active.len(), given.len())?;
-    expect("slope", slope.len(), given.len())?;
-    let (team, actives, slopes) = (team.checked()?, Parts(active.as_mut_ptr()), Parts(slope.as_mut_ptr()));
+    let (team, actives) = (team.checked()?, Parts(active.as_mut_ptr()));
+    if let Some(gradient) = &gradient {
+        expect("gradient", gradient.len(), given.len())?;
+    }
+    let gradients = gradient.map(|gradient| Parts(gradient.as_mut_ptr()));
     team.each(given.len().div_ceil(CHUNK), |chunk| {
         let start = chunk * CHUNK;
         let given = &given[start..given.len().min(start + CHUNK)];
         // SAFETY: `checked` found the instruction set, and each chunk has a part of its own.
-        unsafe { run(team.isa, form, given, actives.part(start, given.len()), slopes.part(start, given.len())) };
+        unsafe {
+            let active = actives.part(start, given.len());
+            match &gradients {
+                Some(gradients) => run_both(team.isa, form, given, active, gradients.part(start, given.len())),
+                None => run(team.isa, form, given, active),
+            }
+        }
     });
     Ok(())
 }
@@ -44,18 +53,42 @@ dispatch! {
     /// # Safety
     ///
     /// The machine has the instruction set, and all slices are as long.
-    unsafe fn run = run_chunk(form: Gelu, given: &[f32], active: &mut [f32], slope: &mut [f32])
+    unsafe fn run = run_chunk(form: Gelu, given: &[f32], active: &mut [f32])
+}
+
+dispatch! {
+    /// Computes a chunk and the gradient of its numbers.
+    ///
+    /// # Safety
+    ///
+    /// The machine has the instruction set, and all slices are as long.
+    unsafe fn run_both = run_chunk_with_gradient(form: Gelu, given: &[f32], active: &mut [f32], gradient: &mut [f32])
 }
 
 #[inline(always)]
-unsafe fn run_chunk<S: Simd>(form: Gelu, given: &[f32], active: &mut [f32], slope: &mut [f32]) {
+unsafe fn run_chunk<S: Simd>(form: Gelu, given: &[f32], active: &mut [f32]) {
+    // SAFETY: the caller promises the instruction set and the lengths.
+    unsafe { each_vector::<S>(form, given, active, None) }
+}
+
+#[inline(always)]
+unsafe fn run_chunk_with_gradient<S: Simd>(form: Gelu, given: &[f32], active: &mut [f32], gradient: &mut [f32]) {
+    // SAFETY: the caller promises the instruction set and the lengths.
+    unsafe { each_vector::<S>(form, given, active, Some(gradient)) }
+}
+
+#[inline(always)]
+unsafe fn each_vector<S: Simd>(form: Gelu, given: &[f32], active: &mut [f32], mut gradient: Option<&mut [f32]>) {
     let whole = given.len() / S::LANES * S::LANES;
     // SAFETY: the caller promises the instruction set; vectors lie within the slices and the arrays.
     unsafe {
         for at in (0..whole).step_by(S::LANES) {
             let (value, rise) = both::<S>(form, S::load(given.as_ptr().add(at)));
             S::store(active.as_mut_ptr().add(at), value);
-            S::store(slope.as_mut_ptr().add(at), rise);
+            if let Some(gradient) = &mut gradient {
+                let place = gradient.as_mut_ptr().add(at);
+                S::store(place, S::mul(S::load(place), rise));
+            }
         }
         let mut rest = [0.0; WIDEST];
         rest[..given.len() - whole].copy_from_slice(&given[whole..]);
@@ -64,7 +97,9 @@ unsafe fn run_chunk<S: Simd>(form: Gelu, given: &[f32], active: &mut [f32], slop
         S::store(values.as_mut_ptr(), value);
         S::store(rises.as_mut_ptr(), rise);
         active[whole..].copy_from_slice(&values[..given.len() - whole]);
-        slope[whole..].copy_from_slice(&rises[..given.len() - whole]);
+        if let Some(gradient) = gradient {
+            gradient[whole..].iter_mut().zip(rises).for_each(|(gradient, rise)| *gradient *= rise);
+        }
     }
 }
 

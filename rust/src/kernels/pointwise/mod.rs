@@ -4,6 +4,7 @@
 
 pub(crate) mod adamw;
 pub(crate) mod gelu;
+pub(crate) mod logprobs;
 pub(crate) mod norm;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
