@@ -22,8 +22,9 @@ from llm.settings.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-_GUIDES = "tokenizers training fine-tuning preferences distillation reinforcement own-task models inference serving"
-GUIDES = [ROOT / "docs" / f"{name}.md" for name in [*_GUIDES.split(), "evaluation"]]
+_GUIDES = """tokenizers configuration training fine-tuning preferences distillation reinforcement own-task models
+quantisation inference sampling serving clients evaluation"""
+GUIDES = [ROOT / "docs" / f"{name}.md" for name in _GUIDES.split()]
 TUTORIAL = ROOT / "docs" / "tutorial.md"  # all of its blocks run together, in a test of their own
 SHELL = ("sh", "console")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
