@@ -106,7 +106,7 @@ fn gradients_of_norms_are_slopes_and_the_same_for_every_number_of_threads() {
 fn wrong_sizes_are_refused_by_name() {
     let team = Team { isa: Isa::Portable, threads: 1 };
     let found = gelu(Gelu::Exact, &[0.0; 3], &mut [0.0; 3], Some(&mut [0.0; 2]), team).unwrap_err().to_string();
-    assert_eq!(found, "`slope` must hold 3 numbers, got 2");
+    assert_eq!(found, "`gradient` must hold 3 numbers, got 2");
     let norm = RowNorm { weight: &[1.0; 24], bias: None, eps: 0.0, is_centered: true, team };
     let found = norm.forward(&[0.0; 48], &mut [0.0_f32; 48], &mut [0.0; 4]).unwrap_err().to_string();
     assert_eq!(found, "rows must have the weight's columns, a multiple of 16, got 24 columns and 48 numbers");
