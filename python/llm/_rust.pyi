@@ -714,7 +714,7 @@ class AdamW:
 def gelu(given: object, active: object, gradient: object, is_tanh: bool, threads: int) -> None:
     """Writes GELU of contiguous fp32 `given` on a CPU to `active`, and multiplies a `gradient` by the derivative."""
 
-def label_logprobs(given: tuple[object, ...], has_gradient: bool, temperature: float, threads: int) -> None:
+def label_logprobs(given: tuple[object, ...], has_gradient: bool, scale: float, threads: int) -> None:
     """Writes log-probabilities; given are logits, labels, results, gradient or None; may turn logits into gradients."""
 
 def instruction_sets() -> list[str]:

@@ -170,7 +170,7 @@ class _Logits:
                 product = self._bare_product(rows)
                 factors = None if gradient is None else gradient[rows].to(self.dtype).contiguous()
                 given = (product, labels.contiguous(), by_row[rows], factors)
-                label_logprobs(given, sums is not None, self.temperature, torch.get_num_threads())
+                label_logprobs(given, sums is not None, 1 / self.temperature, torch.get_num_threads())
                 if sums is not None:
                     sums.add(rows, product, self)
                 continue

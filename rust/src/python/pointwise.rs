@@ -38,22 +38,22 @@ fn label_logprobs(
     py: Python<'_>,
     given: (Tensor, Tensor, Tensor, Option<Tensor>),
     has_gradient: bool,
-    temperature: f32,
+    scale: f32,
     threads: usize,
 ) -> PyResult<()> {
     let (logits, labels, found, gradient) = given;
     expect_floats(&found)?;
     gradient.iter().try_for_each(expect_floats)?;
     let dtype = logits.dtype()?;
-    let rule = Labels { labels: labels.ids()?, scale: 1.0 / temperature };
+    let rule = Labels { labels: labels.ids()?, scale };
     let upstream = match &gradient {
         Some(gradient) => Upstream::Each(numbers(gradient)),
         None if has_gradient => Upstream::Ones,
         None => Upstream::None,
     };
     py.detach(|| match dtype {
-        Dtype::F32 => rule.logprobs::<f32>(written(&logits), written(&found), upstream, team(threads)),
-        Dtype::Bf16 => rule.logprobs::<Bf16>(written(&logits), written(&found), upstream, team(threads)),
+        Dtype::F32 => rule.softmax::<f32>(written(&logits), written(&found), upstream, team(threads)),
+        Dtype::Bf16 => rule.softmax::<Bf16>(written(&logits), written(&found), upstream, team(threads)),
     })?;
     Ok(())
 }

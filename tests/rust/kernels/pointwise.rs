@@ -236,12 +236,12 @@ fn log_probabilities_and_their_gradients_are_those_of_softmax() {
         let factors: Vec<f32> = (0..num_rows).map(|row| row as f32 - 2.5).collect();
         let rule = Labels { labels: &columns, scale: 1.0 / temperature };
         let (mut logits, mut found) = (given.clone(), vec![f32::NAN; num_rows]);
-        rule.logprobs(&mut logits, &mut found, Upstream::None, Team { isa, threads: 2 }).unwrap();
+        rule.softmax(&mut logits, &mut found, Upstream::None, Team { isa, threads: 2 }).unwrap();
         assert_eq!(logits, given);
         let mut narrow: Vec<Bf16> = given.iter().map(|&logit| Bf16::of(logit)).collect();
         let (rounded, mut again) = (narrow.iter().map(|logit| logit.wide()).collect::<Vec<f32>>(), found.clone());
-        rule.logprobs(&mut logits, &mut found, Upstream::Each(&factors), Team { isa, threads: 3 }).unwrap();
-        rule.logprobs(&mut narrow, &mut again, Upstream::Ones, Team { isa, threads: 1 }).unwrap();
+        rule.softmax(&mut logits, &mut found, Upstream::Each(&factors), Team { isa, threads: 3 }).unwrap();
+        rule.softmax(&mut narrow, &mut again, Upstream::Ones, Team { isa, threads: 1 }).unwrap();
         for row in 0..num_rows {
             let (range, label) = (row * width..(row + 1) * width, row * 31 % width);
             let (wanted, slopes) = softmax_in_f64(&given[range.clone()], label, f64::from(temperature));
@@ -268,12 +268,12 @@ fn log_probabilities_of_infinite_logits_are_nan_and_bad_labels_are_errors() {
         let (team, mut found) = (Team { isa, threads: 1 }, [0.0; 2]);
         let mut logits: Vec<f32> = (0..42).map(|at| if at == 20 { bad } else { 1.0 }).collect();
         let rule = Labels { labels: &[0, 20], scale: 1.0 };
-        rule.logprobs(&mut logits, &mut found, Upstream::Ones, team).unwrap();
+        rule.softmax(&mut logits, &mut found, Upstream::Ones, team).unwrap();
         assert!(found[0].is_nan() && logits[..21].iter().all(|logit| logit.is_nan()), "{isa:?}, {bad}: {found:?}");
         assert!((found[1] + 21.0_f32.ln()).abs() < 1e-6, "{isa:?}: {found:?}");
         for label in [-100, 21] {
             let rule = Labels { labels: &[0, label], scale: 1.0 };
-            let error = rule.logprobs(&mut logits, &mut found, Upstream::None, team).unwrap_err().to_string();
+            let error = rule.softmax(&mut logits, &mut found, Upstream::None, team).unwrap_err().to_string();
             assert!(error.contains(&format!("labels must be columns below 21, got {label}")), "{error}");
         }
     }

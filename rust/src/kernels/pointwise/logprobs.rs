@@ -41,7 +41,7 @@ impl Labels<'_> {
     ///
     /// [`Error::InvalidArgument`] if sizes contradict each other, a label is no column, or the machine lacks the
     /// instruction set.
-    pub fn logprobs<N: Number>(
+    pub fn softmax<N: Number>(
         &self,
         logits: &mut [N],
         found: &mut [f32],
@@ -51,7 +51,7 @@ impl Labels<'_> {
         let rows = self.labels.len();
         let width = logits.len().checked_div(rows).unwrap_or(0);
         expect("logits", logits.len(), rows * width)?;
-        expect("logprobs", found.len(), rows)?;
+        expect("found", found.len(), rows)?;
         if let Upstream::Each(factors) = upstream {
             expect("gradient", factors.len(), rows)?;
         }
