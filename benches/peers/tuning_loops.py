@@ -6,12 +6,13 @@ and the peak of resident memory; the first line tells what a step reads in the m
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from training_loops import peak_mib
 
 LAST_STEP = 10_000
 
@@ -25,8 +26,7 @@ class Gate:
 
     def tell(self, **values: Any) -> None:
         """Prints a line for the parent, and waits for its answer."""
-        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(json.dumps({"seconds": time.perf_counter() - self.began, "peak_mib": peak_kib // 1024, **values}))
+        print(json.dumps({"seconds": time.perf_counter() - self.began, "peak_mib": peak_mib(), **values}))
         sys.stdout.flush()
         if not sys.stdin.readline():
             os._exit(0)
