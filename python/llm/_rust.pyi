@@ -280,7 +280,7 @@ class EngineCore:
     def schedule(self) -> StepPlan | None:
         """Plans the next step; returns None if there is nothing to run.
 
-        Progress counts only at `update`. Planning again without one plans the same work anew, after a failed step.
+        Progress counts at `update`; planning again without one drops the plan, so a failed step is retried or aborted.
         """
 
     def fail_step(self) -> list[int]:
@@ -679,8 +679,8 @@ class CpuModel:
 class TrainingAttention:
     """Causal attention in training on a CPU, over sequences side by side, for contiguous tensors in fp32 or bf16.
 
-    `sizes` holds the numbers of query and key heads, and a head's width; `starts` the first token of each sequence,
-    then the number of tokens; `rotation` cosines and sines in fp32, one for each pair of a token's channels, or None.
+    `sizes`: query heads, key heads, a head's width; `starts`: first token of each sequence, then the number of tokens;
+    `rotation`: fp32 cosines and sines of channel pairs, or None. InvalidArgumentError: sizes or tensors don't fit.
     """
 
     def __new__(

@@ -26,7 +26,7 @@ NormParameters = tuple[Tensor, Tensor | None]
 
 
 def typed(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns `values.to(dtype)` in a twentieth of the time where nothing changes."""
+    """Returns `values.to(dtype)`, without a call of PyTorch where nothing changes."""
     return values if values.dtype == dtype else values.to(dtype)
 
 
@@ -266,7 +266,7 @@ class AttentionHalf(Function):
             weights: The norm's weight and bias (or None), those of `qkv_proj` and `o_proj`, then two of each adapter.
         """
         norm, bias, *matrices = weights
-        factors = [factor.to(rules.dtype) for factor in matrices[2:]]
+        factors = [typed(factor, rules.dtype) for factor in matrices[2:]]
         own, last = _divided(factors, rules.adapters)
         normed, kept = rules.norm.apply(states, (norm, bias), rules.dtype)
         heads = product(normed, _unpacked(rules, matrices, _FIRST, is_forward=True))
@@ -319,7 +319,7 @@ class FeedForwardHalf(Function):
                 two of each adapter.
         """
         norm, bias, *matrices = weights
-        factors = [factor.to(rules.dtype) for factor in matrices[2:]]
+        factors = [typed(factor, rules.dtype) for factor in matrices[2:]]
         own, last = _divided(factors, rules.adapters)
         normed, kept = rules.norm.apply(states, (norm, bias), rules.dtype)
         products, lows, start = [], low_rank(normed, own), 0

@@ -37,48 +37,24 @@ pub fn gelu(form: Gelu, given: &[f32], active: &mut [f32], gradient: Option<&mut
         let given = &given[start..given.len().min(start + CHUNK)];
         // SAFETY: `checked` found the instruction set, and each chunk has a part of its own.
         unsafe {
-            let active = actives.part(start, given.len());
-            match &gradients {
-                Some(gradients) => run_both(team.isa, form, given, active, gradients.part(start, given.len())),
-                None => run(team.isa, form, given, active),
-            }
+            let (active, gradient) = (actives.part(start, given.len()), gradients.as_ref());
+            run(team.isa, form, given, active, gradient.map(|all| all.part(start, given.len())));
         }
     });
     Ok(())
 }
 
 dispatch! {
-    /// Computes a chunk.
+    /// Computes a chunk, and the gradient of its numbers if it is given.
     ///
     /// # Safety
     ///
     /// The machine has the instruction set, and all slices are as long.
-    unsafe fn run = run_chunk(form: Gelu, given: &[f32], active: &mut [f32])
-}
-
-dispatch! {
-    /// Computes a chunk and the gradient of its numbers.
-    ///
-    /// # Safety
-    ///
-    /// The machine has the instruction set, and all slices are as long.
-    unsafe fn run_both = run_chunk_with_gradient(form: Gelu, given: &[f32], active: &mut [f32], gradient: &mut [f32])
+    unsafe fn run = run_chunk(form: Gelu, given: &[f32], active: &mut [f32], gradient: Option<&mut [f32]>)
 }
 
 #[inline(always)]
-unsafe fn run_chunk<S: Simd>(form: Gelu, given: &[f32], active: &mut [f32]) {
-    // SAFETY: the caller promises the instruction set and the lengths.
-    unsafe { each_vector::<S>(form, given, active, None) }
-}
-
-#[inline(always)]
-unsafe fn run_chunk_with_gradient<S: Simd>(form: Gelu, given: &[f32], active: &mut [f32], gradient: &mut [f32]) {
-    // SAFETY: the caller promises the instruction set and the lengths.
-    unsafe { each_vector::<S>(form, given, active, Some(gradient)) }
-}
-
-#[inline(always)]
-unsafe fn each_vector<S: Simd>(form: Gelu, given: &[f32], active: &mut [f32], mut gradient: Option<&mut [f32]>) {
+unsafe fn run_chunk<S: Simd>(form: Gelu, given: &[f32], active: &mut [f32], mut gradient: Option<&mut [f32]>) {
     let whole = given.len() / S::LANES * S::LANES;
     // SAFETY: the caller promises the instruction set; vectors lie within the slices and the arrays.
     unsafe {

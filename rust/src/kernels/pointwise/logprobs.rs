@@ -5,8 +5,8 @@ use crate::kernels::attention::rows::Number;
 use crate::kernels::simd::{Simd, dispatch, exp};
 use crate::{Error, Result};
 
-/// Logits of a chunk: rows are shared among threads in chunks of about this size.
-const CHUNK: usize = 1 << 14;
+/// Chunks of rows per thread, each of which asks for scratch memory once; a row's bits don't depend on its chunk.
+const CHUNKS: usize = 8;
 /// Numbers of the widest vector.
 const WIDEST: usize = 16;
 /// Exponentials that are summed in f32; the sums of all blocks are summed in f64.
@@ -60,7 +60,7 @@ impl Labels<'_> {
         }
         let team = team.checked()?;
         let (logits, found) = (Parts(logits.as_mut_ptr()), Parts(found.as_mut_ptr()));
-        let per_chunk = (CHUNK / width.max(1)).max(1);
+        let per_chunk = rows.div_ceil(CHUNKS * team.threads.max(1)).max(1);
         team.each(rows.div_ceil(per_chunk), |chunk| {
             let mut scratch = vec![0.0; width.next_multiple_of(WIDEST)];
             for row in chunk * per_chunk..rows.min((chunk + 1) * per_chunk) {
