@@ -24,7 +24,6 @@ __all__ = [
     "EngineCore",
     "Grammar",
     "RequestParams",
-    "RowNorm",
     "SampledTokens",
     "SimulatedLoad",
     "StepOutputs",
@@ -42,6 +41,8 @@ __all__ = [
     "pack_rows",
     "packed_bytes",
     "philox_uniform",
+    "row_norm",
+    "row_norm_gradients",
     "sample",
     "simulate_scheduler",
     "token_logprobs",
@@ -695,13 +696,11 @@ class TrainingAttention:
 def crc32(data: NDArray[np.uint8], before: int) -> int:
     """CRC-32 of `data` (N,) after bytes with the checksum `before`, 0 for none, with the GIL released. Cost: O(N)."""
 
-@final
-class RowNorm:
-    """Layer or RMS norm of contiguous fp32 rows (T, C) on a CPU; keeps (T, 2) and writes weights' gradients (2, C)."""
+def row_norm(rule: tuple[object, ...], rows: object, normed: object, kept: object) -> None:
+    """Writes fp32 rows (T, C) after a norm: weight, bias or None, eps, is centered, threads; keeps (T, 2)."""
 
-    def __new__(cls, weight: object, bias: object, eps: float, is_centered: bool, threads: int) -> RowNorm: ...
-    def forward(self, rows: object, normed: object, kept: object) -> None: ...
-    def backward(self, given: tuple[object, object, object, object], to_rows: object, to_weights: object) -> None: ...
+def row_norm_gradients(rule: tuple[object, ...], given: tuple[object, ...], found: tuple[object, ...]) -> None:
+    """Writes those of rows, weight, bias for rows, `kept`, gradient, and what reaches rows past the norm or None."""
 
 @final
 class AdamW:

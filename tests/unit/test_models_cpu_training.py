@@ -9,7 +9,10 @@ from llm.models import ForwardContext, Targets, positions_of
 from llm.models.decoder import DecoderModel
 from llm.models.layers import cpu_training
 from llm.models.layers.attend import AttentionRule, attend
-from llm.models.layers.cpu_training import Linear, RmsNorm, Rotate, ShortAttention, SwiGLU
+from llm.models.layers.cpu_attention import kernel_suits
+from llm.models.layers.cpu_norm import Normalize, NormRule
+from llm.models.layers.cpu_training import Linear, Rotate, ShortAttention, SwiGLU
+from llm.models.layers.norm import LayerNorm, LayerNormNoBias, RMSNorm
 from llm.models.layers.rotary import rotate
 from llm.settings.model import ModelConfig
 
@@ -23,10 +26,20 @@ def angles(tokens: int, width: int) -> tuple[Tensor, Tensor]:
     return turns.cos(), turns.sin()
 
 
+def names_of(values: Tensor) -> list[str]:
+    """Returns the names of the graph's nodes along first inputs, from the last operation on."""
+    node, names = values.grad_fn, []
+    while node is not None:
+        names.append(type(node).__name__)
+        node = node.next_functions[0][0] if node.next_functions else None
+    return names
+
+
 def test_gradients_pass_gradcheck() -> None:
     torch.manual_seed(0)
     check = torch.autograd.gradcheck
-    assert check(lambda rows, weight: RmsNorm.apply(rows, weight, 1e-5), (fp64(3, 5), fp64(5)))
+    rule = NormRule(1e-5, is_rms=True, has_kernel=False)
+    assert check(lambda rows, weight: Normalize.apply(rule, rows, weight, None), (fp64(3, 5), fp64(5)))
     assert check(SwiGLU.apply, (fp64(3, 8),))
     cosine, sine = angles(3, 4)
     assert check(lambda heads: Rotate.apply(heads, cosine, sine, 3), (fp64(3, 5, 4),))
@@ -34,8 +47,7 @@ def test_gradients_pass_gradcheck() -> None:
 
 def test_values_are_those_of_the_compositions() -> None:
     torch.manual_seed(0)
-    rows, weight, gate_up, heads = fp64(6, 10), fp64(10), fp64(6, 10), fp64(6, 5, 4)
-    torch.testing.assert_close(RmsNorm.apply(rows, weight, 1e-5), F.rms_norm(rows, (10,), weight, 1e-5))
+    gate_up, heads = fp64(6, 10), fp64(6, 5, 4)
     gate, up = gate_up.chunk(2, -1)
     torch.testing.assert_close(SwiGLU.apply(gate_up), F.silu(gate) * up)
     cosine, sine = (part.float() for part in angles(6, 4))
@@ -44,6 +56,30 @@ def test_values_are_those_of_the_compositions() -> None:
         found = Rotate.apply(narrow, cosine, sine, 3)
         torch.testing.assert_close(found[:, :3], rotate(narrow[:, :3], (cosine, sine)))
         assert torch.equal(found[:, 3:], narrow[:, 3:])
+
+
+@pytest.mark.parametrize("kind", [RMSNorm, LayerNorm, LayerNormNoBias])
+@pytest.mark.parametrize(
+    ("size", "dtype"), [((70, 48), torch.float32), ((5, 3, 32), torch.float32), ((6, 10), torch.float64)]
+)
+def test_norms_in_training_have_the_values_and_gradients_of_pytorch(
+    kind: type[RMSNorm | LayerNorm], size: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    layer = kind(size[-1], 1e-5).to(dtype)
+    leaves = [torch.randn(size, dtype=dtype).requires_grad_(), *layer.parameters()]
+    for parameter in leaves[1:]:
+        torch.nn.init.normal_(parameter)
+    upstream = torch.randn(size, dtype=dtype)
+    found = layer(leaves[0])
+    is_own = kernel_suits(size[-1], dtype) or kind is RMSNorm
+    assert is_own == any("NormalizeBackward" in name for name in names_of(found))
+    gradients = torch.autograd.grad(found, leaves, upstream)
+    plain = F.rms_norm if kind is RMSNorm else F.layer_norm
+    expected = plain(leaves[0], (size[-1],), *leaves[1:], eps=1e-5)
+    torch.testing.assert_close(found, expected)
+    for own, wanted in zip(gradients, torch.autograd.grad(expected, leaves, upstream), strict=True):
+        torch.testing.assert_close(own, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_the_product_of_fp32_training_has_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,10 +125,7 @@ def test_short_attention_is_taken_in_half_precision_training_only() -> None:
     rule = AttentionRule(0.25)
     for dtype, wanted in ((torch.bfloat16, "ShortAttentionBackward"), (torch.float32, "ScaledDot")):
         parts = [torch.randn(8, 2, 16, dtype=dtype, requires_grad=True) for _ in range(3)]
-        node, names = attend(*parts, (8,), rule).grad_fn, []
-        while node is not None:
-            names.append(type(node).__name__)
-            node = node.next_functions[0][0] if node.next_functions else None
+        names = names_of(attend(*parts, (8,), rule))
         assert any(name.startswith(wanted) for name in names), names
 
 

@@ -160,21 +160,13 @@ class _Logits:
             sums: Takes the gradients, if they are wanted.
             gradient: Gradient of each log-probability; None means 1.
         """
+        if self._has_kernel():
+            return self._kernel_logprobs(sums, gradient)
         found = self.hidden_states.new_empty(self.labels.shape, dtype=self.dtype)
         by_row, all_labels = _columns(found), _columns(self.labels)
         gradient = None if gradient is None else _columns(gradient)
-        has_kernel = self._has_kernel()
         for rows in self._chunks():
-            labels = all_labels[rows]
-            if has_kernel:
-                product = self._bare_product(rows)
-                factors = None if gradient is None else gradient[rows].to(self.dtype).contiguous()
-                given = (product, labels.contiguous(), by_row[rows], factors)
-                label_logprobs(given, sums is not None, 1 / self.temperature, torch.get_num_threads())
-                if sums is not None:
-                    sums.add(rows, product, self)
-                continue
-            logits = self._product(rows)
+            logits, labels = self._product(rows), all_labels[rows]
             slope = self._cap(logits, wants_slope=sums is not None)
             logits -= logits.amax(-1, keepdim=True)
             chosen = logits.gather(1, labels)
@@ -187,6 +179,19 @@ class _Logits:
             logits *= -factor.sum(-1, keepdim=True) / total
             logits.scatter_add_(1, labels, factor)
             sums.add(rows, logits if slope is None else logits.mul_(slope), self)
+        return found
+
+    def _kernel_logprobs(self, sums: "_Gradients | None", gradient: Tensor | None) -> Tensor:
+        """Does what `logprobs` does, by this package's kernel."""
+        labels, threads = self.labels.contiguous(), torch.get_num_threads()
+        found = self.hidden_states.new_empty(labels.shape, dtype=self.dtype)
+        factors = None if gradient is None else gradient.to(self.dtype).contiguous()
+        for rows in self._chunks():
+            product = self._bare_product(rows)
+            given = (product, labels[rows], found[rows], None if factors is None else factors[rows])
+            label_logprobs(given, sums is not None, 1 / self.temperature, threads)
+            if sums is not None:
+                sums.add(rows, product, self)
         return found
 
     def top(self, count: int) -> tuple[Tensor, Tensor]:
@@ -278,7 +283,8 @@ class _Gradients:
         """Returns the gradients times a factor `[1]`, in the dtypes of their tensors."""
         hidden_states, weight = self.hidden_states, self.weight
         if factor is not None and hidden_states is not None:
-            hidden_states = (hidden_states * factor).to(hidden_states.dtype)
+            is_wide = hidden_states.dtype == factor.dtype
+            hidden_states = hidden_states.mul_(factor) if is_wide else (hidden_states * factor).to(hidden_states.dtype)
         if factor is not None and weight is not None:
             weight *= factor
         return hidden_states, None if weight is None else weight.to(self.dtype)

@@ -1,5 +1,6 @@
 //! Binding of the `kernels` module: takes the addresses of PyTorch's tensors, checks the tensors and keeps them alive.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -7,7 +8,8 @@ use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1, PyReadwriteAr
 use pyo3::conversion::FromPyObjectOwned;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyList, PyTuple};
 
 use super::sampling::writable_logits;
 use crate::kernels::{
@@ -21,9 +23,39 @@ use crate::{Error, Result};
 pub(super) struct Tensor {
     pub(super) address: usize,
     shape: Vec<usize>,
-    pub(super) dtype: String,
-    device: String,
+    pub(super) dtype: Cow<'static, str>,
+    device: Cow<'static, str>,
     is_contiguous: bool,
+}
+
+/// PyTorch's objects of the types that kernels read most, whose names then need no conversion.
+static FLOAT32: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static BFLOAT16: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+/// Returns the name of a tensor's number type.
+fn dtype_name(dtype: &Bound<'_, PyAny>) -> PyResult<Cow<'static, str>> {
+    let py = dtype.py();
+    if dtype.is(FLOAT32.import(py, "torch", "float32")?) {
+        return Ok(Cow::Borrowed("torch.float32"));
+    }
+    if dtype.is(BFLOAT16.import(py, "torch", "bfloat16")?) {
+        return Ok(Cow::Borrowed("torch.bfloat16"));
+    }
+    Ok(Cow::Owned(dtype.str()?.to_string()))
+}
+
+/// Returns the numbers of a tensor's `shape`, which is a tuple.
+fn lengths(shape: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+    shape.cast::<PyTuple>()?.iter_borrowed().map(|length| length.extract()).collect()
+}
+
+/// Returns the kind of device that a tensor lies on.
+fn device_name(tensor: &Borrowed<'_, '_, PyAny>) -> PyResult<Cow<'static, str>> {
+    let py = tensor.py();
+    if tensor.getattr(intern!(py, "is_cpu"))?.is_truthy()? {
+        return Ok(Cow::Borrowed("cpu"));
+    }
+    Ok(Cow::Owned(tensor.getattr(intern!(py, "device"))?.getattr(intern!(py, "type"))?.extract()?))
 }
 
 impl<'a, 'py> FromPyObject<'a, 'py> for Tensor {
@@ -33,9 +65,9 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Tensor {
         let py = tensor.py();
         Ok(Self {
             address: tensor.call_method0(intern!(py, "data_ptr"))?.extract()?,
-            shape: tensor.getattr(intern!(py, "shape"))?.extract()?,
-            dtype: tensor.getattr(intern!(py, "dtype"))?.str()?.to_string(),
-            device: tensor.getattr(intern!(py, "device"))?.getattr(intern!(py, "type"))?.extract()?,
+            shape: lengths(&tensor.getattr(intern!(py, "shape"))?)?,
+            dtype: dtype_name(&tensor.getattr(intern!(py, "dtype"))?)?,
+            device: device_name(&tensor)?,
             is_contiguous: tensor.call_method0(intern!(py, "is_contiguous"))?.extract()?,
         })
     }
@@ -59,7 +91,7 @@ impl Tensor {
 
     /// Returns the number format, provided that kernels can read the tensor in place.
     pub(super) fn dtype(&self) -> Result<Dtype> {
-        let dtype = match self.dtype.as_str() {
+        let dtype = match &*self.dtype {
             "torch.float32" => Some(Dtype::F32),
             "torch.bfloat16" => Some(Dtype::Bf16),
             _ => None,

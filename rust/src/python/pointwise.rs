@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 
-use super::attention::{common, expect_floats, numbers, written};
+use super::attention::{expect_floats, numbers, written};
 use super::kernels::Tensor;
 use crate::kernels::{
     AdamW, Bf16, Dtype, Gelu, Gradient, Isa, Labels, Normed, Number, RowNorm, Team, Trained, Upstream, adamw,
@@ -58,80 +58,56 @@ fn label_logprobs(
     Ok(())
 }
 
-/// Normalization of rows; rows are given with each call.
-#[pyclass(frozen, name = "RowNorm", module = "llm._rust")]
-struct PyRowNorm {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    eps: f32,
-    is_centered: bool,
-    team: Team,
-    /// Owners of the weights' memory.
-    _owners: (Py<PyAny>, Py<PyAny>),
+/// Weight, bias, what is added to the mean square, whether rows are centered, number of threads.
+type NormRule = (Tensor, Option<Tensor>, f32, bool, usize);
+
+fn norm_of(rule: &NormRule) -> Result<RowNorm<'_>> {
+    let (weight, bias, eps, is_centered, threads) = rule;
+    for tensor in bias.iter().chain([weight]) {
+        expect_floats(tensor)?;
+    }
+    let (eps, is_centered) = (*eps, *is_centered);
+    Ok(RowNorm { weight: numbers(weight), bias: bias.as_ref().map(numbers), eps, is_centered, team: team(*threads) })
 }
 
-/// The tensors from which a gradient is computed: rows, what `forward` kept, gradient, residual.
-type Given = (Tensor, Tensor, Tensor, Tensor);
-
-impl PyRowNorm {
-    fn rule(&self) -> RowNorm<'_> {
-        let bias = self.bias.as_ref().map(numbers);
-        let (eps, is_centered, team) = (self.eps, self.is_centered, self.team);
-        RowNorm { weight: numbers(&self.weight), bias, eps, is_centered, team }
-    }
-
-    fn gradients<N: Number>(&self, given: &Given, to_rows: &Tensor, to_weights: &Tensor) -> Result<()> {
-        let (rows, kept, gradient, residual) = given;
-        let given = Normed {
-            rows: numbers(rows),
-            kept: numbers(kept),
-            gradient: numbers::<N>(gradient),
-            residual: numbers(residual),
-        };
-        self.rule().backward(given, written(to_rows), written(to_weights))
-    }
+#[pyfunction]
+fn row_norm(py: Python<'_>, rule: NormRule, rows: Tensor, normed: Tensor, kept: Tensor) -> PyResult<()> {
+    let norm = norm_of(&rule)?;
+    expect_floats(&rows)?;
+    expect_floats(&kept)?;
+    let dtype = normed.dtype()?;
+    py.detach(|| match dtype {
+        Dtype::F32 => norm.forward::<f32>(numbers(&rows), written(&normed), written(&kept)),
+        Dtype::Bf16 => norm.forward::<Bf16>(numbers(&rows), written(&normed), written(&kept)),
+    })?;
+    Ok(())
 }
 
-#[pymethods]
-impl PyRowNorm {
-    #[new]
-    fn new(
-        weight: Bound<'_, PyAny>,
-        bias: Bound<'_, PyAny>,
-        eps: f32,
-        is_centered: bool,
-        threads: usize,
-    ) -> PyResult<Self> {
-        let owners = (weight.clone().unbind(), bias.clone().unbind());
-        let (weight, bias): (Tensor, Option<Tensor>) = (weight.extract()?, bias.extract()?);
-        for tensor in bias.iter().chain([&weight]) {
-            expect_floats(tensor)?;
-        }
-        Ok(Self { weight, bias, eps, is_centered, team: team(threads), _owners: owners })
-    }
+/// The tensors from which a gradient is computed: rows, what `row_norm` kept, gradient, residual.
+type Given = (Tensor, Tensor, Tensor, Option<Tensor>);
 
-    fn forward(&self, py: Python<'_>, rows: Tensor, normed: Tensor, kept: Tensor) -> PyResult<()> {
-        expect_floats(&rows)?;
-        expect_floats(&kept)?;
-        let dtype = normed.dtype()?;
-        py.detach(|| match dtype {
-            Dtype::F32 => self.rule().forward::<f32>(numbers(&rows), written(&normed), written(&kept)),
-            Dtype::Bf16 => self.rule().forward::<Bf16>(numbers(&rows), written(&normed), written(&kept)),
-        })?;
-        Ok(())
-    }
+/// The gradients of rows, weight and bias.
+type Found = (Tensor, Tensor, Option<Tensor>);
 
-    fn backward(&self, py: Python<'_>, given: Given, to_rows: Tensor, to_weights: Tensor) -> PyResult<()> {
-        for tensor in [&given.0, &given.1, &given.3, &to_rows, &to_weights] {
-            expect_floats(tensor)?;
-        }
-        let dtype = common(&[&given.2])?;
-        py.detach(|| match dtype {
-            Dtype::F32 => self.gradients::<f32>(&given, &to_rows, &to_weights),
-            Dtype::Bf16 => self.gradients::<Bf16>(&given, &to_rows, &to_weights),
-        })?;
-        Ok(())
+#[pyfunction]
+fn row_norm_gradients(py: Python<'_>, rule: NormRule, given: Given, found: Found) -> PyResult<()> {
+    let norm = norm_of(&rule)?;
+    let (to_rows, to_weight, to_bias) = &found;
+    for tensor in [&given.0, &given.1, to_rows, to_weight].into_iter().chain(&given.3).chain(to_bias) {
+        expect_floats(tensor)?;
     }
+    let dtype = given.2.dtype()?;
+    let to_weights = (written(to_weight), to_bias.as_ref().map(written));
+    py.detach(|| match dtype {
+        Dtype::F32 => norm.backward::<f32>(normed_of(&given), written(to_rows), to_weights),
+        Dtype::Bf16 => norm.backward::<Bf16>(normed_of(&given), written(to_rows), to_weights),
+    })?;
+    Ok(())
+}
+
+fn normed_of<N: Number>((rows, kept, gradient, residual): &Given) -> Normed<'_, N> {
+    let residual = residual.as_ref().map(numbers);
+    Normed { rows: numbers(rows), kept: numbers(kept), gradient: numbers(gradient), residual }
 }
 
 /// AdamW of parameters; gradients are given with each call.
@@ -211,6 +187,7 @@ fn expect_count(name: &str, got: usize, wanted: usize) -> Result<()> {
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(py_gelu, module)?)?;
     module.add_function(wrap_pyfunction!(label_logprobs, module)?)?;
-    module.add_class::<PyAdamW>()?;
-    module.add_class::<PyRowNorm>()
+    module.add_function(wrap_pyfunction!(row_norm, module)?)?;
+    module.add_function(wrap_pyfunction!(row_norm_gradients, module)?)?;
+    module.add_class::<PyAdamW>()
 }

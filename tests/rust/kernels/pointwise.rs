@@ -72,10 +72,15 @@ fn gradients_of_norms_are_slopes_and_the_same_for_every_number_of_threads() {
             norm.forward(&given, &mut normed, &mut kept).unwrap();
             let found: f64 = normed.iter().zip(&gradient).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
             assert!((found - objective(&wide, weight, bias, &gradient)).abs() < 1e-2, "{isa:?}: {found}");
-            let (mut to_rows, mut to_weights) = (vec![f32::NAN; given.len()], vec![f32::NAN; 2 * WIDTH]);
-            let parts = Normed { rows: &given, kept: &kept, gradient: &gradient[..], residual: &residual };
-            norm.backward(parts, &mut to_rows, &mut to_weights).unwrap();
-            (normed, to_rows, to_weights)
+            let (mut to_rows, mut to_weight, mut to_bias) =
+                (vec![f32::NAN; given.len()], [f32::NAN; WIDTH], [0.0; WIDTH]);
+            let mut parts = Normed { rows: &given, kept: &kept, gradient: &gradient[..], residual: None };
+            norm.backward(parts, &mut to_rows, (&mut to_weight, None)).unwrap();
+            let alone: Vec<f32> = to_rows.iter().zip(&residual).map(|(own, past)| own + past).collect();
+            parts.residual = Some(&residual);
+            norm.backward(parts, &mut to_rows, (&mut to_weight, Some(&mut to_bias))).unwrap();
+            assert!(alone.iter().zip(&to_rows).all(|(sum, found)| (sum - found).abs() < 1e-5), "{isa:?}");
+            (normed, to_rows, [to_weight, to_bias].concat())
         });
         assert!(results[0] == results[1], "{isa:?}");
         let (_, to_rows, to_weights) = &results[0];

@@ -4,7 +4,7 @@ Both take queries, keys and values side by side, `[T, (H + 2K) · D]`, and retur
 """
 
 import itertools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ _HAS_KERNEL = instruction_sets()[-1] != instruction_sets()[0]
 _HEAD_MULTIPLE = 16
 
 
-@dataclass(frozen=True)
-class AttentionShape:
+class AttentionShape(NamedTuple):
     """What attention does.
 
     Attributes:

@@ -7,8 +7,7 @@ layers, to rounding.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,85 +15,17 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from llm._rust import RowNorm, gelu
+from llm._rust import gelu
 from llm.models.layers.cpu_attention import KernelAttention, TorchAttention, kernel_suits
 from llm.models.layers.cpu_low_rank import LowRankPart, add_low_rank, low_rank, low_rank_gradients
-from llm.models.layers.cpu_training import PREFERS_ONEDNN, rms_norm, rms_norm_gradients
+from llm.models.layers.cpu_norm import NormParameters, NormRule, typed
+from llm.models.layers.cpu_training import PREFERS_ONEDNN
 from llm.models.layers.packed import PackedMatrix
-
-NormParameters = tuple[Tensor, Tensor | None]
-
-
-def typed(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns `values.to(dtype)`, without a call of PyTorch where nothing changes."""
-    return values if values.dtype == dtype else values.to(dtype)
-
-
-def _kernel_normalizes(parameters: NormParameters, dtype: torch.dtype) -> bool:
-    """Returns whether this package's kernel normalizes rows, with results of number type `dtype`."""
-    is_fp32 = all(part is None or (part.dtype == torch.float32 and part.is_contiguous()) for part in parameters)
-    return is_fp32 and kernel_suits(parameters[0].shape[0], dtype)
 
 
 def _kernel_activates(values: Tensor) -> bool:
     """Returns whether this package's kernel computes GELU with its slope."""
     return values.dtype == torch.float32 and kernel_suits(values.shape[1], values.dtype)
-
-
-@dataclass(frozen=True)
-class NormRule:
-    """How a half normalizes its rows.
-
-    Attributes:
-        eps: Added to the mean square.
-        is_rms: Whether rows are not centered.
-    """
-
-    eps: float
-    is_rms: bool
-
-    def apply(self, rows: Tensor, parameters: NormParameters, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-        """Returns the normalized rows in `dtype`, and what their gradient needs beside the arguments."""
-        weight, bias = parameters
-        if _kernel_normalizes(parameters, dtype):
-            normed, kept = torch.empty(rows.shape, dtype=dtype), torch.empty(rows.shape[0], 2)
-            self._kernel(parameters).forward(rows.contiguous(), normed, kept)
-            return normed, [kept]
-        if self.is_rms:
-            normed, factor = rms_norm(rows, weight, self.eps)
-            return typed(normed, dtype), [factor]
-        normed, *spread = torch.native_layer_norm(rows, weight.shape, weight, bias, self.eps)
-        return typed(normed, dtype), spread
-
-    def gradients(
-        self, gradients: tuple[Tensor, Tensor], rows: Tensor, parameters: NormParameters, kept: list[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Returns the gradients of rows, weight and bias.
-
-        Args:
-            gradients: Those of the normalized rows, and what reaches the rows past the norm.
-            rows: What was normalized.
-            parameters: Weight and bias.
-            kept: What `apply` returned.
-        """
-        weight, bias = parameters
-        gradient, past = gradients
-        if _kernel_normalizes(parameters, gradient.dtype):
-            to_rows, to_weights = torch.empty_like(gradient, dtype=rows.dtype), torch.empty(2, weight.shape[0])
-            given = (rows.contiguous(), kept[0], gradient, past.contiguous())
-            self._kernel(parameters).backward(given, to_rows, to_weights)
-            return to_rows, to_weights[0], None if bias is None else to_weights[1]
-        gradient = typed(gradient, rows.dtype)
-        if self.is_rms:
-            to_rows, to_weight = rms_norm_gradients(gradient, rows, weight, kept[0])
-            return to_rows.add_(past), to_weight, None
-        to_rows, to_weight, to_bias = torch.ops.aten.native_layer_norm_backward(
-            gradient, rows, weight.shape, *kept, weight, bias, [True, True, bias is not None]
-        )
-        return to_rows.add_(past), to_weight, to_bias
-
-    def _kernel(self, parameters: NormParameters) -> RowNorm:
-        return RowNorm(*parameters, self.eps, not self.is_rms, torch.get_num_threads())
 
 
 PackedPair = tuple[PackedMatrix | None, PackedMatrix | None]
@@ -128,8 +59,7 @@ def _narrowed(rules: "AttentionRules | FeedForwardRules", values: Sequence[Tenso
     return [typed(each, rules.gradient_dtype) for each in values]
 
 
-@dataclass(frozen=True)
-class AttentionRules:
+class AttentionRules(NamedTuple):
     """What an attention half does beside products.
 
     Attributes:
@@ -149,8 +79,7 @@ class AttentionRules:
     packed: PackedPair = (None, None)
 
 
-@dataclass(frozen=True)
-class FeedForwardRules:
+class FeedForwardRules(NamedTuple):
     """What a feed-forward does beside products.
 
     Attributes:
@@ -371,6 +300,8 @@ def _gradients_of_halves(
 
     That of the weight is kept in `dtype`, and left out if there is none.
     """
+    if len(slopes) == 1:
+        return _weight_gradient(slopes[0], normed, dtype), product(slopes[0], weight.t())
     to_weight = None if dtype is None else torch.empty(weight.shape, dtype=normed.dtype)
     to_normed: Tensor | None = None
     for idx, (slope, part) in enumerate(zip(slopes, weight.chunk(len(slopes)), strict=True)):

@@ -83,39 +83,6 @@ class _Product(Function):
         return to_values, gradient.T @ values if ctx.needs_input_grad[1] else None
 
 
-def rms_norm(values: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Returns the normalized rows, and the factor of each row, which the gradient needs."""
-    norms: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
-    factor = norms.square_().div_(values.shape[-1]).add_(eps).rsqrt_()
-    return (values * factor).mul_(weight), factor
-
-
-def rms_norm_gradients(gradient: Tensor, values: Tensor, weight: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of rows and weight."""
-    normed = values * factor
-    products = gradient * normed
-    shares = torch.mv(products.flatten(0, -2), weight).div_(-values.shape[-1]).view_as(factor)
-    to_values = (gradient * weight).addcmul_(normed, shares).mul_(factor)
-    return to_values, products.flatten(0, -2).sum(0)
-
-
-class RmsNorm(Function):
-    """`F.rms_norm` over the last dimension."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Returns the normalized rows; keeps only the input and a factor per row."""
-        normed, factor = rms_norm(values, weight, eps)
-        ctx.save_for_backward(values, weight, factor)
-        return normed
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Returns the gradients of rows and weight."""
-        return *rms_norm_gradients(gradient, *ctx.saved_tensors), None
-
-
 class SwiGLU(Function):
     """`silu(gate) * up` for `[T, 2I]`, gate first."""
 

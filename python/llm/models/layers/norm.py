@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.models.layers import cpu_training, fused
+from llm.models.layers import fused
+from llm.models.layers.cpu_norm import normalized
 
 
 class RMSNorm(nn.Module):
@@ -25,11 +26,8 @@ class RMSNorm(nn.Module):
         if hidden_states.is_contiguous() and fused.is_fused(hidden_states):
             _, normed = fused.kernels().add_rms_norm(hidden_states, None, self.weight, self.eps)
             return cast(Tensor, normed)
-        if hidden_states.dim() > 1 and cpu_training.is_training_on_cpu(hidden_states):
-            is_alike = hidden_states.dtype == self.weight.dtype and hidden_states.dtype.itemsize >= 4
-            if is_alike:
-                return cast(Tensor, cpu_training.RmsNorm.apply(hidden_states, self.weight, self.eps))  # type: ignore[no-untyped-call]
-        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+        trained = normalized(self, hidden_states, is_rms=True)
+        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps) if trained is None else trained
 
 
 class OffsetRMSNorm(nn.Module):
@@ -63,6 +61,9 @@ class LayerNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalizes the last dimension of `[..., C]`."""
+        trained = normalized(self, hidden_states, is_rms=False)
+        if trained is not None:
+            return trained
         return F.layer_norm(hidden_states, self.weight.shape, self.weight, self.bias, self.eps)
 
 

@@ -33,8 +33,8 @@ pub struct Normed<'a, N> {
     pub kept: &'a [f32],
     /// Gradient of the normalized rows, `[T, C]`.
     pub gradient: &'a [N],
-    /// Gradient that reaches the rows past the normalization, `[T, C]`.
-    pub residual: &'a [f32],
+    /// Gradient that reaches the rows past the normalization, `[T, C]`, if any does.
+    pub residual: Option<&'a [f32]>,
 }
 
 impl RowNorm<'_> {
@@ -60,18 +60,25 @@ impl RowNorm<'_> {
         Ok(())
     }
 
-    /// Writes the gradient of the rows, `[T, C]`, and those of the weight and the bias, `[2, C]`.
+    /// Writes the gradient of the rows, `[T, C]`, and those of the weight and the bias, `[C]` each.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] if sizes contradict each other or the machine lacks the instruction set.
-    pub fn backward<N: Number>(&self, given: Normed<'_, N>, to_rows: &mut [f32], to_weights: &mut [f32]) -> Result<()> {
+    pub fn backward<N: Number>(
+        &self,
+        given: Normed<'_, N>,
+        to_rows: &mut [f32],
+        to_weights: (&mut [f32], Option<&mut [f32]>),
+    ) -> Result<()> {
         let (num_rows, width) = (self.checked(given.rows)?, self.weight.len());
         expect("kept", given.kept.len(), 2 * num_rows)?;
         expect("gradient", given.gradient.len(), given.rows.len())?;
-        expect("residual", given.residual.len(), given.rows.len())?;
+        expect("residual", given.residual.map_or(given.rows.len(), <[f32]>::len), given.rows.len())?;
         expect("to_rows", to_rows.len(), given.rows.len())?;
-        expect("to_weights", to_weights.len(), 2 * width)?;
+        let (to_weight, to_bias) = to_weights;
+        expect("to_weight", to_weight.len(), width)?;
+        expect("to_bias", to_bias.as_ref().map_or(width, |part| part.len()), width)?;
         let num_chunks = num_rows.div_ceil(CHUNK);
         let mut sums = vec![0.0_f32; num_chunks * 2 * width];
         let (to_rows, shares) = (Parts(to_rows.as_mut_ptr()), Parts(sums.as_mut_ptr()));
@@ -82,7 +89,7 @@ impl RowNorm<'_> {
                 rows: &given.rows[numbers.clone()],
                 kept: &given.kept[2 * start..2 * end],
                 gradient: &given.gradient[numbers.clone()],
-                residual: &given.residual[numbers.clone()],
+                residual: given.residual.map(|residual| &residual[numbers.clone()]),
             };
             // SAFETY: `checked` found the instruction set, and each chunk has a part of its own.
             unsafe {
@@ -91,11 +98,9 @@ impl RowNorm<'_> {
                 backward(self.team.isa, self, part, to_rows, shares);
             }
         });
-        to_weights.fill(0.0);
-        for shares in sums.chunks_exact(2 * width) {
-            for (sum, share) in to_weights.iter_mut().zip(shares) {
-                *sum += share;
-            }
+        add_shares(&sums, to_weight, 0);
+        if let Some(to_bias) = to_bias {
+            add_shares(&sums, to_bias, width);
         }
         Ok(())
     }
@@ -112,6 +117,16 @@ impl RowNorm<'_> {
         }
         expect("bias", self.bias.map_or(width, <[f32]>::len), width)?;
         Ok(rows.len() / width)
+    }
+}
+
+/// Writes the sum of all chunks' shares, each `[2, C]`, from column `start` on.
+fn add_shares(shares: &[f32], sums: &mut [f32], start: usize) {
+    sums.fill(0.0);
+    for chunk in shares.chunks_exact(2 * sums.len()) {
+        for (sum, share) in sums.iter_mut().zip(&chunk[start..]) {
+            *sum += share;
+        }
     }
 }
 
@@ -188,7 +203,7 @@ unsafe fn backward_rows<S: Simd, N: Number>(
     let (to_weight, to_bias) = shares.split_at_mut(width);
     for (idx, to_row) in to_rows.chunks_exact_mut(width).enumerate() {
         let numbers = idx * width..(idx + 1) * width;
-        let (row, residual) = (&given.rows[numbers.clone()], &given.residual[numbers.clone()]);
+        let (row, residual) = (&given.rows[numbers.clone()], given.residual.map(|all| &all[numbers.clone()]));
         let (mean, factor) = (given.kept[2 * idx], given.kept[2 * idx + 1]);
         for (wide, gradient) in to_row.iter_mut().zip(&given.gradient[numbers]) {
             *wide = gradient.wide();
@@ -212,7 +227,7 @@ unsafe fn backward_rows<S: Simd, N: Number>(
             let slope = S::splat(-share * S::sum(products));
             for at in (0..width).step_by(S::LANES) {
                 let weighed = S::add(S::load(to_row.as_ptr().add(at)), mean);
-                let past = S::load(residual.as_ptr().add(at));
+                let past = residual.map_or(S::splat(0.0), |residual| S::load(residual.as_ptr().add(at)));
                 S::store(to_row.as_mut_ptr().add(at), S::fma(S::fma(spread(at), slope, weighed), scale, past));
             }
         }
