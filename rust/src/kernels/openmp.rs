@@ -3,7 +3,7 @@
 //! PyTorch's threads spin for a while after each of its operations. A second team beside them would share their cores,
 //! and every operation would wait for a thread that has none.
 
-use std::ffi::{c_uint, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,22 +11,57 @@ use std::sync::{Mutex, PoisonError};
 type Job<'a> = &'a (dyn Fn(usize) + Sync);
 /// Signature of `GOMP_parallel`, which GCC calls for `#pragma omp parallel`.
 type Parallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
+/// Signature of `omp_get_thread_num`.
+type ThreadNum = unsafe extern "C" fn() -> c_int;
+
+/// OpenMP's functions.
+#[derive(Clone, Copy)]
+struct Runtime {
+    parallel: Parallel,
+    thread_num: ThreadNum,
+}
 
 /// A job, and what its threads share.
 struct Shared<'a> {
     job: Job<'a>,
-    next: AtomicUsize,
+    thread_num: Option<ThreadNum>,
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
 
 impl Shared<'_> {
-    /// Runs the job as the next worker; a panic is kept for the calling thread.
-    fn work(&self) {
-        let index = self.next.fetch_add(1, Ordering::Relaxed);
+    /// Runs the job as a worker; a panic is kept for the calling thread.
+    fn work(&self, index: usize) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.job)(index))) {
             *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
         }
     }
+}
+
+/// Runs `work` for each of `num_items` items, with the index of the worker that does it, below `num_threads`.
+///
+/// A worker begins with a range of its own, the same in every call, and then takes items that others have left. Rows that
+/// it wrote in one operation are thus in its core's cache in the next; PyTorch's products divide rows likewise.
+///
+/// # Panics
+///
+/// If `work` panics on any thread.
+pub(super) fn each(num_threads: usize, num_items: usize, work: impl Fn(usize, usize) + Sync) {
+    let num_workers = num_threads.clamp(1, num_items.max(1));
+    let start = |worker: usize| worker * num_items / num_workers;
+    let next: Vec<AtomicUsize> = (0..num_workers).map(|worker| AtomicUsize::new(start(worker))).collect();
+    run(num_workers, &|worker| {
+        for victim in worker..worker + num_workers {
+            let victim = victim % num_workers;
+            let end = start(victim + 1);
+            loop {
+                let item = next[victim].fetch_add(1, Ordering::Relaxed);
+                if item >= end {
+                    break;
+                }
+                work(worker, item);
+            }
+        }
+    });
 }
 
 /// Runs `job` on up to `num_threads` threads at once, the calling thread among them, each with an index of its own below
@@ -37,20 +72,23 @@ impl Shared<'_> {
 /// # Panics
 ///
 /// If the job panics on any thread.
-pub(super) fn run(num_threads: usize, job: Job<'_>) {
-    let shared = Shared { job, next: AtomicUsize::new(0), panic: Mutex::new(None) };
-    match (num_threads, parallel()) {
-        (0 | 1, _) => shared.work(),
-        (_, Some(parallel)) => {
+fn run(num_threads: usize, job: Job<'_>) {
+    let runtime = runtime();
+    let thread_num = runtime.map(|runtime| runtime.thread_num);
+    let shared = Shared { job, thread_num, panic: Mutex::new(None) };
+    match (num_threads, runtime) {
+        (0 | 1, _) => shared.work(0),
+        (_, Some(Runtime { parallel, .. })) => {
             let count = c_uint::try_from(num_threads).unwrap_or(c_uint::MAX);
             // SAFETY: `parallel` returns after all threads have left `entry`, which reads `shared` only.
             unsafe { parallel(entry, (&raw const shared).cast_mut().cast(), count, 0) }
         }
         _ => std::thread::scope(|scope| {
-            for _ in 1..num_threads {
-                scope.spawn(|| shared.work());
+            let shared = &shared;
+            for index in 1..num_threads {
+                scope.spawn(move || shared.work(index));
             }
-            shared.work();
+            shared.work(0);
         }),
     }
     if let Some(panic) = shared.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -60,12 +98,15 @@ pub(super) fn run(num_threads: usize, job: Job<'_>) {
 
 unsafe extern "C" fn entry(shared: *mut c_void) {
     // SAFETY: `run` passes a `Shared` that outlives all threads' calls.
-    unsafe { &*shared.cast::<Shared<'_>>() }.work();
+    let shared = unsafe { &*shared.cast::<Shared<'_>>() };
+    // SAFETY: the function has no conditions; threads of a parallel region are numbered from zero.
+    let index = shared.thread_num.map_or(0, |thread_num| unsafe { thread_num() });
+    shared.work(usize::try_from(index).unwrap_or(0));
 }
 
-/// Returns the function that runs a job on OpenMP's threads, if the process has loaded a runtime with GCC's interface.
+/// Returns OpenMP's functions, if the process has loaded a runtime with GCC's interface.
 #[cfg(target_os = "linux")]
-fn parallel() -> Option<Parallel> {
+fn runtime() -> Option<Runtime> {
     use std::ffi::c_char;
     use std::ptr;
     use std::sync::OnceLock;
@@ -73,16 +114,22 @@ fn parallel() -> Option<Parallel> {
     unsafe extern "C" {
         fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
     }
-    static FOUND: OnceLock<Option<Parallel>> = OnceLock::new();
+    static FOUND: OnceLock<Option<Runtime>> = OnceLock::new();
     *FOUND.get_or_init(|| {
-        // SAFETY: a null library asks for the symbols that all libraries share; the name ends with a zero.
-        let found = unsafe { dlsym(ptr::null_mut(), c"GOMP_parallel".as_ptr()) };
-        // SAFETY: the runtimes of GCC, LLVM and Intel give this name to a function of this signature alone.
-        (!found.is_null()).then(|| unsafe { std::mem::transmute::<*mut c_void, Parallel>(found) })
+        let names = [c"GOMP_parallel", c"omp_get_thread_num"];
+        // SAFETY: a null library asks for the symbols that all libraries share; the names end with a zero.
+        let [parallel, thread_num] = names.map(|name| unsafe { dlsym(ptr::null_mut(), name.as_ptr()) });
+        // SAFETY: the runtimes of GCC, LLVM and Intel give these names to functions of these signatures alone.
+        (!parallel.is_null() && !thread_num.is_null()).then(|| unsafe {
+            Runtime {
+                parallel: std::mem::transmute::<*mut c_void, Parallel>(parallel),
+                thread_num: std::mem::transmute::<*mut c_void, ThreadNum>(thread_num),
+            }
+        })
     })
 }
 
 #[cfg(not(target_os = "linux"))]
-fn parallel() -> Option<Parallel> {
+fn runtime() -> Option<Runtime> {
     None
 }

@@ -1,13 +1,15 @@
 //! Forward and backward passes for callers: checks, and units of work shared among threads.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use super::problem::{AttentionRule, CausalAttention, HEAD_MULTIPLE, Kept, Rotation, Shared, Unit};
 use super::rows::Number;
 use super::{backward, forward};
+use crate::kernels::memory::AlignedBuffer;
 use crate::kernels::openmp;
 use crate::kernels::simd::Isa;
 use crate::{Error, Result};
+
+/// Numbers in a cache line.
+const LINE: usize = 16;
 
 impl<'a, N: Number> CausalAttention<'a, N> {
     /// Writes the output, `[T, H, D]`, and the logarithm of the sum of each row's exponentials, `[T, H]`.
@@ -83,23 +85,16 @@ impl<'a, N: Number> CausalAttention<'a, N> {
     fn each_unit(&self, len: usize, work: impl Fn(&Unit, &mut [f32]) + Sync) {
         let heads = self.rule.num_kv_heads;
         let num_units = (self.starts.len() - 1) * heads;
-        let num_threads = self.num_threads.clamp(1, num_units.max(1));
-        let next = AtomicUsize::new(0);
-        let mut scratch = vec![0.0_f32; len * num_threads];
-        let shared = Shared(scratch.as_mut_ptr());
-        openmp::run(num_threads, &|worker| {
-            let shared = &shared;
-            // SAFETY: workers have indices of their own below `num_threads`.
-            let scratch = unsafe { shared.part(worker * len, len) };
-            loop {
-                let idx = next.fetch_add(1, Ordering::Relaxed);
-                if idx >= num_units {
-                    return;
-                }
-                let sequence = idx / heads;
-                let tokens = self.starts[sequence]..self.starts[sequence + 1];
-                work(&Unit { tokens, kv_head: idx % heads }, scratch);
-            }
+        // A vector that crosses a cache line takes two accesses.
+        let len = len.next_multiple_of(LINE);
+        let mut scratch = AlignedBuffer::new(len * self.num_threads.clamp(1, num_units.max(1)));
+        let shared = scratch.shared();
+        openmp::each(self.num_threads, num_units, |worker, idx| {
+            // SAFETY: a worker has one unit at a time, and a part of its own.
+            let scratch = unsafe { shared.write(worker * len, len) };
+            let sequence = idx / heads;
+            let tokens = self.starts[sequence]..self.starts[sequence + 1];
+            work(&Unit { tokens, kv_head: idx % heads }, scratch);
         });
     }
 }

@@ -7,8 +7,6 @@ pub(crate) mod gelu;
 pub(crate) mod logprobs;
 pub(crate) mod norm;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use super::openmp;
 use super::simd::Isa;
 use crate::{Error, Result};
@@ -25,16 +23,7 @@ pub struct Team {
 impl Team {
     /// Runs `work` for each chunk below `num_chunks`.
     fn each(self, num_chunks: usize, work: impl Fn(usize) + Sync) {
-        let next = AtomicUsize::new(0);
-        openmp::run(self.threads.clamp(1, num_chunks.max(1)), &|_| {
-            loop {
-                let chunk = next.fetch_add(1, Ordering::Relaxed);
-                if chunk >= num_chunks {
-                    return;
-                }
-                work(chunk);
-            }
-        });
+        openmp::each(self.threads, num_chunks, |_, chunk| work(chunk));
     }
 
     fn checked(self) -> Result<Self> {
