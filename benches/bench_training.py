@@ -72,6 +72,8 @@ WARM_UP_STEPS = 2
 # Steps of a turn of about 0.3 s. A step of 30 ms that followed another program's would find neither its weights nor
 # its code in the caches, and its threads asleep, which happens to no run.
 STEPS_PER_TURN = {"char": 10}
+# Turns that a round stands for, where they are that short.
+TURNS_PER_ROUND = {"char": 12}
 
 
 class Loop:
@@ -132,9 +134,11 @@ def measure(case: str, precision: str, options: argparse.Namespace) -> dict[str,
             if python is not None:
                 loops.append(Loop(name, directory, python, directory / f"{name}.log"))
                 stack.callback(loops[-1].close)
-        take_turns(loops, options.rounds, STEPS_PER_TURN.get(case, 1), block * batch)
+        rounds = options.rounds * TURNS_PER_ROUND.get(case, 1)
+        take_turns(loops, rounds, STEPS_PER_TURN.get(case, 1), block * batch)
         check_losses(loops, precision)
-        return facts | {"parameters": DecoderModel(config).num_parameters(), "loops": [report(loop, loops) for loop in loops]}
+        rows = [report(loop, loops) for loop in loops]
+        return facts | {"parameters": DecoderModel(config).num_parameters(), "loops": rows}
 
 
 def take_turns(loops: list[Loop], rounds: int, steps: int, tokens: int) -> None:

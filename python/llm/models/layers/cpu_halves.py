@@ -6,7 +6,7 @@ layers, to rounding.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -56,7 +56,8 @@ def _normed_again(rules: "AttentionRules | FeedForwardRules", states: Tensor, pa
 
 def _narrowed(rules: "AttentionRules | FeedForwardRules", values: Sequence[Tensor]) -> list[Tensor]:
     """Returns values of the forward pass in the type of the gradients' products."""
-    return [typed(each, rules.gradient_dtype) for each in values]
+    is_alike = rules.dtype == rules.gradient_dtype
+    return list(values) if is_alike else [typed(each, rules.gradient_dtype) for each in values]
 
 
 class AttentionRules(NamedTuple):
@@ -322,7 +323,7 @@ def _divided(factors: list[Tensor], adapters: _Adapters) -> tuple[list[Tensor], 
     return factors[:border], factors[border:]
 
 
-def _parted(tensors: list[Tensor], counts: tuple[int, ...]) -> Iterator[list[Tensor]]:
-    """Yields consecutive groups of tensors."""
-    rest = iter(tensors)
-    return (list(itertools.islice(rest, count)) for count in counts)
+def _parted(tensors: Sequence[Tensor], counts: tuple[int, ...]) -> list[list[Tensor]]:
+    """Returns consecutive groups of tensors."""
+    ends = itertools.accumulate(counts)
+    return [list(tensors[end - count : end]) for end, count in zip(ends, counts, strict=True)]

@@ -64,7 +64,7 @@ def add_low_rank(
         factors: Their factors.
         first: Number of the first column in `product`.
     """
-    block = _block(parts, factors, first, first + product.shape[1])
+    block = _block(parts, factors, first, first + product.shape[1]) if parts else None
     if block is not None:
         _add(product[:, block.columns], low[0][:, block.ranks], block.matrix.t())
 

@@ -48,17 +48,17 @@ impl Gradient<'_> {
         }
     }
 
-    /// Returns a chunk's numbers in fp32, in `scratch` if they aren't.
-    fn wide<'b>(&'b self, chunk: &Chunk, scratch: &'b mut [f32; CHUNK]) -> &'b [f32] {
+    /// Runs `work` on a chunk's numbers in fp32.
+    fn with_wide<R>(&self, chunk: &Chunk, work: impl FnOnce(&[f32]) -> R) -> R {
         let range = chunk.start..chunk.start + chunk.len;
         match self {
-            Self::Wide(numbers) => &numbers[range],
+            Self::Wide(numbers) => work(&numbers[range]),
             Self::Narrow(numbers) => {
-                let scratch = &mut scratch[..chunk.len];
-                for (to, from) in scratch.iter_mut().zip(&numbers[range]) {
+                let mut wide = [0.0; CHUNK];
+                for (to, from) in wide.iter_mut().zip(&numbers[range]) {
                     *to = from.wide();
                 }
-                scratch
+                work(&wide[..chunk.len])
             }
         }
     }
@@ -91,10 +91,10 @@ pub fn gradient_norm(gradients: &[Gradient<'_>], team: Team) -> Result<f64> {
     let mut sums = vec![0.0_f64; chunks.len()];
     let shares = Parts(sums.as_mut_ptr());
     team.each(chunks.len(), |at| {
-        let mut scratch = [0.0; CHUNK];
-        let numbers = gradients[chunks[at].owner].wide(&chunks[at], &mut scratch);
-        // SAFETY: `checked` found the instruction set, and each chunk has a number of its own.
-        unsafe { shares.part(at, 1)[0] = f64::from(squares(team.isa, numbers)) };
+        gradients[chunks[at].owner].with_wide(&chunks[at], |numbers| {
+            // SAFETY: `checked` found the instruction set, and each chunk has a number of its own.
+            unsafe { shares.part(at, 1)[0] = f64::from(squares(team.isa, numbers)) };
+        });
     });
     Ok(sums.iter().sum::<f64>().sqrt())
 }
@@ -123,14 +123,15 @@ pub fn adamw(trained: &mut [Trained<'_>], scale: f32, team: Team) -> Result<()> 
         })
         .collect();
     team.each(chunks.len(), |at| {
-        let mut scratch = [0.0; CHUNK];
         let Chunk { owner, start, len } = chunks[at];
         let ([parameter, first, second], gradient, factors) = &owners[owner];
-        // SAFETY: `checked` found the instruction set, and each chunk has a part of its own.
-        unsafe {
-            let state = [parameter, first, second].map(|part| part.part(start, len));
-            update(team.isa, state, gradient.wide(&chunks[at], &mut scratch), *factors);
-        }
+        gradient.with_wide(&chunks[at], |gradient| {
+            // SAFETY: `checked` found the instruction set, and each chunk has a part of its own.
+            unsafe {
+                let state = [parameter, first, second].map(|part| part.part(start, len));
+                update(team.isa, state, gradient, *factors);
+            }
+        });
     });
     Ok(())
 }
