@@ -215,6 +215,22 @@ def test_a_checkpoint_is_a_path_that_transformers_opens(tiny_checkpoint: Path) -
     assert torch.equal(theirs.model.embed_tokens.weight, checkpoint.model().embed_tokens.weight)
 
 
+def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with pytest.raises(ConfigError), run.locked():
+        raise ConfigError("refused")
+    assert not run.path.exists()
+    run.path.mkdir()
+    with pytest.raises(ConfigError), run.locked():
+        raise ConfigError("refused")
+    assert run.path.exists()
+    kept = Run(tmp_path / "kept")
+    with pytest.raises(ConfigError), kept.locked():
+        kept.log_file.write_text("a line")
+        raise ConfigError("refused")
+    assert kept.log_file.read_text() == "a line"
+
+
 def test_only_one_process_trains_in_a_run(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     with run.locked(), pytest.raises(ConfigError, match=r"process \d+ is training in .*\nhint: wait"), run.locked():

@@ -33,7 +33,8 @@ _WRITTEN = (
     ".tmp-*",
 )
 _FOLDERS = ("checkpoints", "data", "dumps", "profile", "tokenizer", "tensorboard")
-_LOCK = ".lock"
+# Held by the process that trains in the directory.
+LOCK = ".lock"
 # Holds what a start prepares while an old run is still in place.
 STARTING = ".starting"
 
@@ -54,7 +55,7 @@ def foreign_entries(directory: Path) -> list[str]:
     """Returns the names in `directory` that are not a run's."""
     written = {entry.relative_to(directory).parts[0] for entry in _written(directory)}
     return sorted(
-        entry.name for entry in directory.iterdir() if entry.name not in {*written, *_FOLDERS, _LOCK, STARTING}
+        entry.name for entry in directory.iterdir() if entry.name not in {*written, *_FOLDERS, LOCK, STARTING}
     )
 
 

@@ -14,7 +14,7 @@ import msgspec
 from llm.checkpoint.atomic import COMPLETE, exclusive_lock, is_locked, write_atomically
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.lines import StepLines
-from llm.checkpoint.removal import STARTING, foreign_entries, remove_written, written_checkpoints
+from llm.checkpoint.removal import LOCK, STARTING, foreign_entries, remove_written, written_checkpoints
 from llm.checkpoint.weights import read_json
 from llm.errors import CheckpointError, ConfigError
 from llm.settings.merge import from_builtins
@@ -102,18 +102,28 @@ class Run(os.PathLike[str]):
     def locked(self) -> Iterator[None]:
         """Keeps other processes from training in this directory; a killed process leaves no lock behind.
 
+        A directory that did not exist, and in which nothing was written, does not exist afterwards.
+
         Raises:
             ConfigError: Another process trains in the directory, or the path is not a directory.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"`--out` must be a directory, got the file {self.path}")
+        is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(self.path / ".lock") as holder:
+        with exclusive_lock(self.path / LOCK) as holder:
             if holder is not None:
                 raise ConfigError(
                     f"process {holder} is training in {self.path}\nhint: wait until that process ends, or stop it"
                 )
-            yield
+            try:
+                yield
+            finally:
+                # Windows keeps a file that is open, and another process may be about to begin here.
+                with contextlib.suppress(OSError):
+                    if is_new and [entry.name for entry in self.path.iterdir()] == [LOCK]:
+                        (self.path / LOCK).unlink()
+                        self.path.rmdir()
 
     @contextlib.contextmanager
     def starting(self) -> Iterator["Run"]:
@@ -140,7 +150,7 @@ class Run(os.PathLike[str]):
     @property
     def is_locked(self) -> bool:
         """Whether a process trains in the directory."""
-        return is_locked(self.path / ".lock")
+        return is_locked(self.path / LOCK)
 
     def write_config(self, config: RunConfig, facts: Mapping[str, Any]) -> None:
         """Replaces `run.json`."""
