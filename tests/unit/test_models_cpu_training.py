@@ -74,6 +74,8 @@ def test_norms_in_training_have_the_values_and_gradients_of_pytorch(
     found = layer(leaves[0])
     is_own = kernel_suits(size[-1], dtype) or kind is RMSNorm
     assert is_own == any("NormalizeBackward" in name for name in names_of(found))
+    turned = leaves[0].detach().mT.contiguous().mT.requires_grad_()  # the same numbers in another order
+    assert torch.equal(layer(turned), found)
     gradients = torch.autograd.grad(found, leaves, upstream)
     plain = F.rms_norm if kind is RMSNorm else F.layer_norm
     expected = plain(leaves[0], (size[-1],), *leaves[1:], eps=1e-5)

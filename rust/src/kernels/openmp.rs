@@ -5,7 +5,7 @@
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 type Job<'a> = &'a (dyn Fn(usize) + Sync);
@@ -24,13 +24,19 @@ struct Runtime {
 /// A job, and what its threads share.
 struct Shared<'a> {
     job: Job<'a>,
-    thread_num: Option<ThreadNum>,
+    /// Whether a thread has each index.
+    taken: Vec<AtomicBool>,
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
 
 impl Shared<'_> {
-    /// Runs the job as a worker; a panic is kept for the calling thread.
-    fn work(&self, index: usize) {
+    /// Runs the job with the index `wanted`, or another that no thread has; a panic is kept for the calling thread.
+    fn work(&self, wanted: usize) {
+        let count = self.taken.len();
+        let mut indices = (0..count).map(|offset| (wanted + offset) % count);
+        let Some(index) = indices.find(|&index| !self.taken[index].swap(true, Ordering::Relaxed)) else {
+            return;
+        };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.job)(index))) {
             *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
         }
@@ -73,15 +79,15 @@ pub(super) fn each(num_threads: usize, num_items: usize, work: impl Fn(usize, us
 ///
 /// If the job panics on any thread.
 fn run(num_threads: usize, job: Job<'_>) {
-    let runtime = runtime();
-    let thread_num = runtime.map(|runtime| runtime.thread_num);
-    let shared = Shared { job, thread_num, panic: Mutex::new(None) };
-    match (num_threads, runtime) {
+    let taken = (0..num_threads.max(1)).map(|_| AtomicBool::new(false)).collect();
+    let shared = Shared { job, taken, panic: Mutex::new(None) };
+    match (num_threads, runtime()) {
         (0 | 1, _) => shared.work(0),
-        (_, Some(Runtime { parallel, .. })) => {
+        (_, Some(runtime)) => {
             let count = c_uint::try_from(num_threads).unwrap_or(c_uint::MAX);
-            // SAFETY: `parallel` returns after all threads have left `entry`, which reads `shared` only.
-            unsafe { parallel(entry, (&raw const shared).cast_mut().cast(), count, 0) }
+            let call = Call { shared: &shared, thread_num: runtime.thread_num };
+            // SAFETY: `parallel` returns after all threads have left `entry`, which reads `call` only.
+            unsafe { (runtime.parallel)(entry, (&raw const call).cast_mut().cast(), count, 0) }
         }
         _ => std::thread::scope(|scope| {
             let shared = &shared;
@@ -96,12 +102,18 @@ fn run(num_threads: usize, job: Job<'_>) {
     }
 }
 
-unsafe extern "C" fn entry(shared: *mut c_void) {
-    // SAFETY: `run` passes a `Shared` that outlives all threads' calls.
-    let shared = unsafe { &*shared.cast::<Shared<'_>>() };
-    // SAFETY: the function has no conditions; threads of a parallel region are numbered from zero.
-    let index = shared.thread_num.map_or(0, |thread_num| unsafe { thread_num() });
-    shared.work(usize::try_from(index).unwrap_or(0));
+/// What `entry` is given.
+struct Call<'a> {
+    shared: &'a Shared<'a>,
+    thread_num: ThreadNum,
+}
+
+unsafe extern "C" fn entry(call: *mut c_void) {
+    // SAFETY: `run` passes a `Call` that outlives all threads' calls.
+    let call = unsafe { &*call.cast::<Call<'_>>() };
+    // SAFETY: the function has no conditions.
+    let number = unsafe { (call.thread_num)() };
+    call.shared.work(usize::try_from(number).unwrap_or(0));
 }
 
 /// Returns OpenMP's functions, if the process has loaded a runtime with GCC's interface.

@@ -47,7 +47,7 @@ def train_block(block: Any, states: Tensor, rotation: Rotation | None, context: 
     if (rotation is not None and not layers.attention.rotates_whole) or context.query_scale is not None:
         return None
     products = layers.products
-    if not all(_is_bare(layer, dtype) for layer in products) or any(map(_is_watched, (*layers, *products))):
+    if not all(_is_bare(layer, dtype) for layer in products) or any(map(_is_watched, (*block.children(), *products))):
         return None
     return _run(layers, dtype, states, rotation, context)
 

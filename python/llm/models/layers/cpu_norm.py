@@ -50,8 +50,9 @@ class NormRule(NamedTuple):
         """Returns the normalized rows in `dtype`, and what their gradient needs beside the arguments."""
         weight, bias = parameters
         if self.has_kernel:
+            rows = rows.contiguous()
             normed, kept = torch.empty_like(rows, dtype=dtype), torch.empty(len(rows), 2)
-            row_norm(self._kernel_rule(parameters), rows.contiguous(), normed, kept)
+            row_norm(self._kernel_rule(parameters), rows, normed, kept)
             return normed, [kept]
         if self.is_rms:
             normed, factor = rms_norm(rows, weight, self.eps)
@@ -73,9 +74,10 @@ class NormRule(NamedTuple):
         weight, bias = parameters
         gradient, past = gradients
         if self.has_kernel:
+            rows = rows.contiguous()
             to_rows, to_weight = torch.empty_like(rows), torch.empty_like(weight)
             to_bias = None if bias is None else torch.empty_like(bias)
-            given = (rows.contiguous(), kept[0], gradient.contiguous(), None if past is None else past.contiguous())
+            given = (rows, kept[0], gradient.contiguous(), None if past is None else past.contiguous())
             row_norm_gradients(self._kernel_rule(parameters), given, (to_rows, to_weight, to_bias))
             return to_rows, to_weight, to_bias
         gradient = typed(gradient, rows.dtype)
