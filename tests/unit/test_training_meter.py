@@ -1,6 +1,7 @@
 """What a run says of itself: targets, time, speed, use of the device."""
 
 import io
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_tokens_and_time_go_on_in_a_resumed_run(lines: tuple[Run, Sequence[str]]
     assert times[0] > 0
     assert elapsed_at(lines[0], 6) == times[5]
     assert times[6] > times[5]
-    assert all(0 < line["mfu"] < 1.2 for line in log)
+    assert all(0 < line["mfu"] <= 1 for line in log)
 
 
 def test_a_validation_has_the_tokens_and_time_of_its_step(lines: tuple[Run, Sequence[str]]) -> None:
@@ -91,11 +92,18 @@ def test_the_smoothed_loss_is_a_mean_at_first_and_continues_from_its_state() -> 
 
 def test_use_of_the_device_is_the_models_operations_over_the_peak() -> None:
     flops = flops_per_token(config().model, 16)
-    meter = Meter(2, torch.device("cpu"), flops, 1e12)
+    meter = Meter(2, torch.device("cpu"), flops, 1e18)
     metrics = meter.measured(StepMetrics(1, 4.0, 0, 0.5), 1000, 3000)
-    assert metrics.mfu == pytest.approx(metrics.targets_per_s * flops / 1e12)
+    assert metrics.mfu == pytest.approx(metrics.targets_per_s * flops / 1e18)
     assert metrics.bits_per_byte == pytest.approx(4.0 / 0.6931471805599453 / 3)
     assert figures(metrics, "tokens").startswith("loss 4.0000  1.924 bits/byte  ")
+
+
+def test_use_is_never_above_a_peak_that_was_measured_on_a_busy_machine() -> None:
+    meter = Meter(2, torch.device("cpu"), flops_per_token(config().model, 16), 1.0)
+    assert meter.measured(StepMetrics(1, 4.0, 0, 0.5), 1000, 3000).mfu == 1.0
+    time.sleep(0.2)  # the speed falls below the one that is the peak now
+    assert 0 < (meter.measured(StepMetrics(2, 4.0, 0, 0.5), 1, 3).mfu or 0) < 1
 
 
 def test_peaks_of_gpus_go_by_name_and_a_cpus_is_measured() -> None:

@@ -114,9 +114,16 @@ class Meter:
             bits_per_byte=bits,
             elapsed_s=self._earlier_s + now - self._started,
             eta_s=self._eta_s(metrics.step, now),
-            mfu=speed * self._flops_per_target / self._peak if self._flops_per_target and self._peak else None,
+            mfu=self._utilization(speed),
             memory_bytes=self._memory(now),
         )
+
+    def _utilization(self, speed: float) -> float | None:
+        """A CPU's peak is measured beside other programs perhaps; steps that reach more are the peak from then on."""
+        if not self._flops_per_target or not self._peak:
+            return None
+        self._peak = max(self._peak, speed * self._flops_per_target)
+        return speed * self._flops_per_target / self._peak
 
     def _memory(self, now: float) -> int | None:
         if now - self._memory_read > _MEMORY_AGE_S:

@@ -94,7 +94,7 @@ class StepMetrics(msgspec.Struct, frozen=True):
             **self.clock(unit),
         }
         if self.mfu is not None:
-            values["mfu"] = round(self.mfu, 4)
+            values["mfu"] = float(f"{self.mfu:.4g}")
         if self.memory_bytes is not None:
             values["memory_bytes"] = self.memory_bytes
         return values
