@@ -46,7 +46,7 @@ impl Shared<'_> {
 /// Runs `work` for each of `num_items` items, with the index of the worker that does it, below `num_threads`.
 ///
 /// A worker begins with a range of its own, the same in every call, and then takes items that others have left. Rows that
-/// it wrote in one operation are thus in its core's cache in the next; PyTorch's products divide rows likewise.
+/// it wrote in one operation are thus in its core's cache in the next; PyTorch's operations divide rows likewise.
 ///
 /// # Panics
 ///
