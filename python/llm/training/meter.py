@@ -119,11 +119,16 @@ class Meter:
         )
 
     def _utilization(self, speed: float) -> float | None:
-        """A CPU's peak is measured beside other programs perhaps; steps that reach more are the peak from then on."""
+        """Returns the share of the peak that `speed` takes, in targets a second; None if either is unknown.
+
+        A CPU's peak was measured at the start, perhaps on a busy machine: a speed above it is the peak from then on.
+        """
         if not self._flops_per_target or not self._peak:
             return None
-        self._peak = max(self._peak, speed * self._flops_per_target)
-        return speed * self._flops_per_target / self._peak
+        reached = speed * self._flops_per_target
+        if self.device.type == "cpu":
+            self._peak = max(self._peak, reached)
+        return reached / self._peak
 
     def _memory(self, now: float) -> int | None:
         if now - self._memory_read > _MEMORY_AGE_S:
