@@ -60,7 +60,7 @@ define venv_by_uv
 endef
 
 .PHONY: help install docs-tables bench-report chart demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-trl test-ray test-agents test-eval test-page test-openapi test-schemas test-loggers test-quantised test-adapters test-wheel test-slow test-training-slow \
-	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock coverage bench bench-check bench-tokenizer bench-serving bench-frontend bench-structured bench-gpu clean
+	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock coverage bench bench-check bench-ratios bench-tokenizer bench-serving bench-frontend bench-structured bench-gpu clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -119,8 +119,9 @@ $(ADAPTERS)/.done: | $(STAMPS)/test
 
 # GPTQModel is a source archive, whose build needs a newer setuptools than a new environment has.
 QUANTISED := .cache/compat/quantised
-test-quantised: $(QUANTISED)/.done ## Dequantised values beside those of compressed-tensors and GPTQModel, bit for bit
+test-quantised: $(QUANTISED)/.done test-data ## Values beside compressed-tensors' and GPTQModel's, bit for bit; what we write in transformers
 	PYTHONPATH=.:python $(QUANTISED)/bin/python -m tests.compat.quantised_values
+	PYTHONPATH=.:python $(QUANTISED)/bin/python -m tests.compat.quantised_opened
 
 $(QUANTISED)/.done: | $(STAMPS)/test
 	rm -rf $(QUANTISED)
@@ -294,6 +295,9 @@ bench: $(STAMPS)/test ## Store criterion and pytest-benchmark results under benc
 
 bench-check: ## Count instructions of the core's workloads beside the stored baseline (needs valgrind; ARGS=--update stores)
 	$(or $(PYTHON),python3) -m tools.bench_check $(ARGS)
+
+bench-ratios: $(STAMPS)/test ## Compare speeds beside PyTorch and tiktoken with the stored ratios (ARGS=--update stores)
+	$(BIN)/python -m tools.bench_ratios $(ARGS)
 
 bench-tokenizer: $(STAMPS)/test ## The tokenizer beside its peers, each in an environment of its own (ARGS="--quick ...")
 	$(BIN)/python benches/peers/run.py $(ARGS)

@@ -74,7 +74,7 @@ class Peer:
 
     def __init__(self, name: str, file: Path, mode: tuple[str, str]) -> None:
         worker = ROOT / "benches" / "peers" / "quantised_worker.py"
-        words = [name.split()[0], str(file), str(torch.get_num_threads()), mode[1]]
+        words = [name.split(maxsplit=1)[0], str(file), str(torch.get_num_threads()), mode[1]]
         with (file.parent / "peers.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(python_of(mode[0])), str(worker), *words],
@@ -292,8 +292,8 @@ def main() -> None:
         if arguments.only != "speed":
             row["scores"] = scores(file, text)
         if arguments.only != "scores":
-            load = load_average()
-            row["speed"] = speed(name, file, arguments.place, arguments.rounds) | {"load average before": round(load, 2)}
+            load = {"load average before": round(load_average(), 2)}
+            row["speed"] = speed(name, file, arguments.place, arguments.rounds) | load
         print(name, json.dumps(row), flush=True)
         result |= facts("python benches/bench_quantised.py TEXT", settings, [load_average()])
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -73,11 +73,16 @@ def _built() -> Path:
     return Path(next(path for message in messages if (path := message.get("executable"))))
 
 
+def processor() -> str:
+    """Returns the name of the processor."""
+    cpu = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return cpu[1] if cpu else "unknown processor"
+
+
 def _facts(binary: Path) -> dict[str, str]:
     seen = _output(["valgrind", "--tool=none", "--quiet", str(binary), "instruction-set"])
-    cpu = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     return {
-        "machine": f"{platform.system()} {platform.machine()}, {cpu[1] if cpu else 'unknown processor'}",
+        "machine": f"{platform.system()} {platform.machine()}, {processor()}",
         "rustc": _output(["rustc", "--version"]),
         "valgrind": _output(["valgrind", "--version"]),
         "instruction_set": seen,
@@ -99,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     table, worse = compare(stored["instructions"], measured)
     print(f"instructions a call, on valgrind's {facts['instruction_set']}, {facts['rustc']}\n{table}")
     if options.update:
-        BASELINE.write_text(json.dumps(facts | {"instructions": measured}, indent=1) + "\n", encoding="utf-8")
+        BASELINE.write_text(json.dumps(stored | facts | {"instructions": measured}, indent=1) + "\n", encoding="utf-8")
         return 0
     if stored.get("rustc") != facts["rustc"]:
         print(f"note: the baseline is of {stored.get('rustc')}")

@@ -85,12 +85,17 @@ def models(figures: Figures) -> Iterator[Row]:
         yield sooner(case, found["ours_s"], "transformers", found["transformers_s"])
 
 
+# What stands beside ours under a shorter name in the file.
+OWN_NAMES = {"floats": "llm-oxide, bf16", "our Q4_1": "llm-oxide, Q4_1"}
+
+
 def quantised(figures: Figures) -> Iterator[Row]:
-    """Tokens a second on packed weights."""
+    """Tokens a second on packed weights, beside each other program."""
     for name, found in figures["files"].items():
         for work in ("decode", "prefill"):
-            if "llama.cpp" in (speed := found["speed"].get(work, {})):
-                yield faster(f"{name}, {work}", speed["ours"], "llama.cpp", speed["llama.cpp"])
+            speed = found["speed"][work]
+            for peer in speed["ratios"]:
+                yield faster(f"{name}, {work}", speed["ours"], OWN_NAMES.get(peer, peer), speed[peer])
 
 
 def training(figures: Figures) -> Iterator[Row]:
@@ -198,8 +203,8 @@ def conditions(figures: Figures) -> str:
         machine = f"{machine.get('cpu')}, {machine.get('cores')} cores{', ' if vectors else ''}{vectors}"
     versions = dict(figures.get("versions", {}))
     versions |= {name: figures[name] for name in ("torch", "transformers") if name in figures}
-    if peer := figures.get("settings", {}).get("peer"):
-        versions["peer"] = peer
+    for words in figures.get("settings", {}).get("peers", {}).values():
+        versions |= [words.split("==")]
     parts = [f"Machine: {machine}." if machine else "", *(f"{name} {version}." for name, version in versions.items())]
     load = figures.get("load average", {}).get("before", figures.get("load_average"))
     rounds = figures.get("rounds", figures.get("settings", {}).get("rounds"))

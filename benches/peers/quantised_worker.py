@@ -3,7 +3,7 @@
 Runs in the environment of PROGRAM, `llama.cpp`, `openvino-genai` or `gptqmodel`. A line on standard input is
 `[kind, token ids, count]`, the answer a line with a number: "score" gives the summed loss of all tokens but the first
 (of llama.cpp alone, if MODE is `scores`), "prefill" the seconds until the first token, and "decode" those of `count`
-tokens after it. All are greedy. A file that the program can't open is answered with the reason before anything is asked.
+tokens after it. All are greedy. The first line is null, or the reason why the program can't open the file.
 """
 
 import json
@@ -52,7 +52,7 @@ class LlamaCpp:
 class OpenVino:
     """OpenVINO GenAI, which reads GGUF files itself; its own clock says when the first token came."""
 
-    def __init__(self, file: str, threads: int, mode: str) -> None:
+    def __init__(self, file: str, threads: int, _mode: str) -> None:
         import numpy as np
         import openvino as ov
         import openvino_genai
@@ -116,10 +116,7 @@ def main() -> None:
     print(json.dumps(None), file=answers, flush=True)
     for line in sys.stdin:
         kind, ids, count = json.loads(line)
-        if kind == "score":
-            answer = program.score(ids)
-        else:
-            answer = program.seconds(ids, count)[kind == "decode"]
+        answer = program.score(ids) if kind == "score" else program.seconds(ids, count)[kind == "decode"]
         print(json.dumps(answer), file=answers, flush=True)
 
 
