@@ -235,13 +235,14 @@ fuzz: ## Fuzz the tokenizer and readers of quantised weights for long: FUZZ_S se
 	bash fuzz/run.sh $(FUZZ_S)
 	$(BIN)/python -m tests.fuzz_readers $(FUZZ_S)
 
-test-wheel: wheel ## Install the wheel into an empty environment and try it
+test-wheel: wheel ## Install the wheel into an empty environment, try it, and run the tutorial there
 	rm -rf $(STAMPS)/wheel-venv
 	$(BIN)/python -m venv $(STAMPS)/wheel-venv
 	$(call install_torch,$(STAMPS)/wheel-venv/bin/python)
 	$(STEP) "installing the wheel into an empty environment" \
-		$(STAMPS)/wheel-venv/bin/python -m pip --disable-pip-version-check install $(PIP_OPTIONS) dist/*.whl
+		$(STAMPS)/wheel-venv/bin/python -m pip --disable-pip-version-check install $(PIP_OPTIONS) dist/*.whl openai
 	$(STEP) "training and generating with the wheel" $(STAMPS)/wheel-venv/bin/python tests/smoke_wheel.py
+	$(STEP) "the tutorial with the wheel" $(STAMPS)/wheel-venv/bin/python tests/tutorial.py
 
 lint: $(STAMPS)/lint lint-files docs ## Formatters, linters, type checkers, the stub, workflows, Dockerfiles and docs
 	$(STEP) "cargo fmt" bash -c 'cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml'
