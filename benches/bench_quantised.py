@@ -271,7 +271,8 @@ def size_of(file: Path) -> int:
 def main() -> None:
     """Runs what is asked for and keeps the rest of the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("text", type=Path, help="the text whose first 20 KB are scored")
+    parser.add_argument("text", type=Path, help="the text whose beginning is scored")
+    parser.add_argument("--bytes", type=int, default=NUM_BYTES, help="of the text (default: 20,480)")
     parser.add_argument("--place", type=Path, default=CACHE / "quantised", help="directory of the files")
     parser.add_argument("--only", choices=["scores", "speed"])
     parser.add_argument("--files", default=",".join((*FILES, *DIRECTORIES)), help="formats, comma-separated")
@@ -279,7 +280,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if python_of("llama-cpp") is None:
         parser.error("llama.cpp has no environment\nhint: python benches/peers/environments.py llama-cpp")
-    text = arguments.text.read_bytes()[:NUM_BYTES].decode("utf-8", "ignore")
+    text = arguments.text.read_bytes()[: arguments.bytes].decode("utf-8", "ignore")
     result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"files": {}}
     settings = {
         "threads": torch.get_num_threads(),
