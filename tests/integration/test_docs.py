@@ -53,6 +53,12 @@ def test_the_site_lists_every_page_once() -> None:
     assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
+@pytest.mark.parametrize("start", [ROOT / "README.md", DOCS / "index.md"], ids=lambda page: page.name)
+def test_the_pages_to_start_from_link_to_every_other(start: Path) -> None:
+    linked = {(start.parent / link.partition("#")[0]).resolve() for link in _LINK.findall(prose(start))} | {start}
+    assert [page.name for page in sorted(DOCS.glob("*.md")) if page not in linked] == []
+
+
 def test_pages_name_the_rust_version_that_cargo_requires() -> None:
     required = metadata("Cargo.toml")["package"]["rust-version"]
     pattern = re.compile(r"\b(?:rust|toolchain)\b[^.|\n]*?\b(1\.\d\d)\b", re.IGNORECASE)
