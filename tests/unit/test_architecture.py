@@ -22,7 +22,7 @@ FLOORS = [
     {"registry"},
     {"tokenization"},
     {"models"},
-    {"checkpoint", "quantization"},
+    {"checkpoint"},
     {"data", "inference"},
     {"training", "evaluation", "serving"},
     {"api", "benchmark", "info", "export", "quantizing", "simulation"},
@@ -197,6 +197,25 @@ def test_no_circle_between_folders_of_the_crate() -> None:
         graph.setdefault(own, set()).update(target.relative_to(CRATE).parts[0] for target in targets)
     graph.pop("lib.rs")
     assert circle_in({own: targets - {own, "lib.rs"} for own, targets in graph.items()}) == []
+
+
+def drawn_floors(side: str) -> list[set[str]]:
+    """The boxes of one side of the picture in docs/architecture.md, highest first."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    side = re.search(rf"subgraph {side}\[.*?\n(.*?)\n    end", page, re.DOTALL)[1]
+    return [set(box.split(" ‖ ")) for box in re.findall(r'\w\d+\["(.+?)"\]', side)]
+
+
+def test_the_architecture_page_draws_the_floors() -> None:
+    assert drawn_floors("Python")[::-1] == FLOORS[:-1]
+    crate = {path.name.removesuffix(".rs") for path in CRATE.iterdir()} - {"lib"}
+    floors = drawn_floors("Rust")[::-1]
+    assert set().union(*floors) == crate
+    for file, targets in rust_source.imports(CRATE).items():
+        own = file.relative_to(CRATE).parts[0].removesuffix(".rs")
+        for name in {target.relative_to(CRATE).parts[0].removesuffix(".rs") for target in targets} - {own, "lib"}:
+            lower = next(idx for idx, names in enumerate(floors) if name in names)
+            assert own == "lib" or lower < next(idx for idx, names in enumerate(floors) if own in names), (own, name)
 
 
 def test_a_circle_is_found_through_nested_imports_and_re_exports(tmp_path: Path) -> None:
