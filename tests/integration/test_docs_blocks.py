@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -49,5 +50,8 @@ def test_json_is_one_value_or_a_value_a_line(page: Path, number: int, block: str
 
 
 @pytest.mark.parametrize(("page", "number", "block"), of_language("yaml"))
-def test_yaml_parses(page: Path, number: int, block: str) -> None:
-    assert yaml.safe_load(block)
+def test_yaml_parses_and_manifests_are_valid(page: Path, number: int, block: str) -> None:
+    document = yaml.safe_load(block)
+    assert document
+    if "apiVersion" in document:
+        kubernetes_validate.validate(document, "1.37", strict=True)

@@ -29,7 +29,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 VARIABLES = {*re.findall(r"\$\(([A-Z_]+)\)", MAKEFILE), "TORCH", "PIP_FIND_LINKS", "PIP_CONSTRAINT"}
 # Programs of others, of which only the files that they name are checked, and `curl`, which has a test of its own.
 _FOREIGN = """cargo cd claude curl docker echo git head helm kill kubectl lm_eval mkdir mkdocs openssl pre-commit
-printf sbatch sha256sum sky source tail wait"""
+printf sbatch sha256sum sky source squeue tail wait"""
 OURS = ("llm", "make", "python", "torchrun", "serve")
 # Verbs whose settings are of rows of this kind.
 TUNED = {"sft": "chat", "dpo": "preference", "reward": "preference", "grpo": "prompt"}
@@ -95,6 +95,15 @@ def test_torchrun_takes_its_options_and_llm_the_rest(command: Command) -> None:
     options = get_args_parser().parse_args(command.arguments)
     assert (options.module, options.training_script) == (True, "llm")
     parse(options.training_script_args, command.variables)
+
+
+@pytest.mark.parametrize("command", commands_of("sbatch"))
+def test_the_script_for_slurm_gets_a_run_and_arguments_of_llm(command: Command) -> None:
+    script = command.arguments.index("examples/distributed/slurm.sh")
+    run, *arguments = command.arguments[script + 1 :]
+    parse(["train", "--out", run, *arguments], {})
+    text = (ROOT / command.arguments[script]).read_text(encoding="utf-8")
+    assert {name for name in command.variables if f"${{{name}" not in text} == set()
 
 
 @pytest.mark.parametrize("command", commands_of("python"))
