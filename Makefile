@@ -59,7 +59,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install docs-tables bench-report chart demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-trl test-ray test-agents test-eval test-page test-openapi test-schemas test-loggers test-quantised test-adapters test-wheel test-slow test-training-slow \
+.PHONY: help install docs-tables bench-report chart demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-trl test-ray test-agents test-eval test-page test-openapi test-schemas test-loggers test-quantised test-adapters test-wheel test-slow test-training-slow test-links \
 	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock coverage bench bench-check bench-ratios bench-tokenizer bench-serving bench-frontend bench-structured bench-gpu clean
 
 help: ## Show this list
@@ -227,6 +227,9 @@ test-engine: test-data ## The engine's tokens beside a naive loop on SmolLM2 (te
 test-peers: test-data ## What is written here, opened by llama.cpp (compiles it for five minutes)
 	$(BIN)/python benches/peers/environments.py llama-cpp
 	$(BIN)/python -m pytest -q -m peers tests/integration/test_llama_cpp.py
+
+test-links: $(STAMPS)/test ## Ask every external link of the pages whether it answers
+	$(BIN)/python -m tools.links
 
 test-fuzz: ## Fuzz the tokenizer for under a minute, after the first build
 	bash fuzz/run.sh 15 -seed=1
