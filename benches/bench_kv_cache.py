@@ -2,12 +2,15 @@
 
 `python benches/bench_kv_cache.py TEXT` writes `benches/results/kv_cache.json`. Both caches hold random keys and values
 and decode in turn, a round each, on the threads that `OMP_NUM_THREADS` says; a figure is the median of all rounds. The
-first 20 KB of TEXT are scored in windows of the whole context, in fp32 and in bf16. In bf16, rounded activations move a
-perplexity by about 0.1 % in either direction, whatever is changed; fp32 shows what the cache itself costs.
+weights are those of the Q4_1 file, expanded to bf16, and packed as they are: a step reads them too, and the fewer they
+are, the more the cache counts. The first 20 KB of TEXT are scored in windows of the whole context, in fp32 and in bf16.
+In bf16, rounded activations move a perplexity by about 0.1 % in either direction, whatever is changed; fp32 shows what
+the cache itself costs.
 `--only speed` or `--only perplexity` keeps the other's results.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -19,9 +22,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from llm import evaluate
+from llm import LLM, evaluate
 from llm._rust import instruction_sets
-from llm.checkpoint import load_model
 from llm.inference import EngineConfig
 from llm.inference.kv_cache import KVCache, cache_dtype, dtype_name
 from llm.inference.runners.base import Step
@@ -73,6 +75,16 @@ class Decoder:
         return statistics.median(found)
 
 
+def models() -> dict[str, DecoderModel]:
+    """The weights, expanded and packed."""
+    limits = {"max_model_len": 64, "kv_cache_memory_bytes": 16 << 20}
+    found = {}
+    for name, packed in (("bfloat16", False), ("Q4_1", True)):
+        config = EngineConfig(packed_weights=packed, **limits)
+        found[name] = LLM(SOURCE, "bfloat16", config=config).engine.runner.model
+    return found
+
+
 def speed(model: DecoderModel, num_rows: int, context: int, rounds: int) -> dict[str, Any]:
     """Tokens a second of each cache, and int8's over the other's: the median of the rounds' own ratios."""
     decoders = [Decoder(model, name, num_rows, context) for name in CACHES]
@@ -113,19 +125,21 @@ def main() -> None:
     arguments = parser.parse_args()
     result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     load = load_average()
-    model = load_model(SOURCE, "bfloat16")
-    assert isinstance(model, DecoderModel)
+    weights = models()
     result["bytes a token"] = {
-        dtype_name(dtype): kv_bytes_per_token(model.config, dtype) for dtype in (torch.bfloat16, INT8)
+        dtype_name(dtype): kv_bytes_per_token(weights["Q4_1"].config, dtype) for dtype in (torch.bfloat16, INT8)
     }
     settings = {"threads": torch.get_num_threads(), "instructions": instruction_sets()[-1]}
     found = facts("python benches/bench_kv_cache.py TEXT", settings, [load])
     if arguments.only != "perplexity":
         result["speed"] = {"figures": [], **found}
-        for num_rows in map(int, arguments.rows.split(",")):
-            for context in map(int, arguments.contexts.split(",")):
-                result["speed"]["figures"].append(speed(model, num_rows, context, arguments.rounds))
-                print(json.dumps(result["speed"]["figures"][-1]), flush=True)
+        cases = itertools.product(
+            weights, *(map(int, each.split(",")) for each in (arguments.rows, arguments.contexts))
+        )
+        for name, num_rows, context in cases:
+            figure = speed(weights[name], num_rows, context, arguments.rounds)
+            result["speed"]["figures"].append({"weights": name} | figure)
+            print(json.dumps(result["speed"]["figures"][-1]), flush=True)
     if arguments.only != "speed":
         text = arguments.text.read_bytes()[:NUM_BYTES]
         computed = {f"computed in {dtype}": perplexities(text, dtype) for dtype in ("float32", "bfloat16")}
