@@ -2,12 +2,16 @@
 
 from typing import Any
 
-from llm.settings.model import ExpertsConfig, ModelConfig, RopeScaling
+import msgspec
+
+from llm.settings.model import ExpertsConfig, LatentConfig, ModelConfig, RopeScaling
 
 EXPERTS = ExpertsConfig(num_experts=4, moe_intermediate_size=64)
 WINDOWS = {"sliding_window": 5, "num_hidden_layers": 4, "layer_types": ("sliding_attention",) * 3 + ("full_attention",)}
 INSIDE = {"norm_placement": "inside", "qk_norm": True, "tie_word_embeddings": False}
 GEMMA = {"norm": "offset_rms_norm", "scale_embeddings": True, "hidden_act": "gelu_pytorch_tanh"}
+LATENT = LatentConfig(kv_lora_rank=64, q_lora_rank=96, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32)
+DEEPSEEK = {"attention": "mla", "num_key_value_heads": 4, "num_hidden_layers": 3, "mlp": "moe", "rms_norm_eps": 1e-6}
 YARN = RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -55,6 +59,56 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "cohere2": WINDOWS
     | {"norm": "layer_norm_no_bias", "parallel_block": True, "unrotated_layers": (3,), "logit_scale": 0.3},
     "exaone4": INSIDE,
+    "gpt_oss": {
+        "head_dim": 32,
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "attention_output_bias": True,
+        "attention_sinks": True,
+        "sliding_window": 5,
+        "layer_types": ("sliding_attention", "full_attention"),
+        "mlp": "moe",
+        "experts": ExpertsConfig(
+            num_experts=4, moe_intermediate_size=64, softmax_first=False, bias=True, swiglu_limit=7.0
+        ),
+        # The ramp ends at channel 4, so that llama.cpp's rounding of its ends changes nothing.
+        "rope_theta": 10_765.0,
+        "rope_scaling": RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, truncate=False),
+    },
+    "deepseek_v2": DEEPSEEK
+    | {
+        "latent": msgspec.structs.replace(LATENT, q_lora_rank=None),
+        "experts": ExpertsConfig(
+            num_experts=4,
+            moe_intermediate_size=64,
+            shared_expert_intermediate_size=128,
+            norm_topk_prob=False,
+            routed_scaling_factor=2.0,
+            dense_layers=(0,),
+        ),
+        "rope_scaling": RopeScaling(
+            rope_type="yarn", factor=4.0, original_max_position_embeddings=16, mscale=0.7, mscale_all_dim=0.7
+        ),
+    },
+    "deepseek_v3": DEEPSEEK
+    | {
+        "latent": LATENT,
+        "tie_word_embeddings": False,
+        "experts": ExpertsConfig(
+            num_experts=8,
+            moe_intermediate_size=64,
+            shared_expert_intermediate_size=64,
+            sigmoid_scores=True,
+            score_correction=True,
+            routed_scaling_factor=2.5,
+            n_group=4,
+            topk_group=2,
+            dense_layers=(0,),
+        ),
+        "rope_scaling": RopeScaling(
+            rope_type="yarn", factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0
+        ),
+    },
 }
 
 

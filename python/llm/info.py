@@ -21,7 +21,7 @@ from llm.models.costs import (
 )
 from llm.models.families import family_named, family_of
 from llm.models.gguf import read_tensors
-from llm.models.gguf.reader import LazyTensor
+from llm.models.gguf.lazy import JoinedTensor, LazyTensor
 from llm.models.gguf.types import TYPES
 from llm.models.hf import agreed, empty_model, own_dtype
 from llm.models.layers.packed import PackedPart
@@ -100,10 +100,8 @@ def _tensors(checkpoint: Checkpoint) -> Mapping[str, OnDisk]:
 
 
 def _bytes_of(tensor: OnDisk) -> int:
-    if isinstance(tensor, QuantisedTensor):
+    if isinstance(tensor, QuantisedTensor | LazyTensor | JoinedTensor):
         return tensor.num_bytes
-    if isinstance(tensor, LazyTensor):
-        return TYPES[tensor.type_name].num_bytes(math.prod(tensor.shape))
     return num_bytes(tensor)
 
 

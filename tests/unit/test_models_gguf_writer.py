@@ -38,6 +38,26 @@ LLAMA3 = {
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 TIED = SIZES | {"tie_word_embeddings": True}
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 32}
+GPT_OSS = SIZES | {
+    "head_dim": 32,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": 7,
+    "layer_types": ["full_attention", "sliding_attention"],
+}
+DEEPSEEK = SIZES | {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 20,
+    "moe_intermediate_size": 48,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+}
 # Widths that transformers takes for granted when it reads a GGUF file, where it doesn't look them up there.
 CONFIGS: dict[str, transformers.PretrainedConfig] = {
     "llama": transformers.LlamaConfig(**SIZES),
@@ -123,6 +143,22 @@ CONFIGS: dict[str, transformers.PretrainedConfig] = {
     ),
     "exaone4 windows": transformers.Exaone4Config(
         **SIZES | {"num_hidden_layers": 64, "initializer_range": 0.1}, sliding_window=7, sliding_window_pattern=4
+    ),
+    "gpt_oss": transformers.GptOssConfig(**GPT_OSS, rope_parameters=YARN | {"truncate": False}),
+    "deepseek_v2": transformers.DeepseekV2Config(
+        **DEEPSEEK | {"rope_parameters": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}},
+        q_lora_rank=48,
+        n_routed_experts=4,
+        topk_method="greedy",
+        n_group=1,
+        topk_group=1,
+    ),
+    "deepseek_v3": transformers.DeepseekV3Config(
+        **DEEPSEEK | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+        q_lora_rank=48,
+        n_routed_experts=8,
+        n_group=4,
+        topk_group=2,
     ),
     "gpt2": transformers.GPT2Config(
         vocab_size=VOCAB_SIZE, n_embd=64, n_layer=2, n_head=4, initializer_range=0.2, bos_token_id=0, eos_token_id=0

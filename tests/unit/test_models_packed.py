@@ -24,8 +24,9 @@ from llm.export import export
 from llm.info import describe
 from llm.models.context import ForwardContext, positions_of
 from llm.models.families import family_named
+from llm.models.gguf.lazy import LazyTensor
 from llm.models.gguf.names import Layout
-from llm.models.gguf.reader import LazyTensor, read_tensors
+from llm.models.gguf.reader import read_tensors
 from llm.models.hf import empty_model
 from llm.models.layers.packed import PackedEmbedding, PackedLinear, PackedMatrix, PackedPart, packed_matrices
 from llm.models.tensor_files import OnDisk

@@ -36,6 +36,8 @@ def test_a_packed_model_computes_what_the_unpacked_one_does(
     ids = torch.arange(40) * 7
     wanted = plain(ids, positions_of((40,)), ForwardContext.for_sequences((40,)))
     assert torch.equal(packed(ids, positions_of((40,)), ForwardContext.for_sequences((40,))), wanted)
+    if config.latent is not None:  # the kernels don't take latent attention
+        return
     # Kernels round the inputs of packed products to 8 bits: logits move as far as that explains, and no further.
     moved = logits_of_kernels(packed, ids) - wanted
     pairs = [(position, token, (token + 131) % 384) for position in range(0, 40, 4) for token in (3, 200)]

@@ -30,7 +30,7 @@ from llm.models.adapters import is_adapted
 from llm.models.costs import kv_bytes_per_token
 from llm.models.device import resolve_device
 from llm.models.layers.fused import has_triton
-from llm.models.packing import expanded_tensors
+from llm.models.packing import expanded_tensors, is_quantised
 from llm.models.reward import RewardModel
 from llm.settings.engine import DraftSpeculation, EngineConfig
 from llm.settings.merge import validated
@@ -157,6 +157,8 @@ def _keeps_packed(checkpoint: Checkpoint, dtype: str, device: torch.device, conf
         return False
     dtype_found = dtype_of(checkpoint.values, {}, dtype)
     reason = _packing_obstacle(checkpoint.config, dtype_found, device, config)
+    if reason and not any(is_quantised(tensor) for tensor in checkpoint.opened()[1].values()):
+        return False  # a GGUF file of plain numbers
     expanded = {} if reason else expanded_tensors(*checkpoint.opened(), device)
     if not reason and not expanded:
         return True

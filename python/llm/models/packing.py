@@ -11,8 +11,8 @@ from llm._rust import PACKED_SCHEMES, PACKED_STRIP_ROWS
 from llm.errors import CheckpointError, InvalidArgumentError
 from llm.models.decoder import DecoderModel
 from llm.models.families import Family, Piece, family_named
-from llm.models.gguf.reader import LazyTensor
-from llm.models.gguf.types import TYPES, Bytes
+from llm.models.gguf.lazy import JoinedTensor, LazyTensor
+from llm.models.gguf.types import Bytes
 from llm.models.hf import agreed, empty_model
 from llm.models.layers.moe import Experts
 from llm.models.layers.packed import (
@@ -36,7 +36,7 @@ _NEVER_PACKED = (".router.", ".shared_expert_gate.")
 _CPU = torch.device("cpu")
 
 
-Packable: TypeAlias = LazyTensor | CodedTensor | MxTensor
+Packable: TypeAlias = LazyTensor | JoinedTensor | CodedTensor | MxTensor
 
 
 class PackedPiece(NamedTuple):
@@ -61,7 +61,7 @@ class PackedPiece(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         """Numbers of rows and columns."""
-        if isinstance(self.tensor, MxTensor):
+        if isinstance(self.tensor, MxTensor | JoinedTensor):
             return self.tensor.matrix_shape
         return self.tensor.shape[0], self.tensor.shape[1]
 
@@ -173,8 +173,8 @@ def _stacks(
 
 def is_quantised(tensor: OnDisk) -> bool:
     """Whether a tensor on disk holds whole numbers or blocks with scales."""
-    if isinstance(tensor, LazyTensor):
-        return TYPES[tensor.type_name].block_values > 1
+    if isinstance(tensor, LazyTensor | JoinedTensor):
+        return tensor.is_quantised
     return isinstance(tensor, QuantisedTensor)
 
 
@@ -208,8 +208,9 @@ def _pieces(pieces: Sequence[Piece], tensors: Mapping[str, OnDisk]) -> list[Pack
     found: list[PackedPiece] = []
     for piece in pieces:
         tensor, view = tensors[piece.name], piece.view
-        if isinstance(tensor, MxTensor) and tensor.is_turned:
-            stack = _stacked_pieces(tensor, view) if tensor.fits_half else []
+        if isinstance(tensor, JoinedTensor) or (isinstance(tensor, MxTensor) and tensor.is_turned):
+            scheme = _scheme(tensor)
+            stack = [] if scheme is None else _stacked_pieces(tensor, view, scheme)
             if not stack:
                 return []
             found += stack
@@ -233,7 +234,7 @@ def _are_alike(one: Tensor | None, other: Tensor | None) -> bool:
     return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
-def _stacked_pieces(tensor: MxTensor, view: Tensor) -> list[PackedPiece]:
+def _stacked_pieces(tensor: MxTensor | JoinedTensor, view: Tensor, scheme: str) -> list[PackedPiece]:
     """Returns each expert's matrix of a tensor `[E, I, O]`, whose outputs may take turns, as gate and up do in pairs.
 
     `view` is the place of the tensor in our parameter `[E, O, I]`, the outputs as one or two dimensions.
@@ -246,7 +247,7 @@ def _stacked_pieces(tensor: MxTensor, view: Tensor) -> list[PackedPiece]:
         places = places.unsqueeze(-1) + torch.arange(view.shape[dim]) * view.stride(dim)
     rows = torch.div(places.flatten(1), num_cols, rounding_mode="floor")  # (E, O): our row of each output
     return [
-        PackedPiece(tensor, "MXFP4", int(own.min()), own.argsort(), expert)
+        PackedPiece(tensor, scheme, int(own.min()), own.argsort(), expert)
         for expert, own in enumerate(rows)
         if len(own) == num_rows
     ]
@@ -258,10 +259,13 @@ def _scheme(tensor: Packable) -> str | None:
         return scheme_to_pack(tensor)
     if isinstance(tensor, MxTensor):
         return "MXFP4" if tensor.fits_half else None
-    is_packable = tensor.is_packable and tensor.type_name in PACKED_SCHEMES
-    if is_packable and tensor.type_name == "MXFP4" and not fits_half(tensor.blocks()):
+    is_packable = tensor.is_stack if isinstance(tensor, JoinedTensor) else tensor.is_packable
+    if not is_packable or tensor.type_name not in PACKED_SCHEMES:
         return None
-    return tensor.type_name if is_packable else None
+    parts = tensor.parts if isinstance(tensor, JoinedTensor) else (tensor,)
+    if tensor.type_name == "MXFP4" and not all(fits_half(part.blocks()) for part in parts):
+        return None
+    return tensor.type_name
 
 
 def parts_of(pieces: Sequence[PackedPiece]) -> list[PackedPart]:
@@ -281,4 +285,6 @@ def _packed(name: str, pieces: Sequence[PackedPiece], memory: Tensor) -> PackedM
             raise CheckpointError(f"weights must be finite, got NaN or infinity in {name}: {error}") from None
         if isinstance(piece.tensor, LazyTensor):
             piece.tensor.release()
+        elif isinstance(piece.tensor, JoinedTensor):
+            piece.tensor.release(piece.expert or 0)
     return matrix

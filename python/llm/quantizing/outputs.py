@@ -298,8 +298,13 @@ def check_cuts(config: QuantizationConfig, name: str, shape: torch.Size, cuts: l
 
 
 def check_gguf(source: Source) -> None:
-    """Checks that llama.cpp knows the family, before any work."""
-    gguf_family(source.family.config_to(source.config))
+    """Checks that llama.cpp knows the family, and has its matrices whole, before any work."""
+    family = gguf_family(source.family.config_to(source.config))
+    parts = {whole: join.parts for whole, join in family.joins.items() if len(join.parts) > 1}
+    refuse(
+        [f"{whole} is {' and '.join(names)} in a GGUF file" for whole, names in parts.items()],
+        "`llm export --format gguf` with `--quantization` writes such a file",
+    )
 
 
 def refuse(problems: list[str], hint: str) -> None:

@@ -1,7 +1,8 @@
 """Reads GGUF files as Hugging Face's config and tensors, and writes them."""
 
+from llm.models.gguf.lazy import JoinedTensor, LazyTensor
 from llm.models.gguf.plan import QUANTIZATIONS, matrix_kind
-from llm.models.gguf.reader import GGUFModel, LazyTensor, read_config, read_tensors
+from llm.models.gguf.reader import GGUFModel, read_config, read_tensors
 from llm.models.gguf.types import EncodedRows, ValueType, encode_groups
 from llm.models.gguf.writer import write_gguf_model
 
@@ -9,6 +10,7 @@ __all__ = [
     "QUANTIZATIONS",
     "EncodedRows",
     "GGUFModel",
+    "JoinedTensor",
     "LazyTensor",
     "ValueType",
     "encode_groups",

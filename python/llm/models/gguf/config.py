@@ -14,10 +14,13 @@ from llm.models.gguf.keys import (
     EXAONE4_LAYERS_WITH_WINDOW,
     FIXED,
     KEYS,
+    LATENT,
     PARTLY_ROTATED,
     PATTERNS,
     REQUIRED,
+    SIGMOID_SCORES,
     SMOLLM3_PATTERN,
+    SOFTMAX_SCORES,
 )
 from llm.models.gguf.names import ARCHITECTURES
 
@@ -32,15 +35,18 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.clamp_kqv": (0.0,),
     "attention.scale": (0.0,),
+    "attention.temperature_scale": (0.0,),
     "embedding_scale": (0.0, 1.0),
     "expert_weights_scale": (0.0, 1.0),
     "logit_scale": (0.0, 1.0),
+    "nextn_predict_layers": (0,),
     "residual_scale": (0.0, 1.0),
 }
 # Keys of the list above that some families use.
 _ALSO_USED: Mapping[str, set[str]] = {
     "phi3": {"rope.scaling.attn_factor"},
-    "ministral3": {"rope.scaling.yarn_log_multiplier"},
+    "ministral3": {"rope.scaling.yarn_log_multiplier", "attention.temperature_scale"},
+    **{name: {"rope.scaling.yarn_log_multiplier"} for name in LATENT},
 }
 # llama.cpp recognises the largest Gemma 2 and 3, which scale queries differently, by their number of layers.
 _LARGEST_LAYERS = {"gemma2": 46, "gemma3_text": 62}
@@ -49,7 +55,10 @@ _HUGGING_FACE = {
     "qwen3moe": "qwen3_moe",
     "gemma3": "gemma3_text",
     "mistral3": "ministral3",
+    "gpt-oss": "gpt_oss",
 }
+# Files of DeepSeek's models have `mscale_all_dim` times this.
+LOG_MULTIPLIER = 0.1
 
 
 class HyperParameters:
@@ -91,6 +100,10 @@ class HyperParameters:
         """Whether `key` has a value other than zero."""
         return bool(self.metadata.get(f"{self.architecture}.{key}"))
 
+    def count(self, key: str, default: int | None) -> Any:
+        """Returns the whole number under `key`; `default` if it is missing or 0."""
+        return self.number(key, int) if self.is_present(key) else default
+
     def model_type(self) -> str:
         """Returns Hugging Face's name of the family."""
         if self.architecture == "llama" and self.is_present("expert_count"):
@@ -99,6 +112,9 @@ class HyperParameters:
             return "mistral"
         if self.architecture == "olmo2" and self.is_present("attention.sliding_window"):
             return "olmo3"
+        if self.architecture == "deepseek2":
+            scores = self.metadata.get("deepseek2.expert_gating_func")
+            return "deepseek_v3" if scores == SIGMOID_SCORES else "deepseek_v2"
         return _HUGGING_FACE.get(str(self.architecture), str(self.architecture))
 
     def check_neutral(self) -> None:
@@ -140,6 +156,14 @@ class HyperParameters:
         scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **betas}
         if self.architecture == "mistral3":
             scaling |= self._ministral3(prefix)
+        if self.architecture == "deepseek2":
+            # llama.cpp takes `mscale` for the same number.
+            of_all = self.number(f"{prefix}yarn_log_multiplier", float)
+            scale = None if of_all is None else _shortest(of_all / LOG_MULTIPLIER)
+            scaling |= {"mscale": scale, "mscale_all_dim": scale}
+        if self.architecture == "gpt-oss":
+            # No key tells: published models don't round the ends of the ramp, though llama.cpp does.
+            scaling["truncate"] = False
         return {key: value for key, value in scaling.items() if value is not None}
 
     def _ministral3(self, prefix: str) -> dict[str, Any]:
@@ -171,7 +195,7 @@ def values_of(hyper: HyperParameters) -> dict[str, Any]:
     values |= {key: value for key, value in found.items() if value is not None}
     values |= {key: allowed[0] for key, allowed in FIXED[model_type].items() if allowed[0] is not None}
     if model_type != "gpt2" and not hyper.problems:
-        values |= _rotary_values(hyper, values)
+        values |= (_latent_values if model_type in LATENT else _rotary_values)(hyper, values)
     return values | hyper.token_ids()
 
 
@@ -198,6 +222,41 @@ def _rotary_values(hyper: HyperParameters, values: Mapping[str, Any]) -> dict[st
     return found | _family_values(hyper, {**values, **found})
 
 
+def _latent_values(hyper: HyperParameters, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of latent attention and of experts that depend on other values."""
+    rotated = values["qk_rope_head_dim"]
+    # Older files expand keys and values, and have the widths of a head under the usual keys.
+    suffix = "_mla" if hyper.is_present("attention.key_length_mla") else ""
+    width = hyper.number(f"attention.key_length{suffix}", int)
+    if width is not None and width <= rotated:
+        key = f"{hyper.architecture}.attention.key_length{suffix}"
+        hyper.problems.append(f"`{key}` must be above the width that is rotated, {rotated}, got {width}")
+    found = {
+        "num_key_value_heads": values["num_attention_heads"],
+        "head_dim": rotated,
+        "qk_nope_head_dim": (width or 0) - rotated,
+        "v_head_dim": hyper.number(f"attention.value_length{suffix}", int),
+        "q_lora_rank": hyper.count("attention.q_lora_rank", None),
+        "norm_topk_prob": hyper.is_present("expert_weights_norm"),
+        "first_k_dense_replace": hyper.count("leading_dense_block_count", 0),
+    }
+    scaling = hyper.rope_scaling()
+    return found | _choice(hyper) | ({} if scaling is None else {"rope_scaling": scaling})
+
+
+def _choice(hyper: HyperParameters) -> dict[str, Any]:
+    """Returns how experts are scored and chosen."""
+    num_groups = hyper.count("expert_group_count", 1)
+    groups = {"n_group": num_groups, "topk_group": 1 if num_groups == 1 else hyper.count("expert_group_used_count", 1)}
+    if hyper.model_type() == "deepseek_v3":
+        return groups | {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+    kind = hyper.metadata.get(f"{hyper.architecture}.expert_gating_func", SOFTMAX_SCORES)
+    if kind not in (0, SOFTMAX_SCORES):
+        allowed = f"{SOFTMAX_SCORES} (softmax) or {SIGMOID_SCORES} (sigmoid)"
+        hyper.problems.append(f"`{hyper.architecture}.expert_gating_func` must be {allowed}, got {str(kind)[:60]}")
+    return groups | {"scoring_func": "softmax", "topk_method": "greedy" if num_groups == 1 else "group_limited_greedy"}
+
+
 def _family_values(hyper: HyperParameters, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a family's config has beside the usual values: windows, layers without positions, factors."""
     model_type, layers = values["model_type"], values["num_hidden_layers"]
@@ -215,6 +274,8 @@ def _family_values(hyper: HyperParameters, values: Mapping[str, Any]) -> dict[st
     if model_type not in PATTERNS:
         return {}
     found = _windows(hyper, values)
+    if model_type == "gpt_oss" and "rope_scaling" not in values:  # without these values transformers scales
+        found |= {"rope_parameters": {"rope_type": "default", "rope_theta": values["rope_theta"]}}
     return found | (_two_ropes(values, hyper) if model_type in ("gemma3_text", "olmo3") else {})
 
 
@@ -240,7 +301,8 @@ def _two_ropes(values: Mapping[str, Any], hyper: HyperParameters) -> dict[str, A
 
 def num_experts(config: Mapping[str, Any]) -> int:
     """Returns the number of experts of a layer in `config.json`; 0 without experts."""
-    return int(config.get("num_local_experts") or config.get("num_experts") or 0)
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    return int(next((config[name] for name in names if config.get(name)), 0))
 
 
 def query_scalar(values: Mapping[str, Any]) -> int:

@@ -60,6 +60,17 @@ _QWEN_EXPERTS = (
     Key("num_experts_per_tok", "expert_used_count", int),
     Key("moe_intermediate_size", "expert_feed_forward_length", int, None),
 )
+_LATENT = (
+    *_SIZES,
+    *(key for key in _ROTARY if key.hugging_face in ("rms_norm_eps", "rope_theta")),
+    Key("kv_lora_rank", "attention.kv_lora_rank", int),
+    Key("qk_rope_head_dim", "rope.dimension_count", int),
+    Key("n_routed_experts", "expert_count", int),
+    Key("num_experts_per_tok", "expert_used_count", int),
+    Key("moe_intermediate_size", "expert_feed_forward_length", int),
+    Key("n_shared_experts", "expert_shared_count", int),
+    Key("routed_scaling_factor", "expert_weights_scale", float, 1.0),
+)
 _GPT2_NAMES = {
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
@@ -118,6 +129,15 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
     ),
     "exaone4": (*_ROTARY, _WINDOW),
     "ministral3": _ROTARY,
+    "gpt_oss": (
+        *_ROTARY,
+        Key("num_local_experts", "expert_count", int),
+        Key("num_experts_per_tok", "expert_used_count", int),
+        Key("intermediate_size", "expert_feed_forward_length", int),
+        _WINDOW._replace(default=REQUIRED),
+    ),
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
     "gpt2": (
         *(key._replace(hugging_face=_GPT2_NAMES[key.hugging_face]) for key in _SIZES),
         Key("layer_norm_epsilon", "attention.layer_norm_epsilon", float),
@@ -164,6 +184,15 @@ FIXED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "cohere2": _SILU | {"tie_word_embeddings": (True,)},
     "exaone4": {"hidden_act": ("silu",)},
     "ministral3": {"hidden_act": ("silu",)},
+    # The biases of attention are a part of every file, and so is the bound of the experts.
+    "gpt_oss": {
+        "hidden_act": ("silu",),
+        "attention_bias": (True,),
+        "swiglu_limit": (7.0,),
+        "tie_word_embeddings": (False,),
+    },
+    "deepseek_v2": _SILU,
+    "deepseek_v3": _SILU | {"rope_interleave": (True,)},
     "gpt2": {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
@@ -193,10 +222,19 @@ CLASSES: Mapping[str, str] = {
     "cohere2": "Cohere2ForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 }
 # Families whose windows follow a pattern: one layer in so many sees all tokens.
-PATTERNS: Mapping[str, int] = {"gemma3_text": 6, "olmo3": 4, "cohere2": 4, "exaone4": 4}
+PATTERNS: Mapping[str, int] = {"gemma3_text": 6, "olmo3": 4, "cohere2": 4, "exaone4": 4, "gpt_oss": 2}
+# Families with latent attention.
+LATENT = ("deepseek_v2", "deepseek_v3")
+# Numbers of layers, and of layers with a vocabulary, with which llama.cpp takes latent queries for uncompressed.
+UNCOMPRESSED_LAYERS, UNCOMPRESSED_LAYERS_AND_TOKENS = (26, 27), (48, 128_256)
+# Numbers by which files name the scores of experts.
+SOFTMAX_SCORES, SIGMOID_SCORES = 1, 2
 # The only number of layers with which EXAONE 4.0 has windows in llama.cpp.
 EXAONE4_LAYERS_WITH_WINDOW = 64
 # Families that may rotate a part of each head.

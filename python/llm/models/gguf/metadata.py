@@ -9,14 +9,19 @@ from torch import Tensor
 
 from llm.errors import CheckpointError
 from llm.models.families import FAMILIES
-from llm.models.gguf.config import YARN_KEYS, query_scalar
+from llm.models.gguf.config import LOG_MULTIPLIER, YARN_KEYS, query_scalar
 from llm.models.gguf.keys import (
     EXAONE4_LAYERS_WITH_WINDOW,
     FIXED,
     KEYS,
+    LATENT,
     PARTLY_ROTATED,
     PATTERNS,
+    SIGMOID_SCORES,
     SMOLLM3_PATTERN,
+    SOFTMAX_SCORES,
+    UNCOMPRESSED_LAYERS,
+    UNCOMPRESSED_LAYERS_AND_TOKENS,
     Key,
 )
 from llm.models.gguf.names import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, family_of
@@ -31,14 +36,26 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "qwen3_moe": {"norm_topk_prob": False},
 }
 _SCALINGS = ("default", "linear", "llama3", "yarn")
+# llama.cpp reads no divisors of frequencies in these families, and takes any factor of latent attention for YaRN's.
+_OWN_SCALINGS: Mapping[str, tuple[str, ...]] = {
+    "gpt_oss": ("default", "linear", "yarn"),
+    **dict.fromkeys(LATENT, ("default", "yarn")),
+}
 # Families whose own reader completes the config.
 _COMPLETED = (
     *PATTERNS,
     *PARTLY_ROTATED,
+    *LATENT,
     *("gemma", "smollm3", "granite", "olmo2", "seed_oss", "ernie4_5", "ministral3"),
 )
-# Factors of a scaling that only Ministral 3 has in a GGUF file.
-_MINISTRAL3_KEYS = ("mscale", "mscale_all_dim", "llama_4_scaling_beta", "original_max_position_embeddings")
+# Values of a scaling that only these families have in a GGUF file.
+_OWN_KEYS: Mapping[str, tuple[str, ...]] = {
+    "ministral3": ("mscale", "mscale_all_dim", "llama_4_scaling_beta", "original_max_position_embeddings"),
+    "gpt_oss": ("truncate",),
+    **dict.fromkeys(LATENT, ("mscale", "mscale_all_dim")),
+}
+# What llama.cpp takes for the ends of YaRN's ramp, in turns.
+_YARN_TURNS = {"beta_fast": 32.0, "beta_slow": 1.0}
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _MAX_UINT32 = 2**32 - 1
 
@@ -94,7 +111,7 @@ def hyper_parameters(config: Mapping[str, Any], problems: list[str]) -> dict[str
         if value not in allowed:
             problems.append(f"`{name}` must be {' or '.join(map(repr, allowed))}, got {value!r}")
     if model_type != "gpt2" and not problems:
-        found |= _rotary(config, problems)
+        found |= (_latent if model_type in LATENT else _rotary)(config, problems)
     found["vocab_size"] = _value(Key("vocab_size", "vocab_size", int), config, problems)
     return {f"{architecture}.{key}": value for key, value in found.items() if value is not None}
 
@@ -123,6 +140,48 @@ def _rotary(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         **_pattern(config, problems),
         **_scaling(config, problems),
     }
+
+
+def _latent(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Returns the metadata of latent attention, in the form that expands no keys, and of the choice of experts."""
+    rank, rotated, value = config["kv_lora_rank"], config["qk_rope_head_dim"], config["v_head_dim"]
+    layers, compressed = config["num_hidden_layers"], config.get("q_lora_rank")
+    if compressed and (
+        layers in UNCOMPRESSED_LAYERS or (layers, config["vocab_size"]) == UNCOMPRESSED_LAYERS_AND_TOKENS
+    ):
+        problems.append(
+            f"`q_lora_rank` must be null in a GGUF file of {layers} layers, got {compressed}: llama.cpp takes queries "
+            "of so many layers for uncompressed"
+        )
+    is_sigmoid = config["model_type"] == "deepseek_v3"
+    return {
+        "attention.head_count_kv": 1,
+        "attention.key_length": rank + rotated,
+        "attention.value_length": rank,
+        "attention.key_length_mla": config["qk_nope_head_dim"] + rotated,
+        "attention.value_length_mla": value,
+        "attention.q_lora_rank": compressed or 0,
+        "leading_dense_block_count": config["first_k_dense_replace"],
+        "expert_weights_norm": bool(config["norm_topk_prob"]),
+        "expert_gating_func": SIGMOID_SCORES if is_sigmoid else SOFTMAX_SCORES,
+        **_groups(config, problems),
+        **_scaling(config, problems),
+    }
+
+
+def _groups(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Returns the groups of experts, unless a token may choose from all of them."""
+    groups, used = config["n_group"], config["topk_group"]
+    if groups == used:
+        return {}
+    if config["model_type"] == "deepseek_v2":
+        problems.append(
+            f"`n_group` must be 1 in a GGUF file of deepseek_v2, got {groups}: llama.cpp compares groups by the sum of "
+            "their two best experts, DeepSeek-V2 by the best one"
+        )
+    if groups >= config["n_routed_experts"]:
+        problems.append(f"`n_group` must be below `n_routed_experts` in a GGUF file, got {groups}")
+    return {"expert_group_count": groups, "expert_group_used_count": used}
 
 
 def _pattern(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -184,14 +243,15 @@ def _scaling(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         original = rope["original_max_position_embeddings"]
         factor = longrope_factor(rope, config["max_position_embeddings"])
         return {"rope.scaling.original_context_length": original, "rope.scaling.attn_factor": factor}
-    kind, own = rope["rope_type"], _MINISTRAL3_KEYS if config["model_type"] == "ministral3" else ()
+    kind, own = rope["rope_type"], _OWN_KEYS.get(config["model_type"], ())
     names = {
         "linear": ("factor",),
         "yarn": ("factor", "original_max_position_embeddings", *YARN_KEYS),
         "llama3": _LLAMA3_KEYS,
     }.get(kind, ())
-    if kind not in _SCALINGS:
-        problems.append(f"`rope_type` must be one of {', '.join(_SCALINGS)} in a GGUF file, got {kind!r}")
+    kinds = _OWN_SCALINGS.get(config["model_type"], _SCALINGS)
+    if kind not in kinds:
+        problems.append(f"`rope_type` must be one of {', '.join(kinds)} in a GGUF file, got {kind!r}")
         return {}
     other = {key for key, value in rope.items() if value is not None} - {
         *names,
@@ -201,11 +261,8 @@ def _scaling(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     }
     if other:
         problems.append(f"values of a {kind} scaling must be among {', '.join(names)}, got {', '.join(sorted(other))}")
-    needed = names if kind == "llama3" else names[:1]
     values = {name: _value(Key(name, name, float, None), rope, problems) for name in names}
-    problems += [f"`{name}` of a {kind} scaling is missing" for name in needed if values[name] is None]
-    if kind == "llama3" and not problems and values["low_freq_factor"] >= values["high_freq_factor"]:
-        problems.append(f"`low_freq_factor` must be below `high_freq_factor`, got {values['low_freq_factor']}")
+    _check_scaling(config["model_type"], kind, values, problems)
     if kind not in ("linear", "yarn"):
         return {}
     original = values.get("original_max_position_embeddings")
@@ -214,8 +271,39 @@ def _scaling(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         "rope.scaling.factor": values["factor"],
         "rope.scaling.original_context_length": None if original is None else int(original),
         **{f"rope.scaling.{key}": values.get(name) for name, key in YARN_KEYS.items()},
-        **(_ministral3(rope, problems) if own else {}),
+        **(_own_scaling(config["model_type"], rope, problems) if own and kind == "yarn" else {}),
     }
+
+
+def _check_scaling(model_type: str, kind: str, values: Mapping[str, Any], problems: list[str]) -> None:
+    needed = list(values)[: None if kind == "llama3" else 1]
+    problems += [f"`{name}` of a {kind} scaling is missing" for name in needed if values[name] is None]
+    if kind == "llama3" and not problems and values["low_freq_factor"] >= values["high_freq_factor"]:
+        problems.append(f"`low_freq_factor` must be below `high_freq_factor`, got {values['low_freq_factor']}")
+    if model_type != "ministral3":
+        problems += [
+            f"`{name}` must be {usual} in a GGUF file, got {values[name]}: llama.cpp doesn't read it in this family"
+            for name, usual in _YARN_TURNS.items()
+            if values.get(name) not in (None, usual)
+        ]
+
+
+def _own_scaling(model_type: str, rope: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Returns the metadata of a scaling by YaRN that only one family has."""
+    if model_type == "ministral3":
+        return _ministral3(rope, problems)
+    if model_type == "gpt_oss":
+        if rope.get("truncate", True):
+            problems.append("`truncate` of a yarn scaling must be False in a GGUF file of gpt_oss, got True")
+        return {}
+    scale = rope.get("mscale_all_dim")
+    if not scale or rope.get("mscale") != scale:
+        problems.append(
+            "`mscale` and `mscale_all_dim` must be one number above 0 in a GGUF file: llama.cpp has one for both, "
+            f"got {rope.get('mscale')!r} and {scale!r}"
+        )
+        return {}
+    return {"rope.scaling.yarn_log_multiplier": LOG_MULTIPLIER * scale}
 
 
 def _ministral3(rope: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:

@@ -7,11 +7,13 @@ classes LlamaModel, GPT2Model, Gemma2Model, Qwen2Model, Qwen2MoeModel and those 
 import re
 from collections.abc import Mapping
 from enum import Enum, auto
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from llm.errors import CheckpointError
+from llm.models.gguf.joins import DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS, Join
 
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -30,6 +32,22 @@ class Layout(Enum):
     FLAT = auto()
 
 
+class JoinPlace(NamedTuple):
+    """A tensor in the file that is a part of Hugging Face's.
+
+    Attributes:
+        whole: Hugging Face's name.
+        names: GGUF's names of all parts.
+        idx: The number of this part.
+        join: Describes the parts.
+    """
+
+    whole: str
+    names: tuple[str, ...]
+    idx: int
+    join: Join
+
+
 class Family(NamedTuple):
     """Maps the names of one `model_type`, without layer numbers and `.weight` or `.bias`.
 
@@ -41,6 +59,11 @@ class Family(NamedTuple):
         experts: Maps GGUF's names of stacked experts to Hugging Face's, with `{}` for the expert's number.
         layouts: Maps GGUF's names to layouts that differ from Hugging Face's.
         biased: GGUF's names that must have a `.bias` too.
+        joins: Maps Hugging Face's names to their parts in the file.
+        num_dense: Number of layers, from the first, without experts.
+        dense: Maps GGUF's names to Hugging Face's in layers without experts alone.
+        sparse: Maps GGUF's names to Hugging Face's in layers with experts alone.
+        older: Maps GGUF's names to Hugging Face's that only older files have.
     """
 
     architecture: str
@@ -50,6 +73,33 @@ class Family(NamedTuple):
     experts: Mapping[str, str]
     layouts: Mapping[str, Layout]
     biased: frozenset[str] = frozenset()
+    joins: Mapping[str, Join] = MappingProxyType({})
+    num_dense: int = 0
+    dense: Mapping[str, str] = MappingProxyType({})
+    sparse: Mapping[str, str] = MappingProxyType({})
+    older: Mapping[str, str] = MappingProxyType({})
+
+    def join_of(self, name: str) -> JoinPlace | None:
+        """Returns what a tensor in the file is a part of; None if it is a whole one."""
+        match = re.fullmatch(r"(blk\.(\d+)\.)(.+)", name)
+        if match is None:
+            return None
+        for whole, join in self.joins.items():
+            if match[3] in join.parts:
+                names = tuple(match[1] + part for part in join.parts)
+                return JoinPlace(f"{self.layer_prefix}.{match[2]}.{whole}", names, join.parts.index(match[3]), join)
+        return None
+
+    def names_in(self, layer: int) -> tuple[str, ...]:
+        """Returns the tensors of a layer that the file must have, except biases and parts."""
+        if layer < self.num_dense:
+            return (*self.layers, *self.dense)
+        return (*self.layers, *self.sparse, *self.experts)
+
+    def parts_in(self, layer: int) -> list[str]:
+        """Returns the parts that the file must have in a layer, with `.weight` or `.bias`."""
+        joins = [join for join in self.joins.values() if join.in_dense or layer >= self.num_dense]
+        return [part for join in joins for part in join.parts]
 
     def layout(self, name: str) -> Layout:
         """Returns the layout of a tensor in the file."""
@@ -95,6 +145,24 @@ _GEMMA2_NORMS = {
 # Norms of each part's output instead of its input.
 _INNER_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 _PROJECTIONS = {name: theirs for name, theirs in _ATTENTION.items() if not name.endswith("_norm")}
+_LATENT = {
+    "attn_norm": "input_layernorm",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+}
+_QUERY = {"attn_q": "self_attn.q_proj"}
+_LATENT_QUERY = {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+}
+_SHARED_EXPERTS = {
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
+}
 _FUSED_MLP = {"ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"}
 _GPT2_TOP = {
     "token_embd": "transformer.wte",
@@ -114,6 +182,18 @@ _PAIRED = {"attn_q": Layout.PAIRED_ROWS, "attn_k": Layout.PAIRED_ROWS}
 _QKV = frozenset({"attn_q", "attn_k", "attn_v"})
 _PREFIX = "model.layers"
 _LLAMA = Family("llama", _PREFIX, _TOP, _ATTENTION | _MLP, {}, _PAIRED)
+_DEEPSEEK_V2 = Family(
+    "deepseek2",
+    _PREFIX,
+    _TOP,
+    _LATENT,
+    _QWEN_EXPERTS,
+    {},
+    joins=DEEPSEEK_V2,
+    dense=_MLP,
+    sparse=_ROUTER | _SHARED_EXPERTS,
+    older={"attn_kv_b": "self_attn.kv_b_proj"},
+)
 _OLMO2 = Family("olmo2", _PREFIX, _TOP, _PROJECTIONS | _HEAD_NORMS | _INNER_NORMS | _MLP, {}, {})
 
 FAMILIES: Mapping[str, Family] = {
@@ -201,6 +281,19 @@ FAMILIES: Mapping[str, Family] = {
         "stablelm", _PREFIX, _TOP, _ATTENTION | _MLP, {}, {}, frozenset({"output_norm", "attn_norm", "ffn_norm"})
     ),
     "cohere2": Family("cohere2", _PREFIX, _TOP, {"attn_norm": "input_layernorm"} | _PROJECTIONS | _MLP, {}, {}),
+    "gpt_oss": Family(
+        "gpt-oss",
+        _PREFIX,
+        _TOP,
+        {("post_attention_norm" if name == "ffn_norm" else name): theirs for name, theirs in _ATTENTION.items()}
+        | {"ffn_gate_inp": "mlp.router"},
+        {},
+        {},
+        frozenset({"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp"}),
+        GPT_OSS,
+    ),
+    "deepseek_v2": _DEEPSEEK_V2,
+    "deepseek_v3": _DEEPSEEK_V2._replace(joins=DEEPSEEK_V3),
     "gpt2": Family(
         "gpt2",
         "transformer.h",
@@ -227,6 +320,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if model_type == "stablelm" and config.get("use_parallel_residual"):  # both parts read the same norm
         layers = {name: theirs for name, theirs in family.layers.items() if name != "ffn_norm"}
         return family._replace(layers=layers, biased=family.biased - {"ffn_norm"})
+    if family.dense:
+        layers = {**family.layers, **(_LATENT_QUERY if config.get("q_lora_rank") else _QUERY)}
+        return family._replace(layers=layers, num_dense=config.get("first_k_dense_replace", 0))
     return family
 
 
@@ -238,11 +334,15 @@ def to_hugging_face(name: str, family: Family, num_experts: int) -> list[str] | 
     match = re.fullmatch(r"blk\.(\d+)\.(.+)", base)
     if match is None:
         return None
+    place = family.join_of(name)
+    if place is not None:
+        return [place.whole]
     layer, inner = match.groups()
     prefix = f"{family.layer_prefix}.{layer}."
     if inner in family.experts:
         return [f"{prefix}{family.experts[inner].format(expert)}.{leaf}" for expert in range(num_experts)]
-    return [f"{prefix}{family.layers[inner]}.{leaf}"] if inner in family.layers else None
+    known = {**family.layers, **family.dense, **family.sparse, **family.older}
+    return [f"{prefix}{known[inner]}.{leaf}"] if inner in known else None
 
 
 def is_stacked(name: str, family: Family) -> bool:
@@ -253,10 +353,11 @@ def is_stacked(name: str, family: Family) -> bool:
 def expected_names(family: Family, num_layers: int) -> list[str]:
     """Returns the tensors that a file must have, except the output projection, in the order to write them."""
     outside = [name for name in family.top if name != "output"]
-    blocks = [f"blk.{layer}.{name}" for layer in range(num_layers) for name in (*family.layers, *family.experts)]
+    blocks = [f"blk.{layer}.{name}" for layer in range(num_layers) for name in family.names_in(layer)]
     bases = [*outside, *blocks]
     biased = [base for base in bases if base.rpartition(".")[2] in family.biased]
-    return [f"{base}.weight" for base in bases] + [f"{base}.bias" for base in biased]
+    parts = [f"blk.{layer}.{part}" for layer in range(num_layers) for part in family.parts_in(layer)]
+    return [f"{base}.weight" for base in bases] + [f"{base}.bias" for base in biased] + parts
 
 
 def optional_names(family: Family, num_layers: int) -> list[str]:

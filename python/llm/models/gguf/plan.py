@@ -1,12 +1,13 @@
 """Plans name, shape and type of every tensor of a GGUF file before the first byte is written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from llm.models.gguf.config import num_experts
 from llm.models.gguf.names import (
+    JoinPlace,
     Layout,
     expected_names,
     family_of,
@@ -50,6 +51,7 @@ class Planned(NamedTuple):
         kind: Type of the values.
         layout: Layout compared with Hugging Face's.
         num_heads: Number of heads whose rows are paired.
+        part: Returns the part of the source that the tensor is; None: the whole source.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Planned(NamedTuple):
     kind: ValueType
     layout: Layout = Layout.SAME
     num_heads: int = 0
+    part: Callable[[Tensor], Tensor] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -105,6 +108,9 @@ class Plan:
         return missing + [f"unexpected {name}" for name in left if not name.endswith(_BUFFERS)]
 
     def _planned(self, name: str, sources: Sequence[str]) -> Planned:
+        place = self._family.join_of(name)
+        if place is not None:
+            return self._planned_part(name, place)
         layout = self._family.layout(name)
         shapes = {tuple(self._tensors[source].shape) for source in sources}
         if len(shapes) > 1:
@@ -126,6 +132,19 @@ class Plan:
         first = self._tensors[sources[0]]
         return Planned(name, sources, shape, first.kind if isinstance(first, EncodedRows) else kind, layout, heads)
 
+    def _planned_part(self, name: str, place: JoinPlace) -> Planned:
+        config, whole = self._config, self._tensors[place.whole]
+        shape = place.join.part_shape(place.idx, config)
+        planned = Planned(name, (place.whole,), shape, self._kind(name, shape))
+        if tuple(whole.shape) != place.join.shape(config):
+            wanted = list(place.join.shape(config))
+            self.problems.append(f"{place.whole} must have the shape {wanted}, got {list(whole.shape)}")
+        elif isinstance(whole, EncodedRows):
+            self.problems.append(
+                f"{place.whole} must hold plain numbers, as {name} is a part of it, got {whole.kind.name}"
+            )
+        return planned._replace(part=lambda values: place.join.part(values, place.idx, config))
+
     def _check_shape(self, name: str, source: str, shape: tuple[int, ...], num_heads: int) -> None:
         """Checks embeddings and reordered rows against the config; llama.cpp checks all other shapes on loading."""
         config = self._config
@@ -139,7 +158,7 @@ class Plan:
 
     def _kind(self, name: str, shape: tuple[int, ...]) -> ValueType:
         base = name.removesuffix(".weight").rpartition(".")[2]
-        if len(shape) == 1 or base in _ALWAYS_F32:
+        if len(shape) == 1 or base in _ALWAYS_F32 or name.endswith(".bias"):
             return TYPES["F32"]
         return matrix_kind(self._quantization, shape[-1], is_output=name == self._output)
 

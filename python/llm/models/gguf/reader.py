@@ -7,94 +7,30 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from llm.errors import CheckpointError
 from llm.models.gguf.config import HyperParameters, num_experts, values_of
 from llm.models.gguf.derived import values_from_tensors
-from llm.models.gguf.names import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, Layout, family_of, is_stacked, to_hugging_face
+from llm.models.gguf.lazy import JoinedTensor, LazyTensor
+from llm.models.gguf.names import (
+    ROPE_FREQS,
+    ROPE_LONG,
+    ROPE_SHORT,
+    Family,
+    Layout,
+    family_of,
+    is_stacked,
+    to_hugging_face,
+)
 from llm.models.gguf.rope import llama3_scaling, longrope_scaling
 from llm.models.gguf.types import TYPES, TYPES_BY_ID, Bytes, name_of_type, read_values
 from llm.tokenization.files import StrPath
 from llm.tokenization.readers.gguf_file import Head, TensorEntry, read_head
 
+GGUFTensor: TypeAlias = LazyTensor | JoinedTensor
 _Stored: TypeAlias = tuple[TensorEntry, Bytes]
 _DEFAULT_ALIGNMENT = 32
 _MAX_PROBLEMS = 20
-
-
-class LazyTensor:
-    """A tensor that stays in the file until it is loaded.
-
-    Attributes:
-        shape: Hugging Face's shape.
-        type_name: Type in the file, such as "Q4_1".
-        dtype: Default of `load`: float16 and bfloat16 as stored, float32 for all other types.
-    """
-
-    def __init__(self, content: Bytes, entry: TensorEntry, layout: Layout, num_heads: int) -> None:
-        self._content = content
-        self._stored_shape = entry.shape
-        self._kind = TYPES_BY_ID[entry.type_id]
-        self._layout = layout
-        self._num_heads = num_heads
-        self.shape = _shape(entry.shape, layout)
-        self.type_name = self._kind.name
-        self.dtype = self._kind.dtype
-
-    @property
-    def is_packable(self) -> bool:
-        """Whether the rows of `blocks` are those of Hugging Face's matrix."""
-        return len(self.shape) == 2 and self._layout in (Layout.SAME, Layout.PAIRED_ROWS)
-
-    def blocks(self) -> Bytes:
-        """Returns the stored bytes, row after row of Hugging Face's matrix; a view of the file if rows keep order."""
-        if self._layout is Layout.PAIRED_ROWS:
-            return _halve_rows(self._content, self._num_heads, self._stored_shape[0])
-        return self._content
-
-    def release(self) -> None:
-        """Lets the system drop the tensor's bytes from memory; whoever reads them again reads the file."""
-        owner: Any = self._content
-        while isinstance(owner, np.ndarray):
-            owner = owner.base
-        owner = owner.obj if isinstance(owner, memoryview) else owner
-        if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        start = self._content.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = start + self._content.nbytes - first
-        if length > 0:
-            owner.madvise(mmap.MADV_DONTNEED, first, length)
-
-    def load(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Reads the values. Cost: memory for the result; only this tensor's bytes of the file are read.
-
-        Args:
-            dtype: Floating type; None is `self.dtype`. Quantised values are computed in float32 and rounded.
-
-        Returns:
-            A contiguous tensor on the CPU that shares no memory. Shape `self.shape`.
-        """
-        content, dtype = self.blocks(), dtype or self.dtype
-        if self._layout is Layout.PLUS_ONE:
-            return (read_values(content, self._kind, torch.float32) - 1).to(dtype).view(self.shape)
-        values = read_values(content, self._kind, dtype)
-        if self._layout is Layout.TRANSPOSED:
-            return values.view(self._stored_shape).t().contiguous()
-        return values.view(self.shape)
-
-
-def _shape(stored: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
-    if layout is Layout.TRANSPOSED:
-        return stored[::-1]
-    return (1, *stored) if layout is Layout.FLAT else stored
-
-
-def _halve_rows(content: Bytes, num_heads: int, num_rows: int) -> Bytes:
-    """Reorders the rows of each head from pairs to halves while still quantised, at a seventh of the size."""
-    pairs = content.reshape(num_heads, num_rows // num_heads // 2, 2, -1)
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)
 
 
 class GGUFModel:
@@ -139,11 +75,11 @@ def read_config(path: StrPath) -> dict[str, Any]:
     return GGUFModel(path).config
 
 
-def read_tensors(path: StrPath) -> Mapping[str, LazyTensor]:
+def read_tensors(path: StrPath) -> Mapping[str, GGUFTensor]:
     """Opens the weights of a GGUF file under Hugging Face's names; none is loaded yet.
 
-    Each expert has a tensor of its own. A tensor that is unknown in the family keeps its name in the file. The caller
-    checks that all tensors of the model are there, in the right shapes.
+    Each expert has a tensor of its own where Hugging Face has one. A tensor that is unknown in the family keeps its
+    name in the file. The caller checks that all tensors of the model are there, in the right shapes.
 
     Raises:
         FileError: The file can't be read.
@@ -242,11 +178,13 @@ def _add_longrope(config: dict[str, Any], long: _Stored, short: _Stored, hyper: 
     config["original_max_position_embeddings"] = original
 
 
-def _named(contents: Mapping[str, _Stored], config: Mapping[str, Any], problems: list[str]) -> dict[str, LazyTensor]:
+def _named(contents: Mapping[str, _Stored], config: Mapping[str, Any], problems: list[str]) -> dict[str, GGUFTensor]:
     """Returns the tensors by Hugging Face's names, one per expert."""
     family = family_of(config)
-    found: dict[str, LazyTensor] = {}
+    found: dict[str, GGUFTensor] = _joined(contents, family, config, problems)
     for name, (entry, content) in contents.items():
+        if family.join_of(name) is not None:
+            continue
         layout, stacked = family.layout(name), is_stacked(name, family)
         heads = (
             int(config["num_key_value_heads" if "attn_k" in name else "num_attention_heads"])
@@ -261,6 +199,32 @@ def _named(contents: Mapping[str, _Stored], config: Mapping[str, Any], problems:
         for part, hf_name in zip(np.split(content, len(names)), names, strict=True):
             shape = entry.shape[1:] if stacked else entry.shape
             found[hf_name] = LazyTensor(part, entry._replace(shape=shape), layout, heads)
+    return found
+
+
+def _joined(
+    contents: Mapping[str, _Stored], family: Family, config: Mapping[str, Any], problems: list[str]
+) -> dict[str, GGUFTensor]:
+    """Returns the tensors that the file has in parts."""
+    places = [place for name in contents if (place := family.join_of(name)) is not None]
+    found: dict[str, GGUFTensor] = {}
+    for place in {place.whole: place for place in places}.values():
+        missing = [part for part in place.names if part not in contents]
+        if missing:
+            there = next(part for part in place.names if part in contents)
+            problems.append(f"tensor {there} must have {', '.join(missing)} beside it")
+            continue
+        join, parts = place.join, [contents[part] for part in place.names]
+        wanted = [join.part_shape(idx, config) for idx in range(len(parts))]
+        wrong = [
+            f"tensor {entry.name} must have the shape {list(shape)}, got {list(entry.shape)}"
+            for shape, (entry, _) in zip(wanted, parts, strict=True)
+            if shape != entry.shape
+        ]
+        problems += wrong
+        if not wrong:
+            lazy = [LazyTensor(content, entry, Layout.SAME, 0) for entry, content in parts]
+            found[place.whole] = JoinedTensor(join, config, lazy)
     return found
 
 

@@ -32,9 +32,9 @@ def write_gguf_model(
     Args:
         path: Path of the file; an existing file is replaced once the new one is complete.
         config: Values of Hugging Face's `config.json`, of any family in `names.FAMILIES`.
-        tensors: Tensors by Hugging Face's names and in Hugging Face's shapes, each expert apart, of any floating dtype
-            and device, or as rows that are encoded already. A tensor is looked up for its shape and again for writing:
-            a mapping may load one at a time.
+        tensors: Tensors by Hugging Face's names and in Hugging Face's shapes, of any floating dtype and device, or as
+            rows that are encoded already. A tensor is looked up for its shape and again for writing, once for each of
+            its parts in the file: a mapping may load one at a time.
         tokenizer: Byte-level BPE tokenizer.
         quantization: Name in `QUANTIZATIONS`.
 
@@ -104,6 +104,7 @@ def _write_tensor(file: IO[bytes], tensor: Planned, tensors: Tensors, problems: 
             file.write(_ordered(found.rows, tensor))
             continue
         values = found.detach().cpu()
+        values = values if tensor.part is None else tensor.part(values)
         limit = torch.finfo(tensor.kind.dtype if tensor.kind.block_values == 1 else torch.float16).max
         largest = float(values.abs().max())
         if not largest <= limit:
