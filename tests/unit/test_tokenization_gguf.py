@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as HuggingFaceTokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 
 from llm.errors import TokenizerError
 from llm.tokenization import (
     BPETokenizer,
     load_tokenizer,
+    write_tokenizer,
 )
 from llm.tokenization.readers.gguf_file import metadata_bytes, read_metadata
 from tests.unit.tokenization_samples import SAMPLES
@@ -49,6 +51,31 @@ def test_sentence_piece_scores_become_merges(tmp_path: Path) -> None:
     theirs = HuggingFaceTokenizer.from_str(tokenizer.to_json())
     for text in (*SAMPLES.values(), "hello hell lo", "<s>hello"):
         assert tokenizer.encode(text, allow_special=True) == theirs.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    ("name", "digits", "bracket"),
+    [("deepseek-llm", ["1", "2", "3", "4"], ["(", "a"]), ("deepseek-v3", ["123", "4"], ["(a"])],
+)
+def test_deepseeks_models_cut_texts_by_several_patterns(
+    name: str, digits: list[str], bracket: list[str], tmp_path: Path
+) -> None:
+    tokens = [*sorted(ByteLevel.alphabet()), "12", "123", "1234", "(a"]
+    values = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": name,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": ["1 2", "12 3", "123 4", "( a"],
+    }
+    (tmp_path / "x.gguf").write_bytes(metadata_bytes(values))
+    tokenizer = BPETokenizer.from_pretrained(tmp_path / "x.gguf")
+    assert [tokens[token_id] for token_id in tokenizer.encode("1234")] == digits
+    assert [tokens[token_id] for token_id in tokenizer.encode("(a")] == bracket
+    theirs = HuggingFaceTokenizer.from_str(tokenizer.to_json())
+    for text in (*SAMPLES.values(), "中文か12345\r\n  déjà vu! ", "a\n\n b(c)"):
+        assert tokenizer.encode(text) == theirs.encode(text).ids
+    write_tokenizer(tokenizer, tmp_path / "y.gguf", "gguf")
+    assert read_metadata(tmp_path / "y.gguf", "tokenizer.ggml.pre") == {"tokenizer.ggml.pre": name}
 
 
 def changed(**values: Any) -> Callable[[dict[str, Any]], bytes]:

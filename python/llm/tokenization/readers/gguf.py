@@ -26,27 +26,59 @@ NAMED_TEMPLATE = "tokenizer.chat_template."
 # Token types.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _DIGITS = {"type": "Digits", "individual_digits": True}
+_IN_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 _SPACE = "▁"
 _ENDS = ("bos", "eos")
 
 
 class PreTokenizer:
-    """The way of splitting text that a name in `tokenizer.ggml.pre` stands for."""
+    """The way of splitting text that a name in `tokenizer.ggml.pre` stands for.
 
-    def __init__(self, pattern: str, *, digits: bool = False, nfc: bool = False, whole_first: bool = False) -> None:
-        self.pattern = pattern
+    One pattern, or several that split the pieces of the one before; digits are split first, or last of several.
+    """
+
+    def __init__(self, *patterns: str, digits: bool = False, nfc: bool = False, whole_first: bool = False) -> None:
+        self.patterns = patterns
         self.normalizer = {"type": "NFC"} if nfc else None
         self.digits = digits
         self.whole_first = whole_first
 
     def document(self) -> dict[str, Any]:
         """Returns the `pre_tokenizer` and related parts of a `tokenizer.json`."""
-        cut = pre_tokenizer(self.pattern)
+        if len(self.patterns) > 1:
+            cuts = [_split(pattern) for pattern in self.patterns]
+            return {"type": "Sequence", "pretokenizers": [*cuts, *([_DIGITS] if self.digits else []), _IN_BYTES]}
+        cut = pre_tokenizer(self.patterns[0])
         return {"type": "Sequence", "pretokenizers": [_DIGITS, cut]} if self.digits else cut
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 _GPT2, _LLAMA3, _QWEN2 = PreTokenizer("gpt2"), PreTokenizer("gpt4", whole_first=True), PreTokenizer("qwen2", nfc=True)
 _STARCODER = PreTokenizer("gpt2", digits=True)
+# Letters that have a case, by which DeepSeek's models up to V2 split words.
+_CASED = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώ"
+    "ᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏"
+    "𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+_DEEPSEEK = PreTokenizer(
+    "[\r\n]",
+    rf"\s?[{_CASED}]+",
+    r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+    r"\s+$",
+    "[一-龥ࠀ-一가-퟿]+",
+    digits=True,
+)
+_BREAKS = "\r\n"
+_DEEPSEEK3 = PreTokenizer(
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^""" + _BREAKS + r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[" + _BREAKS + r"]*|\s*[" + _BREAKS + r"]+|\s+(?!\S)|\s+",
+)
 # The writer uses the first name of each way of splitting text.
 PRE_TOKENIZERS = {
     "gpt-2": _GPT2,
@@ -56,6 +88,8 @@ PRE_TOKENIZERS = {
     "smollm": _STARCODER,
     "dbrx": PreTokenizer("gpt4"),
     "stablelm2": PreTokenizer("qwen2"),
+    "deepseek-llm": _DEEPSEEK,
+    "deepseek-v3": _DEEPSEEK3,
     "deepseek-r1-qwen": _QWEN2,
     "dolma": _GPT2,
     "jais": _GPT2,
