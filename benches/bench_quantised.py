@@ -236,7 +236,9 @@ class Ours:
 
 def speed(name: str, file: Path, place: Path, rounds: int) -> dict[str, Any]:
     """Tokens a second of all, medians of runs in turn: decode alone, and a prompt of 512 tokens."""
-    model, peers = opened(file, packed=True), peers_of(name, file)
+    # What directories don't quantise, embeddings above all, is in the type that they store.
+    model = opened(file, packed=True, dtype="bfloat16" if name in DIRECTORIES else "float32")
+    peers = peers_of(name, file)
     runners = {"ours": Ours(model), **peers, "floats": Ours(opened(file, packed=False, dtype="bfloat16"))}
     if name in DIRECTORIES:
         runners["our Q4_1"] = Ours(opened(made("Q4_1", place), packed=True))
