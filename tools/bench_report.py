@@ -163,7 +163,7 @@ SECTIONS = (
     Section("The server's front end", "frontend.json", "requests/s", "make bench-frontend", front_end,
             "HTTP, JSON and the tokenizer in front of an engine that takes no time."),
     Section("Quantized weights", "quantised.json", "tokens/s", "python benches/bench_quantised.py TEXT", quantised,
-            "SmolLM2-135M from the same GGUF file, one request."),
+            "SmolLM2-135M from the same file, one request. llama.cpp is compiled by Clang 14, with AMX."),
     Section("A model's work", "models.float32.json", "s", "python benches/bench_models.py", models,
             "SmolLM2-135M in float32: loading, a prompt, a token, a training step."),
     Section("Training", "training.json", "tokens/s", "python benches/bench_training.py", training,
@@ -203,8 +203,8 @@ def conditions(figures: Figures) -> str:
         machine = f"{machine.get('cpu')}, {machine.get('cores')} cores{', ' if vectors else ''}{vectors}"
     versions = dict(figures.get("versions", {}))
     versions |= {name: figures[name] for name in ("torch", "transformers") if name in figures}
-    for words in figures.get("settings", {}).get("peers", {}).values():
-        versions |= [words.split("==")]
+    peers = figures.get("settings", {}).get("peers")
+    versions |= [words.split("==") for words in peers.values()] if isinstance(peers, dict) else []
     parts = [f"Machine: {machine}." if machine else "", *(f"{name} {version}." for name, version in versions.items())]
     load = figures.get("load average", {}).get("before", figures.get("load_average"))
     rounds = figures.get("rounds", figures.get("settings", {}).get("rounds"))
