@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from llm import LLM, SamplingParams, quantize
-from llm.checkpoint import Checkpoint, atomic_directory, write_model
+from llm.checkpoint import Checkpoint, atomic_directory, load_model, write_model
 from llm.errors import CheckpointError, LLMWarning
 from llm.export import export
 from llm.info import describe
@@ -290,6 +290,12 @@ def test_bad_hyper_parameters_are_named(case: str, files: dict[str, Path], tmp_p
     name, change, message = BAD[case]
     with pytest.raises(CheckpointError, match=message):
         read_tensors(rewritten(files[name], tmp_path / "a.gguf", **change))
+
+
+def test_far_too_many_dense_layers_are_an_error_at_once(files: dict[str, Path], tmp_path: Path) -> None:
+    file = rewritten(files["deepseek_v3"], tmp_path / "a.gguf", leading_dense_block_count=2**31 - 1)
+    with pytest.raises(CheckpointError, match="`first_k_dense_replace` must be at most 10,000"):
+        load_model(file)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,14 @@ _FLAGS = (
     "tie_word_embeddings",
     "use_sliding_window",
 )
-_COUNTS = ("num_hidden_layers", "n_layer", "num_experts", "num_local_experts", "n_routed_experts")
+_COUNTS = (
+    "num_hidden_layers",
+    "n_layer",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "first_k_dense_replace",
+)
 _MOST = 10_000
 _LARGEST = 2**31 - 1
 
