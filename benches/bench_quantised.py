@@ -6,8 +6,8 @@ nearest, runs GPTQModel. All have environments of their own: `python benches/pee
 gptqmodel`; one that is missing, or can't open a file, is left out, and that is said. llama.cpp and ours score the same
 windows of TEXT. `--only scores` or `--only speed` runs one half and keeps the other's results. All take turns, on the
 threads that `OMP_NUM_THREADS` says; a figure is the median of all rounds. "floats" are the expanded weights in bf16 on
-our kernels, "our Q4_1" the GGUF file of that type. A sweep that only reads memory is timed in the same turns: no decode
-step can take less time than a sweep of its weights.
+our kernels, "our Q4_1" the GGUF file of that type. A sweep that only reads 256 MiB of memory is timed in the same
+turns; weights that partly stay in a processor's cache are read faster.
 
 A greedy token is turned if the expanded weights, in fp32, prefer another one after the same tokens. Its gap, the
 difference of both logits, is stated in standard deviations of what rounded activations do to that difference
@@ -51,7 +51,7 @@ RESULTS = Path(__file__).parent / "results" / "quantised.json"
 # llama.cpp's numbers of file types.
 FILES = {"Q4_0": 2, "Q4_1": 3, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18, "Q8_0": 7}
 DIRECTORIES = {"GPTQ": gptq(sym=True), "GPTQ act-order": gptq(sym=True, act_order=True), "AWQ": awq()}
-# GPTQModel needs up to a second a token, so its turns are of fewer.
+# GPTQModel needs most of a turn's time, so its turns are of fewer tokens.
 WINDOW, NUM_BYTES, PREFILL, NEW, FEW = 512, 20_480, 512, 64, 16
 SWEEP_BYTES, MOST_DEVIATIONS = 256 << 20, 4
 PROMPTS = ["The capital of France is", "Once upon a time there was a", "def fibonacci(n):", "Water boils at"]
@@ -285,6 +285,7 @@ def main() -> None:
         parser.error("llama.cpp has no environment\nhint: python benches/peers/environments.py llama-cpp")
     text = arguments.text.read_bytes()[: arguments.bytes].decode("utf-8", "ignore")
     result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"files": {}}
+    started = load_average()
     settings = {
         "threads": torch.get_num_threads(),
         "instructions": instruction_sets()[-1],
@@ -299,7 +300,7 @@ def main() -> None:
             load = {"load average before": round(load_average(), 2)}
             row["speed"] = speed(name, file, arguments.place, arguments.rounds) | load
         print(name, json.dumps(row), flush=True)
-        result |= facts("python benches/bench_quantised.py TEXT", settings, [load_average()])
+        result |= facts("python benches/bench_quantised.py TEXT", settings, [started])
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ test-wheel` does so in an environment that has the wheel and `openai`, and nothi
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -59,22 +60,27 @@ def main() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["bash", "-c", shell_script(text)],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=TIMEOUT_S,
-            check=False,
+            start_new_session=True,
         )
+        try:
+            output, _ = process.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            # A server that the script started would go on.
+            os.killpg(process.pid, signal.SIGKILL)
+            sys.exit(f"not done after {TIMEOUT_S} s:\n{process.communicate()[0]}")
         plays = Path(folder) / "plays"
         left = ("tokenizer/tokenizer.json", "runs/base/report.html", "runs/chat/run.json", "chat-int4/config.json")
         missing = [name for name in left if not (plays / name).is_file()]
-    said = [words for words in ('"object":"chat.completion"', "Serving chat-int4") if words not in done.stdout]
-    if done.returncode or missing or said:
-        sys.exit(f"exit code {done.returncode}, missing files {missing}, not said {said}:\n{done.stdout}")
+    said = [words for words in ('"object":"chat.completion"', "Serving chat-int4") if words not in output]
+    if process.returncode or missing or said:
+        sys.exit(f"exit code {process.returncode}, missing files {missing}, not said {said}:\n{output}")
     print("the tutorial's commands work")
 
 

@@ -163,7 +163,7 @@ SECTIONS = (
     Section("The server's front end", "frontend.json", "requests/s", "make bench-frontend", front_end,
             "HTTP, JSON and the tokenizer in front of an engine that takes no time."),
     Section("Quantized weights", "quantised.json", "tokens/s", "python benches/bench_quantised.py TEXT", quantised,
-            "SmolLM2-135M from the same file, one request. llama.cpp is compiled by Clang 14, with AMX."),
+            "SmolLM2-135M from the same file, one request."),
     Section("A model's work", "models.float32.json", "s", "python benches/bench_models.py", models,
             "SmolLM2-135M in float32: loading, a prompt, a token, a training step."),
     Section("Training", "training.json", "tokens/s", "python benches/bench_training.py", training,

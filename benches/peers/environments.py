@@ -126,7 +126,7 @@ def _install_llama_server(python: Path, name: str) -> None:
 
 
 def _install_gptqmodel(python: Path, name: str) -> None:
-    """GPTQModel with the PyTorch that the others have, since the newer one it names has no build here without CUDA."""
+    """GPTQModel with the PyTorch that the others have, though it asks for 2.14.1 or newer."""
     _pip(python, ["numpy<3", "setuptools>=80", "wheel", *GPTQ_LIBRARIES])
     words = ["install", "--quiet", "--no-deps", "--no-build-isolation", *ALL[name]]
     environment = os.environ | {"BUILD_CUDA_EXT": "0"}

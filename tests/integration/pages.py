@@ -16,7 +16,7 @@ _GUIDES = """tokenizers configuration training fine-tuning preferences distillat
 models quantisation inference sampling serving structured-output clients evaluation extending"""
 # In the order in which they are run: a guide may use what one before it left.
 GUIDES = [ROOT / "docs" / f"{name}.md" for name in _GUIDES.split()]
-TUTORIAL = ROOT / "docs" / "tutorial.md"  # all of its blocks run together, in a test of their own
+TUTORIAL = ROOT / "docs" / "tutorial.md"  # all of its blocks run together, by `tests/tutorial.py`
 _VARIABLE = re.compile(r"[A-Z_]+=")
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

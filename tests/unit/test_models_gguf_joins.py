@@ -273,6 +273,12 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {"expert_feed_forward_length": 2**31},
         r"ffn_up_exps\.weight must have the shape \[4, 2147483648",
     ),
+    "layers": ("gpt_oss", {"block_count": 2**31}, r"`gpt-oss\.block_count` must be at most 10,000, got 2147483648"),
+    "sums": (
+        "deepseek_v2",
+        {"expert_weights_norm": True},
+        "must be false unless experts are scored by sigmoids",
+    ),
     "heads": ("gpt_oss", {"attention__head_count": 8}, r"attn_sinks\.weight must have the shape \[8\], got \[4\]"),
     "window": ("gpt_oss", {"attention__sliding_window": None}, r"`gpt-oss\.attention\.sliding_window` is missing"),
     "rank": ("deepseek_v3", {"attention__kv_lora_rank": 32}, r"attn_k_b\.weight must have the shape \[4, 32, 32\]"),
@@ -295,6 +301,9 @@ def test_bad_hyper_parameters_are_named(case: str, files: dict[str, Path], tmp_p
 def test_far_too_many_dense_layers_are_an_error_at_once(files: dict[str, Path], tmp_path: Path) -> None:
     file = rewritten(files["deepseek_v3"], tmp_path / "a.gguf", leading_dense_block_count=2**31 - 1)
     with pytest.raises(CheckpointError, match="`first_k_dense_replace` must be at most 10,000"):
+        load_model(file)
+    file = rewritten(files["deepseek_v3"], tmp_path / "b.gguf", leading_dense_block_count=9)
+    with pytest.raises(CheckpointError, match=r"at most `num_hidden_layers`, 3, in config\.json, got 9"):
         load_model(file)
 
 

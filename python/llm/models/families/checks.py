@@ -24,7 +24,7 @@ _COUNTS = (
     "n_routed_experts",
     "first_k_dense_replace",
 )
-_MOST = 10_000
+MOST_LAYERS = 10_000
 _LARGEST = 2**31 - 1
 
 
@@ -40,6 +40,6 @@ def check_values(values: Mapping[str, Any]) -> None:
             raise CheckpointError(f"`{key}` must be true or false in config.json, got {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
             raise CheckpointError(f"`{key}` must be finite in config.json, got {value!r}")
-        most = _MOST if key in _COUNTS else _LARGEST
+        most = MOST_LAYERS if key in _COUNTS else _LARGEST
         if isinstance(value, int) and value > most:
             raise CheckpointError(f"`{key}` must be at most {most:,} in config.json, got {value}")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm.errors import CheckpointError
 from llm.models.families.base import (
     LLAMA_BLOCK,
     LLAMA_TOP,
@@ -49,7 +50,12 @@ def read(values: Mapping[str, Any]) -> Values:
 def _read_experts(values: Mapping[str, Any]) -> Values:
     if values.get("n_routed_experts") is None:
         return {}
-    width = values["moe_intermediate_size"]
+    width, layers = values["moe_intermediate_size"], values["num_hidden_layers"]
+    dense = values.get("first_k_dense_replace", 0)
+    if 0 < layers < dense:
+        raise CheckpointError(
+            f"`first_k_dense_replace` must be at most `num_hidden_layers`, {layers}, in config.json, got {dense}"
+        )
     grouped = values.get("topk_method") == "group_limited_greedy"
     return {
         "mlp": "moe",
@@ -62,7 +68,7 @@ def _read_experts(values: Mapping[str, Any]) -> Values:
             "topk_group": values.get("topk_group") or 1 if grouped else 1,
             "norm_topk_prob": False,
             "routed_scaling_factor": values.get("routed_scaling_factor", 1.0),
-            "dense_layers": list(range(values.get("first_k_dense_replace", 0))),
+            "dense_layers": list(range(dense)),
             "load_balancing_weight": values.get("aux_loss_alpha", 0.001),
         },
     }

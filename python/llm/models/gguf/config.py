@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llm.models.families.checks import MOST_LAYERS
 from llm.models.gguf.keys import (
     CLASSES,
     EXAONE4_LAYERS_WITH_WINDOW,
@@ -194,6 +195,9 @@ def values_of(hyper: HyperParameters) -> dict[str, Any]:
     found = {key.hugging_face: hyper.number(key.gguf, key.kind, key.default) for key in KEYS[model_type]}
     values |= {key: value for key, value in found.items() if value is not None}
     values |= {key: allowed[0] for key, allowed in FIXED[model_type].items() if allowed[0] is not None}
+    layers = values.get("num_hidden_layers", 0)
+    if layers > MOST_LAYERS:
+        hyper.problems.append(f"`{hyper.architecture}.block_count` must be at most {MOST_LAYERS:,}, got {layers}")
     if model_type != "gpt2" and not hyper.problems:
         values |= (_latent_values if model_type in LATENT else _rotary_values)(hyper, values)
     return values | hyper.token_ids()
@@ -251,6 +255,10 @@ def _choice(hyper: HyperParameters) -> dict[str, Any]:
     if hyper.model_type() == "deepseek_v3":
         return groups | {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
     kind = hyper.metadata.get(f"{hyper.architecture}.expert_gating_func", SOFTMAX_SCORES)
+    if hyper.is_present("expert_weights_norm"):
+        hyper.problems.append(
+            f"`{hyper.architecture}.expert_weights_norm` must be false unless experts are scored by sigmoids, got true"
+        )
     if kind not in (0, SOFTMAX_SCORES):
         allowed = f"{SOFTMAX_SCORES} (softmax) or {SIGMOID_SCORES} (sigmoid)"
         hyper.problems.append(f"`{hyper.architecture}.expert_gating_func` must be {allowed}, got {str(kind)[:60]}")
