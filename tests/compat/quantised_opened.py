@@ -2,13 +2,14 @@
 
 For each scheme, 16 greedy tokens after 4 prompts are drawn by this package from the expanded weights, and the logits of
 transformers, which decompresses them by compressed-tensors, are compared along the way. `w8a8` rounds activations there
-and not here, so its tokens have to be among the five likeliest there.
+and not here, so its probabilities may diverge by 0.2 nats a token there.
 """
 
 import tempfile
 from pathlib import Path
 
 import torch
+from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM
 
 from llm import quantize
@@ -21,7 +22,7 @@ SMOLLM = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = ["The capital of France is", "Once upon a time there was a", "def fibonacci(n):", "Water boils at"]
 # `act_order` is the default of GPTQ, so `int4` has reordered columns.
 METHODS = {"int4": ("gptq", "rtn", "awq"), "int8": ("rtn",), "w8a8": ("rtn",)}
-NEW, MOST = 16, 1e-3
+NEW, MOST, MOST_NATS = 16, 1e-3, 0.2
 
 
 @torch.no_grad()
@@ -47,15 +48,16 @@ def compare(scheme: str, method: str, place: Path) -> None:
             ids.append(int(ours(model, ids)[-1].argmax()))
         with torch.no_grad():
             logits = theirs(torch.tensor([ids])).logits[0]
+        expected = ours(model, ids)
         if scheme == "w8a8":
-            likely = logits[start - 1 : -1].topk(5).indices.tolist()
-            assert all(token in five for token, five in zip(ids[start:], likely, strict=True)), f"{scheme}: {prompt!r}"
+            divergence = float(kl_div(logits.log_softmax(-1), expected.softmax(-1), reduction="batchmean"))
+            furthest = max(furthest, divergence)
             continue
-        furthest = max(furthest, float((logits - ours(model, ids)).abs().max()))
+        furthest = max(furthest, float((logits - expected).abs().max()))
         assert logits[start - 1 : -1].argmax(-1).tolist() == ids[start:], f"{scheme} by {method}: {prompt!r}"
-    assert furthest <= MOST, f"{scheme} by {method}: logits differ by {furthest}"
-    said = "tokens among the five likeliest" if scheme == "w8a8" else f"logits within {furthest:.1e}"
-    print(f"{scheme} by {method}: opened, {said}")
+    most, what = (MOST_NATS, "nats a token") if scheme == "w8a8" else (MOST, "between logits")
+    assert furthest <= most, f"{scheme} by {method}: {furthest} {what}, allowed {most}"
+    print(f"{scheme} by {method}: opened, at most {furthest:.1e} {what}", flush=True)
 
 
 if __name__ == "__main__":
