@@ -195,7 +195,7 @@ def values_of(hyper: HyperParameters) -> dict[str, Any]:
     found = {key.hugging_face: hyper.number(key.gguf, key.kind, key.default) for key in KEYS[model_type]}
     values |= {key: value for key, value in found.items() if value is not None}
     values |= {key: allowed[0] for key, allowed in FIXED[model_type].items() if allowed[0] is not None}
-    layers = values.get("num_hidden_layers", 0)
+    layers = found.get("num_hidden_layers") or 0
     if layers > MOST_LAYERS:
         hyper.problems.append(f"`{hyper.architecture}.block_count` must be at most {MOST_LAYERS:,}, got {layers}")
     if model_type != "gpt2" and not hyper.problems:
