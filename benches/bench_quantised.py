@@ -70,7 +70,7 @@ class Peer:
     """Another program in a process of its own.
 
     Raises:
-        ValueError: It can't open the file.
+        ValueError: It can't open the file, or ended.
     """
 
     def __init__(self, name: str, file: Path, mode: tuple[str, str]) -> None:
@@ -82,6 +82,7 @@ class Peer:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
         if (reason := self._answer()) is not None:
+            self.close()
             raise ValueError(reason)
 
     def ask(self, kind: str, ids: list[int], count: int = 0) -> float:
@@ -93,7 +94,9 @@ class Peer:
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
+        if not (line := self._process.stdout.readline()):
+            raise ValueError(f"it ended with exit code {self._process.wait()}: see peers.log beside the files")
+        return json.loads(line)
 
     def close(self) -> None:
         """Ends the process."""

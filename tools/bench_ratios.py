@@ -1,4 +1,4 @@
-"""Compares speeds beside PyTorch and tiktoken with stored ratios, as part of `make bench-check`.
+"""Compares speeds beside PyTorch and tiktoken with stored ratios: `make bench-ratios`.
 
     python -m tools.bench_ratios [--rounds 21] [--update]
 
