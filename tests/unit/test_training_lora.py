@@ -144,8 +144,8 @@ def test_another_base_is_one_error_that_names_the_tensor(text: Path, tiny_checkp
         (["lora.rank=4"], r"`lora.rank` needs trained weights"),
         (["lora.alpha=4"], r"`lora.rank` must be given"),
         (
-            ["lora.rank=4", "training.init_from=x", "training.sharding=fsdp"],
-            r"can't be combined with `training.sharding",
+            ["lora.rank=4", "training.init_from=x", "training.precision=float8"],
+            r"`lora.rank` can't be combined with `training.precision=float8`",
         ),
     ],
 )

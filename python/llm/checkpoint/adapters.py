@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm.checkpoint.weights import load_tensors, read_json, save_tensors
+from llm.checkpoint.weights import load_tensors, read_json, save_tensors, sharded_as
 from llm.errors import CheckpointError
 from llm.models import DecoderModel
 from llm.models.adapters import adapters_of, check_fit, projections_of
@@ -189,7 +189,7 @@ def _target_names(model: DecoderModel, adapted: list[str]) -> list[str]:
 
 @torch.no_grad()
 def fill_adapters(model: DecoderModel, adapter: Adapter) -> None:
-    """Copies an adapter into a model with adapters of the same projections and ranks.
+    """Copies an adapter into a model with adapters of the same projections and ranks; sharded ones get their shards.
 
     Raises:
         CheckpointError: The adapter has other projections, ranks or kinds.
@@ -203,10 +203,14 @@ def fill_adapters(model: DecoderModel, adapter: Adapter) -> None:
         factors = adapter.factors[name]
         if factors.lora_a.shape != module.lora_a.shape or (factors.magnitude is None) != (module.magnitude is None):
             raise CheckpointError(f"{adapter.path} must have the rank and kind of the run's adapters, unlike {name}")
-        module.lora_a.copy_(factors.lora_a)
-        module.lora_b.copy_(part.from_disk(factors.lora_b))
+        _fill(module.lora_a, factors.lora_a)
+        _fill(module.lora_b, part.from_disk(factors.lora_b))
         if module.magnitude is not None and factors.magnitude is not None:
-            module.magnitude.copy_(part.from_disk(factors.magnitude))
+            _fill(module.magnitude, part.from_disk(factors.magnitude))
+
+
+def _fill(parameter: Tensor, values: Tensor) -> None:
+    parameter.copy_(sharded_as(values, parameter))
 
 
 def base_digests(values: Mapping[str, Any], tensors: Mapping[str, OnDisk], names: Iterator[str]) -> dict[str, str]:

@@ -60,7 +60,7 @@ class AdapterLayout:
     """The files of an adapter, in PEFT's layout.
 
     Args:
-        model: The adapted model.
+        model: The adapted model; sharded parameters count whole.
         settings: Settings of the adapters.
         base: Checkpoint that the model's frozen weights come from.
     """
@@ -69,7 +69,9 @@ class AdapterLayout:
         self.model = model
         self.settings = settings
         self.base = base
-        empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in self.state().items()}
+        empty = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in self.state().items()
+        }
         self.files = [WeightFile(WEIGHTS, empty)]
         names = (part.name for part, _, _ in adapters_of(model))
         self._digests = {} if base.is_adapter else base_digests(*base.opened(), names)

@@ -387,9 +387,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 f"`lora.rank` needs trained weights to start from, got `training.task={training.task}` and "
                 f"`training.init_from={training.init_from}`\nhint: `--init-from` names a checkpoint"
             )
-        if training.precision == "float8" or training.sharding == "fsdp":
-            wrong = "precision=float8" if training.precision == "float8" else "sharding=fsdp"
+        if training.precision == "float8":
             raise ConfigError(
-                f"`lora.rank` can't be combined with `training.{wrong}`\n"
-                "hint: training.precision=bfloat16 and training.sharding=ddp train adapters"
+                "`lora.rank` can't be combined with `training.precision=float8`\n"
+                "hint: training.precision=bfloat16 trains adapters"
             )

@@ -92,10 +92,8 @@ class TrainingEngine:
         self.total_steps = settings.max_steps or settings.epochs * self.loader.steps_per_epoch * task.steps_per_batch
         self._seed(-1)
         self.dtype = autocast_dtype(settings.precision, device)
-        # Frozen weights have neither gradients nor moments, which are what sharding divides. Preferences take as many
-        # passes as a process has batches, and a sharded model needs as many in each.
-        is_whole = config.lora.rank is not None or config.data.kind == "preference"
-        sharding = "ddp" if is_whole else settings.sharding
+        # Preferences take as many passes as a process has batches, and a sharded model needs as many in each.
+        sharding = "ddp" if config.data.kind in ("preference", "prompt") else settings.sharding
         self.parallel = ParallelModel(task.build_model(), self.distributed, sharding, self.dtype)
         self.model = self.parallel.model
         self._parameters = tuple(self.model.parameters())

@@ -30,6 +30,7 @@ from llm.training.float8 import describe_float8
 from llm.training.grpo import GrpoTask
 from llm.training.initial import initial_tokenizer, load_start_config
 from llm.training.memory import explains_out_of_memory
+from llm.training.parallel import check_unpacked
 from llm.training.plan import Plan, describe, expected_flops
 from llm.training.precision import autocast_dtype
 from llm.training.preparation import RunText
@@ -40,6 +41,7 @@ from llm.training.resumption import as_begun, changed_facts, check_resumable, ch
 from llm.training.rows import mend, no_model, prepare_rows
 from llm.training.signals import interrupts_at_once
 from llm.training.space import adapter_notices, space_notices
+from llm.training.tasks import LanguageModelingTask
 from llm.training.teacher import check_teacher
 
 Settings: TypeAlias = RunConfig | str | os.PathLike[str] | None
@@ -285,7 +287,7 @@ def _write_parts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | No
         start.notices += describe(asked, config)
     elif config.training.task == "lm":
         config = _with_vocabulary(config, config.model.vocab_size or 256)
-    _try_out(config, run, start.distributed.world_size)
+    _try_out(config, run, start)
     return _with_compilation(config, run, start)
 
 
@@ -323,18 +325,22 @@ def _write_prompts(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | 
     return prepare_prompts(config, start.given, run, tokenizer)
 
 
-def _try_out(config: RunConfig, run: Run, world_size: int) -> None:
+def _try_out(config: RunConfig, run: Run, start: _Start) -> None:
     """Raises any error that the loop would raise before its first step, before `run.json` exists."""
     check_log_targets(config.training.log_to)
     device = resolve_device(config.training.device)
     autocast_dtype(config.training.precision, device)
     if config.training.compile == "on":
         check_compiler(device)
+    world_size = start.distributed.world_size
     BatchLoader.for_training(build_data(config, run).train_dataset(), config.training, world_size)
     if config.distillation.teacher is not None:
         check_teacher(resolve(config.distillation.teacher), load_tokenizer(run.tokenizer))
+    task = build_task(config, initial=start.initial)
+    if world_size > 1 and config.training.sharding == "fsdp" and isinstance(task, LanguageModelingTask):
+        check_unpacked(task.keeps_packed)
     with torch.device("meta"):
-        build_task(config).build_model()
+        task.build_model()
 
 
 def _with_compilation(config: RunConfig, run: Run, start: _Start) -> RunConfig:

@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llm.errors import ConfigError
+from llm.models.layers.lora import AdaptedLinear
 from llm.training.distributed import Distributed
 
 # Weights, gradients and the two moments of AdamW, in fp32.
-_BYTES_PER_PARAMETER = 16
+_BYTES_PER_TRAINED = 16
 # More of a GPU's memory than this share for weights, gradients and moments leaves too little room for activations.
 _REPLICATED_SHARE = 0.5
 
@@ -24,7 +26,7 @@ class ParallelModel:
         model: Model on the CPU, equal in all processes.
         distributed: This process and its device.
         sharding: `ddp`, `fsdp`, or `auto`, which shards only what does not fit on a GPU. One process never shards.
-        dtype: Number type of matrix products.
+        dtype: Number type that a sharded model's blocks are gathered in.
 
     Attributes:
         model: The model itself; its parameters are what the optimizer updates.
@@ -36,15 +38,13 @@ class ParallelModel:
 
     def __init__(self, model: nn.Module, distributed: Distributed, sharding: str, dtype: torch.dtype) -> None:
         self.distributed = distributed
-        self.is_sharded = distributed.world_size > 1 and (
-            sharding == "fsdp" or (sharding == "auto" and _is_too_large(model, distributed.device))
-        )
+        self.is_sharded = takes_shards(model, distributed, sharding)
         if self.is_sharded:
-            self.model = self.module = _shard(model, distributed, dtype)
+            self.model = self.module = shard(model, distributed.device, dtype)
             return
         self.model = model.to(distributed.device)
         self.module = self.model
-        if distributed.world_size > 1:
+        if distributed.world_size > 1 and any(parameter.requires_grad for parameter in model.parameters()):
             device_ids = [distributed.device] if distributed.device.type == "cuda" else None
             self.module = DistributedDataParallel(self.model, device_ids=device_ids)
 
@@ -77,29 +77,57 @@ class ParallelModel:
             if not num_going_on or votes:
                 break
             yield (filler, False) if batch is None else (batch, True)
-        if self.is_sharded:
-            cast(Any, self.module).reshard()  # without a backward pass, the outermost parameters stay whole
+        reshard(self.module)
+
+
+def takes_shards(model: nn.Module, distributed: Distributed, sharding: str) -> bool:
+    """Returns whether a model is to be sharded over the processes; `sharding` is as for `ParallelModel`."""
+    if distributed.world_size == 1 or sharding == "ddp":
+        return False
+    return sharding == "fsdp" or _is_too_large(model, distributed.device)
 
 
 def _is_too_large(model: nn.Module, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
-    needed = _BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
+    needed = sum(
+        _BYTES_PER_TRAINED * parameter.numel() if parameter.requires_grad else parameter.nbytes
+        for parameter in model.parameters()
+    )
     return needed > _REPLICATED_SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
-def _shard(model: nn.Module, distributed: Distributed, dtype: torch.dtype) -> nn.Module:
-    """Shards each block of the model by itself, then the rest; moves one block at a time to the device."""
+def reshard(model: nn.Module) -> None:
+    """Frees what passes without a backward pass leave whole: a sharded model's outermost parameters."""
+    free: Callable[[], None] | None = getattr(model, "reshard", None)
+    if free is not None:
+        free()
+
+
+def shard(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Shards each block of the model by itself, then the rest; moves one block at a time to the device.
+
+    Frozen weights are sharded too. Packed matrices, which are no parameters, can't be.
+
+    Args:
+        model: Model on the CPU, equal in all processes.
+        device: Device of this process.
+        dtype: Number type that blocks are gathered in.
+
+    Raises:
+        ConfigError: fp16, or packed matrices.
+    """
     if dtype == torch.float16:
         raise ConfigError(
             "`training.sharding=fsdp` supports float32 and bfloat16, got `training.precision=float16`\n"
             "hint: set training.precision=bfloat16, or training.sharding=ddp"
         )
+    check_unpacked(any(isinstance(module, AdaptedLinear) and module.matrix is not None for module in model.modules()))
     # These modules take 1.6 s to import, which runs without shards save.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(distributed.device.type, (distributed.world_size,))
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     # Gradients of bf16 weights are summed in fp32. Inputs are not cast, because rotary angles need their precision.
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if dtype != torch.float32:
@@ -109,3 +137,16 @@ def _shard(model: nn.Module, distributed: Distributed, dtype: torch.dtype) -> nn
             fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
+
+
+def check_unpacked(is_packed: bool) -> None:
+    """Checks that no matrix of a model to be sharded is packed.
+
+    Raises:
+        ConfigError: One is.
+    """
+    if is_packed:
+        raise ConfigError(
+            "`training.sharding=fsdp` can't shard a quantised base, whose weights stay packed on a CPU\n"
+            "hint: training.sharding=ddp keeps them packed in each process; a base in floating point can be sharded"
+        )

@@ -1,7 +1,6 @@
 """Passes of a model that is spread over processes, made by all of them at once to write a text."""
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from llm.errors import TrainingError
 from llm.inference.runners.base import Step
 from llm.models import DecoderModel, ForwardContext, positions_of
 from llm.training.distributed import over_processes
+from llm.training.parallel import reshard
 from llm.training.precision import autocast
 
 
@@ -52,7 +52,7 @@ class ShardedRunner:
         if self._is_in_pass:
             return
         _agreed([], self.model.device)
-        _reshard(self.model)
+        reshard(self.model)
         over_processes(torch.tensor(int(failed), device=self.model.device))
 
 
@@ -64,7 +64,7 @@ def follow(model: DecoderModel, dtype: torch.dtype) -> None:
     """
     while token_ids := _agreed([], model.device):
         _pass(model, token_ids, dtype)
-    _reshard(model)
+    reshard(model)
     if over_processes(torch.tensor(0, device=model.device)):
         raise TrainingError("the main process (rank 0) failed to write a sample; see its error message")
 
@@ -82,7 +82,3 @@ def _pass(model: DecoderModel, token_ids: Sequence[int], dtype: torch.dtype) -> 
     with autocast(model.device, dtype):
         logits: Tensor = model(ids, positions_of(lengths, model.device), context)
     return logits.float().cpu()
-
-
-def _reshard(model: DecoderModel) -> None:
-    cast(Any, model).reshard()  # without a backward pass, the outermost parameters stay whole

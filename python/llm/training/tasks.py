@@ -190,13 +190,18 @@ class LanguageModelingTask(Task):
             self.initial.load_weights(model)
         return model
 
+    @property
+    def keeps_packed(self) -> bool:
+        """Whether weights that the run starts from are quantised and stay packed."""
+        if self.lora is None or self.initial is None or not self.keep_packed:
+            return False
+        # The lengths of rows, which DoRA trains, are those of unpacked weights.
+        return self.initial.is_quantised and not self.lora.use_dora
+
     def _packed(self) -> DecoderModel | None:
         """Returns the model with packed weights of a quantised checkpoint; None if it must be unpacked."""
-        settings, initial = self.lora, self.initial
-        if settings is None or initial is None or not self.keep_packed or not initial.is_quantised:
-            return None
-        # The lengths of rows, which DoRA trains, are those of unpacked weights; a trial has no weights at all.
-        if settings.use_dora or torch.empty(0).is_meta:
+        initial = self.initial
+        if initial is None or not self.keeps_packed or torch.empty(0).is_meta:  # a trial has no weights at all
             return None
         model = initial.model("float32", keep_packed=True, settings=self.config)
         return model if isinstance(model, DecoderModel) else None

@@ -167,7 +167,7 @@ class AdaptedLinear(Linear):
 
         Source: Liu et al. 2024, "DoRA", section 4.3, equation 11; |w + s b a|² = |w|² + 2 s b (a wᵀ) + s² b (a aᵀ) bᵀ.
         """
-        a, b, scale = part.lora_a, part.lora_b, part.scale
+        a, b, scale = part.lora_a.float(), part.lora_b.float(), part.scale  # sharded, they may be gathered in bf16
         with torch.autocast(a.device.type, enabled=False):
             across = self.weight[part.rows].to(a.dtype) @ a.T
             squares = cast(Tensor, self.norms)[part.rows].square()
