@@ -307,7 +307,6 @@ def test_a_wrong_label_is_an_error_of_its_row(tiny_checkpoint: Path, tmp_path: P
     [
         ("data.packing=true", "`data.packing=true` can't be combined with `data.kind=preference`"),
         ("data.loss_on=all", "`data.loss_on=all` can't be combined"),
-        ("training.sharding=fsdp", "`training.sharding=fsdp` can't be combined with `data.kind=preference`"),
         ("preference.label_smoothing=0.5", "`preference.label_smoothing` must be"),
         ("preference.centering=0.1", "`preference.centering` is for `preference.loss=reward`, got `dpo`"),
         ("preference.loss=dop", "`preference.loss` must be one of dpo, ipo"),

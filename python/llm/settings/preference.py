@@ -64,11 +64,11 @@ class PreferenceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         """Whether the loss compares with the model that the run starts from."""
         return self.loss in ("dpo", "ipo", "kto")
 
-    def check_fits(self, kind: str, *, sharding: str, rank: int | None) -> None:
+    def check_fits(self, kind: str, *, rank: int | None) -> None:
         """Checks what can't be combined with preferences.
 
         Raises:
-            ConfigError: `training.sharding` is fsdp, or a reward model is to be trained by adapters.
+            ConfigError: The run learns from something else, or a reward model is to be trained by adapters.
         """
         if kind != "preference":
             if self != PreferenceConfig():
@@ -77,11 +77,6 @@ class PreferenceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
                     "hint: `llm dpo` and `llm reward` learn from preferences"
                 )
             return
-        if sharding == "fsdp":
-            raise ConfigError(
-                "`training.sharding=fsdp` can't be combined with `data.kind=preference`\n"
-                "hint: training.sharding=ddp, with lora.rank=16 where memory is short"
-            )
         if self.loss == "reward" and rank is not None:
             raise ConfigError(
                 f"`lora.rank` must be null with `preference.loss=reward`, got {rank}: an adapter's files hold no head\n"

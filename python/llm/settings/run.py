@@ -371,7 +371,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             )
         self._check_lora()
         self.distillation.check_fits(self.data.kind, self.training.task)
-        self.preference.check_fits(self.data.kind, sharding=self.training.sharding, rank=self.lora.rank)
+        self.preference.check_fits(self.data.kind, rank=self.lora.rank)
         self.grpo.check_fits(self)
 
     def _check_lora(self) -> None:

@@ -92,8 +92,8 @@ class TrainingEngine:
         self.total_steps = settings.max_steps or settings.epochs * self.loader.steps_per_epoch * task.steps_per_batch
         self._seed(-1)
         self.dtype = autocast_dtype(settings.precision, device)
-        # Preferences take as many passes as a process has batches, and a sharded model needs as many in each.
-        sharding = "ddp" if config.data.kind in ("preference", "prompt") else settings.sharding
+        # The engine that draws answers reads whole weights.
+        sharding = "ddp" if config.data.kind == "prompt" else settings.sharding
         self.parallel = ParallelModel(task.build_model(), self.distributed, sharding, self.dtype)
         self.model = self.parallel.model
         self._parameters = tuple(self.model.parameters())
@@ -167,12 +167,11 @@ class TrainingEngine:
         sums = np.zeros(3 + 2 * len(names) + 2 * len(self.task.metric_names))
         per_pass = self.config.training.batch_size // self.loader.parts
         rank, world_size = self.distributed.rank, self.distributed.world_size
-        self._prepare_task(in_order(self.validation, per_pass, rank, world_size))
+        filler = self.validation.batch(np.arange(1))
+        self._prepare_task(in_order(self.validation, per_pass, rank, world_size), filler)
         with torch.no_grad():
             batches = in_order(self.validation, per_pass, rank, world_size)
-            for batch, counts in self.parallel.in_step(
-                batches, self.validation.batch(np.arange(1)), lambda: self._stop.vote
-            ):
+            for batch, counts in self.parallel.in_step(batches, filler, lambda: self._stop.vote):
                 moved = batch.to(self.distributed.device)
                 with autocast(self.distributed.device, self.dtype):
                     loss_sum = float(self.task.loss_sum(self.model, moved))
@@ -192,13 +191,14 @@ class TrainingEngine:
         found = self.task.validation_metrics(*totals[:3])
         return found | means_of(keys, totals[3:end]) | means_of(further, totals[end:])
 
-    def _prepare_task(self, parts: Iterable[Batch]) -> None:
+    def _prepare_task(self, parts: Iterable[Batch], filler: Batch) -> None:
         """Lets the task compute what the losses of all batches of this process need, before the first pass."""
         if type(self.task).prepare is Task.prepare:
             return
         device = self.distributed.device
+        own = self.parallel.shared(parts, lambda: self.task.loss_sum(self.model, filler.to(device)))
         with torch.no_grad(), autocast(device, self.dtype):
-            self.task.prepare(self.model, (part.to(device) for part in parts))
+            self.task.prepare(self.model, (part.to(device) for part in own))
 
     def _advance(self) -> None:
         """Runs one optimizer step, then any validation, checkpoint and logging that is due."""
@@ -238,7 +238,7 @@ class TrainingEngine:
         num_targets, num_positions, num_bytes = self.distributed.sum(*(sum(map(count, parts)) for count in counts))
         if num_targets == 0 and not self.task.may_lack_targets:
             raise TrainingError(f"step {self.step + 1}: every label of the batch is masked, so there is no target")
-        self._prepare_task(parts)
+        self._prepare_task(parts, parts[0])
         divisor, total = max(1, num_targets), 0.0
         further: dict[str, float] = {}
         names = self.loader.dataset.source_names

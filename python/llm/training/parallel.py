@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from llm.training.distributed import Distributed
 _BYTES_PER_TRAINED = 16
 # More of a GPU's memory than this share for weights, gradients and moments leaves too little room for activations.
 _REPLICATED_SHARE = 0.5
+
+T = TypeVar("T")
 
 
 class ParallelModel:
@@ -78,6 +80,22 @@ class ParallelModel:
                 break
             yield (filler, False) if batch is None else (batch, True)
         reshard(self.module)
+
+    def shared(self, batches: Iterable[T], idle: Callable[[], object]) -> Iterator[T]:
+        """Yields this process's batches; whoever takes them makes a pass of the model for each.
+
+        Args:
+            batches: This process's batches, of which other processes may have more or fewer.
+            idle: Makes such a pass to no purpose, which a sharded model needs where only other processes have a batch.
+        """
+        if not self.is_sharded:
+            yield from batches
+            return
+        for batch, counts in self.in_step(batches, None, lambda: 0):
+            if counts:
+                yield batch
+            else:
+                idle()
 
 
 def takes_shards(model: nn.Module, distributed: Distributed, sharding: str) -> bool:

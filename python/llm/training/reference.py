@@ -14,10 +14,12 @@ from llm.checkpoint import Checkpoint, Run, read_json, resolve, write_atomically
 from llm.data import PreferenceDataModule, TokenBatch
 from llm.data.readers import content_digest
 from llm.data.rows.answers import AnswerSamples
+from llm.models.hf import empty_model
 from llm.progress import progress_bar
 from llm.settings.run import RunConfig
 from llm.training.distributed import Distributed, over_processes
 from llm.training.losses import token_losses
+from llm.training.parallel import ParallelModel, takes_shards
 from llm.training.precision import autocast, autocast_dtype
 from llm.training.preferences import PreferenceTask
 
@@ -68,9 +70,10 @@ class _Reference:
     def __init__(self, config: RunConfig, run: Run, distributed: Distributed, initial: Checkpoint | None) -> None:
         self._config, self._run, self._distributed = config, run, distributed
         self._initial = initial
-        self._model: torch.nn.Module | None = None
+        self._parallel: ParallelModel | None = None
         self._weights = ""
         self._dtype = autocast_dtype(config.training.precision, distributed.device)
+        self._is_sharded = takes_shards(empty_model(config.model), distributed, config.training.sharding)
 
     def of(self, samples: AnswerSamples) -> NDArray[np.float32]:
         """Returns the log-probabilities of the two answers of each sample, fp32 `[N, 2]`."""
@@ -116,31 +119,43 @@ class _Reference:
     def _digest(self, samples: AnswerSamples) -> str:
         self._weights = self._weights or weights_digest(self._source)
         made_from = [_VERSION, self._weights, samples.digest, str(self._dtype)]
+        if self._is_sharded and self._dtype != torch.float32:
+            made_from.append("sharded")  # blocks are gathered in that type, so the residual stream is rounded as well
         return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
 
     def _computed(self, samples: AnswerSamples) -> NDArray[np.float32]:
         """Computes the log-probabilities, of which each process takes a share."""
         distributed, size = self._distributed, self._pass_samples
-        if self._model is None:
-            self._model = self._source.model("float32", distributed.device)
+        parallel = self._loaded()
         values = torch.zeros(len(samples), 2, device=distributed.device)
-        starts = range(0, len(samples), size)
+        starts = range(distributed.rank * size, len(samples), distributed.world_size * size)
         bar = progress_bar(MofNCompleteColumn(), wanted=None if distributed.is_main else False)
         with bar, torch.no_grad(), autocast(distributed.device, self._dtype):
             task = bar.add_task("Reference log-probabilities", total=len(samples))
-            for number, start in enumerate(starts):
+            for start, counts in parallel.in_step(starts, 0, lambda: 0):
                 stop = min(start + size, len(samples))
-                if number % distributed.world_size == distributed.rank:
-                    batch = samples.batch(np.arange(start, stop)).to(distributed.device)
-                    values[start:stop] = self._logprobs(batch).view(-1, 2)
-                bar.update(task, completed=stop)
+                batch = samples.batch(np.arange(start, stop)).to(distributed.device)
+                logprobs = self._logprobs(parallel.model, batch).view(-1, 2)
+                if counts:
+                    values[start:stop] = logprobs
+                    bar.update(task, completed=min(start + distributed.world_size * size, len(samples)))
         found: NDArray[np.float32] = over_processes(values).cpu().numpy()
         return found
 
-    def _logprobs(self, batch: TokenBatch) -> torch.Tensor:
-        assert self._model is not None  # noqa: S101 (loaded before)
+    def _loaded(self) -> ParallelModel:
+        """Returns the model, sharded if the run shards the one that it trains."""
+        if self._parallel is None:
+            distributed = self._distributed
+            # A sharded model moves to its device a block at a time.
+            device = torch.device("cpu") if self._is_sharded else distributed.device
+            model = self._source.model("float32", device).requires_grad_(False)
+            sharding = "fsdp" if self._is_sharded else "ddp"
+            self._parallel = ParallelModel(model, distributed, sharding, self._dtype)
+        return self._parallel
+
+    def _logprobs(self, model: torch.nn.Module, batch: TokenBatch) -> torch.Tensor:
         backend = self._config.training.attention_backend
-        return PreferenceTask.summed(token_losses(self._model, batch, attention_backend=backend), batch)
+        return PreferenceTask.summed(token_losses(model, batch, attention_backend=backend), batch)
 
     @property
     def _pass_samples(self) -> int:

@@ -91,7 +91,9 @@ class Task(abc.ABC):
     def prepare(self, model: nn.Module, parts: Iterable[Any]) -> None:  # noqa: B027 (optional)
         """Computes what the losses of a whole batch need, without gradient, before its first pass.
 
-        All processes call it at the same time, for each step and each validation.
+        All processes call it at the same time, for each step and each validation. It makes as many passes of the model
+        for a part as `loss_sum` does, or takes no part: a sharded model needs as many passes in each process, so one
+        that has fewer parts than others calls `loss_sum` instead.
 
         Args:
             model: The model, not its wrapper for several processes.
