@@ -341,7 +341,7 @@ def test_wrong_rows_are_named_before_the_run_exists(
         ({"overrides": ["generation.top_p=0.9"]}, "drawn from the whole distribution, got `generation.top_p=0.9`"),
         ({"overrides": ["grpo.passes=2"]}, "`training.max_steps` must be a multiple of `grpo.passes`"),
         ({"overrides": ["lora.rank=2", "lora.input_dropout=0.1"]}, "`lora.input_dropout` must be 0"),
-        ({"overrides": ["training.sharding=fsdp"]}, "`training.sharding=fsdp` can't be combined"),
+        ({"precision": "float8"}, "`training.precision=float8` can't be combined with `data.kind=prompt`"),
     ],
 )
 def test_settings_that_contradict_each_other(

@@ -100,11 +100,10 @@ class GrpoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError(
                 "no reward is named\nhint: `--reward module:function`, or a built-in check such as `--reward exact`"
             )
-        if run.training.sharding == "fsdp" or run.training.precision == "float8":
-            wrong = "sharding=fsdp" if run.training.sharding == "fsdp" else "precision=float8"
+        if run.training.precision == "float8":
             raise ConfigError(
-                f"`training.{wrong}` can't be combined with `data.kind=prompt`\n"
-                "hint: training.sharding=ddp and training.precision=bfloat16, with lora.rank=16 where memory is short"
+                "`training.precision=float8` can't be combined with `data.kind=prompt`\n"
+                "hint: training.precision=bfloat16, with lora.rank=16 where memory is short"
             )
         self._check_intervals(run.training)
         self._check_probabilities(run)

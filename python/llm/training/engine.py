@@ -92,9 +92,8 @@ class TrainingEngine:
         self.total_steps = settings.max_steps or settings.epochs * self.loader.steps_per_epoch * task.steps_per_batch
         self._seed(-1)
         self.dtype = autocast_dtype(settings.precision, device)
-        # The engine that draws answers reads whole weights.
-        sharding = "ddp" if config.data.kind == "prompt" else settings.sharding
-        self.parallel = ParallelModel(task.build_model(), self.distributed, sharding, self.dtype)
+        gathered = task.gathered_dtype(self.dtype, device)
+        self.parallel = ParallelModel(task.build_model(), self.distributed, settings.sharding, gathered)
         self.model = self.parallel.model
         self._parameters = tuple(self.model.parameters())
         is_one_pass = self.accumulation * self.distributed.world_size == 1 and type(task).batches is Task.batches

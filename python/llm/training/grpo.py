@@ -3,7 +3,7 @@
 import contextlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -21,8 +21,9 @@ from llm.models.adapters import adapters_off, is_adapted
 from llm.settings.grpo import GrpoConfig
 from llm.settings.model import ModelConfig
 from llm.tokenization import BaseTokenizer
-from llm.training.distributed import largest_over_processes
+from llm.training.distributed import is_sharded, largest_over_processes
 from llm.training.losses.policy import advantages, count_targets, policy_loss
+from llm.training.parallel import reshard, shard
 from llm.training.rewards import Rewards
 from llm.training.rollout_batches import Drawn, concatenated
 from llm.training.rollouts import Answer, RolloutEngine, impossible_ids
@@ -106,6 +107,10 @@ class GrpoTask(LanguageModelingTask):
         if tokenizer is not None:
             self._impossible = impossible_ids(tokenizer, config.vocab_size)
 
+    def gathered_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """Returns fp32 on a CPU, where values are computed in it as the engine does."""
+        return torch.float32 if device.type == "cpu" else dtype
+
     def count_targets(self, batch: Any) -> int:
         """Returns the number of prompts, or what the sum of the loss over drawn answers is divided by."""
         return len(batch.rows) if isinstance(batch, PromptBatch) else count_targets(batch, self.settings)
@@ -124,13 +129,19 @@ class GrpoTask(LanguageModelingTask):
         self._largest_difference = 0.0
         if self._is_first_pass:
             begin = time.perf_counter()
+            self._release()
             decoder = cast(DecoderModel, model)
             groups = self._drawn(decoder, parts, step // self.steps_per_batch)
             self._warn_of_cuts([answer for part in groups for group in part for answer in group.answers])
             self._batches = [self._batch(decoder, part) for part in groups]
+            self._release()
             self._rollout_s = time.perf_counter() - begin
         self._drawn_at = time.perf_counter()
         return self._batches
+
+    def prepare(self, model: nn.Module, parts: Iterable[Any]) -> None:  # noqa: ARG002
+        """Lets a validation draw from the weights of now."""
+        self._release()
 
     def loss_sum(self, model: nn.Module, batch: Any) -> Tensor:
         """Returns the summed loss of drawn answers; of prompts, the negative sum of rewards of likeliest answers."""
@@ -222,6 +233,11 @@ class GrpoTask(LanguageModelingTask):
         self._engine.take_over(model)
         return self._engine
 
+    def _release(self) -> None:
+        """Frees the copy that a sharded model's answers are drawn from."""
+        if self._engine is not None:
+            self._engine.release()
+
     def _batch(self, model: DecoderModel, groups: Sequence[_Group]) -> RolloutBatch:
         """Returns the answers that teach something as a batch."""
         every = [[Drawn(group.row.ids, answer) for answer in group.answers] for group in groups]
@@ -261,15 +277,23 @@ class GrpoTask(LanguageModelingTask):
             with adapters_off(model):
                 logprobs = self._logprobs(model, batch)
         else:
-            logprobs = self._logprobs(self._loaded_reference(model.device), batch)
+            reference = self._loaded_reference(model)
+            logprobs = self._logprobs(reference, batch)
+            reshard(reference)
+        reshard(model)
         return list(torch.split(logprobs[batch.labels != IGNORED_LABEL], [len(one.answer.token_ids) for one in drawn]))
 
-    def _loaded_reference(self, device: torch.device) -> DecoderModel:
-        """Returns the model that the run starts from."""
+    def _loaded_reference(self, model: DecoderModel) -> DecoderModel:
+        """Returns the model that the run starts from, sharded if the one that it trains is."""
         if self._reference is None:
             assert self.start is not None  # noqa: S101 (a run on prompts starts from a model)
-            loaded = resolve(self.start).model("float32", device)
-            self._reference = cast(DecoderModel, loaded).eval().requires_grad_(False)
+            shards, device = is_sharded(model), model.device
+            loaded = resolve(self.start).model("float32", torch.device("cpu") if shards else device)
+            loaded = cast(DecoderModel, loaded).eval().requires_grad_(False)
+            if shards:
+                dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else model.dtype
+                loaded = cast(DecoderModel, shard(loaded, device, self.gathered_dtype(dtype, device)))
+            self._reference = loaded
         return self._reference
 
     def _logprobs(self, model: nn.Module, batch: RolloutBatch) -> Tensor:

@@ -18,6 +18,8 @@ from llm.models import DecoderModel
 from llm.models.costs import kv_bytes_per_token
 from llm.settings.sampling import SamplingParams
 from llm.tokenization import BaseTokenizer
+from llm.training.distributed import is_sharded
+from llm.training.gathered import gathered
 from llm.training.merged import MergedModel, can_merge
 
 # More requests at once don't make a step's products faster, but need more memory.
@@ -46,7 +48,8 @@ class RolloutEngine:
 
     The engine reads the weights that training writes, in the same memory. After a step of the optimizer, `take_over`
     makes what is derived from them anew: a few small vectors, and an empty prefix cache. Adapters are merged into a
-    copy of the matrices that they belong to.
+    copy of the matrices that they belong to. Of a model that is sharded over processes, the engine reads a whole copy,
+    which `release` frees.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -73,6 +76,7 @@ class RolloutEngine:
         self._cache: KVCache | None = None
         self._session: Session | None = None
         self._merged: MergedModel | None = None
+        self._gathered: DecoderModel | None = None
 
     @property
     def engine(self) -> Engine | None:
@@ -80,8 +84,14 @@ class RolloutEngine:
         return None if self._session is None else self._session.engine
 
     def take_over(self, model: DecoderModel) -> None:
-        """Makes an engine for the weights that the model has now."""
+        """Makes an engine for the weights that the model has now.
+
+        Of a sharded model, these are those of the first call after `release`, which all processes make at once.
+        """
         begin = time.perf_counter()
+        if is_sharded(model):
+            self._gathered = self._gathered or gathered(model, _gathered_dtype(model))
+            model = self._gathered
         if self._cache is None:
             self._cache = self._new_cache(model)
             self._merged = MergedModel(model) if can_merge(model) else None
@@ -93,6 +103,11 @@ class RolloutEngine:
         engine = build_engine(model, self.tokenizer, self.limits, runner=runner, cache=self._cache)
         self._session = Session(engine)
         self.handover_s = time.perf_counter() - begin
+
+    def release(self) -> None:
+        """Frees the copy of a sharded model's weights, which have changed or are no longer needed."""
+        if self._gathered is not None:
+            self._gathered = self._session = None
 
     def draw(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[list[Answer]]:
         """Returns the answers to each prompt, as many as its `params.n`; all prompts are answered side by side.
@@ -146,6 +161,12 @@ class _Tempered:
     def run(self, plan: StepPlan | Step) -> Tensor:
         """Runs the plan's tokens; see `ModelRunner.run`."""
         return self.runner.run(plan).div_(self.temperature)
+
+
+def _gathered_dtype(model: DecoderModel) -> torch.dtype:
+    """Returns the number type of a sharded model's blocks in a pass, which is that of products on a GPU."""
+    place = model.device.type
+    return torch.get_autocast_dtype(place) if place == "cuda" and torch.is_autocast_enabled(place) else model.dtype
 
 
 def _answer(output: GenerationOutput) -> Answer:

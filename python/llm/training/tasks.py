@@ -52,6 +52,10 @@ class Task(abc.ABC):
     def build_model(self) -> nn.Module:
         """Returns a freshly initialised model; the caller has seeded PyTorch."""
 
+    def gathered_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:  # noqa: ARG002
+        """Returns the number type that a sharded model's blocks are gathered in, by default that of products."""
+        return dtype
+
     @abc.abstractmethod
     def count_targets(self, batch: Any) -> int:
         """Returns the number of targets in `batch` that the loss sums over."""

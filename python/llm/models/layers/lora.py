@@ -5,7 +5,7 @@ projections: each has its own rows of the layer's matrix.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -61,10 +61,10 @@ class LowRank(nn.Module):
         if not self.lora_a.is_meta:
             nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
 
-    def factors(self) -> Factors:
-        """Returns the values, without gradients."""
-        magnitude = None if self.magnitude is None else self.magnitude.detach()
-        return Factors(self.lora_a.detach(), self.lora_b.detach(), self.scale, magnitude)
+    def factors(self, gather: Callable[[Tensor], Tensor] = Tensor.detach) -> Factors:
+        """Returns the values, without gradients; `gather` puts those together that are spread over processes."""
+        magnitude = None if self.magnitude is None else gather(self.magnitude.detach())
+        return Factors(gather(self.lora_a.detach()), gather(self.lora_b.detach()), self.scale, magnitude)
 
 
 class AdaptedLinear(Linear):
@@ -175,15 +175,21 @@ class AdaptedLinear(Linear):
         return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
 
 
-def whole_weight(layer: nn.Module) -> Tensor:
-    """Returns the weights of a linear layer `[O, C]`, with adapters in them."""
+def whole_weight(layer: nn.Module, gather: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Returns the weights of a linear layer `[O, C]`, with adapters in them.
+
+    Args:
+        layer: The layer.
+        gather: Puts tensors together that are spread over processes; None: none are.
+    """
     weight = cast(Tensor, layer.weight)
     if not isinstance(layer, AdaptedLinear):
         return weight
     parts = [part for _, part in layer.parts()]
     if layer.is_off:
         return weight.to(parts[0].lora_a.dtype)
-    merged = weight.detach().to(parts[0].lora_a.dtype, copy=True)
+    gather = gather or Tensor.detach
+    merged = gather(weight.detach()).to(parts[0].lora_a.dtype, copy=True)
     for part in parts:
-        merged[part.rows] = part.factors().merged(merged[part.rows])
+        merged[part.rows] = part.factors(gather).merged(merged[part.rows])
     return merged
