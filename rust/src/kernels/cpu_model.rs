@@ -7,6 +7,8 @@ use super::cache::{CacheLayer, CacheShape};
 use super::memory::{AlignedBuffer, SharedBuffer};
 use super::phases::{LogitsRows, Pass, StepContext};
 use super::product::low_rank::LowRank;
+#[cfg(target_arch = "x86_64")]
+use super::product::tiles;
 use super::simd::Isa;
 use super::spec::ModelSpec;
 use super::step::{MAX_ROWS, StepInput, TokenRow, group_size};
@@ -112,7 +114,7 @@ impl CpuModel {
         self.check(step, logits.len())?;
         let mut rows = step.rows();
         let logits = SharedBuffer::of(logits);
-        let size = group_size(rows.len());
+        let size = group_size(self.isa, rows.len());
         for rows in rows.chunks_mut(size) {
             self.run_group(step, rows, logits);
         }
@@ -135,7 +137,11 @@ impl CpuModel {
         let whole = Pass::new(&context, rows);
         let rest =
             (with_logits.len() < rows.len()).then(|| LogitsRows { places, pass: Pass::new(&context, &with_logits) });
-        team.run(&|worker| whole.run(worker, rest.as_ref()));
+        team.run(&|worker| {
+            #[cfg(target_arch = "x86_64")]
+            let _tiles = (*isa == Isa::Amx).then(tiles::Span::begin);
+            whole.run(worker, rest.as_ref());
+        });
     }
 
     fn check(&self, step: &StepInput<'_>, num_logits: usize) -> Result<()> {

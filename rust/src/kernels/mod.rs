@@ -10,6 +10,8 @@
 #![expect(unsafe_code, reason = "vector instructions, memory that PyTorch owns, and buffers split among threads")]
 #![expect(clippy::needless_range_loop, reason = "loops over register tiles are clearest with indices")]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod buffers;
 mod cache;

@@ -6,6 +6,9 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -17,6 +20,8 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with products of bf16 pairs; activations are rounded to bf16 if the weights are bf16.
     Avx512Bf16,
+    /// The same with tiles for products of bf16.
+    Amx,
 }
 
 impl Isa {
@@ -34,10 +39,17 @@ impl Isa {
             let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
             let avx512 = avx512 && is_x86_feature_detected!("avx512dq");
             let bf16 = avx512 && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512bf16");
-            let sets = [(avx2, Self::Avx2), (avx512, Self::Avx512), (bf16, Self::Avx512Bf16)];
+            let amx = bf16 && amx::is_allowed();
+            let sets = [(avx2, Self::Avx2), (avx512, Self::Avx512), (bf16, Self::Avx512Bf16), (amx, Self::Amx)];
             found.extend(sets.into_iter().filter(|(has, _)| *has).map(|(_, isa)| isa));
         }
         found
+    }
+
+    /// Returns whether products of bf16 are of pairs, with activations rounded to bf16.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_bf16_products(self) -> bool {
+        matches!(self, Self::Avx512Bf16 | Self::Amx)
     }
 
     /// Returns the set's usual name.
@@ -48,6 +60,7 @@ impl Isa {
             Self::Avx2 => "AVX2",
             Self::Avx512 => "AVX-512",
             Self::Avx512Bf16 => "AVX-512-BF16",
+            Self::Amx => "AMX",
         }
     }
 }
@@ -473,7 +486,7 @@ macro_rules! dispatch {
                 }
                 match isa {
                     // SAFETY: callers refuse sets that the machine lacks; the caller answers for the arguments.
-                    Isa::Avx512 | Isa::Avx512Bf16 => return unsafe { avx512 $(::<$number>)? ($($arg),*) },
+                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => return unsafe { avx512 $(::<$number>)? ($($arg),*) },
                     // SAFETY: callers refuse sets that the machine lacks; the caller answers for the arguments.
                     Isa::Avx2 => return unsafe { avx2 $(::<$number>)? ($($arg),*) },
                     Isa::Portable => {}

@@ -1,6 +1,7 @@
 //! The input of a step, and its tokens as rows that run through the model in groups.
 
 use super::cache::SPLIT_TOKENS;
+use super::simd::Isa;
 
 /// Rows that run through all layers together. More are split into groups, so that a group's buffers stay in the
 /// second-level cache. A multiple of every set's tile.
@@ -93,9 +94,15 @@ impl TokenRow {
 
 /// Returns the rows of each group but the last: a whole number of tiles, and about the same in all groups, since a small
 /// group would read all weights for a few rows.
-pub(crate) fn group_size(num_rows: usize) -> usize {
-    let num_groups = num_rows.div_ceil(MAX_ROWS).max(1);
-    num_rows.div_ceil(num_groups).next_multiple_of(TILE_ROWS)
+pub(crate) fn group_size(isa: Isa, num_rows: usize) -> usize {
+    let (most, tile_rows) = group_limits(isa);
+    let num_groups = num_rows.div_ceil(most).max(1);
+    num_rows.div_ceil(num_groups).next_multiple_of(tile_rows)
+}
+
+/// Returns the most rows of a group, and what they are a multiple of. Tiles of AMX hold 16 rows.
+fn group_limits(isa: Isa) -> (usize, usize) {
+    if isa == Isa::Amx { (64, 16) } else { (MAX_ROWS, TILE_ROWS) }
 }
 
 #[cfg(test)]
@@ -104,12 +111,13 @@ mod tests {
 
     #[test]
     fn groups_are_even_and_hold_all_rows() {
-        for num_rows in 1..1_000 {
-            let size = group_size(num_rows);
+        for (isa, num_rows) in [Isa::Avx2, Isa::Amx].into_iter().flat_map(|isa| (1..1_000).map(move |num| (isa, num))) {
+            let (most, tile_rows) = group_limits(isa);
+            let size = group_size(isa, num_rows);
             let (num_groups, last) = (num_rows.div_ceil(size), (num_rows - 1) % size + 1);
-            assert!(size <= MAX_ROWS && size.is_multiple_of(TILE_ROWS), "{num_rows}: {size}");
-            assert_eq!(num_groups, num_rows.div_ceil(MAX_ROWS), "{num_rows}");
-            assert!(num_rows <= MAX_ROWS || last + TILE_ROWS * num_groups > size, "{num_rows}: {last} of {size}");
+            assert!(size <= most && most <= MAX_ROWS && size.is_multiple_of(tile_rows), "{num_rows}: {size}");
+            assert_eq!(num_groups, num_rows.div_ceil(most), "{num_rows}");
+            assert!(num_rows <= most || last + tile_rows * num_groups > size, "{num_rows}: {last} of {size}");
         }
     }
 

@@ -24,7 +24,7 @@ pub struct Reference<'a> {
 impl<'a> Reference<'a> {
     pub fn new(spec: &'a ModelSpec, shape: CacheShape, isa: Isa, num_requests: usize) -> Self {
         let histories = vec![vec![History::default(); spec.layers.len()]; num_requests];
-        Self { spec, shape, rounds_activations: isa == Isa::Avx512Bf16, histories }
+        Self { spec, shape, rounds_activations: isa >= Isa::Avx512Bf16, histories }
     }
 
     /// Appends a token to a request and returns its logits.

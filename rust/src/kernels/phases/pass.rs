@@ -77,9 +77,11 @@ impl<'a> Pass<'a> {
         &self.buffers.sizes
     }
 
-    /// Runs `work` for each row, split among the workers, then waits at a barrier.
+    /// Runs `work` for each row, split among the workers, then waits at a barrier. A worker takes neighbours, which lie in
+    /// the same cache lines where rows of activations are interleaved.
     pub fn each_row(&self, worker: &Worker<'_>, work: impl Fn(usize)) {
-        (worker.index..self.rows.len()).step_by(worker.num_threads()).for_each(work);
+        let num_rows = self.rows.len();
+        worker.share(num_rows, num_rows.div_ceil(worker.num_threads()).max(1)).for_each(work);
         worker.barrier();
     }
 
@@ -90,7 +92,7 @@ impl<'a> Pass<'a> {
             worker.prefetch(FIRST_LINES);
             return (0..num_rows).for_each(work);
         }
-        (worker.index..num_rows).step_by(worker.num_threads()).for_each(work);
+        worker.share(num_rows, num_rows.div_ceil(worker.num_threads()).max(1)).for_each(work);
         worker.barrier();
     }
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-#[cfg(target_arch = "x86_64")]
-use super::bf16_pairs;
 use super::low_rank::LowRank;
 use super::packed::multiply::{PackedTask, multiply_strip};
 use super::prepared::{Layout, Prepared};
 use super::strip::{STRIP, Strip, StripTask, strip_bf16, strip_f32};
+#[cfg(target_arch = "x86_64")]
+use super::{bf16_pairs, tiles};
 use crate::kernels::memory::{Dtype, Format, Matrix};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::simd::Isa;
@@ -135,6 +135,8 @@ impl Linear {
             match (dtype, x.isa) {
                 #[cfg(target_arch = "x86_64")]
                 (Dtype::Bf16, Isa::Avx512Bf16) => bf16_pairs::multiply_strip(&task),
+                #[cfg(target_arch = "x86_64")]
+                (Dtype::Bf16, Isa::Amx) => tiles::multiply_strip(&task),
                 (Dtype::Bf16, isa) => strip_bf16(isa, &task),
                 (Dtype::F32, isa) => strip_f32(isa, &task),
             }

@@ -1,10 +1,13 @@
 //! Activations laid out for a product. Each format of weights has its own order.
 
-#[cfg(target_arch = "x86_64")]
-use super::bf16_pairs::{self, QUAD};
 use super::packed::activations::{Group, quantise};
 use super::packed::scheme::GROUP;
 use super::strip::STRIP;
+#[cfg(target_arch = "x86_64")]
+use super::{
+    bf16_pairs::{self, QUAD},
+    tiles,
+};
 use crate::kernels::memory::{Dtype, Format, SharedBuffer};
 use crate::kernels::simd::Isa;
 
@@ -32,7 +35,8 @@ impl Layout {
 /// Rows of activations, laid out for weights of one format.
 ///
 /// For bf16 weights, the even columns of a block precede the odd ones, since pairs of bf16 are widened that way at the
-/// lowest cost. If the machine multiplies bf16 itself, rows are rounded to bf16 and the rows of a tile interleaved.
+/// lowest cost. If the machine multiplies bf16 itself, rows are rounded to bf16 and the rows of a tile interleaved, eight
+/// columns of each or, for AMX, two.
 /// For packed weights, rows are quantised and follow each other without gaps.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Prepared<'a> {
@@ -61,9 +65,12 @@ impl Prepared<'_> {
         // SAFETY: the row exists and has room for `cols` numbers, and the caller promises that nobody else uses the row.
         unsafe {
             #[cfg(target_arch = "x86_64")]
-            if self.has_bf16_pairs() {
-                let quads = self.quads(row);
-                return bf16_pairs::round(from, quads.first, quads.step);
+            if self.has_bf16_products() {
+                let pieces = self.pieces(row);
+                return match pieces.len {
+                    QUAD => bf16_pairs::round(from, pieces.first, pieces.step),
+                    _ => tiles::round(from, pieces.first.cast(), pieces.step / pieces.len),
+                };
             }
             if self.layout == Layout::Groups {
                 let groups = self.groups().add(row * (self.cols / GROUP));
@@ -107,12 +114,16 @@ impl Prepared<'_> {
         // SAFETY: the columns lie within all rows, and the caller promises that nobody else uses these columns.
         unsafe {
             #[cfg(target_arch = "x86_64")]
-            if self.has_bf16_pairs() {
-                // A strip is as wide as a quad, so the quads of a tile lie side by side.
-                let size = bf16_pairs::tile_rows(self.num_rows);
+            if self.has_bf16_products() {
+                let size = self.tile_rows();
                 for (tile, from) in from[..self.num_rows * STRIP].chunks(size * STRIP).enumerate() {
-                    let quads = self.quads(tile * size);
-                    bf16_pairs::round(from, quads.first.add(first / QUAD * quads.step), QUAD);
+                    let pieces = self.pieces(tile * size);
+                    let to = pieces.first.add(first / pieces.len * pieces.step);
+                    match pieces.len {
+                        // A strip is as wide as a quad, so the quads of a tile lie side by side.
+                        QUAD => bf16_pairs::round(from, to, QUAD),
+                        _ => tiles::round_strip(from, count, to.cast()),
+                    }
                 }
                 return;
             }
@@ -162,11 +173,11 @@ impl Prepared<'_> {
         // SAFETY: both rows exist and are `cols` wide; the caller promises that nobody else uses the one or writes the other.
         unsafe {
             #[cfg(target_arch = "x86_64")]
-            if self.has_bf16_pairs() {
-                let (to, from) = (self.quads(row), other.quads(other_row));
-                for quad in 0..self.cols.div_ceil(QUAD) {
-                    let source = from.first.add(quad * from.step);
-                    to.first.add(quad * to.step).copy_from_nonoverlapping(source, QUAD);
+            if self.has_bf16_products() {
+                let (to, from) = (self.pieces(row), other.pieces(other_row));
+                for piece in 0..self.cols.div_ceil(to.len) {
+                    let source = from.first.add(piece * from.step);
+                    to.first.add(piece * to.step).copy_from_nonoverlapping(source, to.len);
                 }
                 return;
             }
@@ -174,30 +185,42 @@ impl Prepared<'_> {
         }
     }
 
-    /// Returns whether products are of bf16 pairs.
+    /// Returns whether rows are rounded to bf16.
     #[cfg(target_arch = "x86_64")]
-    fn has_bf16_pairs(&self) -> bool {
-        (self.isa, self.layout) == (Isa::Avx512Bf16, Layout::Plain(Dtype::Bf16))
+    fn has_bf16_products(&self) -> bool {
+        self.layout == Layout::Plain(Dtype::Bf16) && self.isa.has_bf16_products()
     }
 
-    /// Returns where the quads of a row lie.
+    /// Returns the rows of each tile but the last.
     #[cfg(target_arch = "x86_64")]
-    fn quads(&self, row: usize) -> Quads {
-        let size = bf16_pairs::tile_rows(self.num_rows);
+    fn tile_rows(&self) -> usize {
+        match self.isa {
+            Isa::Amx => tiles::block_rows(self.num_rows),
+            _ => bf16_pairs::tile_rows(self.num_rows),
+        }
+    }
+
+    /// Returns where the pieces of a row lie.
+    #[cfg(target_arch = "x86_64")]
+    fn pieces(&self, row: usize) -> Pieces {
+        let size = self.tile_rows();
         let first = row - row % size;
         let num_rows = size.min(self.num_rows - first);
+        let len = if self.isa == Isa::Amx { tiles::PAIR } else { QUAD };
         let tile = self.data.address(self.num_rows * self.stride);
         // SAFETY: `address` checks that all rows lie within the buffer.
-        let quad = unsafe { tile.add(first * self.stride).cast::<u16>().add((row - first) * QUAD) };
-        Quads { first: quad, step: num_rows * QUAD }
+        let piece = unsafe { tile.add(first * self.stride).cast::<u16>().add((row - first) * len) };
+        Pieces { first: piece, len, step: num_rows * len }
     }
 }
 
-/// The places of a row's quads: eight columns in bf16 each, interleaved with those of the tile's other rows.
+/// The places of a row's pieces: columns in bf16, interleaved with those of the tile's other rows.
 #[cfg(target_arch = "x86_64")]
-struct Quads {
+struct Pieces {
     first: *mut u16,
-    /// Distance between two quads of the row, in numbers.
+    /// Columns of a piece.
+    len: usize,
+    /// Distance between two pieces of the row, in numbers.
     step: usize,
 }
 
@@ -232,6 +255,6 @@ unsafe fn deinterleave(lanes: usize, start: usize, cols: usize, mut from: &[f32]
 fn lanes_of(isa: Isa) -> usize {
     match isa {
         Isa::Portable | Isa::Avx2 => 8,
-        Isa::Avx512 | Isa::Avx512Bf16 => 16,
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => 16,
     }
 }

@@ -16,8 +16,10 @@ pub(crate) unsafe fn multiply_strip(isa: Isa, task: &PackedTask) {
     unsafe {
         #[cfg(target_arch = "x86_64")]
         match isa {
-            Isa::Avx512 | Isa::Avx512Bf16 if vnni::is_supported() => return vnni::multiply_strip(task),
-            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 if avx2::is_supported() => return avx2::multiply_strip(task),
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx if vnni::is_supported() => return vnni::multiply_strip(task),
+            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx if avx2::is_supported() => {
+                return avx2::multiply_strip(task);
+            }
             _ => {}
         }
         let _ = isa;
