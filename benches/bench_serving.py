@@ -5,6 +5,7 @@
     make bench-serving ARGS="shared-prefix"               16 clients with one system prompt, our prefix cache on and off
     make bench-serving ARGS="offline"                     256 sequences at once, without a server
     make bench-serving ARGS="quantised"                   a GGUF file's packed weights, the same in bf16, and llama.cpp
+    make bench-serving ARGS="quantised --peers vllm"      … and vLLM's CPU build on the same weights in bf16
 
 Each server is started, driven at every number of clients and stopped, then the next one; that is a round. Clients are
 closed loops: the next request goes out when the last answer is there. A table is printed and the figures are written
@@ -74,7 +75,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", nargs="?", default="throughput", choices=MODES)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--peers", help="comma-separated: vllm; quantised: llama-server; or `none` for ours alone")
+    parser.add_argument("--peers", help="comma-separated: vllm; quantised: llama-server, vllm; or `none` for ours")
     parser.add_argument(
         "--cores", help="cores of vLLM's variants, such as `0,0-1` (default: all, and all but the last)"
     )
@@ -102,10 +103,10 @@ def settled(options: argparse.Namespace) -> argparse.Namespace:
     options.clients = [int(number) for number in clients.split(",")]
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.sequences = options.sequences or (24 if options.quick else 256)
-    known = "llama-server" if options.mode == "quantised" else "vllm"
-    options.peers = [] if options.peers == "none" else (options.peers or known).split(",")
-    if unknown := set(options.peers) - {known}:
-        raise SystemExit(f"error: a peer must be {known} or none, got {', '.join(sorted(unknown))}")
+    known = ("llama-server", "vllm") if options.mode == "quantised" else ("vllm",)
+    options.peers = [] if options.peers == "none" else (options.peers or known[0]).split(",")
+    if unknown := set(options.peers) - set(known):
+        raise SystemExit(f"error: a peer must be {', '.join(known)} or none, got {', '.join(sorted(unknown))}")
     options.logs = CACHE / "serving"
     options.out = options.out or (options.logs if options.quick else environments.ROOT / "benches" / "results")
     for directory in (options.logs, options.out):
@@ -137,16 +138,19 @@ def floats(file: Path) -> Path:
 def contenders(options: argparse.Namespace, model: Path) -> list[Peer]:
     """Ours first; a peer whose environment can't be made is left out, and that is said."""
     chosen = [] if options.skip_ours else [servers.ours()]
-    if options.mode == "quantised":
-        chosen += [servers.ours("ours, bf16", model=floats(model))] if chosen else []
-        return chosen + [servers.llama_server(max(options.clients)) for _ in environments.ensure(options.peers)]
+    packed = options.mode == "quantised"
+    if chosen and packed:
+        chosen.append(servers.ours(report.OURS_BF16, model=floats(model)))
     if chosen and options.mode == "shared-prefix":
         if servers.has_option(NO_PREFIX_CACHE):
             chosen.append(servers.ours("ours, no prefix cache", NO_PREFIX_CACHE))
         else:
             say(f"`llm serve` has no {NO_PREFIX_CACHE} here: ours is not compared with itself without the cache")
-    for _ in environments.ensure(options.peers):
-        chosen += [servers.vllm(cores) for cores in cores_of(options)]
+    for peer in environments.ensure(options.peers):
+        if peer == "llama-server":
+            chosen.append(servers.llama_server(max(options.clients)))
+        else:
+            chosen += [servers.vllm(cores, floats(model) if packed else None) for cores in cores_of(options)]
     return chosen
 
 

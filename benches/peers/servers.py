@@ -57,13 +57,13 @@ def llama_server(clients: int) -> Peer:
     return Peer("llama.cpp", (program, "--model", "{model}", *names, *slots))
 
 
-def vllm(cores: str) -> Peer:
-    """vLLM's build for CPUs, its threads on these cores."""
-    environment = environments.directory() / "vllm"
+def vllm(cores: str, model: Path | None = None) -> Peer:
+    """vLLM's build for CPUs, its threads on these cores; `model` replaces the weights of the others."""
+    program = str(environments.directory() / "vllm" / "bin" / "vllm")
     names = ("--port", "{port}", "--host", HOST, "--served-model-name", NAME, "--dtype", "{dtype}")
     return Peer(
         f"vllm, cores {cores}",
-        (str(environment / "bin" / "vllm"), "serve", "{model}", *names, "--max-model-len", str(CONTEXT)),
+        (program, "serve", "{model}" if model is None else str(model), *names, "--max-model-len", str(CONTEXT)),
         vllm_variables(cores),
     )
 

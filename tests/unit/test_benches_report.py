@@ -44,9 +44,19 @@ def test_table_has_our_rates_over_theirs_and_our_times_over_theirs():
 
 def test_bars_hold_us_to_the_better_variant_of_each_figure():
     bars = serving_report.bars(document())
-    assert "| 1 clients, beside vLLM's better | 1.50 | ≥ 1.5 yes | ≥ 1.8 **no** |" in bars
-    assert "| 1 clients, first token p50 | 0.75 | | ≤ 0.9 yes |" in bars
+    assert "| 1 clients, ours, beside vLLM's better | 1.50 | ≥ 1.5 yes | ≥ 1.8 **no** |" in bars
+    assert "| 1 clients, ours, first token p50 | 0.75 | | ≤ 0.9 yes |" in bars
     assert "| start to first token, s | 4.0 | ≤ 10 yes | |" in bars
+
+
+def test_packed_weights_and_our_floats_are_each_held_to_the_bars():
+    vllm = {"vllm, cores 0-1": level(50.0, 0.080, 0.020)}
+    ours = {"ours": level(150.0, 0.040, 0.008), "ours, bf16": level(100.0, 0.080, 0.008)}
+    bars = serving_report.bars(document(levels={"8": ours | vllm}))
+    assert "| 8 clients, beside ours, bf16 | 1.50 | | ≥ 1.4 yes |" in bars
+    assert "| 8 clients, ours, beside vLLM's better | 3.00 | ≥ 1.5 yes | ≥ 2.2 yes |" in bars
+    assert "| 8 clients, ours, bf16, beside vLLM's better | 2.00 | ≥ 1.5 yes | ≥ 2.2 **no** |" in bars
+    assert "| 8 clients, ours, bf16, first token p50 | 1.00 | | ≤ 0.5 **no** |" in bars
 
 
 def test_bars_are_for_the_standard_load_alone():
