@@ -5,6 +5,7 @@ Every row has what was measured on both sides, and their ratio, so that above 1 
 
 import json
 import math
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from html import escape
@@ -67,6 +68,18 @@ def serving(figures: Figures) -> Iterator[Row]:
         yield faster(f"{clients} clients", servers["ours"]["output_tokens_per_s"], "vLLM", peers[peer])
 
 
+def served_packed(figures: Figures) -> Iterator[Row]:
+    """Tokens a second of packed weights by the number of clients, beside each other server's best variant."""
+    for clients, servers in figures["levels"].items():
+        best: dict[str, float] = {}
+        for name, found in servers.items():
+            peer = name if name.startswith("ours") else name.split(",")[0]
+            best[peer] = max(best.get(peer, 0.0), found["output_tokens_per_s"])
+        ours = best.pop("ours")
+        for peer, speed in best.items():
+            yield faster(f"{clients} clients", ours, SERVERS.get(peer, peer), speed)
+
+
 def offline(figures: Figures) -> Iterator[Row]:
     """Generated tokens a second of a batch."""
     speeds = {name: found["output_tokens"] / found["seconds"] for name, found in figures["engines"].items()}
@@ -87,6 +100,7 @@ def models(figures: Figures) -> Iterator[Row]:
 
 # What stands beside ours under a shorter name in the file.
 OWN_NAMES = {"floats": "llm-oxide, bf16", "our Q4_1": "llm-oxide, Q4_1"}
+SERVERS = {"ours, bf16": "llm-oxide, bf16", "vllm": "vLLM, bf16"}
 
 
 def quantised(figures: Figures) -> Iterator[Row]:
@@ -96,6 +110,58 @@ def quantised(figures: Figures) -> Iterator[Row]:
             speed = found["speed"][work]
             for peer in speed["ratios"]:
                 yield faster(f"{name}, {work}", speed["ours"], OWN_NAMES.get(peer, peer), speed[peer])
+
+
+def memory(figures: Figures) -> Iterator[Row]:
+    """MB that serving a file adds to a bare process, beside the file itself."""
+    for name, found in figures["files"].items():
+        yield sooner(name, found["beyond bare"] / 1e6, "the file", found["file"] / 1e6)
+
+
+def int8_cache(figures: Figures) -> Iterator[Row]:
+    """Tokens a second with 8 bits a number in the cache, beside 16."""
+    for one in figures["speed"]["figures"]:
+        case = f"{one['weights']} weights, {one['rows']} requests, context {one['context']:,}"
+        yield Row(case, one["int8"], "a bf16 cache", one["bfloat16"], one["ratio"])
+    sizes = figures["bytes a token"]
+    yield sooner("bytes a token", sizes["int8"], "a bf16 cache", sizes["bfloat16"])
+
+
+def adapters(figures: Figures) -> Iterator[Row]:
+    """Tokens a second of eight requests with adapters, beside the base alone."""
+    speeds = figures["tokens_per_s"]
+    for count, ratio in figures["ratio_to_base"].items():
+        yield Row(f"{count} adapters in a batch of 8", speeds[count], "the base alone", speeds["0"], ratio)
+
+
+def structured(figures: Figures) -> Iterator[Row]:
+    """Tokens a second under a grammar, beside the same load without one."""
+    middle = {name: statistics.median(rounds) for name, rounds in figures["tokens_per_s"].items()}
+    for name in ("bound", "forced"):
+        yield faster(GRAMMARS[name], middle[name], "no grammar", middle["free"])
+
+
+GRAMMARS = {"bound": "32 clients, a schema", "forced": "32 clients, a schema with fixed words"}
+
+
+def sampling(figures: Figures) -> Iterator[Row]:
+    """Microseconds a row of logits."""
+    for case, found in figures["results"].items():
+        rows, vocab = case.split("x")
+        times = found["us_per_row"]
+        for peer, name in (("transformers", "transformers"), ("hand", "PyTorch by hand")):
+            yield sooner(f"{rows} rows of {int(vocab):,}", times["ours"], name, times[peer])
+
+
+def tokenizing(table: Figures) -> Iterator[Row]:
+    """Speeds and times of the tokenizer, beside the fastest other one of each row."""
+    for cells in table["rows"]:
+        work, vocabulary, text, ours, _, fastest, ratio = cells[:7]
+        if vocabulary != "cl100k" or not work.startswith(("encode", "chat", "decode")) or " over " in work:
+            continue
+        speed, unit = ours.split()
+        peer, theirs = fastest.rsplit(" ", 1)
+        yield Row(f"{work}, {text}, {unit}", float(speed), peer, float(theirs), float(ratio))
 
 
 def training(figures: Figures) -> Iterator[Row]:
@@ -158,12 +224,21 @@ def grammar(figures: Figures) -> Iterator[Row]:
 SECTIONS = (
     Section("Serving", "serving-throughput.bfloat16.json", "tokens/s", "make bench-serving", serving,
             "SmolLM2-135M in bfloat16 behind HTTP, each client with one request after another."),
+    Section("Serving packed weights", "serving-quantised.SmolLM2-135M-Instruct.Q4_1.json", "tokens/s",
+            'make bench-serving ARGS="quantised --peers llama-server,vllm"', served_packed,
+            "The same model as a GGUF file of 4 bits a weight behind HTTP; vLLM serves its values in bfloat16."),
     Section("A batch offline", "serving-offline.bfloat16.json", "tokens/s", "make bench-serving", offline,
             "The same model without HTTP, prompts and answers of 100 to 1,024 tokens."),
     Section("The server's front end", "frontend.json", "requests/s", "make bench-frontend", front_end,
             "HTTP, JSON and the tokenizer in front of an engine that takes no time."),
     Section("Quantized weights", "quantised.json", "tokens/s", "python benches/bench_quantised.py TEXT", quantised,
             "SmolLM2-135M from the same file, one request."),
+    Section("Memory of packed weights", "memory.json", "MB", "python benches/bench_memory.py FILE", memory,
+            "What serving a file adds to a bare process, its key-value cache included."),
+    Section("An int8 cache", "kv_cache.json", "tokens/s", "python benches/bench_kv_cache.py TEXT", int8_cache,
+            "The same requests on keys and values of 8 bits and of 16."),
+    Section("Adapters in a batch", "adapters.json", "tokens/s", "python benches/bench_adapters.py", adapters,
+            "Eight requests with adapters of rank 16 on all linear layers."),
     Section("A model's work", "models.float32.json", "s", "python benches/bench_models.py", models,
             "SmolLM2-135M in float32: loading, a prompt, a token, a training step."),
     Section("Training", "training.json", "tokens/s", "python benches/bench_training.py", training,
@@ -174,6 +249,12 @@ SECTIONS = (
             "SmolLM2-135M draws groups of answers on the weights that are trained."),
     Section("Grammars", "grammar.json", "see the case", "python benches/bench_grammar.py", grammar,
             "JSON schemas compiled and turned into masks over a vocabulary."),
+    Section("Answers under a grammar", "structured.json", "tokens/s", "make bench-structured", structured,
+            "32 clients of one server, with and without a JSON schema."),
+    Section("Sampling", "sampling.2.float32.json", "µs a row", "python benches/bench_sampling.py", sampling,
+            "Temperature, top-k 50, top-p 0.9 and a repetition penalty, on two threads."),
+    Section("Tokenizing", "tokenizer.peers.md", "unit in the case", "make bench-tokenizer", tokenizing,
+            "The vocabulary cl100k beside eight others, of which each row has the fastest; the file has all."),
     Section("One GPU", "gpu.json", "tokens/s", "make bench-gpu", gpu,
             "Decoding 64 tokens after prompts of 128."),
 )  # fmt: skip
@@ -185,8 +266,14 @@ def rows_of(section: Section) -> list[Row]:
 
 
 def read(section: Section) -> Figures:
-    """Returns a section's file."""
-    figures: Figures = json.loads((RESULTS / section.file).read_text(encoding="utf-8"))
+    """Returns a section's file; of a page in Markdown, the cells of its tables and its first paragraph."""
+    text = (RESULTS / section.file).read_text(encoding="utf-8")
+    if section.file.endswith(".md"):
+        rows = [
+            [cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:1] == "|"
+        ]
+        return {"rows": [cells for cells in rows if len(cells) > 6], "said": text.split("\n\n")[1].replace("\n", " ")}
+    figures: Figures = json.loads(text)
     return figures
 
 
@@ -197,6 +284,9 @@ def number(value: float) -> str:
 
 def conditions(figures: Figures) -> str:
     """Machine, versions and load, as far as the file tells."""
+    if "said" in figures:
+        return str(figures["said"])
+    figures = figures.get("speed", figures)
     machine = figures.get("machine") or figures.get("device") or figures.get("about", {}).get("machine", "")
     if isinstance(machine, dict):
         vectors = ", ".join(machine.get("vectors", ()))
@@ -229,11 +319,6 @@ def page() -> str:
         ]
         parts += [f"## {section.title}", section.about, "\n".join(lines)]
         parts.append(f"{conditions(read(section))} `{section.command}`; `benches/results/{section.file}`.")
-    parts += [
-        "## Tokenizing",
-        "`benches/results/tokenizer.peers.md` has the tokenizer beside eight others (`make bench-tokenizer`), with\n"
-        "the rows in which others are faster.",
-    ]
     return "\n\n".join(parts) + "\n"
 
 
