@@ -161,16 +161,17 @@ $(RAY)/.done: | $(STAMPS)/test
 		>"$$($(RAY)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
 	touch $@
 
-# Two processes with a thread each take half the time of one with two; a process needs up to 3 GB.
+# Two processes with a thread each take half the time of one with two; a process needs up to 3 GB. Files run in the order
+# of their names: by their numbers of tests, those with few and long ones would come last, one process waiting for the other.
 TEST_PROCESSES ?= 2
 test-python: test-data ## Tests of the package, in TEST_PROCESSES=2 processes
 	echo "» tests of the package"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=10
 
 coverage: test-data $(STAMPS)/lint ## Lines of the package that its tests run, at least 90 % (ARGS="tests/unit/test_config.py": by some tests)
 	mkdir -p .cache/coverage
 	$(BIN)/python -m coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
@@ -252,7 +253,7 @@ lint: $(STAMPS)/lint lint-files docs ## Formatters, linters, type checkers, the 
 	$(STEP) "lock files of cargo" bash -c 'for manifest in Cargo.toml fuzz/Cargo.toml; do \
 		cargo metadata --locked --format-version 1 --manifest-path $$manifest >/dev/null || exit 1; done'
 	$(STEP) "cargo clippy" cargo clippy --all-targets -- -D warnings
-	$(STEP) "cargo clippy with the binding" cargo clippy --all-targets --features python -- -D warnings
+	$(STEP) "cargo clippy with the binding" cargo clippy --lib --features python -- -D warnings
 	$(STEP) "ruff" bash -c '$(BIN)/ruff format --check . && $(BIN)/ruff check .'
 	$(STEP) "mypy" $(BIN)/mypy
 	$(STEP) "the stub beside the built module" $(BIN)/python -m mypy.stubtest llm._rust
