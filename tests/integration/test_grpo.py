@@ -7,12 +7,30 @@ from pathlib import Path
 
 import openai
 import pytest
+import torch
 
-from llm.checkpoint import Run
+from llm.checkpoint import Run, resolve
+from llm.models import DecoderModel
 from llm.serving import ServerConfig, ServerHandle
+from llm.training.rollouts import RolloutEngine
+from tests.fetch_data import CACHE
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "grpo.py"
 UNSEEN = ["fbda", "cafe", "bead", "fade", "deaf", "abcf", "feed", "dabb", "cabe", "face"]
+
+
+def test_the_engine_takes_over_smollm2s_weights_within_50_ms() -> None:
+    checkpoint = resolve(CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    model = checkpoint.model("float32", torch.device("cpu"))
+    assert isinstance(model, DecoderModel)
+    engine = RolloutEngine(checkpoint.tokenizer(), 256, 8)
+    took = []
+    for _ in range(5):
+        engine.take_over(model)
+        took.append(engine.handover_s)
+    assert min(took) <= 0.050, took
+    [[answer]] = engine.draw([checkpoint.tokenizer().encode("The capital of France is")], [engine.greedy(4)])
+    assert "Paris" in answer.text
 
 
 @pytest.mark.slow
