@@ -23,9 +23,9 @@ from llm.models.families import family_named, family_of
 from llm.models.gguf import read_tensors
 from llm.models.gguf.lazy import JoinedTensor, LazyTensor
 from llm.models.gguf.types import TYPES
-from llm.models.hf import agreed, empty_model, own_dtype
+from llm.models.hf import agreed, own_dtype
 from llm.models.layers.packed import PackedPart
-from llm.models.packing import is_quantised, packable, parts_of
+from llm.models.packing import is_quantised, packable_in, parts_of
 from llm.models.quantised import QuantisedTensor, open_weights
 from llm.models.quantised.codes import num_bytes
 from llm.models.tensor_files import OnDisk
@@ -61,7 +61,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, str]:
         | _shape(config)
         | _memory(config)
         | _step(checkpoint, config, DTYPES[own])
-        | _on_cuda(checkpoint, config)
+        | _on_cuda(checkpoint)
         | _words(checkpoint)
     )
 
@@ -147,12 +147,11 @@ def _step(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype) -> di
     return {"CPU decoding": path, "weights a step": _if_packed(checkpoint, config, dtype, step)}
 
 
-def _on_cuda(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, str]:
+def _on_cuda(checkpoint: Checkpoint) -> dict[str, str]:
     """Returns what multiplies quantised weights on CUDA."""
     if not checkpoint.is_quantised:
         return {}
-    config, named = agreed(config, _tensors(checkpoint), family_named(checkpoint.values))
-    matrices = packable(empty_model(config), family_named(checkpoint.values), named, torch.device("cuda"))
+    _, named, matrices = packable_in(checkpoint.values, _tensors(checkpoint), torch.device("cuda"))
     packed = {id(piece.tensor): piece.tensor for pieces in matrices.values() for piece in pieces}
     rest = [tensor for tensor in named.values() if is_quantised(tensor) and id(tensor) not in packed]
     if not packed or rest:
@@ -166,9 +165,7 @@ def _if_packed(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, 
     """Returns the size of a step's weights, types that stay packed and types that don't, and the size expanded."""
     if not checkpoint.is_quantised:
         return expanded
-    family = family_named(checkpoint.values)
-    config, named = agreed(config, _tensors(checkpoint), family)
-    matrices = packable(empty_model(config), family, named)
+    config, named, matrices = packable_in(checkpoint.values, _tensors(checkpoint))
     parts = {name: parts_of(pieces) for name, pieces in matrices.items()}
     types = {tensor.type_name for tensor in named.values() if is_quantised(tensor)}
     packed = {piece.tensor.type_name for pieces in matrices.values() for piece in pieces}

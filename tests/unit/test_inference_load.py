@@ -1,5 +1,6 @@
 """From a checkpoint to an engine: what is refused, and a run that trains on meanwhile."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,17 @@ def test_dtype_can_be_chosen(tiny_checkpoint: Path, dtype: str) -> None:
 def test_an_unknown_dtype_lists_the_valid_ones(tiny_checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="`dtype` must be one of auto, float32, bfloat16, float16, got 'int3'"):
         LLM(tiny_checkpoint, "int3")
+
+
+def test_an_unknown_dtype_of_a_config_is_told_apart_from_a_wrong_argument(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    directory = shutil.copytree(tiny_checkpoint, tmp_path / "a")
+    values = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(values | {"dtype": "int8"}))
+    with pytest.raises(CheckpointError, match=r"that the weights are 'int8', .*\nhint: `dtype` names"):
+        LLM(directory)
+    assert LLM(directory, "float32").engine.runner.model.dtype == torch.float32
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -141,6 +141,13 @@ def test_fused_experts_are_read(tmp_path: Path, family: str) -> None:
 def test_too_many_layers_are_an_error_at_once(tmp_path: Path) -> None:
     directory = llama(tmp_path / "a", num_hidden_layers=9_000)
     assert "config.json says 9000 layers, the weights hold 2" in message_of(directory)
+    tensors = load_file(directory / "model.safetensors")
+    norm = tensors["model.layers.1.input_layernorm.weight"]
+    for last in ("8999", "9" * 5000):
+        extra = {f"model.layers.{last}.input_layernorm.weight": norm.clone()}
+        save_file(tensors | extra, directory / "model.safetensors", metadata={"format": "pt"})
+        assert "config.json says 9000 layers, the weights hold" in message_of(directory)
+        assert "and no layer 2" in message_of(directory)
     change(directory, num_hidden_layers=10**12)
     assert "`num_hidden_layers` must be at most 10,000" in message_of(directory)
 

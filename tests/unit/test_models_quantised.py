@@ -375,6 +375,7 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
             "`quantization_config.bits` must be one of 4, 8, got 3",
         ),
         ({"quant_method": "gptq", "bits": True, "group_size": 128}, "`quantization_config.bits` must be"),
+        ({"quant_method": "gptq", "bits": 4.0, "group_size": 128}, "must be one of 4, 8, got 4.0"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 0}, "`quantization_config.group_size` must be positive"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 2**70}, "`quantization_config.group_size` must be positive"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "must be one of 'gptq', 'gptq_v2'"),

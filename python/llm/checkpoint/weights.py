@@ -16,7 +16,7 @@ from llm.models import DecoderModel, RegressionModel
 from llm.models.families import family_named
 from llm.models.hf import agreed, check_shapes, empty_model, fill_model, own_dtype, read_parameters
 from llm.models.packing import pack_matrices
-from llm.models.reward import RewardModel, first_architecture, is_classifier
+from llm.models.reward import kind_of_model
 from llm.models.tensor_files import OnDisk
 from llm.models.tensor_parallel import Shard, Source, empty_shard, fill_shard
 from llm.settings.merge import from_builtins
@@ -80,11 +80,6 @@ def build_shard(
     model = empty_shard(config, shard)
     fill_shard(model, Source(whole, family, named), shard, dtype=dtype, device=device)
     return model
-
-
-def kind_of_model(values: Mapping[str, Any]) -> type[DecoderModel]:
-    """Returns `RewardModel` if a `config.json` names a class with one number as its output, else `DecoderModel`."""
-    return RewardModel if is_classifier(first_architecture(values)) else DecoderModel
 
 
 def fill_decoder(model: DecoderModel, values: Mapping[str, Any], tensors: Mapping[str, OnDisk]) -> None:
@@ -189,6 +184,11 @@ def dtype_of(values: Mapping[str, Any], tensors: Mapping[str, OnDisk], name: str
         CheckpointError: An unknown dtype; the valid ones are listed.
     """
     wanted = own_dtype(values, tensors) if name == "auto" else name
+    if name == "auto" and wanted not in DTYPES:
+        raise CheckpointError(
+            f"config.json says that the weights are {wanted!r}, which must be one of {', '.join(DTYPES)}\n"
+            "hint: `dtype` names another one"
+        )
     if wanted not in DTYPES:
         raise CheckpointError(f"`dtype` must be one of auto, {', '.join(DTYPES)}, got {wanted!r}")
     return DTYPES[wanted]

@@ -19,6 +19,7 @@ from llm.settings.model import ModelConfig
 
 TIED = "lm_head.weight"
 _COMPARED_ROWS = 1024
+_MAX_PROBLEMS = 20
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -137,12 +138,13 @@ def check_layers(tensors: Mapping[str, OnDisk], config: ModelConfig, family: Fam
         CheckpointError: The weights hold fewer layers.
     """
     start, _, end = family.prefix.partition("{layer}")
-    pattern = re.compile(re.escape(start) + r"(\d+)" + re.escape(end))
+    pattern = re.compile(re.escape(start) + r"([0-9]{1,9})" + re.escape(end))
     held = {int(match.group(1)) for match in map(pattern.match, tensors) if match}
-    if held and max(held) + 1 < config.num_hidden_layers:
+    if held and len(held) < config.num_hidden_layers:
+        first = next(layer for layer in range(len(held) + 1) if layer not in held)
         raise CheckpointError(
             f"weights and config.json disagree: config.json says {config.num_hidden_layers} layers, "
-            f"the weights hold {max(held) + 1}"
+            f"the weights hold {len(held)} and no layer {first}"
         )
 
 
@@ -236,7 +238,7 @@ def raise_if_broken(names: Sequence[str], dtype: torch.dtype) -> None:
     if names:
         raise CheckpointError(
             f"weights must be finite in {dtype}, got NaN or infinity in:\n  "
-            + "\n  ".join(names)
+            + _listed(names)
             + "\nhint: a wider `dtype` helps where numbers are too large for this one"
         )
 
@@ -278,7 +280,7 @@ def check_shapes(
     """Checks that names and shapes on disk match the config.
 
     Raises:
-        CheckpointError: Tensors are missing, unexpected or misshaped; every one is listed.
+        CheckpointError: Tensors are missing, unexpected or misshaped; the first ones are listed.
     """
     parts = (
         _pieces(tensors, family, name, ours, config)
@@ -297,4 +299,10 @@ def check_shapes(
         elif list(tensor.shape) != list(expected[name]):
             problems.append(f"{name} has shape {list(tensor.shape)}, config.json says {list(expected[name])}")
     if problems:
-        raise CheckpointError("weights and config.json disagree:\n  " + "\n  ".join(problems))
+        raise CheckpointError(f"weights and config.json disagree:\n  {_listed(problems)}")
+
+
+def _listed(problems: Sequence[str]) -> str:
+    """Returns problems on a line each, and how many more there are after the first ones."""
+    rest = [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
+    return "\n  ".join([*problems[:_MAX_PROBLEMS], *rest])

@@ -13,7 +13,7 @@ from llm.models.decoder import DecoderModel
 from llm.models.families import Family, Piece, family_named
 from llm.models.gguf.lazy import JoinedTensor, LazyTensor
 from llm.models.gguf.types import Bytes
-from llm.models.hf import agreed, empty_model
+from llm.models.hf import agreed, check_shapes, empty_model
 from llm.models.layers.moe import Experts
 from llm.models.layers.packed import (
     SCHEMES_ON_CUDA,
@@ -29,7 +29,9 @@ from llm.models.layers.packed import (
 from llm.models.quantised import CodedTensor, QuantisedTensor
 from llm.models.quantised.blocks import blocks_of, columns_by_group, scheme_to_pack
 from llm.models.quantised.mxfp4 import MxTensor, fits_half
+from llm.models.reward import kind_of_model
 from llm.models.tensor_files import OnDisk
+from llm.settings.model import ModelConfig
 
 # What chooses and weighs experts is multiplied as floats.
 _NEVER_PACKED = (".router.", ".shared_expert_gate.")
@@ -46,6 +48,7 @@ class PackedPiece(NamedTuple):
         tensor: The tensor.
         scheme: The scheme that it is packed in.
         first: The matrix's row where the tensor begins.
+        name: The tensor's name.
         order: The tensor's row for each row of the matrix; None: the same order.
         expert: Whose matrix of a tensor that stacks those of all experts; None: the tensor is a matrix.
         columns: The tensor's column for each column of the matrix; None: the same order.
@@ -54,6 +57,7 @@ class PackedPiece(NamedTuple):
     tensor: Packable
     scheme: str
     first: int
+    name: str
     order: Tensor | None = None
     expert: int | None = None
     columns: Tensor | None = None
@@ -105,7 +109,7 @@ def pack_matrices(
     memory = huge_pages(sum(bytes_of(parts_of(pieces), pieces[0].shape[1]) for pieces in matrices.values()))
     stacks: dict[str, dict[str, list[PackedMatrix]]] = {}
     for name, pieces in matrices.items():
-        matrix = _packed(name, pieces, memory)
+        matrix = _packed(pieces, memory)
         memory = memory[matrix.data.nbytes :]
         path, _, leaf = name.rpartition(".")
         if leaf != "weight":  # an expert's number
@@ -153,6 +157,26 @@ def packable(
     return found
 
 
+def packable_in(
+    values: Mapping[str, Any], tensors: Mapping[str, OnDisk], device: torch.device = _CPU
+) -> tuple[ModelConfig, Mapping[str, OnDisk], dict[str, list[PackedPiece]]]:
+    """Returns config and weights of a checkpoint as `agreed` does, and what `packable` finds among them.
+
+    Args:
+        values: Of the model's `config.json`.
+        tensors: Tensors on disk. Scales and zero points may be read.
+        device: Where the packed matrices go.
+
+    Raises:
+        CheckpointError: Contradictory values or tensors; every missing, unexpected or misshaped one is listed.
+    """
+    family = family_named(values)
+    config, named = agreed(family.config_from(values), tensors, family)
+    model = empty_model(config, kind_of_model(values))
+    check_shapes(named, model.state_dict(), config, family)
+    return config, named, packable(model, family, named, device)
+
+
 def _stacks(
     path: str, experts: Experts, pieces_of: Callable[[str, Tensor], list[PackedPiece]]
 ) -> dict[str, list[PackedPiece]]:
@@ -191,9 +215,7 @@ def expanded_tensors(
     Raises:
         CheckpointError: Contradictory values or tensors.
     """
-    family = family_named(values)
-    config, named = agreed(family.config_from(values), tensors, family)
-    found = packable(empty_model(config), family, named, device)
+    _, named, found = packable_in(values, tensors, device)
     kept = {id(piece.tensor) for pieces in found.values() for piece in pieces}
     quantised = {name: tensor for name, tensor in named.items() if is_quantised(tensor)}
     return {name: tensor.type_name for name, tensor in quantised.items() if id(tensor) not in kept}
@@ -207,10 +229,11 @@ def _pieces(pieces: Sequence[Piece], tensors: Mapping[str, OnDisk]) -> list[Pack
     """Returns the tensors that make up a matrix in the order of rows, or nothing if they can't be packed."""
     found: list[PackedPiece] = []
     for piece in pieces:
-        tensor, view = tensors[piece.name], piece.view
+        # Transformers 5 can store the experts of a layer as one tensor, under another name.
+        tensor, view = tensors.get(piece.name), piece.view
         if isinstance(tensor, JoinedTensor) or (isinstance(tensor, MxTensor) and tensor.is_turned):
             scheme = _scheme(tensor)
-            stack = [] if scheme is None else _stacked_pieces(tensor, view, scheme)
+            stack = [] if scheme is None else _stacked_pieces(tensor, piece, scheme)
             if not stack:
                 return []
             found += stack
@@ -224,7 +247,7 @@ def _pieces(pieces: Sequence[Piece], tensors: Mapping[str, OnDisk]) -> list[Pack
         if scheme is None or first % PACKED_STRIP_ROWS:
             return []
         columns = columns_by_group(tensor) if isinstance(tensor, CodedTensor) else None
-        found.append(PackedPiece(tensor, scheme, first, piece.rows, columns=columns))
+        found.append(PackedPiece(tensor, scheme, first, piece.name, piece.rows, columns=columns))
     if any(not _are_alike(found[0].columns, piece.columns) for piece in found[1:]):
         return []
     return sorted(found, key=lambda piece: piece.first)
@@ -234,12 +257,12 @@ def _are_alike(one: Tensor | None, other: Tensor | None) -> bool:
     return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
-def _stacked_pieces(tensor: MxTensor | JoinedTensor, view: Tensor, scheme: str) -> list[PackedPiece]:
+def _stacked_pieces(tensor: MxTensor | JoinedTensor, piece: Piece, scheme: str) -> list[PackedPiece]:
     """Returns each expert's matrix of a tensor `[E, I, O]`, whose outputs may take turns, as gate and up do in pairs.
 
-    `view` is the place of the tensor in our parameter `[E, O, I]`, the outputs as one or two dimensions.
+    The piece's view is the place of the tensor in our parameter `[E, O, I]`, the outputs as one or two dimensions.
     """
-    num_rows, num_cols = tensor.matrix_shape
+    view, (num_rows, num_cols) = piece.view, tensor.matrix_shape
     if view.stride(1) != 1 or view.shape[1] != num_cols:
         return []
     places = torch.tensor(view.storage_offset())
@@ -247,7 +270,7 @@ def _stacked_pieces(tensor: MxTensor | JoinedTensor, view: Tensor, scheme: str) 
         places = places.unsqueeze(-1) + torch.arange(view.shape[dim]) * view.stride(dim)
     rows = torch.div(places.flatten(1), num_cols, rounding_mode="floor")  # (E, O): our row of each output
     return [
-        PackedPiece(tensor, scheme, int(own.min()), own.argsort(), expert)
+        PackedPiece(tensor, scheme, int(own.min()), piece.name, own.argsort(), expert)
         for expert, own in enumerate(rows)
         if len(own) == num_rows
     ]
@@ -274,7 +297,7 @@ def parts_of(pieces: Sequence[PackedPiece]) -> list[PackedPart]:
     return [PackedPart(scheme, sum(piece.shape[0] for piece in group)) for scheme, group in groups]
 
 
-def _packed(name: str, pieces: Sequence[PackedPiece], memory: Tensor) -> PackedMatrix:
+def _packed(pieces: Sequence[PackedPiece], memory: Tensor) -> PackedMatrix:
     """Returns a matrix packed into the first bytes of `memory`."""
     matrix = PackedMatrix.empty(parts_of(pieces), pieces[0].shape[1], memory, pieces[0].columns)
     for piece in pieces:
@@ -282,7 +305,7 @@ def _packed(name: str, pieces: Sequence[PackedPiece], memory: Tensor) -> PackedM
             for first, blocks in piece.blocks():
                 matrix.pack(blocks, first)
         except InvalidArgumentError as error:
-            raise CheckpointError(f"weights must be finite, got NaN or infinity in {name}: {error}") from None
+            raise CheckpointError(f"weights must be finite, got NaN or infinity in {piece.name}: {error}") from None
         if isinstance(piece.tensor, LazyTensor):
             piece.tensor.release()
         elif isinstance(piece.tensor, JoinedTensor):

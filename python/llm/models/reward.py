@@ -61,3 +61,8 @@ def first_architecture(values: Mapping[str, Any]) -> str | None:
 def is_classifier(architecture: str | None) -> bool:
     """Returns whether a class of transformers has such a head."""
     return architecture is not None and architecture.endswith(_CLASSIFIER)
+
+
+def kind_of_model(values: Mapping[str, Any]) -> type[DecoderModel]:
+    """Returns `RewardModel` if a `config.json` names a class with one number as its output, else `DecoderModel`."""
+    return RewardModel if is_classifier(first_architecture(values)) else DecoderModel

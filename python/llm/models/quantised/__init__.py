@@ -52,6 +52,8 @@ def joined(scheme: Scheme, tensors: Mapping[str, OnDisk]) -> dict[str, OnDisk]:
         except MemberError as error:
             problems.append(f"{module} {error}")
             continue
+        if tensor.name in found:
+            problems.append(f"{module} is there twice, quantized and as {tensor.name}")
         found[tensor.name] = tensor
     if problems:
         rest = [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []

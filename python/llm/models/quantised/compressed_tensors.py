@@ -114,6 +114,8 @@ def open_compressed(scheme: Scheme, module: str, members: Members) -> QuantisedT
     if "weight_packed" not in members:
         return _open_bytes(scheme, module, members)
     need(members, "weight_packed", "weight_scale")
+    if "weight" in members:
+        raise MemberError("is there twice, as weight_packed and as weight")
     if members["weight_packed"].type_name == "U8":
         return _open_mxfp4(module, members)
     num_rows, num_words = check_matrix(members, "weight_packed", ("I32",))

@@ -131,7 +131,8 @@ def _grouping(
 
 
 def _require(name: str, value: Any, allowed: Sequence[Any], prefix: str = "quantization_config") -> None:
-    if value not in allowed or isinstance(value, bool) != isinstance(allowed[-1], bool):
+    # True and 4.0 equal 1 and 4, but are no numbers of bits.
+    if not any(value == each and type(value) is type(each) for each in allowed):
         name = name if name.startswith("config_groups") else f"{prefix}.{name}"
         choices = ", ".join(repr(each) for each in allowed)
         raise CheckpointError(f"`{name}` must be one of {choices}, got {value!r} in config.json\n{_HINT}")
