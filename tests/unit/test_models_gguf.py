@@ -172,6 +172,60 @@ BAD_ENTRIES: dict[str, tuple[Callable[[TensorEntry], TensorEntry], str]] = {
 }
 
 
+def test_tensors_that_overlap_are_named(tmp_path: Path) -> None:
+    entries = [TensorEntry(name, shape, 0, 0) for name, shape in SHAPES.items()]
+    head = metadata_bytes(LLAMA, [*entries[:-1], entries[-1]._replace(offset=32)])
+    (tmp_path / "a.gguf").write_bytes(head + bytes(-len(head) % 32) + bytes(64 * 64 * 4 + 32))
+    with pytest.raises(CheckpointError) as caught:
+        read_tensors(tmp_path / "a.gguf")
+    assert "tensor output_norm.weight begins at offset 0, within tensor token_embd.weight" in str(caught.value)
+    assert "tensor blk.0.attn_k.weight begins at offset 32, within tensor blk.0.attn_q.weight" in str(caught.value)
+
+
+def counts(num_tensors: int, num_keys: int, content: bytes) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, num_tensors, num_keys) + content
+
+
+def key(name: bytes, kind: int, content: bytes) -> bytes:
+    return struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + content
+
+
+# The files have the bytes that they announce, each of which would be a number, a name or a row in memory.
+MANY = 5 << 20
+TOO_MANY: dict[str, tuple[bytes, str]] = {
+    "tensors": (counts(2**40, 0, bytes(MANY)), "at most 262,144 tensors, got 1,099,511,627,776"),
+    "keys": (counts(0, 2**17, bytes(MANY)), "at most 65,536 keys, got 131,072"),
+    "values": (
+        counts(0, 1, key(b"llama.block_count", 9, struct.pack("<IQ", 0, MANY) + bytes(MANY))),
+        "lists have at most 4,194,304 values, got 5,242,880",
+    ),
+    "letters of a name": (
+        counts(1, 0, struct.pack("<Q", MANY) + b"a" * MANY),
+        "names of tensors have at most 64 bytes, got 5242880",
+    ),
+    "letters of an architecture": (
+        counts(0, 1, key(b"general.architecture", 8, struct.pack("<Q", MANY) + b"a" * MANY)),
+        "must be one of llama, .*, got 'aaaa",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOO_MANY)
+def test_counts_far_above_any_models_are_one_short_error(tmp_path: Path, case: str) -> None:
+    content, message = TOO_MANY[case]
+    (tmp_path / "a.gguf").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_tensors(tmp_path / "a.gguf")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_key_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
+    twice = key(b"llama.block_count", 4, struct.pack("<I", 1)) * 2
+    (tmp_path / "a.gguf").write_bytes(counts(0, 2, twice))
+    with pytest.raises(CheckpointError, match=r"`llama\.block_count` is there twice"):
+        read_tensors(tmp_path / "a.gguf")
+
+
 @pytest.mark.parametrize("case", BAD_ENTRIES)
 def test_bad_tensors_are_named(tmp_path: Path, case: str) -> None:
     change, message = BAD_ENTRIES[case]

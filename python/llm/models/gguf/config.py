@@ -71,12 +71,12 @@ class HyperParameters:
         self.architecture = metadata.get("general.architecture")
         if self.architecture not in ARCHITECTURES:
             self.problems.append(
-                f"`general.architecture` must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}"
+                f"`general.architecture` must be one of {', '.join(ARCHITECTURES)}, got {repr(self.architecture)[:60]}"
             )
         parts = metadata.get("split.count", 1)
         if parts not in (0, 1):
             self.problems.append(
-                f"it is one of {parts} parts\nhint: join them with `llama-gguf-split --merge FIRST_PART OUT`"
+                f"it is one of {str(parts)[:60]} parts\nhint: join them with `llama-gguf-split --merge FIRST_PART OUT`"
             )
 
     def number(self, key: str, kind: type, default: Any = REQUIRED) -> Any:

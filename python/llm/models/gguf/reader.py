@@ -1,7 +1,7 @@
 """Reads weights and config of a GGUF file under Hugging Face's names and in Hugging Face's shapes."""
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -120,7 +120,22 @@ def _contents(head: Head, problems: list[str]) -> dict[str, _Stored]:
             found[entry.name] = entry, _bytes_of(head.content, start, entry)
         else:
             problems.append(f"tensor {entry.name} {problem}")
+    problems += _overlaps(entry for entry, _ in found.values())
     return found
+
+
+def _overlaps(entries: Iterable[TensorEntry]) -> Iterator[str]:
+    """Yields an error for each tensor that begins before another one ends, so that a file is as large as its model."""
+    at_end: TensorEntry | None = None
+    for entry in sorted(entries, key=lambda each: each.offset):
+        if at_end is not None and entry.offset < _end(at_end):
+            yield f"tensor {entry.name} begins at offset {entry.offset}, within tensor {at_end.name}"
+        at_end = entry if at_end is None or _end(entry) > _end(at_end) else at_end
+
+
+def _end(entry: TensorEntry) -> int:
+    """Returns the offset of the first byte after a tensor of a known type."""
+    return entry.offset + TYPES_BY_ID[entry.type_id].num_bytes(entry.num_values)
 
 
 def _problem(entry: TensorEntry, alignment: int, num_bytes: int) -> str | None:
@@ -134,7 +149,7 @@ def _problem(entry: TensorEntry, alignment: int, num_bytes: int) -> str | None:
         return f"has rows of {entry.shape[-1]} values, which are no whole blocks of {kind.block_values} ({kind.name})"
     if entry.offset % alignment:
         return f"begins at offset {entry.offset}, which is no multiple of {alignment}"
-    end = entry.offset + kind.num_bytes(entry.num_values)
+    end = _end(entry)
     if end > num_bytes:
         return f"ends at byte {end} of the content, of which {num_bytes} are there: the file is torn"
     return None

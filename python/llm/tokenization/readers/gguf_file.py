@@ -21,6 +21,12 @@ _UINT32, _FLOAT32, _INT32, _BOOL = 4, 6, 5, 7
 
 
 _MAX_DIMENSIONS = 4
+# The format's own limit.
+_MAX_NAME_BYTES = 64
+# Far above those of any model; a few bytes of a file take a hundred in memory.
+_MAX_KEYS = 1 << 16
+_MAX_TENSORS = 1 << 18
+_MAX_LIST_VALUES = 1 << 22
 _U64 = struct.Struct("<Q")
 
 
@@ -116,10 +122,17 @@ class _Cursor:
         if version not in (2, 3):
             raise self._error(f"must be of version 2 or 3 in little-endian order, got version {version}")
         self.num_tensors = self._number("Q")
-        found = {}
+        if self.num_tensors > _MAX_TENSORS:
+            raise self._error(f"must have at most {_MAX_TENSORS:,} tensors, got {self.num_tensors:,}")
+        found: dict[str, Any] = {}
         # A key and its value take at least 13 bytes.
-        for _ in range(self._count(13)):
+        count = self._count(13)
+        if count > _MAX_KEYS:
+            raise self._error(f"must have at most {_MAX_KEYS:,} keys, got {count:,}")
+        for _ in range(count):
             key = self._text()
+            if key in found:
+                raise self._error(f"`{key[:60]}` is there twice")
             kind = self._number("I")
             if wanted(key):
                 found[key] = self._value(kind)
@@ -129,7 +142,10 @@ class _Cursor:
 
     def tensor(self) -> TensorEntry:
         """Reads and returns the next entry of the table of tensors."""
-        name = self._text()
+        length = self._number("Q")
+        if length > _MAX_NAME_BYTES:
+            raise self._error(f"names of tensors have at most {_MAX_NAME_BYTES} bytes, got {length} at {self.at}")
+        name = self._decoded(length)
         num_dimensions = self._number("I")
         if num_dimensions > _MAX_DIMENSIONS:
             raise self._error(f"tensors have at most {_MAX_DIMENSIONS} dimensions, got {num_dimensions} for {name!r}")
@@ -166,7 +182,10 @@ class _Cursor:
         return count
 
     def _text(self) -> str:
-        content = self._take(self._number("Q"))
+        return self._decoded(self._number("Q"))
+
+    def _decoded(self, num_bytes: int) -> str:
+        content = self._take(num_bytes)
         try:
             return content.decode()
         except UnicodeDecodeError as error:
@@ -183,13 +202,15 @@ class _Cursor:
         if kind != _ARRAY:
             return self._number(self._letter(kind))
         kind = self._number("I")
-        if kind == _STRING:
-            return [self._text() for _ in range(self._count(8))]
         if kind == _ARRAY:
             raise self._error("lists of lists are not supported")
-        letter = self._letter(kind)
-        size = struct.calcsize(f"<{letter}")
+        letter = None if kind == _STRING else self._letter(kind)
+        size = _U64.size if letter is None else struct.calcsize(f"<{letter}")
         count = self._count(size)
+        if count > _MAX_LIST_VALUES:
+            raise self._error(f"lists have at most {_MAX_LIST_VALUES:,} values, got {count:,} at offset {self.at}")
+        if letter is None:
+            return [self._text() for _ in range(count)]
         return list(struct.unpack(f"<{count}{letter}", self._take(count * size)))
 
     def _skip(self, kind: int) -> None:
