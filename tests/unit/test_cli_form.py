@@ -38,6 +38,13 @@ def test_answers_have_the_form(tiny_checkpoint: Path, files: Path, verb: tuple[s
     assert ran(*command, "--seed", "1", "--grammar", files / "greeting.lark").strip() in ("good day", "good night")
 
 
+def test_a_shorter_context_is_one_of_the_options(tiny_checkpoint: Path) -> None:
+    with pytest.raises(LLMError, match="the context is 16 tokens"):
+        ran("generate", tiny_checkpoint, "So", "--max-tokens", "60", "--max-model-len", "16")
+    assert "--max-model-len" in ran("chat", "--help")
+    assert "--max-model-len" in ran("eval", "--help")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,7 +12,7 @@ import msgspec
 import typer
 import typer.core
 
-from llm.errors import ConfigError, LLMError
+from llm.errors import ConfigError, LLMError, LLMWarning
 from llm.settings.engine import DraftSpeculation, EngineConfig, NgramSpeculation, Speculation
 from llm.settings.fields import declared, default_of
 from llm.settings.merge import validated
@@ -20,7 +21,7 @@ Path = Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint, run or 
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 
 # Settings of the engine that are options of every command that runs a model.
-ENGINE_OPTIONS = ("kv_cache_dtype", "packed_weights", "tensor_parallel_size")
+ENGINE_OPTIONS = ("max_model_len", "kv_cache_dtype", "packed_weights", "tensor_parallel_size")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -41,16 +42,25 @@ class NamingOptions(typer.core.TyperCommand):
         return re.sub(r"`(\w+)`", lambda found: f"`{flags.get(found[1], found[1])}`", message)
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command.
+        """Runs the command; notes of this package are reworded too.
 
         Raises:
             LLMError: The command's error, reworded.
         """
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            is_own = issubclass(category, LLMWarning)
+            shown(category(self.reworded(str(message))) if is_own else message, category, *place, **more)
+
+        warnings.showwarning = show
         try:
             return super().invoke(ctx)
         except LLMError as error:
             error.args = (self.reworded(str(error)),)
             raise
+        finally:
+            warnings.showwarning = shown
 
 
 def with_options(
