@@ -1,6 +1,7 @@
 """`quantize`: methods, formats, what is compared, and that nothing half-written stays."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,21 @@ from typer.testing import CliRunner
 from llm import LLM, SamplingParams, quantize
 from llm.checkpoint import atomic_directory, resolve, write_model
 from llm.cli.main import app
-from llm.errors import CheckpointError, ConfigError, DataError, InvalidArgumentError, LLMWarning
+from llm.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FileError,
+    InvalidArgumentError,
+    LLMWarning,
+    TokenizerError,
+)
 from llm.models import DecoderModel
 from llm.models.context import ForwardContext, positions_of
 from llm.models.gguf import GGUFModel
 from llm.models.gguf.k_quants import encode_q4_k, encode_q6_k
 from llm.models.hf import weights_to_hf
+from llm.models.reward import RewardModel
 from llm.quantizing.awq import clipped, scale_block
 from llm.quantizing.gptq import gptq
 from llm.quantizing.grid import Grid, Grouped, nearest
@@ -30,7 +40,7 @@ from llm.quantizing.inputs import Inputs, collecting, matrices
 from llm.quantizing.outputs import packed
 from llm.settings.engine import EngineConfig
 from llm.settings.model import ExpertsConfig, ModelConfig
-from llm.tokenization import BPETokenizer
+from llm.tokenization import BPETokenizer, SimpleCharacterTokenizer
 
 Encode = Callable[[torch.Tensor], np.ndarray]
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
@@ -319,15 +329,55 @@ def test_bad_arguments_are_one_error_before_any_work(tmp_path: Path, tiny_checkp
     assert sorted(file.name for file in tmp_path.iterdir()) == ["short.txt", "there"]
 
 
+def test_what_is_read_is_never_replaced_by_the_result(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "outer")
+    inner = tmp_path / "outer" / "inner"
+    shutil.copytree(tiny_checkpoint, inner)
+    for source, out in ((inner, tmp_path / "outer"), (tmp_path / "outer", inner)):
+        with pytest.raises(InvalidArgumentError, match="must not be the checkpoint that is read, nor hold it"):
+            quantize(source, out, overwrite=True)
+        assert (inner / "model.safetensors").is_file()
+
+
+def test_what_a_file_cannot_hold_is_known_before_any_work(tmp_path: Path) -> None:
+    tokenizer = SimpleCharacterTokenizer.train("to be or not to be")
+    sizes = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    for name, kind in (("decoder", DecoderModel), ("judge", RewardModel)):
+        with atomic_directory(tmp_path / name) as directory:
+            write_model(directory, kind(ModelConfig(**sizes, max_position_embeddings=32)), tokenizer)
+    with pytest.raises(TokenizerError, match="stores only byte-level BPE, got a SimpleCharacterTokenizer"):
+        quantize(tmp_path / "decoder", tmp_path / "out.gguf", scheme="q8_0", calibration="nowhere.txt")
+    with pytest.raises(CheckpointError, match="must hold a decoder of text, got a LlamaForSequenceClassification"):
+        quantize(tmp_path / "judge", tmp_path / "out", scheme="int8", calibration="nowhere.txt")
+    with atomic_directory(tmp_path / "short") as directory:
+        write_model(directory, DecoderModel(ModelConfig(**sizes, max_position_embeddings=1)), tokenizer)
+    with pytest.raises(CheckpointError, match="context must be at least 2 tokens to be compared on text, got 1"):
+        quantize(tmp_path / "short", tmp_path / "out", scheme="int8", calibration="nowhere.txt")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["decoder", "judge", "short"]
+
+
+@pytest.mark.parametrize(("out", "scheme"), [("file/out", "int8"), ("file/out.gguf", "q8_0")])
+def test_a_place_that_cannot_be_written_is_named(
+    tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path, out: str, scheme: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FileError, match=rf"{out} can't be written: .*\nhint: name a place"):
+        quantize(tiny_checkpoint, tmp_path / out, scheme=scheme, calibration=corpus_file, **SMALL)
+
+
 def test_a_quantised_checkpoint_is_not_quantised_again(tmp_path: Path, made: dict) -> None:
     with pytest.raises(CheckpointError, match="quantised already"):
         quantize(made["int4 rtn"].path, tmp_path / "out")
 
 
 def test_command_prints_the_comparison_and_says_that_own_text_is_better(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    options = ["--method", "rtn", "--heldout-tokens", "64", "--calibration-tokens", "64"]
+    options = ["--heldout-tokens", "64", "--calibration-tokens", "64", "--window-tokens", "32"]
     arguments = ["quantize", str(tiny_checkpoint), "--out", str(tmp_path / "out"), *options]
-    with pytest.warns(LLMWarning, match="text like that which the model will see gives better weights"):
+    with pytest.warns(LLMWarning, match="^calibrated and compared .* gives better weights and .*: `--calibration`$"):
+        assert CliRunner().invoke(app, [*arguments, "--method", "gptq"]).exit_code == 0
+    shutil.rmtree(tmp_path / "out")
+    arguments += ["--method", "rtn"]
+    with pytest.warns(LLMWarning, match="^compared on Shakespeare's plays, .* gives truer figures: `--calibration`$"):
         result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0
     assert "bits a quantised weight" in result.stdout

@@ -1,6 +1,7 @@
 """Words for disks that are full or can't be written."""
 
 import contextlib
+import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from llm.errors import FileError
+
+_ROOM = "make room there, then go on; what was written before is whole"
+_PLACE = "name a place that can be written"
+_WAYS_OUT = dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST), _PLACE)
 
 
 @contextlib.contextmanager
@@ -25,7 +30,7 @@ def explains_failed_writes(target: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error)
         raise FileError(
             f"{target} can't be written: {reason} ({in_words(free_bytes(target))} free on its disk)\n"
-            "hint: make room there, then go on; what was written before is whole"
+            f"hint: {_WAYS_OUT.get(error.errno or 0, _ROOM) if isinstance(error, OSError) else _ROOM}"
         ) from error
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from llm.checkpoint import atomic_directory, plan_files, write_description
+from llm.checkpoint.space import explains_failed_writes
 from llm.errors import CheckpointError, InternalError
-from llm.models.gguf import EncodedRows, encode_groups, matrix_kind, write_gguf_model
+from llm.models.gguf import EncodedRows, encode_groups, matrix_kind, model_metadata, write_gguf_model
 from llm.models.gguf.names import family_of as gguf_family
 from llm.quantizing.grid import Grid, Grouped
 from llm.quantizing.source import Cut, Source
@@ -276,13 +277,23 @@ class _Kept(Mapping[str, Tensor | EncodedRows]):
 
 @contextmanager
 def open_file(target: Path, source: Source, config: QuantizationConfig) -> Iterator[File]:
-    """Yields an output whose file is at `target` once all is in it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with Spool.at(target.with_name(f".tmp-{target.name}.spool")) as spool:
+    """Yields an output whose file is at `target` once all is in it.
+
+    Raises:
+        FileError: The file can't be written.
+    """
+    with explains_failed_writes(target), _spool_beside(target) as spool:
         file = File(spool, config, source)
         yield file
         values = source.family.config_to(source.config)
         write_gguf_model(target, values, file.tensors(), source.tokenizer, quantization=config.stored)
+
+
+@contextmanager
+def _spool_beside(target: Path) -> Iterator[Spool]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with Spool.at(target.with_name(f".tmp-{target.name}.spool")) as spool:
+        yield spool
 
 
 def check_cuts(config: QuantizationConfig, name: str, shape: torch.Size, cuts: list[Cut]) -> list[str]:
@@ -297,14 +308,21 @@ def check_cuts(config: QuantizationConfig, name: str, shape: torch.Size, cuts: l
     return problems
 
 
-def check_gguf(source: Source) -> None:
-    """Checks that llama.cpp knows the family, and has its matrices whole, before any work."""
-    family = gguf_family(source.family.config_to(source.config))
+def check_gguf(source: Source, target: Path, quantization: str) -> None:
+    """Checks that llama.cpp knows the model and its tokenizer, and has its matrices whole, before any work.
+
+    Raises:
+        CheckpointError: A GGUF file can't contain the model.
+        TokenizerError: A GGUF file can't contain the tokenizer.
+    """
+    values = source.family.config_to(source.config)
+    family = gguf_family(values)
     parts = {whole: join.parts for whole, join in family.joins.items() if len(join.parts) > 1}
     refuse(
         [f"{whole} is {' and '.join(names)} in a GGUF file" for whole, names in parts.items()],
         "`llm export --format gguf` with `--quantization` writes such a file",
     )
+    model_metadata(target, values, source.tokenizer, quantization=quantization)
 
 
 def refuse(problems: list[str], hint: str) -> None:

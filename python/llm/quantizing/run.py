@@ -109,8 +109,11 @@ def check_target(target: Path, source: Path, config: QuantizationConfig, *, over
         )
     if not target.exists():
         return
-    if target.resolve() == source.resolve():
-        raise InvalidArgumentError("`out` must not be the checkpoint that is read")
+    ours, theirs = target.resolve(), source.resolve()
+    if ours == theirs or ours in theirs.parents or theirs in ours.parents:
+        raise InvalidArgumentError(
+            f"`out` must not be the checkpoint that is read, nor hold it or be a part of it, got {str(target)!r}"
+        )
     if not overwrite:
         raise InvalidArgumentError(
             f"`out` must be new, got {str(target)!r}, which exists\nhint: name another one, or add `overwrite`"
@@ -125,10 +128,10 @@ def _quantized(
     checkpoint: Checkpoint, target: Path, config: QuantizationConfig, progress: bool | None
 ) -> QuantizationReport:
     source = Source(checkpoint)
-    ignore = _check(source, config)
+    ignore = _check(source, target, config)
     windows = read_windows(config, source.tokenizer, source.config.max_position_embeddings)
     if not config.calibration:
-        say_text_is_general()
+        say_text_is_general(learns=config.chosen_method != "rtn")
     facts = Facts(dtype=source.dtype, ignore=ignore, generation=_generation(checkpoint))
     with progress_bar(MofNCompleteColumn(), wanted=progress) as bar:
         task = bar.add_task(f"{config.chosen_method}, layer", total=len(source.layers))
@@ -165,11 +168,11 @@ def _open(
     return open_directory(target, source, config, facts)
 
 
-def _check(source: Source, config: QuantizationConfig) -> list[str]:
+def _check(source: Source, target: Path, config: QuantizationConfig) -> list[str]:
     """Checks by shapes alone that all matrices fit; returns the linear layers that keep their type."""
     ignore = ["lm_head"]
     if config.is_gguf:
-        check_gguf(source)
+        check_gguf(source, target, config.stored)
         return ignore
     problems: list[str] = []
     for idx, block in enumerate(source.layers):

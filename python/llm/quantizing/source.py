@@ -11,6 +11,7 @@ from llm.checkpoint.weights import dtype_of
 from llm.errors import CheckpointError
 from llm.models.families import Family, Piece, family_named
 from llm.models.hf import TIED, agreed, check_shapes, empty_model, read_parameters
+from llm.models.quantised import scheme_of
 from llm.tokenization import BaseTokenizer
 
 
@@ -27,10 +28,10 @@ class Source:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        if not checkpoint.is_decoder:
-            raise CheckpointError(f"{checkpoint} must hold a decoder, got a {checkpoint.architecture}")
+        if not checkpoint.is_decoder or checkpoint.is_reward_model:
+            raise CheckpointError(f"{checkpoint} must hold a decoder of text, got a {checkpoint.architecture}")
         self.values, tensors = checkpoint.opened()
-        if "quantization_config" in self.values:
+        if scheme_of(self.values) is not None:
             raise CheckpointError(f"{checkpoint} is quantised already\nhint: quantise the model that it was made from")
         self.dtype = dtype_of(self.values, tensors)
         self.family: Family = family_named(self.values)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llm.data.readers import ReadOptions, corpus_files, read_pieces
-from llm.errors import DataError, LLMWarning
+from llm.errors import CheckpointError, DataError, LLMWarning
 from llm.settings.quantization import QuantizationConfig
 from llm.tokenization import BaseTokenizer
 from llm.tokenization.speed import sample_text
@@ -42,10 +42,13 @@ def read_windows(config: QuantizationConfig, tokenizer: BaseTokenizer, longest: 
         longest: The model's context.
 
     Raises:
+        CheckpointError: The context has no room for two tokens.
         DataError: The text can't be read or is too short for one window of each kind.
     """
     begin = [tokenizer.bos_id] if tokenizer.settings.add_bos_token and tokenizer.bos_id is not None else []
     width = min(config.window_tokens, longest)
+    if width < 2:  # a token to see and one to guess
+        raise CheckpointError(f"the model's context must be at least 2 tokens to be compared on text, got {longest}")
     new = width - len(begin)
     wanted = -(-config.calibration_tokens // width), -(-config.heldout_tokens // width)
     ids = _token_ids(config, tokenizer, sum(wanted) * width)
@@ -92,11 +95,16 @@ def _spread(rows: np.ndarray, number: int) -> Tensor:
     return torch.from_numpy(rows[places].astype(np.int64))
 
 
-def say_text_is_general() -> None:
-    """Warns that no text of the user's was given."""
+def say_text_is_general(*, learns: bool) -> None:
+    """Warns that no text of the user's was given, to a method that learns from it or for the comparison alone."""
     warnings.warn(
-        "calibrated and compared on Shakespeare's plays, which come with the package; text like that which the model "
-        "will see gives better weights and truer figures: `calibration`",
+        (
+            "calibrated and compared on Shakespeare's plays, which come with the package; text like that which the "
+            "model will see gives better weights and truer figures: `calibration`"
+            if learns
+            else "compared on Shakespeare's plays, which come with the package; text like that which the model will "
+            "see gives truer figures: `calibration`"
+        ),
         LLMWarning,
         stacklevel=3,
     )

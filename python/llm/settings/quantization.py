@@ -28,7 +28,8 @@ class QuantizationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         Meta(description="How values are rounded; auto is gptq for int4 and q4_0, and rtn for all other schemes"),
     ] = "auto"
     format: Annotated[
-        QuantizedFormat, Meta(description="What is written; auto follows the scheme, gguf turns int4 into q4_0")
+        QuantizedFormat,
+        Meta(description="What is written; auto follows the scheme, gguf turns int4 into q4_0 and int8 into q8_0"),
     ] = "auto"
     group_size: Annotated[
         int, Meta(ge=32, le=128, description="Weights per scale of int4 and int8: 32, 64 or 128.")

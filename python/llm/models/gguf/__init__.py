@@ -4,7 +4,7 @@ from llm.models.gguf.lazy import JoinedTensor, LazyTensor
 from llm.models.gguf.plan import QUANTIZATIONS, matrix_kind
 from llm.models.gguf.reader import GGUFModel, read_config, read_tensors
 from llm.models.gguf.types import EncodedRows, ValueType, encode_groups
-from llm.models.gguf.writer import write_gguf_model
+from llm.models.gguf.writer import model_metadata, write_gguf_model
 
 __all__ = [
     "QUANTIZATIONS",
@@ -15,6 +15,7 @@ __all__ = [
     "ValueType",
     "encode_groups",
     "matrix_kind",
+    "model_metadata",
     "read_config",
     "read_tensors",
     "write_gguf_model",

@@ -44,17 +44,11 @@ def write_gguf_model(
         InvalidArgumentError: An unknown quantization.
         TokenizerError: A GGUF file can't contain the tokenizer.
     """
-    if quantization not in QUANTIZATIONS:
-        raise InvalidArgumentError(f"`quantization` must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
     path, problems = Path(path), list[str]()
-    family_of(config)
-    values = complete(config)
-    metadata = _metadata(path, values, quantization, problems)
-    _raise(path, problems)
+    metadata, values = model_metadata(path, config, tokenizer, quantization=quantization), complete(config)
     plan = Plan(values, tensors, quantization)
     _raise(path, plan.problems)
     planned = plan.planned
-    metadata |= _tokenizer_metadata(path, tokenizer, values["vocab_size"])
     own = rope_tensors(values)
     planned += [Planned(name, (name,), tuple(tensor.shape), TYPES["F32"]) for name, tensor in own.items()]
     with replaced_file(path) as file:
@@ -62,6 +56,26 @@ def write_gguf_model(
         for tensor in planned:
             _write_tensor(file, tensor, own if tensor.name in own else tensors, problems)
         _raise(path, problems)
+
+
+def model_metadata(
+    path: Path, config: Mapping[str, Any], tokenizer: BaseTokenizer, *, quantization: str
+) -> dict[str, Any]:
+    """Returns the metadata of the file that `write_gguf_model` writes from the same arguments.
+
+    Raises:
+        CheckpointError: A GGUF file can't contain the model; every obstacle in its config is listed.
+        InvalidArgumentError: An unknown quantization.
+        TokenizerError: A GGUF file can't contain the tokenizer.
+    """
+    if quantization not in QUANTIZATIONS:
+        raise InvalidArgumentError(f"`quantization` must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
+    problems = list[str]()
+    family_of(config)
+    values = complete(config)
+    metadata = _metadata(path, values, quantization, problems)
+    _raise(path, problems)
+    return metadata | _tokenizer_metadata(path, tokenizer, values["vocab_size"])
 
 
 def _raise(path: Path, problems: list[str]) -> None:
