@@ -10,6 +10,8 @@ from workloads import GROUPS, LONG, SHORT, Group
 
 # A trainer whose tokens differ more than ties can explain does other work than ours.
 LEAST_IN_COMMON = 0.98
+# Flags of a processor that decide which kernels run.
+VECTORS = ("avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def value(group: Group, seconds: float, about: dict[str, Any]) -> float:
@@ -38,7 +40,7 @@ def machine() -> dict[str, Any]:
         "cpu": about.get("model name", platform.processor()),
         "family and model": f"{about.get('cpu family', '?')}/{about.get('model', '?')}",
         "cores": os.cpu_count(),
-        "vectors": [flag for flag in ("avx2", "avx512f", "avx512bw") if flag in flags],
+        "vectors": [flag for flag in VECTORS if flag in flags],
         "system": platform.system(),
         "python": platform.python_version(),
     }
