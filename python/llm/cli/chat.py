@@ -33,7 +33,7 @@ def chat(
     dtype: Dtype = "auto",
     **sampling: Any,
 ) -> None:
-    """Chat with a model that has a chat template. An empty line or Ctrl-D leaves; Ctrl-C stops an answer."""
+    """Chat with a model. An empty line or Ctrl-D leaves; Ctrl-C stops an answer."""
     from llm.api import LLM
     from llm.errors import ContextLengthError
 

@@ -14,7 +14,7 @@ TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Temperature: TypeAlias = Annotated[
     float, Meta(ge=0.0, le=100.0, description="Randomness; 0 is greedy, 1 the model's own distribution.")
 ]
-TopK: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1, description="Number of likeliest tokens to keep; 0: all.")]
+TopK: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1, description="Likeliest tokens to keep; 0: all.")]
 TopP: TypeAlias = Annotated[
     float, Meta(gt=0.0, le=1.0, description="Probability mass of the likeliest tokens to keep, in (0, 1].")
 ]
