@@ -60,6 +60,8 @@ NO_DECLARATION = {
     # A request to any server, a divisor of logits, and that of a divergence.
     "top_p": {"settings/grpo.py"},
     "temperature": {"benchmark/load.py", "models/logprobs.py", "settings/distillation.py"},
+    # What an answer tells, under vLLM's name.
+    "max_model_len": {"serving/protocol/tokenize.py"},
 }
 
 

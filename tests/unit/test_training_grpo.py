@@ -229,21 +229,19 @@ def test_a_dry_run_tells_what_a_run_would_take_and_writes_nothing(
     assert [file.name for file in tmp_path.iterdir()] == ["prompts.jsonl"]
 
 
-@pytest.mark.parametrize(
-    ("temperature", "dtype", "bound"), [(1.0, "float32", 1e-5), (0.5, "float32", 1e-5), (1.0, "bfloat16", 5e-3)]
-)
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_engine_and_training_agree_with_chunks_preemption_and_a_prefix_cache(
-    tiny_checkpoint: Path, temperature: float, dtype: str, bound: float
+    tiny_checkpoint: Path, temperature: float
 ) -> None:
     checkpoint = resolve(tiny_checkpoint)
-    model, tokenizer = checkpoint.model(dtype, torch.device("cpu")), checkpoint.tokenizer()
+    model, tokenizer = checkpoint.model("float32", torch.device("cpu")), checkpoint.tokenizer()
     limits = EngineConfig(
         max_model_len=96,
         max_running_requests=16,
         max_batch_tokens=32,
         max_prefill_chunk=8,
         block_size=4,
-        kv_cache_memory_bytes=120 * kv_bytes_per_token(model.config, model.dtype),  # of up to 16 × 80 tokens
+        kv_cache_memory_bytes=120 * kv_bytes_per_token(model.config, torch.float32),  # of up to 16 × 80 tokens
     )
     engine = RolloutEngine(tokenizer, 96, 16, temperature, limits)
     text = tokenizer.encode("First Citizen: before we proceed any further, hear me speak. " * 2)[:40]
@@ -255,14 +253,14 @@ def test_engine_and_training_agree_with_chunks_preemption_and_a_prefix_cache(
         drawn = engine.draw(prompts, [engine.params(4, seed, 40) for seed in range(4)])
         task = GrpoTask(
             model.config,
-            GrpoConfig(rewards=("exact",), rollout_temperature=temperature, max_logprob_difference=bound),
+            GrpoConfig(rewards=("exact",), rollout_temperature=temperature, max_logprob_difference=1e-5),
             tokenizer,
         )
         flat = [Drawn(ids, answer) for ids, answers in zip(prompts, drawn, strict=True) for answer in answers]
         batch = concatenated(flat)
         with torch.no_grad():
             total, count = task._difference(task._logprobs(model, batch), batch)
-        assert total / count <= bound
+        assert total / count <= 1e-5
         stats = engine.engine.stats()
         assert stats["num_preemptions"] > 0
         assert stats["prefix_hit_tokens"] > 0
