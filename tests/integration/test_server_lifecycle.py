@@ -204,6 +204,17 @@ def test_sigterm_lets_a_running_stream_finish_and_exits_with_zero(checkpoint):
         assert server.process.wait(DEADLINE_S) == 0
 
 
+def test_stopping_server_takes_requests_while_its_health_is_503_and_ends_at_a_second_signal(checkpoint):
+    with ServerHandle(checkpoint, ServerConfig(port=0, drain_delay_s=10 * DEADLINE_S)) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0)
+        server.process.terminate()
+        wait_until(lambda: httpx.get(f"{server.url}/health", trust_env=False).status_code == 503)
+        assert httpx.get(f"{server.url}/health", trust_env=False).json() == {"status": "draining"}
+        assert complete(client).choices[0].finish_reason == "length"
+        server.process.terminate()
+        assert server.process.wait(DEADLINE_S) == 0
+
+
 def test_sigterm_loses_none_of_a_hundred_streams_and_refuses_new_requests(checkpoint):
     engine = EngineConfig(max_running_requests=64)  # the others wait in the queue when the signal arrives
     body = {"model": "tiny", "prompt": "To be", "max_tokens": 800, "stream": True, "ignore_eos": True}

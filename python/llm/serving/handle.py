@@ -75,7 +75,7 @@ class ServerHandle:
     def terminate(self) -> int:
         """Stops the server, waits for it to exit and returns its exit code."""
         self.process.terminate()
-        if self._exit_code(self._config.grace_s + _KILL_AFTER_S) is None:
+        if self._exit_code(self._config.drain_delay_s + self._config.grace_s + _KILL_AFTER_S) is None:
             self.process.kill()
         return self.process.wait()
 

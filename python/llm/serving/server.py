@@ -10,9 +10,9 @@ caller of `serve`, and no process can be orphaned.
 requests. We bind and listen first, without that option, so the kernel rejects any second server. granian gets the same
 socket, so the port is never free in between.
 
-**Stopping.** After the first SIGINT or SIGTERM, new requests get a 503 and running requests get `grace_s` seconds to
-finish. After that time, or on a second signal, the remaining requests end with an error and the port closes. The engine
-stops last, and the exit code is 0.
+**Stopping.** After the first SIGINT or SIGTERM, `/health` is 503. `drain_delay_s` seconds later, new requests get a 503
+and running requests get `grace_s` seconds to finish. After that time, or on a second signal, the remaining requests end
+with an error and the port closes. The engine stops last, and the exit code is 0.
 """
 
 import asyncio
@@ -278,6 +278,8 @@ async def run(app: App, listener: socket.socket, *, stop: asyncio.Event, grace_s
         if lost.done():
             await _drain(server, serving, app, _LAST_WORDS_S)
             raise lost.result()
+    if stop.is_set():
+        await _leave(serving, app)
     await _drain(server, serving, app, grace_s)
     if app.services.engine.error is not None:
         raise app.services.engine.error
@@ -287,6 +289,14 @@ async def _run_until_signal(app: App, listener: socket.socket, config: ServerCon
     stop = asyncio.Event()
     with _signals(stop, app):
         await run(app, listener, stop=stop, grace_s=config.grace_s)
+
+
+async def _leave(serving: asyncio.Task[None], app: App) -> None:
+    """Takes requests for `drain_delay_s` seconds more, in which balancers learn from `/health` to send none."""
+    app.services.engine.is_leaving = True
+    impatient = asyncio.create_task(app.services.stopping.wait())
+    delay_s = app.services.config.drain_delay_s
+    await asyncio.wait({serving, impatient}, timeout=delay_s, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _drain(server: _BoundServer, serving: asyncio.Task[None], app: App, grace_s: float) -> None:
@@ -300,7 +310,7 @@ async def _drain(server: _BoundServer, serving: asyncio.Task[None], app: App, gr
     if serving.done() and not serving.cancelled() and (error := serving.exception()) is not None:
         raise ServerError(f"the HTTP server stopped: {error}") from error
     logger.info("stopping grace_s=%g", grace_s)
-    app.services.engine.is_draining = True
+    app.services.engine.is_leaving = app.services.engine.is_draining = True
     impatient = asyncio.create_task(app.services.stopping.wait())
     idle = asyncio.create_task(_idle(app))
     await asyncio.wait({serving, impatient, idle}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)

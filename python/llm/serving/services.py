@@ -37,6 +37,7 @@ class EngineHolder:
         self._engine: AsyncEngine | None = None
         self.error: BaseException | None = None
         self.settled = asyncio.Event()
+        self.is_leaving = False  # `/health` says so, that balancers send no more requests
         self.is_draining = False  # running requests are finished, new ones refused
 
     def start(self) -> None:
@@ -64,7 +65,7 @@ class EngineHolder:
             return Health(status="loading")
         if not self._engine.is_healthy:
             return Health(status="failed", reason="the engine stopped")
-        return Health(status="draining" if self.is_draining else "ok")
+        return Health(status="draining" if self.is_leaving else "ok")
 
     def ready(self) -> AsyncEngine:
         """Returns the engine.

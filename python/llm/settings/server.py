@@ -81,6 +81,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(description="Host names that a server without keys answers to, beside localhost and IPs; `*` for all."),
     ] = ()
     chat_page: Annotated[bool, Meta(description="Whether `/` is a page to chat with the model in a browser.")] = True
+    drain_delay_s: Annotated[
+        float, Meta(ge=0.0, description="Seconds in which a stopping server takes requests while `/health` is 503.")
+    ] = 0.0
     grace_s: Annotated[float, Meta(ge=0.0, description="Seconds given to running requests when the server stops.")] = (
         10.0
     )
