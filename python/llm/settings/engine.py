@@ -57,7 +57,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Annotated[int, Meta(ge=1, description="Largest number of tokens of one prompt in a step; null: no limit.")]
         | None
     ) = None
-    max_running_requests: Annotated[int, Meta(ge=1, description="Largest number of requests decoded together.")] = 64
+    max_running_requests: Annotated[int, Meta(ge=1, description="Requests decoded together, at most.")] = 64
     max_waiting_requests: Annotated[
         int, Meta(ge=1, description="Largest number of waiting requests; more are refused.")
     ] = 1024

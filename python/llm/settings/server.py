@@ -25,7 +25,7 @@ ReasoningParser: TypeAlias = Literal["auto", "none", "think", "mistral", "seed_o
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The address of a server, its clients and its limits."""
 
-    host: Annotated[str, Meta(min_length=1, description="Address to listen on; 0.0.0.0 for every interface.")] = (
+    host: Annotated[str, Meta(min_length=1, description="Address to listen on; 0.0.0.0: all.")] = (
         "127.0.0.1"
     )
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 picks a free one.")] = 8000
@@ -69,7 +69,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ReasoningParser, Meta(description="How the model marks its reasoning; auto: as its chat template does.")
     ] = "auto"
     strict_requests: Annotated[bool, Meta(description="Refuse requests with a parameter that no server knows.")] = False
-    body_timeout_s: Annotated[float, Meta(gt=0.0, description="Seconds that a request body may take to arrive.")] = 60.0
+    body_timeout_s: Annotated[float, Meta(gt=0.0, description="Seconds a request body may take.")] = 60.0
     write_timeout_s: Annotated[
         float, Meta(gt=0.0, description="Seconds that a client may leave an answer unread before it is cut off.")
     ] = 60.0
