@@ -25,9 +25,7 @@ ReasoningParser: TypeAlias = Literal["auto", "none", "think", "mistral", "seed_o
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The address of a server, its clients and its limits."""
 
-    host: Annotated[str, Meta(min_length=1, description="Address to listen on; 0.0.0.0: all.")] = (
-        "127.0.0.1"
-    )
+    host: Annotated[str, Meta(min_length=1, description="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 picks a free one.")] = 8000
     api_keys: Annotated[
         tuple[Annotated[str, Meta(min_length=1)], ...],
