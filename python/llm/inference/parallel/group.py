@@ -1,5 +1,6 @@
 """The process group of a model that is split over ranks."""
 
+import ctypes
 import os
 import socket
 from datetime import timedelta
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from llm.errors import ConfigError
+from llm.models.layers import collectives
 
 # Ranks get a step at the same time and wait for each other within it only; one that ends is noticed at once.
 _TIMEOUT = timedelta(seconds=120)
@@ -33,6 +35,7 @@ def join(store: Path | str, rank: int, size: int, device: torch.device) -> None:
 
     All ranks are on this machine, so gloo listens on the loopback interface only, and no port is open before.
     """
+    collectives.begin()
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -49,12 +52,17 @@ def join(store: Path | str, rank: int, size: int, device: torch.device) -> None:
 
 
 def abort() -> None:
-    """Ends an operation over NCCL that waits for a rank that has ended; gloo's end by themselves."""
+    """Ends an operation that waits for a rank that has ended."""
+    collectives.give_up()
     if dist.is_initialized() and dist.get_backend() == "nccl":
         dist.distributed_c10d._abort_process_group()
 
 
 def leave() -> None:
     """Leaves the process group, if this process is in one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        return
+    if collectives.has_given_up() and dist.get_backend() == "gloo":
+        # The destructor waits for the operation that was given up, for as long as its time limit.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+    dist.destroy_process_group()

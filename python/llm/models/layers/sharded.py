@@ -8,10 +8,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llm.models.layers import collectives
+
 
 def summed(part: Tensor) -> Tensor:
     """Returns the sum of `part` over all ranks, in `part`'s memory."""
-    dist.all_reduce(part)
+    collectives.all_reduce(part)
     return part
 
 
@@ -75,8 +77,8 @@ class VocabularyParallelHead(nn.Module):
         widest = -(-self.vocab_size // size)  # ranks send equally many; the last may have fewer
         own = F.pad(own, (0, widest - own.shape[-1]))
         if dist.get_rank() != 0:
-            dist.gather(own)
+            collectives.gather(own)
             return own
         parts = [torch.empty_like(own) for _ in range(size)]
-        dist.gather(own, parts)
+        collectives.gather(own, parts)
         return torch.cat(parts, dim=-1)[:, : self.vocab_size]
