@@ -196,6 +196,11 @@ def test_server_is_configured_by_a_file_then_the_environment_then_keywords(tmp_p
         ),
         ("port = 70000", {}, "`port` must be `int` <= 65535, got 70000"),
         ("port = ", {}, "is not valid TOML"),
+        (
+            '[engine]\npacked_weights = "maybe"',
+            {},
+            "`engine.packed_weights` must be one of auto, true, false, got 'maybe'",
+        ),
         ('tls_key = "key.pem"', {}, "`tls_key` needs `tls_certificate`, got none"),
     ],
 )

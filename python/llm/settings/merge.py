@@ -5,7 +5,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -267,5 +267,14 @@ def _explain(error: msgspec.ValidationError, values: Any, kind: Any) -> str:
     where = f"`{'.'.join(keys)}`" if keys else "the settings"
     allowed = message.removeprefix("Expected ").split(", got ")[0]
     if message.startswith("Invalid enum value"):
-        allowed = f"one of {', '.join(map(str, get_args(kind)))}"
+        allowed = f"one of {', '.join(_words(kind))}"
     return f"{where} must be {allowed}, got {values!r}"
+
+
+def _words(kind: Any) -> list[str]:
+    """Returns the values that a field of words may hold, as settings files spell them."""
+    if get_origin(kind) is Literal:
+        return [str(word) for word in get_args(kind)]
+    if kind is bool:
+        return ["true", "false"]
+    return [word for part in get_args(kind) for word in _words(part)]
