@@ -16,15 +16,15 @@ LONG = {"max_tokens": 7000, "extra_body": {"ignore_eos": True}}  # about a secon
 DEADLINE_S = 30.0
 
 
-def write_checkpoint(directory, chat_template, generation=None, context=CONTEXT):
+def write_checkpoint(directory, chat_template, generation=None, context=CONTEXT, width=32):
     torch.manual_seed(0)
     tokenizer = BPETokenizer.train_from_iterator(["To be, or not to be, that is the question. "], vocab_size=270)
     if chat_template is not None:
         use_chat_template(tokenizer, chat_template)
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,

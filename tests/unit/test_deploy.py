@@ -1,5 +1,6 @@
 """What deploy/, docker/ and examples/ give to Kubernetes and routers is valid, of one piece and known to the server."""
 
+import itertools
 import json
 import re
 import shlex
@@ -201,6 +202,18 @@ def test_autoscalers_ask_for_metrics_that_the_server_has() -> None:
     assert asked <= exposed_names()
 
 
+def seconds_until_a_leaving_server_is_down(lines: list[list[str]]) -> float:
+    """An interval until the check that sees it, and the shorter ones until it is sure."""
+    [words] = [words for words in lines if words[:2] == ["default-server", "check"]]
+    options = dict(itertools.pairwise(words))
+    usual_s, sure_s = (seconds(options[name]) for name in ("inter", "fastinter"))
+    return usual_s + (int(options["fall"]) - 1) * sure_s
+
+
+def seconds(time: str) -> float:
+    return int(time.removesuffix("ms")) / 1000 if time.endswith("ms") else int(time.removesuffix("s"))
+
+
 def test_router_of_the_compose_file_asks_its_replicas() -> None:
     services = yaml.safe_load((ROOT / "docker/replicas.yaml").read_text())["services"]
     replicas = {name: service for name, service in services.items() if name != "router"}
@@ -212,6 +225,7 @@ def test_router_of_the_compose_file_asks_its_replicas() -> None:
     assert ["option", "httpchk", "GET", "/health"] in lines
     for service in replicas.values():
         variables = {name: value for name, value in service["environment"].items() if name.startswith(SETTING)}
-        grace_s = load_server_config(None, {}, variables).grace_s
-        assert int(service["stop_grace_period"].removesuffix("s")) >= grace_s + 10
+        config = load_server_config(None, {}, variables)
+        assert int(service["stop_grace_period"].removesuffix("s")) >= config.drain_delay_s + config.grace_s + 10
+        assert config.drain_delay_s >= 2 * seconds_until_a_leaving_server_is_down(lines)
         assert service["command"][-1] == "8000"
