@@ -24,6 +24,9 @@ MINUTES ?= 20
 RUST_SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_NUM_THREADS
+# Nothing here is installed compiled, and images for containers like to forbid that Python keeps what it compiles: each of
+# the hundreds of processes that tests start would compile PyTorch again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # PyTorch: `TORCH=torch==2.13.0` and `PIP_FIND_LINKS=dir` override. Without an NVIDIA GPU the CPU build is preferred.
 TORCH ?=
