@@ -1,5 +1,6 @@
 """The main job: corpus → tokenizer → train → kill -9 → resume → serve → openai client."""
 
+import functools
 import json
 import os
 import signal
@@ -42,12 +43,19 @@ def say(*arguments: str) -> str:
     return finish(start(*arguments))
 
 
+@functools.cache
+def answer_of(command: str, run: Path, words: tuple[str, ...], seed: int) -> str:
+    """What a command answers; whole and streamed answers of the server are compared with the same one."""
+    return say(command, str(run), *words, "--max-tokens", "32", "--seed", str(seed))
+
+
 def kill_once_past(run: Run, process: subprocess.Popen[bytes], step: int) -> None:
     """`kill -9` as soon as a checkpoint of `step` or later is on disk."""
     deadline = time.monotonic() + 120
     while (newest := run.newest()) is None or int(newest.path.name[5:]) < step:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
+        time.sleep(0.02)  # the run needs the core
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
@@ -98,8 +106,7 @@ def test_completions_equal_llm_generate(runs, client: openai.OpenAI, seed: int, 
     model_name = client.models.list().data[0].id
     answer = client.completions.create(model=model_name, prompt="ROMEO:\n", max_tokens=32, seed=seed, stream=stream)
     text = "".join(chunk.choices[0].text for chunk in answer) if stream else answer.choices[0].text
-    said = say("generate", str(runs[1].path), "ROMEO:\n", "--max-tokens", "32", "--seed", str(seed))
-    assert said == text + "\n"
+    assert answer_of("generate", runs[1].path, ("ROMEO:\n",), seed) == text + "\n"
     assert len(text) > 8
 
 
@@ -119,8 +126,7 @@ def test_chat_completions_equal_llm_chat(runs, client: openai.OpenAI, seed: int,
         text = answer.choices[0].message.content
         assert answer.usage.completion_tokens > 0
         assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    chat = ("chat", str(runs[1].path), "--message", MESSAGE, "--max-tokens", "32", "--seed", str(seed))
-    assert say(*chat) == text + "\n"
+    assert answer_of("chat", runs[1].path, ("--message", MESSAGE), seed) == text + "\n"
 
 
 def test_run_directory_is_what_the_documentation_says(runs) -> None:
