@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llm.serving import ServerConfig, ServerHandle
@@ -25,6 +26,11 @@ VERSIONS = {
 NPM_PACKAGES = {"openai": "6.49.0", "@anthropic-ai/sdk": "1.14.0"}
 
 
+def pip_of(python: Path) -> list[str | Path]:
+    """The pip of this environment, for another one: a copy of pip for each takes 4 seconds."""
+    return [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+
+
 def environment(name: str, *requirements: str) -> Path:
     """The Python of an environment that holds `requirements`, made if it is missing."""
     directory = ENVIRONMENTS / name
@@ -32,9 +38,8 @@ def environment(name: str, *requirements: str) -> Path:
     done = directory / ".done"
     if not done.exists():
         print(f"» installing {' and '.join(requirements)}", flush=True)
-        venv.create(directory, clear=True, with_pip=True)
-        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        subprocess.run([*pip, *requirements], check=True)
+        venv.create(directory, clear=True)
+        subprocess.run([*pip_of(python), "install", "--quiet", *requirements], check=True)
         done.touch()
     return python
 
@@ -58,13 +63,14 @@ def npm_script(name: str = "npm_clients.mjs") -> Path | None:
 
 
 def main() -> None:
-    pythons = [(name.split("-")[0], environment(name, requirement)) for name, requirement in VERSIONS.items()]
+    with ThreadPoolExecutor(2) as pool:  # an installation keeps no two cores busy
+        pythons = list(zip(VERSIONS, pool.map(environment, VERSIONS, VERSIONS.values()), strict=True))
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = write_checkpoint(Path(directory) / "tiny", "play")
         with ServerHandle(checkpoint, ServerConfig(port=0)) as server:
-            for package, python in pythons:
-                script = HERE / f"{package}_client.py"
+            for name, python in pythons:
+                script = HERE / f"{name.split('-')[0]}_client.py"
                 subprocess.run([python, script, server.base_url, "tiny"], env=variables, check=True)
                 sys.stdout.flush()
             if script := npm_script():

@@ -6,7 +6,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from tests.compat.run import environment
+from tests.compat.run import environment, pip_of
 
 SUITE = Path(__file__).parents[2] / ".cache" / "json-schema-suite"
 ARCHIVE = "jsonschema==4.25.1"
@@ -20,7 +20,7 @@ def fetch() -> Path:
     tests = SUITE / "json" / "tests"
     if tests.exists():
         return tests
-    pip = [environment("hatchling", BUILDER), "-m", "pip", "--disable-pip-version-check"]
+    pip = pip_of(environment("hatchling", BUILDER))
     subprocess.run([*pip, "install", "--quiet", *PLUGINS], check=True)
     with tempfile.TemporaryDirectory() as directory:
         options = ["--quiet", "--no-deps", "--no-binary=:all:", "--no-build-isolation", "--dest", directory]
