@@ -6,7 +6,7 @@ seconds="${1:?usage: fuzz/run.sh SECONDS [libFuzzer options]}"
 shift
 cd "$(dirname "$0")/.."
 if ! cargo fuzz --version >/dev/null 2>&1; then
-    tools/step.sh "installing cargo-fuzz" cargo install --locked cargo-fuzz || {
+    tools/step.sh "installing cargo-fuzz" cargo install --locked --debug cargo-fuzz || {
         echo "error: fuzzing needs cargo-fuzz, and cargo could not install it"
         echo "hint: run \`cargo install cargo-fuzz\` once with network access; libFuzzer needs a C++ compiler"
         exit 1
