@@ -153,7 +153,7 @@ $(LOGGERS)/.done: | $(STAMPS)/test
 	touch $@
 
 RAY := .cache/compat/ray
-test-ray: $(RAY)/.done ## Three replicas under Ray Serve, one of which is killed, beside one server (two minutes)
+test-ray: $(RAY)/.done test-data ## Three replicas under Ray Serve, one of which is killed, beside one server (five minutes)
 	PYTHONPATH=python:. $(RAY)/bin/python -m tests.compat.ray_serving
 
 $(RAY)/.done: | $(STAMPS)/test

@@ -201,6 +201,16 @@ def rollouts(figures: Figures) -> Iterator[Row]:
     yield faster("answers of GRPO", speeds["engine"], "transformers", speeds["transformers"])
 
 
+def replicas(figures: Figures) -> Iterator[Row]:
+    """Seconds until the first token behind Ray Serve, and of one server at the same load."""
+    first = figures["first_token"]
+    settings = figures["settings"]
+    yield sooner(
+        f"{settings['replicas']} replicas, {settings['requests_per_s']:g} requests/s",
+        first["replicas"]["mean_s"], "one server", first["one server"]["mean_s"],
+    )  # fmt: skip
+
+
 def gpu(figures: Figures) -> Iterator[Row]:
     """Tokens a second on a GPU."""
     for row in figures["rows"]:
@@ -255,6 +265,8 @@ SECTIONS = (
             "Temperature, top-k 50, top-p 0.9 and a repetition penalty, on two threads."),
     Section("Tokenizing", "tokenizer.peers.md", "unit in the case", "make bench-tokenizer", tokenizing,
             "The vocabulary cl100k beside eight others, of which each row has the fastest; the file has all."),
+    Section("Replicas under Ray Serve", "ray.json", "s", "make test-ray", replicas,
+            "Mean time to SmolLM2-135M's first token after 280 new tokens; each server has one of two cores."),
     Section("One GPU", "gpu.json", "tokens/s", "make bench-gpu", gpu,
             "Decoding 64 tokens after prompts of 128."),
 )  # fmt: skip
