@@ -63,7 +63,7 @@ define venv_by_uv
 endef
 
 .PHONY: help install docs-tables bench-report chart demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-trl test-ray test-agents test-eval test-page test-openapi test-schemas test-loggers test-quantised test-adapters test-wheel test-slow test-training-slow test-links test-deploy \
-	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock coverage coverage-rust bench bench-check bench-ratios bench-tokenizer bench-serving bench-frontend bench-structured bench-gpu clean
+	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock coverage coverage-rust mutants bench bench-check bench-ratios bench-tokenizer bench-serving bench-frontend bench-structured bench-gpu clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -182,6 +182,18 @@ coverage-rust: test-data ## Lines of the Rust core that tests in Rust and Python
 	rustup component add llvm-tools >/dev/null 2>&1 || true
 	cargo llvm-cov --version >/dev/null 2>&1 || $(STEP) "installing cargo-llvm-cov" cargo install --locked cargo-llvm-cov
 	OMP_NUM_THREADS=1 CARGO_TARGET_DIR=$(CURDIR)/target/coverage $(BIN)/python -m tools.rust_coverage $(ARGS)
+
+MUTMUT := .cache/compat/mutmut
+mutants: $(if $(filter schedules,$(PART)),$(MUTMUT)/.done) ## Changes that no test of a PART notices: sampling, blocks, tokenizer, schedules (ARGS="--shard 0/40")
+	MUTMUT=$(abspath $(MUTMUT))/bin/mutmut bash tools/mutants.sh "$(PART)" $(ARGS)
+
+$(MUTMUT)/.done: | $(STAMPS)/test
+	rm -rf $(MUTMUT)
+	$(BIN)/python -m venv $(MUTMUT)
+	$(STEP) "installing mutmut" $(MUTMUT)/bin/python -m pip --disable-pip-version-check install $(PIP_OPTIONS) mutmut==3.8.1
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		>"$$($(MUTMUT)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+	touch $@
 
 test-clients: $(STAMPS)/test ## OpenAI's Python client 1.x, 2.x and 3.x and Anthropic's against one server
 	$(BIN)/python -m tests.compat.run

@@ -250,3 +250,54 @@ impl BlockPool {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks 0 (with a hash) and 1 in use, 2 (with a hash) and 3 free.
+    fn pool() -> BlockPool {
+        let mut pool = BlockPool::new(4).expect("4 blocks are allowed");
+        for hash in 1..=3 {
+            let block = pool.allocate().expect("a block is free");
+            if hash != 2 {
+                assert!(matches!(pool.register(block, BlockHash::MIN.saturating_add(hash)), Ok(true)));
+            }
+        }
+        assert!(pool.release(2).is_ok());
+        pool
+    }
+
+    #[test]
+    fn the_integrity_check_notices_each_kind_of_damage() {
+        assert!(pool().check_integrity([0, 1]).is_ok());
+        let damages: [(fn(&mut BlockPool), &str); 6] = [
+            (|pool| pool.blocks[1].ref_count = 2, "block 1 has 2 references, 1 holders"),
+            (|pool| pool.unlink(3), "block 3 has 0 references, 0 holders and is 0 times on the free list"),
+            (|pool| pool.push_back(0), "block 0 has 1 references, 1 holders and is 1 times on the free list"),
+            (|pool| pool.blocks[0].hash = pool.blocks[2].hash, "block 0 has a hash that leads elsewhere"),
+            (|pool| pool.blocks[2].hash = None, "1 blocks have a hash and 2 are free, counted are 2 and 2"),
+            (|pool| pool.num_free = 3, "2 blocks have a hash and 2 are free, counted are 2 and 3"),
+        ];
+        for (damage, expected) in damages {
+            let mut pool = pool();
+            damage(&mut pool);
+            let found = pool.check_integrity([0, 1]).map_err(|error| error.to_string());
+            assert!(found.as_ref().is_err_and(|message| message.contains(expected)), "{found:?}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn the_integrity_check_notices_holders_without_reference_and_references_without_holder() {
+        let holders: [(&[BlockId], &str); 4] = [
+            (&[0], "block 1 has 1 references, 0 holders"),
+            (&[0, 1, 1], "block 1 has 1 references, 2 holders"),
+            (&[0, 1, 3], "block 3 has 0 references, 1 holders and is 1 times on the free list"),
+            (&[0, 1, 7], "block 7 is held but does not exist"),
+        ];
+        for (holders, expected) in holders {
+            let found = pool().check_integrity(holders.iter().copied()).map_err(|error| error.to_string());
+            assert!(found.as_ref().is_err_and(|message| message.contains(expected)), "{found:?}, not {expected}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The record of the prefix cache's changes, replayed beside the cache itself.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use llm_core::scheduler::{BlockEvent, BlockHash, RequestOptions, SchedulerConfig, StoredBlocks};
 use proptest::prelude::*;
@@ -85,6 +85,21 @@ fn blocks_given_to_other_content_are_removed_before_that_is_stored() {
     simulation.run_out();
     router.follow(&mut simulation);
     assert_eq!((router.predict(&prompt(1, 9), 0), router.predict(&prompt(2, 13), 0)), (0, 12));
+}
+
+#[test]
+fn blocks_removed_one_after_the_other_are_one_event_as_are_those_stored() {
+    let (mut simulation, _) = following(config(4, 64));
+    for id in 1..=2 {
+        simulation.add(id, prompt(id, 13), 1).unwrap();
+        simulation.run_out();
+    }
+    let events = simulation.scheduler.take_block_events();
+    let [BlockEvent::Stored(first), BlockEvent::Removed(removed), BlockEvent::Stored(_)] = events.as_slice() else {
+        panic!("{events:?}")
+    };
+    let set = |hashes: &[BlockHash]| hashes.iter().copied().collect::<BTreeSet<_>>();
+    assert_eq!((removed.len(), set(removed)), (3, set(&first.hashes)));
 }
 
 #[test]

@@ -145,6 +145,8 @@ proptest! {
             prop_assert_eq!(pool.free_blocks(), twin.free.iter().copied().collect::<Vec<_>>());
             prop_assert_eq!(pool.num_free(), twin.free.len());
             prop_assert_eq!(pool.num_findable(), twin.findable.len());
+            let count = |block| twin.held.iter().filter(|&&held| held == block).count() as u32;
+            prop_assert!((0..=num_blocks as u32).all(|block| pool.ref_count(block) == count(block)));
             pool.check_integrity(twin.held.iter().copied()).unwrap();
         }
     }
