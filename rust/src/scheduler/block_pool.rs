@@ -255,6 +255,8 @@ impl BlockPool {
 mod tests {
     use super::*;
 
+    type Damage = fn(&mut BlockPool);
+
     /// Blocks 0 (with a hash) and 1 in use, 2 (with a hash) and 3 free.
     fn pool() -> BlockPool {
         let mut pool = BlockPool::new(4).expect("4 blocks are allowed");
@@ -271,7 +273,7 @@ mod tests {
     #[test]
     fn the_integrity_check_notices_each_kind_of_damage() {
         assert!(pool().check_integrity([0, 1]).is_ok());
-        let damages: [(fn(&mut BlockPool), &str); 6] = [
+        let damages: [(Damage, &str); 6] = [
             (|pool| pool.blocks[1].ref_count = 2, "block 1 has 2 references, 1 holders"),
             (|pool| pool.unlink(3), "block 3 has 0 references, 0 holders and is 0 times on the free list"),
             (|pool| pool.push_back(0), "block 0 has 1 references, 1 holders and is 1 times on the free list"),
