@@ -94,6 +94,11 @@ def _merged(
 ) -> MergeReport:
     if not adapter.is_adapter:
         raise InvalidArgumentError(f"`path` must hold an adapter, got a whole model in {adapter}")
+    if quantized[0] is None and target.suffix == ".gguf":
+        raise InvalidArgumentError(
+            f"`out` must be a directory without a `scheme`, got {target}\n"
+            "hint: `scheme=q8_0` writes a GGUF file of merged weights; `llm export --format gguf` one of a directory"
+        )
     place = adapter.base if base is None else resolve(base)
     settings = _settings(place, *quantized)
     if quantized[0] is not None:

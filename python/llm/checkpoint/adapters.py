@@ -110,6 +110,8 @@ def _factors(directory: Path, values: Mapping[str, Any], tensors: dict[str, Tens
             if tensor is not None and not bool(torch.isfinite(tensor).all()):
                 raise CheckpointError(f"weights must be finite, got NaN or infinity in {_PREFIX}{name}.{leaf}")
         alpha = _of_pattern(values.get("alpha_pattern"), name, values.get("lora_alpha", 8))
+        if not isinstance(alpha, int | float):
+            raise CheckpointError(f"{directory / CONFIG}: the alpha of {name} must be a number, got {alpha!r}")
         scale = scale_of(len(first), float(alpha), use_rslora=bool(values.get("use_rslora")))
         yield name, Factors(first, second, scale, magnitude)
 
@@ -234,12 +236,36 @@ def base_digests(values: Mapping[str, Any], tensors: Mapping[str, OnDisk], names
     return found
 
 
+def adapter_digest(directory: Path) -> dict[str, str]:
+    """Returns the digest of an adapter that is the base of another one, under the name of its file of weights."""
+    return {WEIGHTS: hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()[:16]}
+
+
+def check_adapter_base(adapter: Adapter, base: Path) -> None:
+    """Checks an adapter that is to be put on another one at `base`.
+
+    Raises:
+        CheckpointError: It was trained on whole weights, or on an adapter with other weights than those at `base` now.
+    """
+    if adapter.digests and adapter.digests != adapter_digest(base):
+        on = "other weights than those of" if WEIGHTS in adapter.digests else "whole weights, not on"
+        raise CheckpointError(
+            f"the adapter {adapter.path} was trained on {on} the adapter {base}\n"
+            f"hint: it was trained on {adapter.base}; `llm merge` makes whole weights of an adapter"
+        )
+
+
 def check_base(adapter: Adapter, values: Mapping[str, Any], tensors: Mapping[str, OnDisk], base: str) -> None:
     """Checks the digests that an adapter has against a base; weights of another number type are not compared.
 
     Raises:
         CheckpointError: The base's weights are not those that the adapter was trained on.
     """
+    if WEIGHTS in adapter.digests:
+        raise CheckpointError(
+            f"the adapter {adapter.path} was trained on another adapter, got the whole weights of {base}\n"
+            f"hint: it was trained on {adapter.base}"
+        )
     for name, digest in base_digests(values, tensors, iter(adapter.digests)).items():
         trained_on = adapter.digests[name]
         if digest != trained_on and digest.partition(":")[0] == trained_on.partition(":")[0]:

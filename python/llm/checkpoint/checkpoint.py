@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm.checkpoint.adapters import base_path, check_base, fill_adapters, is_adapter, read_adapter
+from llm.checkpoint.adapters import (
+    Adapter,
+    base_path,
+    check_adapter_base,
+    check_base,
+    fill_adapters,
+    is_adapter,
+    read_adapter,
+)
 from llm.checkpoint.atomic import COMPLETE, damage_in
 from llm.checkpoint.weights import (
     CUSTOM,
@@ -229,10 +237,25 @@ class Checkpoint(os.PathLike[str]):
         model = base.model(dtype, device)
         if not isinstance(model, DecoderModel):
             raise CheckpointError(f"the base of the adapter {self} must be a decoder, got a {type(model).__name__}")
-        if not base.is_adapter:
-            check_base(adapter, *base.opened(), str(base))
+        base.check_as_base(adapter)
         merge_into(model, adapter.factors)
         return model
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The directories or files that its weights come from: its own, and those of an adapter's base."""
+        return (self.path, *self.base.sources) if self.is_adapter else (self.path,)
+
+    def check_as_base(self, adapter: Adapter) -> None:
+        """Checks that an adapter was trained on these weights; one that has no digests passes.
+
+        Raises:
+            CheckpointError: It was trained on others, or files are missing or damaged.
+        """
+        if self.is_adapter:
+            check_adapter_base(adapter, self.path)
+        elif adapter.digests:
+            check_base(adapter, *self.opened(), str(self))
 
     def check_adapter(self) -> None:
         """Checks that an adapter's base has the weights that it was trained on; whole weights always pass.
@@ -240,8 +263,8 @@ class Checkpoint(os.PathLike[str]):
         Raises:
             CheckpointError: They are others, or files are missing or damaged.
         """
-        if self.is_adapter and not self.base.is_adapter:
-            check_base(read_adapter(self.path), *self.base.opened(), str(self.base))
+        if self.is_adapter:
+            self.base.check_as_base(read_adapter(self.path))
 
     def load_weights(self, model: nn.Module) -> None:
         """Copies the weights into a model that exists already, in the dtype and on the device of its parameters.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llm.checkpoint.adapters import (
     DIGESTS,
     WEIGHTS,
+    adapter_digest,
     adapter_entries,
     base_digests,
     write_adapter_config,
@@ -74,7 +75,7 @@ class AdapterLayout:
         }
         self.files = [WeightFile(WEIGHTS, empty)]
         names = (part.name for part, _, _ in adapters_of(model))
-        self._digests = {} if base.is_adapter else base_digests(*base.opened(), names)
+        self._digests = adapter_digest(base.path) if base.is_adapter else base_digests(*base.opened(), names)
 
     def state(self) -> dict[str, Tensor]:
         """Returns what the file of weights holds, by names in the model."""

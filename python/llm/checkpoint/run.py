@@ -5,12 +5,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from llm.checkpoint.adapters import CONFIG as ADAPTER_CONFIG
 from llm.checkpoint.atomic import COMPLETE, exclusive_lock, is_locked, write_atomically
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.lines import StepLines
@@ -24,6 +25,8 @@ _CHECKPOINTS = "checkpoints"
 _LATEST = "latest"
 _BEST = "best"
 _RUN_FILE = "run.json"
+# What makes a directory a checkpoint, for every command that reads one.
+_MODEL_FILES = ("config.json", ADAPTER_CONFIG)
 
 
 class Run(os.PathLike[str]):
@@ -35,9 +38,19 @@ class Run(os.PathLike[str]):
         >>> from llm.checkpoint import Run
         >>> Run("no/run/here").checkpoints()
         []
+
+    Args:
+        path: The directory.
+
+    Raises:
+        ConfigError: `path` is an empty text, which `Path` takes for the working directory.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not os.fspath(path):
+            raise ConfigError(
+                "a run's directory must have a name, got an empty one\nhint: `.` is the working directory"
+            )
         self.path = Path(path)
         self.log_file = self.path / "log.jsonl"
         self.log = StepLines(self.log_file)
@@ -64,11 +77,17 @@ class Run(os.PathLike[str]):
         """Checks that a new run may begin here; removes nothing.
 
         Raises:
-            ConfigError: The directory holds a run with checkpoints; or `overwrite` is set and it holds no run.
+            ConfigError: The directory holds checkpoints or a model, or `overwrite` is set and it holds no run.
         """
         if overwrite and not self.exists and (foreign := foreign_entries(self.path)):
             raise ConfigError(
                 f"`overwrite` replaces runs only, and {self.path} holds none: {', '.join(foreign[:5])}\n"
+                "hint: choose another `--out`"
+            )
+        model = next((name for name in _MODEL_FILES if (self.path / name).is_file()), None)
+        if model is not None:
+            raise ConfigError(
+                f"{self.path} holds a model, with a {model}, which every command would read instead of the run\n"
                 "hint: choose another `--out`"
             )
         if self.checkpoints() and not overwrite:
@@ -77,6 +96,20 @@ class Run(os.PathLike[str]):
                 f"{self.path} already holds {what}\n"
                 "hint: continue that run with `--resume`, replace it with `--overwrite`, or choose another `--out`"
             )
+
+    def check_not_read(self, sources: Iterable[str | os.PathLike[str] | None]) -> None:
+        """Checks that nothing that a new run reads lies in its directory, where it would be replaced.
+
+        Raises:
+            ConfigError: One of `sources` is this directory or lies in it.
+        """
+        own = self.path.resolve()
+        for source in sources:
+            if source is not None and Path(source).resolve().is_relative_to(own):
+                raise ConfigError(
+                    f"`--out` must not be where the run's own source lies, got {self.path} for {os.fspath(source)}\n"
+                    "hint: choose another `--out`"
+                )
 
     def make_free(self, overwrite: bool = False) -> str | None:
         """Makes room for a new run; removes an old one if `overwrite` is set or if it has no checkpoint to resume.

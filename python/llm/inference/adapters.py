@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from llm.checkpoint import Checkpoint, resolve
-from llm.checkpoint.adapters import Adapter, check_base, read_adapter
+from llm.checkpoint.adapters import Adapter, read_adapter
 from llm.errors import CapacityError, CheckpointError, ConfigError, InvalidArgumentError
 from llm.inference.runners.base import AdapterLayers, AdapterRunner, ModelRunner
 from llm.models.adapters import Projection, check_fit, projections_of
@@ -95,8 +95,8 @@ class ServedAdapters(Mapping[str, ServedAdapter]):
         return self._runner
 
     def _check_base(self, adapter: Adapter) -> None:
-        if self._base is not None and adapter.digests:
-            check_base(adapter, *self._base.opened(), str(self._base))
+        if self._base is not None:
+            self._base.check_as_base(adapter)
 
     def add(self, name: str, prepared: tuple[Path, Mapping[str, Factors], AdapterLayers]) -> ServedAdapter:
         """Serves an adapter that `prepared` returned.

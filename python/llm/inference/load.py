@@ -11,7 +11,7 @@ import torch
 from llm._rust import EngineCore
 from llm.checkpoint import Checkpoint, read_checkpoint
 from llm.checkpoint.weights import dtype_of
-from llm.errors import CheckpointError, ConfigError, LLMWarning
+from llm.errors import CheckpointError, ConfigError, InvalidArgumentError, LLMWarning
 from llm.inference.adapters import ServedAdapters
 from llm.inference.engine import Engine
 from llm.inference.kv_cache import KVCache, blocks_within, cache_dtype, check_cache_dtype, share_of
@@ -66,6 +66,7 @@ def load_engine(
     """
     config = validated(config or EngineConfig())
     place = resolve_device(device)
+    _check_adapters(adapters)
     if config.tensor_parallel_size > 1:
         _refuse(adapters)
         return read_checkpoint(path, lambda found: _split_engine(found, dtype, place, config))
@@ -78,6 +79,26 @@ def load_engine(
     for name, directory in (adapters or {}).items():
         engine.adapters.add(name, engine.adapters.prepared(directory))
     return engine
+
+
+def _check_adapters(adapters: Mapping[str, str | os.PathLike[str]] | None) -> None:
+    """Checks that each adapter is there, before its base is read, which may take minutes.
+
+    Raises:
+        InvalidArgumentError: `adapters` is no mapping of names to paths.
+        CheckpointError: There is nothing at a path; the message names the adapter.
+    """
+    if adapters is not None and not isinstance(adapters, Mapping):
+        raise InvalidArgumentError(
+            f"`adapters` must map names to directories, got {adapters!r}\nhint: `adapters={{'mine': 'runs/mine'}}`"
+        )
+    for name, directory in (adapters or {}).items():
+        if not isinstance(directory, str | os.PathLike):
+            raise InvalidArgumentError(f"the adapter {name!r} must be a directory, got {directory!r}")
+        try:
+            read_checkpoint(directory, lambda found: found, needs_weights=False)
+        except CheckpointError as error:
+            raise CheckpointError(f"the adapter {name!r}: {error}") from error
 
 
 def check_loadable(path: str | os.PathLike[str], *, dtype: str = "auto", config: EngineConfig | None = None) -> None:

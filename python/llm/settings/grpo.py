@@ -76,6 +76,12 @@ class GrpoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def __post_init__(self) -> None:
         """Checks the rules across fields."""
+        twice = [name for name in self.rewards if self.rewards.count(name) > 1]
+        if twice:
+            raise ConfigError(
+                f"`grpo.rewards` must name each reward once, got {twice[0]!r} {len(twice)} times\n"
+                "hint: `grpo.reward_weights` lets one count more than another"
+            )
         if self.reward_weights and len(self.reward_weights) != len(self.rewards):
             raise ConfigError(
                 f"`grpo.reward_weights` must have one weight for each of the {len(self.rewards)} rewards, "

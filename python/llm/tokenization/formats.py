@@ -13,6 +13,8 @@ from llm.tokenization.writers import WRITERS
 
 # Class by `model.type` in tokenizer.json.
 TOKENIZERS: dict[str, type[BaseTokenizer]] = {"BPE": BPETokenizer, "WordLevel": SimpleCharacterTokenizer}
+# Where a run keeps its tokenizer.
+_OF_RUN = "tokenizer"
 
 
 def load_tokenizer(
@@ -22,13 +24,15 @@ def load_tokenizer(
     special_tokens: Mapping[str, int] | None = None,
     allow_pickle: bool = False,
 ) -> BaseTokenizer:
-    """Returns the tokenizer in a directory or file of any format; see `BPETokenizer.from_pretrained`.
+    """Returns the tokenizer in a directory, a run or a file of any format; see `BPETokenizer.from_pretrained`.
 
     Raises:
         FileError: The file doesn't exist.
         TokenizerError: The tokenizer's kind or one of its components is not supported.
     """
     path = Path(path)
+    if (path / _OF_RUN).is_dir() and not (path / TOKENIZER_FILE).exists():
+        path /= _OF_RUN
     try:
         return BPETokenizer.from_pretrained(
             path, pattern=pattern, special_tokens=special_tokens, allow_pickle=allow_pickle

@@ -265,6 +265,7 @@ def _prepare(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None, 
     run = start.run
     start.held.enter_context(run.locked())
     run.check_free(overwrite)
+    run.check_not_read([*(start.initial.sources if start.initial else ()), config.distillation.teacher])
     if start.initial is not None:
         start.initial.check_adapter()
     with run.starting() as prepared:

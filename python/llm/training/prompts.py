@@ -35,8 +35,10 @@ def prepare_prompts(config: RunConfig, given: Collection[str], run: Run, tokeniz
         ConfigError: A reward can't be found.
         DataError: A row is wrong, or a prompt leaves no room for an answer; the message names file and line.
     """
-    Rewards(config.grpo)
+    rewards = Rewards(config.grpo)
     train, held_out = (_encoded(rows, config, tokenizer) for rows in read_prompts(config.data))
+    for row in (*train, *held_out):
+        rewards.check(row)
     PromptDataModule.store(run.data, train, held_out)
     config = chosen(config, given, "data", validation_fraction=0.05)
     num_prompts = len(PromptDataModule(run.data, config.data).train_dataset())
@@ -83,6 +85,11 @@ def _encoded(rows: list[PromptRow], config: RunConfig, tokenizer: BaseTokenizer)
             f"{config.grpo.max_answer_tokens:,} there is room for {max(0, room):,}; {len(too_long):,} of "
             f"{len(found):,} prompts are too long\n"
             "hint: `data.too_long=drop` leaves them out, or lower `grpo.max_answer_tokens`"
+        )
+    if found and len(too_long) == len(found):
+        raise DataError(
+            f"no prompt leaves room for an answer of {config.grpo.max_answer_tokens:,} tokens: all {len(found):,} are "
+            f"longer than {max(0, room):,}\nhint: lower `grpo.max_answer_tokens`"
         )
     return [row for row in found if len(row.ids) <= room]
 

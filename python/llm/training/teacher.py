@@ -209,11 +209,13 @@ class _Store:
 
 
 def check_teacher(checkpoint: Checkpoint, tokenizer: BaseTokenizer) -> None:
-    """Checks that a teacher reads the same tokens as its student.
+    """Checks that a teacher predicts tokens, and the same ones as its student.
 
     Raises:
-        ConfigError: It has another tokenizer.
+        ConfigError: It has another tokenizer, or is a reward model.
     """
+    if checkpoint.is_reward_model:
+        raise ConfigError(f"`distillation.teacher` must predict tokens, got the reward model {checkpoint}")
     theirs, own = checkpoint.tokenizer().token_bytes(), tokenizer.token_bytes()
     if theirs == own:
         return

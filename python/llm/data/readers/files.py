@@ -38,6 +38,9 @@ def corpus_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     Raises:
         DataError: A path doesn't exist, a directory or pattern matches no file, or a file has a format that isn't read.
     """
+    paths = list(paths)
+    if not all(os.fspath(path) for path in paths):
+        raise DataError("a path of data must not be empty\nhint: `.` is the working directory")
     found = sorted({file for path in paths for file in _expand(Path(path))})
     for file in found:
         kind_of(file)

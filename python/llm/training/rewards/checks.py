@@ -28,10 +28,7 @@ def regex(completions: Sequence[str], pattern: Sequence[str]) -> list[float]:
     Searches run in a process of their own: some expressions take years for some texts, and Python can't end a search.
     """
     wanted = pattern[0]
-    try:
-        re.compile(wanted)
-    except (re.error, TypeError) as error:
-        raise DataError(f"`pattern` must be a regular expression, got {wanted!r}: {error}") from None
+    _check_pattern(completions, pattern)
     found = matches(wanted, completions)
     if found is None:
         raise TrainingError(
@@ -39,6 +36,13 @@ def regex(completions: Sequence[str], pattern: Sequence[str]) -> list[float]:
             "hint: repetitions within repetitions, such as `(a+)+`, take exponential time"
         )
     return [float(value) for value in found]
+
+
+def _check_pattern(completions: Sequence[str], pattern: Sequence[Any]) -> None:  # noqa: ARG001 - as the rewards
+    try:
+        re.compile(pattern[0])
+    except (re.error, TypeError) as error:
+        raise DataError(f"`pattern` must be a regular expression, got {pattern[0]!r}: {error}") from None
 
 
 def numeric(completions: Sequence[str], answer: Sequence[Any]) -> list[float]:
@@ -66,7 +70,10 @@ def json_schema(completions: Sequence[str], schema: Sequence[Any]) -> list[float
         raise MissingExtraError(
             "the check `json_schema` needs `jsonschema-rs`\nhint: pip install 'llm-oxide[rewards]'"
         ) from None
-    wanted = json.loads(schema[0]) if isinstance(schema[0], str) else schema[0]
+    try:
+        wanted = json.loads(schema[0]) if isinstance(schema[0], str) else schema[0]
+    except ValueError as error:
+        raise DataError(f"`schema` must be a JSON schema or its text, got {schema[0]!r}: {error}") from None
     try:
         validator = jsonschema_rs.validator_for(wanted)
     except jsonschema_rs.ValidationError as error:
@@ -87,7 +94,13 @@ def code(completions: Sequence[str], tests: Sequence[str]) -> list[float]:
 
     See `sandbox` for the limits, and for what they don't protect from.
     """
+    _check_tests(completions, tests)
     return [float(passes_tests(_program(given), wanted)) for given, wanted in zip(completions, tests, strict=True)]
+
+
+def _check_tests(completions: Sequence[str], tests: Sequence[Any]) -> None:  # noqa: ARG001 - as the rewards
+    if not isinstance(tests[0], str):
+        raise DataError(f"`tests` must be a text of Python, got {tests[0]!r}")
 
 
 def _program(text: str) -> str:
@@ -101,4 +114,11 @@ CHECKS: dict[str, Callable[..., list[float]]] = {
     "numeric": numeric,
     "json_schema": json_schema,
     "code": code,
+}
+# What can be known of a row without an answer, by reward; `exact` takes everything.
+ROW_CHECKS: dict[str, Callable[..., object]] = {
+    "regex": _check_pattern,
+    "numeric": numeric,
+    "json_schema": json_schema,
+    "code": _check_tests,
 }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from llm.data.batch import PromptRow
 from llm.errors import ConfigError, DataError, LLMError, TrainingError
 from llm.settings.grpo import GrpoConfig
-from llm.training.rewards.checks import CHECKS
+from llm.training.rewards.checks import CHECKS, ROW_CHECKS
 
 Reward = Callable[..., Sequence[float]]
 _FORM = "hint: name `module:function`, `file.py:function`, or one of the built-in checks"
@@ -50,12 +50,24 @@ class Rewards:
         """
         return np.array([self._called(name, row, answers) for name in self.functions])
 
+    def check(self, row: PromptRow) -> None:
+        """Checks that a row has what the rewards need, before an answer to it is drawn; no function of the user runs.
+
+        Raises:
+            DataError: The row lacks a field, or has one that a built-in check can't take.
+        """
+        for name, function in self.functions.items():
+            try:
+                arguments = _accepted(function, _given(row, [""]), row.fields)
+                if name in ROW_CHECKS:
+                    ROW_CHECKS[name](**arguments)
+            except LLMError as error:
+                raise type(error)(f"{row.where}: the reward `{name}`: {error}") from error
+
     def _called(self, name: str, row: PromptRow, answers: Sequence[str]) -> list[float]:
         function = self.functions[name]
-        values: dict[str, Any] = {"prompts": row.prompt, "completions": None} | row.fields
-        given = {key: [value] * len(answers) for key, value in values.items()} | {"completions": list(answers)}
         try:
-            arguments = _accepted(function, given, row.fields)
+            arguments = _accepted(function, _given(row, answers), row.fields)
             found = _within(self.timeout_s, lambda: function(**arguments))
         except LLMError as error:
             raise type(error)(f"{row.where}: the reward `{name}`: {error}") from error
@@ -67,6 +79,12 @@ class Rewards:
         except (Exception, SystemExit) as error:
             raise TrainingError(f"{row.where}: the reward `{name}` raised {type(error).__name__}: {error}") from error
         return _checked(found, len(answers), f"{row.where}: the reward `{name}`")
+
+
+def _given(row: PromptRow, answers: Sequence[str]) -> dict[str, Any]:
+    """Returns all that a reward may ask for, with a value for each answer."""
+    values: dict[str, Any] = {"prompts": row.prompt, "completions": None} | row.fields
+    return {key: [value] * len(answers) for key, value in values.items()} | {"completions": list(answers)}
 
 
 def load_reward(name: str) -> Reward:
@@ -116,7 +134,7 @@ def _module(name: str) -> ModuleType:
         sys.path.append(here)
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"the module of a reward, {name!r}, can't be imported: {type(error).__name__}: {error}\n{_FORM}"
         ) from error
@@ -131,7 +149,7 @@ def _file_module(file: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{file} can't be imported: {type(error).__name__}: {error}") from error
     return module
 
