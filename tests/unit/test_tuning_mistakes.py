@@ -61,6 +61,24 @@ def test_a_run_never_replaces_what_it_starts_from(tiny_checkpoint: Path, rows: P
     assert {file: file.read_bytes() for file in adapter.rglob("*") if file.is_file()} == before
 
 
+def test_a_run_may_begin_around_what_it_starts_from(tiny_checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_checkpoint, tmp_path / "base"))
+    before = {file: file.read_bytes() for file in base.iterdir()}
+    tune(base, rows, tmp_path)
+    assert Run(tmp_path).newest() is not None
+    assert {file: file.read_bytes() for file in base.iterdir()} == before
+
+
+def test_long_prompts_that_are_held_out_are_dropped(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    good = tmp_path / "good.py"
+    good.write_text("def one(completions):\n    return [1.0 for _ in completions]\n")
+    train = write_rows(tmp_path / "train.jsonl", [{"prompt": f"Who, {name}?"} for name in "ABCD"])
+    held_out = write_rows(tmp_path / "held.jsonl", [{"prompt": "Who? " * 200}])
+    more = {"too_long": "drop", "overrides": [f'data.validation_paths=["{held_out}"]']}
+    run = reinforce(tiny_checkpoint, train, tmp_path / "run", f"{good}:one", **more)
+    assert run.is_decoder
+
+
 def test_no_run_begins_where_a_model_lies(tiny_checkpoint: Path, rows: Path, adapter: Path, tmp_path: Path) -> None:
     for name, model in (("whole", tiny_checkpoint), ("adapter", resolve(adapter).path)):
         place = Path(shutil.copytree(model, tmp_path / name))
@@ -127,11 +145,12 @@ def test_mistakes_in_rewards_and_prompts_are_errors_at_once(tiny_checkpoint: Pat
     mistakes: list[tuple[tuple[str, ...], dict[str, Any], type[LLMError], str]] = [
         ((f"{good}:one",) * 2, {}, ConfigError, r"must name each reward once, got '.*good.py:one' 2 times"),
         ((f"{script}:one",), {}, ConfigError, r"SystemExit: 0"),
+        (("builtins:max",), {}, DataError, r"`builtins:max`: its parameters can't be read"),
         (
             (f"{good}:one",),
             {"max_answer_tokens": 127, "too_long": "drop"},
             DataError,
-            r"no prompt leaves room for an answer of 127 tokens: all \d are longer than \d+",
+            r"no prompt leaves room for an answer of 127 tokens\nhint: lower",
         ),
     ]
     for rewards, more, kind, message in mistakes:

@@ -101,11 +101,13 @@ class Run(os.PathLike[str]):
         """Checks that nothing that a new run reads lies in its directory, where it would be replaced.
 
         Raises:
-            ConfigError: One of `sources` is this directory or lies in it.
+            ConfigError: One of `sources` is this run or one of its checkpoints; other files here stay, and may be read.
         """
         own = self.path.resolve()
+        replaced = (own, own / _LATEST, own / _BEST, own / _CHECKPOINTS)
         for source in sources:
-            if source is not None and Path(source).resolve().is_relative_to(own):
+            place = None if source is None else Path(source).resolve()
+            if place is not None and (place in replaced or place.is_relative_to(own / _CHECKPOINTS)):
                 raise ConfigError(
                     f"`--out` must not be where the run's own source lies, got {self.path} for {os.fspath(source)}\n"
                     "hint: choose another `--out`"

@@ -66,10 +66,10 @@ def load_engine(
     """
     config = validated(config or EngineConfig())
     place = resolve_device(device)
-    _check_adapters(adapters)
     if config.tensor_parallel_size > 1:
         _refuse(adapters)
         return read_checkpoint(path, lambda found: _split_engine(found, dtype, place, config))
+    _check_adapters(adapters)
     base, (model, tokenizer, defaults) = read_checkpoint(
         path, lambda found: (found, _read(found, dtype, place, config))
     )

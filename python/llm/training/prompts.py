@@ -37,6 +37,11 @@ def prepare_prompts(config: RunConfig, given: Collection[str], run: Run, tokeniz
     """
     rewards = Rewards(config.grpo)
     train, held_out = (_encoded(rows, config, tokenizer) for rows in read_prompts(config.data))
+    if not train:
+        raise DataError(
+            f"no prompt leaves room for an answer of {config.grpo.max_answer_tokens:,} tokens\n"
+            "hint: lower `grpo.max_answer_tokens`, or add prompts that are shorter"
+        )
     for row in (*train, *held_out):
         rewards.check(row)
     PromptDataModule.store(run.data, train, held_out)
@@ -85,11 +90,6 @@ def _encoded(rows: list[PromptRow], config: RunConfig, tokenizer: BaseTokenizer)
             f"{config.grpo.max_answer_tokens:,} there is room for {max(0, room):,}; {len(too_long):,} of "
             f"{len(found):,} prompts are too long\n"
             "hint: `data.too_long=drop` leaves them out, or lower `grpo.max_answer_tokens`"
-        )
-    if found and len(too_long) == len(found):
-        raise DataError(
-            f"no prompt leaves room for an answer of {config.grpo.max_answer_tokens:,} tokens: all {len(found):,} are "
-            f"longer than {max(0, room):,}\nhint: lower `grpo.max_answer_tokens`"
         )
     return [row for row in found if len(row.ids) <= room]
 

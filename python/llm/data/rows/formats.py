@@ -73,12 +73,12 @@ def chat_row(row: Row, row_format: str = "auto") -> ChatRow:
     Raises:
         DataError: The row is of no format, or breaks the rules of its format; the message says where it stands.
     """
-    if row_format not in ("auto", *_FORMATS):
+    name = format_of(row.values) if row_format == "auto" else row_format
+    if name is not None and name not in _FORMATS:
         raise DataError(
             f"`data.row_format` must be one of auto, {', '.join(_FORMATS)} for conversations, got {row_format!r}\n"
             "hint: `llm dpo` and `llm reward` learn from preferences"
         )
-    name = format_of(row.values) if row_format == "auto" else row_format
     if name is None or not _FORMATS[name].fits(row.values):
         raise DataError(f"{row.where}: {_no_format(row.values, row_format)}")
     try:

@@ -160,7 +160,10 @@ def _accepted(function: Reward, given: Mapping[str, Any], fields: Collection[str
     Raises:
         DataError: It needs one that is not given.
     """
-    parameters = inspect.signature(function).parameters.values()
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"its parameters can't be read: {error}\nhint: call it in a function of Python") from None
     for one in parameters:
         is_named = one.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         if is_named and one.default is inspect.Parameter.empty and one.name not in given:
