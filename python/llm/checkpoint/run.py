@@ -105,9 +105,9 @@ class Run(os.PathLike[str]):
         """
         own = self.path.resolve()
         replaced = (own, own / _LATEST, own / _BEST, own / _CHECKPOINTS)
-        for source in sources:
-            place = None if source is None else Path(source).resolve()
-            if place is not None and (place in replaced or place.is_relative_to(own / _CHECKPOINTS)):
+        for source in (one for one in sources if one is not None):
+            place = Path(source).resolve()
+            if place in replaced or place.is_relative_to(own / _CHECKPOINTS):
                 raise ConfigError(
                     f"`--out` must not be where the run's own source lies, got {self.path} for {os.fspath(source)}\n"
                     "hint: choose another `--out`"
