@@ -217,7 +217,7 @@ def test_a_dry_run_tells_what_a_run_would_take_and_writes_nothing(
     words += ["--reward", "exact", "--reward-weight", 1, "--reward-weight", 0, "--dry-run"]
     words += ["max_steps=20", "passes=2", "batch_size=4", "group_size=4", "max_answer_tokens=8", "device=cpu"]
     done = CliRunner().invoke(app, ["grpo", *map(str, words)])
-    assert "line 2: the reward `exact`: the row must have the field `answer`" in str(done.exception)
+    assert "line 1: the reward `exact`: the row must have the field `answer`" in str(done.exception)
     write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Who is {name}?", "answer": name} for name in "ABCDEFGHIJKL"])
     words[2] = tmp_path / "prompts.jsonl"
     done = CliRunner().invoke(app, ["grpo", *map(str, words)], catch_exceptions=False)
