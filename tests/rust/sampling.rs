@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod changes;
+
 use llm_core::sampling::{
     History, RowSpec, Sampled, SamplingParams, TokenCounts, TokenMask, VocabMask, philox4x32_10, sample_rows,
     stream_key, uniform,
