@@ -6,13 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import llm
 from llm.checkpoint import Run, resolve
+from llm.cli.main import app
+from llm.data.batch import PromptRow
 from llm.data.readers import Row
 from llm.data.rows.formats import chat_row
-from llm.errors import CheckpointError, ConfigError, DataError, LLMError
+from llm.errors import CheckpointError, ConfigError, DataError, LLMError, TrainingError
+from llm.settings.grpo import GrpoConfig
+from llm.settings.merge import load_run_config
 from llm.tokenization import load_tokenizer
+from llm.training.assembly import build_rows
+from llm.training.rewards.functions import Rewards
 from tests.unit.chat_rows import write_rows
 
 SETTINGS: dict[str, Any] = {
@@ -159,6 +167,89 @@ def test_mistakes_in_rewards_and_prompts_are_errors_at_once(tiny_checkpoint: Pat
         assert not Run(tmp_path / "run").exists
 
 
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ("{'a': 1}", r"must return a list of 1 numbers, got a dict: \{'a': 1\}"),
+        ("'1'", r"must return a list of 1 numbers, got a str: '1'"),
+        ("[10**400]", r"must return a list of 1 numbers, got \[1000"),
+        ("[float('nan')]", r"must return finite numbers, got nan for answer 1 of 1"),
+    ],
+)
+def test_what_is_no_list_of_numbers_is_no_reward(tmp_path: Path, result: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text(f"def one(completions):\n    return {result}\n")
+    rewards = Rewards(GrpoConfig(rewards=(f"{tmp_path / 'mine.py'}:one",)))
+    with pytest.raises(TrainingError, match=message):
+        rewards.of(PromptRow("rows.jsonl, line 1", "a", [1], {}), ["b"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("grpo.reward_weights=[nan]", r"`grpo.reward_weights\[0\]` must be a finite number, got nan"),
+        ("grpo.reward_timeout_s=inf", r"`grpo.reward_timeout_s` must be a finite number, got inf"),
+        ("preference.beta=inf", r"`preference.beta` must be a finite number, got inf"),
+        (f"optimizer.learning_rate={10**400}", r"`optimizer.learning_rate` must be a finite number, got one of more"),
+        ("lora.rank=1e9", r"`lora.rank` must be `int` <= 16384, got 1000000000"),
+    ],
+)
+def test_every_setting_is_a_finite_number(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(None, [setting], {})
+
+
+@pytest.mark.parametrize("data", [[{"prompt": "a"}], 5, {"rows": "a"}])
+def test_rows_are_no_paths(tiny_checkpoint: Path, tmp_path: Path, data: Any) -> None:
+    with pytest.raises(ConfigError, match=r"`data` must be a path or a list of paths, got (dict|int)\nhint: write"):
+        tune(tiny_checkpoint, data, tmp_path / "run")
+
+
+def test_rows_of_a_context_beyond_the_usual_one_are_shown(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a " * 300, "completion": "b " * 300}])
+    for more in (["--context-length", "4000"], []):
+        words = ["data", "preview", str(file), "--tokenizer", str(tiny_checkpoint), "--chat-template", "chatml", *more]
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert done.stdout.startswith("sample 0, of 0 to 0\n")
+        assert done.stdout.count("b b b") > 1
+
+
+def test_nesting_without_an_end_is_an_error_of_its_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("[" * 3000 + "]" * 3000 + "\n")
+    with pytest.raises(DataError, match=r"line 1: each line must be a JSON object, got '\[\[\["):
+        tune(tiny_checkpoint, file, tmp_path / "run")
+    with pytest.raises(DataError, match=r"line 1: each line must be a JSON object, got '\[\[\["):
+        llm.train(data=file, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(("fraction", "words"), [(0.2, "5 answers, 1 of them held out;"), (0.0, "5 answers;")])
+def test_single_answers_are_held_out_one_by_one(
+    tiny_checkpoint: Path, tmp_path: Path, fraction: float, words: str
+) -> None:
+    made = [{"prompt": f"{name}?", "completion": "Yes.", "label": name < "C"} for name in "ABCDE"]
+    file, out = write_rows(tmp_path / "rows.jsonl", made), tmp_path / "run"
+    more = {"validation_fraction": fraction, "batch_size": 2, "loss": "kto"}
+    llm.dpo(str(tiny_checkpoint), file, out=out, **SETTINGS | more)
+    assert words in build_rows(Run(out).read_config(), Run(out).data).notices()[0]
+
+
+def test_a_teacher_reads_samples_as_long_as_its_student_does(tiny_checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    short = Path(shutil.copytree(tiny_checkpoint, tmp_path / "short"))
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 16}))
+    with pytest.raises(ConfigError, match=r"must take samples of \d+ tokens, got .*short for 16\nhint: .*length=16"):
+        tune(tiny_checkpoint, rows, tmp_path / "run", teacher=str(short))
+
+
+def test_a_teacher_that_is_an_adapter_of_the_run_is_not_replaced(
+    tiny_checkpoint: Path, rows: Path, adapter: Path, second: Path
+) -> None:
+    before = {file: file.read_bytes() for file in adapter.rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError, match=r"must not be where the run's own source lies"):
+        tune(tiny_checkpoint, rows, adapter, overwrite=True, teacher=str(second))
+    assert {file: file.read_bytes() for file in adapter.rglob("*") if file.is_file()} == before
+
+
 def test_a_reward_model_is_no_teacher(tiny_checkpoint: Path, rows: Path, tmp_path: Path) -> None:
     pairs = [{"prompt": f"{name}?", "chosen": f"Yes, {name}.", "rejected": "No."} for name in "ABCD"]
     file = write_rows(tmp_path / "pairs.jsonl", pairs)
@@ -200,11 +291,30 @@ def test_merged_weights_are_no_gguf_file_without_a_scheme(adapter: Path, tmp_pat
     assert not (tmp_path / "m.gguf").exists()
 
 
-def test_an_alpha_that_is_no_number_is_named(adapter: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lora_alpha": None}, r"the alpha of model\..* must be a number, got None"),
+        ({"r": 3}, r"the rank of model\..* must be 2, as in its weights, got 3"),
+        ({"rank_pattern": {"down_proj": 4}}, r"the rank of model\..*down_proj must be 2, as in its weights, got 4"),
+        ({"use_dora": True}, r"`use_dora` must be False, since model\..* lacks magnitudes"),
+    ],
+)
+def test_an_adapter_whose_config_contradicts_its_weights_is_refused(
+    adapter: Path, tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
     place = Path(shutil.copytree(resolve(adapter).path, tmp_path / "adapter"))
     file = place / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": None}))
-    with pytest.raises(CheckpointError, match=r"the alpha of model\..* must be a number, got None"):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    with pytest.raises(CheckpointError, match=message):
+        llm.LLM(place)
+
+
+def test_weights_of_an_adapter_are_no_integers(adapter: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(resolve(adapter).path, tmp_path / "adapter"))
+    file = place / "adapter_model.safetensors"
+    save_file({name: tensor.int() for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(CheckpointError, match=r"must be floating-point numbers, got torch.int32 in base_model"):
         llm.LLM(place)
 
 

@@ -1,7 +1,7 @@
 """Training and fine-tuning of models."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llm.checkpoint import Checkpoint
@@ -289,5 +289,12 @@ def _named(settings: dict[str, Any]) -> list[Override]:
     return [(name if "." in name else full_name_or_error(name), value) for name, value in given.items()]
 
 
-def _paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
-    return [os.fspath(path) for path in ([given] if isinstance(given, str | os.PathLike) else given)]
+def _paths(given: Any) -> list[str]:
+    several = list(given) if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else [given]
+    for path in several:
+        if not isinstance(path, str | os.PathLike):
+            raise ConfigError(
+                f"`data` must be a path or a list of paths, got {type(path).__name__}\n"
+                "hint: write rows into a .jsonl file, a JSON object a line, and name the file"
+            )
+    return [os.fspath(path) for path in several]

@@ -107,13 +107,34 @@ def _factors(directory: Path, values: Mapping[str, Any], tensors: dict[str, Tens
             missing = _LEAVES[0] if first is None else _LEAVES[1]
             raise CheckpointError(f"{directory / WEIGHTS} lacks {_PREFIX}{name}.{missing}")
         for leaf, tensor in zip(_LEAVES, (first, second, magnitude), strict=True):
-            if tensor is not None and not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(f"weights must be finite, got NaN or infinity in {_PREFIX}{name}.{leaf}")
+            if tensor is not None:
+                _check_numbers(f"{_PREFIX}{name}.{leaf}", tensor)
         alpha = _of_pattern(values.get("alpha_pattern"), name, values.get("lora_alpha", 8))
         if not isinstance(alpha, int | float):
             raise CheckpointError(f"{directory / CONFIG}: the alpha of {name} must be a number, got {alpha!r}")
         scale = scale_of(len(first), float(alpha), use_rslora=bool(values.get("use_rslora")))
-        yield name, Factors(first, second, scale, magnitude)
+        factors = Factors(first, second, scale, magnitude)
+        _check_kind(directory / CONFIG, values, name, factors)
+        yield name, factors
+
+
+def _check_numbers(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"weights of an adapter must be floating-point numbers, got {tensor.dtype} in {name}")
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"weights must be finite, got NaN or infinity in {name}")
+
+
+def _check_kind(file: Path, values: Mapping[str, Any], name: str, factors: Factors) -> None:
+    """Checks the rank and the kind that an adapter's config names against a projection's weights."""
+    rank = len(factors.lora_a)
+    named = _of_pattern(values.get("rank_pattern"), name, values.get("r", rank))
+    if named != rank:
+        raise CheckpointError(f"{file}: the rank of {name} must be {rank}, as in its weights, got {named!r}")
+    has_magnitude = factors.magnitude is not None
+    if bool(values.get("use_dora")) != has_magnitude:
+        has = "has" if has_magnitude else "lacks"
+        raise CheckpointError(f"{file}: `use_dora` must be {has_magnitude}, since {name} {has} magnitudes")
 
 
 def _module_of(name: str, directory: Path) -> str:

@@ -97,16 +97,16 @@ class Run(os.PathLike[str]):
                 "hint: continue that run with `--resume`, replace it with `--overwrite`, or choose another `--out`"
             )
 
-    def check_not_read(self, sources: Iterable[str | os.PathLike[str] | None]) -> None:
+    def check_not_read(self, read: Iterable[Checkpoint | None]) -> None:
         """Checks that nothing that a new run reads lies in its directory, where it would be replaced.
 
         Raises:
-            ConfigError: One of `sources` is this run or one of its checkpoints; other files here stay, and may be read.
+            ConfigError: A checkpoint in `read`, or its base, is of this run; other files here stay, and may be read.
         """
         own = self.path.resolve()
         replaced = (own, own / _LATEST, own / _BEST, own / _CHECKPOINTS)
-        for source in (one for one in sources if one is not None):
-            place = Path(source).resolve()
+        for source in (path for one in read if one is not None for path in one.sources):
+            place = source.resolve()
             if place in replaced or place.is_relative_to(own / _CHECKPOINTS):
                 raise ConfigError(
                     f"`--out` must not be where the run's own source lies, got {self.path} for {os.fspath(source)}\n"

@@ -24,13 +24,12 @@ class PreferenceDataModule(ChatDataModule):
         loss: `preference.loss`, which decides what a sample is.
     """
 
-    _row_sequences = 2
-
     def __init__(
         self, directory: str | Path, context_length: int, config: DataConfig | None = None, loss: str = "dpo"
     ) -> None:
         super().__init__(directory, context_length, config)
         self.form = _FORMS.get(loss, "pairs")
+        self._row_sequences = 1 if self.form == "labels" else 2
         self._kept: dict[tuple[str, str], AnswerSamples] = {}
 
     @property

@@ -96,7 +96,8 @@ def _in_plain_roles(
         return without_tools(messages, "hermes")
     raise InvalidArgumentError(
         "`tools` need a chat template that renders them, got a model whose template doesn't\n"
-        "hint: start the server with `--tool-parser hermes`, which describes them in the system message"
+        "hint: serve it with `--tool-parser hermes`, which describes them in the system message, or train it with a "
+        "`--chat-template` that renders them"
     )
 
 

@@ -1,5 +1,6 @@
 """Checks settings, and fills them from a file, the environment and arguments."""
 
+import math
 import os
 import re
 import tomllib
@@ -35,9 +36,11 @@ def from_builtins(values: Any, kind: type[T]) -> T:
     """Builds a `kind` from plain dicts and lists.
 
     Raises:
-        ConfigError: An unknown key (the nearest valid one is named), a wrong type or a value out of range.
+        ConfigError: An unknown key (the nearest valid one is named), a wrong type, a value out of range, or NaN or an
+            infinity, which no setting takes.
     """
     _refuse_unknown_keys(values, kind, "")
+    _refuse_infinite(values, "")
     return _converted(values, kind)
 
 
@@ -235,6 +238,18 @@ def _refuse_unknown_keys(values: Any, kind: type[msgspec.Struct], prefix: str) -
             _refuse_unknown_keys(value, nested, f"{prefix}{key}.")
 
 
+def _refuse_infinite(values: Any, name: str) -> None:
+    """Raises for the first NaN or infinity: bounds let an infinity through, and `nan` is below no upper bound."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            _refuse_infinite(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(values, list | tuple):
+        for idx, value in enumerate(values):
+            _refuse_infinite(value, f"{name}[{idx}]")
+    elif isinstance(values, float) and not math.isfinite(values):
+        raise ConfigError(f"`{name}` must be a finite number, got {values}")
+
+
 def _suggest_setting(prefix: str, key: str, fields: Iterable[str]) -> str:
     """The setting of another section if `key` names one exactly, else the nearest of this section."""
     sections = RunConfig.__struct_fields__
@@ -266,6 +281,8 @@ def _explain(error: msgspec.ValidationError, values: Any, kind: Any) -> str:
         kind = get_type_hints(kind).get(key) if isinstance(kind, type) else None
     where = f"`{'.'.join(keys)}`" if keys else "the settings"
     allowed = message.removeprefix("Expected ").split(", got ")[0]
+    if message == "Number out of range":
+        return f"{where} must be a finite number, got one of more than 300 digits"
     if message.startswith("Invalid enum value"):
         allowed = f"one of {', '.join(_words(kind))}"
     return f"{where} must be {allowed}, got {values!r}"

@@ -303,7 +303,10 @@ class LoraConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Low-rank adapters that a run trains in place of the weights it starts from."""
 
     rank: (
-        Annotated[int, msgspec.Meta(ge=1, description="Rank of each adapter; null: all weights are trained.")] | None
+        Annotated[
+            int, msgspec.Meta(ge=1, le=16_384, description="Rank of each adapter; null: all weights are trained.")
+        ]
+        | None
     ) = None
     alpha: (
         Annotated[float, msgspec.Meta(gt=0, description="Factor on an update, over its rank; null: twice the rank.")]

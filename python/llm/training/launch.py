@@ -265,7 +265,8 @@ def _prepare(config: RunConfig, start: _Start, tokenizer: BaseTokenizer | None, 
     run = start.run
     start.held.enter_context(run.locked())
     run.check_free(overwrite)
-    run.check_not_read([*(start.initial.sources if start.initial else ()), config.distillation.teacher])
+    teacher = config.distillation.teacher
+    run.check_not_read([start.initial, None if teacher is None else resolve(teacher)])
     if start.initial is not None:
         start.initial.check_adapter()
     with run.starting() as prepared:
@@ -336,7 +337,7 @@ def _try_out(config: RunConfig, run: Run, start: _Start) -> None:
     world_size = start.distributed.world_size
     BatchLoader.for_training(build_data(config, run).train_dataset(), config.training, world_size)
     if config.distillation.teacher is not None:
-        check_teacher(resolve(config.distillation.teacher), load_tokenizer(run.tokenizer))
+        check_teacher(resolve(config.distillation.teacher), load_tokenizer(run.tokenizer), config.context_length)
     task = build_task(config, initial=start.initial)
     if world_size > 1 and config.training.sharding == "fsdp" and isinstance(task, LanguageModelingTask):
         check_unpacked(task.keeps_packed)

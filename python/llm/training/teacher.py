@@ -208,14 +208,20 @@ class _Store:
                 number += 1
 
 
-def check_teacher(checkpoint: Checkpoint, tokenizer: BaseTokenizer) -> None:
-    """Checks that a teacher predicts tokens, and the same ones as its student.
+def check_teacher(checkpoint: Checkpoint, tokenizer: BaseTokenizer, context_length: int) -> None:
+    """Checks that a teacher predicts tokens, the same ones as its student, in samples as long.
 
     Raises:
-        ConfigError: It has another tokenizer, or is a reward model.
+        ConfigError: It has another tokenizer or a shorter context, or is a reward model.
     """
     if checkpoint.is_reward_model:
         raise ConfigError(f"`distillation.teacher` must predict tokens, got the reward model {checkpoint}")
+    longest = checkpoint.config.max_position_embeddings
+    if longest < context_length:
+        raise ConfigError(
+            f"`distillation.teacher` must take samples of {context_length:,} tokens, got {checkpoint} for {longest:,}\n"
+            f"hint: `data.context_length={longest}`"
+        )
     theirs, own = checkpoint.tokenizer().token_bytes(), tokenizer.token_bytes()
     if theirs == own:
         return

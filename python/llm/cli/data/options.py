@@ -9,8 +9,9 @@ import msgspec
 import typer
 
 from llm.errors import ConfigError
-from llm.settings.merge import Override, load_run_config
-from llm.settings.run import DataConfig
+from llm.settings.merge import Override, load_run_config, raw_setting
+from llm.settings.model import ModelConfig
+from llm.settings.run import DataConfig, RunConfig
 
 CONTEXT_LENGTH = 256
 # Kinds of data that come in rows.
@@ -48,7 +49,12 @@ def data_config(texts: list[str] | None, more: list[str] | None, **values: Any) 
         *((f"data.{name}", value) for name, value in values.items() if value is not None),
     ]
     overrides += [("data.paths", paths)] if paths else []
-    return load_run_config(files[0] if files else None, overrides).data
+    file, longest = files[0] if files else None, "model.max_position_embeddings"
+    # Samples are shown before there is a model, whose default limit says nothing about them.
+    asked = raw_setting("data.context_length", file, overrides)
+    if isinstance(asked, int) and raw_setting(longest, file, overrides) is None:
+        overrides.append((longest, max(asked, 1)))
+    return load_run_config(file, overrides).data
 
 
 def with_kind(config: DataConfig) -> DataConfig:
@@ -78,7 +84,6 @@ def prepared_rows(config: DataConfig, path: str, chat_template: str | None, cach
     from llm.data.readers import corpus_files, read_rows
     from llm.data.rows import preference_format
     from llm.settings.preference import PreferenceConfig
-    from llm.settings.run import RunConfig
     from llm.tokenization import choose_chat_template, load_tokenizer
     from llm.training.assembly import build_rows
     from llm.training.rows import encoder_of
@@ -86,15 +91,20 @@ def prepared_rows(config: DataConfig, path: str, chat_template: str | None, cach
     tokenizer = load_tokenizer(path)
     if chat_template is not None:
         choose_chat_template(tokenizer, chat_template)
-    run = RunConfig(data=config)
+    run = _run_of(config, config.context_length or CONTEXT_LENGTH)
     if config.kind == "preference":
         first = next(read_rows(corpus_files(config.all_sources[0].paths)[0]))
         if preference_format(first.values) == "labels":
             run = msgspec.structs.replace(run, preference=PreferenceConfig(loss="kto"))
     ChatDataModule.prepare(cache, config, encoder_of(run, tokenizer))
     context_length = config.context_length or ChatDataModule(cache, 1, config).longest_row
-    run = msgspec.structs.replace(run, data=msgspec.structs.replace(config, context_length=context_length))
-    return build_rows(run, cache), tokenizer
+    shown = _run_of(msgspec.structs.replace(config, context_length=context_length), context_length)
+    return build_rows(msgspec.structs.replace(shown, preference=run.preference), cache), tokenizer
+
+
+def _run_of(config: DataConfig, context_length: int) -> RunConfig:
+    """Returns the settings of a run on some data, whose model takes samples of this many tokens."""
+    return RunConfig(data=config, model=ModelConfig(max_position_embeddings=context_length))
 
 
 def needed_tokenizer(path: str | None) -> str:

@@ -80,7 +80,7 @@ def _jsonl(file: Path, options: ReadOptions, notes: ReadNotes, cutter: DocumentC
         try:
             text: str = decode(line).text  # type: ignore[attr-defined]
             num_bytes(text)
-        except (msgspec.DecodeError, UnicodeDecodeError, DataError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, DataError) as error:
             raise _bad_line(f"{file}, line {number}", line, options.field, error) from None
         return text
 
@@ -91,7 +91,7 @@ def _jsonl(file: Path, options: ReadOptions, notes: ReadNotes, cutter: DocumentC
 def _bad_line(where: str, line: bytes, field: str, error: Exception) -> DataError:
     try:
         value: Any = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as broken:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as broken:
         shown = line[:60].decode(errors="replace")
         return DataError(
             f"{where}: each line must be a JSON object, got {shown!r}: {broken}\n"

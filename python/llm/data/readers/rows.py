@@ -46,7 +46,7 @@ def _jsonl(file: Path) -> Iterator[Row]:
         shown = line[:60].decode(errors="replace")
         try:
             values = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DataError(
                 f"{where}: each line must be a JSON object, got {shown!r}: {error}\nhint: mend or remove the line"
             ) from None

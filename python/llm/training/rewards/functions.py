@@ -200,10 +200,13 @@ def _within(seconds: float, work: Callable[[], Any]) -> Any:
 
 
 def _checked(found: Any, count: int, who: str) -> list[float]:
+    # Keys of a dict and characters of a text could be read as numbers too.
+    if isinstance(found, Mapping | str | bytes):
+        raise TrainingError(f"{who} must return a list of {count} numbers, got a {type(found).__name__}: {found!r:.99}")
     try:
         values = [float(value) for value in found]
-    except (TypeError, ValueError) as error:
-        raise TrainingError(f"{who} must return a list of {count} numbers, got {found!r}: {error}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TrainingError(f"{who} must return a list of {count} numbers, got {found!r:.200}: {error}") from None
     if len(values) != count:
         raise TrainingError(f"{who} must return one number for each of {count} answers, got {len(values)}")
     for number, value in enumerate(values, 1):
