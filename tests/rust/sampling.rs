@@ -270,39 +270,71 @@ fn validate_names_the_field_and_its_range() {
 fn slow_probabilities(row: &[f32], params: &SamplingParams) -> Vec<f64> {
     let max = row.iter().copied().fold(-INF, f32::max);
     let scaled: Vec<f64> = row.iter().map(|logit| f64::from((logit - max) / params.temperature as f32)).collect();
-    let mut order: Vec<usize> = (0..row.len()).collect();
+    let weight = |id: usize| scaled[id].exp();
+    let mass = |ids: &[usize]| ids.iter().map(|&id| weight(id)).sum::<f64>();
+    let mut order: Vec<usize> = (0..row.len()).filter(|&id| row[id] > -INF).collect();
     order.sort_by(|&a, &b| scaled[b].total_cmp(&scaled[a]).then(a.cmp(&b)));
     if params.top_k > 0 {
         order.truncate(params.top_k);
     }
-    let total: f64 = order.iter().map(|&id| scaled[id].exp()).sum();
-    let mut mass = 0.0;
-    order.retain(|&id| {
-        let keep = mass < params.top_p * total;
-        mass += scaled[id].exp();
-        keep && scaled[id].exp() >= params.min_p
-    });
-    let kept: f64 = order.iter().map(|&id| scaled[id].exp()).sum();
+    keep_first(&mut order, params.top_p, &weight);
+    order.retain(|&id| weight(id) >= params.min_p);
+    if params.typical_p < 1.0 {
+        let total = mass(&order);
+        let surprise = |id: usize| -(weight(id) / total).ln();
+        let entropy: f64 = order.iter().map(|&id| weight(id) / total * surprise(id)).sum();
+        let distance = |id: usize| (surprise(id) - entropy).abs();
+        order.sort_by(|&a, &b| distance(a).total_cmp(&distance(b)).then(a.cmp(&b)));
+        keep_first(&mut order, params.typical_p, &weight);
+    }
+    let kept = mass(&order);
     let mut probabilities = vec![0.0; row.len()];
-    order.iter().for_each(|&id| probabilities[id] = scaled[id].exp() / kept);
+    order.iter().for_each(|&id| probabilities[id] = weight(id) / kept);
     probabilities
 }
 
+/// Keeps the first ids whose share of the mass is at least `share`.
+fn keep_first(order: &mut Vec<usize>, share: f64, weight: &impl Fn(usize) -> f64) {
+    let total: f64 = order.iter().map(|&id| weight(id)).sum();
+    let mut mass = 0.0;
+    order.retain(|&id| {
+        let keep = share >= 1.0 || mass < share * total;
+        mass += weight(id);
+        keep
+    });
+}
+
+/// Rows of one chunk or of many, high or low, with ids that can't be drawn.
+fn any_row() -> impl Strategy<Value = Vec<f32>> {
+    let logit = prop_oneof![19 => -6.0f32..6.0, 1 => Just(-INF)];
+    let len = prop_oneof![4 => 1..300usize, 1 => 300..2000usize];
+    (len.prop_flat_map(move |len| prop::collection::vec(logit.clone(), len)), -6.0f32..6.0, -40.0f32..40.0).prop_map(
+        |(mut row, finite, shift)| {
+            row[0] = finite;
+            row.into_iter().map(|logit| logit + shift).collect()
+        },
+    )
+}
+
 fn any_params() -> impl Strategy<Value = SamplingParams> {
-    (0.2..2.0f64, 0..20usize, prop_oneof![Just(1.0), 0.05..1.0f64], prop_oneof![Just(0.0), 0.0..0.5f64], any::<u64>())
-        .prop_map(|(temperature, top_k, top_p, min_p, seed)| SamplingParams {
+    let share = || prop_oneof![Just(1.0), 0.05..1.0f64];
+    let min_p = prop_oneof![Just(0.0), 0.0..0.5f64];
+    (0.2..2.0f64, 0..20usize, share(), min_p, share(), any::<u64>()).prop_map(
+        |(temperature, top_k, top_p, min_p, typical_p, seed)| SamplingParams {
             temperature,
             top_k,
             top_p,
             min_p,
+            typical_p,
             seed,
             ..SamplingParams::default()
-        })
+        },
+    )
 }
 
 proptest! {
     #[test]
-    fn sampling_equals_the_slow_way(row in prop::collection::vec(-6.0f32..6.0, 1..300), params in any_params()) {
+    fn sampling_equals_the_slow_way(row in any_row(), params in any_params()) {
         let probabilities = slow_probabilities(&row, &params);
         for output_idx in 0..20 {
             let id = sample_one(&row, &params, &TokenCounts::default(), output_idx).id as usize;

@@ -94,3 +94,34 @@ fn pick_from_all(row: &LogitsRow<'_>, scale: Scale, uniform: f64, sums: &mut Vec
     // Since `uniform` < 1, only rounding of the product can lead here.
     row.logits().iter().rposition(|&logit| scale.weight(logit) > 0.0).unwrap_or_default() as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::row::Maxima;
+    use super::*;
+
+    /// What is drawn from a row by `pick_from_all`, and by the candidates that a filter would leave.
+    fn picked(logits: &[f32], uniform: f64) -> [u32; 2] {
+        let (mut logits, mut maxima) = (logits.to_vec(), Maxima::default());
+        let row = LogitsRow::new(&mut logits, &mut maxima);
+        let scale = Scale::new(0.0, 1.0);
+        let mut candidates = Candidates::default();
+        collect_from(row.logits(), row.maxima(), f32::NEG_INFINITY, &mut candidates.kept);
+        candidates.weigh(scale);
+        [pick_from_all(&row, scale, uniform, &mut Vec::new()), candidates.pick(uniform)]
+    }
+
+    #[test]
+    fn a_quantile_on_a_border_belongs_to_the_next_token() {
+        // 512 weights of 1, every other token without weight: all sums are exact.
+        let row: Vec<f32> = (0..1024).map(|id| if id % 2 == 0 { -100.0 } else { 0.0 }).collect();
+        for nth in 0..512u32 {
+            assert_eq!(picked(&row, f64::from(nth) / 512.0), [2 * nth + 1; 2]);
+        }
+    }
+
+    #[test]
+    fn a_quantile_that_rounding_raised_to_the_whole_takes_the_last_possible_token() {
+        assert_eq!(picked(&[-100.0, 0.0, 0.0, -100.0, f32::NEG_INFINITY], 1.0), [2; 2]);
+    }
+}
