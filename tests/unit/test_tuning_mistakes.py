@@ -233,6 +233,19 @@ def test_single_answers_are_held_out_one_by_one(
     assert words in build_rows(Run(out).read_config(), Run(out).data).notices()[0]
 
 
+def test_a_pair_differs_after_the_cut(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    text = " ".join(f"word {number}" for number in range(200))
+    good = {"prompt": "b", "chosen": f"Yes {text}", "rejected": f"No {text}"}
+    alike = {"prompt": "a", "chosen": f"{text} yes", "rejected": f"{text} no"}
+    file = write_rows(tmp_path / "rows.jsonl", [good, alike])
+    message = r"line 2: `chosen` and `rejected` are the same answer when they are cut to \d+ tokens\nhint: .*=drop"
+    with pytest.raises(DataError, match=message):
+        llm.dpo(str(tiny_checkpoint), file, out=tmp_path / "run", **SETTINGS | {"too_long": "cut"})
+    assert not Run(tmp_path / "run").exists
+    write_rows(file, [good])
+    llm.dpo(str(tiny_checkpoint), file, out=tmp_path / "run", **SETTINGS | {"too_long": "cut"})
+
+
 def test_a_teacher_reads_samples_as_long_as_its_student_does(tiny_checkpoint: Path, rows: Path, tmp_path: Path) -> None:
     short = Path(shutil.copytree(tiny_checkpoint, tmp_path / "short"))
     config = json.loads((short / "config.json").read_text())

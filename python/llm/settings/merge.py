@@ -239,7 +239,7 @@ def _refuse_unknown_keys(values: Any, kind: type[msgspec.Struct], prefix: str) -
 
 
 def _refuse_infinite(values: Any, name: str) -> None:
-    """Raises for the first NaN or infinity: bounds let an infinity through, and `nan` is below no upper bound."""
+    """Raises for the first NaN or infinity, which fields without a bound on that side would let through."""
     if isinstance(values, Mapping):
         for key, value in values.items():
             _refuse_infinite(value, f"{name}.{key}" if name else str(key))

@@ -35,7 +35,7 @@ class AnswerSamples(TokenSamples):
             None: not known, or not needed.
 
     Raises:
-        DataError: A sequence is too long, or nothing of an answer is left after the cut.
+        DataError: A sequence is too long, nothing of an answer is left after the cut, or a pair no longer differs.
     """
 
     def __init__(self, rows: Rows, context_length: int, too_long: str, form: Form, digest: str) -> None:
@@ -56,8 +56,21 @@ class AnswerSamples(TokenSamples):
             self._first = self._first[~of_sample]
         else:
             check_cut(rows, is_long, self.limit)
+            if form != "labels":
+                self._check_differ(np.flatnonzero(of_sample))
         places = max(1, self._step * len(self._first) * context_length)
         self.filled = float(np.minimum(rows.lengths, self.limit).sum()) / places
+
+    def _check_differ(self, cut: NDArray[np.int64]) -> None:
+        """Checks that the answers of each pair with a cut one still differ."""
+        for pair in 2 * cut:
+            chosen, rejected = (self.rows.row(int(number))[0][: self.limit] for number in (pair, pair + 1))
+            if np.array_equal(chosen, rejected):
+                raise DataError(
+                    f"{self.rows.where(int(pair))}: `chosen` and `rejected` are the same answer when they are cut to "
+                    f"{self.limit:,} tokens\nhint: `data.too_long=drop` leaves such rows out, or raise "
+                    "`data.context_length`"
+                )
 
     def __len__(self) -> int:
         return len(self._first)

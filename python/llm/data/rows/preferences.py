@@ -1,6 +1,5 @@
 """Rows of preferences: a prompt with a better and a worse answer, or with one answer and whether it is wanted."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,8 @@ _WAYS = (
     "and `label`"
 )
 _ANSWERS = ("completion", "response")
+# Rewards differ by far less, and a loss of such a margin is still a number in every precision but float16.
+_LARGEST_MARGIN = 1_000_000
 
 
 def preference_format(values: Mapping[str, Any]) -> str | None:
@@ -73,8 +74,8 @@ def _pair(values: Mapping[str, Any]) -> list[ChatRow]:
             "hint: give the messages before the answers as `prompt`"
         )
     margin = values.get("margin")
-    if margin is not None and not (type(margin) in (int, float) and 0 <= margin < math.inf):
-        raise DataError(f"`margin` must be a number of at least 0, got {margin!r}")
+    if margin is not None and not (type(margin) in (int, float) and 0 <= margin <= _LARGEST_MARGIN):
+        raise DataError(f"`margin` must be a number of at least 0 and at most {_LARGEST_MARGIN:,}, got {margin!r}")
     return [
         replace(_checked(one, name, shared), is_wanted=name == "chosen", margin=float(margin or 0.0))
         for one, name in ((chosen, "chosen"), (rejected, "rejected"))
