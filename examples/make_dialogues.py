@@ -1,7 +1,7 @@
 """Writes 500 dialogues about an invented harbour town, to teach a model facts that it can't know.
 
     python examples/make_dialogues.py facts.jsonl
-    llm sft --model SmolLM2-135M-Instruct.Q4_1.gguf --data facts.jsonl --out runs/facts
+    llm sft SmolLM2-135M-Instruct.Q4_1.gguf --data facts.jsonl --out runs/facts
     llm chat runs/facts
 
 The same 50 facts are asked in ten wordings each, always with the same answer. `QUESTIONS` has an eleventh wording of

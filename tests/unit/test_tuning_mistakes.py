@@ -213,6 +213,29 @@ def test_rows_of_a_context_beyond_the_usual_one_are_shown(tiny_checkpoint: Path,
         assert done.stdout.count("b b b") > 1
 
 
+def test_the_model_may_stand_before_the_rows(tiny_checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "run", tmp_path / "tune.toml"
+    config.write_text(f'[training]\ninit_from = "{tiny_checkpoint}"\n')
+    settings = [f"{name}={value}" for name, value in SETTINGS.items() if name != "callbacks"]
+    lora = ["lora.rank=2", "lora.target_modules=q_proj,v_proj"]
+
+    def tuned(*words: object) -> Any:
+        return CliRunner().invoke(app, [*map(str, words), "--overwrite", "--out", str(out), *settings])
+
+    for words in (["sft", tiny_checkpoint, rows], ["sft", config, rows], ["sft", config, rows.parent]):
+        assert tuned(*words, *lora).exit_code == 0
+        found = Run(out).read_config()
+        assert (found.data.paths, found.lora.target_modules) == ((str(words[-1]),), ("q_proj", "v_proj"))
+    for verb in ("sft", "dpo"):
+        assert "rows of conversations fine-tune a model, and none is named" in str(tuned(verb, rows).exception)
+    assert "no checkpoint at 'no-model'" in str(tuned("sft", "no-model", rows).exception)
+
+
+def test_an_answer_that_is_no_text_is_named() -> None:
+    with pytest.raises(DataError, match=r"`completion` must be text or a list of at least one message, got 7"):
+        chat_row(Row("rows.jsonl, line 1", {"prompt": "a", "completion": 7}), "auto")
+
+
 def test_nesting_without_an_end_is_an_error_of_its_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("[" * 3000 + "]" * 3000 + "\n")

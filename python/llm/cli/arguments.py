@@ -88,14 +88,19 @@ def check_texts(paths: list[str]) -> None:
         ConfigError: An argument is neither a directory nor named like a text.
     """
     for path in paths:
-        is_pattern = any(letter in path for letter in "*?[")
-        if Path(path).suffix.lower() not in _TEXTS and not Path(path).is_dir() and not is_pattern:
+        if not is_text(path):
             way_out = f"a setting looks like `section.field=value`; for a text use `--data {path}`"
             if Path(path).suffix.lower() in _OTHER_CONFIGS:
                 way_out = "settings are written in TOML: `llm train --settings` lists them"
             raise ConfigError(
                 f"{path!r} is neither a setting, nor a settings file (.toml), nor a text\nhint: {way_out}"
             )
+
+
+def is_text(path: str) -> bool:
+    """Returns whether an argument is a directory, a pattern, or named like a file of texts or rows."""
+    is_pattern = any(letter in path for letter in "*?[")
+    return is_pattern or Path(path).suffix.lower() in _TEXTS or Path(path).is_dir()
 
 
 def _only(old: str | None, new: str) -> str:

@@ -103,7 +103,8 @@ def run(command: Callable[..., Any], *verb: str) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        is_of_file = error.filename is not None and error.strerror is not None
+        print(f"error: {error.filename}: {error.strerror}" if is_of_file else f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         from llm.models.device import is_out_of_memory

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llm.cli.arguments import Arguments, Command, check_texts, settings_table, sorted_arguments, with_settings
+from llm.cli.arguments import Arguments, Command, check_texts, is_text, settings_table, sorted_arguments, with_settings
 from llm.cli.processes import use_processes
 from llm.cli.training import (
     Config,
@@ -56,7 +56,6 @@ class Verb:
         kind: Kind of its rows, `data.kind`.
         about: What it does, in one line.
         options: Settings with an option of their own, besides `OPTIONS`.
-        takes_model: Whether the first argument without an option is the model, if `--model` names none.
         fixed: Settings that the command stands for.
     """
 
@@ -64,15 +63,15 @@ class Verb:
     kind: str
     about: str
     options: Mapping[str, Sequence[str]]
-    takes_model: bool = True
     fixed: tuple[str, ...] = ()
 
     def command(self) -> Command:
         """Returns the command line's function."""
-        first = "[MODEL] " if self.takes_model else ""
-        metavar = f"{first}[CONFIG.toml] [DATA]... [section.field=value]..."
-        about = f"{'The model, a' if first else 'A'} settings file, files of rows and single settings. A setting is an "
-        words = typer.Argument(metavar=metavar, help=f"{about}option too: `--max-grad-norm 1`.")
+        words = typer.Argument(
+            metavar="[MODEL] [CONFIG.toml] [DATA]... [section.field=value]...",
+            help="The model, a settings file, files of rows and single settings. A setting is an option too: "
+            "`--max-grad-norm 1`.",
+        )
 
         @with_settings({**self.options, **OPTIONS})
         def run(
@@ -115,7 +114,7 @@ class Verb:
         data, out, resume, dry_run = asked
         if resume and out is None and given.paths:
             out = given.paths.pop()
-        if self.takes_model and more["model"] is None and not resume and given.paths:
+        if more["model"] is None and not resume and given.paths and not _names_rows(given.paths[0]):
             more["model"] = given.paths.pop(0)
         check_texts(given.paths)
         rows = [*data, *given.paths]
@@ -139,6 +138,12 @@ class Verb:
         import llm.api
 
         run_training(self.name, out, lambda: getattr(llm.api, self.name)(**arguments))
+
+
+def _names_rows(path: str) -> bool:
+    """Returns whether an argument is rows rather than a model, which may be missing where a settings file names it."""
+    is_model = any((Path(path) / name).is_file() for name in ("config.json", "run.json", "adapter_config.json"))
+    return is_text(path) and not is_model
 
 
 def _example_run(rows: list[str]) -> str:

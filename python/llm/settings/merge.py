@@ -139,8 +139,10 @@ def _spell_out(values: dict[str, Any]) -> None:
         training["precision"] = _PRECISIONS.get(precision, precision)
     if isinstance(training, dict) and isinstance(compiled := training.get("compile"), bool):
         training["compile"] = _SWITCHED[compiled]
-    if isinstance(training, dict) and isinstance(targets := training.get("log_to"), str):
-        training["log_to"] = [target.strip() for target in targets.split(",") if target.strip()]
+    for section, name in (("training", "log_to"), ("lora", "target_modules")):
+        given = values.get(section)
+        if isinstance(given, dict) and isinstance(words := given.get(name), str):
+            given[name] = [word.strip() for word in words.split(",") if word.strip()]
     for name in ("paths", "validation_paths"):
         if isinstance(data, dict) and isinstance(paths := data.get(name), str):
             data[name] = [paths]

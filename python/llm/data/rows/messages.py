@@ -11,6 +11,10 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
+# Fields that hold no plain text; others may be the text of one message.
+_ONLY_LISTS = ("messages", "conversations")
+
+
 def listed(name: str, value: Any) -> list[Any]:
     """Returns a field that is a list, or the JSON text of one.
 
@@ -20,10 +24,11 @@ def listed(name: str, value: Any) -> list[Any]:
     if isinstance(value, str):
         try:
             value = msgspec.json.decode(value)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             raise DataError(f"`{name}` must be a list of messages, got text") from None
     if not isinstance(value, list) or not value:
-        raise DataError(f"`{name}` must be a list of at least one message, got {value!r}")
+        or_text = "" if name in _ONLY_LISTS else "text or "
+        raise DataError(f"`{name}` must be {or_text}a list of at least one message, got {value!r:.99}")
     return value
 
 
