@@ -166,6 +166,11 @@ fn a_mask_allows_its_ids_alone() {
     assert_eq!(mask, TokenMask::from_words(vec![1 | 1 << 63, 1, 4]));
     assert_eq!((mask.highest(), mask.is_empty()), (Some(130), false));
     assert!(TokenMask::from_words(vec![0; 3]).is_empty());
+    for (others, both) in [(vec![0, 5, 64, 200], vec![0, 64]), (vec![63], vec![63]), (vec![], vec![])] {
+        let mut common = mask.clone();
+        common.intersect(&others.into_iter().collect());
+        assert_eq!((0..300).filter(|&id| common.contains(id)).collect::<Vec<u32>>(), both);
+    }
     for vocab_len in [131, 200, 700] {
         let mut row = vec![1.0f32; vocab_len];
         mask.apply(&mut row);
@@ -250,20 +255,44 @@ fn a_row_that_is_not_finite_fails_alone() {
 
 #[test]
 fn validate_names_the_field_and_its_range() {
-    let base = SamplingParams::default();
-    let cases = [
-        (SamplingParams { temperature: -1.0, ..base.clone() }, "`temperature` must be finite and at least 0, got -1"),
+    type Set = fn(&mut SamplingParams, f64);
+    let fields: [(&str, &str, Set, &[f64], &[f64]); 8] = [
+        ("temperature", "finite and at least 0", |p, v| p.temperature = v, &[0.0, 1e9], &[-1e-9, f64::INFINITY]),
+        ("top_p", "in (0, 1]", |p, v| p.top_p = v, &[1e-9, 1.0], &[0.0, -0.5, 1.001, f64::INFINITY]),
+        ("min_p", "in [0, 1]", |p, v| p.min_p = v, &[0.0, 1.0], &[-0.001, 1.001]),
+        ("typical_p", "in (0, 1]", |p, v| p.typical_p = v, &[1e-9, 1.0], &[0.0, -0.5, 1.001]),
         (
-            SamplingParams { temperature: f64::NAN, ..base.clone() },
-            "`temperature` must be finite and at least 0, got NaN",
+            "repetition_penalty",
+            "finite and above 0",
+            |p, v| p.repetition_penalty = v,
+            &[1e-9, 9.0],
+            &[0.0, -2.0, f64::INFINITY],
         ),
-        (SamplingParams { top_p: 0.0, ..base.clone() }, "`top_p` must be in (0, 1], got 0"),
-        (SamplingParams { min_p: 1.5, ..base.clone() }, "`min_p` must be in [0, 1], got 1.5"),
-        (SamplingParams { repetition_penalty: 0.0, ..base }, "`repetition_penalty` must be finite and above 0, got 0"),
+        ("presence_penalty", "finite", |p, v| p.presence_penalty = v, &[-5.0, 0.0, 5.0], &[f64::INFINITY]),
+        ("frequency_penalty", "finite", |p, v| p.frequency_penalty = v, &[-5.0, 0.0, 5.0], &[f64::NEG_INFINITY]),
+        (
+            "logit_bias[7]",
+            "in [-100, 100]",
+            |p, v| p.logit_bias = vec![(7, v as f32)],
+            &[-100.0, 100.0],
+            &[-100.5, 100.5],
+        ),
     ];
-    for (params, message) in cases {
-        assert_eq!(params.validate().unwrap_err().to_string(), message);
+    for (name, allowed, set, good, bad) in fields {
+        let checked = |value: f64| {
+            let mut params = SamplingParams::default();
+            set(&mut params, value);
+            params.validate().map_err(|error| error.to_string())
+        };
+        for &value in good {
+            assert_eq!(checked(value), Ok(()), "{name} {value}");
+        }
+        for &value in bad.iter().chain(&[f64::NAN]) {
+            assert_eq!(checked(value), Err(format!("`{name}` must be {allowed}, got {value}")));
+        }
     }
+    let none = SamplingParams { allowed_token_ids: Some(TokenMask::default().into()), ..SamplingParams::default() };
+    assert!(none.validate().unwrap_err().to_string().starts_with("`allowed_token_ids` must name at least one id"));
 }
 
 /// The probabilities a row ends with, by sorting everything in f64: the slow, obvious way.
@@ -307,7 +336,7 @@ fn keep_first(order: &mut Vec<usize>, share: f64, weight: &impl Fn(usize) -> f64
 /// Rows of one chunk or of many, high or low, with ids that can't be drawn.
 fn any_row() -> impl Strategy<Value = Vec<f32>> {
     let logit = prop_oneof![19 => -6.0f32..6.0, 1 => Just(-INF)];
-    let len = prop_oneof![4 => 1..300usize, 1 => 300..2000usize];
+    let len = prop_oneof![1 => 1..25usize, 4 => 1..300usize, 1 => 300..2000usize];
     (len.prop_flat_map(move |len| prop::collection::vec(logit.clone(), len)), -6.0f32..6.0, -40.0f32..40.0).prop_map(
         |(mut row, finite, shift)| {
             row[0] = finite;

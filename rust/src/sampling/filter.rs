@@ -148,3 +148,34 @@ fn find_mass_border(mut rest: &mut [Candidate], target: f64) -> Option<Candidate
     // Another order of summation may round to just below the target; the last candidate is then the border.
     rest.iter().copied().find(reaches).or_else(|| rest.last().copied())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::uniform;
+    use super::*;
+
+    #[test]
+    fn the_border_of_a_mass_is_that_of_a_whole_sort() {
+        for len in [1, 2, 127, 128, 129, 130, 255, 257, 700, 1500] {
+            for draw in 0..40 {
+                // Whole weights, whose sums are exact, and few keys, so that many are equal.
+                let whole = |id: u32, most: f64| (uniform(u64::from(id), draw, 0) * most) as f32;
+                let key = |id: u32| whole(id, [5.0, 300.0][draw as usize % 2]);
+                let all: Vec<Candidate> =
+                    (0..len).map(|id| Candidate { id, key: key(id), weight: whole(id + 9000, 4.0).floor() }).collect();
+                let total: f64 = all.iter().map(|candidate| f64::from(candidate.weight)).sum();
+                let mut sorted = all.clone();
+                sorted.sort_by(by_rank);
+                for target in [0.0, 1.0, 0.3 * total, (0.5 * total).floor(), total - 1.0, total, total + 1.0] {
+                    let mut mass = 0.0;
+                    let slow = sorted.iter().find(|candidate| {
+                        mass += f64::from(candidate.weight);
+                        mass >= target
+                    });
+                    let found = find_mass_border(&mut all.clone(), target);
+                    assert_eq!(found, slow.or(sorted.last()).copied(), "{len} {draw} {target}");
+                }
+            }
+        }
+    }
+}
