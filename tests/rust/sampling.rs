@@ -256,7 +256,9 @@ fn a_row_that_is_not_finite_fails_alone() {
 #[test]
 fn validate_names_the_field_and_its_range() {
     type Set = fn(&mut SamplingParams, f64);
-    let fields: [(&str, &str, Set, &[f64], &[f64]); 8] = [
+    /// Name, allowed range, setter, values inside the range and outside of it.
+    type Field = (&'static str, &'static str, Set, &'static [f64], &'static [f64]);
+    let fields: [Field; 8] = [
         ("temperature", "finite and at least 0", |p, v| p.temperature = v, &[0.0, 1e9], &[-1e-9, f64::INFINITY]),
         ("top_p", "in (0, 1]", |p, v| p.top_p = v, &[1e-9, 1.0], &[0.0, -0.5, 1.001, f64::INFINITY]),
         ("min_p", "in [0, 1]", |p, v| p.min_p = v, &[0.0, 1.0], &[-0.001, 1.001]),
