@@ -93,3 +93,39 @@ fn vacant() -> Request {
 fn missing(slot: u32) -> Error {
     Error::Internal(format!("slot {slot} holds no request"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vacant_slot_holds_no_request_and_is_given_out_again() {
+        let mut slots = Slots::default();
+        let rank = |arrival| Rank { priority: 0, arrival, slot: 0 };
+        let is_vacant = |slots: &mut Slots, arrival| {
+            let message = slots.get_mut(0).err().map(|error| error.to_string());
+            let is_found = slots.find(rank(arrival)).is_some() || slots.find_mut(rank(arrival)).is_some();
+            message == Some(missing(0).to_string()) && slots.get(0).is_none() && !is_found
+        };
+        assert!(is_vacant(&mut slots, 1));
+        for arrival in [1, 2] {
+            assert_eq!(slots.reserve(), 0);
+            assert!(is_vacant(&mut slots, arrival) && !slots.is_consistent());
+            slots.put(Request::new(7, vec![1], rank(arrival)));
+            assert!(slots.find(rank(arrival)).is_some() && slots.find(rank(arrival + 1)).is_none());
+            assert!(slots.is_consistent() && slots.get_mut(0).is_ok());
+            assert!(slots.take(rank(arrival)).is_ok_and(|request| request.rank.is(rank(arrival))));
+            assert!(is_vacant(&mut slots, arrival) && slots.take(rank(arrival)).is_err());
+            slots.free(0);
+            assert!(slots.is_consistent());
+        }
+        slots.free(0);
+        assert!(!slots.is_consistent(), "a slot is free twice");
+        slots.free.pop();
+        slots.requests[0] = Request::new(7, vec![1], rank(3));
+        assert!(!slots.is_consistent(), "a free slot holds a request");
+        slots.free.clear();
+        slots.requests[0].rank.slot = 1;
+        assert!(!slots.is_consistent(), "a request names another slot");
+    }
+}
