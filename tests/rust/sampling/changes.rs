@@ -133,6 +133,22 @@ fn sample(logits: &mut [f32], case: &Case, history: History<'_>) -> Result<Sampl
     sample_rows(logits, case.logits.len(), case.mask, &case.spec(history)).remove(0).unwrap()
 }
 
+#[test]
+fn an_id_just_past_the_row_is_ignored_by_memory_that_is_new() {
+    // A new thread has no memory that a longer row left, and 64 ids fill a word of it.
+    let row = std::thread::spawn(|| {
+        let mut row = vec![1.0f32; 64];
+        let params = SamplingParams { repetition_penalty: 2.0, ..SamplingParams::default() };
+        let history = History::Ids { prompt: &[3, 64], output: &[u32::MAX] };
+        let spec = RowSpec { params: &params, history, banned_ids: &[], allowed: None, output_idx: 1 };
+        let mask = VocabMask { vocab_size: 64, pad_id: None };
+        assert!(sample_rows(&mut row, 64, mask, &[Some(spec)]).remove(0).unwrap().is_ok());
+        row
+    });
+    let expected: Vec<f32> = (0..64).map(|id| if id == 3 { 0.5 } else { 1.0 }).collect();
+    assert_eq!(row.join().unwrap(), expected);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
