@@ -46,6 +46,14 @@ export RUSTFLAGS="--cfg fuzzing" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/targ
 export CARGO_PROFILE_TEST_DEBUG=none CARGO_PROFILE_TEST_OPT_LEVEL=0 CARGO_PROFILE_TEST_INCREMENTAL=true
 # A property that fails need not look for a smaller example.
 export PROPTEST_MAX_SHRINK_ITERS=0
-cargo mutants "${files[@]/#/--file=}" --output "$out" --test-tool cargo --no-shuffle --colors never \
+# The tokenizer's tests take a minute without optimization: most changes fail in a few cases, which end a run of nextest.
+if [ "$part" = tokenizer ]; then
+    export PROPTEST_CASES="${PROPTEST_CASES:-32}"
+fi
+tool=cargo
+if cargo nextest --version >/dev/null 2>&1; then
+    tool=nextest
+fi
+cargo mutants "${files[@]/#/--file=}" --output "$out" --test-tool "$tool" --no-shuffle --colors never \
     --cargo-arg=--config='profile.test.package."*".opt-level=2' --minimum-test-timeout 20 "$@" \
     -- --lib --test core "$tests"
