@@ -55,5 +55,5 @@ if cargo nextest --version >/dev/null 2>&1; then
     tool=nextest
 fi
 cargo mutants "${files[@]/#/--file=}" --output "$out" --test-tool "$tool" --no-shuffle --colors never \
-    --cargo-arg=--config='profile.test.package."*".opt-level=2' --minimum-test-timeout 20 "$@" \
+    --cargo-arg=--config='profile.test.package."*".opt-level=2' --minimum-test-timeout 20 --timeout-multiplier 2 "$@" \
     -- --lib --test core "$tests"

@@ -265,6 +265,8 @@ def test_a_pair_differs_after_the_cut(tiny_checkpoint: Path, tmp_path: Path) -> 
     with pytest.raises(DataError, match=message):
         llm.dpo(str(tiny_checkpoint), file, out=tmp_path / "run", **SETTINGS | {"too_long": "cut"})
     assert not Run(tmp_path / "run").exists
+    with pytest.raises(DataError, match=r"line 1: the row has .* 2 of 2 rows are too long\nhint"):
+        llm.dpo(str(tiny_checkpoint), file, out=tmp_path / "run", **SETTINGS)
     write_rows(file, [good])
     llm.dpo(str(tiny_checkpoint), file, out=tmp_path / "run", **SETTINGS | {"too_long": "cut"})
 

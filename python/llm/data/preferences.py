@@ -61,8 +61,8 @@ class PreferenceDataModule(ChatDataModule):
             if facts.get("too_long"):
                 done = {"drop": "left out", "cut": "cut"}[self.config.too_long]
                 found.append(
-                    f"{facts['name']}: {facts['too_long']:,} {what} are longer than {self.context_length} tokens and "
-                    f"are {done}"
+                    f"{facts['name']}: {facts['too_long']:,} of {facts['rows'] // per_sample:,} {what} are longer than "
+                    f"{self.context_length} tokens and are {done}"
                 )
         return found
 

@@ -51,7 +51,7 @@ class AnswerSamples(TokenSamples):
         self.num_too_long = int(of_sample.sum())
         self._first: NDArray[np.int64] = np.arange(0, len(is_long), self._step)
         if is_long.any() and too_long == "error":
-            raise too_long_error(rows, is_long, self.limit)
+            raise too_long_error(rows, is_long, self.limit, self._step)
         if too_long == "drop":
             self._first = self._first[~of_sample]
         else:

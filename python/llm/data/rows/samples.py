@@ -90,12 +90,13 @@ def _fitting(rows: Rows, context_length: int, too_long: str) -> tuple[NDArray[np
     return rows.starts, np.minimum(rows.lengths, context_length + 1)
 
 
-def too_long_error(rows: Rows, is_long: NDArray[np.bool_], limit: int) -> DataError:
-    """Returns the error about the first of the rows that are longer than `limit` tokens."""
+def too_long_error(rows: Rows, is_long: NDArray[np.bool_], limit: int, per_row: int = 1) -> DataError:
+    """Returns the error about the first row longer than `limit` tokens; `per_row` sequences in `rows` are one row."""
     first = int(np.flatnonzero(is_long)[0])
+    of_row = np.logical_or.reduceat(is_long, np.arange(0, len(is_long), per_row))
     return DataError(
         f"{rows.where(first)}: the row has {int(rows.lengths[first]):,} tokens, a sample has room for {limit:,}; "
-        f"{int(is_long.sum()):,} of {len(is_long):,} rows are too long\n"
+        f"{int(of_row.sum()):,} of {len(of_row):,} rows are too long\n"
         "hint: `data.too_long=drop` leaves them out, `data.too_long=cut` cuts their ends off, or raise "
         "`data.context_length`"
     )
