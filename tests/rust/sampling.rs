@@ -56,6 +56,7 @@ fn uniform_takes_the_top_53_bits_of_the_first_two_words() {
     assert_ne!(uniform(0, 1, 0), expected);
     assert_ne!(uniform(0, 0, 1), expected);
     assert_ne!(uniform(1 << 32, 0, 0), expected);
+    assert_ne!(uniform(0, 1 << 32, 0), expected);
 }
 
 #[test]
