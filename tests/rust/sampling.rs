@@ -103,6 +103,9 @@ fn filters_keep_exactly_their_set() {
     for (params, expected) in cases {
         assert_eq!(support(&row, &params), expected, "{params:?}");
     }
+    // Fewer tokens are possible than top-k keeps.
+    let three = SamplingParams { top_k: 3, ..SamplingParams::default() };
+    assert_eq!(support(&[0.0, -INF, -INF, 0.0], &three), [0, 3]);
 }
 
 #[test]

@@ -107,3 +107,31 @@ impl<'a> LogitsRow<'a> {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::uniform;
+    use super::*;
+
+    #[test]
+    fn maxima_stay_those_of_the_chunks_whatever_changes() {
+        let mut logits: Vec<f32> = (0..700).map(|id| (uniform(1, id, 0) * 50.0) as f32).collect();
+        let (mut maxima, mut expected) = (Maxima::default(), Vec::new());
+        let mut row = LogitsRow::new(&mut logits, &mut maxima);
+        for change in 0..3000 {
+            // Every other change is of the highest logit of a chunk, which mostly falls.
+            let chunk = change as usize % 6;
+            let of_chunk = row.logits()[chunk * CHUNK..].iter().position(|&logit| logit == row.maxima()[chunk]);
+            let id = if change % 2 == 0 { chunk * CHUNK + of_chunk.unwrap_or_default() } else { change as usize % 700 };
+            row.change(id as u32, |logit| (logit - 4.0 + (uniform(2, change, 0) * 5.0) as f32).max(-50.0));
+            let max = row.finite_max("it").unwrap();
+            scan_maxima(row.logits(), &mut expected);
+            assert_eq!((row.maxima(), max), (&expected[..], chunk_max(&expected)));
+        }
+        row.change(300, |_| f32::NAN);
+        row.change(301, |logit| logit + 1.0);
+        assert!(row.finite_max("it").is_err_and(|error| error.to_string().contains("NaN at token id 300")));
+        row.change_all(|logits| logits[300] = 0.0);
+        assert!(row.finite_max("it").is_ok());
+    }
+}
