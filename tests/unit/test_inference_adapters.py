@@ -216,6 +216,7 @@ def test_an_adapter_that_does_not_fit_is_named_with_its_tensor(
             adapters["one"],
             tmp_path / "large",
             {f"{name}.lora_A.weight": torch.zeros(600, 64), f"{name}.lora_B.weight": torch.zeros(64, 600)},
+            rank_pattern={"layers.1.self_attn.q_proj": 600},
         ),
         r"model.layers.7.self_attn.q_proj is no linear layer of the base": changed(
             adapters["one"],
