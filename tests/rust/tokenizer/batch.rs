@@ -38,6 +38,33 @@ proptest! {
         prop_assert_eq!(rows.iter().map(<[u32]>::to_vec).collect::<Vec<_>>(), expected.clone());
         prop_assert_eq!(tokenizer.decode_rows(&expected, false, Some(num_threads)).unwrap(), long);
     }
+
+    #[test]
+    fn documents_are_the_ids_of_their_pieces_with_an_end_each(
+        pieces in proptest::collection::vec((text(), any::<bool>()), 0..9), repeat in 1..200_usize, num_threads in 1..4_usize
+    ) {
+        let tokenizer = sample_tokenizer(&Pattern::Gpt4);
+        let long: Vec<(String, bool)> = pieces.into_iter().map(|(text, ends)| (text.repeat(repeat), ends)).collect();
+        let pieces: Vec<(&str, bool)> = long.iter().map(|(text, ends)| (text.as_str(), *ends)).collect();
+        for end in [Some(7), None] {
+            let (mut ids, mut ends) = (Vec::new(), Vec::new());
+            for (text, is_last) in &pieces {
+                ids.extend(tokenizer.encode(text, &Allowed::None).unwrap());
+                if *is_last {
+                    ids.extend(end);
+                    ends.push(ids.len() as i64);
+                }
+            }
+            let narrow: Vec<u16> = ids.iter().map(|&id| id as u16).collect();
+            let found = tokenizer.encode_documents::<u16>(&pieces, end, Some(num_threads)).unwrap();
+            prop_assert_eq!(found, (narrow, ends.clone()));
+            prop_assert_eq!(tokenizer.encode_documents::<u32>(&pieces, end, Some(num_threads)).unwrap(), (ids, ends));
+        }
+        if long.iter().any(|(_, is_last)| *is_last) {
+            let error = tokenizer.encode_documents::<u16>(&pieces, Some(1 << 16), Some(num_threads)).unwrap_err();
+            prop_assert!(error.to_string().contains("65536"), "{error}");
+        }
+    }
 }
 
 proptest! {

@@ -4,6 +4,7 @@ use llm_core::Error;
 use llm_core::tokenizer::Tokenizer;
 use llm_core::tokenizer::options::Allowed;
 use llm_core::tokenizer::split::pretokenize::Pattern;
+use llm_core::tokenizer::split::special::SpecialMatcher;
 use serde_json::{Value, json};
 
 use super::sample_tokenizer;
@@ -233,6 +234,27 @@ fn sentence_pieces_lose_the_space_that_was_put_before_them() {
         assert_eq!(tokenizer.decode(ids, false).unwrap(), text);
     }
     assert_eq!(tokenizer.decode(&[1, word], true).unwrap(), "ab");
+}
+
+#[test]
+fn offsets_of_sentence_pieces_cover_unknown_characters_and_begin_anew_after_special_tokens() {
+    let mut document = sentence_pieces(&PIECES, &[["a", "b"], ["▁", "ab"]]);
+    document["model"]["byte_fallback"] = json!(false);
+    let (b, word) = (SPACE + 2, SPACE + 4);
+    let text = "abé☃b ab<s>ab";
+    for (fuses, unknown) in [(true, vec![[2, 7]]), (false, vec![[2, 4], [4, 7]])] {
+        document["model"]["fuse_unk"] = json!(fuses);
+        let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+        let chosen = [("<s>".to_owned(), 1)];
+        for allowed in [Allowed::All, Allowed::Some(Box::new(SpecialMatcher::new(&chosen)))] {
+            let (ids, found) = tokenizer.encode_with_offsets(text, &allowed).unwrap();
+            assert_eq!(ids, [vec![word], vec![0; unknown.len()], vec![b, word, 1, word]].concat());
+            let expected = [vec![[0, 2]], unknown.clone(), vec![[7, 8], [8, 11], [11, 14], [14, 16]]].concat();
+            assert_eq!(found.bytes, expected);
+            let char_of = |at: usize| text[..at].chars().count();
+            assert_eq!(found.chars, expected.iter().map(|span| span.map(char_of)).collect::<Vec<_>>());
+        }
+    }
 }
 
 #[test]
