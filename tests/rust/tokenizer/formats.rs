@@ -255,6 +255,12 @@ fn offsets_of_sentence_pieces_cover_unknown_characters_and_begin_anew_after_spec
             assert_eq!(found.chars, expected.iter().map(|span| span.map(char_of)).collect::<Vec<_>>());
         }
     }
+    // Without a token for them, unknown characters are left out: the next token begins after them, and one that was
+    // merged around them covers them.
+    document["model"]["unk_token"] = json!(null);
+    let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+    let (ids, found) = tokenizer.encode_with_offsets("abé☃b ☃ab", &Allowed::None).unwrap();
+    assert_eq!((ids, found.bytes), (vec![word, b, word], vec![[0, 2], [7, 8], [8, 14]]));
 }
 
 #[test]
