@@ -2,8 +2,12 @@
 
 use llm_core::Error;
 use llm_core::tokenizer::decode::stream::{Delta, Detokenizer};
+use llm_core::tokenizer::decode::token_stream::TokenStream;
+use llm_core::tokenizer::split::pretokenize::Pattern;
 use llm_core::tokenizer::tokens::TokenTable;
 use proptest::prelude::*;
+
+use super::sample_tokenizer;
 
 /// All bytes decoded at once, cut where the first stop string is complete (the longest of those complete there).
 fn oracle(tokens: &[Vec<u8>], stop: &[String]) -> (String, Option<usize>) {
@@ -162,4 +166,14 @@ fn bad_arguments_are_named() {
     assert_eq!(message, "`stop` strings must not be empty, got [\"\"]");
     let Err(Error::InvalidArgument(message)) = TokenTable::new(vec![None, None], &[2]) else { panic!() };
     assert_eq!(message, "special ids must be below the number of tokens (2), got 2");
+}
+
+proptest! {
+    #[test]
+    fn a_stream_of_tokens_ends_with_the_decoded_text(ids in proptest::collection::vec(0..300_u32, 0..30)) {
+        let tokenizer = sample_tokenizer(&Pattern::Gpt4);
+        let mut stream = TokenStream::new(tokenizer.joiner(), false).unwrap();
+        let parts = ids.iter().map(|&id| stream.push(tokenizer.vocab().tokens(), id).unwrap()).collect::<String>();
+        prop_assert_eq!(parts + &stream.finish(), tokenizer.decode(&ids, false).unwrap());
+    }
 }
