@@ -55,6 +55,15 @@ def is_idle(server):
     )
 
 
+def tokens_until_idle(server, stream):
+    """Returns how many tokens the server generates for a stream that is closed after its first event."""
+    before = metric(server, "llm_generation_tokens_total")
+    next(iter(stream))
+    stream.close()
+    wait_until(lambda: is_idle(server))
+    return metric(server, "llm_generation_tokens_total") - before
+
+
 def complete(client, seed=1, **options):
     request = {"model": "tiny", "prompt": "To be", "max_tokens": 24, "seed": seed, "extra_body": {"ignore_eos": True}}
     return client.completions.create(**request | options)
