@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 results=benches/results
 mkdir -p "$results"
 for subject in tokenizer sampling scheduler; do
-    cargo bench --quiet --bench "$subject" -- --noplot --quiet | tee "$results/$subject.criterion.txt"
+    cargo bench --quiet --features bench --bench "$subject" -- --noplot --quiet | tee "$results/$subject.criterion.txt"
     [ "$subject" = sampling ] && continue  # not a pytest-benchmark suite: contenders take turns there
     "$python" -m pytest "benches/bench_$subject.py" -q --benchmark-only --benchmark-disable-gc \
         --benchmark-json="$results/$subject.full.json"

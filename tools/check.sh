@@ -10,7 +10,7 @@ step() {
     echo "» $what · $((SECONDS - from)) s"
 }
 step "formatters" bash -c 'cargo fmt --check && ruff format --check --quiet .'
-step "linters" bash -c 'ruff check --quiet . && cargo clippy --quiet --all-targets --features python -- -D warnings'
+step "linters" bash -c 'ruff check --quiet . && cargo clippy --quiet --all-targets --features bench,python -- -D warnings'
 step "types" mypy --no-error-summary
 step "Rust tests" bash -c 'cargo test --quiet --lib --test core 2>&1 | grep -v "^$" | tail -n 3; exit "${PIPESTATUS[0]}"'
 step "unit tests" python -m pytest -q -m "not long" tests/unit
