@@ -15,6 +15,7 @@ export CARGO_PROFILE_RELEASE_CODEGEN_UNITS ?= 4
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STEP := tools/step.sh
+SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 --output-sync=line
 # Python compiles a module when it is first imported: compiling all of PyTorch beforehand takes 20 s and 60 MB.
 PIP_OPTIONS := --progress-bar off --no-compile
 ARGS ?=
@@ -62,8 +63,8 @@ define venv_by_uv
 	  echo "hint: install Python 3.11 and its venv module, or name one: make PYTHON=/path/to/python3.11 ..."; exit 1; } >&2
 endef
 
-.PHONY: help install docs-tables bench-report chart demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-trl test-ray test-agents test-eval test-page test-openapi test-schemas test-loggers test-quantised test-adapters test-wheel test-slow test-training-slow test-links test-deploy \
-	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-files docs format wheel lock coverage coverage-rust mutants bench bench-check bench-ratios bench-tokenizer bench-serving bench-frontend bench-structured bench-gpu clean
+.PHONY: help install docs-tables bench-report chart demo check test test-transformers test-peers test-data test-rust test-python test-clients test-clients-more test-trl test-ray test-agents test-eval test-page test-openapi test-schemas test-loggers test-quantised test-adapters test-wheel test-installed test-slow test-training-slow test-links test-deploy \
+	test-fuzz test-abuse test-soak test-exact test-engine fuzz lint lint-rust lint-python lint-files docs format wheel lock coverage coverage-rust mutants bench bench-check bench-ratios bench-tokenizer bench-serving bench-frontend bench-structured bench-gpu clean
 
 help: ## Show this list
 	grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -76,7 +77,11 @@ check: $(STAMPS)/test $(STAMPS)/lint ## The inner loop: formatters, linters, typ
 demo: $(STAMPS)/built ## Train a small model on Shakespeare, serve it and stream an answer
 	$(BIN)/llm demo
 
-test: test-data test-rust test-fuzz test-python test-clients test-transformers test-wheel ## Run all tests (the slow ones are apart: test-slow)
+test: test-data test-rust test-fuzz test-python test-installed ## Run all tests (the slow ones are apart: test-slow)
+
+# Each waits for downloads, servers or one core most of the time.
+test-installed: $(STAMPS)/test ## test-wheel, test-clients and test-transformers side by side
+	$(SIDE_BY_SIDE) test-wheel test-clients test-transformers
 
 test-data: $(STAMPS)/test ## Fetch what tests need into .cache/, hash-checked
 	$(BIN)/python tests/fetch_data.py
@@ -268,12 +273,18 @@ test-wheel: wheel ## Install the wheel into an empty environment, try it, and ru
 	$(STEP) "training and generating with the wheel" $(STAMPS)/wheel-venv/bin/python tests/smoke_wheel.py
 	$(STEP) "the tutorial with the wheel" $(STAMPS)/wheel-venv/bin/python tests/tutorial.py
 
-lint: $(STAMPS)/lint lint-files docs ## Formatters, linters, type checkers, the stub, workflows, Dockerfiles and docs
+# A linter keeps one core busy for most of its time.
+lint: $(STAMPS)/lint ## Formatters, linters, type checkers, the stub, workflows, Dockerfiles and docs
+	$(SIDE_BY_SIDE) lint-rust lint-python
+
+lint-rust:
 	$(STEP) "cargo fmt" bash -c 'cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml'
 	$(STEP) "lock files of cargo" bash -c 'for manifest in Cargo.toml fuzz/Cargo.toml; do \
 		cargo metadata --locked --format-version 1 --manifest-path $$manifest >/dev/null || exit 1; done'
-	$(STEP) "cargo clippy" cargo clippy --all-targets -- -D warnings
+	$(STEP) "cargo clippy" cargo clippy --all-targets --features bench -- -D warnings
 	$(STEP) "cargo clippy with the binding" cargo clippy --lib --features python -- -D warnings
+
+lint-python: $(STAMPS)/lint lint-files docs
 	$(STEP) "ruff" bash -c '$(BIN)/ruff format --check . && $(BIN)/ruff check .'
 	$(STEP) "mypy" $(BIN)/mypy
 	$(STEP) "the stub beside the built module" $(BIN)/python -m mypy.stubtest llm._rust

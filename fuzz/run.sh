@@ -15,8 +15,13 @@ fi
 # Sanitizers are behind a switch of nightly compilers; this opens it in the stable one that builds everything else.
 export RUSTC_BOOTSTRAP=1
 tools/step.sh "compiling the fuzz targets" cargo fuzz build
-for target in encode decode read_formats answer; do
-    echo "» fuzzing $target for $seconds s"
-    cargo fuzz run "$target" -- -max_total_time="$seconds" -timeout=10 -len_control=0 -max_len=4096 -verbosity=0 \
-        -print_pcs=0 -print_funcs=0 -print_final_stats=1 "$@"
-done
+# A target keeps one core busy, so two run at a time.
+fuzz() {
+    echo "» fuzzing $1 for $seconds s"
+    cargo fuzz run "$1" -- -max_total_time="$seconds" -timeout=10 -len_control=0 -max_len=4096 -verbosity=0 \
+        -print_pcs=0 -print_funcs=0 -print_final_stats=1 "${@:2}" 2>&1 | sed -u "s/^/$1: /"
+}
+export -f fuzz
+export seconds
+printf '%s\n' encode decode read_formats answer |
+    xargs -P 2 -I {} bash -o pipefail -c 'fuzz "$@"' fuzz {} "$@"

@@ -54,4 +54,4 @@ if ((status != 0)); then
     echo "error: $what failed with exit code $status after $((SECONDS - started)) s" >&2
     exit "$status"
 fi
-if [ -t 1 ]; then echo "» $what · done in $((SECONDS - started)) s"; else echo "  done in $((SECONDS - started)) s"; fi
+echo "» $what · done in $((SECONDS - started)) s"

@@ -52,7 +52,7 @@ def test_commit_message_that_breaks_a_rule_is_refused(tmp_path: Path, subject: s
 def test_step_hides_the_output_of_what_works() -> None:
     done = run(TOOLS / "step.sh", "counting", "echo", "one")
     assert done.returncode == 0
-    assert re.fullmatch(r"» counting\n  done in \d+ s\n", done.stdout)
+    assert re.fullmatch(r"» counting\n» counting · done in \d+ s\n", done.stdout)
 
 
 def test_step_shows_the_output_and_the_exit_code_of_what_fails() -> None:
