@@ -3,8 +3,10 @@
 
 mod batch;
 mod formats;
+mod normalize;
 mod pretokenize;
 mod special;
+mod stages;
 mod stream;
 mod training;
 mod vocabulary;

@@ -163,7 +163,7 @@ fn text_that_is_not_json_says_where() {
 }
 
 /// A `tokenizer.json` in Llama 2's layout: `<unk>`, `<s>`, bytes from id 2 on, then pieces.
-fn sentence_pieces(pieces: &[&str], merges: &[[&str; 2]]) -> Value {
+pub fn sentence_pieces(pieces: &[&str], merges: &[[&str; 2]]) -> Value {
     let names = ["<unk>", "<s>"].map(str::to_owned).into_iter();
     let names = names.chain((0..=255).map(|byte: u8| format!("<0x{byte:02X}>")));
     let names = names.chain(pieces.iter().map(|&piece| piece.to_owned()));
@@ -197,8 +197,8 @@ fn sentence_pieces(pieces: &[&str], merges: &[[&str; 2]]) -> Value {
     })
 }
 
-const PIECES: [&str; 6] = ["▁", "a", "b", "ab", "▁ab", "b▁"];
-const SPACE: u32 = 258;
+pub const PIECES: [&str; 6] = ["▁", "a", "b", "ab", "▁ab", "b▁"];
+pub const SPACE: u32 = 258;
 
 #[test]
 fn sentence_pieces_begin_with_characters_and_fall_back_to_bytes() {
@@ -297,6 +297,7 @@ fn merges_of_a_pair_that_is_there_twice_count_as_the_later() {
 fn components_of_sentence_pieces_are_named() {
     let good = sentence_pieces(&PIECES, &[["a", "b"]]);
     let decoder = |value: Value| json!({"type": "Sequence", "decoders": [value]});
+    let strip = json!({"type": "Strip", "content": " ", "start": 1, "stop": 0});
     for (path, value, expected) in [
         (
             "/decoder",
@@ -309,7 +310,12 @@ fn components_of_sentence_pieces_are_named() {
             "unsupported `decoder`: must be ByteLevel where the pre-tokenizer is",
         ),
         ("/decoder", decoder(json!({"type": "WordPiece"})), "got {\"type\":\"WordPiece\"}"),
-        ("/decoder", decoder(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0})), "unsupported `decoder`"),
+        ("/decoder", decoder(strip.clone()), "unsupported `decoder`"),
+        // After Fuse, text is whole: only spaces can be stripped.
+        ("/decoder/decoders/3", good["decoder"]["decoders"][0].clone(), "got {\"type\":\"Replace\""),
+        ("/decoder/decoders/3", json!({"type": "ByteFallback"}), "got {\"type\":\"ByteFallback\"}"),
+        ("/decoder/decoders/2", good["decoder"]["decoders"][0].clone(), "got {\"type\":\"Replace\""),
+        ("/decoder/decoders", json!([strip, {"type": "Fuse"}]), "got {\"type\":\"Strip\""),
         ("/decoder/decoders/3/stop", json!(1), "unsupported `stop`: must be 0, got 1"),
         ("/decoder/decoders/3/content", json!("x"), "unsupported `content`: must be a space, got \"x\""),
         ("/decoder/decoders/3/start", json!(-1), "unsupported `start`: must be a count, got -1"),
