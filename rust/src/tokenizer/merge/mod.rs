@@ -199,6 +199,46 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_has_room_for_all_pairs_of_its_longest_pieces() {
+        // `ab` and `cd` merge whatever surrounds them, and each of them with the other.
+        let vocab = vocab(&[(0, 1), (2, 3), (4, 5), (5, 4)], usize::MAX);
+        let (table, mut batch) = (vocab.merge_table(), Batch::new());
+        for piece in ["abcd".repeat(8), "cdab".repeat(4), "abcdab".to_owned()] {
+            let pieces = vec![piece.as_bytes(); BATCH];
+            PieceMerger::new(&vocab).merge_batch(&pieces, vocab.byte_ids(), &table.merges(), &mut batch);
+            let mut expected: Vec<u32> = piece.bytes().map(u32::from).collect();
+            table.apply(&mut expected, 0);
+            for (ids, &count) in batch.merged.ids.iter().zip(&batch.merged.counts) {
+                assert_eq!(&ids[..count as usize], &expected);
+            }
+        }
+    }
+
+    /// Random pieces seldom have pairs that part each other just where one vector ends and the next begins.
+    #[test]
+    fn pairs_around_the_borders_of_vectors_are_merged_as_elsewhere() {
+        for seed in 0..6 {
+            let pairs: Vec<_> = (0..24).map(|i| ((7 * seed + 5 * i) % 40, (3 * seed + 11 * i + i * i) % 40)).collect();
+            let vocab = vocab(&pairs, if seed % 3 == 0 { 4 } else { usize::MAX });
+            let (merger, table) = (PieceMerger::new(&vocab), vocab.merge_table());
+            for border in [16, 32, 48] {
+                for around in 0..1 << 12 {
+                    let mut piece: Vec<u8> = (0..SHORT_PIECE).map(|at| b'a' + ((at + seed) % 4) as u8).collect();
+                    for (at, byte) in piece[border - 3..border + 3].iter_mut().enumerate() {
+                        *byte = b'a' + (around >> (2 * at) & 3) as u8;
+                    }
+                    piece.truncate(border + 3 + around % 13);
+                    let mut expected: Vec<u32> = piece.iter().copied().map(u32::from).collect();
+                    table.apply(&mut expected, 0);
+                    let mut merged = [0; SHORT_PIECE];
+                    let count = merger.merge(&piece, vocab.byte_ids(), &table.merges(), &mut merged);
+                    assert_eq!(&merged[..count], &expected, "{}", String::from_utf8_lossy(&piece));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn pairs_that_nothing_can_part_are_merged_at_once() {
         let vocab = vocab(&[(0, 1), (2, 3)], usize::MAX);
         let mut begun = Vec::new();
