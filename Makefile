@@ -15,7 +15,8 @@ export CARGO_PROFILE_RELEASE_CODEGEN_UNITS ?= 4
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STEP := tools/step.sh
-SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 --output-sync=line
+# GNU make 3.81, which macOS has, can't hold back what a step prints until it ends.
+SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=line)
 # Python compiles a module when it is first imported: compiling all of PyTorch beforehand takes 20 s and 60 MB.
 PIP_OPTIONS := --progress-bar off --no-compile
 ARGS ?=
@@ -277,7 +278,7 @@ test-wheel: wheel ## Install the wheel into an empty environment, try it, and ru
 lint: $(STAMPS)/lint ## Formatters, linters, type checkers, the stub, workflows, Dockerfiles and docs
 	$(SIDE_BY_SIDE) lint-rust lint-python
 
-lint-rust:
+lint-rust: $(STAMPS)/lint
 	$(STEP) "cargo fmt" bash -c 'cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml'
 	$(STEP) "lock files of cargo" bash -c 'for manifest in Cargo.toml fuzz/Cargo.toml; do \
 		cargo metadata --locked --format-version 1 --manifest-path $$manifest >/dev/null || exit 1; done'
