@@ -311,7 +311,7 @@ fn components_of_sentence_pieces_are_named() {
         ),
         ("/decoder", decoder(json!({"type": "WordPiece"})), "got {\"type\":\"WordPiece\"}"),
         ("/decoder", decoder(strip.clone()), "unsupported `decoder`"),
-        // After Fuse, text is whole: only spaces can be stripped.
+        // The order is fixed: replacements, bytes, Fuse, and what is stripped from the whole text.
         ("/decoder/decoders/3", good["decoder"]["decoders"][0].clone(), "got {\"type\":\"Replace\""),
         ("/decoder/decoders/3", json!({"type": "ByteFallback"}), "got {\"type\":\"ByteFallback\"}"),
         ("/decoder/decoders/2", good["decoder"]["decoders"][0].clone(), "got {\"type\":\"Replace\""),

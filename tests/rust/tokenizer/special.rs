@@ -84,3 +84,18 @@ fn special_tokens_that_are_not_allowed_are_text_with_all_inside() {
     assert_eq!(cut(true), [Special(2), Special(1), Special(2)]);
     assert_eq!(cut(false), [Special(2), Text("<text>"), Special(2)]);
 }
+
+#[test]
+fn plain_tokens_have_no_flag_but_special() {
+    let plain = AddedToken::special("<s>".to_owned(), 1);
+    assert!(plain.is_plain());
+    for other in [
+        AddedToken { special: false, ..plain.clone() },
+        AddedToken { single_word: true, ..plain.clone() },
+        AddedToken { lstrip: true, ..plain.clone() },
+        AddedToken { rstrip: true, ..plain.clone() },
+        AddedToken { normalized: true, ..plain.clone() },
+    ] {
+        assert!(!other.is_plain(), "{other:?}");
+    }
+}

@@ -59,13 +59,13 @@ fn matches_are_treated_by_their_behavior() {
 
 #[test]
 fn spaces_are_put_before_text_and_replaced_in_it() {
-    let first = |at: usize| vec![[0, 2]; at];
+    let of_first = |num_bytes: usize| vec![[0, 2]; num_bytes];
     let found = cut_at(&[Stage::PrefixSpace], "éa", true);
-    assert_eq!(found, [(" éa".to_owned(), [first(1), vec![[0, 1], [1, 2], [2, 3]]].concat())]);
+    assert_eq!(found, [(" éa".to_owned(), [of_first(1), vec![[0, 1], [1, 2], [2, 3]]].concat())]);
     assert_eq!(pieces(&[Stage::PrefixSpace], " a"), [" a"]);
     let found = cut_at(&[metaspace(Prepend::Always, false)], "é b", false);
     let inside = vec![[0, 1], [1, 2], [2, 3], [2, 3], [2, 3], [3, 4]];
-    assert_eq!(found, [("▁é▁b".to_owned(), [first(3), inside].concat())]);
+    assert_eq!(found, [("▁é▁b".to_owned(), [of_first(3), inside].concat())]);
     for (prepend, is_first, expected) in [
         (Prepend::Always, true, vec!["▁a", "▁b", "▁", "▁c"]),
         (Prepend::Always, false, vec!["▁a", "▁b", "▁", "▁c"]),
@@ -154,20 +154,5 @@ fn text_is_cut_at_line_ends_only_if_nothing_reaches_over_one() {
     ] {
         let shown = format!("{stages:?}, {steps:?}, {added:?}");
         assert_eq!(Pipeline::new(Normalizer::new(steps), stages, &[added]).cuts_at_line_ends(), expected, "{shown}");
-    }
-}
-
-#[test]
-fn plain_tokens_have_no_flag_but_special() {
-    let plain = AddedToken::special("<s>".to_owned(), 1);
-    assert!(plain.is_plain());
-    for other in [
-        AddedToken { special: false, ..plain.clone() },
-        AddedToken { single_word: true, ..plain.clone() },
-        AddedToken { lstrip: true, ..plain.clone() },
-        AddedToken { rstrip: true, ..plain.clone() },
-        AddedToken { normalized: true, ..plain.clone() },
-    ] {
-        assert!(!other.is_plain(), "{other:?}");
     }
 }

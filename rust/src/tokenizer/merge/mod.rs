@@ -114,7 +114,7 @@ impl PieceMerger {
 mod tests {
     use proptest::prelude::*;
 
-    use super::table::SHORT_PIECE;
+    use super::table::{MergeTable, SHORT_PIECE};
     use super::*;
     use crate::tokenizer::tokens::Merge;
     use crate::tokenizer::vocab::VocabParts;
@@ -149,6 +149,13 @@ mod tests {
         .unwrap()
     }
 
+    /// The tokens of a piece, by the table alone.
+    fn reference(table: &MergeTable, piece: &[u8]) -> Vec<u32> {
+        let mut ids: Vec<u32> = piece.iter().copied().map(u32::from).collect();
+        table.apply(&mut ids, 0);
+        ids
+    }
+
     proptest! {
         #[test]
         fn beginning_with_pairs_changes_nothing(
@@ -159,8 +166,7 @@ mod tests {
             let vocab = vocab(&merges, late);
             let merger = PieceMerger::new(&vocab);
             let (table, piece) = (vocab.merge_table(), piece.as_bytes());
-            let mut expected: Vec<u32> = piece.iter().copied().map(u32::from).collect();
-            table.apply(&mut expected, 0);
+            let expected = reference(table, piece);
 
             let plain = PieceMerger { boundaries: merger.boundaries.clone(), has_avx512: false, batch_ids: None };
             for merger in [&merger, &plain] {
@@ -190,9 +196,7 @@ mod tests {
             for texts in [&texts[..], &texts[texts.len() / 2..]] {
                 merger.merge_batch(texts, vocab.byte_ids(), &table.merges(), &mut batch);
                 for ((text, ids), &count) in texts.iter().zip(&batch.merged.ids).zip(&batch.merged.counts) {
-                    let mut expected: Vec<u32> = text.iter().copied().map(u32::from).collect();
-                    table.apply(&mut expected, 0);
-                    prop_assert_eq!(&ids[..count as usize], &expected);
+                    prop_assert_eq!(&ids[..count as usize], &reference(table, text));
                 }
             }
         }
@@ -206,8 +210,7 @@ mod tests {
         for piece in ["abcd".repeat(8), "cdab".repeat(4), "abcdab".to_owned()] {
             let pieces = vec![piece.as_bytes(); BATCH];
             PieceMerger::new(&vocab).merge_batch(&pieces, vocab.byte_ids(), &table.merges(), &mut batch);
-            let mut expected: Vec<u32> = piece.bytes().map(u32::from).collect();
-            table.apply(&mut expected, 0);
+            let expected = reference(table, piece.as_bytes());
             for (ids, &count) in batch.merged.ids.iter().zip(&batch.merged.counts) {
                 assert_eq!(&ids[..count as usize], &expected);
             }
@@ -228,11 +231,9 @@ mod tests {
                         *byte = b'a' + (around >> (2 * at) & 3) as u8;
                     }
                     piece.truncate(border + 3 + around % 13);
-                    let mut expected: Vec<u32> = piece.iter().copied().map(u32::from).collect();
-                    table.apply(&mut expected, 0);
                     let mut merged = [0; SHORT_PIECE];
                     let count = merger.merge(&piece, vocab.byte_ids(), &table.merges(), &mut merged);
-                    assert_eq!(&merged[..count], &expected, "{}", String::from_utf8_lossy(&piece));
+                    assert_eq!(&merged[..count], &reference(table, &piece), "{}", String::from_utf8_lossy(&piece));
                 }
             }
         }
