@@ -1,7 +1,9 @@
 //! Plans, batches, threads and offsets.
 
 use llm_core::Error;
+use llm_core::tokenizer::Tokenizer;
 use llm_core::tokenizer::batch::Rows;
+use llm_core::tokenizer::decode::join::Joiner;
 use llm_core::tokenizer::decode::offsets::offsets;
 use llm_core::tokenizer::options::{Allowed, EncodePlan, Side, Template, Truncation};
 use llm_core::tokenizer::split::pretokenize::Pattern;
@@ -9,6 +11,7 @@ use llm_core::tokenizer::split::special::SpecialMatcher;
 use llm_core::tokenizer::threads::{MAX_THREADS, pool};
 use proptest::prelude::*;
 
+use super::formats::{PIECES, SPACE, sentence_pieces};
 use super::{sample_tokenizer, text};
 
 const END: &str = "<|end|>";
@@ -21,16 +24,20 @@ fn plain() -> EncodePlan {
     plan(Allowed::None)
 }
 
+/// How often a text is repeated: seldom, or so often that a few texts make several jobs.
+fn repeat() -> impl Strategy<Value = usize> {
+    prop_oneof![1..50_usize, 500..1000_usize]
+}
+
 proptest! {
     // Texts long enough for several jobs take their time in a debug build.
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn rows_are_each_texts_ids_on_any_number_of_threads(
-        texts in proptest::collection::vec(text(), 0..6), repeat in 1..200_usize, num_threads in 1..4_usize
+        texts in proptest::collection::vec(text(), 0..6), repeat in repeat(), num_threads in 1..4_usize
     ) {
         let tokenizer = sample_tokenizer(&Pattern::Gpt4);
-        // Repeated, short texts make several jobs.
         let long: Vec<String> = texts.iter().map(|text| text.repeat(repeat)).collect();
         let texts: Vec<&str> = long.iter().map(String::as_str).collect();
         let rows = tokenizer.encode_rows(&texts, &plain(), Some(num_threads)).unwrap();
@@ -41,7 +48,7 @@ proptest! {
 
     #[test]
     fn documents_are_the_ids_of_their_pieces_with_an_end_each(
-        pieces in proptest::collection::vec((text(), any::<bool>()), 0..9), repeat in 1..200_usize, num_threads in 1..4_usize
+        pieces in proptest::collection::vec((text(), any::<bool>()), 0..9), repeat in repeat(), num_threads in 1..4_usize
     ) {
         let tokenizer = sample_tokenizer(&Pattern::Gpt4);
         let long: Vec<(String, bool)> = pieces.into_iter().map(|(text, ends)| (text.repeat(repeat), ends)).collect();
@@ -103,6 +110,28 @@ proptest! {
 }
 
 #[test]
+fn offsets_do_not_count_the_space_before_the_text() {
+    let document = sentence_pieces(&PIECES, &[]);
+    let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+    let (table, ab, word) = (tokenizer.vocab().tokens(), SPACE + 3, SPACE + 4);
+    for (ids, text, expected) in [
+        (&[word, ab][..], "abab", vec![[0, 2], [2, 4]]),
+        (&[ab, word], "ab ab", vec![[0, 2], [2, 5]]),
+        (&[SPACE, word], " ab", vec![[0, 0], [0, 3]]),
+        (&[], "", vec![]),
+    ] {
+        assert_eq!(offsets(table, tokenizer.joiner(), ids, text).unwrap().bytes, expected, "{text:?}");
+    }
+    assert_eq!(offsets(table, Joiner::Bytes, &[word], " ab").unwrap().bytes, [[0, 3]]);
+    for (joiner, text, index) in
+        [(Joiner::Bytes, "aba", 0), (tokenizer.joiner(), "ab", 0), (tokenizer.joiner(), "abé", 2)]
+    {
+        let message = offsets(table, joiner, &[word, ab], text).unwrap_err().to_string();
+        assert!(message.contains(&format!("got a difference at index {index}\n")), "{message}");
+    }
+}
+
+#[test]
 fn chosen_special_tokens_become_ids_and_forbidden_ones_are_named() {
     let tokenizer = sample_tokenizer(&Pattern::Gpt4);
     let end = tokenizer.vocab().special()[0].clone();
@@ -126,6 +155,15 @@ fn chosen_special_tokens_become_ids_and_forbidden_ones_are_named() {
         panic!("must be refused")
     };
     assert!(message.starts_with("item 1 of the batch: text must not have"), "{message}");
+}
+
+#[test]
+fn a_text_within_the_limit_is_kept_whole() {
+    for (side, long) in [(Side::Left, 3..7), (Side::Right, 0..4)] {
+        let truncation = Truncation { max_length: 4, side };
+        let plan = EncodePlan::new(Allowed::None, vec![], Template::default(), Some(truncation)).unwrap();
+        assert_eq!([plan.kept(0), plan.kept(3), plan.kept(4), plan.kept(7)], [0..0, 0..3, 0..4, long]);
+    }
 }
 
 #[test]

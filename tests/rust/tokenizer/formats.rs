@@ -23,6 +23,32 @@ fn reading_what_was_written_gives_the_same_tokenizer() {
 }
 
 #[test]
+fn only_the_pattern_of_gpt2_is_left_to_the_byte_level() {
+    for pattern in Pattern::ALL {
+        let document: Value = serde_json::from_str(&sample_tokenizer(&pattern).to_json().unwrap()).unwrap();
+        let written = &document["pre_tokenizer"];
+        if pattern == Pattern::Gpt2 {
+            assert_eq!((&written["type"], &written["use_regex"]), (&json!("ByteLevel"), &json!(true)));
+        } else {
+            assert_eq!(written["pretokenizers"][0]["pattern"]["Regex"], pattern.regex());
+            assert_eq!(written["pretokenizers"][1]["use_regex"], false);
+        }
+    }
+}
+
+#[test]
+fn a_token_that_no_merge_makes_is_found_as_a_whole_piece_if_merges_are_ignored() {
+    let mut document: Value = serde_json::from_str(&sample_tokenizer(&Pattern::Gpt4).to_json().unwrap()).unwrap();
+    document["model"]["vocab"]["qzq"] = json!(400);
+    for (ignores, expected) in [(true, vec![400]), (false, b"qzq".map(u32::from).to_vec())] {
+        document["model"]["ignore_merges"] = json!(ignores);
+        let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+        assert_eq!(tokenizer.encode("qzq", &Allowed::None).unwrap(), expected, "ignored: {ignores}");
+        assert_eq!(tokenizer.decode(&[400], false).unwrap(), "qzq");
+    }
+}
+
+#[test]
 fn merges_written_as_one_string_are_read() {
     let tokenizer = sample_tokenizer(&Pattern::Gpt2);
     let mut document: Value = serde_json::from_str(&tokenizer.to_json().unwrap()).unwrap();

@@ -11,7 +11,7 @@ use llm_core::tokenizer::split::stages::{Behavior, Needle, Prepend, Stage, Stret
 use serde_json::{Value, json};
 
 use super::formats::{PIECES, SPACE, sentence_pieces};
-use super::sample_tokenizer;
+use super::{sample_tokenizer, train};
 
 fn split(needle: Needle, behavior: Behavior, invert: bool) -> Stage {
     Stage::Split { needle, behavior, invert }
@@ -108,6 +108,41 @@ fn behaviors_are_read_from_their_names() {
 }
 
 #[test]
+fn a_known_expression_splits_as_any_other() {
+    let mut document: Value = serde_json::from_str(&sample_tokenizer(&Pattern::Gpt4).to_json().unwrap()).unwrap();
+    for pattern in [Pattern::Gpt4, Pattern::Whitespace] {
+        for behavior in ["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"] {
+            for invert in [false, true] {
+                // The second spelling is one that no vocabulary is published with.
+                let [known, custom] = [pattern.regex().to_owned(), format!("(?:{})", pattern.regex())].map(|regex| {
+                    document["pre_tokenizer"]["pretokenizers"][0] =
+                        json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": invert});
+                    Tokenizer::from_json(&document.to_string()).unwrap().pieces("it's  42\n\n é").unwrap()
+                });
+                assert_eq!(known, custom, "{pattern:?}, {behavior}, inverted: {invert}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_scheme_or_in_older_files_a_flag_says_whether_a_space_is_put_before_text() {
+    let mut document = sentence_pieces(&PIECES, &[]);
+    document["normalizer"] = json!(null);
+    for (flags, expected) in [
+        (json!({}), "▁a"),
+        (json!({"add_prefix_space": true}), "▁a"),
+        (json!({"add_prefix_space": false}), "a"),
+        (json!({"prepend_scheme": "never"}), "a"),
+        (json!({"prepend_scheme": "always", "add_prefix_space": false}), "▁a"),
+    ] {
+        document["pre_tokenizer"] = json!({"type": "Metaspace", "replacement": "▁"});
+        document["pre_tokenizer"].as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
+        assert_eq!(Tokenizer::from_json(&document.to_string()).unwrap().pieces("a").unwrap(), [expected], "{flags}");
+    }
+}
+
+#[test]
 fn only_the_beginning_of_the_text_is_its_first_stretch() {
     let mut document = sentence_pieces(&PIECES, &[["a", "b"], ["▁", "ab"]]);
     document["normalizer"] = json!(null);
@@ -154,5 +189,13 @@ fn text_is_cut_at_line_ends_only_if_nothing_reaches_over_one() {
     ] {
         let shown = format!("{stages:?}, {steps:?}, {added:?}");
         assert_eq!(Pipeline::new(Normalizer::new(steps), stages, &[added]).cuts_at_line_ends(), expected, "{shown}");
+    }
+    // Of whole tokenizers: one without a pipeline, whose pattern reaches over line ends or not, and one with both.
+    assert!(sample_tokenizer(&Pattern::Gpt4).cuts_at_line_ends());
+    assert!(!train(&["a"], 256, &Pattern::from_regex("[^x]+").unwrap(), &[]).cuts_at_line_ends());
+    let mut document: Value = serde_json::from_str(&sample_tokenizer(&Pattern::Gpt4).to_json().unwrap()).unwrap();
+    for (normalizer, expected) in [("NFC", true), ("Lowercase", false)] {
+        document["normalizer"] = json!({"type": normalizer});
+        assert_eq!(Tokenizer::from_json(&document.to_string()).unwrap().cuts_at_line_ends(), expected);
     }
 }

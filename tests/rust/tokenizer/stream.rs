@@ -1,12 +1,15 @@
 //! `tokenizer::decode::stream` against the obvious oracle: decode everything, then cut.
 
 use llm_core::Error;
+use llm_core::tokenizer::Tokenizer;
 use llm_core::tokenizer::decode::stream::{Delta, Detokenizer};
 use llm_core::tokenizer::decode::token_stream::TokenStream;
 use llm_core::tokenizer::split::pretokenize::Pattern;
 use llm_core::tokenizer::tokens::TokenTable;
 use proptest::prelude::*;
+use serde_json::json;
 
+use super::formats::{PIECES, SPACE, sentence_pieces};
 use super::sample_tokenizer;
 
 /// All bytes decoded at once, cut where the first stop string is complete (the longest of those complete there).
@@ -142,6 +145,23 @@ fn stop_strings_match_across_tokens_and_are_dropped() {
 }
 
 #[test]
+fn of_stop_strings_that_end_together_the_longest_wins() {
+    let tokens = vec![b"xab".to_vec()];
+    for (stop, expected) in [(["b", "ab"], 1), (["ab", "b"], 0)] {
+        let (texts, _, stopped) = stream(&tokens, &stop.map(str::to_owned), 0);
+        assert_eq!((texts.concat().as_str(), stopped), ("x", Some(expected)));
+    }
+}
+
+#[test]
+fn a_stop_string_is_not_matched_around_text_that_is_not_searched() {
+    let table = table_of(&[b"a".to_vec(), b"x".to_vec(), b"b".to_vec()]);
+    let mut detokenizer = Detokenizer::new(vec!["ab".to_owned()], true).unwrap();
+    let texts = [(0, true), (1, false), (2, true)].map(|(id, checks)| detokenizer.push(&table, id, checks));
+    assert_eq!(texts.map(|delta| (delta.text, delta.stopped)), ["", "ax", "b"].map(|text| (text.to_owned(), None)));
+}
+
+#[test]
 fn nothing_follows_a_stop() {
     let table = table_of(&[b"stop".to_vec(), b"more".to_vec()]);
     let mut detokenizer = Detokenizer::new(vec!["top".to_owned()], true).unwrap();
@@ -175,5 +195,21 @@ proptest! {
         let mut stream = TokenStream::new(tokenizer.joiner(), false).unwrap();
         let parts = ids.iter().map(|&id| stream.push(tokenizer.vocab().tokens(), id).unwrap()).collect::<String>();
         prop_assert_eq!(parts + &stream.finish(), tokenizer.decode(&ids, false).unwrap());
+    }
+
+    #[test]
+    fn a_stream_of_sentence_pieces_loses_the_spaces_that_the_whole_text_does(
+        ids in proptest::collection::vec(prop_oneof![Just(1_u32), SPACE..SPACE + PIECES.len() as u32], 0..8),
+        start in 0..4_usize, metaspace in any::<bool>(), skip_special in any::<bool>(),
+    ) {
+        let mut document = sentence_pieces(&PIECES, &[]);
+        document["decoder"]["decoders"][3]["start"] = start.into();
+        if metaspace {
+            document["decoder"] = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"});
+        }
+        let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+        let mut stream = TokenStream::new(tokenizer.joiner(), skip_special).unwrap();
+        let parts = ids.iter().map(|&id| stream.push(tokenizer.vocab().tokens(), id).unwrap()).collect::<String>();
+        prop_assert_eq!(parts + &stream.finish(), tokenizer.decode(&ids, skip_special).unwrap());
     }
 }

@@ -501,18 +501,27 @@ mod tests {
 
     #[test]
     fn a_full_pool_is_emptied_with_all_that_points_into_it() {
-        let mut cache = PieceCache::new();
         let ids: Vec<u32> = (0..250).collect();
-        let mut number = 0;
-        while cache.pool.len() <= MAX_POOL_WORDS {
-            insert(&mut cache, &format!("{number:0200}"), &ids);
-            number += 1;
+        for (mut cache, max_pool_words) in
+            [(PieceCache::new(), MAX_POOL_WORDS), (PieceCache::compact(), COMPACT_POOL_WORDS)]
+        {
+            let mut number = 0;
+            while cache.pool.len() <= max_pool_words {
+                insert(&mut cache, &format!("{number:0200}"), &ids);
+                number += 1;
+            }
+            insert(&mut cache, "a", &[97]);
+            cache.bound();
+            assert_eq!(known(&cache, &format!("{:0200}", number - 1)), None);
+            assert_eq!(known(&cache, "a"), None);
+            insert(&mut cache, "a", &[97]);
+            assert_eq!(known(&cache, "a"), Some(vec![97]));
         }
-        insert(&mut cache, "a", &[97]);
-        cache.bound();
-        assert_eq!(known(&cache, &format!("{:0200}", 0)), None);
-        assert_eq!(known(&cache, "a"), None);
-        insert(&mut cache, "a", &[97]);
-        assert_eq!(known(&cache, "a"), Some(vec![97]));
+    }
+
+    #[test]
+    fn a_compact_cache_may_use_a_hundredth_of_the_memory() {
+        let num_bytes = |cache: &PieceCache| size_of_val(cache.lines.get()) + size_of::<u32>() * cache.max_pool_words;
+        assert!(100 * num_bytes(&PieceCache::compact()) <= num_bytes(&PieceCache::new()));
     }
 }

@@ -467,4 +467,24 @@ mod tests {
             prop_assert_eq!(scanned, heaped);
         }
     }
+
+    #[test]
+    fn a_table_that_grew_and_is_as_full_as_it_gets_has_every_pair_and_no_other() {
+        let mut table = MergeTable::default();
+        let pairs: Vec<[u32; 2]> = (0..7 * 2048 / 8).map(|number| [7919 * number % 2999, number % 251]).collect();
+        for (&[left, right], rank) in pairs.iter().zip(0..) {
+            assert!(table.insert(left, right, 3000 + rank));
+        }
+        let merges = table.merges();
+        assert_eq!(merges.num_slots(), 2048);
+        for (&[left, right], rank) in pairs.iter().zip(0..) {
+            for (right, rank) in [(right, rank), (right + 251, NO_MERGE)] {
+                let expected = place(rank, 0);
+                assert_eq!(merges.rank(left, right), rank);
+                assert_eq!(merges.place_of(left, right, 0), expected);
+                assert_eq!(merges.place_if_any(left, right, 0), expected);
+                assert_eq!(merges.place_from(merges.home(pair(left, right)), left, right), expected);
+            }
+        }
+    }
 }
