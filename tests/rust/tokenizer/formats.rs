@@ -7,7 +7,7 @@ use llm_core::tokenizer::split::pretokenize::Pattern;
 use llm_core::tokenizer::split::special::SpecialMatcher;
 use serde_json::{Value, json};
 
-use super::sample_tokenizer;
+use super::{sample_tokenizer, train};
 
 #[test]
 fn reading_what_was_written_gives_the_same_tokenizer() {
@@ -46,6 +46,52 @@ fn a_token_that_no_merge_makes_is_found_as_a_whole_piece_if_merges_are_ignored()
         assert_eq!(tokenizer.encode("qzq", &Allowed::None).unwrap(), expected, "ignored: {ignores}");
         assert_eq!(tokenizer.decode(&[400], false).unwrap(), "qzq");
     }
+}
+
+#[test]
+fn text_is_normalized_by_the_steps_that_are_named() {
+    let plain = sample_tokenizer(&Pattern::Gpt4);
+    let mut document: Value = serde_json::from_str(&plain.to_json().unwrap()).unwrap();
+    let text = " the ﬁÉe\u{301} ";
+    for (step, normalized) in [
+        (json!({"type": "NFC"}), " the ﬁÉé "),
+        (json!({"type": "NFD"}), " the ﬁE\u{301}e\u{301} "),
+        (json!({"type": "NFKC"}), " the fiÉé "),
+        (json!({"type": "NFKD"}), " the fiE\u{301}e\u{301} "),
+        (json!({"type": "Lowercase"}), " the ﬁée\u{301} "),
+        (json!({"type": "Strip", "strip_left": true}), "the ﬁÉe\u{301} "),
+        (json!({"type": "Strip", "strip_right": true}), " the ﬁÉe\u{301}"),
+        (json!({"type": "Prepend", "prepend": "th"}), "th the ﬁÉe\u{301} "),
+        (json!({"type": "Replace", "pattern": {"String": "th"}, "content": "é"}), " ée ﬁÉe\u{301} "),
+        (json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}), " the ﬁéé "),
+    ] {
+        document["normalizer"] = step.clone();
+        let ids = Tokenizer::from_json(&document.to_string()).unwrap().encode(text, &Allowed::None).unwrap();
+        assert_eq!(ids, plain.encode(normalized, &Allowed::None).unwrap(), "{step}");
+    }
+}
+
+#[test]
+fn an_ordinary_token_that_is_written_like_an_added_one_is_named() {
+    // `Ġ` stands for the byte of a space.
+    let tokenizer = train(&["the then"], 260, &Pattern::Gpt4, &["Ġ"]);
+    let Err(Error::Tokenizer(message)) = tokenizer.to_json() else { panic!("must be refused") };
+    assert!(message.starts_with("special token \"Ġ\" can't be saved: an ordinary token is written"), "{message}");
+}
+
+#[test]
+fn an_added_token_that_merges_make_too_keeps_its_bytes() {
+    let trained = train(&["the the the"], 259, &Pattern::Gpt4, &[]);
+    let mut document: Value = serde_json::from_str(&trained.to_json().unwrap()).unwrap();
+    let id = document["model"]["vocab"]["Ġthe"].as_u64().unwrap() as u32;
+    document["added_tokens"].as_array_mut().unwrap().push(json!({"id": id, "content": "Ġthe", "special": false}));
+    // A processor for offsets alone adds no ids.
+    document["post_processor"] = json!({"type": "ByteLevel", "trim_offsets": false});
+    let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+    assert!(tokenizer.template().is_none());
+    assert_eq!(tokenizer.encode(" the", &Allowed::None).unwrap(), [id]);
+    assert_eq!(tokenizer.decode(&[id], false).unwrap(), " the");
+    assert_eq!(tokenizer.encode("xĠthex", &Allowed::All).unwrap(), [u32::from(b'x'), id, u32::from(b'x')]);
 }
 
 #[test]
@@ -150,6 +196,11 @@ fn components_that_would_change_ids_are_named() {
             "/pre_tokenizer/pretokenizers/0",
             json!({"type": "Metaspace", "prepend_scheme": "last"}),
             "unsupported `prepend_scheme`: must be always, first or never, got \"last\"",
+        ),
+        (
+            "/pre_tokenizer/pretokenizers/0",
+            json!({"type": "Metaspace", "prepend_scheme": 1}),
+            "unsupported `prepend_scheme`: must be always, first or never, got 1",
         ),
         ("/pre_tokenizer/pretokenizers/0/pattern/Regex", json!("("), "`pattern` \"(\" is not a regular expression"),
         ("/model/type", json!("Unigram"), "unsupported `type`: must be \"BPE\", got \"Unigram\""),
@@ -263,6 +314,23 @@ fn sentence_pieces_lose_the_space_that_was_put_before_them() {
 }
 
 #[test]
+fn the_decoder_says_what_is_put_for_names() {
+    let mut document = sentence_pieces(&PIECES, &[]);
+    let (byte, word) = (2 + u32::from(b'A'), SPACE + 4);
+    for (decoder, expected) in [
+        (json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}), "ab<0x41> ab"),
+        (json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}), "ab<0x41> ab"),
+        (json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never"}), " ab<0x41> ab"),
+        (json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}), "▁abA▁ab"),
+        (json!({"type": "Fuse"}), "▁ab<0x41>▁ab"),
+    ] {
+        document["decoder"] = decoder.clone();
+        let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+        assert_eq!(tokenizer.decode(&[word, byte, word], false).unwrap(), expected, "{decoder}");
+    }
+}
+
+#[test]
 fn offsets_of_sentence_pieces_cover_unknown_characters_and_begin_anew_after_special_tokens() {
     let mut document = sentence_pieces(&PIECES, &[["a", "b"], ["▁", "ab"]]);
     document["model"]["byte_fallback"] = json!(false);
@@ -287,6 +355,15 @@ fn offsets_of_sentence_pieces_cover_unknown_characters_and_begin_anew_after_spec
     let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
     let (ids, found) = tokenizer.encode_with_offsets("abé☃b ☃ab", &Allowed::None).unwrap();
     assert_eq!((ids, found.bytes), (vec![word, b, word], vec![[0, 2], [7, 8], [8, 14]]));
+}
+
+#[test]
+fn whole_sentence_pieces_need_no_merge_if_merges_are_ignored() {
+    let mut document = sentence_pieces(&PIECES, &[["a", "b"]]);
+    document["model"]["ignore_merges"] = json!(true);
+    let tokenizer = Tokenizer::from_json(&document.to_string()).unwrap();
+    assert_eq!(tokenizer.encode("ab", &Allowed::None).unwrap(), [SPACE + 4]);
+    assert_eq!(tokenizer.encode("ab ab", &Allowed::None).unwrap(), [SPACE, SPACE + 3, SPACE, SPACE + 3]);
 }
 
 #[test]

@@ -165,7 +165,9 @@ fn a_stop_string_is_not_matched_around_text_that_is_not_searched() {
 fn nothing_follows_a_stop() {
     let table = table_of(&[b"stop".to_vec(), b"more".to_vec()]);
     let mut detokenizer = Detokenizer::new(vec!["top".to_owned()], true).unwrap();
+    assert_eq!(detokenizer.stopped(), None);
     assert_eq!(detokenizer.push(&table, 0, true), Delta { text: "s".to_owned(), stopped: Some(0) });
+    assert_eq!(detokenizer.stopped(), Some(0));
     assert_eq!(detokenizer.push(&table, 1, true), Delta { text: String::new(), stopped: Some(0) });
     assert_eq!(detokenizer.finish(), "");
 }

@@ -102,6 +102,14 @@ proptest! {
 }
 
 #[test]
+fn bytes_special_tokens_and_merges_make_the_vocabulary() {
+    for special in [&[][..], &["<|end|>"], &["<|end|>", "<|pad|>"]] {
+        let tokenizer = train(&["the then there's this that's"], 266, &Pattern::Gpt4, special);
+        assert_eq!((tokenizer.vocab().size(), merged_pairs(&tokenizer).len()), (266, 10 - special.len()));
+    }
+}
+
+#[test]
 fn a_file_has_the_merges_of_its_text() {
     let text: String = (0..90_000u32).map(|n| format!("wörd{} t{}<|end|>\n", n % 997, n % 89)).collect();
     let path = file_with(text.as_bytes(), "whole");
