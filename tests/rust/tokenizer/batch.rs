@@ -88,6 +88,7 @@ proptest! {
         let side = if left { Side::Left } else { Side::Right };
         let template = Template { before: vec![7; before], after: vec![8; after] };
         let plan = EncodePlan::new(Allowed::None, vec![], template, Some(Truncation { max_length, side })).unwrap();
+        prop_assert_eq!([plan.template().before.len(), plan.template().after.len()], [before, after]);
         let mut ids = vec![1, 2];
         tokenizer.encode_planned(&text, &plan, &mut ids).unwrap();
         prop_assert_eq!(&ids[..2], [1, 2]);

@@ -168,6 +168,7 @@ fn names_and_published_expressions_are_recognised() {
     assert_eq!(Pattern::parse("llama3").unwrap(), Pattern::Gpt4);
     let custom = Pattern::parse(r"\d+").unwrap();
     assert_eq!((custom.name(), custom.regex(), custom.is_custom()), (r"\d+", r"\d+", true));
+    assert_eq!([custom == Pattern::parse(r"\d+").unwrap(), custom == Pattern::parse(r"\w+").unwrap()], [true, false]);
 }
 
 #[test]

@@ -129,16 +129,42 @@ fn a_known_expression_splits_as_any_other() {
 fn a_scheme_or_in_older_files_a_flag_says_whether_a_space_is_put_before_text() {
     let mut document = sentence_pieces(&PIECES, &[]);
     document["normalizer"] = json!(null);
-    for (flags, expected) in [
-        (json!({}), "▁a"),
-        (json!({"add_prefix_space": true}), "▁a"),
-        (json!({"add_prefix_space": false}), "a"),
-        (json!({"prepend_scheme": "never"}), "a"),
-        (json!({"prepend_scheme": "always", "add_prefix_space": false}), "▁a"),
+    for (stage, expected) in [
+        (json!({"type": "Metaspace"}), "▁a"),
+        (json!({"type": "Metaspace", "add_prefix_space": true}), "▁a"),
+        (json!({"type": "Metaspace", "add_prefix_space": false}), "a"),
+        (json!({"type": "Metaspace", "prepend_scheme": "never"}), "a"),
+        (json!({"type": "Metaspace", "prepend_scheme": "always", "add_prefix_space": false}), "▁a"),
     ] {
-        document["pre_tokenizer"] = json!({"type": "Metaspace", "replacement": "▁"});
-        document["pre_tokenizer"].as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
-        assert_eq!(Tokenizer::from_json(&document.to_string()).unwrap().pieces("a").unwrap(), [expected], "{flags}");
+        document["pre_tokenizer"] = stage.clone();
+        assert_eq!(Tokenizer::from_json(&document.to_string()).unwrap().pieces("a").unwrap(), [expected], "{stage}");
+    }
+}
+
+#[test]
+fn numbers_are_split_into_digits_if_asked() {
+    let mut document: Value = serde_json::from_str(&sample_tokenizer(&Pattern::Gpt4).to_json().unwrap()).unwrap();
+    for (stage, expected) in [
+        (json!({"type": "Digits", "individual_digits": true}), vec!["a", "1", "½"]),
+        (json!({"type": "Digits", "individual_digits": false}), vec!["a", "1½"]),
+        (json!({"type": "Digits"}), vec!["a", "1½"]),
+    ] {
+        document["pre_tokenizer"]["pretokenizers"][0] = stage.clone();
+        assert_eq!(Tokenizer::from_json(&document.to_string()).unwrap().pieces("a1½").unwrap(), expected, "{stage}");
+    }
+}
+
+#[test]
+fn the_byte_level_puts_a_space_before_text_and_splits_as_gpt2_unless_told_not_to() {
+    let mut document: Value = serde_json::from_str(&sample_tokenizer(&Pattern::Gpt2).to_json().unwrap()).unwrap();
+    for (stage, expected) in [
+        (json!({"type": "ByteLevel"}), vec![" a", "1"]),
+        (json!({"type": "ByteLevel", "add_prefix_space": false}), vec!["a", "1"]),
+        (json!({"type": "ByteLevel", "use_regex": false}), vec![" a1"]),
+        (json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}), vec!["a1"]),
+    ] {
+        document["pre_tokenizer"] = stage.clone();
+        assert_eq!(Tokenizer::from_json(&document.to_string()).unwrap().pieces("a1").unwrap(), expected, "{stage}");
     }
 }
 

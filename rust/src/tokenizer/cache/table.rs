@@ -520,6 +520,14 @@ mod tests {
     }
 
     #[test]
+    fn two_long_pieces_with_one_key_are_told_apart_by_their_bytes() {
+        let (piece, other) = ("a".repeat(40), "b".repeat(40));
+        let mut cache = PieceCache::new();
+        let words = cache.insert(piece_key(piece.as_bytes(), 0, piece.len()), piece.as_bytes(), &[1]);
+        assert_eq!((cache.is_of(words, piece.as_bytes()), cache.is_of(words, other.as_bytes())), (true, false));
+    }
+
+    #[test]
     fn a_compact_cache_may_use_a_hundredth_of_the_memory() {
         let num_bytes = |cache: &PieceCache| size_of_val(cache.lines.get()) + size_of::<u32>() * cache.max_pool_words;
         assert!(100 * num_bytes(&PieceCache::compact()) <= num_bytes(&PieceCache::new()));
