@@ -123,6 +123,11 @@ fn a_known_expression_splits_as_any_other() {
             }
         }
     }
+    for (behavior, expected) in [("Removed", vec!["ab", "c"]), ("Isolated", vec!["ab", "12", "c"])] {
+        document["pre_tokenizer"]["pretokenizers"][0] =
+            json!({"type": "Split", "pattern": {"Regex": "[a-z]+"}, "behavior": behavior, "invert": true});
+        assert_eq!(Tokenizer::from_json(&document.to_string()).unwrap().pieces("ab12c").unwrap(), expected);
+    }
 }
 
 #[test]

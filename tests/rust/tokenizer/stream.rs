@@ -2,6 +2,7 @@
 
 use llm_core::Error;
 use llm_core::tokenizer::Tokenizer;
+use llm_core::tokenizer::decode::join::Joiner;
 use llm_core::tokenizer::decode::stream::{Delta, Detokenizer};
 use llm_core::tokenizer::decode::token_stream::TokenStream;
 use llm_core::tokenizer::split::pretokenize::Pattern;
@@ -179,6 +180,16 @@ fn special_tokens_are_skipped_only_when_asked() {
         let mut detokenizer = Detokenizer::new(vec![], skip_special).unwrap();
         let text: String = [0, 1, 2, 99, 0].map(|id| detokenizer.push(&table, id, true).text).concat();
         assert_eq!(text, expected);
+    }
+}
+
+#[test]
+fn no_more_spaces_are_stripped_than_the_decoder_says() {
+    let table = table_of(&[b" ".to_vec(), b"  a".to_vec()]);
+    for (strip_start, expected) in [(0, "    a"), (1, "   a"), (3, " a"), (4, "a"), (5, "a")] {
+        let mut stream = TokenStream::new(Joiner::Words { strip_start, bare_first: false }, false).unwrap();
+        let parts = [0, 0, 1].map(|id| stream.push(&table, id).unwrap()).concat();
+        assert_eq!(parts + &stream.finish(), expected);
     }
 }
 
