@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -44,6 +45,41 @@ def test_train_keeps_its_limits(corpus_file: Path, tmp_path: Path) -> None:
     assert tokenizer.token_bytes() == expected.token_bytes()
     assert 256 < tokenizer.vocab_size < 2000
     assert max(len(token) for token in tokenizer.token_bytes()[:-1] if token) == 3
+
+
+def test_a_tokenizer_is_replaced_only_when_asked_and_a_models_never(
+    directory: Path, corpus_file: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    train = ("tokenizer", "train", corpus_file, "--vocab-size", 300, "--out")
+    convert = ("tokenizer", "convert", directory)
+    old, file, model, run_ = tmp_path / "old", tmp_path / "old.tiktoken", tmp_path / "model", tmp_path / "run"
+    shutil.copytree(directory, old)
+    file.write_text("mine")
+    shutil.copytree(tiny_checkpoint, model)
+    run_.mkdir()
+    (run_ / "run.json").write_text("{}")
+    for command, named in ((train, "--out"), (convert, "OUT")):
+        for out, said in (
+            (old, "which has a tokenizer.json"),
+            (model, "with a config.json"),
+            (run_, "with a run.json"),
+        ):
+            before = sorted((entry.name, entry.read_bytes()) for entry in out.iterdir())
+            done = run(*command, out)
+            assert done.returncode == 2
+            assert done.stderr.startswith(f"error: `{named}` must ")
+            assert said in done.stderr
+            assert "hint: name another directory" in done.stderr
+            assert sorted((entry.name, entry.read_bytes()) for entry in out.iterdir()) == before
+        assert run(*command, model, "--overwrite").returncode == 2
+        assert run(*command, old, "--overwrite").returncode == 0
+    assert load_tokenizer(old).vocab_size == load_tokenizer(directory).vocab_size
+    assert "which exists" in run(*convert, file).stderr
+    assert file.read_text() == "mine"
+    assert run(*convert, file, "--overwrite").returncode == 0
+    (model / "tokenizer.json").unlink()
+    (model / "tokenizer_config.json").unlink(missing_ok=True)
+    assert run(*convert, model).returncode == 0
 
 
 def test_encode_and_decode_are_each_others_inverse(directory: Path) -> None:

@@ -64,6 +64,14 @@ def test_keys_and_name_come_from_the_config(checkpoint):
         assert not {"first", "second", "third"} & set(server.log_tail().split())
 
 
+def test_a_link_to_a_model_names_it(checkpoint, tmp_path):
+    # Such as `current -> v3`, or the links of Hugging Face's cache, which lead to files named by their hash.
+    (tmp_path / "current").symlink_to(checkpoint, target_is_directory=True)
+    with ServerHandle(tmp_path / "current") as server:
+        models = httpx.get(f"{server.base_url}/models", trust_env=False).json()["data"]
+        assert [model["id"] for model in models] == ["current"]
+
+
 def test_model_without_chat_template_points_at_completions(tmp_path):
     with ServerHandle(write_checkpoint(tmp_path / "tiny", None)) as server:
         client = openai.OpenAI(base_url=server.base_url, api_key="any")

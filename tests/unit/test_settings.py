@@ -177,6 +177,14 @@ def test_server_is_configured_by_a_file_then_the_environment_then_keywords(tmp_p
     engine = EngineConfig(block_size=8, max_model_len=8, max_running_requests=5, speculative=NgramSpeculation())
     assert config == ServerConfig(port=3, grace_s=3.0, api_keys=("a", "b"), engine=engine)
     assert load_server_config(None, {}, {}) == ServerConfig()
+    # As the chart writes them: objects in JSON's spelling.
+    objects = {
+        "LLM_SERVER__ENGINE__SPECULATIVE": '{"method":"ngram","num_draft_tokens":4}',
+        "LLM_SERVER__KV_EVENTS_CONFIG": '{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://*:5557"}',
+    }
+    config = load_server_config(None, {}, objects)
+    assert config.engine.speculative == NgramSpeculation(num_draft_tokens=4)
+    assert (config.kv_events_config.publisher, config.kv_events_config.endpoint) == ("zmq", "tcp://*:5557")
     assert load_run_config(environ=environ).training.epochs == 3
 
 

@@ -76,6 +76,12 @@ def test_what_is_given_stays() -> None:
     assert (given.training.max_steps, given.training.batch_size, given.context_length) == (7, 3, 64)
 
 
+@pytest.mark.parametrize("batch_size", [65, 96, 127, 1000])
+def test_any_batch_is_taken_in_passes_that_divide_it(batch_size: int) -> None:
+    training = planned(1.1e6, f"training.batch_size={batch_size}").training
+    assert (training.batch_size, training.batch_size % training.gradient_accumulation_steps) == (batch_size, 0)
+
+
 def test_a_size_sets_the_shape_on_any_machine() -> None:
     plans = [planned(1e8, "training.size=15M", flops=flops) for flops in (1e10, 1e14)]
     assert plans[0] == plans[1]

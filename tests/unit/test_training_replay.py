@@ -7,13 +7,21 @@ import pytest
 import torch
 from torch import nn
 
+from llm import train
 from llm.checkpoint import Run, atomic_directory, resolve, write_model
 from llm.cli.main import app
 from llm.data import SyntheticDataModule
-from llm.errors import DataError, TrainingError
+from llm.errors import DataError, LLMWarning, TrainingError
 from llm.training import RegressionTask, TrainingEngine, replay
 from llm.training.launch import launch
 from tests.unit.training_samples import MODEL, config
+
+SMALL = [
+    "model.hidden_size=32",
+    "model.num_hidden_layers=2",
+    "model.max_position_embeddings=32",
+    "tokenizer.vocab_size=300",
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +65,30 @@ def test_the_replay_finds_the_first_bad_value(
     assert said[1].startswith("rank 0: samples ")
     assert said[2].startswith("first bad value in rank 0, output of layers.1.mlp.gate_up_proj (Linear): ")
     assert "of 6,144 values are not finite; its inputs are at most " in said[2]
+
+
+def test_a_sample_that_cannot_be_drawn_does_not_hide_why_the_run_stops(tmp_path: Path, corpus_file: Path) -> None:
+    settings = ["training.validate_every=1", "optimizer.learning_rate=1e9"]
+    with (
+        pytest.warns(LLMWarning, match=r"^no sample at step \d: request 0: the model's logits must hold no NaN"),
+        pytest.raises(TrainingError, match="both must be finite"),
+    ):
+        train(data=str(corpus_file), out=tmp_path / "run", max_steps=4, overrides=[*SMALL, *settings])
+    assert len(list((tmp_path / "run" / "dumps").iterdir())) == 1
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, corpus_file: Path) -> None:
+    settings = [
+        "training.checkpoint_every=1",
+        "optimizer.warmup_steps=0",
+        "optimizer.name=adamw",
+        "optimizer.learning_rate=1e39",
+    ]
+    with pytest.raises(
+        TrainingError, match=r"^step 1: the optimizer's step left weights that are not finite; they are"
+    ):
+        train(data=str(corpus_file), out=tmp_path / "run", max_steps=4, overrides=[*SMALL, *settings])
+    assert Run(tmp_path / "run").checkpoints() == []
 
 
 class BadTarget(RegressionTask):

@@ -16,7 +16,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end -}}
 
-{{- /* A setting is a variable; what is no text is written as JSON, which TOML reads the same. */ -}}
+{{- /* A setting is a variable; what is no text is written as JSON. */ -}}
 {{- define "llm.variables" -}}
 {{- $settings := omit .Values.settings "engine" -}}
 {{- range $name, $value := $settings }}

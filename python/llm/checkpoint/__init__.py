@@ -5,11 +5,11 @@ Hugging Face's layout. A *run* holds checkpoints under `checkpoints/step_0000050
 checkpoint also takes a run and uses its newest complete checkpoint.
 """
 
-from llm.checkpoint.atomic import COMPLETE, atomic_directory, sync, unfinished, write_atomically
+from llm.checkpoint.atomic import COMPLETE, atomic_directory, foreign_in, sync, unfinished, write_atomically
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.layouts import AdapterLayout, ModelLayout
 from llm.checkpoint.model_files import WeightFile, plan_files, saved_state, write_description, write_model
-from llm.checkpoint.resolve import load_model, read_checkpoint, resolve
+from llm.checkpoint.resolve import given_name, load_model, read_checkpoint, resolve
 from llm.checkpoint.run import Run, step_of
 from llm.checkpoint.weights import DTYPES, load_tensors, read_json, save_tensors, sharded_as
 
@@ -22,6 +22,8 @@ __all__ = [
     "Run",
     "WeightFile",
     "atomic_directory",
+    "foreign_in",
+    "given_name",
     "load_model",
     "load_tensors",
     "plan_files",

@@ -106,6 +106,17 @@ def damage_in(directory: Path, *, read: bool = True, unread: Path | None = None)
     return None
 
 
+def foreign_in(directory: Path) -> list[str]:
+    """Returns the names in `directory` that are not of a checkpoint that `atomic_directory` wrote there."""
+    try:
+        own = set(json.loads((directory / COMPLETE).read_text(encoding="utf-8") or "{}")) | {COMPLETE}
+    except (OSError, ValueError):
+        own = set()
+    folders = {str(parent) for name in own for parent in Path(name).parents}
+    entries = (entry.relative_to(directory) for entry in directory.rglob("*"))
+    return sorted({entry.parts[0] for entry in entries if str(entry) not in own | folders})
+
+
 def _files_below(directory: Path) -> list[Path]:
     return [file for file in sorted(directory.rglob("*")) if file.is_file() and file.name != COMPLETE]
 

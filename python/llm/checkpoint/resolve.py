@@ -18,6 +18,11 @@ _MAX_READS = 5
 _POINTERS = ("latest", "best")  # files of a run
 
 
+def given_name(path: str | os.PathLike[str]) -> str:
+    """Returns the last part of a path as given: a symbolic link names the model, not what the link leads to."""
+    return Path(os.path.abspath(path)).name
+
+
 def resolve(path: str | os.PathLike[str], *, read: bool = True) -> Checkpoint:
     """Returns the checkpoint at `path`: a `Checkpoint`, directory or GGUF file itself, or a run's newest whole one.
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import pathlib
 import signal
 import sys
 import threading
@@ -35,6 +34,7 @@ def chat(
 ) -> None:
     """Chat with a model. An empty line or Ctrl-D leaves; Ctrl-C stops an answer."""
     from llm.api import LLM
+    from llm.checkpoint import given_name
     from llm.errors import ContextLengthError
 
     form = form_of(sampling)
@@ -42,7 +42,7 @@ def chat(
     params = with_form(model.sampling_params(**sampling), form)
     messages = [{"role": "system", "content": system}] if system else []
     if message is None and sys.stdin.isatty():
-        _greet(pathlib.Path(path).resolve().name, model.engine.max_model_len)
+        _greet(given_name(path), model.engine.max_model_len)
     while (text := message if message is not None else _ask()) is not None:
         messages.append({"role": "user", "content": text})
         answer = ""

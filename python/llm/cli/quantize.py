@@ -15,7 +15,7 @@ def quantize(
     path: Path,
     out: Annotated[str, typer.Option(metavar="PATH", help="New directory, or .gguf file, to write.")],
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", metavar="", help="Replace a checkpoint or file at --out.")
+        bool, typer.Option("--overwrite", metavar="", help="Replace a checkpoint of llm, or a GGUF file, at --out.")
     ] = False,
     **settings: Any,
 ) -> None:

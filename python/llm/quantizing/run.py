@@ -10,7 +10,7 @@ import msgspec
 import torch
 from rich.progress import MofNCompleteColumn
 
-from llm.checkpoint import Checkpoint, read_checkpoint
+from llm.checkpoint import Checkpoint, foreign_in, read_checkpoint
 from llm.errors import InvalidArgumentError, LLMWarning
 from llm.models.families import Piece
 from llm.progress import progress_bar
@@ -67,7 +67,7 @@ def quantize(
     Args:
         path: A checkpoint, a run or a GGUF file.
         out: A new directory (compressed-tensors, for transformers, vLLM and this package) or file (GGUF).
-        overwrite: Whether to replace a checkpoint or file at `out`.
+        overwrite: Whether to replace a checkpoint of this package, or a GGUF file, at `out`.
         progress: Whether to show a progress bar; None shows one on a terminal.
         **settings: Fields of `QuantizationConfig`, such as `scheme="int4"` and `calibration=("corpus.txt",)`.
 
@@ -78,7 +78,7 @@ def quantize(
         CheckpointError: The checkpoint is broken, or the scheme can't hold a matrix of it, which is named.
         ConfigError: A setting is unknown, out of range or contradicts another.
         DataError: The text can't be read or is too short.
-        InvalidArgumentError: `out` exists.
+        InvalidArgumentError: `out` exists, or holds other files than a checkpoint of this package.
 
     Example:
         >>> from llm import quantize
@@ -99,7 +99,8 @@ def check_target(target: Path, source: Path, config: QuantizationConfig, *, over
     """Checks that the result may be written to `target`.
 
     Raises:
-        InvalidArgumentError: It exists, is the source, or has the ending of another format.
+        InvalidArgumentError: It exists, is the source, has the ending of another format, or holds what is no checkpoint
+            of this package though it may be replaced.
     """
     if config.is_gguf and target.suffix != ".gguf":
         raise InvalidArgumentError(f"`out` must end in .gguf for {config.stored}, got {str(target)!r}")
@@ -118,9 +119,14 @@ def check_target(target: Path, source: Path, config: QuantizationConfig, *, over
         raise InvalidArgumentError(
             f"`out` must be new, got {str(target)!r}, which exists\nhint: name another one, or add `overwrite`"
         )
-    is_ours = target.is_file() if config.is_gguf else (target / "config.json").is_file()
-    if not is_ours:
-        raise InvalidArgumentError(f"`out` must be new or a checkpoint to replace, got {str(target)!r}")
+    if config.is_gguf != target.is_file():
+        what = "a directory" if config.is_gguf else "a file"
+        raise InvalidArgumentError(f"`out` must be new or a checkpoint to replace, got {what}, {str(target)!r}")
+    if not config.is_gguf and (foreign := foreign_in(target)):
+        raise InvalidArgumentError(
+            "`overwrite` replaces a checkpoint that this package wrote and nothing else, got "
+            f"{str(target)!r}, which holds {', '.join(foreign[:5])}\nhint: name another one"
+        )
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -25,6 +24,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
+from llm.checkpoint import given_name
 from llm.errors import ServerError
 from llm.serving.app import App, create_app
 from llm.serving.errors import unavailable
@@ -110,7 +110,7 @@ class Replica:
     def __init__(self, config: ReplicaConfig) -> None:
         configure_logging(config.server.log_level, config.server.log_format)
         self._config = config
-        name = config.name or Path(config.model).resolve().name
+        name = config.name or given_name(config.model)
         self._app: App = create_app(
             lambda: load_engine(config.model, config.server), model_name=name, config=config.server
         )

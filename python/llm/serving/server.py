@@ -38,6 +38,7 @@ from granian.log import LogLevels
 from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server as EmbeddedServer
 
+from llm.checkpoint import given_name
 from llm.errors import ConfigError, ServerError
 from llm.inference import AsyncEngine, check_loadable, load_async_engine
 from llm.serving.app import App, create_app
@@ -116,7 +117,7 @@ def serve(
     check_kv_events(config.kv_events_config)
     check_loadable(path, dtype=config.dtype, config=config.engine)
     configure_logging(config.log_level, config.log_format)
-    app = create_app(lambda: load_engine(path, config), model_name=Path(path).resolve().name, config=config)
+    app = create_app(lambda: load_engine(path, config), model_name=given_name(path), config=config)
     listener = listener or bind(config.host, config.port)
     if app.authenticator.is_open and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         logger.warning("no API key is set: everyone who reaches %s may use the model; hint: --api-key", config.host)

@@ -1,5 +1,6 @@
 """Checks settings, and fills them from a file, the environment and arguments."""
 
+import json
 import math
 import os
 import re
@@ -202,10 +203,20 @@ def _parse_value(text: str) -> Any:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return text
+        return _parse_json(text)
     # `1e6` steps are a million: a number written as whole is taken for an integer.
     is_whole = isinstance(value, float) and value.is_integer() and "e" in text.lower()
     return int(value) if is_whole else value
+
+
+def _parse_json(text: str) -> Any:
+    """Returns the value of JSON's objects and lists, whose spelling TOML does not know; other text as it is."""
+    if not text.startswith(("{", "[")):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _merge(values: dict[str, Any], new: Mapping[str, Any]) -> None:

@@ -5,13 +5,16 @@ from pathlib import Path
 
 from llm.errors import InvalidArgumentError
 from llm.tokenization.base import BaseTokenizer
-from llm.tokenization.files import TOKENIZER_FILE, StrPath
+from llm.tokenization.files import CONFIG_FILE, TOKENIZER_FILE, StrPath
 from llm.tokenization.formats import write_tokenizer
 
 DIRECTORY = "directory"
 FORMATS = (DIRECTORY, TOKENIZER_FILE, "tiktoken", "gpt2", "gguf")
 # Format by file suffix.
 _SUFFIXES = {".json": TOKENIZER_FILE, ".tiktoken": "tiktoken", ".gguf": "gguf"}
+# Files of the formats that are directories, and of what else a directory with a tokenizer may be.
+_NAMES = {DIRECTORY: (TOKENIZER_FILE, CONFIG_FILE), "gpt2": ("vocab.json", "merges.txt")}
+_OWNERS = ("run.json", "config.json", "adapter_config.json", "*.safetensors")
 
 
 def convert_tokenizer(tokenizer: BaseTokenizer, out: StrPath, format: str | None = None) -> str:
@@ -36,6 +39,41 @@ def convert_tokenizer(tokenizer: BaseTokenizer, out: StrPath, format: str | None
     else:
         write_tokenizer(tokenizer, out, format)
     return format
+
+
+def check_target(out: StrPath, format: str | None = None, *, named: str, overwrite: bool = False) -> None:
+    """Checks that a tokenizer may be written to `out` and replaces nothing unasked, above all no model's tokenizer.
+
+    Args:
+        out: A file or directory, as in `convert_tokenizer`.
+        format: The format, as in `convert_tokenizer`.
+        named: What errors call `out`, such as `--out`.
+        overwrite: Whether a tokenizer there may be replaced.
+
+    Raises:
+        InvalidArgumentError: A tokenizer is there and may not be replaced, or a model or run is.
+    """
+    target = Path(out)
+    format = format or _SUFFIXES.get(target.suffix, DIRECTORY)
+    if format not in _NAMES:
+        if target.is_file() and not overwrite:
+            raise InvalidArgumentError(
+                f"`{named}` must be new, got {str(target)!r}, which exists\n"
+                "hint: name another file, or add `--overwrite`"
+            )
+        return
+    old = next((name for name in _NAMES[format] if (target / name).is_file()), None)
+    owner = next((entry.name for pattern in _OWNERS for entry in sorted(target.glob(pattern))), None)
+    if owner is not None and (old is not None or owner == _OWNERS[0]):
+        raise InvalidArgumentError(
+            f"`{named}` must not be where a model or run has its own tokenizer, got {str(target)!r} with a {owner}\n"
+            "hint: name another directory"
+        )
+    if old is not None and not overwrite:
+        raise InvalidArgumentError(
+            f"`{named}` must be new, got {str(target)!r}, which has a {old}\n"
+            "hint: name another directory, or add `--overwrite`"
+        )
 
 
 def parse_special_tokens(entries: Iterable[str]) -> dict[str, int]:

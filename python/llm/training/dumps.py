@@ -60,13 +60,40 @@ def not_finite(bad: BadStep, steps_per_epoch: int, dump: Path | FileError, dtype
     epoch, batch = divmod(bad.step, steps_per_epoch)
     samples = ", ".join(map(str, bad.sample_ids[:_SHOWN])) + (", …" if len(bad.sample_ids) > _SHOWN else "")
     where = f"`llm train --replay {dump}` shows where the first bad value appears" if isinstance(dump, Path) else None
-    ways = ["lower `optimizer.learning_rate`", "raise `optimizer.warmup_steps`"]
-    ways += [] if dtype == torch.float32 else ["set `training.precision=float32`"]
     return TrainingError(
         f"step {bad.step + 1}, rank {bad.rank}, epoch {epoch + 1}, batch {batch + 1} (samples {samples}): the loss is "
         f"{bad.loss} and the gradient norm {bad.grad_norm}; both must be finite\n"
-        f"hint: {where or f'no dump: {dump}'}; {', '.join(ways[:-1])} or {ways[-1]}, then start again or resume"
+        f"hint: {where or f'no dump: {dump}'}; {_ways(dtype)}, then start again or resume"
     )
+
+
+def _ways(dtype: torch.dtype) -> str:
+    """Returns what keeps a run from diverging."""
+    ways = ["lower `optimizer.learning_rate`", "raise `optimizer.warmup_steps`"]
+    ways += [] if dtype == torch.float32 else ["set `training.precision=float32`"]
+    return f"{', '.join(ways[:-1])} or {ways[-1]}"
+
+
+def check_weights(step: int, model: nn.Module, distributed: Distributed, dtype: torch.dtype) -> None:
+    """Checks in all processes at once that the optimizer left finite weights, so that no others are saved.
+
+    Args:
+        step: Number of optimizer steps so far.
+        model: The model, whose trained weights may be spread over processes.
+        distributed: The processes.
+        dtype: Number type of matrix products.
+
+    Raises:
+        TrainingError: A weight is NaN or infinite in some process.
+    """
+    trained = (weight.detach() for weight in model.parameters() if weight.requires_grad)
+    own = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)
+    num_bad = sum(not bool(weight.isfinite().all()) for weight in own)
+    if distributed.sum(float(num_bad))[0] > 0:
+        raise TrainingError(
+            f"step {step}: the optimizer's step left weights that are not finite; they are not saved\n"
+            f"hint: {_ways(dtype)}, then start again or resume"
+        )
 
 
 def dump(run: Run, bad: BadStep, model: nn.Module, distributed: Distributed) -> Path | FileError:

@@ -18,7 +18,7 @@ from llm.training.allocator import kept_memory
 from llm.training.best import BestLoss
 from llm.training.callbacks import Callback
 from llm.training.distributed import Distributed
-from llm.training.dumps import BadStep, dump, not_finite
+from llm.training.dumps import BadStep, check_weights, dump, not_finite
 from llm.training.meter import Meter, elapsed_at
 from llm.training.metrics import FitStart, StepMetrics, means_of
 from llm.training.optim import build_optimizer, clip_gradients, set_learning_rate
@@ -317,6 +317,8 @@ class TrainingEngine:
         settings = self.config.training
         validate = force or self.step % settings.validate_every == 0
         checkpoint = force or self.step % settings.checkpoint_every == 0
+        if validate or checkpoint:
+            check_weights(self.step, self.model, self.distributed, self.dtype)
         if validate and self._last_validated != self.step:
             self._validate()
             checkpoint |= settings.keep_best and self.best.step == self.step

@@ -9,6 +9,7 @@ import msgspec
 from llm.data import ChatDataModule, PreferenceDataModule
 from llm.settings.run import RunConfig
 from llm.training.assembly import build_rows
+from llm.training.sizes import passes_of_batch
 
 # Passes over the rows: more of them teach facts, and a larger model learns them by heart sooner.
 _EPOCHS = 3
@@ -69,8 +70,7 @@ def _batched(config: RunConfig, given: Collection[str], data: ChatDataModule) ->
     config = chosen(config, given, "training", batch_size=batch)
     batch = config.training.batch_size
     passes = math.ceil(batch * sample_tokens / _PASS_TOKENS)
-    fitting = next(number for number in range(min(passes, batch), batch + 1) if batch % number == 0)
-    config = chosen(config, given, "training", gradient_accumulation_steps=fitting)
+    config = chosen(config, given, "training", gradient_accumulation_steps=passes_of_batch(batch, passes))
     steps = config.training.max_steps or config.training.epochs * max(1, num_samples // batch)
     return chosen(config, given, "training", validate_every=max(1, steps // 6), log_every=max(1, steps // 60))
 

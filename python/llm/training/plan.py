@@ -12,7 +12,7 @@ from llm.errors import ConfigError
 from llm.models.costs import num_parameters
 from llm.settings.run import RunConfig
 from llm.training.precision import autocast_dtype
-from llm.training.sizes import learning_rate_of, parameters_of_size, shape_of_size, tokens_per_step
+from llm.training.sizes import learning_rate_of, parameters_of_size, passes_of_batch, shape_of_size, tokens_per_step
 from llm.training.utilization import cuda_peak
 
 # Bytes of a token of a vocabulary that suits the text, before it is known.
@@ -173,7 +173,8 @@ class Plan:
         batch = max(1, min(samples, round(tokens_per_step(total) / config.context_length)))
         config = self._with(config, "training", batch_size=batch)
         passes = math.ceil(config.training.batch_size * config.context_length / _PASS_TOKENS[self.is_gpu])
-        return self._with(config, "training", gradient_accumulation_steps=min(passes, config.training.batch_size))
+        fitting = passes_of_batch(config.training.batch_size, passes)
+        return self._with(config, "training", gradient_accumulation_steps=fitting)
 
 
 def expected_flops(device: torch.device, dtype: torch.dtype) -> float:

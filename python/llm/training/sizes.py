@@ -33,6 +33,13 @@ def parameters_of_size(size: str) -> float:
     return number
 
 
+def passes_of_batch(batch_size: int, wanted: int) -> int:
+    """Returns the number of equal passes of a batch nearest to `wanted`; a pass is at most twice as large as wanted."""
+    wanted = min(wanted, batch_size)
+    numbers = (number for number in range(1, batch_size + 1) if batch_size % number == 0 and 2 * number >= wanted)
+    return min(numbers, key=lambda number: abs(math.log(number / wanted)))
+
+
 def shape_of_size(num_parameters: float, vocab_size: int, base: ModelConfig) -> ModelConfig:
     """Returns `base` with the depth, width and heads of a model of about `num_parameters`, embeddings included.
 

@@ -4,7 +4,14 @@ from typing import Annotated
 
 import typer
 
-from llm.cli.tokenizer.options import AllowPickle, Pattern, SpecialTokens, TokenizerPath, open_tokenizer
+from llm.cli.tokenizer.options import (
+    AllowPickle,
+    Overwrite,
+    Pattern,
+    SpecialTokens,
+    TokenizerPath,
+    open_tokenizer,
+)
 
 EXAMPLE = "Example:  llm tokenizer convert tokenizers/mine mine.tiktoken"
 
@@ -16,13 +23,15 @@ def convert(
         str | None,
         typer.Option(help="Format: directory, tokenizer.json, tiktoken, gpt2 or gguf; default: derived from OUT."),
     ] = None,
+    overwrite: Overwrite = False,
     pattern: Pattern = None,
     special_token: SpecialTokens = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Convert a tokenizer to another format. A feature that the format cannot store is an error."""
-    from llm.tokenization.convert import convert_tokenizer
+    from llm.tokenization.convert import check_target, convert_tokenizer
 
+    check_target(out, to, named="OUT", overwrite=overwrite)
     tokenizer = open_tokenizer(path, pattern, special_token, allow_pickle)
     written = convert_tokenizer(tokenizer, out, to)
     print(f"{out}: {written}, {tokenizer.vocab_size:,} entries")

@@ -18,6 +18,7 @@ SpecialTokens = Annotated[
     ),
 ]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Allow opening a pickled tokenizer.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a tokenizer that is there.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Number of threads; default: one per core.")]
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from llm.cli.tokenizer.options import Threads
+from llm.cli.tokenizer.options import Overwrite, Threads
 
 EXAMPLE = "Example:  llm tokenizer train corpus.txt --vocab-size 8192 --out tokenizers/mine"
 
@@ -23,13 +23,16 @@ def train(
     max_token_length: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of bytes of a merged token.")
     ] = None,
+    overwrite: Overwrite = False,
     threads: Threads = None,
 ) -> None:
     """Train a byte-level BPE tokenizer."""
     from llm.tokenization import BPETokenizer
     from llm.tokenization.bpe import DEFAULT_SPECIAL_TOKENS
+    from llm.tokenization.convert import DIRECTORY, check_target
     from llm.tokenization.describe import training_summary
 
+    check_target(out, DIRECTORY, named="--out", overwrite=overwrite)
     special_tokens = DEFAULT_SPECIAL_TOKENS if special_token is None else special_token
     tokenizer = BPETokenizer.train(
         files,

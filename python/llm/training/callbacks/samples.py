@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from llm.checkpoint import Checkpoint, Run
 from llm.data import BaseDataModule, ChatDataModule, TokenBatch
+from llm.errors import LLMError, LLMWarning
 from llm.inference import Engine, EngineConfig, build_engine
 from llm.inference.answer_format import answer_format
 from llm.inference.chat_prompt import chat_ids
@@ -138,7 +140,11 @@ class SampleWriter(Callback):
         if step <= self._last_step:
             return
         self._last_step = step
-        text = write_text(model, self.tokenizer, self.prompt_ids, self.max_tokens, self.params, runner=runner)
+        try:
+            text = write_text(model, self.tokenizer, self.prompt_ids, self.max_tokens, self.params, runner=runner)
+        except LLMError as error:  # such as logits that overflow: the next step tells what is wrong with the training
+            warnings.warn(f"no sample at step {step}: {str(error).splitlines()[0]}", LLMWarning, stacklevel=2)
+            return
         self.run.samples.append({"step": step, "prompt": self.tokenizer.decode(self.prompt_ids), "text": text})
 
 
