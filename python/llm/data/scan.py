@@ -161,7 +161,8 @@ def _named(files: Sequence[ScannedFile]) -> str:
 def _scan_source(
     source: SourceConfig, files: Sequence[Path], config: DataConfig, counts: "_Counts", advance: Callable[[int], None]
 ) -> Source:
-    options = ReadOptions(source.field or config.field, config.separator)
+    own = source.name if source.field else None
+    options = ReadOptions(source.field or config.field, config.separator, source=own)
     scanned = [_scan_file(file, options, counts, advance) for file in files]
     _check_has_text(scanned, source.paths)
     fraction = 0.0 if config.validation_paths else config.validation_fraction
