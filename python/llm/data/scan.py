@@ -25,7 +25,8 @@ from llm.data.readers import (
 )
 from llm.errors import CheckpointError, DataError
 from llm.progress import byte_progress
-from llm.settings.run import DataConfig, SourceConfig
+from llm.settings.run import DataConfig
+from llm.settings.sources import SourceConfig
 
 # Part of every name in the cache: a reader that finds other documents in the same bytes must raise it.
 _VERSION = 1
