@@ -149,6 +149,17 @@ def test_arguments_that_are_no_text_are_said_to_be_none(text: Path, tmp_path: Pa
         llm_train(text)
 
 
+def test_directories_that_are_files_are_refused_by_the_name_of_their_setting(text: Path, tmp_path: Path) -> None:
+    for out in (text, text / "runs" / "base"):
+        with pytest.raises(ConfigError, match=r"`--out` must be a directory, got .*c\.txt\nhint: name another path"):
+            llm_train(text, *TINY, "--out", out)
+    with pytest.raises(
+        ConfigError, match=r"`data\.cache` must be a directory, got the file .*c\.txt\nhint: name another"
+    ):
+        llm_train(text, *TINY, f"data.cache={text}", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_python_takes_settings_of_any_section_by_their_name(text: Path, tmp_path: Path) -> None:
     checkpoint = llm.train(data=text, overrides=TINY, out=tmp_path / "run", learning_rate=3e-4, hidden_size=32)
     config = Run(tmp_path / "run").read_config()

@@ -10,6 +10,7 @@ from llm.errors import ConfigError
 from llm.settings.distillation import DistillationConfig
 from llm.settings.grpo import GrpoConfig
 from llm.settings.model import ModelConfig
+from llm.settings.paths import check_directory
 from llm.settings.preference import PreferenceConfig
 from llm.settings.sampling import Temperature, TopK, TopP
 from llm.settings.sources import SourceConfig
@@ -106,8 +107,16 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def cache_directory(self) -> Path | None:
-        """Where tokenized text is kept for other runs; None keeps it in the run."""
-        return None if self.cache is None else Path(self.cache).expanduser()
+        """Where tokenized text is kept for other runs; None keeps it in the run.
+
+        Raises:
+            ConfigError: `cache` is a file, or lies in one.
+        """
+        if self.cache is None:
+            return None
+        directory = Path(self.cache).expanduser()
+        check_directory("data.cache", directory)
+        return directory
 
     def __post_init__(self) -> None:
         """Checks what sources exclude."""

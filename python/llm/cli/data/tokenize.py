@@ -1,12 +1,14 @@
 """`llm data tokenize`."""
 
 import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llm.cli.data.options import Field, More, Texts, TokenizerPath, data_config, needed_tokenizer
 from llm.errors import ConfigError
+from llm.settings.paths import check_directory
 
 EXAMPLE = "Example:  llm data tokenize corpus/ --tokenizer runs/base/tokenizer --cache ~/shards"
 
@@ -24,6 +26,8 @@ def tokenize(
     from llm.data import TextDataModule
     from llm.tokenization import load_tokenizer
 
+    if cache is not None:
+        check_directory("--cache", Path(cache).expanduser())
     config = data_config(texts, more, field=field, cache=cache)
     folder = config.cache_directory
     if folder is None:
