@@ -1,5 +1,9 @@
-"""Checks paths before the work whose result they are for."""
+"""Checks paths before the work whose result they are for, and writes them as a shell reads them."""
 
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 from llm.errors import ConfigError
@@ -37,6 +41,12 @@ def check_file(name: str, path: Path) -> None:
         )
     if (file := _file_on(path.parent)) is not None:
         raise ConfigError(f"`{name}` must lie in a directory, got {path} in the file {file}")
+
+
+def quoted(*words: str | os.PathLike[str]) -> str:
+    """Returns words of a command as one types them, in quotes where a shell would read them otherwise."""
+    texts = [os.fspath(word) for word in words]
+    return subprocess.list2cmdline(texts) if sys.platform == "win32" else shlex.join(texts)
 
 
 def _file_on(path: Path) -> Path | None:
