@@ -36,6 +36,6 @@ def main(corpus: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) != 3 or {"-h", "--help"} & {*sys.argv}:
         sys.exit(__doc__)
     main(*sys.argv[1:])

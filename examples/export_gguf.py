@@ -3,6 +3,7 @@
 Usage: python examples/export_gguf.py runs/demo demo.gguf
 """
 
+import shlex
 import sys
 
 from llm import LLM, SamplingParams
@@ -18,10 +19,10 @@ def main(path: str, out: str) -> None:
     original, reopened = (LLM(source, dtype="float32").generate(PROMPT, params) for source in (path, file))
     print(f"{file}: {file.stat().st_size:,} bytes")
     print(f"same tokens: {original.token_ids == reopened.token_ids}")
-    print(f"next:  llama-cli -m {file} -p 'ROMEO:' -n 80")
+    print(f"next:  llama-cli -m {shlex.quote(str(file))} -p 'ROMEO:' -n 80")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) != 3 or {"-h", "--help"} & {*sys.argv}:
         sys.exit(__doc__)
     main(*sys.argv[1:])

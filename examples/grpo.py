@@ -49,6 +49,6 @@ def main(name: str, steps: int = 500) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) not in (2, 3) or {"-h", "--help"} & {*sys.argv}:
         sys.exit(__doc__)
     main(sys.argv[1], *map(int, sys.argv[2:]))

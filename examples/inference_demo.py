@@ -32,4 +32,6 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
+    if len(sys.argv) != 2 or {"-h", "--help"} & {*sys.argv}:
+        sys.exit(__doc__)
+    main(sys.argv[1])

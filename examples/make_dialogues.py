@@ -99,4 +99,6 @@ def main(file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 2 or {"-h", "--help"} & {*sys.argv}:
+        sys.exit(__doc__)
+    main(sys.argv[1])

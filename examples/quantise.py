@@ -24,6 +24,6 @@ def main(path: str, out: str, calibration: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) != 4 or {"-h", "--help"} & {*sys.argv}:
         sys.exit(__doc__)
     main(*sys.argv[1:])

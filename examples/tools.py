@@ -46,6 +46,6 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or {"-h", "--help"} & {*sys.argv}:
         sys.exit(__doc__)
     main(sys.argv[1])

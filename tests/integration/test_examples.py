@@ -22,10 +22,24 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 def run_example(name: str, *arguments: object) -> str:
     """What an example prints."""
-    command = [sys.executable, "-X", "utf8", str(EXAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    done = start_example(name, *arguments)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()
+
+
+def start_example(name: str, *arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    """How an example ends."""
+    command = [sys.executable, "-X", "utf8", str(EXAMPLES / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, timeout=120, check=False, cwd=folder)
+
+
+@pytest.mark.parametrize("name", sorted(file.name for file in EXAMPLES.glob("*.py")))
+def test_example_prints_its_usage_and_writes_nothing(name: str, tmp_path: Path) -> None:
+    done = start_example(name, "--help", folder=tmp_path)
+    assert done.returncode == 1
+    assert f"python examples/{name} " in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
+    assert not list(tmp_path.iterdir())
 
 
 def test_inference_demo_shows_the_four_ways_to_ask(tiny_checkpoint: Path) -> None:
@@ -42,6 +56,16 @@ def test_batch_inference_answers_each_prompt_as_it_would_alone(tiny_checkpoint: 
     alone = LLM(tiny_checkpoint).generate("My lord", SamplingParams(max_tokens=32, seed=1))
     assert [answer["prompt"] for answer in answers] == prompts
     assert (answers[1]["text"], answers[1]["tokens"]) == (alone.text, alone.usage.completion_tokens)
+
+
+def test_batch_inference_names_the_line_of_a_row_without_a_prompt(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text('{"prompt": "To be"}\n\n{"text": "My lord"}\n')
+    done = start_example("batch_inference.py", tiny_checkpoint, prompts, answers)
+    assert done.returncode == 1
+    message = f'{prompts}, line 3: a row must be an object with a `prompt`, got {{"text": "My lord"}}'
+    assert done.stderr.decode().strip() == message
+    assert not answers.exists()
 
 
 def test_export_gguf_writes_a_file_that_answers_the_same(tiny_checkpoint: Path, tmp_path: Path) -> None:

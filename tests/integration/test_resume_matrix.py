@@ -17,7 +17,8 @@ import torch
 
 from llm.checkpoint import Run, load_tensors, plan_files, step_of
 from llm.demo import demo_corpus
-from llm.settings.run import DataConfig, RunConfig, SourceConfig
+from llm.settings.run import DataConfig, RunConfig
+from llm.settings.sources import SourceConfig
 from llm.training import Callback, JsonlLogger, StepMetrics
 from llm.training.launch import launch, resume
 from tests.unit.processes import ends_of, in_processes

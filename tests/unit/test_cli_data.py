@@ -1,13 +1,14 @@
 """`llm data`: counts, a sample in colours, shards ahead of a run."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from llm.cli.main import app
-from llm.errors import InvalidArgumentError, LLMError
+from llm.errors import ConfigError, InvalidArgumentError, LLMError
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +78,9 @@ def test_tokenize_makes_the_shards_that_runs_find(corpus: Path, tmp_path: Path) 
     run("tokenize", *arguments)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.bin")} == written
     assert len(written) == 2
+    file = corpus / "a.jsonl"
+    for cache, got in ((file, f"the file {file}"), (file / "b", f"{file / 'b'} in the file {file}")):
+        with pytest.raises(
+            ConfigError, match=re.escape(f"`--cache` must be a directory, got {got}\nhint: name another")
+        ):
+            run("tokenize", file, "--tokenizer", corpus / "tokenizer", "--cache", cache)

@@ -11,6 +11,7 @@ from llm.cli.arguments import sorted_arguments
 from llm.cli.main import app
 from llm.errors import ConfigError
 from llm.settings.merge import load_run_config
+from llm.settings.paths import quoted
 from llm.settings.run import RunConfig
 
 TINY = [
@@ -147,6 +148,27 @@ def test_arguments_that_are_no_text_are_said_to_be_none(text: Path, tmp_path: Pa
         llm_train(tmp_path / "config.yaml", "--out", tmp_path / "run")
     with pytest.raises(ConfigError, match=r"`--out` is missing\nhint: .* `--out runs/c`"):
         llm_train(text)
+
+
+def test_the_next_command_is_quoted_where_a_shell_needs_it(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    llm_train(text, *TINY, "--out", "weird dir/ünï")
+    path = quoted("weird dir/ünï")
+    assert path in ("'weird dir/ünï'", '"weird dir/ünï"')
+    assert capsys.readouterr().out.endswith(f"next:  llm generate {path} 'Once upon'   ·   llm serve {path}\n")
+
+
+def test_directories_that_are_files_are_refused_by_the_name_of_their_setting(text: Path, tmp_path: Path) -> None:
+    for out in (text, text / "runs" / "base"):
+        with pytest.raises(ConfigError, match=r"`--out` must be a directory, got .*c\.txt\nhint: name another path"):
+            llm_train(text, *TINY, "--out", out)
+    with pytest.raises(
+        ConfigError, match=r"`data\.cache` must be a directory, got the file .*c\.txt\nhint: name another"
+    ):
+        llm_train(text, *TINY, f"data.cache={text}", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_python_takes_settings_of_any_section_by_their_name(text: Path, tmp_path: Path) -> None:

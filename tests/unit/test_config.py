@@ -71,6 +71,10 @@ def test_a_variable_that_is_no_setting_is_named(name: str, way_out: str) -> None
             "training.precision=float4",
             ["`training.precision` must be one of auto, float32, bfloat16, float16, float8, got 'float4'"],
         ),
+        (
+            'data.sources=[{name="web", weight=5}]',
+            ["`data.sources.0` must have the field `paths`, got {'name': 'web', 'weight': 5}"],
+        ),
         ("training.task=sft", ["`training.task` must be one of lm, regression, got 'sft'"]),
         ("data.context_length=4096", ["`data.context_length` must be at most `model.max_position_embeddings` (256)"]),
         ("training.gradient_accumulation_steps=3", ["must be a multiple of", "(3), got 16"]),

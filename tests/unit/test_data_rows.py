@@ -13,7 +13,8 @@ from llm.data import IGNORED_LABEL, ChatDataModule
 from llm.data.readers import Row, read_rows
 from llm.data.rows import chat_row, format_of
 from llm.errors import DataError
-from llm.settings.run import DataConfig, RunConfig, SourceConfig
+from llm.settings.run import DataConfig, RunConfig
+from llm.settings.sources import SourceConfig
 from llm.tokenization import BPETokenizer, ChatTemplate, encode_chat, use_chat_template
 from llm.training.rows import check_served, mend, row_encoder
 from tests.unit.chat_rows import dialogue, turn, write_rows

@@ -22,7 +22,8 @@ from llm.errors import ConfigError, DataError
 from llm.models import DecoderModel
 from llm.settings.merge import load_run_config
 from llm.settings.model import ModelConfig
-from llm.settings.run import DataConfig, SourceConfig
+from llm.settings.run import DataConfig
+from llm.settings.sources import SourceConfig
 from llm.tokenization import BaseTokenizer, BlockIds, BPETokenizer
 from llm.training.losses import token_losses
 
@@ -217,10 +218,33 @@ def test_a_mixture_knows_where_each_sequence_comes_from(tmp_path: Path, corpus: 
     assert tiny_tokenizer.decode(batch.token_ids[16:32].tolist()).startswith("Line 0")
 
 
+def test_sources_are_named_after_their_paths_and_patterns_after_their_folders() -> None:
+    given = ["plays/", "web/*.jsonl.gz", "books/**/[0-9]?.txt", "data/part-*.txt", "/*/a.b.txt", "*.txt"]
+    config = DataConfig(sources=tuple(SourceConfig(paths=(path,)) for path in given))
+    assert [source.name for source in config.all_sources] == ["plays", "web", "books", "part-*", "a", "*.txt"]
+
+
+def test_a_field_that_a_source_lacks_is_named_where_it_is_set(tmp_path: Path) -> None:
+    (tmp_path / "web.jsonl").write_text('{"content": "To be"}\n')
+    for source, hint in (
+        (SourceConfig(paths=(str(tmp_path / "web.jsonl"),)), "such as `data.field=content`"),
+        (
+            SourceConfig(paths=(str(tmp_path / "web.jsonl"),), field="text"),
+            'such as `field = "content"` of the source `web` in `data.sources`',
+        ),
+    ):
+        with pytest.raises(DataError, match="no field `text`; the fields there are `content`") as caught:
+            scan_corpus(DataConfig(sources=(source,)), tmp_path / "cache")
+        assert str(caught.value).endswith(f"\nhint: name the one to read, {hint}")
+
+
 def test_contradictory_sources_are_refused(tmp_path: Path) -> None:
     for overrides, words in (
         (["data.sources=[{paths=['a']}]", "data.paths=['b']"], "text comes from `data.paths` or `data.sources`"),
-        (["data.sources=[{paths=['x/a.txt']}, {paths=['y/a.txt']}]"], "must have different names, got a, a"),
+        (
+            ["data.sources=[{paths=['x/a.txt']}, {paths=['y/a.txt']}]"],
+            r"names, got a, a\nhint: give each a `name` of its own",
+        ),
         (
             ["data.sources=[{paths=['a'], wieght=2}]"],
             r"unknown setting `data.sources\[0\].wieght`; did you mean `weight`",
@@ -277,4 +301,4 @@ def test_packed_documents_are_trained_as_if_alone(tmp_path: Path, tiny_tokenizer
 
 def test_read_options_are_those_of_the_source(tmp_path: Path, corpus: DataConfig) -> None:
     sources = scan_corpus(mixture(tmp_path, 1, 1), tmp_path)
-    assert [source.options for source in sources] == [ReadOptions(), ReadOptions(field="body")]
+    assert [source.options for source in sources] == [ReadOptions(), ReadOptions(field="body", source="speeches")]

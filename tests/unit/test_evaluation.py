@@ -199,6 +199,16 @@ def test_bad_samples_are_named(
         evaluate(tiny_checkpoint, file, **settings)  # type: ignore[arg-type]
 
 
+def test_a_report_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("To be")
+    for out, message in (
+        (tmp_path, f"`out` must be a file, got the directory {tmp_path}\nhint: name a file in it, such as "),
+        (tmp_path / "text.txt" / "a.json", "`out` must lie in a directory, got .* in the file "),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            evaluate(tmp_path / "no-checkpoint", tmp_path / "text.txt", out=out)
+
+
 def test_bad_files_and_settings_are_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no file"):
         evaluate(tiny_checkpoint, tmp_path / "missing.txt")
@@ -207,7 +217,7 @@ def test_bad_files_and_settings_are_named(tiny_checkpoint: Path, tmp_path: Path)
     with pytest.raises(DataError, match="must be UTF-8, but byte 2"):
         evaluate(tiny_checkpoint, file)
     file.write_text("")
-    with pytest.raises(DataError, match="must hold at least 1 tokens, got 0"):
+    with pytest.raises(DataError, match=r"text\.txt: a text must hold at least 1 token, got 0"):
         evaluate(tiny_checkpoint, file)
     file.write_text("To be")
     with pytest.raises(ConfigError, match="`stride` must be below the context of 128 tokens, got 128"):

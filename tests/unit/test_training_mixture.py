@@ -9,7 +9,8 @@ import pytest
 
 from llm.checkpoint import Run
 from llm.errors import ConfigError
-from llm.settings.run import DataConfig, RunConfig, SourceConfig
+from llm.settings.run import DataConfig, RunConfig
+from llm.settings.sources import SourceConfig
 from llm.training.launch import launch, resume
 from tests.unit.training_samples import on_text, weights_of
 

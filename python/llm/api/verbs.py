@@ -12,6 +12,7 @@ from llm.inference import (
     load_engine,
 )
 from llm.settings.evaluation import evaluation_config
+from llm.settings.paths import check_file
 from llm.settings.server import server_config
 from llm.tokenization.files import write_bytes
 
@@ -44,7 +45,7 @@ def evaluate(
         **settings: Fields of `EvaluationConfig`, such as `shots=3`.
 
     Raises:
-        ConfigError: A setting is unknown or out of range.
+        ConfigError: A setting is unknown or out of range, or `out` is a directory.
         CheckpointError: Files of the checkpoint are missing, damaged or contradictory.
         DataError: A file of data can't be read, or a line is no sample.
 
@@ -55,6 +56,8 @@ def evaluate(
     """
     files = [data] if isinstance(data, str | os.PathLike) else list(data)
     config = evaluation_config(**settings)
+    if out is not None:
+        check_file("out", Path(out))
     session = Session(load_engine(path, dtype=dtype, device=device, config=engine))
     results = evaluate_files(session, files, config, progress=progress)
     report = Report(model=os.fspath(path), settings=config, results=results)

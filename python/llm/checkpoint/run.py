@@ -19,6 +19,7 @@ from llm.checkpoint.removal import LOCK, STARTING, foreign_entries, remove_writt
 from llm.checkpoint.weights import read_json
 from llm.errors import CheckpointError, ConfigError
 from llm.settings.merge import from_builtins
+from llm.settings.paths import check_directory
 from llm.settings.run import RunConfig
 
 _CHECKPOINTS = "checkpoints"
@@ -142,8 +143,7 @@ class Run(os.PathLike[str]):
         Raises:
             ConfigError: Another process trains in the directory, or the path is not a directory.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"`--out` must be a directory, got the file {self.path}")
+        check_directory("--out", self.path)
         is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(self.path / LOCK) as holder:

@@ -10,6 +10,7 @@ import typer
 from llm.cli.arguments import Arguments
 from llm.errors import FileError, TrainingError
 from llm.settings.merge import Override
+from llm.settings.paths import quoted
 
 FromStep = Annotated[int | None, typer.Option(min=0, help="Resume from this checkpoint; newer ones are removed.")]
 NumProcesses = Annotated[
@@ -84,8 +85,8 @@ def _stopped_words(verb: str, out: str) -> str:
         return "stopped before the first step; nothing is saved: give the same command to start again"
     newest = run.newest()
     if newest is None:
-        return f"stopped before the first checkpoint; start over with:  llm {verb} --resume {out}"
-    return f"stopped, saved at step {step_of(newest)}; resume with:  llm {verb} --resume {out}"
+        return f"stopped before the first checkpoint; start over with:  llm {verb} --resume {quoted(out)}"
+    return f"stopped, saved at step {step_of(newest)}; resume with:  llm {verb} --resume {quoted(out)}"
 
 
 def _result_words(out: str) -> list[str]:
@@ -104,11 +105,12 @@ def _result_words(out: str) -> list[str]:
 def _next_words(checkpoint: Any, out: str) -> str:
     from llm.checkpoint import Run
 
+    path = quoted(out)
     if checkpoint.is_reward_model:
-        return f"next:  llm serve {out}, which answers POST /v1/score"
+        return f"next:  llm serve {path}, which answers POST /v1/score"
     if not checkpoint.is_decoder or not checkpoint.has_tokenizer:
-        return f"next:  llm info {out}"
+        return f"next:  llm info {path}"
     is_plain = Run(out).read_config().data.kind in ("text", "synthetic")
     if checkpoint.tokenizer().chat_template is not None and not is_plain:
-        return f"next:  llm chat {out}   ·   llm serve {out}"
-    return f"next:  llm generate {out} 'Once upon'   ·   llm serve {out}"
+        return f"next:  llm chat {path}   ·   llm serve {path}"
+    return f"next:  llm generate {path} 'Once upon'   ·   llm serve {path}"

@@ -25,7 +25,8 @@ from llm.data.readers import (
 )
 from llm.errors import CheckpointError, DataError
 from llm.progress import byte_progress
-from llm.settings.run import DataConfig, SourceConfig
+from llm.settings.run import DataConfig
+from llm.settings.sources import SourceConfig
 
 # Part of every name in the cache: a reader that finds other documents in the same bytes must raise it.
 _VERSION = 1
@@ -161,7 +162,8 @@ def _named(files: Sequence[ScannedFile]) -> str:
 def _scan_source(
     source: SourceConfig, files: Sequence[Path], config: DataConfig, counts: "_Counts", advance: Callable[[int], None]
 ) -> Source:
-    options = ReadOptions(source.field or config.field, config.separator)
+    own = source.name if source.field else None
+    options = ReadOptions(source.field or config.field, config.separator, source=own)
     scanned = [_scan_file(file, options, counts, advance) for file in files]
     _check_has_text(scanned, source.paths)
     fraction = 0.0 if config.validation_paths else config.validation_fraction

@@ -53,7 +53,8 @@ def perplexity(
     token_ids = session.encode(text, add_special_tokens=False)
     sequence = [*prefix, *token_ids]
     if len(sequence) < 2:
-        raise DataError(f"a text must hold at least {2 - len(prefix)} tokens, got {len(token_ids)}")
+        least = "1 token" if prefix else "2 tokens"
+        raise DataError(f"a text must hold at least {least}, got {len(token_ids)}")
     bounds = list(_bounds(len(sequence), longest, stride or longest - 1))
     pairs = (Pair(sequence[low:start], sequence[start:stop]) for low, start, stop in bounds)
     windows = []

@@ -73,7 +73,10 @@ def _evaluate(
     if path.suffix != SAMPLES_SUFFIX:
         text = _read(path)
         num_tokens = session.tokenizer.count_tokens(text)
-        return ("perplexity", *perplexity(session, text, config.stride, expect(num_tokens)))
+        try:
+            return ("perplexity", *perplexity(session, text, config.stride, expect(num_tokens)))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
     samples = read_samples(path, config)
     advance = expect(len(samples) - config.shots)
     choices = [sample for sample in samples if isinstance(sample, ChoiceSample)]

@@ -296,6 +296,8 @@ def _explain(error: msgspec.ValidationError, values: Any, kind: Any) -> str:
     allowed = message.removeprefix("Expected ").split(", got ")[0]
     if message == "Number out of range":
         return f"{where} must be a finite number, got one of more than 300 digits"
+    if missing := re.match(r"Object missing required field (`\w+`)", message):
+        return f"{where} must have the field {missing[1]}, got {values!r}"
     if message.startswith("Invalid enum value"):
         allowed = f"one of {', '.join(_words(kind))}"
     return f"{where} must be {allowed}, got {values!r}"

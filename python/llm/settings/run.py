@@ -10,8 +10,10 @@ from llm.errors import ConfigError
 from llm.settings.distillation import DistillationConfig
 from llm.settings.grpo import GrpoConfig
 from llm.settings.model import ModelConfig
+from llm.settings.paths import check_directory
 from llm.settings.preference import PreferenceConfig
 from llm.settings.sampling import Temperature, TopK, TopP
+from llm.settings.sources import SourceConfig
 
 # How text is cut into pieces that merges stay within; `llama3` and `gpt4` are the same.
 PatternName: TypeAlias = Literal["gpt2", "gpt4", "cl100k", "o200k", "llama3", "qwen2", "whitespace"]
@@ -37,15 +39,6 @@ class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     sample_bytes: Annotated[
         int, msgspec.Meta(ge=1, description="Text to train a tokenizer on at most, taken evenly from all of it.")
     ] = 2**28
-
-
-class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One source of a mixture."""
-
-    paths: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, description="Files, directories or globs.")]
-    name: Annotated[str, msgspec.Meta(description="Name in the log; empty: the first path's.")] = ""
-    weight: Annotated[float, msgspec.Meta(ge=0, description="Share of the samples, relative to other sources.")] = 1.0
-    field: Annotated[str, msgspec.Meta(description="Field or column with the text; null: `data.field`.")] | None = None
 
 
 class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -110,15 +103,20 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Every source with a name; `paths` are one."""
         if not self.sources:
             return (SourceConfig(name=_SOURCE_NAMES.get(self.kind, self.kind), paths=self.paths),)
-        return tuple(
-            msgspec.structs.replace(source, name=source.name or Path(source.paths[0]).name.partition(".")[0])
-            for source in self.sources
-        )
+        return tuple(source.named() for source in self.sources)
 
     @property
     def cache_directory(self) -> Path | None:
-        """Where tokenized text is kept for other runs; None keeps it in the run."""
-        return None if self.cache is None else Path(self.cache).expanduser()
+        """Where tokenized text is kept for other runs; None keeps it in the run.
+
+        Raises:
+            ConfigError: `cache` is a file, or lies in one.
+        """
+        if self.cache is None:
+            return None
+        directory = Path(self.cache).expanduser()
+        check_directory("data.cache", directory)
+        return directory
 
     def __post_init__(self) -> None:
         """Checks what sources exclude."""
@@ -138,7 +136,10 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError("`data.sampling` must be windows with `data.packing`, got crops")
         names = [source.name for source in self.all_sources]
         if len(set(names)) < len(names):
-            raise ConfigError(f"`data.sources` must have different names, got {', '.join(names)}")
+            raise ConfigError(
+                f"`data.sources` must have different names, got {', '.join(names)}\n"
+                'hint: give each a `name` of its own, such as `name = "web"`'
+            )
         if len(self.sources) > 1 and self.num_samples is not None:
             raise ConfigError(f"`data.num_samples` must be null for several sources, got {self.num_samples}")
         if self.sources and not any(source.weight for source in self.sources):

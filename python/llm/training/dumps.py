@@ -15,6 +15,7 @@ from llm.checkpoint import Run, load_tensors, read_json, save_tensors
 from llm.checkpoint.space import explains_failed_writes
 from llm.data import RegressionBatch, RolloutBatch, TokenBatch
 from llm.errors import DataError, FileError, TrainingError
+from llm.settings.paths import quoted
 from llm.training.distributed import Distributed, whole
 
 _KINDS = {kind.__name__: kind for kind in (TokenBatch, RegressionBatch, RolloutBatch)}
@@ -59,7 +60,11 @@ def not_finite(bad: BadStep, steps_per_epoch: int, dump: Path | FileError, dtype
     """
     epoch, batch = divmod(bad.step, steps_per_epoch)
     samples = ", ".join(map(str, bad.sample_ids[:_SHOWN])) + (", …" if len(bad.sample_ids) > _SHOWN else "")
-    where = f"`llm train --replay {dump}` shows where the first bad value appears" if isinstance(dump, Path) else None
+    where = (
+        f"`llm train --replay {quoted(dump)}` shows where the first bad value appears"
+        if isinstance(dump, Path)
+        else None
+    )
     return TrainingError(
         f"step {bad.step + 1}, rank {bad.rank}, epoch {epoch + 1}, batch {batch + 1} (samples {samples}): the loss is "
         f"{bad.loss} and the gradient norm {bad.grad_norm}; both must be finite\n"

@@ -1,12 +1,13 @@
 """`llm data tokenize`."""
 
-import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llm.cli.data.options import Field, More, Texts, TokenizerPath, data_config, needed_tokenizer
 from llm.errors import ConfigError
+from llm.settings.paths import check_directory, quoted
 
 EXAMPLE = "Example:  llm data tokenize corpus/ --tokenizer runs/base/tokenizer --cache ~/shards"
 
@@ -24,6 +25,8 @@ def tokenize(
     from llm.data import TextDataModule
     from llm.tokenization import load_tokenizer
 
+    if cache is not None:
+        check_directory("--cache", Path(cache).expanduser())
     config = data_config(texts, more, field=field, cache=cache)
     folder = config.cache_directory
     if folder is None:
@@ -31,8 +34,9 @@ def tokenize(
     TextDataModule.prepare(folder, config, load_tokenizer(needed_tokenizer(tokenizer)))
     for facts in TextDataModule(folder, 1, config).facts():
         print(f"{facts['name']}: {facts['tokens'] + facts['validation_tokens']:,} tokens")
-    given = shlex.join([*(texts or []), *(f"--data={text}" for text in more or []), *_further(field)])
-    print(f"next:  llm train {given} --tokenizer {tokenizer} --out runs/base data.cache={config.cache}")
+    given = [*(texts or []), *(f"--data={text}" for text in more or []), *_further(field)]
+    run = ["--tokenizer", str(tokenizer), "--out", "runs/base", f"data.cache={config.cache}"]
+    print(f"next:  llm train {quoted(*given, *run)}")
 
 
 def _further(field: str | None) -> list[str]:

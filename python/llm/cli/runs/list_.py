@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from llm.cli.runs.tables import show
+from llm.settings.paths import quoted
 
 NAME = "list"
 EXAMPLE = "Example:  llm runs list runs"
@@ -21,7 +22,8 @@ def list_runs(
 
     records = all_runs(directory)
     if not records:
-        print(f"no run in {directory}; start one with:  llm train --data corpus.txt --out {directory}/base")
+        out = quoted(f"{directory}/base")
+        print(f"no run in {directory}; start one with:  llm train --data corpus.txt --out {out}")
         return
     lines = []
     for record in records:

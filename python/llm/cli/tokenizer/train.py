@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from llm.cli.tokenizer.options import Overwrite, Threads
+from llm.settings.paths import quoted
 
 EXAMPLE = "Example:  llm tokenizer train corpus.txt --vocab-size 8192 --out tokenizers/mine"
 
@@ -45,7 +46,8 @@ def train(
     )
     tokenizer.save(out)
     print(f"{out}: {training_summary(tokenizer, files)}")
-    print(f"next:  llm tokenizer encode {out} 'Once upon' --pieces   ·   llm train --tokenizer {out} …")
+    path = quoted(out)
+    print(f"next:  llm tokenizer encode {path} 'Once upon' --pieces   ·   llm train --tokenizer {path} …")
 
 
 command = train

@@ -29,11 +29,13 @@ class ReadOptions:
         field: The field or column that holds the text, of JSON lines and Parquet.
         separator: The text between two documents, within files and fields; None if there is none.
         at_line_ends: Whether long documents may be cut at line ends; see `BaseTokenizer.cuts_at_line_ends`.
+        source: The source of a mixture that sets the field itself; None: `data.field` does.
     """
 
     field: str = "text"
     separator: str | None = DEFAULT_SEPARATOR
     at_line_ends: bool = True
+    source: str | None = None
 
     def cutter(self) -> DocumentCutter:
         """Returns what finds documents in a file and cuts long ones."""

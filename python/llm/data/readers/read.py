@@ -81,14 +81,15 @@ def _jsonl(file: Path, options: ReadOptions, notes: ReadNotes, cutter: DocumentC
             text: str = decode(line).text  # type: ignore[attr-defined]
             num_bytes(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, DataError) as error:
-            raise _bad_line(f"{file}, line {number}", line, options.field, error) from None
+            raise _bad_line(f"{file}, line {number}", line, options, error) from None
         return text
 
     for block in _blocks(file, notes):
         yield cutter.feed_lines(block, is_last=not block, other=other)
 
 
-def _bad_line(where: str, line: bytes, field: str, error: Exception) -> DataError:
+def _bad_line(where: str, line: bytes, options: ReadOptions, error: Exception) -> DataError:
+    field = options.field
     try:
         value: Any = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as broken:
@@ -101,23 +102,26 @@ def _bad_line(where: str, line: bytes, field: str, error: Exception) -> DataErro
         return DataError(f"{where}: each line must be a JSON object, got {line[:60].decode(errors='replace')!r}")
     texts = [name for name, one in value.items() if isinstance(one, str)]
     if field not in value:
-        return _no_field(where, field, list(value), texts)
+        return _no_field(where, options, list(value), texts)
     if not isinstance(value[field], str):
         shown = msgspec.json.encode(value[field])[:60].decode(errors="replace")
-        return DataError(f"{where}: the field `{field}` must be text, got {shown}{_field_hint(texts)}")
+        return DataError(f"{where}: the field `{field}` must be text, got {shown}{_field_hint(texts, options)}")
     return DataError(f"{where}: {error}")
 
 
-def _no_field(where: str, field: str, fields: list[str], texts: list[str]) -> DataError:
+def _no_field(where: str, options: ReadOptions, fields: list[str], texts: list[str]) -> DataError:
     """Returns the error about a field that is not there; `texts` are those of `fields` that hold text."""
     names = ", ".join(f"`{name}`" for name in fields) or "none"
-    return DataError(f"{where}: no field `{field}`; the fields there are {names}{_field_hint(texts)}")
+    return DataError(f"{where}: no field `{options.field}`; the fields there are {names}{_field_hint(texts, options)}")
 
 
-def _field_hint(texts: list[str]) -> str:
-    if texts:
+def _field_hint(texts: list[str], options: ReadOptions) -> str:
+    if not texts:
+        return "\nhint: none of them is text: write one that is, for example with `jq`"
+    if options.source is None:
         return f"\nhint: name the one to read, such as `data.field={texts[0]}`"
-    return "\nhint: none of them is text: write one that is, for example with `jq`"
+    own = f'`field = "{texts[0]}"` of the source `{options.source}` in `data.sources`'
+    return f"\nhint: name the one to read, such as {own}"
 
 
 def _parquet(file: Path, options: ReadOptions, notes: ReadNotes, cutter: DocumentCutter) -> Iterator[TextBlock]:  # noqa: ARG001
@@ -130,7 +134,7 @@ def _parquet(file: Path, options: ReadOptions, notes: ReadNotes, cutter: Documen
         ) from None
     try:
         with parquet.ParquetFile(file) as table:
-            column = _text_column(file, options.field, table.schema_arrow)
+            column = _text_column(file, options, table.schema_arrow)
             row = 0
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[column], use_threads=False):
                 texts = batch.column(0).cast(pyarrow.large_string())
@@ -178,10 +182,11 @@ def _arrays(texts: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return np.frombuffer(values, np.uint8) if values else np.empty(0, np.uint8), starts
 
 
-def _text_column(file: Path, field: str, schema: Any) -> str:
+def _text_column(file: Path, options: ReadOptions, schema: Any) -> str:
+    field = options.field
     if field not in schema.names:
         texts = [one.name for one in schema if str(one.type) in _TEXT_TYPES]
-        raise _no_field(str(file), field, list(schema.names), texts)
+        raise _no_field(str(file), options, list(schema.names), texts)
     kind = str(schema.field(field).type)
     if kind not in _TEXT_TYPES:
         raise DataError(f"{file}: the column `{field}` must be text, got {kind}")

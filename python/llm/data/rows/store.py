@@ -20,7 +20,8 @@ from llm.data.rows.preferences import preference_format, preference_rows
 from llm.data.shards import ShardWriter, damage_of
 from llm.errors import DataError
 from llm.progress import byte_progress
-from llm.settings.run import DataConfig, SourceConfig
+from llm.settings.run import DataConfig
+from llm.settings.sources import SourceConfig
 from llm.tokenization import BlockIds
 
 MANIFEST = "rows.json"
