@@ -1,14 +1,16 @@
 """`LLM` as a blocking client of a session, with a real small model."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 
 from llm import LLM, SamplingParams
 from llm.checkpoint import load_model
-from llm.errors import InvalidArgumentError
+from llm.errors import ChatTemplateError, InvalidArgumentError, LLMError
 from llm.inference import EngineConfig
 from llm.models import ForwardContext, positions_of
 from tests.unit.inference_samples import GREEDY, PROMPTS
@@ -89,6 +91,52 @@ def test_chat_renders_the_template_and_stops_at_its_end(tiny_checkpoint: Path) -
     cached = raw.usage.prompt_tokens_details.cached_tokens
     assert cached == len(model.tokenizer.encode(prompt)) // 16 * 16
     assert msgspec.structs.replace(raw, usage=answer.usage) == answer
+
+
+@pytest.mark.parametrize(
+    ("prompts", "got"),
+    [
+        ([1, 2, 3], "got 1 in the list"),
+        (5, "got 5"),
+        (None, "got None"),
+        (b"To be", "got b'To be'"),
+        ({"prompt": "To"}, "got {"),
+    ],
+)
+def test_prompts_of_another_form_are_refused(tiny_checkpoint: Path, prompts: Any, got: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        LLM(tiny_checkpoint).generate(prompts, GREEDY)
+    words = f"`prompts` must be a text, or a list of texts or of lists of token ids, {got}"
+    assert str(caught.value).startswith(words)
+    assert str(caught.value).endswith("\nhint: the ids of one prompt are a list in the list: `[[1, 2, 3]]`")
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ("hi", "a conversation must be a list of messages, got 'hi'\nhint: a question is `"),
+        ({"role": "user", "content": "hi"}, "a conversation must be a list of messages, got {'role': 'user',"),
+        (["hi"], "messages must be mappings with a `role`, got 'hi' at index 0"),
+    ],
+)
+def test_conversations_of_another_form_are_refused(tiny_checkpoint: Path, messages: Any, words: str) -> None:
+    with pytest.raises(ChatTemplateError) as caught:
+        LLM(tiny_checkpoint).chat(messages, GREEDY)
+    assert str(caught.value).startswith(words)
+
+
+def test_params_take_numbers_of_numpy_and_nothing_but_params(tiny_checkpoint: Path) -> None:
+    model = LLM(tiny_checkpoint)
+    params = SamplingParams(max_tokens=np.int64(3), temperature=np.float32(0.5), seed=np.int32(1))
+    same = SamplingParams(max_tokens=3, temperature=0.5, seed=1)
+    assert model.generate("To be", params).token_ids == model.generate("To be", same).token_ids
+    for wrong, message in (
+        ({"max_tokens": 3}, r"`params` must be `SamplingParams`, got {'max_tokens': 3}"),
+        (SamplingParams(top_k=np.int64(-1)), "`top_k` must be `int` >= 0, got -1"),
+        (SamplingParams(temperature=1j), "a setting must be a number, text, list or table, got 1j"),
+    ):
+        with pytest.raises(LLMError, match=message):
+            model.generate("To be", wrong)
 
 
 def test_more_prompts_than_the_queue_holds_are_taken_in_turn(tiny_checkpoint: Path) -> None:

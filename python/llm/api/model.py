@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, overload
 
@@ -140,9 +140,8 @@ class LLM:
                 value of `params` or `adapter` per prompt.
             EngineError: The model failed.
         """
-        texts = [prompts] if isinstance(prompts, str) else prompts
         encode = partial(self.session.encode, add_special_tokens=add_special_tokens)
-        ids = [encode(text) if isinstance(text, str) else list(text) for text in texts]
+        ids = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in _each_prompt(prompts)]
         columns = zip(ids, self._each_params(params, len(ids)), _each_adapter(adapter, len(ids)), strict=True)
         made = [Prompt(token_ids=token_ids, params=one, adapter=name) for token_ids, one, name in columns]
         outputs = self._run(made, progress)
@@ -254,16 +253,18 @@ class LLM:
 
     def _checked(self, params: SamplingParams | None) -> SamplingParams:
         """Returns the given parameters, validated, or the checkpoint's defaults."""
+        if params is not None and not isinstance(params, SamplingParams):
+            raise InvalidArgumentError(f"`params` must be `SamplingParams`, got {params!r}")
         return self.sampling_params() if params is None else validated(params)
 
     def _each_params(
         self, params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
     ) -> Sequence[SamplingParams]:
-        if params is None or isinstance(params, SamplingParams):
+        if not isinstance(params, Sequence):
             return [self._checked(params)] * num_prompts
         if len(params) != num_prompts:
             raise InvalidArgumentError(f"`params` must be one for each of {num_prompts} prompts, got {len(params)}")
-        return [validated(one) for one in params]
+        return [self._checked(one) for one in params]
 
     def _run(self, prompts: list[Prompt], progress: bool | None) -> list[GenerationOutput]:
         collector = Collector(prompts)
@@ -284,6 +285,22 @@ class LLM:
         with contextlib.closing(self.session.run([prompt])) as deltas:
             for _, delta in deltas:
                 yield delta
+
+
+def _each_prompt(prompts: Any) -> Iterator[str | list[int]]:
+    """Yields texts, and ids as lists."""
+    for prompt in prompts if _is_list(prompts) else [prompts]:
+        if not isinstance(prompt, str) and not _is_list(prompt):
+            place = " in the list" if _is_list(prompts) else ""
+            raise InvalidArgumentError(
+                f"`prompts` must be a text, or a list of texts or of lists of token ids, got {prompt!r}{place}\n"
+                "hint: the ids of one prompt are a list in the list: `[[1, 2, 3]]`"
+            )
+        yield prompt if isinstance(prompt, str) else list(prompt)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
 
 
 def _each_adapter(adapter: Adapters, num_prompts: int) -> Sequence[str | None]:

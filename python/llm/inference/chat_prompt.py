@@ -9,6 +9,7 @@ from llm.inference.answer_format import AnswerFormat
 from llm.inference.parts import AnswerSetup, parameter_types
 from llm.inference.tool_prompt import DESCRIBED_FORMATS, described, without_tools
 from llm.tokenization import BaseTokenizer, ChatOptions, encode_chat
+from llm.tokenization.chat import check_roles
 
 Message = Mapping[str, Any]
 
@@ -27,6 +28,7 @@ def chat_ids(
         ChatTemplateError: The tokenizer has no chat template, or the template rejects the conversation.
         InvalidArgumentError: The model can't be told about tools.
     """
+    check_roles(messages)
     error: ChatTemplateError | None = None
     for expected, inputs in template_forms(messages, options, form):
         try:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import numbers
 import os
 import re
 import tomllib
@@ -30,7 +31,16 @@ def validated(config: T) -> T:
     Raises:
         ConfigError: A field breaks its declared type or range; the message names it, the value and what is allowed.
     """
-    return _converted(msgspec.to_builtins(config), type(config))
+    return _converted(msgspec.to_builtins(config, enc_hook=_plain_number), type(config))
+
+
+def _plain_number(value: Any) -> int | float:
+    """Returns a number of NumPy and its like as Python's."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise ConfigError(f"a setting must be a number, text, list or table, got {value!r}")
 
 
 def from_builtins(values: Any, kind: type[T]) -> T:

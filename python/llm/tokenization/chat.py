@@ -1,6 +1,6 @@
 """Rendering of conversations to text and ids with a checkpoint's chat template."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict, Unpack
 
 import msgspec
@@ -299,11 +299,26 @@ def _no_template(name: str, names: list[str]) -> ChatTemplateError:
     return ChatTemplateError(f"`template_name` must be one of this tokenizer's chat templates ({names}), got {name!r}")
 
 
-def _check_messages(messages: Sequence[Any]) -> None:
+def check_roles(messages: Any) -> None:
+    """Checks that a conversation is a list of mappings with a role.
+
+    Raises:
+        ChatTemplateError: It is something else, or empty.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
+        raise ChatTemplateError(
+            f"a conversation must be a list of messages, got {messages!r}\n"
+            'hint: a question is `[{"role": "user", "content": "…"}]`'
+        )
     if not messages:
         raise ChatTemplateError("a conversation must have at least one message, got none")
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ChatTemplateError(f"messages must be mappings with a `role`, got {message!r} at index {index}")
+
+
+def _check_messages(messages: Sequence[Any]) -> None:
+    check_roles(messages)
+    for index, message in enumerate(messages):
         if message.get("content") is None and not message.get("tool_calls"):
             raise ChatTemplateError(f"messages must have `content`, got {message!r} at index {index}")
