@@ -331,8 +331,7 @@ def test_bad_arguments_are_one_error_before_any_work(tmp_path: Path, tiny_checkp
 
 
 def test_only_a_checkpoint_of_this_package_is_overwritten(tmp_path: Path, tiny_checkpoint: Path, made: dict) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
+    (project := tmp_path / "project").mkdir()
     (project / "config.json").write_text("years of work")
     with pytest.raises(InvalidArgumentError, match=r"project', which holds config\.json\n"):
         quantize(tiny_checkpoint, project, overwrite=True)
@@ -340,7 +339,8 @@ def test_only_a_checkpoint_of_this_package_is_overwritten(tmp_path: Path, tiny_c
     (tmp_path / "old" / "notes.txt").write_text("mine")
     with pytest.raises(InvalidArgumentError, match=r"old', which holds notes\.txt\nhint: name another one"):
         quantize(tiny_checkpoint, tmp_path / "old", overwrite=True)
-    assert (project / "config.json").is_file() and (tmp_path / "old" / "notes.txt").is_file()
+    assert (project / "config.json").read_text() == "years of work"
+    assert (tmp_path / "old" / "notes.txt").is_file()
 
 
 def test_what_is_read_is_never_replaced_by_the_result(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import typer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from llm.cli.main import app
@@ -29,6 +30,7 @@ NO_DECLARATION = {
         "serving/kv_events.py",
         "settings/names.py",
     },  # the layout of a cache, a label of vLLM's metrics, a key of its events, and a synonym of the context length
+    "num_draft_tokens": {"settings/server.py"},
     "top_k": {"settings/distillation.py", "settings/grpo.py"},  # of a divergence, and refused
     "logprobs": {
         "training/rollouts.py",
@@ -186,6 +188,30 @@ def test_server_is_configured_by_a_file_then_the_environment_then_keywords(tmp_p
     assert config.engine.speculative == NgramSpeculation(num_draft_tokens=4)
     assert (config.kv_events_config.publisher, config.kv_events_config.endpoint) == ("zmq", "tcp://*:5557")
     assert load_run_config(environ=environ).training.epochs == 3
+
+
+def test_names_of_options_lead_to_their_settings(tmp_path: Path) -> None:
+    settings = {*ServerConfig.__struct_fields__, *EngineConfig.__struct_fields__}
+    options = {option.opts[0] for option in get_command(app).commands["serve"].params if option.name != "path"}
+    others = {option for option in options if option[2:].replace("-", "_") not in settings} - {"--config"}
+    assert {"--ngram-drafts", "--api-key", "--no-prefix-caching"} <= others
+    file = tmp_path / "server.toml"
+    for option in others:
+        name = option[2:].replace("-", "_")
+        with pytest.raises(ConfigError) as caught:
+            load_server_config(None, {}, {f"LLM_SERVER__{name.upper()}": "true"})
+        problem, hint = str(caught.value).splitlines()
+        assert problem == f"`LLM_SERVER__{name.upper()}='…'` in the environment names no setting"
+        assert hint.startswith(f"hint: the setting of `{option}` is written `LLM_SERVER__")
+        variable, value = hint.split("`")[3].split("=", 1)
+        load_server_config(None, {}, {variable: value.strip("'").replace("BYTES", "1000")})
+        file.write_text(f"{name} = true")
+        with pytest.raises(ConfigError) as caught:
+            load_server_config(str(file), {}, {})
+        problem, hint = str(caught.value).splitlines()
+        assert problem == f"`{name} = …` in {file} names no setting"
+        file.write_text(hint.split("`")[3].replace("BYTES", "1000"))
+        load_server_config(str(file), {}, {})
 
 
 @pytest.mark.parametrize(

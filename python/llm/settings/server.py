@@ -1,7 +1,7 @@
 """The settings of a server."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -15,6 +15,18 @@ from llm.settings.merge import assign, check_variable, from_builtins, from_envir
 from llm.settings.names import suggest
 
 _ENV_PREFIX = "LLM_SERVER__"
+# Options of `llm serve` that have another name than their setting, and what the setting looks like.
+_OPTIONS = {
+    "adapter": ("adapters", '["NAME=DIR"]'),
+    "api_key": ("api_keys", '["KEY"]'),
+    "draft_model": ("speculative", '{method="draft", path="DIR"}'),
+    "kv_cache_memory": ("kv_cache_memory_bytes", "BYTES"),
+    "ngram_drafts": ("speculative", '{method="ngram"}'),
+    "no_chat_page": ("chat_page", "false"),
+    "no_cuda_graphs": ("enable_cuda_graphs", "false"),
+    "no_prefix_caching": ("enable_prefix_caching", "false"),
+    "num_draft_tokens": ("speculative", '{method="ngram", num_draft_tokens=4}'),
+}
 
 ToolParser: TypeAlias = Literal[
     "auto", "none", "hermes", "qwen_coder", "llama3_json", "llama4_pythonic", "mistral", "deepseek", "json"
@@ -152,7 +164,10 @@ def load_server_config(
             the wrong type or out of range.
     """
     values = read_toml(Path(file)) if file else {}
-    for dotted, value in from_environment(_ENV_PREFIX, os.environ if environ is None else environ):
+    _refuse_options(values, str(file), _in_file)
+    variables = from_environment(_ENV_PREFIX, os.environ if environ is None else environ)
+    _refuse_options(dict(variables), "the environment", _in_environment)
+    for dotted, value in variables:
         own = f"engine.{dotted}" if dotted in EngineConfig.__struct_fields__ else dotted
         check_variable(_ENV_PREFIX, own, value, ServerConfig)
         assign(values, dotted, value)
@@ -161,3 +176,20 @@ def load_server_config(
         if name in values:
             assign(values, f"engine.{name}", values.pop(name))
     return from_builtins(values, ServerConfig)
+
+
+def _refuse_options(names: Iterable[str], place: str, written: Callable[[str, str], str]) -> None:
+    """Raises for a name that is an option's and not its setting's, with the setting."""
+    for name in sorted(_OPTIONS.keys() & set(names)):
+        raise ConfigError(
+            f"`{written(name, '…')}` in {place} names no setting\n"
+            f"hint: the setting of `--{name.replace('_', '-')}` is written `{written(*_OPTIONS[name])}`"
+        )
+
+
+def _in_file(name: str, value: str) -> str:
+    return f"{name} = {value}"
+
+
+def _in_environment(name: str, value: str) -> str:
+    return f"{_ENV_PREFIX}{name.upper()}='{value}'"
