@@ -10,7 +10,7 @@ from llm.training.sizes import learning_rate_of, parameters_of_size, passes_of_b
 
 @pytest.mark.parametrize(
     ("batch_size", "wanted", "passes"),
-    [(64, 1, 1), (64, 4, 4), (96, 5, 6), (65, 2, 1), (1000, 16, 20), (127, 2, 1), (127, 3, 127), (3, 8, 3), (1, 1, 1)],
+    [(64, 1, 1), (64, 4, 4), (96, 5, 6), (65, 2, 5), (1000, 16, 20), (127, 2, 1), (127, 3, 127), (3, 8, 3), (1, 1, 1)],
 )
 def test_a_batch_is_taken_in_equal_passes_of_about_the_wanted_size(batch_size: int, wanted: int, passes: int) -> None:
     assert passes_of_batch(batch_size, wanted) == passes

@@ -12,9 +12,10 @@ DIRECTORY = "directory"
 FORMATS = (DIRECTORY, TOKENIZER_FILE, "tiktoken", "gpt2", "gguf")
 # Format by file suffix.
 _SUFFIXES = {".json": TOKENIZER_FILE, ".tiktoken": "tiktoken", ".gguf": "gguf"}
-# Files of the formats that are directories, and of what else a directory with a tokenizer may be.
+# Files of the formats that are directories, and of models and runs, which have tokenizers of their own.
 _NAMES = {DIRECTORY: (TOKENIZER_FILE, CONFIG_FILE), "gpt2": ("vocab.json", "merges.txt")}
-_OWNERS = ("run.json", "config.json", "adapter_config.json", "*.safetensors")
+_RUN_FILE = "run.json"
+_OWNERS = (_RUN_FILE, "config.json", "adapter_config.json", "*.safetensors")
 
 
 def convert_tokenizer(tokenizer: BaseTokenizer, out: StrPath, format: str | None = None) -> str:
@@ -64,7 +65,7 @@ def check_target(out: StrPath, format: str | None = None, *, named: str, overwri
         return
     old = next((name for name in _NAMES[format] if (target / name).is_file()), None)
     owner = next((entry.name for pattern in _OWNERS for entry in sorted(target.glob(pattern))), None)
-    if owner is not None and (old is not None or owner == _OWNERS[0]):
+    if owner is not None and (old is not None or owner == _RUN_FILE):
         raise InvalidArgumentError(
             f"`{named}` must not be where a model or run has its own tokenizer, got {str(target)!r} with a {owner}\n"
             "hint: name another directory"

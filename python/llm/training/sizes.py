@@ -34,10 +34,15 @@ def parameters_of_size(size: str) -> float:
 
 
 def passes_of_batch(batch_size: int, wanted: int) -> int:
-    """Returns the number of equal passes of a batch nearest to `wanted`; a pass is at most twice as large as wanted."""
+    """Returns a number of equal passes of a batch: the next from `wanted` on that divides it.
+
+    Where that makes passes over four times as small, one is taken whose passes are at most twice as large, if there is.
+    """
     wanted = min(wanted, batch_size)
-    numbers = (number for number in range(1, batch_size + 1) if batch_size % number == 0 and 2 * number >= wanted)
-    return min(numbers, key=lambda number: abs(math.log(number / wanted)))
+    divisors = [number for number in range(1, batch_size + 1) if batch_size % number == 0]
+    above = next(number for number in divisors if number >= wanted)
+    below = max((number for number in divisors if wanted <= 2 * number < 2 * wanted), default=above)
+    return above if above <= 4 * wanted else below
 
 
 def shape_of_size(num_parameters: float, vocab_size: int, base: ModelConfig) -> ModelConfig:
